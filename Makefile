@@ -1,0 +1,48 @@
+# make demo | table2 | test | check | plan | verify | prune | report. All of them make .venv first, once.
+PYTHON ?= python3
+CORES ?= all
+EXPERIMENT ?=
+BIN := .venv/bin
+READY := .venv/.ready-$(shell cksum < envs/requirements.txt | cut -d ' ' -f 1)
+SOURCES := dmd tests workflow/scripts $(wildcard bench)
+
+.PHONY: demo table2 test check plan verify prune report
+
+demo: $(READY)
+	$(BIN)/snakemake --cores $(CORES)
+
+table2: $(READY)
+	$(BIN)/snakemake --cores $(CORES) table2
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(BIN)/snakemake --lint
+	$(BIN)/mypy
+
+# make plan EXPERIMENT=digits: jobs, network calls, time and disk of what a run would make.
+plan: $(READY)
+	@$(BIN)/python workflow/scripts/plan.py $(EXPERIMENT)
+
+# Finds damaged artifacts and removes them with all that was made from them.
+verify: $(READY)
+	$(BIN)/python -m dmd.stages.verify results
+
+# make prune lists what no experiment owns; make prune DELETE=1 removes it.
+prune: $(READY)
+	@$(BIN)/python workflow/scripts/prune.py $(if $(DELETE),--delete)
+
+report: $(READY)
+	$(BIN)/snakemake --report results/report.html
+
+# torch comes first and alone: its own index decides between the CPU and the CUDA build of this machine.
+$(READY): envs/requirements.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' envs/requirements.txt)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements.txt
+	@rm -f .venv/.ready-* && touch $@
