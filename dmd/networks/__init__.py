@@ -1,0 +1,49 @@
+"""Networks F_theta(image, noise_condition, label): architectures only, no noise levels, no files.
+
+`build` makes one from its architecture, a mapping of plain numbers that also stands in artifacts' metadata.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from dmd.networks.block import ADM, DDPMPP, NCSNPP
+from dmd.networks.mlp import MLP
+from dmd.networks.unet import Shape, UNet
+
+FAMILIES = {"adm": ADM, "ddpmpp": DDPMPP, "ncsnpp": NCSNPP}
+
+
+def build(architecture: Mapping[str, Any]) -> nn.Module:
+    """Network with random weights, drawn from torch's global generator.
+
+    Args:
+        architecture: `kind` is adm, ddpmpp or ncsnpp (the other keys are those of dmd.networks.unet.Shape)
+            or mlp (those of dmd.networks.mlp.MLP).
+
+    Returns:
+        Module: image (B, C, R, R), noise_condition (B,) float32, label (B,) int64 -> (B, C, R, R).
+
+    Raises:
+        ValueError: unknown kind, unknown or missing key, or a number that does not fit.
+    """
+    numbers = dict(architecture)
+    kind = numbers.pop("kind", None)
+    if kind == "mlp":
+        _check_keys(kind, numbers, MLP)
+        return MLP(**numbers)
+    if kind in FAMILIES:
+        _check_keys(kind, numbers, Shape)
+        return UNet(FAMILIES[kind], Shape(**numbers))
+    raise ValueError(f"network kind: {kind!r} is none of {', '.join([*FAMILIES, 'mlp'])}")
+
+
+def _check_keys(kind: str, numbers: dict[str, Any], maker: Callable[..., Any]) -> None:
+    known = inspect.signature(maker).parameters
+    if unknown := sorted(set(numbers) - set(known)):
+        raise ValueError(f"network {kind}: unknown {', '.join(unknown)}; known are {', '.join(known)}")
+    needed = {name for name, key in known.items() if key.default is inspect.Parameter.empty}
+    if missing := sorted(needed - set(numbers)):
+        raise ValueError(f"network {kind}: missing {', '.join(missing)}")

@@ -1,0 +1,138 @@
+"""Small parts of the networks: noise features, label one-hots, normalisation, resampling, initialisation."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class NoiseFeatures(nn.Module):
+    """Sines and cosines of the noise condition.
+
+    Args:
+        freqs: angular frequencies, shape (K,).
+        sine_first: sines before cosines, or after.
+        saved: whether the frequencies belong to the state dict (they were drawn at random).
+    """
+
+    freqs: Tensor
+
+    def __init__(self, freqs: Tensor, *, sine_first: bool, saved: bool = False) -> None:
+        super().__init__()
+        self.register_buffer("freqs", freqs, persistent=saved)
+        self.sine_first = sine_first
+        self.scale = 2 * math.pi if saved else 1.0
+
+    def forward(self, noise_condition: Tensor) -> Tensor:
+        """noise_condition (B,) -> features (B, 2K)."""
+        angle = noise_condition[:, None] * (self.freqs * self.scale)
+        first, second = (angle.sin(), angle.cos()) if self.sine_first else (angle.cos(), angle.sin())
+        return torch.cat([first, second], dim=1)
+
+
+def check_integer(name: str, value: object, *, least: int) -> None:
+    """ValueError unless the number called `name` is an integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}: {value!r} is no integer from {least} up")
+
+
+def geometric(num: int, *, last: float, endpoint: bool) -> Tensor:
+    """`num` values from 1 towards `last` in equal ratios, which is reached only with `endpoint`.
+
+    A constant: it lies on the CPU even while a network is built on the meta device.
+    """
+    exponent = torch.arange(num, dtype=torch.float32, device="cpu") / (num - 1 if endpoint else num)
+    return last**exponent
+
+
+def one_hot(label: Tensor, num_classes: int) -> Tensor:
+    """label (B,) int64 -> float32 (B, num_classes); the row of label -1 is zero.
+
+    Raises:
+        ValueError: a label lies outside -1 .. num_classes - 1 (on the CPU; a GPU raises its own error).
+    """
+    if label.device.type == "cpu" and len(label):
+        low, high = (int(bound) for bound in label.aminmax())
+        if low < -1 or high >= num_classes:
+            raise ValueError(f"label: {low} .. {high} is outside -1 .. {num_classes - 1} ({num_classes} classes)")
+    return F.one_hot(label + 1, num_classes + 1)[:, 1:].float()
+
+
+def group_norm(channels: int, eps: float) -> nn.GroupNorm:
+    """GroupNorm with min(32, channels // 4) groups.
+
+    Raises:
+        ValueError: the groups do not divide the channels.
+    """
+    groups = min(32, channels // 4)
+    if groups < 1 or channels % groups:
+        raise ValueError(f"width: {channels} channels cannot be normalised in {groups} groups")
+    return nn.GroupNorm(groups, channels, eps=eps)
+
+
+class Box(nn.Module):
+    """Resampling by 2 with the 2x2 mean (down) or the nearest pixel (up)."""
+
+    def __init__(self, direction: str) -> None:
+        super().__init__()
+        self.up = direction == "up"
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W) or (B, C, H/2, W/2)."""
+        if self.up:
+            return F.interpolate(image, scale_factor=2.0, mode="nearest")
+        rows = image[:, :, ::2] + image[:, :, 1::2]
+        return (rows[..., ::2] + rows[..., 1::2]) * 0.25  # avg_pool2d takes three times as long on a CPU
+
+
+class Binomial(nn.Module):
+    """Resampling by 2 with the separable filter (1, 3, 3, 1) / 8, zeros beyond the border.
+
+    Args:
+        direction: "up" or "down".
+        padding: zeros on each side; 0 for an image that brings its own border.
+    """
+
+    taps: Tensor
+
+    def __init__(self, direction: str, *, padding: int = 1) -> None:
+        super().__init__()
+        row = torch.tensor([1.0, 3.0, 3.0, 1.0], device="cpu") / 8
+        self.up, self.padding = direction == "up", padding
+        self.register_buffer("taps", torch.outer(row, row)[None, None] * (4 if self.up else 1), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W) or (B, C, H/2, W/2)."""
+        channels = image.shape[1]
+        taps = self.taps.to(image.dtype).expand(channels, 1, 4, 4)
+        convolve = F.conv_transpose2d if self.up else F.conv2d
+        return convolve(image, taps, stride=2, padding=self.padding, groups=channels)
+
+
+class ResidualDown(nn.Conv2d):
+    """3x3 convolution, then the binomial filter with stride 2, then the bias (the NCSN++ image branch)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=2)
+        self.down = Binomial("down", padding=0)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, out_channels, H/2, W/2)."""
+        assert self.bias is not None
+        return self.down(F.conv2d(input, self.weight, padding=2)) + self.bias[:, None, None]
+
+
+def initialise(network: nn.Module, *, zero: tuple[str, ...]) -> None:
+    """Glorot-uniform weights and zero biases; layers whose last name is in `zero` start at zero.
+
+    The scheme of Ho et al. 2020 and Song et al. 2021: a residual branch starts as the identity.
+    """
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            if name.rpartition(".")[2].endswith(zero):
+                nn.init.zeros_(layer.weight)
+            else:
+                nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
