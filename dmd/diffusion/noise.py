@@ -1,0 +1,67 @@
+"""Noise levels, and noise that depends on its own seed alone."""
+
+from collections.abc import Iterable
+
+import torch
+
+
+def karras_sigmas(num: int, *, sigma_min: float, sigma_max: float, rho: float) -> torch.Tensor:
+    """Descending noise levels, dense where little noise is left (Karras et al. 2022, Eq. 5).
+
+    Returns:
+        float64 (num,), first sigma_max, last sigma_min. The final 0 of a sampling grid is not included.
+
+    Raises:
+        ValueError: fewer than one level, or not 0 < sigma_min <= sigma_max.
+    """
+    if num < 1 or not 0 < sigma_min <= sigma_max:
+        raise ValueError(f"need num >= 1 and 0 < sigma_min <= sigma_max, got {num}, {sigma_min}, {sigma_max}")
+    ramp = torch.linspace(0, 1, num, dtype=torch.float64)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return (high + ramp * (low - high)) ** rho
+
+
+def sampling_sigmas(num: int, *, sigma_min: float, sigma_max: float, rho: float) -> torch.Tensor:
+    """`karras_sigmas` and the final 0: float64 (num + 1,), descending."""
+    sigmas = karras_sigmas(num, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+    return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+def training_sigmas(num: int, *, sigma_min: float, sigma_max: float, rho: float) -> torch.Tensor:
+    """The time table of DMD on EDM teachers (Yin et al. 2023, appendix B): float32 (num,), ascending."""
+    return karras_sigmas(num, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho).flip(0).float()
+
+
+def log_normal_sigmas(num: int, *, mean: float, std: float, generator: torch.Generator) -> torch.Tensor:
+    """Noise levels for training a denoiser: ln sigma ~ N(mean, std^2) (Karras et al. 2022, Table 1). float32 (num,)."""
+    return (torch.randn(num, generator=generator) * std + mean).exp()
+
+
+def seeded_noise(
+    seeds: Iterable[int], shape: tuple[int, ...], *, num_classes: int, labels: str = "random"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit noise and a label for each seed: noise first, then the label, from that seed alone.
+
+    Args:
+        seeds: one per item.
+        shape: (C, H, W) of one item.
+        num_classes: 0 gives label -1.
+        labels: "random" draws uniformly; "balanced" takes seed modulo num_classes.
+
+    Returns:
+        noise float32 (B, C, H, W), label int64 (B,).
+    """
+    if labels not in ("random", "balanced"):
+        raise ValueError(f"labels must be 'random' or 'balanced', got {labels!r}")
+    noise, label = [], []
+    generator = torch.Generator()
+    for seed in seeds:
+        generator.manual_seed(seed)
+        noise.append(torch.randn(shape, generator=generator))
+        if num_classes == 0:
+            label.append(-1)
+        elif labels == "balanced":
+            label.append(seed % num_classes)
+        else:
+            label.append(int(torch.randint(num_classes, (), generator=generator)))
+    return torch.stack(noise), torch.tensor(label)

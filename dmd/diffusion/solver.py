@@ -1,0 +1,81 @@
+"""Deterministic solvers of the probability flow ODE dx/dsigma = (x - D(x; sigma)) / sigma, state in float64."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from dmd.diffusion.noise import sampling_sigmas
+
+Denoise = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Counted:
+    """A denoiser that counts its calls (a cost is measured, not assumed) and works in `dtype`."""
+
+    def __init__(self, denoiser: Denoise, dtype: torch.dtype) -> None:
+        self.denoiser = denoiser
+        self.dtype = dtype
+        self.num_calls = 0
+
+    def __call__(self, image: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        self.num_calls += 1
+        return self.denoiser(image.to(self.dtype), sigma.to(self.dtype), label).to(image.dtype)
+
+
+def euler(denoiser: Denoise, image: torch.Tensor, label: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+    """First order: one call a step. `image` float64 at sigmas[0]; `sigmas` float64 descending, ending in 0."""
+    for sigma, next_sigma in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
+        slope = (image - _x0(denoiser, image, sigma, label)) / sigma
+        image = image + (next_sigma - sigma) * slope
+    return image
+
+
+def heun(denoiser: Denoise, image: torch.Tensor, label: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+    """Second order (Karras et al. 2022, Algorithm 1 without churn): two calls a step, one in the last."""
+    for sigma, next_sigma in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
+        slope = (image - _x0(denoiser, image, sigma, label)) / sigma
+        end = image + (next_sigma - sigma) * slope
+        if next_sigma > 0:
+            end_slope = (end - _x0(denoiser, end, next_sigma, label)) / next_sigma
+            end = image + (next_sigma - sigma) * 0.5 * (slope + end_slope)
+        image = end
+    return image
+
+
+SOLVERS = {"euler": euler, "heun": heun}
+
+
+@torch.no_grad()
+def solve(
+    denoiser: Denoise, noise: torch.Tensor, label: torch.Tensor, solver: dict[str, Any]
+) -> tuple[torch.Tensor, int]:
+    """Images from unit noise.
+
+    Args:
+        denoiser: (image, sigma, label) -> x0; sees the dtype of `noise`.
+        noise: unit variance, (B, C, H, W); it is scaled by the first sigma here.
+        label: int64 (B,).
+        solver: {"name": "heun"|"euler", "steps", "sigma_min", "sigma_max", "rho"}, or
+            {"name": "one-step", "sigma"}: D(sigma * noise; sigma), the generator of DMD.
+
+    Returns:
+        Images (B, C, H, W) in the dtype of `noise`, and the number of network calls made.
+
+    Raises:
+        ValueError: an unknown solver.
+    """
+    counted = Counted(denoiser, noise.dtype)
+    if solver["name"] == "one-step":
+        sigma = torch.full((len(noise),), solver["sigma"], dtype=noise.dtype, device=noise.device)
+        return counted(solver["sigma"] * noise, sigma, label), counted.num_calls
+    if solver["name"] not in SOLVERS:
+        raise ValueError(f"solver {solver['name']!r} is not one of {['one-step', *SOLVERS]}")
+    grid = {key: solver[key] for key in ("sigma_min", "sigma_max", "rho")}
+    sigmas = sampling_sigmas(solver["steps"], **grid)
+    image = SOLVERS[solver["name"]](counted, sigmas[0].item() * noise.double(), label, sigmas)
+    return image.to(noise.dtype), counted.num_calls
+
+
+def _x0(denoiser: Denoise, image: torch.Tensor, sigma: float, label: torch.Tensor) -> torch.Tensor:
+    return denoiser(image, torch.full((len(image),), sigma, dtype=image.dtype, device=image.device), label)

@@ -1,0 +1,18 @@
+"""Version of each stage: raised when the same inputs and spec would give other bytes.
+
+Code behind `python -m` does not trigger a rerun; these numbers, which the rules pass as a parameter, do.
+"""
+
+VERSIONS: dict[str, int] = {
+    "teacher": 1,
+    "reference": 1,
+    "pairs": 1,
+    "manifest": 1,
+    "distill": 1,
+    "sample": 1,
+    "features": 1,
+    "evaluate": 1,
+    "tables": 1,
+    "charts": 1,
+    "pictures": 1,
+}
