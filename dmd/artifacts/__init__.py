@@ -1,0 +1,1 @@
+"""Every file format: safetensors, WebDataset shards, parquet manifests, datasets, and their records."""

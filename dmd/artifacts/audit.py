@@ -1,0 +1,152 @@
+"""Compares artifacts with the records beside them: which are bad, and what was made from those."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dmd.artifacts import files, record
+
+KINDS = frozenset({".safetensors", ".tar", ".parquet", ".json"})
+SCRATCH = frozenset({"checkpoints", "grids", "logs", "benchmarks"})
+
+Records = dict[Path, dict[str, Any]]  # artifact -> its record, inputs by Path
+Reasons = dict[Path, str]  # file -> what is wrong with it
+
+
+def audit(folder: Path) -> tuple[Reasons, Reasons, list[str]]:
+    """Checks everything below `folder`, scratch folders apart; paths in records are relative to the current directory.
+
+    Returns:
+        The reason for each file that is bad in itself; for each file made, directly or not, from those; and notes on
+        what is left alone.
+
+    Raises:
+        ValueError: the folder is missing, or a stage is writing into it now.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    folder = _normal(folder)
+    records, bad = _scan(folder)
+    bad |= _compare(records)
+    stale, notes = _find_stale(records, folder, bad)
+    bad |= stale
+    return bad, _derived(records, bad), [*notes, f"{folder}: {len(records)} artifacts checked"]
+
+
+def _scan(folder: Path) -> tuple[Records, Reasons]:
+    """All records below `folder`, and the artifacts that have none."""
+    records: Records = {}
+    found: list[Path] = []
+    for path in _walk(folder):
+        if path.name.endswith(".lock"):
+            _refuse_if_held(path)
+        elif path.name.startswith(".tmp-"):
+            continue
+        elif path.name.startswith(".") and path.suffix == ".json":
+            artifact = path.with_name(path.name[1:-5])
+            if entry := record.read(artifact):
+                inputs = {_normal(Path(name)): digest for name, digest in entry["inputs"].items()}
+                records[artifact] = entry | {"inputs": inputs}
+            else:
+                found.append(artifact)
+        elif path.suffix in KINDS and not path.name.startswith("."):
+            found.append(path)
+    return records, {path: "has no readable record" for path in found if path not in records}
+
+
+def _compare(records: Records) -> Reasons:
+    """Artifacts that are not what their record says."""
+    bad: Reasons = {}
+    total = sum(path.stat().st_size for path in records if path.is_file())
+    every = 0.1 if sys.stderr.isatty() else 10.0
+    with tqdm(total=total, unit="B", unit_scale=True, desc="hashed", mininterval=every, leave=False) as bar:
+        for path, entry in records.items():
+            digest = _digest(path, bar)
+            if not digest:
+                bad[path] = "is missing"
+            elif digest != entry["sha256"]:
+                size = path.stat().st_size
+                cut = f"is truncated: {size} of {entry['size']} bytes"
+                altered = f"was altered: sha256 {digest[:12]}..., {entry['sha256'][:12]}... was recorded"
+                bad[path] = cut if size < entry["size"] else altered
+    return bad
+
+
+def _find_stale(records: Records, folder: Path, bad: Reasons) -> tuple[Reasons, list[str]]:
+    """Good artifacts whose recorded inputs are no longer the ones that exist; notes on inputs that no stage makes."""
+    stale: Reasons = {}
+    notes: list[str] = []
+    outside: dict[Path, str] = {}
+    for path, entry in records.items():
+        for source, recorded in entry["inputs"].items():
+            if path in bad or source in bad:
+                continue
+            if source in records:
+                current = records[source]["sha256"]
+            else:
+                if source not in outside:
+                    outside[source] = _digest(source, None)
+                current = outside[source]
+            if not current and not source.is_relative_to(folder):
+                notes.append(f"{path}: its input {source} is missing; put it back, no stage makes it")
+            elif current != recorded:
+                stale[path] = f"was made from another {source}" if current else f"its input {source} is missing"
+    return stale, notes
+
+
+def _derived(records: Records, bad: Reasons) -> Reasons:
+    """Everything made, directly or not, from what is bad."""
+    made: dict[Path, list[Path]] = {}
+    for path, entry in records.items():
+        for source in entry["inputs"]:
+            made.setdefault(source, []).append(path)
+    derived: Reasons = {}
+    causes = list(bad)
+    for cause in causes:  # grows while it is read
+        for path in made.get(cause, []):
+            if path not in bad and path not in derived:
+                derived[path] = f"made from {cause}"
+                causes.append(path)
+    return derived
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(set(folders) - SCRATCH)
+        for name in sorted(names):
+            yield Path(root, name)
+
+
+def _refuse_if_held(lock: Path) -> None:
+    with lock.open() as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"a stage holds {lock}: wait until it has finished") from error
+
+
+def _digest(path: Path, bar: Any) -> str:
+    """SHA-256 of the file's bytes, "" if there is no such file."""
+    if not path.is_file():
+        return ""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(files.CHUNK_SIZE):
+            digest.update(chunk)
+            if bar is not None:
+                bar.update(len(chunk))
+    return digest.hexdigest()
+
+
+def _normal(path: Path) -> Path:
+    """Relative to the current directory where it lies below it, absolute otherwise."""
+    whole = Path(os.path.abspath(path))
+    return whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole

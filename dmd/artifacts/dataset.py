@@ -1,0 +1,141 @@
+"""Real data: digits, any folder of images, or points of a Gaussian mixture, split by a seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmd.artifacts import image_folder
+
+SPLITS = ("training", "held_out")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One split of a dataset, whole in memory.
+
+    Attributes:
+        stored: (N, C, H, W); float32 in [-1, 1], or uint8 levels 0..255 (folders of images: a quarter of the memory).
+        labels: int64 (N,), class index or -1; of a mixture the index of the mode each point was drawn from.
+        num_classes: classes a denoiser is conditioned on; 0 = unconditional, as of a mixture.
+        sha256: digest of the whole dataset (both splits) and of the settings that shape it; not of where it lies.
+    """
+
+    stored: Tensor
+    labels: Tensor
+    num_classes: int
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    @property
+    def images(self) -> Tensor:
+        """All images as float32 in [-1, 1], shape (N, C, H, W)."""
+        return _scaled(self.stored)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """The images at int64 `indices` (B,) as float32 in [-1, 1], shape (B, C, H, W)."""
+        return _scaled(self.stored[indices])
+
+
+def load(dataset: Mapping[str, Any], split: str) -> Dataset:
+    """Loads one split of the dataset that a config section describes.
+
+    A permutation seeded by `split_seed` puts its first items into `training`, the rest into `held_out`. The splits of
+    a mixture are independent draws: asking for more of one leaves the other as it is.
+
+    Raises:
+        ValueError: unknown kind or split, an empty split, or (named) a file that cannot be used.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
+    kinds = {"digits": _digits, "images": _images, "gaussian-mixture": _gaussian_mixture}
+    kind = dataset.get("kind")
+    if kind not in kinds:
+        raise ValueError(f"dataset.kind {kind!r} is none of {', '.join(kinds)}")
+    return kinds[kind](dataset, split)
+
+
+def _digits(dataset: Mapping[str, Any], split: str) -> Dataset:
+    """scikit-learn's 1797 scans of handwritten digits: 8x8, 17 grey levels."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    chosen = _split(len(pixels), dataset["num_training"], dataset["split_seed"], split)
+    images = (pixels.reshape(-1, 1, 8, 8) / 8 - 1).astype(np.float32)
+    labels = labels.astype(np.int64)
+    digest = _digest(dataset, images.tobytes(), labels.tobytes())
+    return Dataset(torch.from_numpy(images[chosen]), torch.from_numpy(labels[chosen]), 10, digest)
+
+
+def _gaussian_mixture(dataset: Mapping[str, Any], split: str) -> Dataset:
+    """Points (N, 2, 1, 1) of an isotropic Gaussian mixture; `weights` are relative."""
+    means, stds, weights = (np.asarray(dataset[key], np.float64) for key in ("means", "stds", "weights"))
+    if means.ndim != 2 or not len(means) == len(stds) == len(weights):
+        raise ValueError(
+            f"dataset: means {means.shape}, stds {stds.shape} and weights {weights.shape} name different modes"
+        )
+    if (stds < 0).any() or (weights < 0).any() or weights.sum() <= 0:
+        raise ValueError(f"dataset: stds {stds.tolist()} and weights {weights.tolist()} must not be negative")
+    num = dataset["num_training" if split == "training" else "num_held_out"]
+    if num < 1:
+        raise ValueError(f"dataset: the {split} split has {num} points")
+    generator = np.random.default_rng([dataset["seed"], SPLITS.index(split)])
+    modes = generator.choice(len(means), size=num, p=weights / weights.sum())
+    points = means[modes] + stds[modes, None] * generator.standard_normal((num, means.shape[1]))
+    images = torch.from_numpy(points.astype(np.float32))[:, :, None, None]
+    return Dataset(images, torch.from_numpy(modes.astype(np.int64)), 0, _digest(dataset))
+
+
+def _images(dataset: Mapping[str, Any], split: str) -> Dataset:
+    """Image files of a folder; see `image_folder` for what becomes of each kind of file."""
+    folder = Path(dataset["folder"])
+    names = image_folder.names(folder)
+    labels, num_classes = image_folder.labels(folder, names, dataset["labels"])
+    num_held_out = dataset["num_held_out"]
+    if not 0 <= num_held_out < len(names):
+        raise ValueError(f"dataset.num_held_out is {num_held_out}, but {folder} has {len(names)} images")
+    chosen = _split(len(names), len(names) - num_held_out, dataset["split_seed"], split)
+    pixels = image_folder.read(
+        [folder / names[i] for i in chosen],
+        resolution=dataset["resolution"],
+        channels=dataset["channels"],
+        resize=dataset["resize"],
+        crop=dataset["crop"],
+    )
+    index = json.dumps([names, labels]).encode()
+    digest = _digest(dataset, index, *(image_folder.sha256(folder / name) for name in names))
+    return Dataset(torch.from_numpy(pixels), torch.tensor(labels, dtype=torch.int64)[chosen], num_classes, digest)
+
+
+def _split(num: int, num_training: int, seed: int, split: str) -> np.ndarray:
+    """Indices of one split of `num` items."""
+    if not 0 < num_training <= num:
+        raise ValueError(f"dataset.num_training is {num_training}, but there are {num} images")
+    order = np.random.default_rng(seed).permutation(num)
+    chosen = order[:num_training] if split == "training" else order[num_training:]
+    if len(chosen) == 0:
+        raise ValueError(f"dataset: the {split} split is empty ({num_training} of {num} images are for training)")
+    return chosen
+
+
+def _digest(dataset: Mapping[str, Any], *contents: bytes) -> str:
+    """SHA-256 of the settings (without paths) and the contents."""
+    settings = {key: value for key, value in dataset.items() if key not in ("folder", "labels")}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for content in contents:
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
+def _scaled(stored: Tensor) -> Tensor:
+    return stored.to(torch.float32) / 127.5 - 1 if stored.dtype == torch.uint8 else stored

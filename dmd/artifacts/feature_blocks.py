@@ -1,0 +1,83 @@
+"""The blocks of features that belong together: which repetitions they make up, and whether they are whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmd.artifacts import tensors as tensor_files
+
+SHARED = ("features", "protocol", "num_samples", "labels", "network_calls")
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """Blocks, in order of their samples, of one repetition.
+
+    Attributes:
+        first_seed: seed of its first sample.
+    """
+
+    paths: list[Path]
+    first_seed: int
+
+    def load(self, *names: str) -> list[Tensor]:
+        """The named tensors of all blocks, each concatenated over the samples."""
+        parts = [tensor_files.load(path)[0] for path in self.paths]
+        return [torch.cat([part[name] for part in parts]) for name in names]
+
+    def sums(self, *names: str) -> list[Tensor]:
+        """The named tensors added over the blocks."""
+        parts = [tensor_files.load(path)[0] for path in self.paths]
+        return [torch.stack([part[name] for part in parts]).sum(0) for name in names]
+
+
+def group(paths: Sequence[Path], *, reference_sha256: str) -> tuple[list[Repetition], dict[str, Any]]:
+    """Sorts blocks of features into repetitions.
+
+    Returns:
+        The repetitions in order, and what they all share: features, protocol, num_samples, labels,
+            network_calls.
+
+    Raises:
+        ValueError: no blocks, one made with another reference, blocks that differ in what they should share,
+            or a repetition with samples that are missing or counted twice.
+    """
+    if not paths:
+        raise ValueError("there are no blocks of features to evaluate")
+    blocks = sorted(((path, tensor_files.load_metadata(path)) for path in paths), key=_first_index)
+    shared = {name: blocks[0][1][name] for name in SHARED}
+    grouped: dict[int, list[tuple[Path, dict[str, Any]]]] = {}
+    for path, metadata in blocks:
+        if metadata["inputs"]["reference"] != reference_sha256:
+            raise ValueError(f"{path} was made with another reference file: run snakemake again")
+        for name, value in shared.items():
+            if metadata[name] != value:
+                raise ValueError(f"{path} has {name} {metadata[name]}, but {blocks[0][0]} has {value}")
+        grouped.setdefault(metadata["repetition"], []).append((path, metadata))
+    return [_repetition(number, found) for number, found in sorted(grouped.items())], shared
+
+
+def _first_index(block: tuple[Path, dict[str, Any]]) -> int:
+    return block[1]["first_index"]
+
+
+def _repetition(number: int, blocks: list[tuple[Path, dict[str, Any]]]) -> Repetition:
+    """One repetition, if its blocks follow each other without a gap and hold all of its samples."""
+    num_samples = blocks[0][1]["num_samples"]
+    expected = number * num_samples
+    for path, metadata in blocks:
+        if metadata["first_index"] != expected:
+            raise ValueError(f"{path} begins at sample {metadata['first_index']}, expected {expected}")
+        expected += metadata["count"]
+    if expected != (number + 1) * num_samples:
+        raise ValueError(
+            f"repetition {number} ends before sample {expected}, but its {num_samples} samples end before "
+            f"{(number + 1) * num_samples}"
+        )
+    return Repetition([path for path, _ in blocks], blocks[0][1]["first_seed"])

@@ -1,0 +1,60 @@
+"""Pairs of a manifest in a reproducible shuffled order, by random access, without loading them all."""
+
+import numpy as np
+import torch
+
+from dmd.artifacts.manifest import Manifest
+from dmd.artifacts.shards import Place, Shard
+
+MAX_OPEN = 64  # shards at once; each holds a file descriptor
+
+
+class PairReader:
+    """Position p of the stream is a pure function of (seed, p, manifest), so a resumed run reads on exactly."""
+
+    def __init__(self, manifest: Manifest, *, seed: int) -> None:
+        """Opens nothing yet; a shard is checked against the manifest when it is first needed."""
+        self._manifest = manifest
+        self._seed = seed
+        self._offsets = manifest.table["offset"].to_numpy()
+        self._lengths = manifest.table["length"].to_numpy()
+        self._shard_of = np.repeat(np.arange(len(manifest.shards)), [shard.num for shard in manifest.shards])
+        self._open: dict[int, Shard] = {}  # least recently used first
+        self._checked: set[int] = set()
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def batch(self, position: int, num: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Pairs at positions position .. position + num - 1 of the endless shuffled stream.
+
+        Returns:
+            noise (num, C, H, W), label int64 (num,), image (num, C, H, W).
+
+        Raises:
+            ValueError: a shard is missing or differs from the manifest.
+        """
+        items = [self._item(self._row(place)) for place in range(position, position + num)]
+        noise, label, image = (np.stack([item[name] for item in items]) for name in ("noise", "label", "image"))
+        return torch.from_numpy(noise), torch.from_numpy(label), torch.from_numpy(image)
+
+    def _row(self, position: int) -> int:
+        epoch, place = divmod(position, len(self))
+        if self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng([self._seed, epoch]).permutation(len(self))
+        return int(self._order[1][place])
+
+    def _item(self, row: int) -> dict[str, np.ndarray]:
+        number = int(self._shard_of[row])
+        shard = self._open.pop(number, None) or self._opened(number)
+        self._open[number] = shard
+        return shard.item(Place(int(self._offsets[row]), int(self._lengths[row])))
+
+    def _opened(self, number: int) -> Shard:
+        if len(self._open) == MAX_OPEN:
+            self._open.pop(next(iter(self._open))).close()
+        file = self._manifest.shards[number]
+        shard = Shard(file.path, size=file.size, sha256=None if number in self._checked else file.sha256)
+        self._checked.add(number)
+        return shard

@@ -1,0 +1,99 @@
+"""What an artifact was made from: digests of inputs, and a sidecar that lets `verify` find damage.
+
+Beside each artifact `name` lies `.name.json`: size and sha256 of the artifact, and the digest of each input by
+path. A block file counts the tars it lists among its inputs.
+"""
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dmd.artifacts import files
+from dmd.versions import VERSIONS
+
+Inputs = dict[str, dict[str, str]]  # name of the input -> {path: sha256}
+
+
+def sidecar(path: Path) -> Path:
+    """Where the record of `path` lies."""
+    return path.with_name(f".{path.name}.json")
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """The record of an artifact, None where there is none or it is damaged."""
+    try:
+        record = json.loads(sidecar(path).read_text())
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return record if isinstance(record, dict) and "sha256" in record else None
+
+
+def check(path: Path) -> str:
+    """Digest of a file, after comparing it with the file's record where there is one.
+
+    Raises:
+        ValueError: the file is missing, or was altered since it was written.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: run snakemake for it, or `make verify` if it should be there")
+    digest, record = files.sha256(path), read(path)
+    if record and record["sha256"] != digest:
+        raise ValueError(
+            f"{path} is damaged: sha256 {digest} but {record['sha256']} was recorded when it was written; "
+            "`make verify` removes it and what was made from it, then run snakemake again"
+        )
+    return digest
+
+
+def check_inputs(**paths: Path | Sequence[Path] | None) -> Inputs:
+    """Digests of all inputs of a stage by name and path; ValueError names a damaged one."""
+    inputs: Inputs = {}
+    for name, value in paths.items():
+        if value is not None:
+            group = [value] if isinstance(value, Path) else value
+            inputs[name] = {str(path): check(path) for path in group}
+    return inputs
+
+
+def provenance(stage: str, spec: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
+    """What every artifact says of itself: stage, version, spec, digests of inputs (sorted by path)."""
+    digests: dict[str, Any] = {}
+    for name, group in inputs.items():
+        values = [group[path] for path in sorted(group)]
+        digests[name] = values[0] if len(values) == 1 else values
+    return {"stage": stage, "version": VERSIONS[stage], "spec": dict(spec), "inputs": digests}
+
+
+@contextlib.contextmanager
+def publish(path: Path, *, stage: str, inputs: Inputs) -> Iterator[Path]:
+    """Like `files.atomic`, and writes the record just before the artifact appears."""
+    with files.atomic(path) as temporary:
+        yield temporary
+        record = {
+            "sha256": files.sha256(temporary),
+            "size": temporary.stat().st_size,
+            "stage": stage,
+            "version": VERSIONS[stage],
+            "inputs": {name: digest for group in inputs.values() for name, digest in group.items()},
+        }
+        with files.atomic(sidecar(path)) as side:
+            side.write_text(files.canonical_json(record) + "\n")
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Refuses a second writer of `path`; the lock falls with its process, however that ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    with open(lock, "w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another process is writing {path}: wait for it or stop it") from error
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)

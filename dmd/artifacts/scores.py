@@ -1,0 +1,23 @@
+"""Score files of stage evaluate (fid.json, classes.json, ...)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def by_experiment(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Score files by their field `experiment`; ValueError names a file that is none, or a second one."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in dict.fromkeys(paths):
+        try:
+            score = json.loads(path.read_text(encoding="utf-8"))
+            name = score["experiment"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a score file: run `make verify`") from error
+        if name in found:
+            raise ValueError(f"{path}: there is another score of experiment {name!r}")
+        found[name] = score
+    return found

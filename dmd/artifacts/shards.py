@@ -1,0 +1,180 @@
+"""WebDataset shards: one tar of `.npy` members per item, the same bytes for the same content.
+
+A shard starts with `__meta__/record.json`, which WebDataset skips. Readers first compare size and sha256
+with the manifest: WebDataset itself loses the tail of a truncated tar without a word.
+"""
+
+import functools
+import io
+import json
+import mmap
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from webdataset.writer import TarWriter
+
+from dmd.artifacts import files
+
+BLOCK_SIZE = 512  # tar's unit
+RECORD_KEY = "__meta__/record"
+
+Item = dict[str, np.ndarray]  # field -> array: image, label, and noise in pairs
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one item lies in its tar, in bytes."""
+
+    offset: int
+    length: int
+
+
+class _Member(NamedTuple):
+    """One file in a tar; positions in bytes: of its header, of its data, behind its padding."""
+
+    number: int
+    field: str
+    start: int
+    data: int
+    size: int
+    stop: int
+
+
+def write(path: Path, items: Iterable[tuple[int, Item]], record: Mapping[str, Any]) -> None:
+    """Writes (global index, fields) to exactly `path`, members `{index:08d}.{field}.npy` sorted by field."""
+    with open(path, "wb") as stream, TarWriter(stream, encoder=False, mtime=0) as writer:
+        writer.write({"__key__": RECORD_KEY, "json": files.canonical_json(record).encode()})
+        for index, fields in items:
+            members = {f"{name}.npy": _to_npy(array) for name, array in fields.items()}
+            writer.write({"__key__": f"{index:08d}", **members})
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The record a shard begins with; None if the file is not such a shard."""
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(BLOCK_SIZE)
+            name, size = _member(head, 0)
+            if name != f"{RECORD_KEY}.json":
+                return None
+            return json.loads(stream.read(size))
+    except (OSError, ValueError):
+        return None
+
+
+def read(path: Path) -> Iterator[tuple[int, Item]]:
+    """All items of a shard in order, as (global index, fields)."""
+    with Shard(path) as shard:
+        yield from shard.items()
+
+
+class Shard:
+    """An open shard, read by random access through a memory map; arrays are views of it, so copy to keep."""
+
+    def __init__(self, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
+        """Opens a shard, after comparing it with what its manifest says.
+
+        Raises:
+            ValueError: the shard is missing, or its size or sha256 differ from the manifest's.
+        """
+        self.path = path
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: `make verify`, then run snakemake again")
+        found = path.stat().st_size
+        if found < BLOCK_SIZE:
+            raise ValueError(f"{path} has {found} bytes: truncated? run `make verify`")
+        if size is not None and found != size:
+            raise ValueError(f"{path} has {found} bytes, its manifest says {size}: truncated? run `make verify`")
+        if sha256 is not None and (digest := files.sha256(path)) != sha256:
+            raise ValueError(f"{path} is damaged: sha256 {digest}, its manifest says {sha256}: run `make verify`")
+        self._stream = open(path, "rb")  # noqa: SIM115 (closed by close)
+        self._map = mmap.mmap(self._stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def item(self, place: Place) -> Item:
+        """The fields of the item at `place`."""
+        members = self._walk(place.offset, place.offset + place.length)
+        return {member.field: _from_npy(self._map, member.data, member.size) for member in members}
+
+    def items(self) -> Iterator[tuple[int, Item]]:
+        """All items in order, as (global index, fields)."""
+        for index, place in self.index():
+            yield index, self.item(place)
+
+    def index(self) -> Iterator[tuple[int, Place]]:
+        """Global index and place of all items in order; reads only headers."""
+        index, start, stop = -1, 0, 0
+        for member in self._walk(0, len(self._map)):
+            if member.number != index:
+                if index >= 0:
+                    yield index, Place(start, stop - start)
+                index, start = member.number, member.start
+            stop = member.stop
+        if index >= 0:
+            yield index, Place(start, stop - start)
+
+    def _walk(self, start: int, stop: int) -> Iterator[_Member]:
+        while start + BLOCK_SIZE <= stop and self._map[start]:  # tar ends with blocks of zeros
+            try:
+                name, size = _member(self._map[start : start + BLOCK_SIZE], start)
+            except ValueError as error:
+                raise ValueError(f"{self.path} is damaged: {error}: run `make verify`") from error
+            data = start + BLOCK_SIZE
+            end = data + -(-size // BLOCK_SIZE) * BLOCK_SIZE
+            if end > len(self._map):
+                raise ValueError(f"{self.path} is truncated inside {name}: run `make verify`")
+            if not name.startswith("__meta__/"):
+                key, field, _ = name.split(".")
+                yield _Member(int(key), field, start, data, size, end)
+            start = end
+
+    def close(self) -> None:
+        """Closes the file; arrays that still view it keep the map alive."""
+        self._stream.close()
+
+    def __enter__(self) -> "Shard":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _member(header: bytes, start: int) -> tuple[str, int]:
+    try:
+        return header[:100].rstrip(b"\0").decode("ascii"), int(header[124:136].rstrip(b"\0 "), 8)
+    except ValueError as error:
+        raise ValueError(f"not a tar header at byte {start}") from error
+
+
+@functools.lru_cache(maxsize=64)
+def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    stream = io.BytesIO()
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue()
+
+
+def _to_npy(array: np.ndarray) -> bytes:
+    return _npy_header(array.shape, array.dtype) + array.tobytes()
+
+
+@functools.lru_cache(maxsize=64)
+def _parse_npy(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
+    stream = io.BytesIO(header)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("members are written in .npy format 1.0")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    if fortran_order or dtype.hasobject:
+        raise ValueError("members hold plain numbers in C order")
+    return shape, dtype
+
+
+def _from_npy(data: mmap.mmap, start: int, size: int) -> np.ndarray:
+    length = 10 + int.from_bytes(data[start + 8 : start + 10], "little")
+    shape, dtype = _parse_npy(data[start : start + length])
+    count = int(np.prod(shape, dtype=np.int64))
+    if length + count * dtype.itemsize != size:
+        raise ValueError(f"a .npy member of {size} bytes claims {count} values of {dtype}")
+    return np.frombuffer(data, dtype, count, start + length).reshape(shape)
