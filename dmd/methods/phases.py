@@ -1,0 +1,47 @@
+"""Phases of a distillation: which losses, how many updates, what comes when."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from dmd.methods.dmd import Numbers
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One entry of `distill.phases` with its place: updates first .. first + updates - 1, pairs read before it."""
+
+    numbers: dict[str, Any]
+    first: int
+    updates: int
+    trains_generator: bool
+    matching: bool
+    regression: bool
+    first_pair: int
+
+    @property
+    def fake_updates(self) -> int:
+        """Fake updates per generator update (1 per update in a fake-only phase)."""
+        return int(self.numbers["fake_updates"]) if self.trains_generator else 1
+
+
+def plan(numbers: Numbers) -> tuple[list[Phase], list[str]]:
+    """The phases that have something to learn, and a line for each that was skipped.
+
+    A phase scales the section's weights, so `regression_weight: 0.0` means off in all phases. A phase of the
+    fake denoiser alone is skipped where no phase uses the fake score.
+    """
+    phases: list[Phase] = []
+    skipped = []
+    uses_fake = bool(numbers["matching_weight"]) and numbers["fake_score"]
+    first = pairs = 0
+    for number, phase in enumerate(numbers["phases"]):
+        both = phase["train"] == "both"
+        matching = both and bool(numbers["matching_weight"] * phase["matching_scale"])
+        regression = both and bool(numbers["regression_weight"] * phase["regression_scale"])
+        if (both and not (matching or regression)) or (not both and not uses_fake):
+            skipped.append(f"phase {number} skipped: no loss is left in it")
+            continue
+        phases.append(Phase(phase, first, phase["updates"], both, matching, regression, pairs))
+        first += phase["updates"]
+        pairs += phase["updates"] * numbers["regression_batch_size"] * regression
+    return phases, skipped

@@ -1,0 +1,85 @@
+"""Distances of the regression loss between generated and reference images."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+# Layers of VGG16's `features`: convolutions up to relu1_2, 2_2, 3_3, 4_3 and 5_3, a pooling layer between groups.
+GROUPS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+POOLS: dict[str, Callable[..., torch.Tensor]] = {"average": functional.avg_pool2d, "max": functional.max_pool2d}
+MINIMUM_SIZE = 16  # pixels: four poolings
+
+
+def check_shapes(image: torch.Tensor, reference: torch.Tensor) -> None:
+    """ValueError if the shapes differ: broadcasting would average over the wrong axes."""
+    if image.shape != reference.shape:
+        raise ValueError(f"image has shape {tuple(image.shape)}, reference {tuple(reference.shape)}")
+
+
+def l2_distance(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Mean squared error over all elements (Yin et al. 2023, appendix I); ValueError if the shapes differ."""
+    check_shapes(image, reference)
+    return functional.mse_loss(image.float(), reference.float())
+
+
+class Lpips(nn.Module):
+    """LPIPS on VGG16 features (Zhang et al. 2018), mean over the batch.
+
+    Images are upsampled (bilinear) to `size` first. Average pooling is what the code of the DMD papers uses,
+    max pooling is the published metric.
+    """
+
+    def __init__(
+        self, trunk: dict[str, torch.Tensor], heads: dict[str, torch.Tensor], *, pooling: str, size: int
+    ) -> None:
+        """
+        Args:
+            trunk: torchvision's VGG16 state, keys `features.{layer}.weight|bias`.
+            heads: the lpips package's state, keys `lin{group}.model.1.weight`.
+            pooling: "average" or "max".
+            size: height and width the network sees, pixels.
+
+        Raises:
+            ValueError: an unknown pooling, a size below 16, or weights that are not these networks'.
+        """
+        super().__init__()
+        if pooling not in POOLS:
+            raise ValueError(f"pooling {pooling!r} is not one of {list(POOLS)}")
+        if size < MINIMUM_SIZE:
+            raise ValueError(f"size must be at least {MINIMUM_SIZE} pixels, got {size}")
+        self._pooling, self._size = pooling, size
+        names = [f"features.{layer}.{kind}" for group in GROUPS for layer in group for kind in ("weight", "bias")]
+        head_names = [f"lin{number}.model.1.weight" for number in range(len(GROUPS))]
+        if missing := [name for name in names if name not in trunk] + [
+            name for name in head_names if name not in heads
+        ]:
+            raise ValueError(f"LPIPS weights lack {missing[0]} and {len(missing) - 1} more")
+        for name in names:
+            self.register_buffer(name.replace(".", "_"), trunk[name].float())
+        for number, name in enumerate(head_names):
+            self.register_buffer(f"head{number}", heads[name].float())
+        # ImageNet's mean and standard deviation, for images in [-1, 1]
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
+
+    def forward(self, image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """Scalar distance of images (B, 1 or 3, H, W) in [-1, 1]; ValueError if the shapes differ."""
+        check_shapes(image, reference)
+        both = torch.cat([image, reference]).float()
+        both = both.expand(-1, 3, -1, -1) if both.shape[1] == 1 else both
+        both = functional.interpolate(both, size=(self._size, self._size), mode="bilinear", align_corners=False)
+        features = (both - self.get_buffer("shift")) / self.get_buffer("scale")
+        total = features.new_zeros(())
+        for number, group in enumerate(GROUPS):
+            features = POOLS[self._pooling](features, 2) if number else features
+            for layer in group:
+                weight = self.get_buffer(f"features_{layer}_weight")
+                bias = self.get_buffer(f"features_{layer}_bias")
+                features = functional.conv2d(features, weight, bias, padding=1).relu()
+            unit = features / (features.square().sum(1, keepdim=True).sqrt() + 1e-10)
+            ours, theirs = unit.chunk(2)
+            error = functional.conv2d((ours - theirs).square(), self.get_buffer(f"head{number}"))
+            total = total + error.mean((2, 3)).sum()
+        return total / len(image)

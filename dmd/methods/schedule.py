@@ -1,0 +1,32 @@
+"""Learning rate over updates, and one source of randomness per update."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+DECAYS: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
+}
+
+
+def learning_rate_factor(update: int, *, total: int, warmup: int, decay: str) -> float:
+    """Factor on the learning rate of update 0 .. total-1: linear warm-up, then `decay` towards 0 at the end.
+
+    Raises:
+        ValueError: an unknown decay.
+    """
+    if decay not in DECAYS:
+        raise ValueError(f"decay {decay!r} is not one of {list(DECAYS)}")
+    if update < warmup:
+        return (update + 1) / warmup
+    return DECAYS[decay]((update - warmup) / max(total - warmup, 1))
+
+
+def update_generator(seed: int, update: int) -> torch.Generator:
+    """The random numbers of one update, a function of (seed, update): a resumed run draws what it would have drawn."""
+    state = np.random.SeedSequence([seed, update]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
