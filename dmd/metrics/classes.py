@@ -1,0 +1,60 @@
+"""Which classes the samples show: counts, and how far these are from real and requested ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def class_counts(predicted: Tensor, *, num_classes: int) -> Tensor:
+    """Number of samples per class, int64 (num_classes,), from predicted classes (N,).
+
+    Raises:
+        ValueError: a predicted class is outside 0 .. num_classes - 1.
+    """
+    if len(predicted) and not 0 <= int(predicted.min()) <= int(predicted.max()) < num_classes:
+        low, high = int(predicted.min()), int(predicted.max())
+        raise ValueError(f"predicted classes reach from {low} to {high}, but there are {num_classes} classes")
+    return torch.bincount(predicted, minlength=num_classes)
+
+
+def total_variation(counts: Tensor, other: Tensor) -> float:
+    """Total variation between two class histograms, each scaled to sum 1: 0 = equal, 1 = no common class.
+
+    Raises:
+        ValueError: different numbers of classes, or a histogram is empty.
+    """
+    if counts.shape != other.shape or counts.sum() <= 0 or other.sum() <= 0:
+        raise ValueError(f"histograms {counts.tolist()} and {other.tolist()} cannot be compared")
+    return float((counts.double() / counts.sum() - other.double() / other.sum()).abs().sum() / 2)
+
+
+def accuracy(predicted: Tensor, label: Tensor) -> float | None:
+    """Share of samples whose predicted class is the requested one; None where no sample has a label (-1)."""
+    labelled = label >= 0
+    if not labelled.any():
+        return None
+    return float((predicted == label)[labelled].double().mean())
+
+
+def class_scores(predicted: Tensor, label: Tensor, real_counts: Tensor) -> dict[str, float | None]:
+    """How the predicted classes of one set of samples compare.
+
+    Args:
+        predicted, label: predicted and requested classes, int64 (N,); label -1 = none requested.
+        real_counts: predicted classes of real images, counted, (num_classes,).
+
+    Returns:
+        real, uniform, requested: total variation to the class shares of real images, to equal shares, and to the
+        requested labels; accuracy: share of samples of the requested class. The last two are None without labels.
+    """
+    num_classes = len(real_counts)
+    counts = class_counts(predicted, num_classes=num_classes)
+    labelled = label[label >= 0]
+    asked = class_counts(labelled, num_classes=num_classes) if len(labelled) else None
+    return {
+        "real": total_variation(counts, real_counts),
+        "uniform": total_variation(counts, torch.ones(num_classes)),
+        "requested": None if asked is None else total_variation(counts, asked),
+        "accuracy": accuracy(predicted, label),
+    }

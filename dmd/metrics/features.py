@@ -1,0 +1,151 @@
+"""Feature networks, in whose features the distances are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class FeatureNetwork(nn.Module):
+    """image float32 (B, C, H, W) in [-1, 1] -> features float32 (B, size), predicted class int64 (B,).
+
+    Attributes:
+        name: what a distance in these features is called after, `fd-{name}`.
+        num_classes: of the predicted classes; 0 = none are predicted (-1).
+    """
+
+    name: str
+    num_classes: int = 0
+
+
+class Digits32(FeatureNetwork):
+    """A small classifier of 8x8 grey digits; its features are the 32 activations before the logits."""
+
+    name = "digits32"
+    num_classes = 10
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(32, 32, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(32, 48, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(48, 48, 3, padding=1),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(48 * 4 * 4, 32),
+            nn.SiLU(),
+        )
+        self.head = nn.Linear(32, 10)
+
+    def logits(self, image: Tensor) -> Tensor:
+        """Class logits (B, 10)."""
+        return self.head(self.trunk(image))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        if image.shape[1:] != (1, 8, 8):
+            raise ValueError(f"digits32 takes images of shape (1, 8, 8), not {tuple(image.shape[1:])}")
+        features = self.trunk(image)
+        return features, self.head(features).argmax(dim=1)
+
+
+class Coordinates(FeatureNetwork):
+    """The values themselves, flattened; the predicted class is the nearest of the modes (K, size), if given."""
+
+    name = "coordinates"
+
+    def __init__(self, modes: Sequence[Sequence[float]] | None) -> None:
+        super().__init__()
+        self.modes: Tensor | None
+        self.register_buffer("modes", None if modes is None else torch.tensor(modes, dtype=torch.float32))
+        self.num_classes = 0 if modes is None else len(modes)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        features = image.flatten(1)
+        if self.modes is None:
+            return features, _no_class(image)
+        if features.shape[1] != self.modes.shape[1]:
+            sizes = f"{features.shape[1]} and {self.modes.shape[1]}"
+            raise ValueError(f"points and modes have different numbers of coordinates: {sizes}")
+        return features, (features[:, None] - self.modes).square().sum(2).argmin(dim=1)
+
+
+class Pixels(FeatureNetwork):
+    """Pixels averaged down to size x size (or as they are, where the image is no larger), flattened."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.name = f"pixels{size}"
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        if max(image.shape[2:]) > self.size:
+            image = functional.adaptive_avg_pool2d(image, self.size)
+        return image.flatten(1), _no_class(image)
+
+
+def build(
+    features: Mapping[str, Any],
+    *,
+    state: Mapping[str, Tensor] | None,
+    modes: Sequence[Sequence[float]] | None,
+) -> FeatureNetwork:
+    """The feature network a config section describes, without gradients and in evaluation mode.
+
+    Args:
+        features: {"kind": "digits32" | "coordinates" | "pixels", "size": of pixels}.
+        state: weights of digits32, otherwise None.
+        modes: centres (K, size) of a Gaussian mixture; used by coordinates only.
+
+    Raises:
+        ValueError: unknown kind, or the weights are missing or of another network.
+    """
+    kind = features.get("kind")
+    network: FeatureNetwork
+    if kind == "digits32":
+        network = Digits32()
+        if state is None:
+            raise ValueError("features.kind digits32 needs the file that holds its weights (--network)")
+        try:
+            network.load_state_dict(dict(state))
+        except RuntimeError as error:
+            raise ValueError(f"these are not the weights of digits32: {error}") from error
+    elif kind == "coordinates":
+        network = Coordinates(modes)
+    elif kind == "pixels":
+        network = Pixels(features["size"])
+    else:
+        raise ValueError(f"features.kind {kind!r} is none of digits32, coordinates, pixels")
+    return network.eval().requires_grad_(False)
+
+
+def quantise(image: Tensor, levels: int | None) -> Tensor:
+    """Rounds images to `levels` equally spaced values in [-1, 1], halves up; None leaves them as they are.
+
+    With 256 levels the same arithmetic as EDM's clip(127.5 x + 128, 0, 255) to uint8.
+    """
+    if levels is None:
+        return image
+    half = (levels - 1) / 2
+    return (image * half + levels / 2).floor().clamp(0, levels - 1) / half - 1
+
+
+def extract(network: FeatureNetwork, image: Tensor, levels: int | None) -> tuple[Tensor, Tensor]:
+    """Features float32 and predicted classes of images quantised to `levels`, both on the CPU.
+
+    Real images and samples pass through this one function. The network says by its weights where it computes.
+    """
+    place = next((tensor.device for tensor in network.state_dict().values()), image.device)
+    features, predicted = network(quantise(image, levels).to(place))
+    return features.float().cpu(), predicted.cpu()
+
+
+def _no_class(image: Tensor) -> Tensor:
+    return torch.full((len(image),), -1, dtype=torch.int64, device=image.device)

@@ -1,0 +1,46 @@
+"""Precision, recall, density and coverage: fidelity and diversity apart."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dmd.metrics.distances import distance_rows, neighbour_radii
+
+
+def prdc(generated: Tensor, real: Tensor, *, neighbours: int) -> dict[str, float]:
+    """Precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020, Eqs. 1-4).
+
+    Balls around each feature reach to its k-th nearest neighbour of the same set (k = `neighbours`, itself
+    not counted). All four depend on the numbers of samples: compare values of equal N and M only.
+
+    Args:
+        generated, real: features (N, d) and (M, d).
+
+    Returns:
+        precision: share of generated samples inside a real ball; recall: share of real ones inside a
+            generated ball;
+        density: mean number of real balls around a generated sample, over k (may pass 1); coverage: share of
+        real balls that hold a generated sample.
+
+    Raises:
+        ValueError: either set has no more than k features.
+    """
+    real_radii = neighbour_radii(real, neighbours=neighbours)
+    generated_radii = neighbour_radii(generated, neighbours=neighbours)
+    covered = torch.zeros(len(real), dtype=torch.bool)
+    recalled = torch.zeros(len(real), dtype=torch.bool)
+    num_precise, num_balls, start = 0, 0, 0
+    for block in distance_rows(generated, real):
+        inside = block < real_radii
+        num_precise += int(inside.any(dim=1).sum())
+        num_balls += int(inside.sum())
+        covered |= inside.any(dim=0)
+        recalled |= (block < generated_radii[start : start + len(block), None]).any(dim=0)
+        start += len(block)
+    return {
+        "precision": num_precise / len(generated),
+        "recall": int(recalled.sum()) / len(real),
+        "density": num_balls / (neighbours * len(generated)),
+        "coverage": int(covered.sum()) / len(real),
+    }
