@@ -1,0 +1,136 @@
+"""Stage charts: distance against network calls or pairs, and the paper's Figure 3 in two dimensions."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import ticker
+from matplotlib.axes import Axes
+
+from dmd.artifacts import record
+from dmd.artifacts.scores import by_experiment
+from dmd.stages import figures, stage
+from dmd.stages.figure3 import draw_figure3
+
+Series = Mapping[str, Any]
+
+
+def run(
+    *,
+    inputs: list[Path],
+    output: Path,
+    kind: str,
+    series: list[dict[str, Any]],
+    title: str = "",
+    dataset: dict[str, Any] | None = None,
+) -> None:
+    """Writes one chart as PNG.
+
+    Args:
+        inputs: fid.json files (`calls`, `pairs`); for `figure3` a classes.json and a manifest.parquet of samples of
+            each panel, the manifests in the order of the panels. A JSON's field `experiment` says whose it is.
+        kind: `calls`, `pairs` or `figure3`.
+        series: {"label", "points": lists of experiments, each the seeds of one point}; of kind `pairs` also "x", the
+            number of pairs of each point. Each point of `figure3` is one panel, titled by its series.
+        title: above the chart.
+        dataset: the Gaussian mixture (means, stds, weights) under `figure3`.
+
+    Raises:
+        ValueError: damaged input, unknown kind, or numbers that do not fit each other.
+    """
+    drawings = {"calls": _calls, "pairs": _pairs}
+    with record.exclusive(output):
+        digests = record.check_inputs(inputs=inputs)
+        scores = by_experiment([path for path in inputs if path.suffix == ".json"])
+        if kind == "figure3":
+            manifests = [path for path in inputs if path.suffix == ".parquet"]
+            figure = draw_figure3(scores, manifests, series, dataset)
+        elif kind in drawings:
+            figure, axes = figures.new(1, 1, size=(7.0, 4.5))
+            drawings[kind](axes[0, 0], scores, series)
+            _finish(axes[0, 0], scores)
+        else:
+            raise ValueError(f"chart kind {kind!r} is none of calls, pairs, figure3")
+        if title:
+            figures.heading(figure, title)
+        with record.publish(output, stage="charts", inputs=digests) as temporary:
+            figures.save(figure, temporary)
+
+
+def _calls(axes: Axes, scores: Mapping[str, Any], series: Sequence[Series]) -> None:
+    for index, each in enumerate(series):
+        points = [_present(point, scores) for point in each["points"]]
+        places = [scores[point[0]]["network_calls"] for point in points if point]
+        _draw(axes, index, each["label"], places, [_values(point, scores) for point in points if point])
+    axes.set_xlabel("network calls per image")
+
+
+def _pairs(axes: Axes, scores: Mapping[str, Any], series: Sequence[Series]) -> None:
+    for index, each in enumerate(series):
+        if len(each.get("x", [])) != len(each["points"]):
+            raise ValueError(f"series {each['label']!r} has {len(each['points'])} points, but x is {each.get('x')}")
+        points = [(x, _present(point, scores)) for x, point in zip(each["x"], each["points"], strict=True)]
+        places = [x for x, point in points if point]
+        _draw(axes, index, each["label"], places, [_values(point, scores) for _, point in points if point])
+    axes.set_xlabel("ODE pairs for the regression loss")
+
+
+def _present(point: Sequence[str], scores: Mapping[str, Any]) -> list[str]:
+    return [name for name in point if name in scores]
+
+
+def _values(point: Sequence[str], scores: Mapping[str, Any]) -> list[float]:
+    """Distances of the trainings of a point, or of the sample sets of its only one."""
+    return scores[point[0]]["values"] if len(point) == 1 else [scores[name]["value"] for name in point]
+
+
+def _draw(axes: Axes, index: int, label: str, places: Sequence[float], values: Sequence[list[float]]) -> None:
+    """Means with one standard deviation up and down."""
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    means = [statistics.fmean(values[i]) for i in order]
+    spread = [statistics.stdev(values[i]) if len(values[i]) > 1 else 0.0 for i in order]
+    axes.errorbar(
+        [places[i] for i in order],
+        means,
+        yerr=np.array([np.minimum(spread, np.array(means) * 0.99), spread]),  # a log axis ends above 0
+        label=label,
+        color=figures.COLOURS[index % len(figures.COLOURS)],
+        marker=figures.MARKERS[index % len(figures.MARKERS)],
+        markersize=7,
+        linewidth=1.8,
+        capsize=3,
+        markeredgecolor="white",
+    )
+
+
+def _finish(axes: Axes, scores: Mapping[str, Any]) -> None:
+    """Scales, floor, labels and legend."""
+    floors = {(score["floor"]["mean"], score["floor"]["std"] or 0.0) for score in scores.values()}
+    metrics = sorted({score["metric"] for score in scores.values()})
+    if len(metrics) > 1:
+        raise ValueError(f"one chart cannot show the metrics {', '.join(metrics)}")
+    if len(floors) == 1:
+        (mean, std), *_ = floors
+        axes.axhspan(mean - std, mean + std, color=figures.GREY, alpha=0.25, linewidth=0)
+        axes.axhline(mean, color=figures.GREY, linestyle="--", linewidth=1.2, label="floor: real against real")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    marked = [line for line in axes.get_lines() if line.get_marker() in figures.MARKERS]
+    places = sorted({float(x) for line in marked for x in np.atleast_1d(line.get_xdata())})
+    if places:
+        axes.set_xticks(places, [f"{place:,.0f}" for place in places])
+        axes.set_xlim(places[0] / 1.3, places[-1] * 1.3)
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    axes.set_ylabel(f"{metrics[0] if metrics else 'distance'} (lower is better)")
+    axes.legend()
+
+
+if __name__ == "__main__":
+    stage.main(run)

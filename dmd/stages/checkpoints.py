@@ -1,0 +1,107 @@
+"""Checkpoints of a distillation: everything an update changes, under a key that says which run it belongs to."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmd.artifacts import files, record
+from dmd.artifacts import tensors as tensor_files
+from dmd.methods.dmd import Distillation
+from dmd.stages import stage
+
+KEPT = 2  # newest checkpoints left on disk
+
+
+def checkpoint_key(provenance: dict[str, Any]) -> str:
+    """Digest of spec, stage version and input digests."""
+    return hashlib.sha256(files.canonical_json(provenance).encode()).hexdigest()
+
+
+def save(folder: Path, *, key: str, update: int, distillation: Distillation, rows: list[dict[str, float]]) -> None:
+    """Writes a checkpoint taken before update number `update`, and removes all but the newest two."""
+    state = {f"state.{name}": value for name, value in _state(distillation).items()}
+    names = sorted({name for row in rows for name in row})
+    for name in names:
+        column = [row.get(name, float("nan")) for row in rows]
+        state[f"log.{name}"] = torch.tensor(column, dtype=torch.float64)
+    path = folder / f"{update:08d}.safetensors"
+    with record.publish(path, stage="distill", inputs={}) as temporary:
+        tensor_files.write(temporary, state, {"key": key, "update": update})
+    found = sorted(folder.glob("[0-9]*.safetensors"))
+    place = found.index(path)
+    for old in set(found) - set(found[max(place + 1 - KEPT, 0) : place + 1]):  # later ones are of another run
+        old.unlink()
+        record.sidecar(old).unlink(missing_ok=True)
+
+
+def resume(folder: Path, *, key: str, distillation: Distillation) -> tuple[int, list[dict[str, float]]]:
+    """Restores the newest whole checkpoint of this key; others are ignored with a log line.
+
+    Returns:
+        The next update and the log rows so far: (0, []) where there is none.
+    """
+    for path in sorted(folder.glob("[0-9]*.safetensors"), reverse=True):
+        try:
+            record.check(path)
+            tensors, metadata = tensor_files.load(path)
+        except ValueError as error:
+            stage.log(f"ignoring checkpoint {path.name}: {error}")
+            continue
+        if metadata.get("key") != key:
+            stage.log(f"ignoring checkpoint {path}: it belongs to another spec, version or input")
+            continue
+        _restore(distillation, {name[6:]: value for name, value in tensors.items() if name.startswith("state.")})
+        columns = {name[4:]: value.tolist() for name, value in tensors.items() if name.startswith("log.")}
+        num = len(next(iter(columns.values()), []))
+        rows = [{name: column[row] for name, column in columns.items()} for row in range(num)]
+        stage.log(f"continuing at update {metadata['update']} from {path}")
+        return metadata["update"], rows
+    return 0, []
+
+
+def clear(folder: Path) -> None:
+    """Removes all checkpoints: called once the artifact is durable."""
+    for pattern in ("[0-9]*.safetensors", ".[0-9]*.json", ".tmp*"):
+        for path in folder.glob(pattern):
+            path.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _modules(distillation: Distillation) -> dict[str, torch.nn.Module]:
+    return {
+        "generator": distillation.generator.network,
+        "fake": distillation.fake.network,
+        "average": distillation.average,
+    }
+
+
+def _optimisers(distillation: Distillation) -> dict[str, torch.optim.Optimizer]:
+    return {"generator": distillation.generator_optimiser, "fake": distillation.fake_optimiser}
+
+
+def _state(distillation: Distillation) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = {}
+    for name, module in _modules(distillation).items():
+        state |= {f"network.{name}.{key}": value for key, value in module.state_dict().items()}
+    for name, optimiser in _optimisers(distillation).items():
+        for number, values in optimiser.state_dict()["state"].items():
+            state |= {f"optimiser.{name}.{number}.{key}": value for key, value in values.items()}
+    return state
+
+
+def _restore(distillation: Distillation, state: dict[str, torch.Tensor]) -> None:
+    for name, module in _modules(distillation).items():
+        prefix = f"network.{name}."
+        module.load_state_dict(
+            {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        )
+    for name, optimiser in _optimisers(distillation).items():
+        prefix, whole = f"optimiser.{name}.", optimiser.state_dict()
+        for key, value in state.items():
+            if key.startswith(prefix):
+                number, field = key.removeprefix(prefix).split(".")
+                whole["state"].setdefault(int(number), {})[field] = value
+        optimiser.load_state_dict(whole)

@@ -1,0 +1,136 @@
+"""Blocks of shards of solved images: what stages pairs and sample have in common."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from dmd.artifacts import manifest, record, shards
+from dmd.diffusion.noise import seeded_noise
+from dmd.diffusion.solver import solve
+from dmd.stages import loading, stage
+
+PLACE_KEYS = ("first", "last")  # say which shards, not what is in them
+
+
+def draw_block(
+    output: Path, *, stage_name: str, denoiser: Path, weights: str, spec: dict[str, Any], keep_noise: bool
+) -> None:
+    """Makes shards spec["first"] .. spec["last"] and the block file that lists them.
+
+    A tar that is whole and was made from the same spec is kept, so a job that was stopped, or a block that
+    grew, makes only what is missing. Batches never cross shards and the last one is padded: an item depends on
+    its own seed, and a shard's bytes on nothing outside it.
+
+    Raises:
+        ValueError: the denoiser's file is damaged, or images are not finite.
+    """
+    stage.set_threads(spec["threads"])
+    inputs = record.check_inputs(denoiser=denoiser)
+    shard_spec = {key: value for key, value in spec.items() if key not in PLACE_KEYS}
+    origin = record.provenance(stage_name, shard_spec, inputs)
+    numbers = range(spec["first"], spec["last"] + 1)
+    paths = {number: output.parent.parent / f"{number:05d}.tar" for number in numbers}
+    with record.exclusive(output):
+        missing = [number for number in numbers if not _is_made(paths[number], origin, number)]
+        stage.log(f"{len(missing)} shards of {spec['shard_size']} to make, {len(numbers) - len(missing)} kept")
+        if missing:
+            _draw_shards(missing, paths, _Drawer(denoiser, weights, spec, keep_noise), origin, inputs)
+        facts = shards.read_record(paths[numbers[0]]) or {}
+        tars = record.check_inputs(shards=list(paths.values()))
+        tables = [_rows(paths[number], tars["shards"], output.parent, spec["first_seed"]) for number in numbers]
+        metadata = {**record.provenance(stage_name, spec, inputs), "facts": facts["facts"]}
+        with record.publish(output, stage=stage_name, inputs={**inputs, **tars}) as temporary:
+            manifest.write(temporary, pa.concat_tables(tables), metadata)
+
+
+def _is_made(path: Path, origin: dict[str, Any], number: int) -> bool:
+    found = shards.read_record(path) if path.is_file() else None
+    if found is None or found.get("origin") != origin or found["shard"] != number or record.read(path) is None:
+        return False
+    try:
+        record.check(path)
+    except ValueError as error:
+        stage.log(f"making {path} again: {error}")
+        return False
+    return True
+
+
+def _draw_shards(
+    numbers: list[int],
+    paths: dict[int, Path],
+    drawer: "_Drawer",
+    origin: dict[str, Any],
+    inputs: record.Inputs,
+) -> None:
+    size = drawer.spec["shard_size"]
+    status = stage.Progress(total=len(numbers) * size, unit="images")
+    for number in numbers:
+        items = list(drawer.items(range(number * size, (number + 1) * size), status))
+        found = {"origin": origin, "shard": number, "facts": drawer.facts}
+        with record.publish(paths[number], stage=origin["stage"], inputs=inputs) as temporary:
+            shards.write(temporary, items, found)
+
+
+class _Drawer:
+    """Draws images of a block; `facts` say what it learnt from the denoiser's file and counted."""
+
+    def __init__(self, denoiser: Path, weights: str, spec: dict[str, Any], keep_noise: bool) -> None:
+        self.spec, self._keep_noise = spec, keep_noise
+        module, metadata = loading.load_denoiser(denoiser, weights=weights)
+        self._device = stage.choose_device(spec["device"])
+        self._denoiser = module.to(self._device)
+        self._shape, self._num_classes = tuple(metadata["shape"]), metadata["num_classes"]
+        solver = dict(spec["solver"])
+        if solver["name"] == "one-step":
+            solver.setdefault("sigma", metadata.get("sigma", solver.get("sigma_max", 80.0)))
+        self._solver = solver
+        self.facts: dict[str, Any] = {
+            "shape": list(self._shape),
+            "num_classes": self._num_classes,
+            "sigma": solver["sigma"] if solver["name"] == "one-step" else solver["sigma_max"],
+        }
+
+    def items(self, indices: range, status: stage.Progress) -> Iterator[tuple[int, shards.Item]]:
+        """(global index, fields) of each item."""
+        size = self.spec["batch_size"]
+        for start in range(0, len(indices), size):
+            chosen = list(indices[start : start + size])
+            padded = chosen + chosen[-1:] * (size - len(chosen))
+            noise, label, image = self._draw(padded)
+            for place, index in enumerate(chosen):
+                fields = {"image": image[place].numpy(), "label": label[place].numpy()}
+                yield index, fields | ({"noise": noise[place].numpy()} if self._keep_noise else {})
+            status.add(len(chosen))
+
+    def _draw(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        seeds = [self.spec["first_seed"] + index for index in indices]
+        noise, label = seeded_noise(seeds, self._shape, num_classes=self._num_classes, labels=self.spec["labels"])
+        image, self.facts["network_calls"] = solve(
+            self._denoiser, noise.to(self._device), label.to(self._device), self._solver
+        )
+        if not image.isfinite().all():
+            bad = [index for index, one in zip(indices, image, strict=True) if not one.isfinite().all()]
+            raise ValueError(f"images {bad[:5]} of the denoiser are not finite: it is damaged or diverged")
+        return noise, label, image.cpu()
+
+
+def _rows(path: Path, digests: dict[str, str], folder: Path, first_seed: int) -> pa.Table:
+    """The rows of one tar, paths relative to `folder`."""
+    with shards.Shard(path) as shard:
+        found = [(index, place, int(shard.item(place)["label"])) for index, place in shard.index()]
+    num = len(found)
+    columns = {
+        "key": [f"{index:08d}" for index, _, _ in found],
+        "shard": [f"../{path.name}"] * num,
+        "index": [index for index, _, _ in found],
+        "label": [label for _, _, label in found],
+        "seed": [first_seed + index for index, _, _ in found],
+        "offset": [place.offset for _, place, _ in found],
+        "length": [place.length for _, place, _ in found],
+        "size": [path.stat().st_size] * num,
+        "sha256": [digests[str(path)]] * num,
+    }
+    return pa.table(columns, schema=manifest.SCHEMA)

@@ -1,0 +1,93 @@
+"""Trains digits32, the classifier in whose features digits are compared. Its file is tracked: no rule makes it.
+
+python -m dmd.stages.feature_network --output workflow/resources/digits32.safetensors \
+    --spec "$(cat workflow/resources/digits32.json)"
+
+Only the training images of the split are seen. On one machine the same spec gives the same bytes; on another
+the file may differ in the last bits, so the config pins the digest of the tracked one.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dmd.artifacts import dataset as datasets
+from dmd.artifacts import tensors as tensor_files
+from dmd.metrics.features import Digits32
+from dmd.stages import stage
+
+
+def run(
+    *,
+    output: Path,
+    dataset: dict[str, Any],
+    updates: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    label_smoothing: float,
+    shift: float,
+    rotation: float,
+    scaling: float,
+    seed: int,
+    threads: int,
+) -> None:
+    """Trains with AdamW, a one-cycle schedule, and randomly moved images.
+
+    Args:
+        output: safetensors file of the weights; its metadata hold this spec and the accuracies.
+        shift: largest move along each axis, pixels. rotation: largest, degrees. scaling: largest, relative to
+            1.
+    """
+    spec = {name: value for name, value in locals().items() if name != "output"}
+    stage.set_threads(threads)
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    training = datasets.load(dataset, "training")
+    network = Digits32()
+    optimiser = torch.optim.AdamW(network.parameters(), weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=updates)
+    images = training.images
+    for _ in range(updates):
+        chosen = torch.randint(len(images), (batch_size,), generator=generator)
+        moved = _moved(images[chosen], shift, rotation, scaling, generator)
+        loss = functional.cross_entropy(network.logits(moved), training.labels[chosen], label_smoothing=label_smoothing)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    accuracy = {split: _accuracy(network, dataset, split) for split in datasets.SPLITS}
+    stage.log(f"digits32: accuracy {accuracy}")
+    tensor_files.save(output, network.state_dict(), {"kind": "digits32", "spec": spec, "accuracy": accuracy})
+
+
+def _moved(image: Tensor, shift: float, rotation: float, scaling: float, generator: torch.Generator) -> Tensor:
+    """Images (B, C, H, W) shifted, rotated and scaled at random, each on its own; black (-1) moves in."""
+
+    def drawn(largest: float) -> Tensor:
+        return (torch.rand(len(image), generator=generator) * 2 - 1) * largest
+
+    angle, scale = drawn(math.radians(rotation)), 1 + drawn(scaling)
+    across, down = drawn(2 * shift / image.shape[3]), drawn(2 * shift / image.shape[2])
+    cosine, sine = scale * angle.cos(), scale * angle.sin()
+    rows = [torch.stack([cosine, -sine, across], 1), torch.stack([sine, cosine, down], 1)]
+    grid = functional.affine_grid(torch.stack(rows, 1), list(image.shape), align_corners=False)
+    return functional.grid_sample(image + 1, grid, align_corners=False) - 1
+
+
+def _accuracy(network: Digits32, dataset: dict[str, Any], split: str) -> float:
+    """Share of the split's images whose predicted class is their label."""
+    data = datasets.load(dataset, split)
+    with torch.no_grad():
+        _, predicted = network(data.images)
+    return float((predicted == data.labels).double().mean())
+
+
+if __name__ == "__main__":
+    stage.main(run)

@@ -1,0 +1,50 @@
+"""Denoisers from their artifacts, whatever made them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmd.artifacts import tensors as tensor_files
+from dmd.diffusion.denoiser import Denoiser, GaussianMixtureDenoiser
+from dmd.networks import build
+
+
+def load_denoiser(path: Path, *, weights: str = "ema") -> tuple[torch.nn.Module, dict[str, Any]]:
+    """A frozen denoiser in eval mode (dropout off), on the CPU.
+
+    Args:
+        path: teacher/denoiser.safetensors or distill/generator.safetensors.
+        weights: "ema" or "raw"; both kinds of file that were trained hold both.
+
+    Returns:
+        The denoiser, and the file's metadata: `shape` (C, H, W), `num_classes`, `sigma_data`, `kind`, ...
+
+    Raises:
+        ValueError: the file is damaged, or does not hold these weights.
+    """
+    tensors, metadata = tensor_files.load(path)
+    if metadata["kind"] == "gaussian-mixture":
+        exact = GaussianMixtureDenoiser(tensors["means"], tensors["stds"], tensors["weights"])
+        return exact.requires_grad_(False).eval(), metadata
+    prefix = f"{weights}."
+    state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    if not state:
+        raise ValueError(f"{path} holds no {weights!r} weights")
+    denoiser = new_denoiser(metadata["network"], sigma_data=metadata["sigma_data"])
+    load_network(denoiser, state, path)
+    return denoiser.requires_grad_(False).eval(), metadata
+
+
+def new_denoiser(network: dict[str, Any], *, sigma_data: float) -> Denoiser:
+    """A denoiser with fresh weights from torch's global generator."""
+    return Denoiser(build(network), sigma_data=sigma_data)
+
+
+def load_network(denoiser: Denoiser, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Copies weights into the network; ValueError if `path` holds another architecture."""
+    try:
+        denoiser.network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[2].strip().partition("\n")[0][:200]  # torch lists every weight
+        raise ValueError(f"{path} holds another architecture: {reason}") from error

@@ -1,0 +1,51 @@
+"""Stage sample: a block of shards of images drawn by any denoiser or generator with any solver."""
+
+from pathlib import Path
+from typing import Any
+
+from dmd.stages import stage
+from dmd.stages.drawing import draw_block
+
+
+def run(
+    *,
+    denoiser: Path,
+    output: Path,
+    solver: dict[str, Any],
+    weights: str,
+    first_seed: int,
+    batch_size: int,
+    labels: str,
+    shard_size: int,
+    num_samples: int,
+    first: int,
+    last: int,
+    device: str = "cpu",
+    threads: int = 1,
+) -> None:
+    """Writes samples/{shard}.tar for shards first .. last and the block file that lists them.
+
+    Args:
+        denoiser: teacher/denoiser.safetensors or distill/generator.safetensors.
+        output: samples/blocks/{first}-{last}.parquet; the tars go into the folder above it.
+        solver: name one-step, or heun, euler with steps, sigma_min, sigma_max, rho.
+        weights: "ema" or "raw".
+        first_seed: sample i draws its noise, then its label, from seed first_seed + i.
+        batch_size, labels, shard_size, first, last: as in stage pairs.
+        num_samples: in one repetition of the evaluation; repetition r holds samples r * num_samples and on.
+    """
+    numbers: dict[str, Any] = {"solver": solver, "weights": weights, "first_seed": first_seed}
+    numbers |= {
+        "batch_size": batch_size,
+        "labels": labels,
+        "shard_size": shard_size,
+        "num_samples": num_samples,
+    }
+    numbers |= {"first": first, "last": last, "device": device, "threads": threads}
+    if num_samples % shard_size:
+        raise ValueError(f"num_samples {num_samples} must be a multiple of shard_size {shard_size}")
+    draw_block(output, stage_name="sample", denoiser=denoiser, weights=weights, spec=numbers, keep_noise=False)
+
+
+if __name__ == "__main__":
+    stage.main(run)

@@ -1,0 +1,141 @@
+"""What every stage shares: the command line, the log, progress, device and threads."""
+
+import argparse
+import inspect
+import json
+import logging
+import shlex
+import sys
+import time
+import traceback
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+STATUS_SECONDS = 10.0
+_log = logging.getLogger("dmd")
+
+
+def main(run: Callable[..., None]) -> None:
+    """Turns the Path parameters of `run` into flags and reads all others from --spec (JSON).
+
+    Exits 1 with one line for whatever a user or a file can cause; the traceback goes to the log.
+    """
+    parser = argparse.ArgumentParser(description=inspect.getdoc(run), formatter_class=argparse.RawTextHelpFormatter)
+    paths, numbers = _parameters(run)
+    for name, parameter in paths.items():
+        many = typing.get_origin(parameter.annotation) is list
+        required = parameter.default is inspect.Parameter.empty
+        default = None if required else parameter.default
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=Path, nargs="*" if many else None, required=required, default=default)
+    parser.add_argument("--spec", type=json.loads, default={}, help="numbers, as JSON")
+    parser.add_argument("--log", type=Path, help="also write the log to this file")
+    parsed = vars(parser.parse_args())
+    spec, log = parsed.pop("spec"), parsed.pop("log")
+    _start_log(log)
+    _log.info("%s -m %s %s", sys.executable, _module_name(), shlex.join(sys.argv[1:]))
+    try:
+        _check_spec(spec, numbers)
+        run(**parsed, **spec)
+    except (ValueError, OSError) as error:
+        _log.debug("%s", traceback.format_exc())
+        _log.error("error: %s", error)
+        sys.exit(1)
+
+
+def _module_name() -> str:
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if spec else sys.argv[0]
+
+
+def _parameters(
+    run: Callable[..., None],
+) -> tuple[dict[str, inspect.Parameter], dict[str, inspect.Parameter]]:
+    paths: dict[str, inspect.Parameter] = {}
+    numbers: dict[str, inspect.Parameter] = {}
+    for name, parameter in inspect.signature(run, eval_str=True).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:  # **numbers: Unpack[a TypedDict]
+            for key in typing.get_args(parameter.annotation)[0].__required_keys__:
+                numbers[key] = inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY)
+        else:
+            (paths if _is_path(parameter.annotation) else numbers)[name] = parameter
+    return paths, numbers
+
+
+def _is_path(annotation: Any) -> bool:
+    if annotation is Path or annotation == list[Path]:
+        return True
+    return isinstance(annotation, types.UnionType) and Path in typing.get_args(annotation)
+
+
+def _check_spec(spec: dict[str, Any], numbers: dict[str, inspect.Parameter]) -> None:
+    required = {name for name, parameter in numbers.items() if parameter.default is inspect.Parameter.empty}
+    if missing := sorted(required - spec.keys()):
+        raise ValueError(f"--spec lacks {', '.join(missing)}")
+    if unknown := sorted(spec.keys() - numbers.keys()):
+        raise ValueError(f"--spec has unknown keys {', '.join(unknown)}; known: {', '.join(sorted(numbers))}")
+
+
+def _start_log(path: Path | None) -> None:
+    _log.setLevel(logging.DEBUG)
+    screen = logging.StreamHandler(sys.stderr)
+    screen.setLevel(logging.INFO)
+    handlers: list[logging.Handler] = [screen]
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(path, mode="w"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        _log.addHandler(handler)
+
+
+def log(message: str) -> None:
+    """A line on stderr and in the log file."""
+    _log.info("%s", message)
+
+
+class Progress:
+    """A status line every ten seconds and at the end: rate and time left."""
+
+    def __init__(self, *, total: int, unit: str, done: int = 0) -> None:
+        """total: how many there are in all; done: how many were made before."""
+        self._total, self._unit, self._before, self._count = total, unit, done, done
+        self._begin = self._last = time.monotonic()
+
+    def add(self, num: int = 1) -> None:
+        """Counts `num` more."""
+        self._count += num
+        now = time.monotonic()
+        if now - self._last < STATUS_SECONDS and self._count < self._total:
+            return
+        self._last = now
+        rate = (self._count - self._before) / max(now - self._begin, 1e-9)
+        left = (self._total - self._count) / rate
+        log(f"{self._count}/{self._total} {self._unit}, {rate:.3g} {self._unit}/s, {left:.0f} s left")
+
+
+def progress(items: Iterable[Item], *, total: int, unit: str, done: int = 0) -> Iterator[Item]:
+    """Yields `items` and counts each in a `Progress`."""
+    status = Progress(total=total, unit=unit, done=done)
+    for item in items:
+        yield item
+        status.add()
+
+
+def set_threads(num: int) -> None:
+    """Threads of torch: from the spec, never from what a scheduler granted, since their number changes bytes."""
+    torch.set_num_threads(num)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def choose_device(name: str) -> torch.device:
+    """ "cpu", or "auto": the first GPU where there is one."""
+    if name not in ("auto", "cpu"):
+        raise ValueError(f"device must be 'auto' or 'cpu', got {name!r}")
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu")

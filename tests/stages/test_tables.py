@@ -1,0 +1,139 @@
+"""The table says what the score files say: means over seeds, ratios, and nothing where there is no score."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dmd.stages import tables
+
+
+def score(folder: Path, name: str, values: list[float], **changes: object) -> Path:
+    """A fid.json as stage evaluate writes it."""
+    fields = {
+        "experiment": name,
+        "metric": "fd-digits32",
+        "value": sum(values) / len(values),
+        "values": values,
+        "network_calls": 1,
+        "floor": {"mean": 0.5, "std": 0.01, "num": 20},
+        "training": {"value": 3.0},
+        "features": {"name": "digits32", "sha256": "f"},
+        "reference": {"name": "digits-held-out", "sha256": "r"},
+    }
+    path = folder / name / "fid.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(fields | changes))
+    return path
+
+
+def made(folder: Path, rows: dict[str, list[str]], scores: list[Path], **more: object) -> tuple[str, pd.DataFrame]:
+    spec = [{"label": label, "experiments": names} for label, names in rows.items()]
+    markdown, csv = folder / "table.md", folder / "table.csv"
+    tables.run(scores=scores, markdown=markdown, csv=csv, rows=spec, **more)  # type: ignore[arg-type]
+    return markdown.read_text(), pd.read_csv(csv).set_index("label")
+
+
+def line(markdown: str, label: str) -> list[str]:
+    """The cells of the markdown row that starts with a label."""
+    (found,) = [row for row in markdown.splitlines() if row.startswith(f"| {label} |")]
+    return [cell.strip() for cell in found.strip("|").split("|")]
+
+
+def test_row_of_several_trainings_is_their_mean_and_sample_standard_deviation(tmp_path):
+    scores = [score(tmp_path, f"digits-seed{i}", [value, value + 2]) for i, value in enumerate((1.0, 2.0, 6.0))]
+    markdown, csv = made(tmp_path, {"full": ["digits-seed0", "digits-seed1", "digits-seed2"]}, scores)
+    assert csv.loc["full", "value"] == pytest.approx(4.0)
+    assert csv.loc["full", "std"] == pytest.approx(7**0.5)
+    assert csv.loc["full", "num"] == 3
+    assert "4.00 ± 2.65" in line(markdown, "full") and "3 trainings" in line(markdown, "full")
+
+
+def test_row_of_one_training_shows_the_spread_of_its_sample_sets(tmp_path):
+    markdown, csv = made(tmp_path, {"full": ["digits"]}, [score(tmp_path, "digits", [1.0, 3.0])])
+    assert csv.loc["full", "std"] == pytest.approx(2**0.5)
+    assert "2 sample sets" in line(markdown, "full")
+
+
+def test_ratio_is_to_the_row_of_the_same_data_with_most_calls(tmp_path):
+    other = {"reference": {"name": "toy", "sha256": "t"}, "metric": "fd-coordinates"}
+    scores = [
+        score(tmp_path, "teacher", [2.0], network_calls=35),
+        score(tmp_path, "few", [4.0], network_calls=4),
+        score(tmp_path, "digits", [3.0]),
+        score(tmp_path, "toy", [9.0], **other),
+    ]
+    markdown, csv = made(tmp_path, {name: [name] for name in ("digits", "few", "teacher", "toy")}, scores)
+    assert csv["ratio"].tolist()[:3] == [1.5, 2.0, 1.0]
+    assert csv["ratio"].isna().tolist() == [False, False, False, True]
+    assert "1.50" in line(markdown, "digits")
+
+
+def test_row_without_score_stays_empty(tmp_path):
+    markdown, csv = made(tmp_path, {"here": ["a"], "absent": ["b"]}, [score(tmp_path, "a", [1.0])])
+    assert set(line(markdown, "absent")[1:]) == {tables.EMPTY}
+    assert csv.loc["absent", ["value", "std", "num", "network_calls", "floor", "ratio"]].isna().all()
+    assert csv.loc["absent", "experiments"] == "b"
+
+
+def test_row_counts_only_the_seeds_that_have_a_score(tmp_path):
+    _, csv = made(tmp_path, {"full": ["a", "b", "c"]}, [score(tmp_path, n, [2.0]) for n in ("a", "b")])
+    assert csv.loc["full", "num"] == 2
+
+
+def test_published_rows_stand_apart_with_their_values(tmp_path):
+    paper = [{"label": "DMD", "value": 2.66, "network_calls": 1}, {"label": "EDM", "value": 1.84}]
+    markdown, csv = made(tmp_path, {"full": ["a"]}, [score(tmp_path, "a", [1.0])], paper=paper, title="Table 2")
+    assert markdown.startswith("# Table 2\n")
+    assert markdown.index("Published") < markdown.index("| DMD |")
+    assert line(markdown, "DMD")[1:] == ["2.66", "1"]
+    assert line(markdown, "EDM")[1:] == ["1.84", tables.EMPTY]
+    assert csv["source"].tolist() == ["ours", "published", "published"]
+
+
+def test_csv_keeps_every_digit(tmp_path):
+    _, csv = made(tmp_path, {"full": ["a"]}, [score(tmp_path, "a", [1 / 3])])
+    assert csv.loc["full", "value"] == 1 / 3
+
+
+def test_label_accuracy_is_averaged_over_the_seeds(tmp_path):
+    scores = [score(tmp_path, name, [1.0]) for name in ("a", "b")]
+    files = []
+    for name, accuracy in (("a", {"value": 0.9}), ("b", {"value": 0.8})):
+        files.append(tmp_path / name / "classes.json")
+        files[-1].write_text(json.dumps({"experiment": name, "accuracy": accuracy}))
+    markdown, _ = made(tmp_path, {"full": ["a", "b"]}, scores, classes=files)
+    assert "85.0 %" in line(markdown, "full")
+
+
+def test_same_scores_give_the_same_bytes(tmp_path):
+    scores = [score(tmp_path, name, [1.0, 2.0]) for name in ("a", "b")]
+    contents = []
+    for order in (scores, scores[::-1]):
+        made(tmp_path, {"full": ["a", "b"]}, order)
+        contents.append([(tmp_path / f"table.{suffix}").read_bytes() for suffix in ("md", "csv")])
+    assert contents[0] == contents[1]
+
+
+def test_row_that_mixes_metrics_is_refused(tmp_path):
+    scores = [score(tmp_path, "a", [1.0]), score(tmp_path, "b", [1.0], metric="fid")]
+    with pytest.raises(ValueError, match=r"row 'full' mixes several values of metric"):
+        made(tmp_path, {"full": ["a", "b"]}, scores)
+    assert not (tmp_path / "table.md").exists()
+
+
+def test_file_that_is_no_score_is_named(tmp_path):
+    path = tmp_path / "fid.json"
+    for content in ("{", "{}", "[]"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"fid\.json is not a score file"):
+            made(tmp_path, {"full": ["a"]}, [path])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.01234, "0.0123"), (12.345, "12.3"), (1234.5, "1234"), (2e-5, "2.00e-05"), (0.0, "0"), (35, "35")],
+)
+def test_rounding_keeps_three_significant_digits(value, text):
+    assert tables.rounded(value) == text
