@@ -8,7 +8,6 @@ import shlex
 import sys
 import time
 import traceback
-import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -29,7 +28,7 @@ def main(run: Callable[..., None]) -> None:
     parser = argparse.ArgumentParser(description=inspect.getdoc(run), formatter_class=argparse.RawTextHelpFormatter)
     paths, numbers = _parameters(run)
     for name, parameter in paths.items():
-        many = typing.get_origin(parameter.annotation) is list
+        many = _is_list(parameter.annotation)
         required = parameter.default is inspect.Parameter.empty
         default = None if required else parameter.default
         flag = f"--{name.replace('_', '-')}"
@@ -69,9 +68,11 @@ def _parameters(
 
 
 def _is_path(annotation: Any) -> bool:
-    if annotation is Path or annotation == list[Path]:
-        return True
-    return isinstance(annotation, types.UnionType) and Path in typing.get_args(annotation)
+    return annotation is Path or any(_is_path(part) for part in typing.get_args(annotation))
+
+
+def _is_list(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is list or any(_is_list(part) for part in typing.get_args(annotation))
 
 
 def _check_spec(spec: dict[str, Any], numbers: dict[str, inspect.Parameter]) -> None:

@@ -1,0 +1,171 @@
+"""Which experiment owns which artifact, and the spec of the rule that makes it.
+
+An experiment owns an artifact when the spec of its rule, or of any rule upstream, differs from the parent's;
+otherwise the parent's artifact is its own too, and nothing is computed twice. Ownership is per rule: more pairs
+means another manifest but the same shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from dmd.config import ConfigError, Json, unknown_experiment
+
+SECTIONS = {
+    "pairs_manifest": "pairs",
+    "samples_manifest": "sample",
+    "features": "sample",
+    "pictures": "distill",
+}
+METRICS = ("fid", "kid", "prdc", "classes", "memorisation")
+FILES = {
+    "teacher": "teacher/denoiser.safetensors",
+    "reference": "reference/reference.safetensors",
+    "pairs": "pairs/blocks/{first:05d}-{last:05d}.parquet",
+    "pairs_manifest": "pairs/manifest.parquet",
+    "distill": "distill/generator.safetensors",
+    "sample": "samples/blocks/{first:05d}-{last:05d}.parquet",
+    "samples_manifest": "samples/manifest.parquet",
+    "features": "features/{first:05d}-{last:05d}.safetensors",
+    "evaluate": "fid.json",
+    "pictures": "pictures/grid.png",
+}
+BLOCK_RULES = ("pairs", "sample", "features")
+
+
+class Experiments:
+    """Look-ups over a configuration that `dmd.config.resolve` returned.
+
+    Every method raises ConfigError for an unknown experiment or one without the section that a rule needs.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.merged: dict[str, Json] = config["experiments"]
+        self.parents: dict[str, str | None] = config["parents"]
+        self.owner = cache(self._owner)
+
+    def section(self, experiment: str, name: str) -> Json:
+        """One section of a merged experiment."""
+        whole = self.whole(experiment)
+        if name not in whole:
+            raise ConfigError(f'experiment "{experiment}" has no section "{name}"; it has: {", ".join(whole)}')
+        return whole[name]
+
+    def whole(self, experiment: str) -> Json:
+        """A merged experiment."""
+        if experiment not in self.merged:
+            raise ConfigError(unknown_experiment(experiment, self.merged))
+        return self.merged[experiment]
+
+    def has(self, experiment: str, rule: str) -> bool:
+        """Whether the experiment has the section that a rule is about."""
+        return SECTIONS.get(rule, rule) in self.whole(experiment)
+
+    def upstream(self, experiment: str, rule: str) -> list[tuple[str, str]]:
+        """(rule, experiment) of the artifacts that a rule reads, before ownership."""
+        sources = {
+            "pairs": ["teacher"],
+            "pairs_manifest": ["pairs"],
+            "distill": ["teacher", "pairs_manifest"],
+            "samples_manifest": ["sample"],
+            "features": ["sample", "reference"],
+            "evaluate": ["features", "reference"],
+            "pictures": ["teacher", "distill"],
+        }.get(rule, [])
+        if rule == "sample":
+            sources = ["teacher" if self.section(experiment, "sample")["from"] == "teacher" else "distill"]
+        found = [(source, experiment) for source in sources]
+        if rule == "distill" and (start := self.section(experiment, "distill")["start"]):
+            found.append(("teacher", start))
+        return found
+
+    def _owner(self, experiment: str, rule: str) -> str:
+        """The experiment under whose name the artifact of a rule lies (`evaluate`: always its own)."""
+        identity = self._identity(experiment, rule)
+        parent = self.parents[experiment]
+        if parent is None or rule == "evaluate" or not self.has(parent, rule):
+            return experiment
+        return self.owner(parent, rule) if identity == self._identity(parent, rule) else experiment
+
+    def _identity(self, experiment: str, rule: str) -> tuple[Json, list[tuple[str, str]]]:
+        upstream = [(source, self.owner(name, source)) for source, name in self.upstream(experiment, rule)]
+        return self.spec(experiment, rule), upstream
+
+    def path(self, experiment: str, rule: str, block: tuple[int, int] = (0, 0)) -> str:
+        """Where the (first) artifact of a rule lies, relative to the folder of results."""
+        name = FILES[rule].format(first=block[0], last=block[1])
+        return f"{self.owner(experiment, rule)}/{name}"
+
+    def distilled(self, experiment: str) -> bool:
+        """Whether the experiment's samples come from a generator."""
+        return self.section(experiment, "sample")["from"] == "generator"
+
+    def blocks(self, experiment: str, rule: str) -> list[tuple[int, int]]:
+        """First and last shard of each block of `pairs` or `sample`; blocks never cross a repetition."""
+        section = self.section(experiment, SECTIONS.get(rule, rule))
+        repetitions = section.get("repetitions", 1)
+        num = section.get("num_pairs") or section["num_samples"]
+        shards, per_job = num // section["shard_size"], section["shards_per_job"]
+        return [
+            (start * shards + first, start * shards + min(first + per_job, shards) - 1)
+            for start in range(repetitions)
+            for first in range(0, shards, per_job)
+        ]
+
+    def spec(self, experiment: str, rule: str, block: tuple[int, int] | None = None) -> Json:
+        """The numbers of one job, exactly the keys its stage takes; `block` for rules that make shards."""
+        whole = self.whole(experiment)
+        section = self.section(experiment, SECTIONS.get(rule, rule))
+        spec: Json = getattr(self, f"_{rule}")(experiment, section)
+        if rule not in ("pairs_manifest", "samples_manifest", "evaluate"):
+            if spec.get("kind") != "gaussian-mixture":
+                spec |= {"device": whole["device"], "threads": whole["threads"]}
+        if rule in ("pairs", "sample") and block is not None:
+            spec |= {"first": block[0], "last": block[1]}
+        return spec
+
+    def _teacher(self, experiment: str, section: Json) -> Json:
+        return {**section, "dataset": self.section(experiment, "dataset")}
+
+    def _reference(self, experiment: str, section: Json) -> Json:
+        return {
+            **section,
+            "features": _without(section["features"], "file"),
+            "dataset": self.section(experiment, "dataset"),
+            "num_samples": self.section(experiment, "sample")["num_samples"],
+        }
+
+    def _pairs(self, experiment: str, section: Json) -> Json:
+        return _without(section, "num_pairs", "shards_per_job")
+
+    def _pairs_manifest(self, experiment: str, section: Json) -> Json:
+        return {"num": section["num_pairs"], "shard_size": section["shard_size"]}
+
+    def _distill(self, experiment: str, section: Json) -> Json:
+        distance = _without(section["regression_distance"], "file")
+        return {**_without(section, "start"), "regression_distance": distance}
+
+    def _sample(self, experiment: str, section: Json) -> Json:
+        weights = section["weights"] if section["from"] == "generator" else "ema"
+        return {**_without(section, "from", "repetitions", "shards_per_job"), "weights": weights}
+
+    def _samples_manifest(self, experiment: str, section: Json) -> Json:
+        return {"num": section["num_samples"] * section["repetitions"], "shard_size": section["shard_size"]}
+
+    def _features(self, experiment: str, section: Json) -> Json:
+        reference = self.section(experiment, "reference")
+        features = _without(reference["features"], "file")
+        return {"features": features, "protocol": reference["protocol"], "batch_size": section["batch_size"]}
+
+    def _evaluate(self, experiment: str, section: Json) -> Json:
+        return {**section, "experiment": experiment}
+
+    def _pictures(self, experiment: str, section: Json) -> Json:
+        weights = self.section(experiment, "sample")["weights"]
+        return {"solver": self.section(experiment, "pairs")["solver"], "weights": weights}
+
+
+def _without(section: Json, *keys: str) -> Json:
+    return {key: value for key, value in section.items() if key not in keys}

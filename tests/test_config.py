@@ -1,0 +1,177 @@
+"""Experiments: inheritance, defaults, messages, and who owns which artifact."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dmd import config
+from dmd.experiments import Experiments
+
+ROOT = Path(__file__).resolve().parents[1]
+SCHEMA = config.read_yaml(ROOT / "workflow" / "schemas" / "config.schema.yaml")
+BASE: dict[str, Any] = {
+    "dataset": {"kind": "digits"},
+    "teacher": {
+        "kind": "train",
+        "network": {"kind": "ddpmpp", "width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4]},
+        "training": {"updates": 10, "batch_size": 8, "learning_rate": 0.001},
+    },
+    "reference": {"features": {"kind": "pixels"}},
+    "pairs": {"num_pairs": 16, "shard_size": 4, "shards_per_job": 3},
+    "distill": {"phases": [{"updates": 5}]},
+    "sample": {"num_samples": 8, "shard_size": 4, "repetitions": 2},
+    "evaluate": {},
+}
+
+
+def resolved(**children: dict[str, Any]) -> config.Json:
+    """`base` and the given children of it, resolved."""
+    written = {name.replace("_", "-"): {"extends": "base", **section} for name, section in children.items()}
+    return config.resolve({"experiments": {"base": copy.deepcopy(BASE), **written}}, SCHEMA)
+
+
+def fault(**children: dict[str, Any]) -> str:
+    """The message for the given children."""
+    with pytest.raises(config.ConfigError) as caught:
+        resolved(**children)
+    return str(caught.value)
+
+
+def owners(found: config.Json, name: str) -> dict[str, str]:
+    experiments = Experiments(found)
+    rules = ("teacher", "reference", "pairs", "pairs_manifest", "distill", "sample", "features", "evaluate")
+    return {rule: experiments.owner(name, rule) for rule in rules}
+
+
+def test_shipped_configuration_resolves():
+    found = config.load(ROOT / "config.yaml", ROOT / "workflow" / "schemas" / "config.schema.yaml")
+    assert {"digits", "toy2d"} <= set(found["experiments"])
+
+
+def test_merge_goes_deep_but_replaces_lists_and_other_kinds():
+    parent = {"a": {"x": 1, "y": [1, 2]}, "b": {"kind": "one", "z": 3}, "c": {"name": "heun", "steps": 9}}
+    child = {"a": {"y": [3]}, "b": {"kind": "two"}, "c": {"name": "euler"}}
+    assert config.merge(parent, child) == {"a": {"x": 1, "y": [3]}, "b": {"kind": "two"}, "c": {"name": "euler"}}
+    assert config.merge(parent, {"b": {"kind": "one", "w": 1}})["b"] == {"kind": "one", "z": 3, "w": 1}
+
+
+def test_defaults_of_distill_are_the_papers():
+    distill = resolved()["experiments"]["base"]["distill"]
+    assert distill["regression_weight"] == 0.25 and distill["matching_batch_size"] == 392
+    assert distill["levels"] == {
+        "count": 1000, "rho": 7.0, "sigma_min": 0.002, "sigma_max": 80.0, "min_index": 20, "max_index": 980
+    }  # fmt: skip
+    assert distill["optimiser"]["learning_rate"] == 5e-5 and distill["optimiser"]["betas"] == [0.9, 0.999]
+    assert distill["phases"][0] == {
+        "updates": 5, "train": "both", "matching_scale": 1.0, "regression_scale": 1.0, "fake_updates": 1,
+        "learning_rate_scale": 1.0,
+    }  # fmt: skip
+
+
+def test_whole_numbers_and_written_defaults_give_the_same_spec():
+    found = resolved(other={"distill": {"sigma": 80, "optimiser": {"warmup": 500}}})
+    assert set(owners(found, "other").values()) == {"base", "other"}
+    assert [rule for rule, owner in owners(found, "other").items() if owner == "other"] == ["evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"distill": {"regresion_weight": 1.0}}, ['"regresion_weight"', 'did you mean "regression_weight"?']),
+        ({"distil": {}}, ['"distil"', 'did you mean "distill"?']),
+        ({"distill": {"optimiser": {"learning_rate": "5e-5"}}}, ["learning_rate", "'5e-5' is a string", "5.0e-05"]),
+        ({"pairs": {"solver": {"name": "heun", "stps": 3}}}, ["pairs.solver", '"stps"', 'did you mean "steps"?']),
+        ({"teacher": {"network": {"widht": 3}}}, ["teacher.network", 'did you mean "width"?']),
+        ({"distill": {"phases": [{"updates": 1, "trian": "fake"}]}}, ["phases[0]", 'did you mean "train"?']),
+        ({"extends": "bse"}, ['unknown experiment "bse"', 'did you mean "base"?']),
+        ({"distill": {"start": "bsae"}}, ["distill.start", 'did you mean "base"?']),
+        ({"pairs": {"num_pairs": 15}}, ["pairs.num_pairs: 15 is not a multiple of shard_size 4"]),
+        ({"sample": {"num_samples": 9}}, ["sample.num_samples: 9 is not a multiple of shard_size 4"]),
+        ({"sample": {"first_seed": 2**31 - 15}}, ["sample.first_seed", "overlap"]),
+        ({"sample": {"from": "teacher"}}, ["sample.solver.name", "heun or euler"]),
+        ({"teacher": {"kind": "gaussian-mixture"}}, ["teacher.kind", "digits"]),
+        ({"distill": {"levels": {"max_index": 1000}}}, ["distill.levels", "0..999"]),
+        ({"evaluate": {"neighbours": True}}, ["evaluate.neighbours"]),
+    ],
+)
+def test_fault_is_named_with_key_and_value(section, words):
+    message = fault(child=section)
+    assert all(word in message for word in words), message
+
+
+def test_adjacent_seed_ranges_do_not_overlap():
+    resolved(child={"sample": {"first_seed": 2**31 - 16}})
+
+
+def test_circle_of_parents_is_shown():
+    written = {"a": {"extends": "b"}, "b": {"extends": "a"}}
+    with pytest.raises(config.ConfigError, match="a -> b -> a"):
+        config.resolve({"experiments": written}, SCHEMA)
+
+
+@pytest.mark.parametrize("name", ["tables", "logs", "Base", "a_b", "-a"])
+def test_reserved_or_odd_name_is_refused(name):
+    with pytest.raises(config.ConfigError):
+        config.resolve({"experiments": {name: {}}}, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("section", "owned"),
+    [
+        ({"teacher": {"seed": 1}}, "teacher pairs pairs_manifest distill sample features evaluate"),
+        ({"pairs": {"num_pairs": 32}}, "pairs_manifest distill sample features evaluate"),
+        ({"distill": {"seed": 1}}, "distill sample features evaluate"),
+        ({"sample": {"first_seed": 99}}, "sample features evaluate"),
+        ({"sample": {"repetitions": 3}}, "evaluate"),
+        ({"sample": {"from": "teacher", "solver": {"name": "euler"}}}, "sample features evaluate"),
+        ({"reference": {"seed": 1}}, "reference features evaluate"),
+        ({"evaluate": {"seed": 1}}, "evaluate"),
+        ({"distill": {"start": "other"}}, "distill sample features evaluate"),
+    ],
+)
+def test_child_owns_artifacts_from_the_first_stage_it_changes(section, owned):
+    found = owners(resolved(child=section, other={"teacher": {"seed": 7}}), "child")
+    assert {rule for rule, owner in found.items() if owner == "child"} == set(owned.split())
+
+
+def test_blocks_cover_every_shard_once_and_stay_within_a_repetition():
+    experiments = Experiments(resolved())
+    assert experiments.blocks("base", "pairs") == [(0, 2), (3, 3)]
+    assert experiments.blocks("base", "sample") == [(0, 0), (1, 1), (2, 2), (3, 3)]
+
+
+def test_block_spec_differs_from_the_shared_one_only_in_its_place():
+    experiments = Experiments(resolved())
+    shared, one = experiments.spec("base", "pairs"), experiments.spec("base", "pairs", (3, 3))
+    assert one == {**shared, "first": 3, "last": 3} and "num_pairs" not in one
+
+
+def test_missing_section_is_named():
+    experiments = Experiments(config.resolve({"experiments": {"start": {"dataset": {"kind": "digits"}}}}, SCHEMA))
+    with pytest.raises(config.ConfigError, match='"start" has no section "sample"'):
+        experiments.owner("start", "evaluate")
+
+
+def test_every_stage_takes_exactly_the_keys_of_its_spec():
+    """Held against the signatures of the stages, so that neither side changes alone."""
+    import importlib
+    import inspect
+
+    from dmd.stages import stage
+
+    found = config.load(ROOT / "config.yaml", ROOT / "workflow" / "schemas" / "config.schema.yaml")
+    experiments = Experiments(found)
+    modules = {"pairs_manifest": "manifest", "samples_manifest": "manifest"}
+    rules = ("teacher", "reference", "pairs", "sample", "features", "evaluate", "pictures", *modules)
+    for experiment in ("digits", "toy2d"):
+        for rule in rules:
+            run = importlib.import_module(f"dmd.stages.{modules.get(rule, rule)}").run
+            numbers = {
+                name: parameter
+                for name, parameter in inspect.signature(run, eval_str=True).parameters.items()
+                if not stage._is_path(parameter.annotation)
+            }
+            block = (0, 0) if rule in ("pairs", "sample") else None
+            stage._check_spec(experiments.spec(experiment, rule, block), numbers)

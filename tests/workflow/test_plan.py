@@ -1,0 +1,50 @@
+"""Plan and prune, on the small experiment that was run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.workflow.conftest import REPOSITORY, SMALL, write_config
+
+SCRIPTS = REPOSITORY / "workflow" / "scripts"
+
+
+def script(name: str, folder: Path, *words: str) -> str:
+    command = [sys.executable, str(SCRIPTS / name), *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def test_plan_counts_jobs_and_calls(tmp_path: Path):
+    write_config(tmp_path, SMALL)
+    rows = {line.split()[0]: line.split() for line in script("plan.py", tmp_path, "small").splitlines()}
+    assert rows["pairs"][1:3] == ["1", "24"]  # 8 pairs, Heun with 2 steps: 3 calls
+    assert rows["sample"][1:3] == ["1", "32"]
+    assert rows["all"][1:3] == ["8", "56"]
+
+
+def test_plan_of_a_finished_experiment_is_empty(finished: Path):
+    assert script("plan.py", finished, "small") == "Nothing is to be done.\n"
+
+
+def test_plan_learns_its_rates_from_finished_jobs(finished: Path):
+    row = next(line for line in script("plan.py", finished, "small-seed1").splitlines() if line.startswith("all"))
+    assert ">=" not in row and float(row.split()[3]) >= 0
+
+
+def test_prune_keeps_a_whole_result(finished: Path):
+    assert script("prune.py", finished).startswith("0 files")
+
+
+def test_prune_removes_what_no_experiment_owns_and_only_that(finished: Path):
+    before = {path for path in (finished / "results").rglob("*") if path.is_file()}
+    stray = [
+        finished / "results" / name
+        for name in ("gone/fid.json", "small/pairs/00099.tar", "small/pairs/.00099.tar.json")
+    ]
+    for path in stray:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    assert script("prune.py", finished).splitlines()[:3] == sorted(str(path.relative_to(finished)) for path in stray)
+    assert all(path.exists() for path in stray)
+    script("prune.py", finished, "--delete")
+    assert {path for path in (finished / "results").rglob("*") if path.is_file()} == before

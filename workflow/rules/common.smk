@@ -1,0 +1,218 @@
+# Look-up of specs and paths; nothing else. Rules call these with the name of a rule.
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from snakemake_interface_executor_plugins.settings import DeploymentMethod
+
+from dmd.artifacts.files import canonical_json
+from dmd.config import ConfigError, read_yaml, resolve
+from dmd.experiments import METRICS, Experiments
+from dmd.versions import VERSIONS
+
+ROOT = Path(workflow.basedir)
+
+
+def refuse(message):
+    """Ends with one message; an exception would reach the user wrapped in Snakemake's traceback."""
+    sys.exit(f"error: {message}")
+
+
+def settings():
+    """The whole configuration, merged and checked."""
+    try:
+        return resolve(config, read_yaml(ROOT / "workflow" / "schemas" / "config.schema.yaml"))
+    except ConfigError as error:
+        refuse(f"the configuration cannot be used\n{error}")
+
+
+SETTINGS = settings()
+EXPERIMENTS = Experiments(SETTINGS)
+
+
+def prefix():
+    """Shell prelude: the python that runs Snakemake comes first, unless conda provides one; `dmd` can be imported."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    lines = ["set -euo pipefail", f"export PYTHONPATH={shlex.quote(os.pathsep.join(paths))}"]
+    if DeploymentMethod.CONDA not in workflow.deployment_settings.deployment_method:
+        lines.append(f'export PATH={shlex.quote(os.path.dirname(sys.executable))}:"$PATH"')
+    return "; ".join(lines).replace("{", "{{").replace("}", "}}") + "; "
+
+
+def owned(rule):
+    """No file; stops unless the experiment exists, has what `rule` needs, and owns its artifact."""
+
+    def check(wildcards):
+        try:
+            owner = EXPERIMENTS.owner(wildcards.experiment, rule)
+        except ConfigError as error:
+            refuse(error)
+        if owner != wildcards.experiment:
+            path = EXPERIMENTS.path(wildcards.experiment, rule, block(wildcards) or (0, 0))
+            refuse(f'"{wildcards.experiment}" shares this artifact with "{owner}": ask for results/{path}')
+        return []
+
+    return check
+
+
+def block(wildcards):
+    """First and last shard of a job, None where the rule makes no shards."""
+    return (int(wildcards.first), int(wildcards.last)) if "first" in wildcards.keys() else None
+
+
+def spec(rule):
+    """The numbers of a job as canonical JSON: one string, so that any change of it reruns the job and only that."""
+    return lambda wildcards: canonical_json(EXPERIMENTS.spec(wildcards.experiment, rule, block(wildcards)))
+
+
+def artifact(rule):
+    """Path of the artifact of `rule` that an experiment uses, its own or its ancestor's."""
+    return lambda wildcards: f"results/{EXPERIMENTS.path(wildcards.experiment, rule)}"
+
+
+def block_of(rule):
+    """Path of the block that has the shards of this job."""
+    return lambda wildcards: f"results/{EXPERIMENTS.path(wildcards.experiment, rule, block(wildcards))}"
+
+
+def blocks(rule):
+    """Paths of all blocks of `rule`."""
+    return lambda wildcards: [
+        f"results/{EXPERIMENTS.path(wildcards.experiment, rule, each)}"
+        for each in EXPERIMENTS.blocks(wildcards.experiment, rule)
+    ]
+
+
+def sampled(wildcards):
+    """The denoiser that the samples come from: teacher or generator."""
+    source = EXPERIMENTS.section(wildcards.experiment, "sample")["from"]
+    return artifact("teacher" if source == "teacher" else "distill")(wildcards)
+
+
+def start(wildcards):
+    """The teacher file that initialises generator and fake denoiser, where it is not the teacher."""
+    name = EXPERIMENTS.section(wildcards.experiment, "distill")["start"]
+    return f"results/{EXPERIMENTS.path(name, 'teacher')}" if name else []
+
+
+def given(section, key):
+    """A file that the config names under `section.key`, or nothing."""
+
+    def look_up(wildcards):
+        entry = EXPERIMENTS.section(wildcards.experiment, section)[key]
+        if "file" in entry and not os.path.exists(entry["file"]):
+            refuse(
+                f"{wildcards.experiment}.{section}.{key}.file: {entry['file']} is missing; "
+                f"put the file with sha256 {entry['sha256']} there"
+            )
+        return entry.get("file", [])
+
+    return look_up
+
+
+def dataset(wildcards):
+    """Folders and label file of a dataset of images: a file that is added, removed or replaced changes its folder."""
+    entry = EXPERIMENTS.section(wildcards.experiment, "dataset")
+    if entry["kind"] != "images":
+        return []
+    if not os.path.isdir(entry["folder"]):
+        refuse(f"{wildcards.experiment}.dataset.folder: {entry['folder']} is not a folder")
+    files = [entry["labels"]] if entry["labels"].endswith(".csv") else []
+    return files + sorted(folder for folder, _, _ in os.walk(entry["folder"]))
+
+
+def flag(name):
+    """`--name FILE` where the input `name` is a file, nothing where it is not."""
+    return lambda wildcards, input: f"--{name} {shlex.quote(input[name])}" if input.get(name) else ""
+
+
+def gpus(wildcards):
+    """GPUs of a job: an experiment with `device: cpu` asks for none."""
+    return int(EXPERIMENTS.whole(wildcards.experiment)["device"] != "cpu")
+
+
+def cores(wildcards):
+    """Threads of torch, from the config: their number changes bytes."""
+    return EXPERIMENTS.whole(wildcards.experiment)["threads"]
+
+
+def memory(megabytes):
+    """Megabytes, growing with each attempt."""
+    return lambda wildcards, attempt: megabytes * attempt
+
+
+def scores(metric):
+    """The metric files of each experiment of a table, in its order."""
+    return lambda wildcards: [
+        f"results/{name}/{metric}.json"
+        for row in SETTINGS["tables"][wildcards.table]["rows"]
+        for name in row["experiments"]
+    ]
+
+
+def table_spec(wildcards):
+    """Rows of a table, and the published ones to print beside them."""
+    table = SETTINGS["tables"][wildcards.table]
+    paper = read_yaml(ROOT / "workflow" / "resources" / "paper.yaml").get(table["paper"])
+    return canonical_json({**table, "paper": paper})
+
+
+def points(wildcards):
+    """Every point of a chart, a list of experiments, in order."""
+    return [point for series in SETTINGS["charts"][wildcards.chart]["series"] for point in series["points"]]
+
+
+def chart_inputs(wildcards):
+    """Scores of every experiment of a chart; for Figure 3 the classes, and the samples of each panel."""
+    kind, names = SETTINGS["charts"][wildcards.chart]["kind"], sum(points(wildcards), [])
+    if kind != "figure3":
+        return [f"results/{name}/fid.json" for name in names]
+    panels = [EXPERIMENTS.path(point[0], "samples_manifest") for point in points(wildcards)]
+    return [f"results/{name}/classes.json" for name in names] + [f"results/{path}" for path in panels]
+
+
+def chart_spec(wildcards):
+    """Kind, title and series of a chart, and what its kind needs besides."""
+    chart = dict(SETTINGS["charts"][wildcards.chart])
+    if chart["kind"] == "pairs":
+        chart["series"] = [
+            {**series, "x": [num_pairs(point[0]) for point in series["points"]]} for series in chart["series"]
+        ]
+    if chart["kind"] == "figure3":
+        chart["dataset"] = EXPERIMENTS.section(points(wildcards)[0][0], "dataset")
+    return canonical_json(chart)
+
+
+def num_pairs(experiment):
+    """Pairs that an experiment distills with."""
+    return EXPERIMENTS.section(experiment, "pairs")["num_pairs"]
+
+
+def training_log(wildcards):
+    """The table of the training that made the generator."""
+    return f"results/{EXPERIMENTS.owner(wildcards.experiment, 'distill')}/distill/log.parquet"
+
+
+def named(group):
+    """Table, charts and pictures of a group: `demo` has demo.md, demo-*.png and pictures of each row's first seed."""
+    charts = [chart for chart in SETTINGS["charts"] if chart.startswith(f"{group}-")]
+    rows = SETTINGS["tables"][group]["rows"]
+    experiments = [row["experiments"][0] for row in rows]
+    distilled = {EXPERIMENTS.owner(name, "pictures") for name in experiments if EXPERIMENTS.distilled(name)}
+    return [
+        f"results/tables/{group}.md",
+        *(f"results/tables/{chart}.png" for chart in charts),
+        *(f"results/{name}/pictures/grid.png" for name in sorted(distilled)),
+    ]
+
+
+shell.prefix(prefix())
+
+
+wildcard_constraints:
+    experiment="[a-z0-9][a-z0-9-]*",
+    table="[a-z0-9][a-z0-9-]*",
+    chart="[a-z0-9][a-z0-9-]*",
+    first=r"\d{5}",
+    last=r"\d{5}",

@@ -1,0 +1,70 @@
+# Algorithm 1: teacher and pairs become a one-step generator.
+rule distill:
+    input:
+        owned("distill"),
+        teacher=artifact("teacher"),
+        manifest=artifact("pairs_manifest"),
+        start=start,
+        lpips=given("distill", "regression_distance"),
+    output:
+        generator="results/{experiment}/distill/generator.safetensors",
+        table="results/{experiment}/distill/log.parquet",
+    log:
+        "results/{experiment}/logs/distill.log",
+    benchmark:
+        "results/{experiment}/benchmarks/distill.tsv"
+    conda:
+        "../../envs/dmd.yaml"
+    threads: cores
+    resources:
+        gpu=gpus,
+        mem_mb=memory(4000),
+        runtime=1440,
+    params:
+        start=flag("start"),
+        lpips=flag("lpips"),
+        spec=spec("distill"),
+        version=VERSIONS["distill"],
+    shell:
+        "python -m dmd.stages.distill --teacher {input.teacher} --manifest {input.manifest} "
+        "{params.start} {params.lpips} --output {output.generator} --table {output.table} "
+        "--spec {params.spec:q} --log {log}"
+
+
+# Teacher and generator from the same noise, and the curves of the training.
+rule pictures:
+    input:
+        owned("pictures"),
+        teacher=artifact("teacher"),
+        generator=artifact("distill"),
+        table=training_log,
+    output:
+        grid=report(
+            "results/{experiment}/pictures/grid.png",
+            caption="../report/grid.rst",
+            category="pictures",
+            subcategory="{experiment}",
+        ),
+        training=report(
+            "results/{experiment}/pictures/training.png",
+            caption="../report/training.rst",
+            category="pictures",
+            subcategory="{experiment}",
+        ),
+    log:
+        "results/{experiment}/logs/pictures.log",
+    benchmark:
+        "results/{experiment}/benchmarks/pictures.tsv"
+    conda:
+        "../../envs/dmd.yaml"
+    threads: cores
+    resources:
+        gpu=gpus,
+        mem_mb=memory(2000),
+        runtime=60,
+    params:
+        spec=spec("pictures"),
+        version=VERSIONS["pictures"],
+    shell:
+        "python -m dmd.stages.pictures --teacher {input.teacher} --generator {input.generator} --table {input.table} "
+        "--grid {output.grid} --training {output.training} --spec {params.spec:q} --log {log}"

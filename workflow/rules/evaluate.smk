@@ -1,0 +1,59 @@
+# Features, moments and predicted classes of one block of samples.
+rule features:
+    input:
+        owned("features"),
+        block=block_of("sample"),
+        reference=artifact("reference"),
+        network=given("reference", "features"),
+    output:
+        "results/{experiment}/features/{first}-{last}.safetensors",
+    log:
+        "results/{experiment}/logs/features-{first}-{last}.log",
+    benchmark:
+        "results/{experiment}/benchmarks/features-{first}-{last}.tsv"
+    conda:
+        "../../envs/dmd.yaml"
+    threads: cores
+    resources:
+        gpu=gpus,
+        mem_mb=memory(2000),
+        runtime=120,
+    params:
+        network=flag("network"),
+        spec=spec("features"),
+        version=VERSIONS["features"],
+    shell:
+        "python -m dmd.stages.features --block {input.block} --reference {input.reference} {params.network} "
+        "--output {output} --spec {params.spec:q} --log {log}"
+
+
+# Every metric of one experiment, from the features alone.
+rule evaluate:
+    input:
+        owned("evaluate"),
+        reference=artifact("reference"),
+        features=blocks("features"),
+    output:
+        fid="results/{experiment}/fid.json",
+        kid="results/{experiment}/kid.json",
+        prdc="results/{experiment}/prdc.json",
+        classes="results/{experiment}/classes.json",
+        memorisation="results/{experiment}/memorisation.json",
+    log:
+        "results/{experiment}/logs/evaluate.log",
+    benchmark:
+        "results/{experiment}/benchmarks/evaluate.tsv"
+    conda:
+        "../../envs/dmd.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=memory(2000),
+        runtime=60,
+    params:
+        spec=spec("evaluate"),
+        version=VERSIONS["evaluate"],
+    shell:
+        "python -m dmd.stages.evaluate --reference {input.reference} --features {input.features} "
+        "--fid {output.fid} --kid {output.kid} --prdc {output.prdc} --classes {output.classes} "
+        "--memorisation {output.memorisation} --spec {params.spec:q} --log {log}"

@@ -1,0 +1,48 @@
+# A block of shards of (noise, label, image), the image being the end of the teacher's ODE. The tars lie beside.
+rule pairs:
+    input:
+        owned("pairs"),
+        teacher=artifact("teacher"),
+    output:
+        "results/{experiment}/pairs/blocks/{first}-{last}.parquet",
+    log:
+        "results/{experiment}/logs/pairs-{first}-{last}.log",
+    benchmark:
+        "results/{experiment}/benchmarks/pairs-{first}-{last}.tsv"
+    conda:
+        "../../envs/dmd.yaml"
+    threads: cores
+    resources:
+        gpu=gpus,
+        mem_mb=memory(2000),
+        runtime=240,
+    params:
+        spec=spec("pairs"),
+        version=VERSIONS["pairs"],
+    shell:
+        "python -m dmd.stages.pairs --teacher {input.teacher} --output {output} --spec {params.spec:q} --log {log}"
+
+
+# One table over all pairs, after hashing every shard again.
+rule pairs_manifest:
+    input:
+        owned("pairs_manifest"),
+        blocks("pairs"),
+    output:
+        "results/{experiment}/pairs/manifest.parquet",
+    log:
+        "results/{experiment}/logs/pairs_manifest.log",
+    benchmark:
+        "results/{experiment}/benchmarks/pairs_manifest.tsv"
+    conda:
+        "../../envs/dmd.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=memory(2000),
+        runtime=60,
+    params:
+        spec=spec("pairs_manifest"),
+        version=VERSIONS["manifest"],
+    shell:
+        "python -m dmd.stages.manifest --blocks {input} --output {output} --spec {params.spec:q} --log {log}"

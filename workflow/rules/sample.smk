@@ -1,0 +1,48 @@
+# A block of shards of images from the generator or the teacher. The tars lie beside.
+rule sample:
+    input:
+        owned("sample"),
+        denoiser=sampled,
+    output:
+        "results/{experiment}/samples/blocks/{first}-{last}.parquet",
+    log:
+        "results/{experiment}/logs/sample-{first}-{last}.log",
+    benchmark:
+        "results/{experiment}/benchmarks/sample-{first}-{last}.tsv"
+    conda:
+        "../../envs/dmd.yaml"
+    threads: cores
+    resources:
+        gpu=gpus,
+        mem_mb=memory(2000),
+        runtime=240,
+    params:
+        spec=spec("sample"),
+        version=VERSIONS["sample"],
+    shell:
+        "python -m dmd.stages.sample --denoiser {input.denoiser} --output {output} --spec {params.spec:q} --log {log}"
+
+
+# One table over all samples, after hashing every shard again.
+rule samples_manifest:
+    input:
+        owned("samples_manifest"),
+        blocks("sample"),
+    output:
+        "results/{experiment}/samples/manifest.parquet",
+    log:
+        "results/{experiment}/logs/samples_manifest.log",
+    benchmark:
+        "results/{experiment}/benchmarks/samples_manifest.tsv"
+    conda:
+        "../../envs/dmd.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=memory(2000),
+        runtime=60,
+    params:
+        spec=spec("samples_manifest"),
+        version=VERSIONS["manifest"],
+    shell:
+        "python -m dmd.stages.manifest --blocks {input} --output {output} --spec {params.spec:q} --log {log}"

@@ -1,0 +1,50 @@
+localrules:
+    tables,
+    charts,
+
+
+# Our rows, mean and spread over seeds, and the paper's beside them.
+rule tables:
+    input:
+        scores=scores("fid"),
+        classes=scores("classes"),
+    output:
+        markdown=report("results/tables/{table}.md", caption="../report/table.rst", category="tables"),
+        csv="results/tables/{table}.csv",
+    log:
+        "results/logs/tables-{table}.log",
+    conda:
+        "../../envs/dmd.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=memory(1000),
+        runtime=10,
+    params:
+        spec=table_spec,
+        version=VERSIONS["tables"],
+    shell:
+        "python -m dmd.stages.tables --scores {input.scores} --classes {input.classes} "
+        "--markdown {output.markdown} --csv {output.csv} --spec {params.spec:q} --log {log}"
+
+
+# Distance against calls or pairs, and the paper's Figure 3.
+rule charts:
+    input:
+        chart_inputs,
+    output:
+        report("results/tables/{chart}.png", caption="../report/chart.rst", category="charts"),
+    log:
+        "results/logs/charts-{chart}.log",
+    conda:
+        "../../envs/dmd.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=memory(1000),
+        runtime=10,
+    params:
+        spec=chart_spec,
+        version=VERSIONS["charts"],
+    shell:
+        "python -m dmd.stages.charts --inputs {input} --output {output} --spec {params.spec:q} --log {log}"

@@ -1,0 +1,108 @@
+"""Lists, or with --delete removes, what lies in results/ and no experiment owns.
+
+Such files are left behind by an experiment that was removed or renamed, by fewer pairs or samples than before, or by
+a change that made two experiments share an artifact.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from dmd.config import ConfigError, Json, load  # noqa: E402
+from dmd.experiments import BLOCK_RULES, FILES, METRICS, Experiments  # noqa: E402
+
+BESIDE = {"distill": "distill/log.parquet", "pictures": "pictures/training.png"}
+SCRATCH = ("checkpoints", "grids")
+TARS = {"pairs": "pairs", "sample": "samples"}
+
+
+def main() -> None:
+    """Command line: see the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--delete", action="store_true", help="remove them")
+    parsed = parser.parse_args()
+    try:
+        config = load(Path("config.yaml"), ROOT / "workflow" / "schemas" / "config.schema.yaml")
+        found = unowned(Path("results"), config)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    size = sum(path.lstat().st_size for path in found)
+    for path in found:
+        print(path)
+        if parsed.delete:
+            path.unlink()
+    if parsed.delete:
+        remove_empty_folders(Path("results"))
+    verb = "removed" if parsed.delete else "that no experiment owns (make prune DELETE=1 removes them)"
+    print(f"{len(found)} files, {size / 2**20:.1f} MiB, {verb}")
+
+
+def unowned(results: Path, config: Json) -> list[Path]:
+    """Files below `results` that neither are an artifact of an experiment nor belong to one."""
+    experiments = Experiments(config)
+    owned = {"README.md", "report.html", *shared_files(config)}
+    scratch: set[str] = set()
+    for experiment in experiments.merged:
+        for rule in FILES:
+            try:
+                owner = experiments.owner(experiment, rule)
+            except ConfigError:
+                continue  # the experiment has no such stage
+            owned.update(files_of(experiments, experiment, rule, owner))
+            scratch.update(f"{owner}/distill/{name}" for name in SCRATCH if rule == "distill")
+    return [
+        path
+        for path in sorted(results.rglob("*"))
+        if not path.is_dir() and not is_owned(path.relative_to(results), owned, scratch)
+    ]
+
+
+def files_of(experiments: Experiments, experiment: str, rule: str, owner: str) -> Iterator[str]:
+    """Artifacts, tars, logs and benchmarks of one rule of one experiment."""
+    jobs = [rule]
+    yield experiments.path(experiment, rule)
+    if rule in BLOCK_RULES:
+        blocks = experiments.blocks(experiment, rule)
+        jobs = [f"{rule}-{first:05d}-{last:05d}" for first, last in blocks]
+        yield from (experiments.path(experiment, rule, block) for block in blocks)
+        if rule in TARS:
+            yield from (f"{owner}/{TARS[rule]}/{shard:05d}.tar" for shard in range(blocks[-1][1] + 1))
+    if rule in BESIDE:
+        yield f"{owner}/{BESIDE[rule]}"
+    if rule == "evaluate":
+        yield from (f"{owner}/{metric}.json" for metric in METRICS)
+    for job in jobs:
+        yield from (f"{owner}/logs/{job}.log", f"{owner}/benchmarks/{job}.tsv")
+
+
+def shared_files(config: Json) -> Iterator[str]:
+    """Tables and charts."""
+    for name in config["tables"]:
+        yield from (f"tables/{name}.md", f"tables/{name}.csv", f"logs/tables-{name}.log")
+    for name in config["charts"]:
+        yield from (f"tables/{name}.png", f"logs/charts-{name}.log")
+
+
+def is_owned(path: Path, owned: set[str], scratch: set[str]) -> bool:
+    """Whether a file is an artifact, the record or lock of one, or lies in a scratch folder."""
+    if str(path) in owned or any(str(parent) in scratch for parent in path.parents):
+        return True
+    hidden = path.name.startswith(".") and path.suffix in (".json", ".lock")
+    return hidden and str(path.with_name(path.name[1:].removesuffix(path.suffix))) in owned
+
+
+def remove_empty_folders(results: Path) -> None:
+    """Removes folders below `results` that hold nothing any more."""
+    for folder in sorted((path for path in results.rglob("*") if path.is_dir()), reverse=True):
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+if __name__ == "__main__":
+    main()
