@@ -7,9 +7,10 @@ path. A block file counts the tars it lists among its inputs.
 import contextlib
 import fcntl
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from dmd.artifacts import files
 from dmd.versions import VERSIONS
@@ -88,12 +89,22 @@ def exclusive(path: Path) -> Iterator[None]:
     """Refuses a second writer of `path`; the lock falls with its process, however that ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
-    with open(lock, "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"another process is writing {path}: wait for it or stop it") from error
+    with _locked(path, lock):
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _locked(path: Path, lock: Path) -> TextIO:
+    while True:
+        stream = open(lock, "a")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            stream.close()
+            raise ValueError(f"another process is writing {path}: wait for it or stop it") from error
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(stream.fileno()).st_ino == lock.stat().st_ino:
+                return stream
+        stream.close()  # its last holder removed the file between our open and our lock

@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import mmap
+import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from webdataset.writer import TarWriter
 from dmd.artifacts import files
 
 BLOCK_SIZE = 512  # tar's unit
+COPY_SIZE = 1 << 20  # bytes of a member written at once
 RECORD_KEY = "__meta__/record"
 
 Item = dict[str, np.ndarray]  # field -> array: image, label, and noise in pairs
@@ -46,6 +48,8 @@ class _Member(NamedTuple):
 def write(path: Path, items: Iterable[tuple[int, Item]], record: Mapping[str, Any]) -> None:
     """Writes (global index, fields) to exactly `path`, members `{index:08d}.{field}.npy` sorted by field."""
     with open(path, "wb") as stream, TarWriter(stream, encoder=False, mtime=0) as writer:
+        # the same bytes as TarWriter's own stream, which looks for PAX headers and copies in pieces of 10 kB
+        writer.tarstream = tarfile.TarFile(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=COPY_SIZE)
         writer.write({"__key__": RECORD_KEY, "json": files.canonical_json(record).encode()})
         for index, fields in items:
             members = {f"{name}.npy": _to_npy(array) for name, array in fields.items()}

@@ -29,6 +29,9 @@ def plan(numbers: Numbers) -> tuple[list[Phase], list[str]]:
 
     A phase scales the section's weights, so `regression_weight: 0.0` means off in all phases. A phase of the
     fake denoiser alone is skipped where no phase uses the fake score.
+
+    Raises:
+        ValueError: shared noise in a matching phase without fake updates.
     """
     phases: list[Phase] = []
     skipped = []
@@ -41,6 +44,8 @@ def plan(numbers: Numbers) -> tuple[list[Phase], list[str]]:
         if (both and not (matching or regression)) or (not both and not uses_fake):
             skipped.append(f"phase {number} skipped: no loss is left in it")
             continue
+        if matching and numbers["shared_noise"] and not phase["fake_updates"]:
+            raise ValueError(f"phase {number}: shared_noise needs fake_updates of at least 1, or its gradient is lost")
         phases.append(Phase(phase, first, phase["updates"], both, matching, regression, pairs))
         first += phase["updates"]
         pairs += phase["updates"] * numbers["regression_batch_size"] * regression

@@ -12,7 +12,7 @@ from dmd.diffusion.noise import seeded_noise
 from dmd.diffusion.solver import solve
 from dmd.stages import loading, stage
 
-PLACE_KEYS = ("first", "last")  # say which shards, not what is in them
+PLACE_KEYS = ("first", "last", "num_samples")  # say which shards and how many, not what is in them
 
 
 def draw_block(

@@ -1,0 +1,73 @@
+"""Tables of items: round trip, same bytes, shards by row."""
+
+import math
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dmd.artifacts import manifest
+
+METADATA = {"stage": "manifest", "facts": {"shape": [1, 8, 8], "sigma": 80.0}}
+
+
+def table(sizes: tuple[int, ...] = (3, 2)) -> pa.Table:
+    shard = [number for number, size in enumerate(sizes) for _ in range(size)]
+    columns = {
+        "key": [f"{index:08d}" for index in range(len(shard))],
+        "shard": [f"../{number:05d}.tar" for number in shard],
+        "index": list(range(len(shard))),
+        "label": [-1] * len(shard),
+        "seed": [2**31 + index for index in range(len(shard))],
+        "offset": [1024 * index for index in range(len(shard))],
+        "length": [1024] * len(shard),
+        "size": [10_000 + number for number in shard],
+        "sha256": [f"digest{number}" for number in shard],
+    }
+    return pa.table(columns, schema=manifest.SCHEMA)
+
+
+def test_rows_metadata_and_shards_survive_a_round_trip(tmp_path):
+    path = tmp_path / "blocks" / "manifest.parquet"
+    path.parent.mkdir()
+    manifest.write(path, table(), METADATA)
+    found = manifest.read(path)
+    assert found.metadata == METADATA
+    assert found.table.to_pydict() == table().to_pydict()
+    assert [(shard.path, shard.size, shard.sha256, shard.first, shard.num) for shard in found.shards] == [
+        (path.parent / "../00000.tar", 10_000, "digest0", 0, 3),
+        (path.parent / "../00001.tar", 10_001, "digest1", 3, 2),
+    ]
+
+
+def test_the_same_rows_give_the_same_bytes_however_they_were_joined(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    manifest.write(whole, table(), METADATA)
+    joined = pa.concat_tables([table().slice(0, 1), table().slice(1)]).replace_schema_metadata({"x": "y"})
+    manifest.write(parts, joined, dict(reversed(METADATA.items())))
+    assert whole.read_bytes() == parts.read_bytes()
+
+
+def test_any_table_of_numbers_survives_with_its_not_a_numbers(tmp_path):
+    path = tmp_path / "log.parquet"
+    manifest.write(path, pa.table({"update": [0, 1], "loss": [0.5, math.nan]}), {})
+    found, metadata = manifest.read_table(path)
+    assert metadata == {} and found["update"].to_pylist() == [0, 1] and math.isnan(found["loss"][1].as_py())
+
+
+def test_a_missing_truncated_or_foreign_table_is_named(tmp_path):
+    path = tmp_path / "manifest.parquet"
+    with pytest.raises(ValueError, match=f"{path} cannot be read"):
+        manifest.read(path)
+    manifest.write(path, table(), METADATA)
+    content = path.read_bytes()
+    for size in (0, 10, len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises(ValueError, match=f"{path} cannot be read"):
+            manifest.read(path)
+    pq.write_table(table(), path)
+    with pytest.raises(ValueError, match=f"{path} has no 'dmd' metadata"):
+        manifest.read(path)
+    manifest.write(path, pa.table({"update": [0]}), {})
+    with pytest.raises(ValueError, match=r"has columns \['update'\]"):
+        manifest.read(path)

@@ -1,0 +1,248 @@
+"""Stage distill: same bytes from nothing, after kills and from checkpoints; clear refusals."""
+
+import json
+import logging
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dmd.artifacts import manifest as manifests
+from dmd.artifacts import record, tensors
+from dmd.stages import distill, loading, teacher
+
+NAMES = ("generator.safetensors", "log.parquet")
+UPDATES = 16
+
+
+def digests(folder: Path) -> list[str]:
+    return [record.check(folder / name) for name in NAMES]
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.stem for path in (folder / "checkpoints").glob("[0-9]*.safetensors"))
+
+
+@pytest.fixture
+def run(teacher_file, manifest_file, distill_numbers, caplog):
+    """Distils into a folder, with some inputs or numbers changed."""
+    caplog.set_level(logging.INFO, logger="dmd")
+
+    def distilled(folder: Path, **changed) -> Path:
+        given = {"teacher": teacher_file, "manifest": manifest_file, **distill_numbers, **changed}
+        distill.run(output=folder / NAMES[0], table=folder / NAMES[1], **given)
+        return folder
+
+    return distilled
+
+
+@pytest.fixture
+def stopped(run):
+    """Stops a run after one update, as a crash would: the picture of that update cannot be written."""
+
+    def stop(folder: Path, update: int, **changed) -> Path:
+        obstacle = folder / "grids" / f"{update:08d}.png"
+        obstacle.mkdir(parents=True)
+        with pytest.raises(OSError):
+            run(folder, **changed)
+        shutil.rmtree(folder / "grids")
+        return folder
+
+    return stop
+
+
+def test_generator_and_log_from_nothing_have_the_same_bytes_again(run, distilled_folder, tmp_path):
+    torch.rand(3)  # the global generator stands elsewhere
+    assert digests(run(tmp_path)) == digests(distilled_folder)
+    left = sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".json"))
+    assert left == ["generator.safetensors", "grids", "log.parquet"]  # no checkpoint, no lock
+    assert len(list((tmp_path / "grids").iterdir())) == UPDATES
+
+
+def test_generator_says_what_it_is_and_holds_both_weights(distilled_folder, teacher_file):
+    _, facts = loading.load_denoiser(teacher_file)
+    averaged, metadata = loading.load_denoiser(distilled_folder / NAMES[0])
+    raw, _ = loading.load_denoiser(distilled_folder / NAMES[0], weights="raw")
+    for key in ("network", "shape", "num_classes", "sigma_data"):
+        assert metadata[key] == facts[key]
+    assert metadata["sigma"] == 80.0 and metadata["kind"] == "generator"
+    given = torch.randn(2, 1, 8, 8) * 80, torch.full((2,), 80.0), torch.tensor([0, 1])
+    assert not torch.equal(averaged(*given), raw(*given))
+
+
+def test_log_has_a_row_per_update_with_what_its_phase_knows(distilled_folder):
+    rows = manifests.read_table(distilled_folder / NAMES[1])[0].to_pylist()
+    assert [row["update"] for row in rows] == list(range(UPDATES))
+    assert [row["phase"] for row in rows] == [0] * 4 + [1] * 3 + [2] * 9
+    fake, generator = {"fake_loss", "fake_gradient_norm"}, {"regression_loss", "generator_gradient_norm"}
+    matching = {"matching_loss", "matching_factor", "nonfinite_samples", "generated_mean", "generated_std"}
+    known = [generator, fake, generator | fake | matching]
+    for row in rows:
+        finite = {name for name, value in row.items() if math.isfinite(value) and not name.startswith("gap_bin")}
+        assert finite == known[row["phase"]] | {"update", "phase"}
+    gaps = [row[f"gap_bin{number}"] for row in rows for number in range(10)]
+    assert sum(map(math.isfinite, gaps)) > 9 and all(not gap < 0 for gap in gaps)
+
+
+def test_log_every_keeps_every_nth_row(run, distill_numbers, tmp_path):
+    numbers = {"log_every": 3, "phases": distill_numbers["phases"][:1]}
+    assert manifests.read_table(run(tmp_path, **numbers) / NAMES[1])[0]["update"].to_pylist() == [0, 3]
+
+
+def test_generator_learns_its_pairs(run, distill_numbers, tmp_path):
+    phase = distill_numbers["phases"][0] | {"updates": 70, "learning_rate_scale": 5.0}
+    run(tmp_path, phases=[phase], regression_batch_size=12, checkpoint_every=1000, grid_every=1000)
+    losses = manifests.read_table(tmp_path / NAMES[1])[0]["regression_loss"].to_pylist()
+    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+
+
+def test_a_seed_changes_the_generator(run, distilled_folder, tmp_path):
+    one, other = (
+        tensors.load(folder / NAMES[0])[0] for folder in (run(tmp_path, seed=1, grid_every=1000), distilled_folder)
+    )
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_start_initialises_the_generator(run, distill_numbers, teacher_numbers, tmp_path):
+    start = tmp_path / "start.safetensors"
+    teacher.run(output=start, **teacher_numbers | {"seed": 4})
+    still = distill_numbers["optimiser"] | {"learning_rate": 0.0, "fake_learning_rate": None}
+    run(tmp_path / "out", start=start, optimiser=still, grid_every=1000)
+    made, begun = (tensors.load(path)[0] for path in (tmp_path / "out" / NAMES[0], start))
+    names = [name for name in begun if name.startswith("ema.")]
+    assert names and all(torch.equal(made[f"raw.{name[4:]}"], begun[name]) for name in names)
+
+
+@pytest.mark.parametrize("update", [8, 14])
+def test_a_run_that_continues_has_the_same_bytes(run, stopped, distilled_folder, tmp_path, caplog, update):
+    stopped(tmp_path, update)
+    newest = (update - 1) // 3 * 3
+    assert checkpoints(tmp_path)[-1] == f"{newest:08d}" and not (tmp_path / NAMES[0]).exists()
+    assert digests(run(tmp_path)) == digests(distilled_folder)
+    assert f"continuing at update {newest} from" in caplog.text
+
+
+def test_a_run_with_shared_noise_continues_exactly(run, stopped, distill_numbers, tmp_path):
+    numbers = {"shared_noise": True, "phases": [distill_numbers["phases"][2] | {"updates": 6}]}
+    whole = digests(run(tmp_path / "whole", **numbers))
+    stopped(tmp_path / "stopped", 5, **numbers)
+    assert digests(run(tmp_path / "stopped", **numbers)) == whole
+
+
+def test_a_run_killed_at_random_updates_has_the_same_bytes(
+    run, teacher_file, manifest_file, distill_numbers, distilled_folder, tmp_path, caplog
+):
+    """kill -9 three times, each time as soon as the picture of a random update is there."""
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed of the kills: {seed}")
+    command = [sys.executable, "-m", "dmd.stages.distill", "--teacher", str(teacher_file)]
+    command += ["--manifest", str(manifest_file), "--output", str(tmp_path / NAMES[0]), "--table"]
+    command += [str(tmp_path / NAMES[1]), "--spec", json.dumps(distill_numbers)]
+    for update in sorted(random.Random(seed).sample(range(1, UPDATES), 3)):
+        shutil.rmtree(tmp_path / "grids", ignore_errors=True)
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        while process.poll() is None and not (tmp_path / "grids" / f"{update:08d}.png").exists():
+            time.sleep(0.001)
+        process.kill()
+        print(f"killed at update {update}: exit code {process.wait()}, checkpoints {checkpoints(tmp_path)}")
+    assert digests(run(tmp_path)) == digests(distilled_folder)
+    assert checkpoints(tmp_path) == [] and not list(tmp_path.rglob(".tmp*"))
+
+
+def test_a_checkpoint_of_another_spec_is_ignored_and_does_not_hide_newer_ones(
+    run, stopped, distilled_folder, tmp_path, caplog
+):
+    stopped(tmp_path, 16, seed=5)
+    assert checkpoints(tmp_path) == ["00000012", "00000015"]
+    stopped(tmp_path, 8)
+    assert "belongs to another spec" in caplog.text and "continuing" not in caplog.text
+    assert checkpoints(tmp_path) == ["00000003", "00000006"]
+    assert digests(run(tmp_path)) == digests(distilled_folder)
+    assert "continuing at update 6" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["truncated, no record", "flipped"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    run, stopped, distilled_folder, tmp_path, caplog, damage
+):
+    stopped(tmp_path, 16)
+    newest = tmp_path / "checkpoints" / "00000015.safetensors"
+    content = newest.read_bytes()
+    if damage == "flipped":
+        newest.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    else:
+        newest.write_bytes(content[: len(content) // 2])
+        record.sidecar(newest).unlink()
+    assert digests(run(tmp_path)) == digests(distilled_folder)
+    assert "ignoring checkpoint 00000015.safetensors" in caplog.text and "continuing at update 12" in caplog.text
+
+
+def test_a_full_disk_keeps_the_checkpoints(run, distilled_folder, tmp_path):
+    (tmp_path / f".tmp-{NAMES[1]}").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=f"no space left while writing {tmp_path / NAMES[1]}"):
+        run(tmp_path)
+    assert checkpoints(tmp_path) == ["00000012", "00000015"] and not (tmp_path / NAMES[0]).exists()
+    assert digests(run(tmp_path)) == digests(distilled_folder)
+
+
+def test_numbers_that_are_not_finite_stop_with_the_update_and_the_last_good_checkpoint(run, distill_numbers, tmp_path):
+    phases = distill_numbers["phases"]
+    phases[2] |= {"learning_rate_scale": 1e30}
+    with pytest.raises(ValueError, match=r"not finite at update [78]; last good checkpoint \S*00000006.safetensors"):
+        run(tmp_path, phases=phases, weighting="sigma3/alpha")
+    assert not any((tmp_path / name).exists() for name in NAMES) and checkpoints(tmp_path)[-1] == "00000006"
+    optimiser = distill_numbers["optimiser"] | {"learning_rate": 1e30}
+    with pytest.raises(ValueError, match=r"not finite at update \d; no checkpoint was written yet"):
+        run(tmp_path / "other", optimiser=optimiser, checkpoint_every=1000)
+
+
+def test_pairs_of_another_sigma_or_shape_are_refused(run, manifest_file, tmp_path):
+    with pytest.raises(ValueError, match="solved from sigma 80.0, distill.sigma is 79.5"):
+        run(tmp_path, sigma=79.5)
+    table, metadata = manifests.read_table(manifest_file)
+    metadata["facts"]["shape"] = [3, 8, 8]
+    manifests.write(tmp_path / "manifest.parquet", table, metadata)
+    with pytest.raises(ValueError, match=r"images \[1, 8, 8\].*holds \[3, 8, 8\]: they must agree"):
+        run(tmp_path, manifest=tmp_path / "manifest.parquet")
+    assert not (tmp_path / NAMES[0]).exists()
+
+
+def test_an_exact_teacher_needs_a_network_to_start_from(run, tmp_path):
+    mixture = {"kind": "gaussian-mixture", "means": [[0.0, 0.0]], "stds": [1.0], "weights": [1.0]}
+    teacher.run(output=tmp_path / "t", kind="gaussian-mixture", dataset=mixture)
+    with pytest.raises(ValueError, match="holds no network: name an experiment"):
+        run(tmp_path, teacher=tmp_path / "t")
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])
+def test_a_damaged_shard_is_named(run, manifest_file, tmp_path, damage):
+    shutil.copytree(manifest_file.parent, tmp_path / "pairs")
+    tar = tmp_path / "pairs" / "00001.tar"
+    content = tar.read_bytes()
+    tar.write_bytes(content[:-512] if damage == "truncated" else content[:700] + b"\1" + content[701:])
+    if damage == "missing":
+        tar.unlink()
+    with pytest.raises(ValueError, match="00001.tar"):
+        run(tmp_path / "out", manifest=tmp_path / "pairs" / "manifest.parquet")
+    assert not (tmp_path / "out" / NAMES[0]).exists()
+
+
+def test_lpips_needs_its_weights_and_their_digest(run, tmp_path):
+    distance = {"kind": "lpips", "file": "vgg16.pth", "sha256": "0" * 64, "pooling": "average", "size": 64}
+    with pytest.raises(ValueError, match="give --lpips"):
+        run(tmp_path, regression_distance=distance)
+    (tmp_path / "vgg16.pth").write_bytes(b"other weights")
+    with pytest.raises(ValueError, match=f"vgg16.pth has sha256 .*, config says {'0' * 64}"):
+        run(tmp_path, regression_distance=distance, lpips=tmp_path / "vgg16.pth")
+
+
+def test_a_second_writer_is_refused(run, tmp_path):
+    with record.exclusive(tmp_path / NAMES[0]), pytest.raises(ValueError, match="another process is writing"):
+        run(tmp_path)

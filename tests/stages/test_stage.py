@@ -1,0 +1,123 @@
+"""The command line of every stage: flags from paths, numbers from the spec, one line for an error."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+import pytest
+import torch
+
+from dmd.stages import stage
+
+
+class Numbers(TypedDict):
+    """Numbers of the stage below."""
+
+    weight: float
+    name: str
+
+
+@pytest.fixture(autouse=True)
+def plain_log():
+    """Takes away what `main` adds to the logger."""
+    log = logging.getLogger("dmd")
+    before, level = list(log.handlers), log.level
+    yield
+    log.handlers, log.level = before, level
+
+
+def call(monkeypatch, *words: str, error: Exception | None = None) -> dict:
+    """What `main` hands to a stage."""
+    found = {}
+
+    def run(*, teacher_file: Path, blocks: list[Path], output: Path, start: Path | None = None,
+            steps: int, seed: int = 7, **numbers: Unpack[Numbers]) -> None:  # fmt: skip
+        found.update(locals())
+        if error:
+            raise error
+
+    monkeypatch.setattr(sys, "argv", ["stage", "--teacher-file", "t", "--output", "o", *words])
+    stage.main(run)
+    return found
+
+
+def spec(**changed) -> list[str]:
+    return ["--spec", json.dumps({"steps": 3, "weight": 0.5, "name": "x"} | changed), "--blocks", "a", "b"]
+
+
+def test_paths_become_flags_and_numbers_come_from_the_spec(monkeypatch):
+    found = call(monkeypatch, *spec())
+    assert found["teacher_file"] == Path("t") and found["blocks"] == [Path("a"), Path("b")] and found["start"] is None
+    assert (found["steps"], found["seed"], found["numbers"]) == (3, 7, {"weight": 0.5, "name": "x"})
+    assert call(monkeypatch, *spec(seed=8), "--start", "s")["start"] == Path("s")
+
+
+def test_a_missing_path_is_refused_before_any_work(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "--spec", "{}")
+    assert "--blocks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--spec", "{}"], "--spec lacks name, steps, weight"),
+        (spec(stepz=3), "--spec has unknown keys stepz; known: name, seed, steps, weight"),
+        (spec(output="x"), "--spec has unknown keys output"),
+    ],
+)
+def test_missing_and_unknown_spec_keys_are_one_line_each(monkeypatch, capsys, words, message):
+    with pytest.raises(SystemExit) as stopped:
+        call(monkeypatch, *words, "--blocks", "a")
+    assert stopped.value.code == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(lines) == 1 and f"error: {message}" in lines[0]
+
+
+@pytest.mark.parametrize("error", [ValueError("this number"), OSError("that file")])
+def test_an_error_is_one_line_on_screen_and_a_traceback_in_the_log(monkeypatch, capsys, tmp_path, error):
+    log = tmp_path / "logs" / "stage.log"
+    with pytest.raises(SystemExit):
+        call(monkeypatch, *spec(), "--log", str(log), error=error)
+    screen = capsys.readouterr().err
+    assert f"error: {error}" in screen.splitlines()[-1] and "Traceback" not in screen
+    assert "Traceback" in log.read_text() and f"error: {error}" in log.read_text()
+
+
+def test_a_bug_is_not_disguised_as_a_bad_input(monkeypatch):
+    with pytest.raises(KeyError):
+        call(monkeypatch, *spec(), error=KeyError("bug"))
+
+
+def test_a_stage_of_its_own_process_ends_with_one_line_and_code_one(tmp_path):
+    damaged = tmp_path / "denoiser.safetensors"
+    damaged.write_bytes(b"nothing")
+    numbers = {"solver": {"name": "one-step"}, "first_seed": 0, "batch_size": 1, "labels": "random"}
+    numbers |= {"shard_size": 1, "first": 0, "last": 0}
+    output = tmp_path / "pairs" / "blocks" / "00000-00000.parquet"
+    command = [sys.executable, "-m", "dmd.stages.pairs", "--teacher", str(damaged), "--output", str(output)]
+    command += ["--spec", json.dumps(numbers), "--log", str(tmp_path / "log")]
+    found = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert found.returncode == 1
+    assert f"error: {damaged} cannot be read" in found.stderr.splitlines()[-1] and "Traceback" not in found.stderr
+    assert f"dmd.stages.pairs --teacher {damaged}" in (tmp_path / "log").read_text()
+    assert not [path for path in (tmp_path / "pairs").rglob("*") if path.is_file()]
+
+
+def test_progress_ends_with_all_items_counted(caplog):
+    caplog.set_level(logging.INFO, logger="dmd")
+    assert list(stage.progress("abc", total=5, unit="updates", done=2)) == ["a", "b", "c"]
+    assert caplog.messages[-1].startswith("5/5 updates") and caplog.messages[-1].endswith(" 0 s left")
+
+
+def test_device_and_threads_come_from_the_spec():
+    assert stage.choose_device("cpu") == torch.device("cpu")
+    assert stage.choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(ValueError, match="'tpu'"):
+        stage.choose_device("tpu")
+    stage.set_threads(1)
+    assert torch.get_num_threads() == 1 and torch.are_deterministic_algorithms_enabled()
