@@ -1,4 +1,4 @@
-# make demo | table2 | test | check | plan | verify | prune | report. All of them make .venv first, once.
+# make demo | table2 | test | check | bench | plan | verify | prune | report. All of them make .venv first, once.
 PYTHON ?= python3
 CORES ?= all
 EXPERIMENT ?=
@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(shell cksum < envs/requirements.txt | cut -d ' ' -f 1)
 SOURCES := dmd tests workflow/scripts $(wildcard bench)
 
-.PHONY: demo table2 test check plan verify prune report
+.PHONY: demo table2 test check bench plan verify prune report
 
 demo: $(READY)
 	$(BIN)/snakemake --cores $(CORES)
@@ -23,6 +23,10 @@ check: $(READY)
 	$(BIN)/snakefmt --check Snakefile workflow/rules
 	$(BIN)/snakemake --lint
 	$(BIN)/mypy
+
+# Stages against their parts, on an otherwise idle machine: writes bench/results/parts-cpu.json.
+bench: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.parts
 
 # make plan EXPERIMENT=digits: jobs, network calls, time and disk of what a run would make.
 plan: $(READY)

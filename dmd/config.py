@@ -133,6 +133,12 @@ def contradictions(experiment: Json) -> Iterator[str]:
             yield f"dataset: means, stds and weights differ in length: {lengths}"
     if experiment.get("teacher", {}).get("kind") == "gaussian-mixture" != dataset.get("kind"):
         yield f"teacher.kind: gaussian-mixture needs a dataset of that kind, not {dataset.get('kind')}"
+    sigma = experiment.get("distill", {}).get("sigma")
+    if pairs and sigma is not None and sigma != pairs["solver"]["sigma_max"]:
+        yield (
+            f"distill.sigma: {sigma} differs from pairs.solver.sigma_max {pairs['solver']['sigma_max']}, "
+            "but pairs teach the generator only at its own noise scale"
+        )
     levels = experiment.get("distill", {}).get("levels")
     if levels and not levels["min_index"] <= levels["max_index"] < levels["count"]:
         ends = f"{levels['min_index']}..{levels['max_index']}"

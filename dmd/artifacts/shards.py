@@ -7,6 +7,7 @@ with the manifest: WebDataset itself loses the tail of a truncated tar without a
 import functools
 import io
 import json
+import math
 import mmap
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -178,7 +179,7 @@ def _parse_npy(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
 def _from_npy(data: mmap.mmap, start: int, size: int) -> np.ndarray:
     length = 10 + int.from_bytes(data[start + 8 : start + 10], "little")
     shape, dtype = _parse_npy(data[start : start + length])
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     if length + count * dtype.itemsize != size:
         raise ValueError(f"a .npy member of {size} bytes claims {count} values of {dtype}")
     return np.frombuffer(data, dtype, count, start + length).reshape(shape)

@@ -27,7 +27,7 @@ def run(
     dataset: dict[str, Any],
     features: dict[str, Any],
     protocol: dict[str, Any],
-    floor_splits: int,
+    floor_draws: int,
     seed: int,
     num_samples: int,
     device: str = "cpu",
@@ -41,7 +41,7 @@ def run(
         network: weights of the feature network, where its kind has any; the spec's `features.sha256` pins
             them.
         protocol: {"quantise": levels or null, "resize": null}.
-        floor_splits, seed, num_samples: see `frechet.floor`.
+        floor_draws, seed, num_samples: see `frechet.floor`.
 
     Raises:
         ValueError: the weights are not the pinned file, or the protocol asks for something unknown.
@@ -50,7 +50,7 @@ def run(
         "dataset": dataset,
         "features": features,
         "protocol": protocol,
-        "floor_splits": floor_splits,
+        "floor_draws": floor_draws,
         "seed": seed,
         "num_samples": num_samples,
         "device": device,
@@ -65,7 +65,7 @@ def run(
         inputs = record.check_inputs(network=network)
         splits = {split: datasets.load(dataset, split) for split in datasets.SPLITS}
         found, moments = _measure(splits, extractor, protocol["quantise"])
-        floor = frechet.floor(found["held_out.features"], num_samples=num_samples, num_splits=floor_splits, seed=seed)
+        floor = frechet.floor(found["held_out.features"], num_samples=num_samples, num_splits=floor_draws, seed=seed)
         facts = {
             "features": {"name": extractor.name, "sha256": features.get("sha256")},
             "protocol": protocol,

@@ -126,7 +126,7 @@ def _markdown(table: Sequence[Row], title: str) -> str:
     lines += _grid(ours, "this project")
     notes = [
         "Distance: mean ± standard deviation over trainings, or over sets of samples of one; lower is better.",
-        "Floor: the distance between as many real images and the held-out ones; nothing is expected below it.",
+        "Floor: the distance between as many real images and the held-out ones; sampling noise alone.",
     ]
     if any("ratio" in row for row in ours):
         notes.append("Ratio: to the row of the same data with the most network calls.")

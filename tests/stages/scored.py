@@ -23,7 +23,7 @@ POINTS: dict[str, Any] = {"features": {"kind": "coordinates"}, "protocol": {"qua
 
 def make_reference(path: Path, **changes: Any) -> Path:
     """A reference; of 200 samples of the mixture unless told otherwise."""
-    spec = {"dataset": MIXTURE, **POINTS, "floor_splits": 5, "seed": 0, "num_samples": 200}
+    spec = {"dataset": MIXTURE, **POINTS, "floor_draws": 5, "seed": 0, "num_samples": 200}
     reference.run(output=path, **(spec | changes))
     return path
 

@@ -42,7 +42,7 @@ def test_reference_of_the_same_spec_has_the_same_bytes(tmp_path):
 def test_floor_falls_as_samples_grow(tmp_path):
     floors = []
     for num_samples in (50, 5000):
-        path = make_reference(tmp_path / f"{num_samples}.safetensors", num_samples=num_samples, floor_splits=20)
+        path = make_reference(tmp_path / f"{num_samples}.safetensors", num_samples=num_samples, floor_draws=20)
         floors.append(tensors.load_metadata(path)["floor"]["mean"])
     assert floors[1] < floors[0] / 2
 

@@ -1,8 +1,10 @@
-"""A small experiment, run once for real; tests edit its configuration and look at what a dry run would do."""
+"""A small experiment on a folder of pictures, run once for real; tests look at it, edit it, or break a copy."""
 
 import copy
+import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -13,49 +15,105 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.workflow.photos import write_photos
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SNAKEMAKE = Path(sys.executable).with_name("snakemake")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SMALL: dict[str, Any] = {
     "experiments": {
         "small": {
             "device": "cpu",
             "dataset": {
-                "kind": "gaussian-mixture",
-                "means": [[-1.0, 0.0], [1.0, 0.0]],
-                "stds": [0.2, 0.2],
-                "weights": [0.5, 0.5],
-                "num_training": 64,
-                "num_held_out": 64,
+                "kind": "images",
+                "folder": "photos",
+                "labels": "folders",
+                "resolution": 8,
+                "num_held_out": 6,
             },
             "teacher": {
                 "kind": "train",
-                "network": {"kind": "mlp", "width": 8, "layers": 1},
-                "training": {"updates": 3, "batch_size": 8, "learning_rate": 0.001},
+                "network": {"kind": "ddpmpp", "width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4]},
+                "training": {"updates": 40, "batch_size": 16, "learning_rate": 0.004, "ema_decay": 0.8},
             },
-            "reference": {"features": {"kind": "coordinates"}, "floor_splits": 2},
-            "pairs": {"num_pairs": 8, "shard_size": 4, "shards_per_job": 2, "solver": {"name": "heun", "steps": 2}},
+            "reference": {
+                "features": {"kind": "pixels", "size": 2},
+                "protocol": {"quantise": 256},
+                "floor_draws": 2,
+            },
+            "pairs": {
+                "num_pairs": 16,
+                "shard_size": 4,
+                "shards_per_job": 2,
+                "batch_size": 16,
+                "solver": {"name": "heun", "steps": 18},
+            },
             "distill": {
                 "matching_batch_size": 4,
                 "regression_batch_size": 4,
-                "optimiser": {"warmup": 1},
-                "phases": [{"updates": 3}],
+                "optimiser": {"learning_rate": 0.001, "warmup": 2, "decay": "cosine"},
+                "ema_decay": 0.9,
+                "phases": [
+                    {"updates": 20, "matching_scale": 0.0, "fake_updates": 0},
+                    {"updates": 10, "train": "fake"},
+                    {"updates": 30, "fake_updates": 2},
+                ],
+                "checkpoint_every": 5,
             },
-            "sample": {"num_samples": 32, "shard_size": 32},
+            "sample": {"num_samples": 32, "shard_size": 16, "shards_per_job": 2, "batch_size": 16},
             "evaluate": {"neighbours": 3},
         },
         "small-seed1": {"extends": "small", "distill": {"seed": 1}, "sample": {"first_seed": 1000}},
+        "small-csv": {"extends": "small", "dataset": {"labels": "photos/labels.csv"}},
     },
     "tables": {"demo": {"rows": [{"label": "small", "experiments": ["small"]}]}, "table2": {"rows": []}},
 }
 SMALL["tables"]["table2"] = copy.deepcopy(SMALL["tables"]["demo"])
 TARGET = "results/tables/demo.md"
+CSV_TEACHER = "results/small-csv/teacher/denoiser.safetensors"
+COMPARED = (".safetensors", ".tar", ".parquet", ".json", ".md", ".csv", ".png")
 
 
-def snakemake(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Runs Snakemake with the repository's rules on the configuration in `folder`."""
-    command = [str(SNAKEMAKE), "--snakefile", str(REPOSITORY / "Snakefile"), "--directory", str(folder), *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+def command(folder: Path, *words: str) -> list[str]:
+    """Snakemake with the repository's rules and profile on the configuration in `folder`."""
+    places = ["--snakefile", str(REPOSITORY / "Snakefile"), "--directory", str(folder)]
+    return [str(SNAKEMAKE), *places, "--workflow-profile", str(REPOSITORY / "profiles" / "default"), *words]
+
+
+def snakemake(folder: Path, *words: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Runs `command` and waits; `settings` are those of subprocess.run."""
+    line = command(folder, *words)
+    return subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, cwd=folder, **settings)
+
+
+def stage(folder: Path, module: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Runs a stage from its command line in `folder`."""
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}
+    line = [sys.executable, "-m", f"dmd.stages.{module}", *words]
+    return subprocess.run(line, capture_output=True, text=True, env=environment, cwd=folder)
+
+
+def make(folder: Path, *words: str) -> str:
+    """Runs Snakemake, which must succeed; all it said."""
+    answer = snakemake(folder, *words)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return answer.stdout + answer.stderr
+
+
+def jobs(output: str) -> Counter[str]:
+    """Jobs by rule that a run or a dry run names, the target's own apart."""
+    found = re.findall(r"^(?:local)?rule (\w+):$", output, re.M)
+    return Counter(rule for rule in found if rule != "all")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of every artifact and record below results/, by relative path; logs and benchmarks are left out."""
+    results = folder / "results"
+    return {
+        str(path.relative_to(results)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(results.rglob("*"))
+        if path.suffix in COMPARED and not {"logs", "benchmarks"} & set(path.parts)
+    }
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
@@ -63,14 +121,33 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 
+def edited(edits: dict[str, Any]) -> dict[str, Any]:
+    """The small configuration with other values at `section/section/key`."""
+    config = copy.deepcopy(SMALL)
+    for place, value in edits.items():
+        *path, key = place.split("/")
+        section = config
+        for name in path:
+            section = section[name]
+        section[key] = value
+    return config
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the table of `small` is made."""
+    """A folder in which the default target is made, two jobs at a time; left as it is found."""
     folder = tmp_path_factory.mktemp("finished")
     write_config(folder, SMALL)
-    answer = snakemake(folder, "--cores", "2", TARGET)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
+    write_photos(folder / "photos")
+    make(folder, "--cores", "2", "all", CSV_TEACHER)
     return folder
+
+
+@pytest.fixture
+def broken(finished: Path, tmp_path: Path) -> Path:
+    """A copy of `finished`, to be damaged."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return tmp_path
 
 
 @pytest.fixture
@@ -78,17 +155,10 @@ def planned(finished: Path) -> Callable[..., Counter[str]]:
     """Jobs by rule that a dry run lists after keys of the configuration were edited."""
 
     def plan(edits: dict[str, Any], target: str = TARGET) -> Counter[str]:
-        config = copy.deepcopy(SMALL)
-        for place, value in edits.items():
-            *path, key = place.split("/")
-            section = config
-            for name in path:
-                section = section[name]
-            section[key] = value
-        write_config(finished, config)
+        write_config(finished, edited(edits))
         answer = snakemake(finished, "--dry-run", target)
         write_config(finished, SMALL)
         assert answer.returncode == 0, answer.stdout + answer.stderr
-        return Counter(re.findall(r"^(?:local)?rule (\w+):$", answer.stdout + answer.stderr, re.M))
+        return jobs(answer.stdout + answer.stderr)
 
     return plan

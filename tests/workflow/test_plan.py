@@ -16,10 +16,11 @@ def script(name: str, folder: Path, *words: str) -> str:
 
 def test_plan_counts_jobs_and_calls(tmp_path: Path):
     write_config(tmp_path, SMALL)
+    (tmp_path / "photos").mkdir()
     rows = {line.split()[0]: line.split() for line in script("plan.py", tmp_path, "small").splitlines()}
-    assert rows["pairs"][1:3] == ["1", "24"]  # 8 pairs, Heun with 2 steps: 3 calls
+    assert rows["pairs"][1:3] == ["2", "560"]  # 16 pairs, Heun with 18 steps: 35 calls
     assert rows["sample"][1:3] == ["1", "32"]
-    assert rows["all"][1:3] == ["8", "56"]
+    assert rows["all"][1:3] == ["9", "592"]
 
 
 def test_plan_of_a_finished_experiment_is_empty(finished: Path):

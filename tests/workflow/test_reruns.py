@@ -13,10 +13,10 @@ SMALL = "experiments/small"
 @pytest.mark.parametrize(
     ("place", "value", "jobs"),
     [
-        (f"{SMALL}/teacher/training/updates", 4, ["teacher", "pairs", *AFTER_PAIRS]),
-        (f"{SMALL}/reference/floor_splits", 3, ["reference", *AFTER_SAMPLE]),
-        (f"{SMALL}/pairs/solver/steps", 3, ["pairs", *AFTER_PAIRS]),
-        (f"{SMALL}/pairs/num_pairs", 24, ["pairs", "pairs", *AFTER_PAIRS]),
+        (f"{SMALL}/teacher/training/updates", 4, ["teacher", "pairs", "pairs", *AFTER_PAIRS]),
+        (f"{SMALL}/reference/floor_draws", 3, ["reference", *AFTER_SAMPLE]),
+        (f"{SMALL}/pairs/solver/steps", 3, ["pairs", "pairs", *AFTER_PAIRS]),
+        (f"{SMALL}/pairs/num_pairs", 32, ["pairs", "pairs", *AFTER_PAIRS]),
         (f"{SMALL}/distill/regression_weight", 0.5, ["distill", *AFTER_DISTILL]),
         (f"{SMALL}/sample/first_seed", 7, ["sample", *AFTER_SAMPLE]),
         (f"{SMALL}/sample/repetitions", 2, ["sample", *AFTER_SAMPLE]),

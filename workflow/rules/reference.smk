@@ -1,4 +1,4 @@
-# Features and moments of the real data, and the distance between halves of it.
+# Features and moments of the real data, and the floor of the distance.
 rule reference:
     input:
         owned("reference"),

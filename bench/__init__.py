@@ -1,0 +1,1 @@
+"""The stages against their parts: ratios measured in one run, on one thread."""

@@ -1,0 +1,116 @@
+"""One update of stage distill against the sum of its network passes and optimiser steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from bench import clock, setting
+from dmd.diffusion.denoiser import Denoiser
+from dmd.methods.phases import plan
+from dmd.stages import distill, loading, stage
+
+NUM_PAIRS = 256
+FAKE_FORWARD = "fake forward"  # what shared_noise saves
+
+
+def measure(folder: Path, *, repetitions: int) -> dict[str, Any]:
+    """Time of an update over the sum of its bare passes, without and with `shared_noise`.
+
+    An update is the stage's own: data read, noise drawn, both losses, both optimisers, moving average, log row.
+    """
+    stage.set_threads(setting.THREADS)
+    teacher, manifest = folder / "teacher" / "denoiser.safetensors", folder / "pairs" / "blocks" / "pairs.parquet"
+    setting.write_teacher(teacher)
+    solver = {**setting.SOLVER, "name": "euler", "steps": 1}
+    last = NUM_PAIRS // setting.BATCH_SIZE - 1
+    setting.draw_pairs(teacher, manifest, first=0, last=last, shard_size=setting.BATCH_SIZE, solver=solver)
+    own, shared = (_Updates(teacher, manifest, folder, shared_noise=shared) for shared in (False, True))
+    passes = _Passes(teacher)
+    steps, shared_steps, parts = [], [], []
+    for _ in range(repetitions + 1):
+        steps.append(clock.cost(own.next))
+        parts.append(passes.costs())
+        shared_steps.append(clock.cost(shared.next))
+    steps, shared_steps, parts = steps[1:], shared_steps[1:], parts[1:]  # the first is warm-up
+    sums = [sum(part.values(), clock.Cost(0.0, 0.0)) for part in parts]
+    shared_sums = [whole - part[FAKE_FORWARD] for whole, part in zip(sums, parts, strict=True)]
+    return {
+        "over_passes": clock.ratios(steps, sums, most=1.05),
+        "shared_noise_over_own_passes": clock.ratios(shared_steps, shared_sums, most=1.05),
+        "shared_noise_over_passes": clock.ratios(shared_steps, sums),
+        "seconds": {"cpu": clock.spread([step.cpu for step in steps])},
+        "shares_of_passes": {
+            name: clock.spread([part[name].cpu / whole.cpu for part, whole in zip(parts, sums, strict=True)])["median"]
+            for name in parts[0]
+        },
+    }
+
+
+class _Updates:
+    """Update after update of the stage."""
+
+    def __init__(self, teacher: Path, manifest: Path, folder: Path, *, shared_noise: bool) -> None:
+        numbers = setting.distill_numbers(shared_noise=shared_noise)
+        self._training = distill._Training(teacher, manifest, teacher, None, folder, numbers)
+        (self._phase,), _ = plan(numbers)
+        self._rows: list[dict[str, float]] = []
+
+    def next(self) -> None:
+        update = len(self._rows)
+        row = self._training._update(update, self._phase, self._phase.updates)
+        distill._check_finite(row, update, self._training.checkpoints)
+        self._rows.append({"update": update, "phase": 0, **row})
+
+
+class _Passes:
+    """Networks of the same weights, called as a step calls them and with nothing in between."""
+
+    def __init__(self, teacher: Path) -> None:
+        self._teacher, self._generator, self._fake = (_network(teacher) for _ in range(3))
+        numbers = setting.distill_numbers(shared_noise=False)
+        self._clip = numbers["optimiser"]["gradient_clip"]
+        self._average = AveragedModel(self._generator, multi_avg_fn=get_ema_multi_avg_fn(numbers["ema_decay"]))
+        self._optimisers = [
+            torch.optim.AdamW(network.requires_grad_(True).parameters(), lr=1.0e-6, fused=True)
+            for network in (self._generator, self._fake)
+        ]
+        self._image = torch.randn(setting.BATCH_SIZE, 3, setting.RESOLUTION, setting.RESOLUTION)
+        self._gradient = torch.randn_like(self._image) / self._image.numel()
+        self._condition = torch.zeros(setting.BATCH_SIZE)
+        self._label = torch.zeros(setting.BATCH_SIZE, dtype=torch.int64)
+
+    def costs(self) -> dict[str, clock.Cost]:
+        """Each part of one step."""
+        with clock.plain_torch():
+            return {
+                "generator forward and backward, matching": clock.cost(lambda: self._train(self._generator)),
+                "teacher forward": clock.cost(lambda: self._call(self._teacher)),
+                FAKE_FORWARD: clock.cost(lambda: self._call(self._fake)),
+                "generator forward and backward, regression": clock.cost(lambda: self._train(self._generator)),
+                "fake forward and backward": clock.cost(lambda: self._train(self._fake)),
+                "optimisers, clipping and moving average": clock.cost(self._step),
+            }
+
+    def _train(self, network: torch.nn.Module) -> None:
+        network(self._image, self._condition, self._label).backward(self._gradient)
+
+    @torch.no_grad()
+    def _call(self, network: torch.nn.Module) -> None:
+        network(self._image, self._condition, self._label)
+
+    def _step(self) -> None:
+        for network, optimiser in zip((self._generator, self._fake), self._optimisers, strict=True):
+            torch.nn.utils.clip_grad_norm_(network.parameters(), self._clip)
+            optimiser.step()
+            optimiser.zero_grad()
+        self._average.update_parameters(self._generator)
+
+
+def _network(teacher: Path) -> torch.nn.Module:
+    denoiser, _ = loading.load_denoiser(teacher)
+    assert isinstance(denoiser, Denoiser)
+    return denoiser.network

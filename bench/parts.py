@@ -1,0 +1,80 @@
+"""Stages against the sum of their parts, on one thread: python -m bench.parts [pairs] [distill] [shards].
+
+Prints every ratio with its range over interleaved repetitions. A run of all parts writes bench/results/parts-cpu.json.
+Exits 1 if a target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import distill_step, pair_stage, setting, shard_files
+
+OUTPUT = Path(__file__).parent / "results" / "parts-cpu.json"
+CLOCKS = ("cpu", "wall")
+REPETITIONS = {"pairs": 7, "distill": 7, "shards": 15}
+PARTS: dict[str, Callable[..., dict[str, Any]]] = {
+    "pairs": pair_stage.measure,
+    "distill": distill_step.measure,
+    "shards": shard_files.measure,
+}
+
+
+def main() -> None:
+    """Measures the chosen parts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all where none is named")
+    chosen = parser.parse_args().parts or list(PARTS)
+    torch.set_num_threads(setting.THREADS)
+    figures: dict[str, Any] = {}
+    for name in chosen:
+        with tempfile.TemporaryDirectory() as folder:
+            figures[name] = PARTS[name](Path(folder), repetitions=REPETITIONS[name])
+        print("\n".join(_lines(name, figures[name])), flush=True)
+    if set(chosen) == set(PARTS):
+        OUTPUT.write_text(json.dumps(_setting() | {"parts": figures}, indent=2, sort_keys=True) + "\n")
+        print(f"written to {OUTPUT.relative_to(Path.cwd()) if OUTPUT.is_relative_to(Path.cwd()) else OUTPUT.name}")
+    if any(not figure.get("met", True) for part in figures.values() for figure in part.values() if _is_figure(figure)):
+        sys.exit("a target was missed")
+
+
+def _lines(part: str, figures: dict[str, Any]) -> Iterator[str]:
+    for name, figure in figures.items():
+        if not _is_figure(figure):
+            yield f"{part:8} {name}: {figure}"
+            continue
+        measured = {clock: figure[clock] for clock in CLOCKS if clock in figure}
+        clocks = [f"{clock} {one['median']} ({one['min']} .. {one['max']})" for clock, one in measured.items()]
+        verdict = f", target {figure['target']}: {'met' if figure['met'] else 'MISSED'}" if "met" in figure else ""
+        yield f"{part:8} {name}: {', '.join(clocks)}{verdict}"
+
+
+def _is_figure(figure: Any) -> bool:
+    return isinstance(figure, dict) and "cpu" in figure
+
+
+def _setting() -> dict[str, Any]:
+    machine = f"{os.cpu_count()}-core {platform.machine().replace('_', '-')}"
+    card = "GPU not used" if torch.cuda.is_available() else "no GPU"
+    return {
+        "machine": f"{machine}, {card}, {torch.backends.cpu.get_cpu_capability()}",
+        "torch": torch.__version__,
+        "threads": setting.THREADS,
+        "repetitions": REPETITIONS,
+        "batch_size": setting.BATCH_SIZE,
+        "network": setting.NETWORK,
+    }
+
+
+if __name__ == "__main__":
+    main()

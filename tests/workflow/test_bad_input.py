@@ -1,0 +1,139 @@
+"""What a user or a file gets wrong ends with one clear message and nothing half-written."""
+
+import resource
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.workflow.conftest import SMALL, edited, snakemake, write_config
+from tests.workflow.photos import write_photo
+from tests.workflow.test_damage import alter, truncate
+
+TEACHER, GENERATOR = "teacher/denoiser.safetensors", "distill/generator.safetensors"
+DIVERGING = {"training": {"learning_rate": 1e30, "gradient_clip": 1e30}}
+EXPERIMENTS: dict[str, dict[str, Any]] = {
+    "empty": {"extends": "small", "dataset": {"folder": "empty"}},
+    "cut": {"extends": "small", "dataset": {"folder": "cut"}},
+    "oblong": {"extends": "small", "dataset": {"crop": "none"}},
+    "unlabelled": {"extends": "small", "dataset": {"folder": "unlabelled"}},
+    "diverging": {"extends": "small", "teacher": DIVERGING},
+    "diverging-distill": {"extends": "small", "distill": {"optimiser": {"learning_rate": 1e30, "warmup": 0}}},
+    "other-sigma": {"extends": "small", "distill": {"sigma": 40.0}},
+    "flipped-shard": SMALL["experiments"]["small"],
+    "cut-shard": SMALL["experiments"]["small"],
+}
+REFUSED = {  # experiment -> what is asked of it, and parts of the message
+    "empty": (TEACHER, ("empty holds no images",)),
+    "cut": (TEACHER, ("cut/dusk/00.png cannot be read as an image",)),
+    "oblong": (TEACHER, (".png is 40 x 24 pixels: not square", "dataset.crop is none")),
+    "unlabelled": (TEACHER, ("unlabelled/loose.png has no label",)),
+    "diverging": (TEACHER, ("not finite at update", "lower training.learning_rate")),
+    "diverging-distill": (GENERATOR, ("not finite at update", "checkpoint")),
+    "other-sigma": (GENERATOR, ("pairs/manifest.parquet was solved from sigma 80.0, distill.sigma is 40.0",)),
+    "flipped-shard": (GENERATOR, ("flipped-shard/pairs/00001.tar is damaged", "make verify")),
+    "cut-shard": (GENERATOR, ("cut-shard/pairs/00001.tar has ", "truncated?", "make verify")),
+}
+
+
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        ({"distill/sigmas": 80.0}, 'small.distill: unknown key "sigmas" (did you mean "sigma"?)'),
+        ({"distill/optimiser/learning_rate": "5e-5"}, "'5e-5' is a string to YAML, not a number; write 5.0e-05"),
+        ({"extends": "small-seed1"}, "extends goes in a circle: small -> small-seed1 -> small"),
+    ],
+)
+def test_configuration_is_refused_before_any_work(tmp_path: Path, edits: dict[str, Any], message: str):
+    write_config(tmp_path, edited({f"experiments/small/{place}": value for place, value in edits.items()}))
+    answer = snakemake(tmp_path, "--cores", "1", "results/small/fid.json")
+    lines = answer.stderr.splitlines()
+    assert answer.returncode != 0 and "Traceback" not in answer.stderr
+    assert sum("error: " in line for line in lines) == 1 and sum(message in line for line in lines) == 1
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("smal/fid.json", 'error: unknown experiment "smal" (did you mean "small"?)'),
+        *(
+            (
+                f"small-seed1/{artifact}",
+                f'error: "small-seed1" shares this artifact with "small": ask for results/small/{artifact}',
+            )
+            for artifact in ("pairs/manifest.parquet", "pairs/blocks/00000-00001.parquet")
+        ),
+    ],
+)
+def test_target_is_refused_with_one_message(finished: Path, target: str, message: str):
+    before = set((finished / "results").rglob("*"))
+    answer = snakemake(finished, "--cores", "1", f"results/{target}")
+    errors = [line for line in (answer.stdout + answer.stderr).splitlines() if "rror" in line]
+    assert answer.returncode != 0 and len(errors) == 1 and errors[0].startswith(message)
+    assert set((finished / "results").rglob("*")) == before
+
+
+@pytest.fixture(scope="module")
+def refused(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A copy of `finished` in which every experiment of REFUSED was asked for, and all that Snakemake said."""
+    folder = tmp_path_factory.mktemp("refused")
+    shutil.copytree(finished, folder, dirs_exist_ok=True)
+    write_config(folder, {**SMALL, "experiments": SMALL["experiments"] | EXPERIMENTS})
+    (folder / "empty").mkdir()
+    shutil.copytree(folder / "photos", folder / "cut")
+    truncate(folder / "cut/dusk/00.png")
+    shutil.copytree(folder / "photos", folder / "unlabelled")
+    write_photo(folder / "unlabelled/loose.png", [0, 0, 0], [9, 9, 9], kind="wide")
+    for name, damage in (("flipped-shard", alter), ("cut-shard", truncate)):
+        copied = folder / "results" / name
+        shutil.copytree(folder / "results/small", copied, ignore=shutil.ignore_patterns("distill", "logs"))
+        damage(copied / "pairs/00001.tar")
+    targets = [f"results/{name}/{artifact}" for name, (artifact, _) in REFUSED.items()]
+    answer = snakemake(folder, "--cores", "2", "--keep-going", *targets)
+    assert answer.returncode != 0
+    return folder, answer.stdout + answer.stderr
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_input_ends_its_stage_with_one_message(refused: tuple[Path, str], name: str):
+    folder, output = refused
+    artifact, parts = REFUSED[name]
+    log = folder / "results" / name / "logs" / f"{Path(artifact).parent}.log"
+    errors = [line for line in log.read_text().splitlines() if " error: " in line]
+    assert len(errors) == 1 and all(part in errors[0] for part in parts), errors
+    assert output.count(errors[0]) == 1 and "Traceback" not in output
+    assert not [path for path in (folder / "results" / name / Path(artifact).parent).glob("*") if path.is_file()]
+    assert not list((folder / "results").rglob(".tmp-*"))
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """Settings for a process whose results may take no more than 64 KiB: a full disk, or where that needs
+    permissions a limit on the size of files."""
+    results = tmp_path / "results"
+    results.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(results)]
+    if shutil.which("mount") and subprocess.run(mount, capture_output=True).returncode == 0:
+        yield {}
+        subprocess.run(["umount", str(results)], check=True)
+    else:
+        yield {"preexec_fn": limit_files}
+
+
+def limit_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+
+
+def test_full_disk_ends_a_stage_with_one_message(finished: Path, tmp_path: Path, full: dict[str, Any]):
+    write_config(tmp_path, SMALL)
+    shutil.copytree(finished / "photos", tmp_path / "photos")
+    answer = snakemake(tmp_path, "--cores", "1", f"results/small/{TEACHER}", **full)
+    errors = [line for line in answer.stderr.splitlines() if " error: " in line]
+    assert answer.returncode != 0 and len(errors) == 1
+    wanted = "File too large" if full else f"no space left while writing results/small/{TEACHER}"
+    assert wanted in errors[0]
+    assert not list((tmp_path / "results").rglob("*denoiser*"))
