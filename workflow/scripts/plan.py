@@ -4,8 +4,8 @@ python workflow/scripts/plan.py [EXPERIMENT]    of one experiment, or of the def
 python workflow/scripts/plan.py --record FILE   writes the rates of finished jobs, for machines that have none yet
 
 CPU time comes from the benchmarks of earlier runs in results/, else from bench/results/rates.json: seconds per
-unit of work, which is an update (teacher, distill), a network call on an image (pairs, sample), an image (features)
-or a job (all others).
+unit of work, which is an update (teacher), a pass of a network over a batch, a backward one counted double (distill),
+a network call on an image (pairs, sample), an image (features) or a job (all others).
 """
 
 from __future__ import annotations
@@ -109,8 +109,23 @@ def work(experiments: Experiments, job: Job) -> int:
     if job.rule == "teacher":
         return int(experiments.section(job.experiment, "teacher").get("training", {}).get("updates", 1))
     if job.rule == "distill":
-        return sum(int(phase["updates"]) for phase in experiments.section(job.experiment, "distill")["phases"])
+        return passes(experiments.section(job.experiment, "distill"))
     return network_calls(experiments, job) or num_images(experiments, job) or 1
+
+
+def passes(section: dict[str, Any]) -> int:
+    """Network passes of a distillation, in batches; a forward and backward pass counts 3."""
+    total = 0
+    for phase in section["phases"]:
+        both = phase["train"] == "both"
+        matching = both and bool(section["matching_weight"] * phase["matching_scale"])
+        regression = both and bool(section["regression_weight"] * phase["regression_scale"])
+        fake = section["fake_score"] and (matching or (not both and bool(section["matching_weight"])))
+        num_fake = phase["fake_updates"] if both else 1
+        again = num_fake - 1 if both else 1  # generator passes for fake updates of their own noise
+        update = 3 * regression + 4 * matching + (fake * (3 * num_fake + again) + matching * section["fake_score"])
+        total += phase["updates"] * int(update)
+    return total
 
 
 def disk(experiments: Experiments, job: Job) -> int:
@@ -177,10 +192,10 @@ def table(experiments: Experiments, jobs: list[Job], rates: Rates) -> str:
             seconds += (rate or 0.0) * (work(experiments, job) if job.experiment else 1)
             missing |= rate is None and bool(job.experiment)
         size = sum(disk(experiments, job) for job in chosen) / 2**20
-        time = f"{'>= ' if missing else ''}{seconds / 60:.1f} min"
+        time = "unknown" if missing and not seconds else f"{'>= ' if missing else ''}{seconds / 60:.1f} min"
         lines.append(f"{rule:18}{len(chosen):6}{calls:16,}{time:>12}{size:>8.1f} MiB")
     lines.append("Network calls are images times calls. CPU time is of one core; disk is that of the shards.")
-    lines.append("`>=`: no earlier run and no rate in bench/results/rates.json for some of the jobs.")
+    lines.append("unknown, >=: no earlier run and no rate in bench/results/rates.json for some of the jobs.")
     return "\n".join(lines if jobs else ["Nothing is to be done."])
 
 
