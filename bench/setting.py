@@ -92,7 +92,7 @@ def distill_numbers(*, shared_noise: bool) -> Numbers:
         "shared_noise": shared_noise,
         "optimiser": {**rate, "weight_decay": 0.01, "betas": [0.9, 0.999], "gradient_clip": 10.0},
         "ema_decay": 0.999,
-        "phases": [{**phase, "updates": 300000, "learning_rate_scale": 1.0}],
+        "phases": [{**phase, "updates": 300000, "learning_rate_scale": 1.0, "fresh_optimiser": False}],
         "seed": 0,
         "checkpoint_every": 1000,
         "grid_every": 1000,

@@ -43,6 +43,7 @@ PHASE = {
     "regression_scale": 1.0,
     "fake_updates": 1,
     "learning_rate_scale": 1.0,
+    "fresh_optimiser": False,
 }
 DISTILL = {
     "sigma": 80.0,

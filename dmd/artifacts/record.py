@@ -85,22 +85,22 @@ def publish(path: Path, *, stage: str, inputs: Inputs) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Refuses a second writer of `path`; the lock falls with its process, however that ends."""
+def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Refuses a second writer of `path`, or waits for it; the lock falls with its process, however that ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
-    with _locked(path, lock):
+    with _locked(path, lock, wait):
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
 
 
-def _locked(path: Path, lock: Path) -> TextIO:
+def _locked(path: Path, lock: Path, wait: bool) -> TextIO:
     while True:
         stream = open(lock, "a")
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             stream.close()
             raise ValueError(f"another process is writing {path}: wait for it or stop it") from error

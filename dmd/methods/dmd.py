@@ -96,7 +96,7 @@ class Distillation:
         """One optimiser step of the generator on matching and regression loss, scaled by section and phase.
 
         With `shared_noise` the fake denoiser's own first loss reuses this noised batch and its pass: its gradient
-        is left on the fake denoiser for `fake_update` to apply.
+        is left on the fake denoiser for `fake_update` to apply, and its noise levels are those of the matching range.
 
         Returns:
             The generated images of the matching batch, detached (empty if there was no matching loss), and what
@@ -106,18 +106,20 @@ class Distillation:
         row: dict[str, torch.Tensor] = {}
         matching = numbers["matching_weight"] * phase["matching_scale"]
         regression = numbers["regression_weight"] * phase["regression_scale"]
-        generated = batch.noise.new_empty(0)
+        generated = seen = batch.noise.new_empty(0)
         if matching:
             image = self.generate(batch.noise, batch.label)
             gradient = self._matching_gradient(image.detach(), batch.label, generator, row)
             row["matching_loss"] = matching_loss(image, gradient)
             (matching * row["matching_loss"]).backward()
-            generated = image.detach()
-            row["generated_mean"], row["generated_std"] = generated.mean(), generated.std()
+            generated = seen = image.detach()
         if regression and batch.pairs is not None:
             noise, label, reference = batch.pairs
-            row["regression_loss"] = self.distance(self.generate(noise, label), reference)
+            image = self.generate(noise, label)
+            row["regression_loss"] = self.distance(image, reference)
             (regression * row["regression_loss"]).backward()
+            seen = generated if matching else image.detach()
+        row["generated_mean"], row["generated_std"] = seen.mean(), seen.std()
         row["generator_gradient_norm"] = self._step(self.generator, self.generator_optimiser)
         self.average.update_parameters(self.generator.network)
         return generated, {name: value.detach() for name, value in row.items()}
@@ -138,6 +140,14 @@ class Distillation:
             row["fake_loss"] = self._fake_loss(self.fake(noised, sigma, label), image, sigma)
         row["fake_gradient_norm"] = self._step(self.fake, self.fake_optimiser)
         return {name: value.detach() for name, value in row.items()}
+
+    def forget_moments(self) -> None:
+        """Clears the moments of the generator's optimiser, for a phase whose gradient has another scale.
+
+        Second moments of a regression phase are tiny: carried into a matching phase they would multiply its first
+        steps by up to 1 / sqrt(1 - beta2), about 30, and undo what was learnt.
+        """
+        self.generator_optimiser.state.clear()
 
     def set_learning_rate(self, factor: float) -> None:
         """Sets both optimisers to their configured rate times `factor`."""

@@ -1,9 +1,8 @@
 """Phases of a distillation: which losses, how many updates, what comes when."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from dmd.methods.dmd import Numbers
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class Phase:
         return int(self.numbers["fake_updates"]) if self.trains_generator else 1
 
 
-def plan(numbers: Numbers) -> tuple[list[Phase], list[str]]:
-    """The phases that have something to learn, and a line for each that was skipped.
+def plan(numbers: Mapping[str, Any]) -> tuple[list[Phase], list[str]]:
+    """The phases of section `distill` that have something to learn, and a line for each that was skipped.
 
     A phase scales the section's weights, so `regression_weight: 0.0` means off in all phases. A phase of the
     fake denoiser alone is skipped where no phase uses the fake score.
@@ -50,3 +49,17 @@ def plan(numbers: Numbers) -> tuple[list[Phase], list[str]]:
         first += phase["updates"]
         pairs += phase["updates"] * numbers["regression_batch_size"] * regression
     return phases, skipped
+
+
+def num_passes(numbers: Mapping[str, Any]) -> int:
+    """Network passes of a whole distillation, in batches; a pass whose gradient is taken counts 3."""
+    total = 0
+    for phase in plan(numbers)[0]:
+        fake = numbers["fake_score"] and (phase.matching or not phase.trains_generator)
+        num_fake = phase.fake_updates if fake else 0
+        generated = max(num_fake - phase.trains_generator, 0)  # images of the fake updates' own noise
+        scores = phase.matching * (1 + numbers["fake_score"])  # of the teacher and the fake denoiser
+        shared = bool(phase.matching and num_fake and numbers["shared_noise"])  # that pass is a fake update's, too
+        update = 3 * (phase.matching + phase.regression + num_fake) + generated + scores - shared
+        total += phase.updates * update
+    return total

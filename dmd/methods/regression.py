@@ -78,7 +78,7 @@ class Lpips(nn.Module):
                 weight = self.get_buffer(f"features_{layer}_weight")
                 bias = self.get_buffer(f"features_{layer}_bias")
                 features = functional.conv2d(features, weight, bias, padding=1).relu()
-            unit = features / (features.square().sum(1, keepdim=True).sqrt() + 1e-10)
+            unit = functional.normalize(features, dim=1, eps=1e-10)  # a square root would have no slope at 0
             ours, theirs = unit.chunk(2)
             error = functional.conv2d((ours - theirs).square(), self.get_buffer(f"head{number}"))
             total = total + error.mean((2, 3)).sum()

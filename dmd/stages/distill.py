@@ -54,8 +54,9 @@ def run(
     with record.exclusive(output):
         inputs = record.check_inputs(teacher=teacher, manifest=manifest, start=start, lpips=lpips)
         provenance = record.provenance("distill", numbers, inputs)
+        key = checkpoints.checkpoint_key({**provenance, "spec": _without_cadence(numbers)})
         training = _Training(teacher, manifest, start or teacher, lpips, output.parent, numbers)
-        rows = training.train(checkpoints.checkpoint_key(provenance))
+        rows = training.train(key)
         metadata = {**provenance, **training.facts}
         with record.publish(table, stage="distill", inputs=inputs) as temporary:
             manifests.write(temporary, _log_table(rows, numbers["log_every"]), metadata)
@@ -79,6 +80,10 @@ class _Training:
         fake, _ = loading.load_denoiser(start)
         if not isinstance(generator, Denoiser) or not isinstance(fake, Denoiser):
             raise ValueError(f"{start} holds no network: name an experiment with a trained teacher in distill.start")
+        if started["num_classes"] != facts["num_classes"]:
+            raise ValueError(
+                f"{teacher} knows {facts['num_classes']} classes, {start} {started['num_classes']}: they must agree"
+            )
         if started["shape"] != facts["shape"] or pairs.metadata["facts"]["shape"] != facts["shape"]:
             raise ValueError(
                 f"{teacher} makes images {facts['shape']}, {start} {started['shape']}, "
@@ -130,10 +135,12 @@ class _Training:
         return tensors | {f"ema.{key}": value for key, value in average.items()}
 
     def _update(self, update: int, phase: Phase, total: int) -> dict[str, float]:
-        numbers, random = self.numbers, update_generator(self.numbers["seed"], update)
+        numbers, random = self.numbers, update_generator("distill", self.numbers["seed"], update)
         optimiser = numbers["optimiser"]
         factor = learning_rate_factor(update, total=total, warmup=optimiser["warmup"], decay=optimiser["decay"])
         self.distillation.set_learning_rate(factor * phase.numbers["learning_rate_scale"])
+        if update == phase.first and phase.numbers["fresh_optimiser"]:
+            self.distillation.forget_moments()
         batch = self._batch(update, phase, random)
         row: dict[str, torch.Tensor] = {}
         image = batch.noise.new_empty(0)
@@ -183,6 +190,12 @@ class _Training:
         with torch.no_grad():
             image = self.distillation.generate(noise, label)
         save_grid(self.folder / "grids" / f"{update:08d}.png", image.cpu())
+
+
+def _without_cadence(numbers: Numbers) -> dict[str, Any]:
+    """What decides the weights: how often a run writes scratch files and log rows does not."""
+    cadence = ("checkpoint_every", "grid_every", "log_every")
+    return {name: value for name, value in numbers.items() if name not in cadence}
 
 
 def _distance(numbers: dict[str, Any], weights: Path | None, device: torch.device) -> Distance:

@@ -68,10 +68,13 @@ def _draw_shards(
     size = drawer.spec["shard_size"]
     status = stage.Progress(total=len(numbers) * size, unit="images")
     for number in numbers:
-        items = list(drawer.items(range(number * size, (number + 1) * size), status))
-        found = {"origin": origin, "shard": number, "facts": drawer.facts}
-        with record.publish(paths[number], stage=origin["stage"], inputs=inputs) as temporary:
-            shards.write(temporary, items, found)
+        with record.exclusive(paths[number], wait=True):  # a block of another size may hold the same shard
+            if _is_made(paths[number], origin, number):
+                continue
+            items = list(drawer.items(range(number * size, (number + 1) * size), status))
+            found = {"origin": origin, "shard": number, "facts": drawer.facts}
+            with record.publish(paths[number], stage=origin["stage"], inputs=inputs) as temporary:
+                shards.write(temporary, items, found)
 
 
 class _Drawer:

@@ -88,7 +88,7 @@ def _train(
     label = data.labels if data.num_classes else torch.full_like(data.labels, -1)
     losses: list[torch.Tensor] = []
     for num in stage.progress(range(training["updates"]), total=training["updates"], unit="updates"):
-        generator = update_generator(seed, num)
+        generator = update_generator("teacher", seed, num)
         chosen = torch.randint(len(data), (training["batch_size"],), generator=generator)
         losses.append(trainer.update(num, data.batch(chosen).to(device), label[chosen].to(device), generator).cpu())
         if not losses[-1].isfinite().all():

@@ -20,7 +20,7 @@ def trainer(**changed) -> DenoiserTraining:
 
 
 def update(found: DenoiserTraining, num: int) -> torch.Tensor:
-    generator = update_generator(0, num)
+    generator = update_generator("distill", 0, num)
     point = MODES[torch.randint(2, (128,), generator=generator)] + 0.3 * torch.randn(128, 2, generator=generator)
     return found.update(num, point[:, :, None, None], torch.full((128,), -1), generator)
 

@@ -51,7 +51,7 @@ def weights(denoiser: Denoiser) -> torch.Tensor:
 
 def noised_batch(image: torch.Tensor, seed: int, levels: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """What an update draws from its generator: indices, then noise."""
-    random = update_generator(seed, 0)
+    random = update_generator("distill", seed, 0)
     index = torch.randint(*levels, (NUM,), generator=random)
     sigma = training_sigmas(1000, sigma_min=0.002, sigma_max=80.0, rho=7.0)[index]
     return image + sigma[:, None, None, None] * torch.randn(image.shape, generator=random), sigma
@@ -75,7 +75,7 @@ def test_generator_gradient_is_the_weighted_sum_of_both_losses_closed_forms(dist
     regression = torch.autograd.grad(regressed, parameters, error, allow_unused=True)
     norm = sum((a + b).square().sum() for a, b in zip(matching, regression, strict=True) if a is not None).sqrt()
     phase = {"matching_scale": scale, "regression_scale": scale}
-    generated, row = found.generator_update(given, phase, update_generator(0, 0))
+    generated, row = found.generator_update(given, phase, update_generator("distill", 0, 0))
     assert float(row["generator_gradient_norm"]) == pytest.approx(float(norm), rel=1e-4)
     torch.testing.assert_close(generated, image.detach())
     assert not generated.requires_grad
@@ -94,9 +94,9 @@ def test_matching_indices_stay_in_their_range_and_fake_ones_cover_the_table(dist
     found.fake.register_forward_hook(lambda module, inputs, output: seen.append(inputs[1]))
     table = training_sigmas(1000, sigma_min=0.002, sigma_max=80.0, rho=7.0)
     for update in range(40):
-        image, row = found.generator_update(batch(), PHASE, update_generator(0, update))
+        image, row = found.generator_update(batch(), PHASE, update_generator("distill", 0, update))
         assert [name for name, value in row.items() if name.startswith("gap") and value.isfinite()] == ["gap_bin5"]
-        found.fake_update(image, batch().label, update_generator(1, update))
+        found.fake_update(image, batch().label, update_generator("distill", 1, update))
     matching, fake = torch.cat(seen[::2]), torch.cat(seen[1::2])
     assert table[500] <= matching.min() and matching.max() <= table[599]
     assert fake.min() < table[100] and fake.max() > table[900]
@@ -105,11 +105,11 @@ def test_matching_indices_stay_in_their_range_and_fake_ones_cover_the_table(dist
 def test_an_update_of_one_network_leaves_the_others_alone(distill_numbers):
     found, given = distillation(distill_numbers, UNET), batch(UNET)
     before = [weights(part) for part in (found.teacher, found.generator, found.fake)]
-    image, _ = found.generator_update(given, PHASE, update_generator(0, 0))
+    image, _ = found.generator_update(given, PHASE, update_generator("distill", 0, 0))
     assert torch.equal(weights(found.teacher), before[0]) and torch.equal(weights(found.fake), before[2])
     generator = weights(found.generator)
     assert not torch.equal(generator, before[1])
-    found.fake_update(image, given.label, update_generator(0, 1))
+    found.fake_update(image, given.label, update_generator("distill", 0, 1))
     assert torch.equal(weights(found.generator), generator) and not torch.equal(weights(found.fake), before[2])
     assert not any(module.training for part in (found.generator, found.fake) for module in part.modules())
 
@@ -118,8 +118,8 @@ def test_an_update_of_one_network_leaves_the_others_alone(distill_numbers):
 def test_shared_noise_keeps_the_generator_update_and_leaves_the_fake_gradient(distill_numbers, architecture):
     apart, shared = (distillation(distill_numbers, architecture, shared_noise=value) for value in (False, True))
     given = batch(architecture)
-    image, _ = apart.generator_update(given, PHASE, update_generator(0, 0))
-    same, row = shared.generator_update(given, PHASE, update_generator(0, 0))
+    image, _ = apart.generator_update(given, PHASE, update_generator("distill", 0, 0))
+    same, row = shared.generator_update(given, PHASE, update_generator("distill", 0, 0))
     assert torch.equal(image, same)
     torch.testing.assert_close(weights(shared.generator), weights(apart.generator), rtol=1e-6, atol=1e-7)
     assert all(parameter.grad is None for parameter in apart.fake.parameters())
@@ -129,7 +129,7 @@ def test_shared_noise_keeps_the_generator_update_and_leaves_the_fake_gradient(di
     torch.testing.assert_close(row["fake_loss"], loss.detach())
     for mine, expected in zip(shared.fake.parameters(), apart.fake.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, expected.grad, rtol=1e-4, atol=1e-6)
-    shared.fake_update(same, given.label, update_generator(0, 1), has_gradient=True)
+    shared.fake_update(same, given.label, update_generator("distill", 0, 1), has_gradient=True)
     apart.fake_optimiser.step()
     torch.testing.assert_close(weights(shared.fake), weights(apart.fake), rtol=1e-3, atol=1e-5)
     assert all(parameter.grad is None for parameter in shared.fake.parameters())
@@ -142,7 +142,7 @@ def test_real_score_only_pulls_towards_the_teacher_and_never_asks_the_fake(disti
     given = batch(pairs=False)
     before = (found.generate(given.noise, given.label) - 5.0).abs().mean()
     for update in range(30):
-        found.generator_update(given, PHASE, update_generator(0, update))
+        found.generator_update(given, PHASE, update_generator("distill", 0, update))
     assert (found.generate(given.noise, given.label) - 5.0).abs().mean() < before - 0.1
 
 
@@ -156,7 +156,7 @@ def test_non_finite_samples_are_counted_and_teach_nothing(distill_numbers):
 
     found = distillation(distill_numbers)
     found.teacher = Broken(torch.zeros(1, 2, 1, 1), torch.ones(1), torch.ones(1))
-    _, row = found.generator_update(batch(pairs=False), PHASE, update_generator(0, 0))
+    _, row = found.generator_update(batch(pairs=False), PHASE, update_generator("distill", 0, 0))
     assert row["nonfinite_samples"] == 2
     assert row["matching_factor"].isfinite() and row["generator_gradient_norm"].isfinite()
     assert weights(found.generator).isfinite().all()
@@ -165,7 +165,7 @@ def test_non_finite_samples_are_counted_and_teach_nothing(distill_numbers):
 @pytest.mark.parametrize("name", ["matching", "regression"])
 def test_a_loss_of_weight_zero_is_not_computed(distill_numbers, name):
     found = distillation(distill_numbers, **{f"{name}_weight": 0.0})
-    image, row = found.generator_update(batch(), PHASE, update_generator(0, 0))
+    image, row = found.generator_update(batch(), PHASE, update_generator("distill", 0, 0))
     assert f"{name}_loss" not in row and len(row) > 1
     assert (len(image) == 0) == (name == "matching")
 
@@ -173,7 +173,7 @@ def test_a_loss_of_weight_zero_is_not_computed(distill_numbers, name):
 def test_average_equals_its_closed_form(distill_numbers):
     found, decay, seen = distillation(distill_numbers, ema_decay=0.7), 0.7, []
     for update in range(5):
-        found.generator_update(batch(), PHASE, update_generator(0, update))
+        found.generator_update(batch(), PHASE, update_generator("distill", 0, update))
         seen.append(weights(found.generator))
     expected = decay**4 * seen[0] + sum((1 - decay) * decay ** (4 - place) * seen[place] for place in range(1, 5))
     average = torch.cat([parameter.flatten() for parameter in found.average.module.parameters()])
@@ -195,7 +195,7 @@ def test_learning_rates_scale_together(distill_numbers):
 def test_gradients_are_clipped_to_the_given_norm(distill_numbers):
     optimiser = distill_numbers["optimiser"] | {"gradient_clip": 1e-3}
     found = distillation(distill_numbers, optimiser=optimiser)
-    _, row = found.generator_update(batch(), PHASE, update_generator(0, 0))
+    _, row = found.generator_update(batch(), PHASE, update_generator("distill", 0, 0))
     moment = [state["exp_avg"].flatten() for state in found.generator_optimiser.state.values()]
     assert float(row["generator_gradient_norm"]) > 1e-3
     assert float(torch.cat(moment).norm() / 0.1) == pytest.approx(1e-3, rel=1e-3)  # first moment is (1 - beta1) g

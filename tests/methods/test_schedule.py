@@ -33,7 +33,7 @@ def test_learning_rate_refuses_an_unknown_decay():
 
 def test_update_randomness_is_a_function_of_seed_and_update():
     def draw(seed: int, update: int) -> float:
-        return float(torch.randn((), generator=update_generator(seed, update)))
+        return float(torch.randn((), generator=update_generator("distill", seed, update)))
 
     forward = [draw(3, update) for update in range(50)]
     torch.randn(7)
