@@ -90,6 +90,7 @@ def _row(row: Mapping[str, Any], scores: Mapping[str, Any], classes: Mapping[str
     known = [accuracy["value"] for accuracy in accuracies if accuracy]
     return {
         **line,
+        "experiments": " ".join(score["experiment"] for score in present),
         "dataset": first["reference"]["name"],
         "metric": first["metric"],
         "value": statistics.fmean(values),

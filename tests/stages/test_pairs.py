@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -36,6 +38,19 @@ def made(manifest_file, tmp_path):
 def test_shards_do_not_depend_on_how_blocks_split_them(manifest_file, teacher_file, pairs_numbers, tmp_path):
     for number in (1, 0):
         make(tmp_path, teacher_file, pairs_numbers, first=number, last=number)
+    for name in TARS:
+        assert (tmp_path / name).read_bytes() == (manifest_file.parent / name).read_bytes()
+
+
+def test_two_jobs_whose_blocks_overlap_share_their_tars(manifest_file, teacher_file, pairs_numbers, tmp_path):
+    commands = []
+    for last in (1, 2):
+        block = tmp_path / "blocks" / f"00000-{last:05d}.parquet"
+        spec = files.canonical_json(pairs_numbers | {"last": last})
+        paths = ["--teacher", str(teacher_file), "--output", str(block)]
+        commands.append([sys.executable, "-m", "dmd.stages.pairs", *paths, "--spec", spec])
+    jobs = [subprocess.Popen(command) for command in commands]
+    assert [job.wait() for job in jobs] == [0, 0]
     for name in TARS:
         assert (tmp_path / name).read_bytes() == (manifest_file.parent / name).read_bytes()
 
