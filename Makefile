@@ -34,7 +34,7 @@ plan: $(READY)
 
 # Finds damaged artifacts and removes them with all that was made from them.
 verify: $(READY)
-	$(BIN)/python -m dmd.stages.verify results
+	$(BIN)/python -m dmd.stages.verify results --delete
 
 # make prune lists what no experiment owns; make prune DELETE=1 removes it.
 prune: $(READY)

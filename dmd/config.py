@@ -7,7 +7,6 @@ defaults.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from typing import Any
 import jsonschema
 import yaml
 
-Json = dict[str, Any]
+from dmd.checks import Json, contradictions, suggestion, unknown_experiment, unknown_names
+
 SWITCHES = ("kind", "name")
 
 
@@ -59,18 +59,8 @@ def resolve(config: Json, schema: Json) -> Json:
     for name, experiment in merged.items():
         _raise(_faults(part, experiment, name))
         _raise(f"{name}.{fault}" for fault in contradictions(experiment))
-    _raise(_unknown_names(merged, config))
+    _raise(unknown_names(merged, config))
     return {**config, "experiments": merged, "parents": parents}
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """` (did you mean "x"?)` where a known name is close, else nothing."""
-    return "".join(f' (did you mean "{close}"?)' for close in difflib.get_close_matches(name, list(known), n=1))
-
-
-def unknown_experiment(name: str, known: Iterable[str]) -> str:
-    """The message for a name that is no experiment."""
-    return f'unknown experiment "{name}"{suggestion(name, known)}; experiments are: {", ".join(sorted(known))}'
 
 
 def merge(parent: Any, child: Any) -> Any:
@@ -83,10 +73,10 @@ def merge(parent: Any, child: Any) -> Any:
 
 
 def filled(part: Json, value: Any, schema: Json) -> Any:
-    """`value` with the defaults of `part` of the schema; where it wants a number, 80 becomes 80.0."""
+    """`value` with the defaults of `part` of the schema; 80 becomes 80.0 and 80.0 becomes 80 where it wants that."""
     part = _expanded(part, schema)
-    if part.get("type") == "number" and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return _typed(value, part.get("type", ()))
     if isinstance(value, list) and "items" in part:
         return [filled(part["items"], item, schema) for item in value]
     if not isinstance(value, dict):
@@ -100,49 +90,19 @@ def filled(part: Json, value: Any, schema: Json) -> Any:
     return {key: filled(properties.get(key, other), item, schema) for key, item in whole.items()}
 
 
+def _typed(value: int | float, wanted: str | list[str]) -> int | float:
+    """`value` as float or int where the schema wants that; 1.5 for an integer stays, to be refused."""
+    if "number" in wanted:
+        return float(value)
+    return int(value) if "integer" in wanted and value % 1 == 0 else value
+
+
 def _expanded(part: Json, schema: Json) -> Json:
     """A part of the schema with its `$ref` followed; keys beside the reference win."""
     while "$ref" in part:
         target = schema["$defs"][part["$ref"].removeprefix("#/$defs/")]
         part = target | {key: value for key, value in part.items() if key != "$ref"}
     return part
-
-
-def contradictions(experiment: Json) -> Iterator[str]:
-    """Faults between keys that each are fine alone, as `section.key: message`."""
-    pairs, sample = experiment.get("pairs"), experiment.get("sample")
-    for name, section, key in (("pairs", pairs, "num_pairs"), ("sample", sample, "num_samples")):
-        if section and section[key] % section["shard_size"]:
-            yield f"{name}.{key}: {section[key]} is not a multiple of shard_size {section['shard_size']}"
-    if sample and (sample["from"] == "generator") != (sample["solver"]["name"] == "one-step"):
-        wants = "one-step" if sample["from"] == "generator" else "heun or euler"
-        yield f"sample.solver.name: from {sample['from']} wants {wants}, not {sample['solver']['name']}"
-    if pairs and sample:
-        last_pair = pairs["first_seed"] + pairs["num_pairs"] - 1
-        last_sample = sample["first_seed"] + sample["num_samples"] * sample["repetitions"] - 1
-        if pairs["first_seed"] <= last_sample and sample["first_seed"] <= last_pair:
-            yield (
-                f"sample.first_seed: seeds {sample['first_seed']}..{last_sample} of the samples overlap "
-                f"{pairs['first_seed']}..{last_pair} of the pairs, "
-                "but nothing may be scored on noise it was regressed on"
-            )
-    dataset = experiment.get("dataset", {})
-    if dataset.get("kind") == "gaussian-mixture":
-        lengths = {key: len(dataset[key]) for key in ("means", "stds", "weights")}
-        if len(set(lengths.values())) > 1:
-            yield f"dataset: means, stds and weights differ in length: {lengths}"
-    if experiment.get("teacher", {}).get("kind") == "gaussian-mixture" != dataset.get("kind"):
-        yield f"teacher.kind: gaussian-mixture needs a dataset of that kind, not {dataset.get('kind')}"
-    sigma = experiment.get("distill", {}).get("sigma")
-    if pairs and sigma is not None and sigma != pairs["solver"]["sigma_max"]:
-        yield (
-            f"distill.sigma: {sigma} differs from pairs.solver.sigma_max {pairs['solver']['sigma_max']}, "
-            "but pairs teach the generator only at its own noise scale"
-        )
-    levels = experiment.get("distill", {}).get("levels")
-    if levels and not levels["min_index"] <= levels["max_index"] < levels["count"]:
-        ends = f"{levels['min_index']}..{levels['max_index']}"
-        yield f"distill.levels: indices {ends} are no range within 0..{levels['count'] - 1}"
 
 
 def _merged_chain(name: str, written: Mapping[str, Json]) -> Json:
@@ -159,19 +119,6 @@ def _merged_chain(name: str, written: Mapping[str, Json]) -> Json:
     for each in reversed(chain):
         merged = merge(merged, {key: value for key, value in written[each].items() if key != "extends"})
     return merged
-
-
-def _unknown_names(experiments: Mapping[str, Json], config: Json) -> Iterator[str]:
-    """Names of experiments that do not exist, in `distill.start`, tables and charts."""
-    uses = [(f"{name}.distill.start", e.get("distill", {}).get("start")) for name, e in experiments.items()]
-    for table, entry in config["tables"].items():
-        uses += [(f"tables.{table}", name) for row in entry["rows"] for name in row["experiments"]]
-    for chart, entry in config["charts"].items():
-        points = [point for series in entry["series"] for point in series["points"]]
-        uses += [(f"charts.{chart}", name) for point in points for name in point]
-    for place, name in uses:
-        if name is not None and name not in experiments:
-            yield f"{place}: {unknown_experiment(name, experiments)}"
 
 
 def _faults(schema: Json, value: Json, place: str) -> Iterator[str]:
@@ -194,11 +141,13 @@ def _described(place: str, error: jsonschema.ValidationError) -> Iterator[str]:
 
 
 def _number(text: str) -> str | None:
-    """`text` spelt as YAML reads a number (a dot, a signed exponent), None if it is no number."""
+    """`text` spelt as YAML reads a number (1000, or a dot and a signed exponent), None if it is no number."""
     try:
-        return yaml.safe_dump(int(text) if text.strip("+-").isdigit() else float(text)).split("\n")[0]
+        value = float(text)
     except ValueError:
         return None
+    whole = value.is_integer() and abs(value) < 1e9
+    return yaml.safe_dump(int(value) if whole else value).split("\n")[0]
 
 
 def _raise(faults: Iterable[str]) -> None:

@@ -11,26 +11,15 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from dmd.config import ConfigError, Json, unknown_experiment
+from dmd.checks import unknown_experiment
+from dmd.config import ConfigError, Json
+from dmd.layout import FILES
 
 SECTIONS = {
     "pairs_manifest": "pairs",
     "samples_manifest": "sample",
     "features": "sample",
     "pictures": "distill",
-}
-METRICS = ("fid", "kid", "prdc", "classes", "memorisation")
-FILES = {
-    "teacher": "teacher/denoiser.safetensors",
-    "reference": "reference/reference.safetensors",
-    "pairs": "pairs/blocks/{first:05d}-{last:05d}.parquet",
-    "pairs_manifest": "pairs/manifest.parquet",
-    "distill": "distill/generator.safetensors",
-    "sample": "samples/blocks/{first:05d}-{last:05d}.parquet",
-    "samples_manifest": "samples/manifest.parquet",
-    "features": "features/{first:05d}-{last:05d}.safetensors",
-    "evaluate": "fid.json",
-    "pictures": "pictures/grid.png",
 }
 BLOCK_RULES = ("pairs", "sample", "features")
 
@@ -60,8 +49,13 @@ class Experiments:
         return self.merged[experiment]
 
     def has(self, experiment: str, rule: str) -> bool:
-        """Whether the experiment has the section that a rule is about."""
-        return SECTIONS.get(rule, rule) in self.whole(experiment)
+        """Whether the experiment has every section that a rule, or a rule upstream, needs."""
+        self.whole(experiment)
+        try:
+            self._identity(experiment, rule)
+        except ConfigError:
+            return False
+        return True
 
     def upstream(self, experiment: str, rule: str) -> list[tuple[str, str]]:
         """(rule, experiment) of the artifacts that a rule reads, before ownership."""
@@ -82,7 +76,10 @@ class Experiments:
         return found
 
     def _owner(self, experiment: str, rule: str) -> str:
-        """The experiment under whose name the artifact of a rule lies (`evaluate`: always its own)."""
+        """The experiment under whose name the artifact of a rule lies (`evaluate`: always its own).
+
+        A parent that lacks a section the rule needs owns nothing of it.
+        """
         identity = self._identity(experiment, rule)
         parent = self.parents[experiment]
         if parent is None or rule == "evaluate" or not self.has(parent, rule):

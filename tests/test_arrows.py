@@ -9,10 +9,12 @@ ALLOWED = {
     "networks": {"networks"},
     "methods": {"methods", "diffusion", "networks"},
     "metrics": {"metrics"},
-    "artifacts": {"artifacts", "versions"},
+    "artifacts": {"artifacts", "versions", "layout"},
     "stages": {"stages", "methods", "metrics", "artifacts", "diffusion", "networks", "versions"},
-    "config": set(),
-    "experiments": {"config"},
+    "checks": set(),
+    "config": {"checks"},
+    "experiments": {"checks", "config", "layout"},
+    "layout": set(),
     "versions": set(),
     "__init__": set(),
 }
@@ -41,5 +43,5 @@ def test_imports_follow_the_arrows():
 
 
 def test_configuration_needs_no_torch():
-    for name in ("config", "experiments", "versions", "__init__"):
+    for name in ("checks", "config", "experiments", "layout", "versions", "__init__", "methods/phases"):
         assert not any(each.split(".")[0] == "torch" for each in imported(PACKAGE / f"{name}.py"))

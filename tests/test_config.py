@@ -66,7 +66,7 @@ def test_defaults_of_distill_are_the_papers():
     assert distill["optimiser"]["learning_rate"] == 5e-5 and distill["optimiser"]["betas"] == [0.9, 0.999]
     assert distill["phases"][0] == {
         "updates": 5, "train": "both", "matching_scale": 1.0, "regression_scale": 1.0, "fake_updates": 1,
-        "learning_rate_scale": 1.0,
+        "learning_rate_scale": 1.0, "fresh_optimiser": False,
     }  # fmt: skip
 
 
@@ -94,6 +94,11 @@ def test_whole_numbers_and_written_defaults_give_the_same_spec():
         ({"teacher": {"kind": "gaussian-mixture"}}, ["teacher.kind", "digits"]),
         ({"distill": {"levels": {"max_index": 1000}}}, ["distill.levels", "0..999"]),
         ({"evaluate": {"neighbours": True}}, ["evaluate.neighbours"]),
+        ({"distill": {"phases": [{"updates": "1e3"}]}}, ["phases[0].updates", "'1e3' is a string", "write 1000"]),
+        ({"distill": {"phases": [{"updates": 1.5}]}}, ["phases[0].updates", "1.5"]),
+        ({"sample": {"first_seed": 2**32 - 15}}, ["sample.first_seed", "4294967295", "4294967280 at most"]),
+        ({"pairs": {"first_seed": 2**32 - 15}}, ["pairs.first_seed", "4294967295", "4294967280 at most"]),
+        ({"pairs": {"first_seed": 2**32}}, ["pairs.first_seed", "maximum of 4294967295"]),
     ],
 )
 def test_fault_is_named_with_key_and_value(section, words):
@@ -103,6 +108,33 @@ def test_fault_is_named_with_key_and_value(section, words):
 
 def test_adjacent_seed_ranges_do_not_overlap():
     resolved(child={"sample": {"first_seed": 2**31 - 16}})
+    resolved(child={"sample": {"first_seed": 2**32 - 16}})
+
+
+def test_whole_floats_become_integers_where_the_schema_wants_those():
+    child = {
+        "teacher": {"network": {"multipliers": [1.0, 2.0]}, "training": {"updates": 400.0}},
+        "reference": {"protocol": {"quantise": 17.0}},
+        "distill": {"sigma": 80, "optimiser": {"fake_learning_rate": 1}},
+    }
+    found = resolved(child=child)["experiments"]["child"]
+    numbers = [*found["teacher"]["network"]["multipliers"], found["teacher"]["training"]["updates"]]
+    numbers += [found["reference"]["protocol"]["quantise"]]
+    assert numbers == [1, 2, 400, 17] and all(type(number) is int for number in numbers)
+    distill = found["distill"]
+    assert [type(number) for number in (distill["sigma"], distill["optimiser"]["fake_learning_rate"])] == [float] * 2
+
+
+@pytest.mark.parametrize("group", ["tables", "charts"])
+def test_table_or_chart_of_an_experiment_without_scores_is_refused(group):
+    row = {"label": "x", "experiments": ["start"], "points": [["start"]]}
+    entry = {"rows": [{**row}]} if group == "tables" else {"kind": "calls", "series": [{**row}]}
+    for part in (*entry.get("rows", ()), *entry.get("series", ())):
+        del part["points" if group == "tables" else "experiments"]
+    written = {"experiments": {"start": {"dataset": {"kind": "digits"}}}, group: {"demo": entry}}
+    message = f'{group}.demo: experiment "start" .* has no section reference, sample, evaluate'
+    with pytest.raises(config.ConfigError, match=message):
+        config.resolve(written, SCHEMA)
 
 
 def test_circle_of_parents_is_shown():
@@ -134,6 +166,22 @@ def test_reserved_or_odd_name_is_refused(name):
 def test_child_owns_artifacts_from_the_first_stage_it_changes(section, owned):
     found = owners(resolved(child=section, other={"teacher": {"seed": 7}}), "child")
     assert {rule for rule, owner in found.items() if owner == "child"} == set(owned.split())
+
+
+@pytest.mark.parametrize("lacking", ["sample", "distill", "pairs", "reference"])
+def test_parent_that_lacks_a_section_owns_nothing_that_needs_it(lacking):
+    parent = {name: copy.deepcopy(section) for name, section in BASE.items() if name != lacking}
+    written = {"parent": parent, "child": {"extends": "parent", lacking: copy.deepcopy(BASE[lacking])}}
+    found = config.resolve({"experiments": written}, SCHEMA)
+    needing = {
+        "sample": {"reference", "sample", "features", "evaluate"},
+        "distill": {"distill", "sample", "features", "evaluate"},
+        "pairs": {"pairs", "pairs_manifest", "distill", "sample", "features", "evaluate"},
+        "reference": {"reference", "features", "evaluate"},
+    }[lacking]
+    assert {rule for rule, owner in owners(found, "child").items() if owner == "child"} == needing
+    experiments = Experiments(found)
+    assert {rule for rule in owners(found, "child") if not experiments.has("parent", rule)} == needing
 
 
 def test_blocks_cover_every_shard_once_and_stay_within_a_repetition():

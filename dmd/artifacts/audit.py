@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -12,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dmd import layout
 from dmd.artifacts import files, record
 
 KINDS = frozenset({".safetensors", ".tar", ".parquet", ".json"})
@@ -26,7 +28,8 @@ def audit(folder: Path) -> tuple[Reasons, Reasons, list[str]]:
 
     Returns:
         The reason for each file that is bad in itself; for each file made, directly or not, from those; and notes on
-        what is left alone.
+        what is left alone: files of no record that no stage makes, and whole artifacts of an input that has changed
+        since, which Snakemake remakes where a target needs them.
 
     Raises:
         ValueError: the folder is missing, or a stage is writing into it now.
@@ -34,32 +37,46 @@ def audit(folder: Path) -> tuple[Reasons, Reasons, list[str]]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
     folder = _normal(folder)
-    records, bad = _scan(folder)
+    refuse_while_writing(folder)
+    records, bad, strangers = _scan(folder)
     bad |= _compare(records)
-    stale, notes = _find_stale(records, folder, bad)
-    bad |= stale
+    missing, notes = _compare_inputs(records, folder, bad)
+    bad |= missing
+    notes += [f"{path}: has no record and is nothing that a stage makes; left alone" for path in strangers]
     return bad, _derived(records, bad), [*notes, f"{folder}: {len(records)} artifacts checked"]
 
 
-def _scan(folder: Path) -> tuple[Records, Reasons]:
-    """All records below `folder`, and the artifacts that have none."""
+def refuse_while_writing(folder: Path) -> None:
+    """ValueError if a stage holds the lock of an artifact below `folder`."""
+    for lock in _walk(folder):
+        if lock.name.startswith(".") and lock.suffix == ".lock":
+            with contextlib.suppress(FileNotFoundError), lock.open() as stream:  # its stage may end just now
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise ValueError(f"a stage holds {lock}: wait until it has finished") from error
+
+
+def _scan(folder: Path) -> tuple[Records, Reasons, list[Path]]:
+    """All records below `folder`, the artifacts that have none, and other files that look like artifacts."""
     records: Records = {}
-    found: list[Path] = []
+    unrecorded: dict[Path, Path] = {}  # artifact -> the file that was found of it
     for path in _walk(folder):
-        if path.name.endswith(".lock"):
-            _refuse_if_held(path)
-        elif path.name.startswith(".tmp-"):
+        if path.name.startswith(".tmp-"):
             continue
-        elif path.name.startswith(".") and path.suffix == ".json":
+        if path.name.startswith(".") and path.suffix == ".json":
             artifact = path.with_name(path.name[1:-5])
             if entry := record.read(artifact):
                 inputs = {_normal(Path(name)): digest for name, digest in entry["inputs"].items()}
                 records[artifact] = entry | {"inputs": inputs}
             else:
-                found.append(artifact)
+                unrecorded.setdefault(artifact, path)
         elif path.suffix in KINDS and not path.name.startswith("."):
-            found.append(path)
-    return records, {path: "has no readable record" for path in found if path not in records}
+            unrecorded[path] = path
+    unrecorded = {artifact: path for artifact, path in unrecorded.items() if artifact not in records}
+    known = {artifact for artifact in unrecorded if layout.is_artifact(artifact.relative_to(folder))}
+    strangers = [path for artifact, path in unrecorded.items() if artifact not in known]
+    return records, {artifact: "has no readable record" for artifact in unrecorded if artifact in known}, strangers
 
 
 def _compare(records: Records) -> Reasons:
@@ -80,9 +97,9 @@ def _compare(records: Records) -> Reasons:
     return bad
 
 
-def _find_stale(records: Records, folder: Path, bad: Reasons) -> tuple[Reasons, list[str]]:
-    """Good artifacts whose recorded inputs are no longer the ones that exist; notes on inputs that no stage makes."""
-    stale: Reasons = {}
+def _compare_inputs(records: Records, folder: Path, bad: Reasons) -> tuple[Reasons, list[str]]:
+    """Whole artifacts whose inputs a stage has to make first; notes on other inputs that changed or are missing."""
+    missing: Reasons = {}
     notes: list[str] = []
     outside: dict[Path, str] = {}
     for path, entry in records.items():
@@ -95,11 +112,13 @@ def _find_stale(records: Records, folder: Path, bad: Reasons) -> tuple[Reasons, 
                 if source not in outside:
                     outside[source] = _digest(source, None)
                 current = outside[source]
-            if not current and not source.is_relative_to(folder):
+            if not current and source.is_relative_to(folder):
+                missing[path] = f"its input {source} is missing"
+            elif not current:
                 notes.append(f"{path}: its input {source} is missing; put it back, no stage makes it")
             elif current != recorded:
-                stale[path] = f"was made from another {source}" if current else f"its input {source} is missing"
-    return stale, notes
+                notes.append(f"{path}: out of date, was made from another {source}; kept")
+    return missing, notes
 
 
 def _derived(records: Records, bad: Reasons) -> Reasons:
@@ -123,14 +142,6 @@ def _walk(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(set(folders) - SCRATCH)
         for name in sorted(names):
             yield Path(root, name)
-
-
-def _refuse_if_held(lock: Path) -> None:
-    with lock.open() as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"a stage holds {lock}: wait until it has finished") from error
 
 
 def _digest(path: Path, bar: Any) -> str:

@@ -1,10 +1,12 @@
-"""Finds artifacts that were deleted, truncated or altered, and removes them with all that was made from them.
+"""Finds artifacts that were deleted, truncated or altered, and what was made from them.
 
-python -m dmd.stages.verify results            removes; a plain run then remakes what is missing
-python -m dmd.stages.verify results --keep     only names
+python -m dmd.stages.verify results             only names
+python -m dmd.stages.verify results --delete    removes; a plain run then remakes what is missing
 
 Snakemake does not look at an intermediate file while the final one stands; this does, by the record that lies beside
-each artifact. Exit status: 0 all good, 1 damage was found (and, unless --keep, removed), 2 could not look.
+each artifact. An artifact without a record counts as damaged; any other file is left alone, and so is a whole artifact
+whose input was made anew: Snakemake remakes it. Exit status: 0 no damage, 1 damage was found (and, with --delete,
+removed), 2 could not look.
 """
 
 from __future__ import annotations
@@ -21,9 +23,7 @@ def main() -> None:
     """Command line: see the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--delete", action="store_true", default=True, help="remove what is bad (default)")
-    choice.add_argument("--keep", action="store_false", dest="delete", help="only name what is bad")
+    parser.add_argument("--delete", action="store_true", help="remove what is bad, and what was made from it")
     parsed = parser.parse_args()
     try:
         bad = run(folder=parsed.folder, delete=parsed.delete)
@@ -51,7 +51,9 @@ def run(*, folder: Path, delete: bool) -> dict[Path, str]:
         print(f"{path}: {reason}")
     print("\n".join(notes))
     print(f"{len(damaged)} bad, {len(derived)} made from them")
-    if bad and delete:
+    if bad and not delete:
+        print("kept; with --delete (`make verify`) they are removed")
+    elif bad:
         for path in bad:
             path.unlink(missing_ok=True)
             record.sidecar(path).unlink(missing_ok=True)

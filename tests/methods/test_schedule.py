@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dmd.methods.phases import plan
+from dmd.methods.phases import num_passes, plan
 from dmd.methods.schedule import learning_rate_factor, update_generator
 
 
@@ -73,3 +73,11 @@ def test_weight_zero_is_off_in_every_phase(distill_numbers):
     phases, _ = plan(distill_numbers | {"regression_weight": 0.0})
     assert not any(phase.regression for phase in phases)
     assert [phase.first_pair for phase in phases] == [0, 0]
+
+
+def test_passes_are_those_of_the_losses_that_are_left(distill_numbers):
+    # regression: 3; fake alone: 1 + 3; both: 3 + 3 and two scores, then two fake updates and one generator pass
+    assert num_passes(distill_numbers) == 4 * 3 + 3 * (1 + 3) + 9 * (3 + 3 + 2 + 2 * 3 + 1)
+    assert num_passes(distill_numbers | {"shared_noise": True}) == num_passes(distill_numbers) - 9
+    assert num_passes(distill_numbers | {"matching_weight": 0.0}) == 4 * 3 + 9 * 3
+    assert num_passes(distill_numbers | {"fake_score": False}) == 4 * 3 + 9 * (3 + 3 + 1)

@@ -97,21 +97,30 @@ def test_verify_says_what_is_wrong(damage, reason):
     assert reason in verify.run(folder=Path("results"), delete=False)[TEACHER]
 
 
-def test_keep_names_but_removes_nothing():
+def test_without_delete_it_names_but_removes_nothing():
     flip(TEACHER)
     assert verify.run(folder=Path("results"), delete=False)
     assert all(path.is_file() for path in EVERYTHING | {record.sidecar(GENERATOR)})
 
 
-def test_verify_finds_what_was_made_from_an_earlier_input():
+def test_artifact_of_an_input_made_anew_is_named_and_kept(capsys):
     write(TEACHER, "retrained teacher")
-    assert bad() == EVERYTHING - {REFERENCE, TEACHER}
+    assert bad() == set()
+    assert f"{GENERATOR}: out of date, was made from another {TEACHER}" in capsys.readouterr().out
+    assert all(path.is_file() for path in EVERYTHING)
 
 
-def test_verify_finds_what_was_made_from_a_changed_file_outside():
+def test_artifact_of_a_changed_file_outside_is_named_and_kept(capsys):
     NETWORK.write_text("other features")
-    assert bad() == {REFERENCE, SCORE}
-    assert NETWORK.exists()
+    assert bad() == set()
+    assert f"{REFERENCE}: out of date, was made from another {NETWORK}" in capsys.readouterr().out
+    assert NETWORK.exists() and REFERENCE.exists()
+
+
+def test_out_of_date_artifact_of_a_damaged_input_is_removed():
+    write(TEACHER, "retrained teacher")
+    flip(TEACHER)
+    assert bad() == EVERYTHING - {REFERENCE}
 
 
 def test_missing_file_outside_is_noted_and_nothing_is_removed(capsys):
@@ -124,8 +133,8 @@ def test_shard_written_anew_by_a_larger_block_is_kept():
     larger = Path("results/a/pairs/blocks/00000-00002.parquet")
     write(TARS[2], "another third shard", TEACHER)
     write(larger, "larger block", TEACHER, *TARS)
-    assert bad() == {BLOCKS[1], *DOWNSTREAM}
-    assert larger.exists() and all(tar.exists() for tar in TARS)
+    assert bad() == set()
+    assert larger.exists() and BLOCKS[1].exists() and all(tar.exists() for tar in TARS)
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"size": 7}'])
@@ -133,6 +142,19 @@ def test_artifact_without_readable_record_is_removed(content):
     side = record.sidecar(MANIFEST)
     side.unlink() if content is None else side.write_text(content)
     assert bad() == DOWNSTREAM
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a/notes.json", "a/fid-before.json", "a/pairs/copy.tar", "a/teacher/old.safetensors", "mine/deep/fid.json"]
+    + ["fid.json", "tables/notes.json", "tables/notes.md", "a/.notes.json"],
+)
+def test_file_that_no_stage_makes_is_left_alone(name, capsys):
+    path = Path("results", name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}")
+    assert bad() == set() and path.exists()
+    assert path.suffix == ".md" or f"{path}: has no record" in capsys.readouterr().out
 
 
 def test_deleted_artifact_and_record_are_missed_by_what_was_made_from_them():
@@ -170,8 +192,8 @@ def test_command_line_exits_with_what_it_found():
 
     assert run("results").returncode == 0
     flip(SCORE)
-    kept, removed = run("results", "--keep"), run("results")
+    kept, removed = run("results"), run("results", "--delete")
     assert (kept.returncode, removed.returncode, run("results").returncode) == (1, 1, 0)
-    assert f"    {SCORE}" in removed.stdout and "removed" not in kept.stdout
+    assert f"    {SCORE}" in removed.stdout and f"    {SCORE}" not in kept.stdout
     assert run("absent").returncode == 2
     assert json.loads(record.sidecar(GENERATOR).read_text())["size"] == len("generator")

@@ -22,7 +22,6 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
     "unlabelled": {"extends": "small", "dataset": {"folder": "unlabelled"}},
     "diverging": {"extends": "small", "teacher": DIVERGING},
     "diverging-distill": {"extends": "small", "distill": {"optimiser": {"learning_rate": 1e30, "warmup": 0}}},
-    "other-sigma": {"extends": "small", "distill": {"sigma": 40.0}},
     "flipped-shard": SMALL["experiments"]["small"],
     "cut-shard": SMALL["experiments"]["small"],
 }
@@ -33,7 +32,6 @@ REFUSED = {  # experiment -> what is asked of it, and parts of the message
     "unlabelled": (TEACHER, ("unlabelled/loose.png has no label",)),
     "diverging": (TEACHER, ("not finite at update", "lower training.learning_rate")),
     "diverging-distill": (GENERATOR, ("not finite at update", "checkpoint")),
-    "other-sigma": (GENERATOR, ("pairs/manifest.parquet was solved from sigma 80.0, distill.sigma is 40.0",)),
     "flipped-shard": (GENERATOR, ("flipped-shard/pairs/00001.tar is damaged", "make verify")),
     "cut-shard": (GENERATOR, ("cut-shard/pairs/00001.tar has ", "truncated?", "make verify")),
 }
@@ -44,6 +42,7 @@ REFUSED = {  # experiment -> what is asked of it, and parts of the message
     [
         ({"distill/sigmas": 80.0}, 'small.distill: unknown key "sigmas" (did you mean "sigma"?)'),
         ({"distill/optimiser/learning_rate": "5e-5"}, "'5e-5' is a string to YAML, not a number; write 5.0e-05"),
+        ({"distill/sigma": 40.0}, "small.distill.sigma: 40.0 differs from pairs.solver.sigma_max 80.0"),
         ({"extends": "small-seed1"}, "extends goes in a circle: small -> small-seed1 -> small"),
     ],
 )
@@ -60,6 +59,8 @@ def test_configuration_is_refused_before_any_work(tmp_path: Path, edits: dict[st
     ("target", "message"),
     [
         ("smal/fid.json", 'error: unknown experiment "smal" (did you mean "small"?)'),
+        ("tables/dmo.md", 'error: the configuration has no "dmo" below tables (did you mean "demo"?)'),
+        ("tables/nonsense.png", 'error: the configuration has no "nonsense" below charts; charts are: none'),
         *(
             (
                 f"small-seed1/{artifact}",
@@ -75,6 +76,24 @@ def test_target_is_refused_with_one_message(finished: Path, target: str, message
     errors = [line for line in (answer.stdout + answer.stderr).splitlines() if "rror" in line]
     assert answer.returncode != 0 and len(errors) == 1 and errors[0].startswith(message)
     assert set((finished / "results").rglob("*")) == before
+
+
+def test_published_table_is_refused_by_name(tmp_path: Path):
+    write_config(tmp_path, SMALL | {"tables": {"demo": SMALL["tables"]["demo"] | {"paper": "tabel2"}}})
+    answer = snakemake(tmp_path, "--dry-run")
+    assert answer.returncode != 0 and "Traceback" not in answer.stderr
+    assert 'error: tables.demo.paper: unknown table "tabel2" (did you mean "table2"?)' in answer.stderr
+
+
+def test_configuration_without_tables_makes_all_but_the_targets_that_need_them(tmp_path: Path):
+    write_config(tmp_path, {"experiments": SMALL["experiments"]})
+    (tmp_path / "photos").mkdir()
+    assert snakemake(tmp_path, "--dry-run", "results/small/fid.json").returncode == 0
+    for target, table in (("all", "demo"), ("table2", "demo")):
+        answer = snakemake(tmp_path, "--dry-run", target)
+        output = answer.stdout + answer.stderr
+        assert answer.returncode != 0 and output.count("rror") == 1, output
+        assert f'error: the configuration has no table "{table}"' in output
 
 
 @pytest.fixture(scope="module")

@@ -54,10 +54,10 @@ def test_damage_is_found_and_remade_with_all_that_came_from_it(finished: Path, b
     for reason, damage in DAMAGE.items():
         shutil.copy2(finished / path, broken / path)
         damage(broken / path)
-        found = stage(broken, "verify", "results", "--keep")
+        found = stage(broken, "verify", "results")
         assert found.returncode == 1 and "\n1 bad, " in found.stdout
         assert any(line.startswith(f"{shown}: ") and reason in line for line in found.stdout.splitlines())
-    assert stage(broken, "verify", "results").returncode == 1
+    assert stage(broken, "verify", "results", "--delete").returncode == 1
     assert stage(broken, "verify", "results").returncode == 0
     assert jobs(make(broken, "--dry-run")) == Counter(REMADE[name])
 
@@ -67,6 +67,6 @@ def test_remade_results_are_the_ones_before_the_damage(
     finished: Path, broken: Path, name: str, damage: Callable[[Path], None]
 ):
     damage(broken / "results/small" / name)
-    assert stage(broken, "verify", "results").returncode == 1
+    assert stage(broken, "verify", "results", "--delete").returncode == 1
     assert jobs(make(broken, "--cores", "2")) == Counter(REMADE[name])
     assert digests(broken) == digests(finished)

@@ -4,6 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from dmd.artifacts import record
 from tests.workflow.conftest import REPOSITORY, SMALL, write_config
 
 SCRIPTS = REPOSITORY / "workflow" / "scripts"
@@ -34,6 +37,39 @@ def test_plan_learns_its_rates_from_finished_jobs(finished: Path):
 
 def test_prune_keeps_a_whole_result(finished: Path):
     assert script("prune.py", finished).startswith("0 files")
+
+
+def test_prune_keeps_what_a_child_adds_to_its_parent(tmp_path: Path):
+    whole = SMALL["experiments"]["small"]
+    parent = {name: section for name, section in whole.items() if name not in ("distill", "sample")}
+    child = {"extends": "small", **{name: whole[name] for name in ("distill", "sample")}}
+    write_config(tmp_path, {"experiments": {"small": parent, "child": child}})
+    kept = ["child/reference/reference.safetensors", "child/samples/00000.tar", "small/pairs/00000.tar"]
+    bogus = "child/samples/blocks/00000-00000.parquet"  # one job makes both shards: 00000-00001
+    for name in (*kept, bogus):
+        path = tmp_path / "results" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    assert script("prune.py", tmp_path).splitlines()[:-1] == [f"results/{bogus}"]
+
+
+def test_prune_refuses_while_a_stage_writes(tmp_path: Path):
+    write_config(tmp_path, SMALL)
+    output = tmp_path / "results/gone/teacher/denoiser.safetensors"
+    with record.exclusive(output):
+        temporary = output.with_name(f".tmp-{output.name}")
+        temporary.write_text("half of it")
+        with pytest.raises(subprocess.CalledProcessError) as caught:
+            script("prune.py", tmp_path, "--delete")
+        assert caught.value.stderr.startswith("error: a stage holds results/gone/teacher/") and temporary.exists()
+    script("prune.py", tmp_path, "--delete")
+    assert not temporary.exists()
+
+
+def test_plan_ends_quietly_when_its_reader_does(finished: Path):
+    line = f"exec 3>&1; {{ {sys.executable} {SCRIPTS / 'plan.py'} small; echo $? >&3; }} | true"
+    answer = subprocess.run(["bash", "-c", line], cwd=finished, capture_output=True, text=True)
+    assert (answer.stdout, answer.stderr) == ("0\n", "")
 
 
 def test_prune_removes_what_no_experiment_owns_and_only_that(finished: Path):

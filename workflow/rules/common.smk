@@ -7,11 +7,13 @@ from pathlib import Path
 from snakemake_interface_executor_plugins.settings import DeploymentMethod
 
 from dmd.artifacts.files import canonical_json
+from dmd.checks import suggestion
 from dmd.config import ConfigError, read_yaml, resolve
-from dmd.experiments import METRICS, Experiments
+from dmd.experiments import Experiments
 from dmd.versions import VERSIONS
 
 ROOT = Path(workflow.basedir)
+PAPER = read_yaml(ROOT / "workflow" / "resources" / "paper.yaml")  # published tables
 
 
 def refuse(message):
@@ -22,9 +24,13 @@ def refuse(message):
 def settings():
     """The whole configuration, merged and checked."""
     try:
-        return resolve(config, read_yaml(ROOT / "workflow" / "schemas" / "config.schema.yaml"))
+        found = resolve(config, read_yaml(ROOT / "workflow" / "schemas" / "config.schema.yaml"))
     except ConfigError as error:
         refuse(f"the configuration cannot be used\n{error}")
+    for name, table in found["tables"].items():
+        if (paper := table["paper"]) is not None and paper not in PAPER:
+            refuse(f'tables.{name}.paper: unknown table "{paper}"{suggestion(paper, PAPER)}; known: {", ".join(PAPER)}')
+    return found
 
 
 SETTINGS = settings()
@@ -142,30 +148,38 @@ def memory(megabytes):
     return lambda wildcards, attempt: megabytes * attempt
 
 
+def listed(kind, name):
+    """The entry `name` of `tables` or `charts`; stops where there is none."""
+    entries = SETTINGS[kind]
+    if name not in entries:
+        known = ", ".join(entries) or "none"
+        refuse(f'the configuration has no "{name}" below {kind}{suggestion(name, entries)}; {kind} are: {known}')
+    return entries[name]
+
+
 def scores(metric):
     """The metric files of each experiment of a table, in its order."""
     return lambda wildcards: [
         f"results/{name}/{metric}.json"
-        for row in SETTINGS["tables"][wildcards.table]["rows"]
+        for row in listed("tables", wildcards.table)["rows"]
         for name in row["experiments"]
     ]
 
 
 def table_spec(wildcards):
     """Rows of a table, and the published ones to print beside them."""
-    table = SETTINGS["tables"][wildcards.table]
-    paper = read_yaml(ROOT / "workflow" / "resources" / "paper.yaml").get(table["paper"])
-    return canonical_json({**table, "paper": paper})
+    table = listed("tables", wildcards.table)
+    return canonical_json({**table, "paper": PAPER.get(table["paper"])})
 
 
 def points(wildcards):
     """Every point of a chart, a list of experiments, in order."""
-    return [point for series in SETTINGS["charts"][wildcards.chart]["series"] for point in series["points"]]
+    return [point for series in listed("charts", wildcards.chart)["series"] for point in series["points"]]
 
 
 def chart_inputs(wildcards):
     """Scores of every experiment of a chart; for Figure 3 the classes, and the samples of each panel."""
-    kind, names = SETTINGS["charts"][wildcards.chart]["kind"], sum(points(wildcards), [])
+    kind, names = listed("charts", wildcards.chart)["kind"], sum(points(wildcards), [])
     if kind != "figure3":
         return [f"results/{name}/fid.json" for name in names]
     panels = [EXPERIMENTS.path(point[0], "samples_manifest") for point in points(wildcards)]
@@ -174,7 +188,7 @@ def chart_inputs(wildcards):
 
 def chart_spec(wildcards):
     """Kind, title and series of a chart, and what its kind needs besides."""
-    chart = dict(SETTINGS["charts"][wildcards.chart])
+    chart = dict(listed("charts", wildcards.chart))
     if chart["kind"] == "pairs":
         chart["series"] = [
             {**series, "x": [num_pairs(point[0]) for point in series["points"]]} for series in chart["series"]
@@ -196,15 +210,27 @@ def training_log(wildcards):
 
 def named(group):
     """Table, charts and pictures of a group: `demo` has demo.md, demo-*.png and pictures of each row's first seed."""
-    charts = [chart for chart in SETTINGS["charts"] if chart.startswith(f"{group}-")]
-    rows = SETTINGS["tables"][group]["rows"]
+
+    def look_up(wildcards):
+        if group not in SETTINGS["tables"]:
+            refuse(f'the configuration has no table "{group}": add it, or ask for files such as results/NAME/fid.json')
+        charts = [chart for chart in SETTINGS["charts"] if chart.startswith(f"{group}-")]
+        return [
+            f"results/tables/{group}.md",
+            *(f"results/tables/{chart}.png" for chart in charts),
+            *(f"results/{name}/pictures/grid.png" for name in pictured(SETTINGS["tables"][group]["rows"])),
+        ]
+
+    return look_up
+
+
+def pictured(rows):
+    """Owners of the pictures of each row's first seed, teachers apart."""
     experiments = [row["experiments"][0] for row in rows]
-    distilled = {EXPERIMENTS.owner(name, "pictures") for name in experiments if EXPERIMENTS.distilled(name)}
-    return [
-        f"results/tables/{group}.md",
-        *(f"results/tables/{chart}.png" for chart in charts),
-        *(f"results/{name}/pictures/grid.png" for name in sorted(distilled)),
-    ]
+    try:
+        return sorted({EXPERIMENTS.owner(name, "pictures") for name in experiments if EXPERIMENTS.distilled(name)})
+    except ConfigError as error:
+        refuse(error)
 
 
 shell.prefix(prefix())

@@ -1,7 +1,8 @@
 """Lists, or with --delete removes, what lies in results/ and no experiment owns.
 
 Such files are left behind by an experiment that was removed or renamed, by fewer pairs or samples than before, or by
-a change that made two experiments share an artifact.
+a change that made two experiments share an artifact. Refuses while a stage is writing: what it writes has no owner
+yet.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from dmd.config import ConfigError, Json, load  # noqa: E402
-from dmd.experiments import BLOCK_RULES, FILES, METRICS, Experiments  # noqa: E402
+from dmd.artifacts.audit import refuse_while_writing  # noqa: E402
+from dmd.config import Json, load  # noqa: E402
+from dmd.experiments import BLOCK_RULES, Experiments  # noqa: E402
+from dmd.layout import BESIDE, FILES, TARS  # noqa: E402
 
-BESIDE = {"distill": "distill/log.parquet", "pictures": "pictures/training.png"}
 SCRATCH = ("checkpoints", "grids")
-TARS = {"pairs": "pairs", "sample": "samples"}
 
 
 def main() -> None:
@@ -29,8 +30,9 @@ def main() -> None:
     parsed = parser.parse_args()
     try:
         config = load(Path("config.yaml"), ROOT / "workflow" / "schemas" / "config.schema.yaml")
+        refuse_while_writing(Path("results"))
         found = unowned(Path("results"), config)
-    except ConfigError as error:
+    except ValueError as error:
         sys.exit(f"error: {error}")
     size = sum(path.lstat().st_size for path in found)
     for path in found:
@@ -50,10 +52,9 @@ def unowned(results: Path, config: Json) -> list[Path]:
     scratch: set[str] = set()
     for experiment in experiments.merged:
         for rule in FILES:
-            try:
-                owner = experiments.owner(experiment, rule)
-            except ConfigError:
-                continue  # the experiment has no such stage
+            if not experiments.has(experiment, rule):
+                continue
+            owner = experiments.owner(experiment, rule)
             owned.update(files_of(experiments, experiment, rule, owner))
             scratch.update(f"{owner}/distill/{name}" for name in SCRATCH if rule == "distill")
     return [
@@ -66,17 +67,15 @@ def unowned(results: Path, config: Json) -> list[Path]:
 def files_of(experiments: Experiments, experiment: str, rule: str, owner: str) -> Iterator[str]:
     """Artifacts, tars, logs and benchmarks of one rule of one experiment."""
     jobs = [rule]
-    yield experiments.path(experiment, rule)
     if rule in BLOCK_RULES:
         blocks = experiments.blocks(experiment, rule)
         jobs = [f"{rule}-{first:05d}-{last:05d}" for first, last in blocks]
         yield from (experiments.path(experiment, rule, block) for block in blocks)
         if rule in TARS:
-            yield from (f"{owner}/{TARS[rule]}/{shard:05d}.tar" for shard in range(blocks[-1][1] + 1))
-    if rule in BESIDE:
-        yield f"{owner}/{BESIDE[rule]}"
-    if rule == "evaluate":
-        yield from (f"{owner}/{metric}.json" for metric in METRICS)
+            yield from (f"{owner}/{TARS[rule].format(shard=shard)}" for shard in range(blocks[-1][1] + 1))
+    else:
+        yield experiments.path(experiment, rule)
+    yield from (f"{owner}/{name}" for name in BESIDE.get(rule, ()))
     for job in jobs:
         yield from (f"{owner}/logs/{job}.log", f"{owner}/benchmarks/{job}.tsv")
 

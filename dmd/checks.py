@@ -1,0 +1,97 @@
+"""What a schema cannot say of a configuration: keys that contradict each other, and names of nothing."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+Json = dict[str, Any]
+NUM_SEEDS = 2**32  # torch's generator on the CPU keeps the low 32 bits of a seed
+SCORED = ("reference", "sample", "evaluate")  # sections of an experiment that a table or chart can show
+CHARTED = {"pairs": ("pairs",), "figure3": ("dataset",)}  # kind of a chart -> sections it needs besides
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """` (did you mean "x"?)` where a known name is close, else nothing."""
+    return "".join(f' (did you mean "{close}"?)' for close in difflib.get_close_matches(name, list(known), n=1))
+
+
+def unknown_experiment(name: str, known: Iterable[str]) -> str:
+    """The message for a name that is no experiment."""
+    return f'unknown experiment "{name}"{suggestion(name, known)}; experiments are: {", ".join(sorted(known))}'
+
+
+def contradictions(experiment: Json) -> Iterator[str]:
+    """Faults between keys that each are fine alone, as `section.key: message`."""
+    yield from _counts(experiment)
+    yield from _seeds(experiment)
+    dataset = experiment.get("dataset", {})
+    if dataset.get("kind") == "gaussian-mixture":
+        lengths = {key: len(dataset[key]) for key in ("means", "stds", "weights")}
+        if len(set(lengths.values())) > 1:
+            yield f"dataset: means, stds and weights differ in length: {lengths}"
+    if experiment.get("teacher", {}).get("kind") == "gaussian-mixture" != dataset.get("kind"):
+        yield f"teacher.kind: gaussian-mixture needs a dataset of that kind, not {dataset.get('kind')}"
+    pairs, sigma = experiment.get("pairs"), experiment.get("distill", {}).get("sigma")
+    if pairs and sigma is not None and sigma != pairs["solver"]["sigma_max"]:
+        yield (
+            f"distill.sigma: {sigma} differs from pairs.solver.sigma_max {pairs['solver']['sigma_max']}, "
+            "but pairs teach the generator only at its own noise scale"
+        )
+    levels = experiment.get("distill", {}).get("levels")
+    if levels and not levels["min_index"] <= levels["max_index"] < levels["count"]:
+        ends = f"{levels['min_index']}..{levels['max_index']}"
+        yield f"distill.levels: indices {ends} are no range within 0..{levels['count'] - 1}"
+
+
+def unknown_names(experiments: Mapping[str, Json], config: Json) -> Iterator[str]:
+    """Experiments that do not exist or lack what is asked of them, in `distill.start`, tables and charts."""
+    uses: list[tuple[str, str, tuple[str, ...]]] = []  # place, experiment, sections it needs there
+    for name, experiment in experiments.items():
+        if (start := experiment.get("distill", {}).get("start")) is not None:
+            uses.append((f"{name}.distill.start", start, ("teacher",)))
+    for table, entry in config["tables"].items():
+        uses += [(f"tables.{table}", name, SCORED) for row in entry["rows"] for name in row["experiments"]]
+    for chart, entry in config["charts"].items():
+        needs = (*SCORED, *CHARTED.get(entry["kind"], ()))
+        points = [point for series in entry["series"] for point in series["points"]]
+        uses += [(f"charts.{chart}", name, needs) for point in points for name in point]
+    for place, name, needs in uses:
+        if name not in experiments:
+            yield f"{place}: {unknown_experiment(name, experiments)}"
+        elif lacking := [section for section in needs if section not in experiments[name]]:
+            yield f'{place}: experiment "{name}" cannot be used here: it has no section {", ".join(lacking)}'
+
+
+def _counts(experiment: Json) -> Iterator[str]:
+    for name, key in (("pairs", "num_pairs"), ("sample", "num_samples")):
+        section = experiment.get(name)
+        if section and section[key] % section["shard_size"]:
+            yield f"{name}.{key}: {section[key]} is not a multiple of shard_size {section['shard_size']}"
+    sample = experiment.get("sample")
+    if sample and (sample["from"] == "generator") != (sample["solver"]["name"] == "one-step"):
+        wants = "one-step" if sample["from"] == "generator" else "heun or euler"
+        yield f"sample.solver.name: from {sample['from']} wants {wants}, not {sample['solver']['name']}"
+
+
+def _seeds(experiment: Json) -> Iterator[str]:
+    seeds: dict[str, range] = {}
+    if pairs := experiment.get("pairs"):
+        seeds["pairs"] = range(pairs["first_seed"], pairs["first_seed"] + pairs["num_pairs"])
+    if sample := experiment.get("sample"):
+        num = sample["num_samples"] * sample["repetitions"]
+        seeds["sample"] = range(sample["first_seed"], sample["first_seed"] + num)
+    for name, taken in seeds.items():
+        if taken.stop > NUM_SEEDS:
+            yield (
+                f"{name}.first_seed: seeds {taken.start}..{taken.stop - 1} pass the last one, {NUM_SEEDS - 1}, "
+                f"and would repeat those from 0 on; first_seed may be {NUM_SEEDS - len(taken)} at most"
+            )
+    if len(seeds) == 2 and max(map(min, seeds.values())) <= min(map(max, seeds.values())):
+        drawn, taught = seeds["sample"], seeds["pairs"]
+        yield (
+            f"sample.first_seed: seeds {drawn.start}..{drawn.stop - 1} of the samples overlap "
+            f"{taught.start}..{taught.stop - 1} of the pairs, "
+            "but nothing may be scored on noise it was regressed on"
+        )

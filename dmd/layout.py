@@ -1,0 +1,40 @@
+"""Where artifacts lie below the folder of results: {experiment}/{file}, and tables/{name}."""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatchcase
+from pathlib import PurePath
+
+METRICS = ("fid", "kid", "prdc", "classes", "memorisation")
+FILES = {  # rule -> its (first) artifact
+    "teacher": "teacher/denoiser.safetensors",
+    "reference": "reference/reference.safetensors",
+    "pairs": "pairs/blocks/{first:05d}-{last:05d}.parquet",
+    "pairs_manifest": "pairs/manifest.parquet",
+    "distill": "distill/generator.safetensors",
+    "sample": "samples/blocks/{first:05d}-{last:05d}.parquet",
+    "samples_manifest": "samples/manifest.parquet",
+    "features": "features/{first:05d}-{last:05d}.safetensors",
+    "evaluate": "fid.json",
+    "pictures": "pictures/grid.png",
+}
+BESIDE = {  # rule -> what else it makes, tars apart
+    "distill": ("distill/log.parquet",),
+    "pictures": ("pictures/training.png",),
+    "evaluate": tuple(f"{metric}.json" for metric in METRICS),
+}
+TARS = {"pairs": "pairs/{shard:05d}.tar", "sample": "samples/{shard:05d}.tar"}
+TABLES = "tables"  # no name of an experiment
+TABLE_KINDS = frozenset({".md", ".csv", ".png"})
+
+_NAMES = [*FILES.values(), *(name for names in BESIDE.values() for name in names), *TARS.values()]
+_PATTERNS = [re.sub(r"\{.*?\}", "[0-9]" * 5, name) for name in _NAMES]
+
+
+def is_artifact(path: PurePath) -> bool:
+    """Whether the workflow makes a file of this path, relative to the folder of results."""
+    place, name = path.parts[0], PurePath(*path.parts[1:])
+    if place == TABLES:
+        return len(name.parts) == 1 and name.suffix in TABLE_KINDS
+    return any(fnmatchcase(name.as_posix(), pattern) for pattern in _PATTERNS)

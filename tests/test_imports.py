@@ -1,0 +1,35 @@
+"""Heavy packages are imported by the stages that use them, and by no other."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("diffusers", "transformers", "torchvision", "lpips", "sklearn", "scipy", "matplotlib", "pandas")
+STAGES = ("teacher", "reference", "pairs", "manifest", "distill", "sample", "features", "evaluate")
+
+
+def imported(statement: str) -> set[str]:
+    """Heavy packages that a fresh interpreter has loaded after a statement."""
+    code = f"import sys; {statement}; print(*[name for name in {HEAVY!r} if name in sys.modules])"
+    return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
+
+
+def test_stages_of_the_chain_import_no_heavy_package_before_they_need_it():
+    assert imported("; ".join(f"import dmd.stages.{name}" for name in STAGES)) == set()
+
+
+@pytest.mark.parametrize("module", ["dmd.config", "dmd.experiments", "dmd.versions", "dmd.artifacts.files"])
+def test_what_the_snakefile_imports_brings_no_torch(module):
+    code = f"import sys, {module}; print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert found.stdout.strip() == "False"
+
+
+def test_digits_alone_bring_scikit_learn():
+    mixture = {"kind": "gaussian-mixture", "means": [[0.0, 0.0]], "stds": [1.0], "weights": [1.0]}
+    mixture |= {"num_training": 4, "num_held_out": 4, "seed": 0}
+    digits = {"kind": "digits", "split_seed": 0, "num_training": 4}
+    load = "from dmd.artifacts import dataset; dataset.load({!r}, 'training')"
+    assert imported(load.format(mixture)) == set()
+    assert "sklearn" in imported(load.format(digits))

@@ -1,0 +1,102 @@
+"""What a job takes: its units of work, and CPU seconds per unit as finished jobs in results/ took them."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dmd.experiments import Experiments
+from dmd.layout import FILES, TABLES
+from dmd.methods.phases import num_passes
+
+Rates = dict[str, dict[str, float]]  # root experiment -> rule -> CPU seconds per unit of work
+BLOCK = re.compile(r"(\d{5})-(\d{5})")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job: its rule, experiment ("" for tables and charts) and block of shards."""
+
+    rule: str
+    experiment: str
+    block: tuple[int, int] | None
+
+
+def job_of(rule: str, path: Path) -> Job:
+    """The job that a rule runs for a file below results/."""
+    place, found = path.parts[1], BLOCK.search(path.name)
+    return Job(
+        rule,
+        "" if place in (TABLES, "logs") else place,
+        (int(found[1]), int(found[2])) if found else None,
+    )
+
+
+def num_images(experiments: Experiments, job: Job) -> int:
+    """Images of a block."""
+    if job.block is None or job.rule not in ("pairs", "sample", "features"):
+        return 0
+    section = experiments.section(job.experiment, "pairs" if job.rule == "pairs" else "sample")
+    return (job.block[1] - job.block[0] + 1) * int(section["shard_size"])
+
+
+def network_calls(experiments: Experiments, job: Job) -> int:
+    """Calls of the network per image, times images: Heun's last step has one, its others two."""
+    if job.rule not in ("pairs", "sample"):
+        return 0
+    solver = experiments.section(job.experiment, job.rule)["solver"]
+    calls = {"one-step": 1, "euler": solver.get("steps", 1), "heun": 2 * solver.get("steps", 1) - 1}
+    return num_images(experiments, job) * int(calls[solver["name"]])
+
+
+def work(experiments: Experiments, job: Job) -> int:
+    """Units of work of a job: updates (teacher), passes of a network over a batch, one with its gradient counted 3
+    (distill), network calls on an image (pairs, sample), images (features), or 1 (all others)."""
+    if job.rule == "teacher":
+        return int(experiments.section(job.experiment, "teacher").get("training", {}).get("updates", 1))
+    if job.rule == "distill":
+        return num_passes(experiments.section(job.experiment, "distill"))
+    return network_calls(experiments, job) or num_images(experiments, job) or 1
+
+
+def root(experiments: Experiments, experiment: str) -> str:
+    """The experiment at the top of the chain of `extends`."""
+    while parent := experiments.parents.get(experiment):
+        experiment = parent
+    return experiment
+
+
+def measured_rates(experiments: Experiments) -> Rates:
+    """CPU seconds per unit of work of finished jobs in results/, by root experiment and rule."""
+    sums: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for path, job in _finished(experiments):
+        with open(path, newline="") as stream:
+            row: dict[str, Any] = next(csv.DictReader(stream, delimiter="\t"), {})
+        seconds = next((float(row[key]) for key in ("cpu_time", "s") if _is_number(row.get(key))), 0.0)
+        total = sums[root(experiments, job.experiment), job.rule]
+        total[0] += seconds
+        total[1] += work(experiments, job)
+    rates: Rates = defaultdict(dict)
+    for (name, rule), (seconds, units) in sorted(sums.items()):
+        if units:
+            rates[name][rule] = float(f"{seconds / units:.3g}")
+    return dict(rates)
+
+
+def _finished(experiments: Experiments) -> Iterator[tuple[Path, Job]]:
+    """Benchmark files in results/ of experiments that still exist."""
+    for path in sorted(Path("results").glob("*/benchmarks/*.tsv")):
+        rule = BLOCK.sub("", path.stem).rstrip("-")
+        job = job_of(rule, Path("results", path.parts[1], path.name))
+        if rule in FILES and job.experiment in experiments.merged and experiments.has(job.experiment, rule):
+            yield path, job
+
+
+def _is_number(text: str | None) -> bool:
+    """Whether a benchmark column holds a positive number (`-` and NA stand for none)."""
+    return bool(re.fullmatch(r"\d+(\.\d+)?", text or "")) and float(text or 0) > 0
