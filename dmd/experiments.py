@@ -160,8 +160,9 @@ class Experiments:
         return {**section, "experiment": experiment}
 
     def _pictures(self, experiment: str, section: Json) -> Json:
-        weights = self.section(experiment, "sample")["weights"]
-        return {"solver": self.section(experiment, "pairs")["solver"], "weights": weights}
+        sample = self.section(experiment, "sample")
+        kept = {key: sample[key] for key in ("weights", "first_seed")}  # noise of the samples, never of the pairs
+        return {"solver": self.section(experiment, "pairs")["solver"], **kept}
 
 
 def _without(section: Json, *keys: str) -> Json:
