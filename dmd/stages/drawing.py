@@ -87,8 +87,10 @@ class _Drawer:
         self._denoiser = module.to(self._device)
         self._shape, self._num_classes = tuple(metadata["shape"]), metadata["num_classes"]
         solver = dict(spec["solver"])
-        if solver["name"] == "one-step":
-            solver.setdefault("sigma", metadata.get("sigma", solver.get("sigma_max", 80.0)))
+        if solver["name"] == "one-step" and "sigma" not in solver:
+            if "sigma" not in metadata:
+                raise ValueError(f"{denoiser} is no generator: solver one-step needs the sigma it was distilled at")
+            solver["sigma"] = metadata["sigma"]
         self._solver = solver
         self.facts: dict[str, Any] = {
             "shape": list(self._shape),
