@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -148,13 +147,7 @@ def _digest(path: Path, bar: Any) -> str:
     """SHA-256 of the file's bytes, "" if there is no such file."""
     if not path.is_file():
         return ""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(files.CHUNK_SIZE):
-            digest.update(chunk)
-            if bar is not None:
-                bar.update(len(chunk))
-    return digest.hexdigest()
+    return files.sha256(path, advance=bar.update if bar is not None else None)
 
 
 def _normal(path: Path) -> Path:

@@ -5,7 +5,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes; OSError if it cannot be read."""
+def sha256(path: Path, *, advance: Callable[[int], object] | None = None) -> str:
+    """Hex digest of a file's bytes, `advance` being told how many were read; OSError if it cannot be read."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while chunk := stream.read(CHUNK_SIZE):
             digest.update(chunk)
+            if advance is not None:
+                advance(len(chunk))
     return digest.hexdigest()
 
 

@@ -20,7 +20,6 @@ from dmd.stages import figures, loading, stage
 
 NUM_POINTS = 1000  # noises drawn of a 2-D denoiser
 SMOOTHING = 40  # a curve is averaged over 1/40 of the updates
-HEUN = {"name": "heun", "steps": 18, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 
 
 def run(
@@ -30,7 +29,7 @@ def run(
     table: Path,
     grid: Path,
     training: Path,
-    solver: dict[str, Any] | None = None,
+    solver: dict[str, Any],
     weights: str = "ema",
     first_seed: int = 0,
     num_images: int = 20,
@@ -44,7 +43,7 @@ def run(
         table: log of the distillation, one row per update.
         grid: images of the teacher above those of the generator; of 2-D denoisers both point clouds.
         training: losses, gradient norms, weight, gap per noise level, brightness, non-finite samples.
-        solver: of the teacher; None = Heun, 18 steps. weights: of the generator, `ema` or `raw`.
+        solver: of the teacher. weights: of the generator, `ema` or `raw`.
         first_seed, num_images: the noises are those of seeds first_seed, first_seed + 1, ...
 
     Raises:
@@ -54,7 +53,7 @@ def run(
     with record.exclusive(grid):
         inputs = record.check_inputs(teacher=teacher, generator=generator, table=table)
         seeds = range(first_seed, first_seed + num_images)
-        sides = _draw(teacher, generator, solver or HEUN, weights, seeds, device)
+        sides = _draw(teacher, generator, solver, weights, seeds, device)
         with record.publish(grid, stage="pictures", inputs=inputs) as temporary:
             figures.save(_grid(sides), temporary)
         rows = manifest.read_table(table)[0].to_pandas()

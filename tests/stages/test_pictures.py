@@ -106,6 +106,7 @@ def test_teacher_and_generator_of_different_shapes_are_refused(tmp_path):
             teacher=teacher,
             generator=generator,
             table=log(tmp_path / "l.parquet"),
+            solver=SOLVER,
             grid=grid,
             training=training,
         )
