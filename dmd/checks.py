@@ -39,6 +39,10 @@ def contradictions(experiment: Json) -> Iterator[str]:
             f"distill.sigma: {sigma} differs from pairs.solver.sigma_max {pairs['solver']['sigma_max']}, "
             "but pairs teach the generator only at its own noise scale"
         )
+    for index, phase in enumerate(experiment.get("distill", {}).get("phases", [])):
+        if phase["fake_updates"] > 1 and (phase["train"] == "fake" or not phase["matching_scale"]):
+            why = "train is fake: `updates` counts them" if phase["train"] == "fake" else "matching_scale is 0"
+            yield f"distill.phases[{index}].fake_updates: {phase['fake_updates']} would not be made, {why}"
     levels = experiment.get("distill", {}).get("levels")
     if levels and not levels["min_index"] <= levels["max_index"] < levels["count"]:
         ends = f"{levels['min_index']}..{levels['max_index']}"

@@ -96,6 +96,14 @@ def test_whole_numbers_and_written_defaults_give_the_same_spec():
         ({"evaluate": {"neighbours": True}}, ["evaluate.neighbours"]),
         ({"distill": {"phases": [{"updates": "1e3"}]}}, ["phases[0].updates", "'1e3' is a string", "write 1000"]),
         ({"distill": {"phases": [{"updates": 1.5}]}}, ["phases[0].updates", "1.5"]),
+        (
+            {"distill": {"phases": [{"updates": 1}, {"updates": 1, "matching_scale": 0.0, "fake_updates": 2}]}},
+            ["distill.phases[1].fake_updates: 2 would not be made, matching_scale is 0"],
+        ),
+        (
+            {"distill": {"phases": [{"updates": 1, "train": "fake", "fake_updates": 2}]}},
+            ["distill.phases[0].fake_updates: 2 would not be made, train is fake"],
+        ),
         ({"sample": {"first_seed": 2**32 - 15}}, ["sample.first_seed", "4294967295", "4294967280 at most"]),
         ({"pairs": {"first_seed": 2**32 - 15}}, ["pairs.first_seed", "4294967295", "4294967280 at most"]),
         ({"pairs": {"first_seed": 2**32}}, ["pairs.first_seed", "maximum of 4294967295"]),

@@ -7,8 +7,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Phase:
-    """One entry of `distill.phases` with its place: updates first .. first + updates - 1, pairs read before it."""
+    """One entry of `distill.phases` with its place: updates first .. first + updates - 1, pairs read before it.
 
+    Attributes:
+        index: its place in the config's list, from 0; phases that were skipped count.
+    """
+
+    index: int
     numbers: dict[str, Any]
     first: int
     updates: int
@@ -24,7 +29,9 @@ class Phase:
 
 
 def plan(numbers: Mapping[str, Any]) -> tuple[list[Phase], list[str]]:
-    """The phases of section `distill` that have something to learn, and a line for each that was skipped.
+    """The phases of section `distill` that have something to learn, and lines that name what is not used.
+
+    Lines name a phase by its index in the config, from 0: one that was skipped, or whose fake updates are not made.
 
     A phase scales the section's weights, so `regression_weight: 0.0` means off in all phases. A phase of the
     fake denoiser alone is skipped where no phase uses the fake score.
@@ -33,22 +40,24 @@ def plan(numbers: Mapping[str, Any]) -> tuple[list[Phase], list[str]]:
         ValueError: shared noise in a matching phase without fake updates.
     """
     phases: list[Phase] = []
-    skipped = []
+    notes = []
     uses_fake = bool(numbers["matching_weight"]) and numbers["fake_score"]
     first = pairs = 0
-    for number, phase in enumerate(numbers["phases"]):
+    for index, phase in enumerate(numbers["phases"]):
         both = phase["train"] == "both"
         matching = both and bool(numbers["matching_weight"] * phase["matching_scale"])
         regression = both and bool(numbers["regression_weight"] * phase["regression_scale"])
         if (both and not (matching or regression)) or (not both and not uses_fake):
-            skipped.append(f"phase {number} skipped: no loss is left in it")
+            notes.append(f"phase {index} skipped: no loss is left in it")
             continue
         if matching and numbers["shared_noise"] and not phase["fake_updates"]:
-            raise ValueError(f"phase {number}: shared_noise needs fake_updates of at least 1, or its gradient is lost")
-        phases.append(Phase(phase, first, phase["updates"], both, matching, regression, pairs))
+            raise ValueError(f"phase {index}: shared_noise needs fake_updates of at least 1, or its gradient is lost")
+        if both and phase["fake_updates"] and not (matching and numbers["fake_score"]):
+            notes.append(f"phase {index}: the fake score is not used, fake_updates {phase['fake_updates']} not made")
+        phases.append(Phase(index, phase, first, phase["updates"], both, matching, regression, pairs))
         first += phase["updates"]
         pairs += phase["updates"] * numbers["regression_batch_size"] * regression
-    return phases, skipped
+    return phases, notes
 
 
 def num_passes(numbers: Mapping[str, Any]) -> int:

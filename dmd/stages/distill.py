@@ -41,7 +41,7 @@ def run(
         teacher: teacher/denoiser.safetensors, the real score.
         manifest: pairs/manifest.parquet.
         output: distill/generator.safetensors; checkpoints/ and grids/ beside it are scratch.
-        table: distill/log.parquet, one row per `log_every` updates.
+        table: distill/log.parquet, one row per `log_every` updates; `phase` is an index into `phases`, from 0.
         start: file that initialises generator and fake denoiser; the teacher's where absent.
         lpips: VGG16 weights, for regression_distance of kind lpips.
         numbers: section `distill` of the experiment, with device and threads.
@@ -109,8 +109,8 @@ class _Training:
 
     def train(self, key: str) -> list[dict[str, float]]:
         """All updates that are left; returns the log rows of all."""
-        phases, skipped = plan(self.numbers)
-        for line in skipped:
+        phases, notes = plan(self.numbers)
+        for line in notes:
             stage.log(line)
         total = sum(phase.updates for phase in phases)
         first, rows = checkpoints.resume(self.checkpoints, key=key, distillation=self.distillation)
@@ -119,7 +119,7 @@ class _Training:
             phase = next(phase for phase in phases if update < phase.first + phase.updates)
             row = self._update(update, phase, total)
             _check_finite(row, update, self.checkpoints)
-            rows.append({"update": update, "phase": phases.index(phase), **row})
+            rows.append({"update": update, "phase": phase.index, **row})
             done = update + 1
             if done % self.numbers["checkpoint_every"] == 0 and done < total:
                 checkpoints.save(self.checkpoints, key=key, update=done, distillation=self.distillation, rows=rows)

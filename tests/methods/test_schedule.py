@@ -42,7 +42,8 @@ def test_update_randomness_is_a_function_of_seed_and_update():
 
 
 def test_phases_follow_each_other_and_read_pairs_on(distill_numbers):
-    phases, skipped = plan(distill_numbers)
+    phases, notes = plan(distill_numbers)
+    assert [phase.index for phase in phases] == [0, 1, 2]
     assert [(phase.first, phase.updates) for phase in phases] == [(0, 4), (4, 3), (7, 9)]
     assert [(phase.trains_generator, phase.matching, phase.regression) for phase in phases] == [
         (True, False, True),
@@ -51,21 +52,27 @@ def test_phases_follow_each_other_and_read_pairs_on(distill_numbers):
     ]
     assert [phase.first_pair for phase in phases] == [0, 20, 20]  # 4 updates of 5 pairs; the fake phase reads none
     assert [phase.fake_updates for phase in phases] == [0, 1, 2]
-    assert skipped == []
+    assert notes == []
 
 
 @pytest.mark.parametrize(
-    ("changed", "left", "number"),
+    ("changed", "left", "skipped"),
     [
-        ({"regression_weight": 0.0}, [(0, 3), (3, 9)], "phase 0"),
-        ({"matching_weight": 0.0}, [(0, 4), (4, 9)], "phase 1"),
-        ({"fake_score": False}, [(0, 4), (4, 9)], "phase 1"),
+        ({"regression_weight": 0.0}, [(1, 0, 3), (2, 3, 9)], 0),
+        ({"matching_weight": 0.0}, [(0, 0, 4), (2, 4, 9)], 1),
+        ({"fake_score": False}, [(0, 0, 4), (2, 4, 9)], 1),
     ],
 )
-def test_a_phase_with_nothing_to_learn_is_skipped_and_said(distill_numbers, changed, left, number):
-    phases, skipped = plan(distill_numbers | changed)
-    assert [(phase.first, phase.updates) for phase in phases] == left
-    assert len(skipped) == 1 and skipped[0].startswith(number)
+def test_a_phase_with_nothing_to_learn_is_skipped_and_said(distill_numbers, changed, left, skipped):
+    phases, notes = plan(distill_numbers | changed)
+    assert [(phase.index, phase.first, phase.updates) for phase in phases] == left
+    assert notes[0] == f"phase {skipped} skipped: no loss is left in it"
+
+
+@pytest.mark.parametrize("changed", [{"matching_weight": 0.0}, {"fake_score": False}])
+def test_fake_updates_that_are_not_made_are_said(distill_numbers, changed):
+    _, notes = plan(distill_numbers | changed)
+    assert notes[1:] == ["phase 2: the fake score is not used, fake_updates 2 not made"]
 
 
 def test_weight_zero_is_off_in_every_phase(distill_numbers):

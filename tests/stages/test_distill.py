@@ -97,6 +97,11 @@ def test_log_every_keeps_every_nth_row(run, distill_numbers, tmp_path):
     assert manifests.read_table(run(tmp_path, **numbers) / NAMES[1])[0]["update"].to_pylist() == [0, 3]
 
 
+def test_log_names_phases_by_their_index_in_the_config(run, tmp_path):
+    table, _ = manifests.read_table(run(tmp_path, regression_weight=0.0) / NAMES[1])
+    assert table["phase"].to_pylist() == [1] * 3 + [2] * 9  # phase 0 has no loss left
+
+
 def test_generator_learns_its_pairs(run, distill_numbers, tmp_path):
     phase = distill_numbers["phases"][0] | {"updates": 70, "learning_rate_scale": 5.0}
     run(tmp_path, phases=[phase], regression_batch_size=12, checkpoint_every=1000, grid_every=1000)
