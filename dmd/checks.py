@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -44,9 +45,10 @@ def contradictions(experiment: Json) -> Iterator[str]:
             why = "train is fake: `updates` counts them" if phase["train"] == "fake" else "matching_scale is 0"
             yield f"distill.phases[{index}].fake_updates: {phase['fake_updates']} would not be made, {why}"
     levels = experiment.get("distill", {}).get("levels")
-    if levels and not levels["min_index"] <= levels["max_index"] < levels["count"]:
+    if levels and not levels["min_index"] <= levels["max_index"] < levels.get("count", math.inf):
         ends = f"{levels['min_index']}..{levels['max_index']}"
-        yield f"distill.levels: indices {ends} are no range within 0..{levels['count'] - 1}"
+        within = f" within 0..{levels['count'] - 1}" if "count" in levels else ""
+        yield f"distill.levels: indices {ends} are no range{within}"
 
 
 def unknown_names(experiments: Mapping[str, Json], config: Json) -> Iterator[str]:

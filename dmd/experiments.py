@@ -141,8 +141,10 @@ class Experiments:
         return {"num": section["num_pairs"], "shard_size": section["shard_size"]}
 
     def _distill(self, experiment: str, section: Json) -> Json:
-        distance = _without(section["regression_distance"], "file")
-        return {**_without(section, "start"), "regression_distance": distance}
+        distance, levels = _without(section["regression_distance"], "file"), section["levels"]
+        if levels.get("kind") == "karras":  # the kind of levels that name none
+            levels = _without(levels, "kind")
+        return {**_without(section, "start"), "regression_distance": distance, "levels": levels}
 
     def _sample(self, experiment: str, section: Json) -> Json:
         weights = section["weights"] if section["from"] == "generator" else "ema"

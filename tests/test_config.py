@@ -76,6 +76,14 @@ def test_whole_numbers_and_written_defaults_give_the_same_spec():
     assert [rule for rule, owner in owners(found, "other").items() if owner == "other"] == ["evaluate"]
 
 
+def test_levels_name_their_kind_only_where_it_is_not_karras():
+    levels = {"named": {"kind": "karras"}, "own": {"kind": "teacher", "max_index": 50}}
+    found = Experiments(resolved(**{name: {"distill": {"levels": value}} for name, value in levels.items()}))
+    specs = {name: found.spec(name, "distill") for name in ("base", "named", "own")}
+    assert specs["named"] == specs["base"] and "kind" not in specs["base"]["levels"]
+    assert specs["own"]["levels"] == {"kind": "teacher", "min_index": 20, "max_index": 50}
+
+
 @pytest.mark.parametrize(
     ("section", "words"),
     [
@@ -93,6 +101,9 @@ def test_whole_numbers_and_written_defaults_give_the_same_spec():
         ({"sample": {"from": "teacher"}}, ["sample.solver.name", "heun or euler"]),
         ({"teacher": {"kind": "gaussian-mixture"}}, ["teacher.kind", "digits"]),
         ({"distill": {"levels": {"max_index": 1000}}}, ["distill.levels", "0..999"]),
+        ({"distill": {"levels": {"kind": "teacher", "min_index": 981}}}, ["distill.levels: indices 981..980 are no"]),
+        ({"distill": {"levels": {"kind": "teacher", "rho": 7.0}}}, ["distill.levels", '"rho"']),
+        ({"distill": {"levels": {"kind": "teachr"}}}, ["distill.levels.kind", "teachr"]),
         ({"evaluate": {"neighbours": True}}, ["evaluate.neighbours"]),
         ({"distill": {"phases": [{"updates": "1e3"}]}}, ["phases[0].updates", "'1e3' is a string", "write 1000"]),
         ({"distill": {"phases": [{"updates": 1.5}]}}, ["phases[0].updates", "1.5"]),

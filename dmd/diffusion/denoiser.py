@@ -1,7 +1,12 @@
 """Denoisers D(image; sigma, label) -> x0: a preconditioned network, and an exact one for Gaussian mixtures."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
+
+from dmd.diffusion.preconditioning import preconditioning as make_preconditioning
 
 
 def per_sample(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -10,25 +15,36 @@ def per_sample(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 class Denoiser(nn.Module):
-    """A network under EDM preconditioning (Karras et al. 2022, Table 1).
+    """A network under a preconditioning, D(x; sigma) = c_skip x + c_out F(c_in x; condition).
 
-    D(x; sigma) = c_skip x + c_out F(c_in x; ln(sigma) / 4), with coefficients that keep input and target of F
-    at unit variance for data of standard deviation sigma_data.
+    Args:
+        network: F_theta(image, condition, label).
+        sigma_data: standard deviation of the data.
+        preconditioning: see `dmd.diffusion.preconditioning.preconditioning`; None is EDM's.
     """
 
-    def __init__(self, network: nn.Module, *, sigma_data: float) -> None:
+    def __init__(
+        self, network: nn.Module, *, sigma_data: float, preconditioning: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__()
         self.network = network
         self.sigma_data = sigma_data
+        self.preconditioning = make_preconditioning(preconditioning, sigma_data=sigma_data)
 
     def forward(self, image: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """image (B, C, H, W) = x0 + sigma * noise; sigma (B,) > 0; label int64 (B,). Returns x0 (B, C, H, W)."""
-        variance = sigma.square() + self.sigma_data**2
-        c_skip = self.sigma_data**2 / variance
-        c_in = variance.rsqrt()
-        c_out = sigma * self.sigma_data * c_in
-        out = self.network(image * per_sample(c_in, image), sigma.log() / 4, label)
+        c_skip, c_out, c_in, condition = self.preconditioning(sigma)
+        out = self.network(image * per_sample(c_in, image), condition, label)
         return torch.addcmul(image * per_sample(c_skip, image), out, per_sample(c_out, image))
+
+    def loss_weight(self, sigma: torch.Tensor) -> torch.Tensor:
+        """Weight (B,) of the squared x0 error in the denoising loss."""
+        return self.preconditioning.loss_weight(sigma)
+
+    @property
+    def table(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """(alpha, sigma) of the network's own discrete levels, sigma ascending, float64; None where time is real."""
+        return self.preconditioning.table
 
 
 class GaussianMixtureDenoiser(nn.Module):

@@ -40,7 +40,7 @@ class DenoiserTraining:
         ).to(image.device)
         noise = torch.randn(image.shape, generator=generator).to(image.device)
         denoised = self.denoiser(image + per_sample(sigma, image) * noise, sigma, label)
-        loss = denoising_loss(denoised, image, sigma, sigma_data=self.denoiser.sigma_data)
+        loss = denoising_loss(denoised, image, weight=self.denoiser.loss_weight(sigma))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.denoiser.network.parameters(), numbers["gradient_clip"])
         factor = learning_rate_factor(num, total=numbers["updates"], warmup=numbers["warmup"], decay=numbers["decay"])

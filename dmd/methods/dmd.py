@@ -8,8 +8,8 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dmd.diffusion.denoiser import Denoiser, per_sample
-from dmd.diffusion.noise import training_sigmas
 from dmd.diffusion.objective import denoising_loss
+from dmd.methods.levels import noise_table
 from dmd.methods.matching import matching_gradient, matching_loss
 
 NUM_BINS = 10  # of noise levels in the log
@@ -74,16 +74,15 @@ class Distillation:
 
     def __post_init__(self) -> None:
         numbers = self.numbers
-        levels, optimiser = numbers["levels"], numbers["optimiser"]
+        optimiser = numbers["optimiser"]
         self.generator.eval().requires_grad_(True)
         self.fake.eval().requires_grad_(True)
         self.average = AveragedModel(self.generator.network, multi_avg_fn=get_ema_multi_avg_fn(numbers["ema_decay"]))
         self.generator_optimiser = _adamw(self.generator, optimiser, optimiser["learning_rate"])
         fake_rate = optimiser["fake_learning_rate"]
         self.fake_optimiser = _adamw(self.fake, optimiser, fake_rate or optimiser["learning_rate"])
-        grid = {key: levels[key] for key in ("sigma_min", "sigma_max", "rho")}
         device = next(self.generator.parameters()).device
-        self._sigmas = training_sigmas(levels["count"], **grid).to(device)
+        self._alphas, self._sigmas = (part.to(device) for part in noise_table(numbers["levels"], self.teacher))
 
     def generate(self, noise: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """One-step images G(z, y) = D(sigma z; sigma, y) from unit noise (B, C, H, W)."""
@@ -169,7 +168,7 @@ class Distillation:
         return torch.addcmul(image, noise, per_sample(sigma, image)), sigma
 
     def _fake_loss(self, denoised: torch.Tensor, image: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        loss = denoising_loss(denoised, image, sigma, sigma_data=self.fake.sigma_data)
+        loss = denoising_loss(denoised, image, weight=self.fake.loss_weight(sigma))
         loss.backward()
         return loss
 
@@ -188,12 +187,13 @@ class Distillation:
         with torch.no_grad():
             real_x0 = self.teacher(noised, sigma, label)
         fake_x0 = self._fake_x0(noised, image, sigma, label, row)
+        alpha = self._alphas[index]
         gradient, factor = matching_gradient(
             image,
             real_x0,
             fake_x0,
-            alpha=torch.ones_like(sigma),
-            sigma=sigma,
+            alpha=alpha,
+            sigma=alpha * sigma,
             weighting=numbers["weighting"],
             alpha_factor=numbers["alpha_factor"],
         )
@@ -201,7 +201,7 @@ class Distillation:
         row["matching_factor"] = torch.where(finite, factor, torch.nan).nanmean()
         row["nonfinite_samples"] = (~finite).sum().float()
         gap = (real_x0 - fake_x0).abs().flatten(1).mean(1)
-        row |= _binned(gap, index, levels["count"])
+        row |= _binned(gap, index, len(self._sigmas))
         return torch.where(per_sample(finite, gradient), gradient, 0.0)
 
     def _fake_x0(

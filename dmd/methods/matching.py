@@ -30,7 +30,7 @@ def matching_gradient(
 
     Args:
         image, real_x0, fake_x0: generated images and the two x0 estimates of the same noised image, (B, C, H, W).
-        alpha, sigma: noise level of each sample, (B,).
+        alpha, sigma: noise level of each sample as in x_t = alpha_t x0 + sigma_t noise, (B,).
 
     Returns:
         The gradient (B, C, H, W) in float32, and the factor on (fake_x0 - real_x0) of each sample (B,).

@@ -94,6 +94,7 @@ class _Training:
                 f"{manifest} was solved from sigma {pairs.metadata['facts']['sigma']}, distill.sigma is "
                 f"{numbers['sigma']}: pairs teach the generator only at its own noise scale"
             )
+        loading.check_noise_scale(started, numbers["sigma"], start)
         self.reader = PairReader(pairs, seed=numbers["seed"])
         self.distillation = Distillation(
             real.to(self.device),
@@ -102,8 +103,12 @@ class _Training:
             numbers,
             _distance(numbers["regression_distance"], lpips, self.device),
         )
-        keys = ("network", "sigma_data", "shape", "num_classes")
-        self.facts = {**{key: started[key] for key in keys}, "kind": "generator", "sigma": numbers["sigma"]}
+        keys = ("network", "preconditioning", "sigma_data", "shape", "num_classes", "sigma_min", "sigma_max")
+        self.facts = {
+            **{key: started[key] for key in keys if key in started},
+            "kind": "generator",
+            "sigma": numbers["sigma"],
+        }
         shape = tuple(facts["shape"])
         self.fixed = seeded_noise(range(GRID_IMAGES), shape, num_classes=facts["num_classes"], labels="balanced")
 

@@ -97,6 +97,7 @@ class _Drawer:
             "num_classes": self._num_classes,
             "sigma": solver["sigma"] if solver["name"] == "one-step" else solver["sigma_max"],
         }
+        loading.check_noise_scale(metadata, self.facts["sigma"], denoiser)
 
     def items(self, indices: range, status: stage.Progress) -> Iterator[tuple[int, shards.Item]]:
         """(global index, fields) of each item."""

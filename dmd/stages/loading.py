@@ -31,14 +31,17 @@ def load_denoiser(path: Path, *, weights: str = "ema") -> tuple[torch.nn.Module,
     state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     if not state:
         raise ValueError(f"{path} holds no {weights!r} weights")
-    denoiser = new_denoiser(metadata["network"], sigma_data=metadata["sigma_data"])
+    numbers = {"sigma_data": metadata["sigma_data"], "preconditioning": metadata.get("preconditioning")}
+    denoiser = new_denoiser(metadata["network"], **numbers)
     load_network(denoiser, state, path)
     return denoiser.requires_grad_(False).eval(), metadata
 
 
-def new_denoiser(network: dict[str, Any], *, sigma_data: float) -> Denoiser:
+def new_denoiser(
+    network: dict[str, Any], *, sigma_data: float, preconditioning: dict[str, Any] | None = None
+) -> Denoiser:
     """A denoiser with fresh weights from torch's global generator."""
-    return Denoiser(build(network), sigma_data=sigma_data)
+    return Denoiser(build(network), sigma_data=sigma_data, preconditioning=preconditioning)
 
 
 def load_network(denoiser: Denoiser, state: dict[str, torch.Tensor], path: Path) -> None:
@@ -48,3 +51,13 @@ def load_network(denoiser: Denoiser, state: dict[str, torch.Tensor], path: Path)
     except RuntimeError as error:
         reason = str(error).partition("\n")[2].strip().partition("\n")[0][:200]  # torch lists every weight
         raise ValueError(f"{path} holds another architecture: {reason}") from error
+
+
+def check_noise_scale(metadata: dict[str, Any], sigma: float, path: Path) -> None:
+    """ValueError if `sigma` is beyond the largest noise level that the denoiser in `path` was trained on."""
+    limit = metadata.get("sigma_max")
+    if limit is not None and sigma > limit * (1 + 1e-6):
+        raise ValueError(
+            f"{path} knows noise up to sigma {limit:.6g}, not {sigma:.6g}: "
+            "lower distill.sigma and sigma_max of the solvers to it"
+        )

@@ -102,6 +102,23 @@ def test_matching_indices_stay_in_their_range_and_fake_ones_cover_the_table(dist
     assert fake.min() < table[100] and fake.max() > table[900]
 
 
+@pytest.mark.parametrize("alpha_factor", [False, True])
+def test_levels_of_a_teacher_give_their_alpha_to_the_weighting(distill_numbers, alpha_factor):
+    squares = torch.linspace(0.999, 0.01, 40, dtype=torch.float64)
+    discrete = {"kind": "discrete", "alphas_cumprod": squares.tolist(), "prediction": "v"}
+    parts = [network(MLP, seed) for seed in range(3)]
+    parts = [Denoiser(part.network, sigma_data=1.0, preconditioning=discrete) for part in parts]
+    levels = {"kind": "teacher", "min_index": 30, "max_index": 30}
+    numbers = distill_numbers | {"levels": levels, "weighting": "sigma/alpha", "alpha_factor": alpha_factor}
+    numbers |= {"sigma": float(((1 - squares[-1]) / squares[-1]).sqrt())}
+    found = Distillation(parts[0].requires_grad_(False), parts[1], parts[2], numbers, l2_distance)
+    _, row = found.generator_update(batch(), PHASE, update_generator("distill", 0, 0))
+    alpha, sigma_t = squares[30].sqrt(), (1 - squares[30]).sqrt()
+    expected = alpha / sigma_t if alpha_factor else 1 / sigma_t
+    assert float(row["matching_factor"]) == pytest.approx(float(expected), rel=1e-5)
+    assert [name for name, value in row.items() if name.startswith("gap") and value.isfinite()] == ["gap_bin7"]
+
+
 def test_an_update_of_one_network_leaves_the_others_alone(distill_numbers):
     found, given = distillation(distill_numbers, UNET), batch(UNET)
     before = [weights(part) for part in (found.teacher, found.generator, found.fake)]
@@ -124,7 +141,7 @@ def test_shared_noise_keeps_the_generator_update_and_leaves_the_fake_gradient(di
     torch.testing.assert_close(weights(shared.generator), weights(apart.generator), rtol=1e-6, atol=1e-7)
     assert all(parameter.grad is None for parameter in apart.fake.parameters())
     noised, sigma = noised_batch(image, 0, (20, 981))
-    loss = denoising_loss(apart.fake(noised, sigma, given.label), image, sigma, sigma_data=0.5)
+    loss = denoising_loss(apart.fake(noised, sigma, given.label), image, weight=1 / sigma.square() + 1 / 0.5**2)
     loss.backward()
     torch.testing.assert_close(row["fake_loss"], loss.detach())
     for mine, expected in zip(shared.fake.parameters(), apart.fake.parameters(), strict=True):

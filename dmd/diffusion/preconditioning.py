@@ -1,0 +1,153 @@
+"""How a denoiser D(x; sigma) = c_skip x + c_out F(c_in x; condition) wraps its network, by kind.
+
+All denoisers live in variance-exploding coordinates, x = x0 + sigma * noise. A variance-preserving network, trained
+on alpha x0 + sigma_t * noise with alpha^2 + sigma_t^2 = 1, is the same thing at sigma = sigma_t / alpha and
+c_in = alpha = 1 / sqrt(1 + sigma^2).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+
+class Coefficients(NamedTuple):
+    """c_skip, c_out, c_in and the condition that the network sees, each (B,)."""
+
+    c_skip: torch.Tensor
+    c_out: torch.Tensor
+    c_in: torch.Tensor
+    condition: torch.Tensor
+
+
+class Preconditioning(nn.Module):
+    """Coefficients of the noise level, and the weight that levels the denoising loss over it.
+
+    Attributes:
+        table: (alpha, sigma) of each level of a network with discrete time, sigma ascending, float64; else None.
+    """
+
+    table: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def forward(self, sigma: torch.Tensor) -> Coefficients:
+        """sigma (B,) > 0."""
+        raise NotImplementedError
+
+    def loss_weight(self, sigma: torch.Tensor) -> torch.Tensor:
+        """Weight (B,) of the squared x0 error that makes it the error of what the network predicts."""
+        raise NotImplementedError
+
+
+class Edm(Preconditioning):
+    """Karras et al. 2022, Table 1, column "Ours": input and target of F at unit variance.
+
+    Args:
+        sigma_data: standard deviation of the data.
+        condition_scale: factor on ln(sigma) / 4; 1000 in the networks of consistency models.
+    """
+
+    def __init__(self, sigma_data: float, *, condition_scale: float = 1.0) -> None:
+        super().__init__()
+        self.sigma_data, self.condition_scale = sigma_data, condition_scale
+
+    def forward(self, sigma: torch.Tensor) -> Coefficients:
+        variance = sigma.square() + self.sigma_data**2
+        c_in = variance.rsqrt()
+        condition = sigma.log() / 4
+        if self.condition_scale != 1.0:
+            condition = condition * self.condition_scale
+        return Coefficients(self.sigma_data**2 / variance, sigma * self.sigma_data * c_in, c_in, condition)
+
+    def loss_weight(self, sigma: torch.Tensor) -> torch.Tensor:
+        """1/sigma^2 + 1/sigma_data^2."""
+        return sigma.square().reciprocal() + 1 / self.sigma_data**2
+
+
+class VarianceExploding(Preconditioning):
+    """Karras et al. 2022, Table 1, column "VE": F predicts minus the noise, and sees ln(sigma / 2)."""
+
+    def forward(self, sigma: torch.Tensor) -> Coefficients:
+        one = torch.ones_like(sigma)
+        return Coefficients(one, sigma, one, (sigma / 2).log())
+
+    def loss_weight(self, sigma: torch.Tensor) -> torch.Tensor:
+        """1/sigma^2."""
+        return sigma.square().reciprocal()
+
+
+class Discrete(Preconditioning):
+    """A variance-preserving network with integer time t = 0 .. T-1 (Ho et al. 2020).
+
+    The condition is t as a real number, linear in ln(sigma) between the levels of the table; below the first and
+    beyond the last level it stays 0 and T-1. All is computed in float64, since sigma^2 spans eight decades.
+
+    Args:
+        alphas_cumprod: alpha^2 of each level, descending, each in (0, 1).
+        prediction: what the network returns: "epsilon", "v" (alpha noise - sigma_t x0) or "sample" (x0).
+
+    Raises:
+        ValueError: another prediction, or a table that does not descend within (0, 1).
+    """
+
+    log_sigmas: torch.Tensor
+
+    def __init__(self, alphas_cumprod: list[float], *, prediction: str) -> None:
+        super().__init__()
+        if prediction not in WEIGHTS:
+            raise ValueError(f"prediction {prediction!r} is none of {', '.join(WEIGHTS)}")
+        squares = torch.tensor(alphas_cumprod, dtype=torch.float64, device="cpu")
+        inside = squares.ndim == 1 and len(squares) > 1 and bool(((squares > 0) & (squares < 1)).all())
+        if not inside or not bool((squares.diff() < 0).all()):
+            raise ValueError("alphas_cumprod: at least two levels are needed that descend within (0, 1), both excluded")
+        self.prediction = prediction
+        sigmas = ((1 - squares) / squares).sqrt()
+        self.table = squares.sqrt(), sigmas
+        self.register_buffer("log_sigmas", sigmas.log(), persistent=False)
+
+    def forward(self, sigma: torch.Tensor) -> Coefficients:
+        sigma_ve, table = sigma.double(), self.log_sigmas
+        upper = torch.searchsorted(table, sigma_ve.log()).clamp(1, len(table) - 1)
+        low, high = table[upper - 1], table[upper]
+        time = upper - 1 + ((sigma_ve.log() - low) / (high - low)).clamp(0, 1)
+        alpha = (1 + sigma_ve.square()).rsqrt()
+        if self.prediction == "epsilon":  # x0 = x - sigma eps
+            c_skip, c_out = torch.ones_like(alpha), -sigma_ve
+        elif self.prediction == "v":  # x0 = alpha (alpha x) - sigma_t v
+            c_skip, c_out = alpha.square(), -sigma_ve * alpha
+        else:
+            c_skip, c_out = torch.zeros_like(alpha), torch.ones_like(alpha)
+        return Coefficients(*(value.to(sigma.dtype) for value in (c_skip, c_out, alpha, time)))
+
+    def loss_weight(self, sigma: torch.Tensor) -> torch.Tensor:
+        """1/sigma^2, 1/sigma^2 + 1 or 1, for data of unit variance."""
+        return WEIGHTS[self.prediction](sigma)
+
+
+WEIGHTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "epsilon": lambda sigma: sigma.square().reciprocal(),
+    "v": lambda sigma: sigma.square().reciprocal() + 1,
+    "sample": torch.ones_like,
+}
+
+
+def preconditioning(section: Mapping[str, Any] | None, *, sigma_data: float) -> Preconditioning:
+    """The preconditioning that a denoiser's file names.
+
+    Args:
+        section: `kind` "edm" (with `condition_scale`, default 1), "ve", or "discrete" (with `alphas_cumprod` and
+            `prediction`); None is edm.
+        sigma_data: standard deviation of the data; edm alone needs it.
+
+    Raises:
+        ValueError: unknown kind, or numbers that do not fit.
+    """
+    numbers = dict(section or {"kind": "edm"})
+    kind = numbers.pop("kind", None)
+    if kind == "edm":
+        return Edm(sigma_data, **numbers)
+    if kind == "ve":
+        return VarianceExploding(**numbers)
+    if kind == "discrete":
+        return Discrete(numbers["alphas_cumprod"], prediction=numbers["prediction"])
+    raise ValueError(f"preconditioning kind {kind!r} is none of edm, ve, discrete")

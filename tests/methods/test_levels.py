@@ -1,0 +1,40 @@
+"""The noise table of a distillation: EDM's, or the teacher's own."""
+
+import pytest
+import torch
+
+from dmd.diffusion.denoiser import Denoiser, GaussianMixtureDenoiser
+from dmd.diffusion.noise import training_sigmas
+from dmd.methods.levels import noise_table
+from dmd.networks import build
+
+MLP = {"kind": "mlp", "channels": 2, "resolution": 1, "width": 8, "layers": 1, "num_classes": 0}
+SQUARES = torch.linspace(0.99, 0.01, 50, dtype=torch.float64).tolist()
+DISCRETE = {"kind": "discrete", "alphas_cumprod": SQUARES, "prediction": "epsilon"}
+
+
+def test_karras_levels_have_alpha_one(distill_numbers):
+    grid = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
+    for levels in (distill_numbers["levels"], distill_numbers["levels"] | {"kind": "karras"}):
+        alpha, sigma = noise_table(levels, None)
+        assert torch.equal(sigma, training_sigmas(1000, **grid)) and torch.equal(alpha, torch.ones(1000))
+
+
+def test_levels_of_a_teacher_are_its_own_table():
+    teacher = Denoiser(build(MLP), sigma_data=1.0, preconditioning=DISCRETE)
+    alpha, sigma = noise_table({"kind": "teacher", "min_index": 1, "max_index": 49}, teacher)
+    squares = torch.tensor(SQUARES)
+    torch.testing.assert_close(alpha, squares.sqrt())
+    torch.testing.assert_close(sigma, ((1 - squares) / squares).sqrt())
+    assert alpha.dtype == sigma.dtype == torch.float32
+
+
+def test_levels_of_a_teacher_without_them_are_refused():
+    levels = {"kind": "teacher", "min_index": 1, "max_index": 49}
+    mixture = GaussianMixtureDenoiser(torch.zeros(1, 2, 1, 1), torch.ones(1), torch.ones(1))
+    for teacher in (mixture, Denoiser(build(MLP), sigma_data=0.5)):
+        with pytest.raises(ValueError, match="levels.kind teacher: this teacher has no noise table"):
+            noise_table(levels, teacher)
+    discrete = Denoiser(build(MLP), sigma_data=1.0, preconditioning=DISCRETE)
+    with pytest.raises(ValueError, match="max_index: 50 is beyond the teacher's table of 50 levels"):
+        noise_table(levels | {"max_index": 50}, discrete)
