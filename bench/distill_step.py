@@ -9,9 +9,10 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bench import clock, setting
+from dmd import loading
 from dmd.diffusion.denoiser import Denoiser
 from dmd.methods.phases import plan
-from dmd.stages import distill, loading, stage
+from dmd.stages import distill, stage
 
 NUM_PAIRS = 256
 FAKE_FORWARD = "fake forward"  # what shared_noise saves

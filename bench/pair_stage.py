@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from bench import clock, setting
+from dmd import loading
 from dmd.artifacts import record
 from dmd.diffusion.denoiser import Denoiser
-from dmd.stages import loading
 
 
 def measure(folder: Path, *, repetitions: int) -> dict[str, Any]:

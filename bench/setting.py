@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from dmd import loading
 from dmd.artifacts import record
 from dmd.artifacts import tensors as tensor_files
 from dmd.methods.dmd import Numbers
-from dmd.stages import loading, pairs
+from dmd.stages import pairs
 
 THREADS = 1
 BATCH_SIZE = 64  # images

@@ -10,6 +10,8 @@ ALLOWED = {
     "methods": {"methods", "diffusion", "networks"},
     "metrics": {"metrics", "torchvision_operators"},
     "artifacts": {"artifacts", "versions", "layout"},
+    "loading": {"artifacts", "diffusion", "networks"},
+    "sampler": {"loading", "artifacts", "diffusion"},
     "stages": {
         "stages",
         "methods",
@@ -19,6 +21,8 @@ ALLOWED = {
         "networks",
         "versions",
         "torchvision_operators",
+        "loading",
+        "sampler",
     },
     "torchvision_operators": set(),
     "checks": set(),
@@ -26,7 +30,7 @@ ALLOWED = {
     "experiments": {"checks", "config", "layout"},
     "layout": set(),
     "versions": set(),
-    "__init__": set(),
+    "__init__": {"sampler"},  # inside load, when it is called
 }
 FORBIDDEN = {"snakemake", "workflow"}
 

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-HEAVY = ("diffusers", "transformers", "torchvision", "lpips", "sklearn", "scipy", "matplotlib", "pandas")
+HEAVY = ("diffusers", "transformers", "torchvision", "lpips", "sklearn", "scipy", "matplotlib", "pandas", "onnx")
+HEAVY += ("onnxruntime", "onnxscript")
 STAGES = ("teacher", "reference", "pairs", "manifest", "distill", "sample", "features", "evaluate")
 
 
@@ -19,7 +20,7 @@ def test_stages_of_the_chain_import_no_heavy_package_before_they_need_it():
     assert imported("; ".join(f"import dmd.stages.{name}" for name in STAGES)) == set()
 
 
-@pytest.mark.parametrize("module", ["dmd.config", "dmd.experiments", "dmd.versions", "dmd.artifacts.files"])
+@pytest.mark.parametrize("module", ["dmd", "dmd.config", "dmd.experiments", "dmd.versions", "dmd.artifacts.files"])
 def test_what_the_snakefile_imports_brings_no_torch(module):
     code = f"import sys, {module}; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

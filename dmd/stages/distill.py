@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import pyarrow as pa
 import torch
 
+from dmd import loading
 from dmd.artifacts import files, record
 from dmd.artifacts import manifest as manifests
 from dmd.artifacts import tensors as tensor_files
@@ -19,7 +20,7 @@ from dmd.methods.dmd import Batch, Distance, Distillation, Numbers
 from dmd.methods.phases import Phase, plan
 from dmd.methods.regression import Lpips, l2_distance
 from dmd.methods.schedule import learning_rate_factor, update_generator
-from dmd.stages import checkpoints, loading, stage
+from dmd.stages import checkpoints, stage
 from dmd.stages.grid import save_grid
 
 GRID_IMAGES = 64

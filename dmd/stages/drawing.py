@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 
 from dmd.artifacts import manifest, record, shards
-from dmd.diffusion.noise import seeded_noise
-from dmd.diffusion.solver import solve
-from dmd.stages import loading, stage
+from dmd.sampler import Sampler
+from dmd.stages import stage
 
 PLACE_KEYS = ("first", "last", "num_samples")  # say which shards and how many, not what is in them
 
@@ -78,49 +76,31 @@ def _draw_shards(
 
 
 class _Drawer:
-    """Draws images of a block; `facts` say what it learnt from the denoiser's file and counted."""
+    """Draws the items of shards; `facts` say what it learnt from the denoiser's file and counted."""
 
     def __init__(self, denoiser: Path, weights: str, spec: dict[str, Any], keep_noise: bool) -> None:
         self.spec, self._keep_noise = spec, keep_noise
-        module, metadata = loading.load_denoiser(denoiser, weights=weights)
-        self._device = stage.choose_device(spec["device"])
-        self._denoiser = module.to(self._device)
-        self._shape, self._num_classes = tuple(metadata["shape"]), metadata["num_classes"]
-        solver = dict(spec["solver"])
-        if solver["name"] == "one-step" and "sigma" not in solver:
-            if "sigma" not in metadata:
-                raise ValueError(f"{denoiser} is no generator: solver one-step needs the sigma it was distilled at")
-            solver["sigma"] = metadata["sigma"]
-        self._solver = solver
+        device = stage.choose_device(spec["device"])
+        self._sampler = Sampler(
+            denoiser, solver=spec["solver"], weights=weights, device=device, batch_size=spec["batch_size"]
+        )
         self.facts: dict[str, Any] = {
-            "shape": list(self._shape),
-            "num_classes": self._num_classes,
-            "sigma": solver["sigma"] if solver["name"] == "one-step" else solver["sigma_max"],
+            "shape": list(self._sampler.shape),
+            "num_classes": self._sampler.num_classes,
+            "sigma": self._sampler.sigma,
         }
-        loading.check_noise_scale(metadata, self.facts["sigma"], denoiser)
 
     def items(self, indices: range, status: stage.Progress) -> Iterator[tuple[int, shards.Item]]:
         """(global index, fields) of each item."""
-        size = self.spec["batch_size"]
-        for start in range(0, len(indices), size):
-            chosen = list(indices[start : start + size])
-            padded = chosen + chosen[-1:] * (size - len(chosen))
-            noise, label, image = self._draw(padded)
-            for place, index in enumerate(chosen):
-                fields = {"image": image[place].numpy(), "label": label[place].numpy()}
-                yield index, fields | ({"noise": noise[place].numpy()} if self._keep_noise else {})
-            status.add(len(chosen))
-
-    def _draw(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        seeds = [self.spec["first_seed"] + index for index in indices]
-        noise, label = seeded_noise(seeds, self._shape, num_classes=self._num_classes, labels=self.spec["labels"])
-        image, self.facts["network_calls"] = solve(
-            self._denoiser, noise.to(self._device), label.to(self._device), self._solver
-        )
-        if not image.isfinite().all():
-            bad = [index for index, one in zip(indices, image, strict=True) if not one.isfinite().all()]
-            raise ValueError(f"images {bad[:5]} of the denoiser are not finite: it is damaged or diverged")
-        return noise, label, image.cpu()
+        seeds = range(self.spec["first_seed"] + indices.start, self.spec["first_seed"] + indices.stop)
+        index = indices.start
+        for batch in self._sampler.batches(seeds, labels=self.spec["labels"]):
+            self.facts["network_calls"] = batch.network_calls
+            for noise, label, image in zip(batch.noise, batch.label, batch.image, strict=True):
+                fields = {"image": image.numpy(), "label": label.numpy()}
+                yield index, fields | ({"noise": noise.numpy()} if self._keep_noise else {})
+                index += 1
+            status.add(len(batch.image))
 
 
 def _rows(path: Path, digests: dict[str, str], folder: Path, first_seed: int) -> pa.Table:

@@ -13,11 +13,11 @@ EDGE = 64  # pixels an image is enlarged to at least
 PLANE = 4.0  # half the width of the plane shown
 
 
-def save_grid(path: Path, images: torch.Tensor) -> None:
+def save_grid(path: str | Path, images: torch.Tensor) -> None:
     """Writes a PNG: images (B, C, H, W) in [-1, 1] row by row; points (B, 2, 1, 1) as dots in a plane."""
     points = images.shape[1:] == (2, 1, 1)
     sheet = _plane(images.flatten(1).numpy()) if points else _sheet(images)
-    with files.atomic(path) as temporary:
+    with files.atomic(Path(path)) as temporary:
         Image.fromarray(sheet).save(temporary, format="png")
 
 

@@ -13,10 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from dmd import loading
 from dmd.artifacts import manifest, record
 from dmd.diffusion.noise import seeded_noise
 from dmd.diffusion.solver import solve
-from dmd.stages import figures, loading, stage
+from dmd.stages import figures, stage
 
 NUM_POINTS = 1000  # noises drawn of a 2-D denoiser
 SMOOTHING = 40  # a curve is averaged over 1/40 of the updates

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from dmd import loading
 from dmd.artifacts import dataset as datasets
 from dmd.artifacts import record
 from dmd.artifacts import tensors as tensor_files
 from dmd.methods.denoising import DenoiserTraining
 from dmd.methods.schedule import update_generator
-from dmd.stages import loading, stage
+from dmd.stages import stage
 
 
 def run(

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from dmd import loading
 from dmd.artifacts import manifest as manifests
 from dmd.artifacts import record, tensors
-from dmd.stages import distill, loading, teacher
+from dmd.stages import distill, teacher
 
 NAMES = ("generator.safetensors", "log.parquet")
 UPDATES = 16

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from dmd import loading
 from dmd.artifacts import manifest, shards, tensors
 from dmd.diffusion.noise import seeded_noise
-from dmd.stages import loading, sample
+from dmd.stages import sample
 
 GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 NUMBERS = {"weights": "ema", "first_seed": 0, "batch_size": 4, "labels": "balanced"}

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from dmd import loading
 from dmd.artifacts import record, tensors
-from dmd.stages import loading, teacher
+from dmd.stages import teacher
 
 MIXTURE = {
     "kind": "gaussian-mixture",

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from dmd import loading
 from dmd.artifacts import files, manifest, shards, tensors
 from dmd.diffusion.noise import seeded_noise
-from dmd.stages import loading, sample
+from dmd.stages import sample
 from dmd.versions import VERSIONS
 
 GOLDEN: dict[str, tuple[int, str, list[float]]] = {
