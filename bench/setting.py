@@ -10,7 +10,7 @@ import torch
 from dmd import loading
 from dmd.artifacts import record
 from dmd.artifacts import tensors as tensor_files
-from dmd.methods.dmd import Numbers
+from dmd.methods.numbers import Numbers
 from dmd.stages import pairs
 
 THREADS = 1

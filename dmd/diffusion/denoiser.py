@@ -21,7 +21,12 @@ class Denoiser(nn.Module):
         network: F_theta(image, condition, label).
         sigma_data: standard deviation of the data.
         preconditioning: see `dmd.diffusion.preconditioning.preconditioning`; None is EDM's.
+
+    Attributes:
+        dtype: the network works in it under autocast, its parameters stay float32; None is float32 throughout.
     """
+
+    dtype: torch.dtype | None = None
 
     def __init__(
         self, network: nn.Module, *, sigma_data: float, preconditioning: Mapping[str, Any] | None = None
@@ -34,7 +39,8 @@ class Denoiser(nn.Module):
     def forward(self, image: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """image (B, C, H, W) = x0 + sigma * noise; sigma (B,) > 0; label int64 (B,). Returns x0 (B, C, H, W)."""
         c_skip, c_out, c_in, condition = self.preconditioning(sigma)
-        out = self.network(image * per_sample(c_in, image), condition, label)
+        with torch.autocast(image.device.type, self.dtype, enabled=self.dtype is not None):
+            out = self.network(image * per_sample(c_in, image), condition, label).to(image.dtype)
         return torch.addcmul(image * per_sample(c_skip, image), out, per_sample(c_out, image))
 
     def loss_weight(self, sigma: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from torch.nn import functional
 GROUPS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 POOLS: dict[str, Callable[..., torch.Tensor]] = {"average": functional.avg_pool2d, "max": functional.max_pool2d}
 MINIMUM_SIZE = 16  # pixels: four poolings
+CHUNK = 16  # images whose features are in memory at once: 1.7 GB at 224 pixels
 
 
 def check_shapes(image: torch.Tensor, reference: torch.Tensor) -> None:
@@ -65,21 +66,54 @@ class Lpips(nn.Module):
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
 
     def forward(self, image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        """Scalar distance of images (B, 1 or 3, H, W) in [-1, 1]; ValueError if the shapes differ."""
+        """Scalar distance of images (B, 1 or 3, H, W) in [-1, 1]; ValueError if the shapes differ.
+
+        The gradient by `image` is taken here, CHUNK images at a time: features of a whole batch at 224 pixels would
+        fill more memory than the networks that are trained.
+        """
         check_shapes(image, reference)
-        both = torch.cat([image, reference]).float()
-        both = both.expand(-1, 3, -1, -1) if both.shape[1] == 1 else both
-        both = functional.interpolate(both, size=(self._size, self._size), mode="bilinear", align_corners=False)
-        features = (both - self.get_buffer("shift")) / self.get_buffer("scale")
-        total = features.new_zeros(())
-        for number, group in enumerate(GROUPS):
-            features = POOLS[self._pooling](features, 2) if number else features
-            for layer in group:
-                weight = self.get_buffer(f"features_{layer}_weight")
-                bias = self.get_buffer(f"features_{layer}_bias")
-                features = functional.conv2d(features, weight, bias, padding=1).relu()
-            unit = functional.normalize(features, dim=1, eps=1e-10)  # a square root would have no slope at 0
-            ours, theirs = unit.chunk(2)
-            error = functional.conv2d((ours - theirs).square(), self.get_buffer(f"head{number}"))
-            total = total + error.mean((2, 3)).sum()
-        return total / len(image)
+        values, gradients = [], []
+        for ours, theirs in zip(image.split(CHUNK), reference.split(CHUNK), strict=True):
+            value, gradient = self._slope(ours.detach(), theirs, wanted=torch.is_grad_enabled() and image.requires_grad)
+            values.append(value)
+            gradients += gradient
+        distance = torch.stack(values).sum() / len(image)
+        if gradients:  # the same value, and a graph that knows the gradient
+            distance = distance + ((image - image.detach()) * torch.cat(gradients)).sum() / len(image)
+        return distance
+
+    def _slope(
+        self, image: torch.Tensor, reference: torch.Tensor, *, wanted: bool
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Sum of the distances of some images, and its gradient where it is wanted."""
+        image = image.requires_grad_(wanted)
+        with torch.set_grad_enabled(wanted):
+            value = self._total(image, reference)
+        return value.detach(), torch.autograd.grad(value, image) if wanted else ()
+
+    def _total(self, image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        ours, total = self._enlarged(image), image.new_zeros((), dtype=torch.float32)
+        with torch.no_grad():
+            theirs = self._enlarged(reference)
+        for number in range(len(GROUPS)):
+            ours = self._features(number, ours)
+            with torch.no_grad():
+                theirs = self._features(number, theirs)
+                unit = functional.normalize(theirs, dim=1, eps=1e-10)
+            # a square root by hand would have no slope at 0
+            error = (functional.normalize(ours, dim=1, eps=1e-10) - unit).square()
+            total = total + functional.conv2d(error, self.get_buffer(f"head{number}")).mean((2, 3)).sum()
+        return total
+
+    def _enlarged(self, image: torch.Tensor) -> torch.Tensor:
+        image = image.float().expand(-1, 3, -1, -1) if image.shape[1] == 1 else image.float()
+        image = functional.interpolate(image, size=(self._size, self._size), mode="bilinear", align_corners=False)
+        return (image - self.get_buffer("shift")) / self.get_buffer("scale")
+
+    def _features(self, number: int, features: torch.Tensor) -> torch.Tensor:
+        """Output of a group of layers from that of the group before it."""
+        features = POOLS[self._pooling](features, 2) if number else features
+        for layer in GROUPS[number]:
+            weight, bias = (self.get_buffer(f"features_{layer}_{kind}") for kind in ("weight", "bias"))
+            features = functional.conv2d(features, weight, bias, padding=1).relu()
+        return features

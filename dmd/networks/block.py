@@ -155,7 +155,7 @@ class Block(nn.Module):
         The fused kernels, which need contiguous rows, hold the softmax in float32 whatever the inputs are.
         """
         batch, channels, height, width = image.shape
-        qkv = self.qkv(self.norm2(image)).view(batch, self.heads, channels // self.heads, 3, height * width)
+        qkv = self.qkv(self.norm2(image)).reshape(batch, self.heads, channels // self.heads, 3, height * width)
         query, key, value = qkv.permute(3, 0, 1, 4, 2).contiguous().unbind(0)
         mixed = F.scaled_dot_product_attention(query, key, value)
         return self.proj(mixed.transpose(2, 3).reshape(image.shape))

@@ -59,7 +59,23 @@ def one_hot(label: Tensor, num_classes: int) -> Tensor:
     return F.one_hot(label + 1, num_classes + 1)[:, 1:].float()
 
 
-def group_norm(channels: int, eps: float) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm in the precision of its input, statistics in float32.
+
+    torch's autocast would take bfloat16 images to float32 here and keep both copies for the backward pass: 10 bytes
+    a value instead of 6.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape and dtype."""
+        if input.dtype == self.weight.dtype:
+            return super().forward(input)
+        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+        with torch.autocast(input.device.type, enabled=False):
+            return F.group_norm(input, self.num_groups, weight, bias, self.eps)
+
+
+def group_norm(channels: int, eps: float) -> GroupNorm:
     """GroupNorm with min(32, channels // 4) groups.
 
     Raises:
@@ -68,7 +84,7 @@ def group_norm(channels: int, eps: float) -> nn.GroupNorm:
     groups = min(32, channels // 4)
     if groups < 1 or channels % groups:
         raise ValueError(f"width: {channels} channels cannot be normalised in {groups} groups")
-    return nn.GroupNorm(groups, channels, eps=eps)
+    return GroupNorm(groups, channels, eps=eps)
 
 
 class Box(nn.Module):

@@ -7,6 +7,7 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from dmd.networks.block import Block, Family
 from dmd.networks.layers import (
@@ -85,13 +86,16 @@ class UNet(nn.Module):
         family: ADM, DDPMPP or NCSNPP of dmd.networks.block.
         shape: the numbers.
 
+    Attributes:
+        checkpointing: keep only the inputs of blocks for the backward pass, which computes each block once more.
+
     Raises:
         ValueError: channels that cannot be normalised in groups or split into attention heads.
     """
 
     def __init__(self, family: Family, shape: Shape) -> None:
         super().__init__()
-        self.family = family
+        self.family, self.checkpointing = family, False
         self.channels, self.resolution, self.num_classes = shape.channels, shape.resolution, shape.num_classes
         embedding = 4 * shape.width
         features = shape.width * (2 if family.fourier else 1)
@@ -134,7 +138,7 @@ class UNet(nn.Module):
             if isinstance(layer, Block):
                 if "_block" in name:
                     hidden = torch.cat([hidden, skips.pop()], dim=1)
-                hidden = layer(hidden, embedding)
+                hidden = self._block(layer, hidden, embedding)
             else:
                 hidden = layer(F.silu(hidden) if name.endswith("conv") else hidden)
         return self.out_conv(F.silu(self.out_norm(hidden))) if self.family.late_label else hidden
@@ -150,6 +154,12 @@ class UNet(nn.Module):
             embedding = embedding + self.map_label(classes)
         return F.silu(embedding)
 
+    def _block(self, block: Block, hidden: Tensor, embedding: Tensor) -> Tensor:
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return block(hidden, embedding)
+        keep = dict(use_reentrant=False, preserve_rng_state=self.training)  # dropout draws while training only
+        return checkpoint(block, hidden, embedding, **keep)
+
     def _encode(self, image: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
         hidden = branch = image
         skips: list[Tensor] = []
@@ -157,7 +167,7 @@ class UNet(nn.Module):
             if isinstance(layer, ResidualDown):
                 hidden = branch = skips[-1] = (hidden + layer(branch)) * self.family.gain
             else:
-                hidden = layer(hidden, embedding) if isinstance(layer, Block) else layer(hidden)
+                hidden = self._block(layer, hidden, embedding) if isinstance(layer, Block) else layer(hidden)
                 skips.append(hidden)
         return hidden, skips
 

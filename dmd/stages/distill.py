@@ -16,7 +16,9 @@ from dmd.artifacts import tensors as tensor_files
 from dmd.artifacts.pairs import PairReader
 from dmd.diffusion.denoiser import Denoiser
 from dmd.diffusion.noise import seeded_noise
-from dmd.methods.dmd import Batch, Distance, Distillation, Numbers
+from dmd.methods.dmd import Distillation
+from dmd.methods.losses import Distance
+from dmd.methods.numbers import Batch, Numbers
 from dmd.methods.phases import Phase, plan
 from dmd.methods.regression import Lpips, l2_distance
 from dmd.methods.schedule import learning_rate_factor, update_generator
@@ -146,7 +148,7 @@ class _Training:
         factor = learning_rate_factor(update, total=total, warmup=optimiser["warmup"], decay=optimiser["decay"])
         self.distillation.set_learning_rate(factor * phase.numbers["learning_rate_scale"])
         if update == phase.first and phase.numbers["fresh_optimiser"]:
-            self.distillation.forget_moments()
+            self.distillation.generator_optimiser.forget_moments()
         batch = self._batch(update, phase, random)
         row: dict[str, torch.Tensor] = {}
         image = batch.noise.new_empty(0)

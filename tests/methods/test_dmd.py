@@ -8,7 +8,8 @@ import torch
 from dmd.diffusion.denoiser import Denoiser, GaussianMixtureDenoiser
 from dmd.diffusion.noise import training_sigmas
 from dmd.diffusion.objective import denoising_loss
-from dmd.methods.dmd import Batch, Distillation
+from dmd.methods.dmd import Distillation
+from dmd.methods.numbers import Batch
 from dmd.methods.matching import matching_gradient
 from dmd.methods.regression import l2_distance
 from dmd.methods.schedule import update_generator

@@ -1,0 +1,61 @@
+"""How passes of a denoiser are computed: precision, memory layout, compilation, checkpointing."""
+
+from typing import TypedDict
+
+import torch
+from torch import nn
+
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+class Compute(TypedDict, total=False):
+    """Section `compute`; a key that is absent is off.
+
+    Attributes:
+        dtype: "float32", or "bfloat16" for passes of networks under autocast; parameters and losses stay float32.
+        tf32: let GPUs round the factors of float32 products to 10 bits.
+        channels_last: pixels before channels in memory.
+        compile: torch.compile networks; the first pass of each shape takes minutes.
+        gradient_checkpointing: keep only block inputs for the backward pass, which computes each block once more.
+        micro_batch_size: images in a pass of a trained network; gradients of a batch add up.
+    """
+
+    dtype: str
+    tf32: bool
+    channels_last: bool
+    compile: bool
+    gradient_checkpointing: bool
+    micro_batch_size: int | None
+
+
+def prepare(denoiser: nn.Module, compute: Compute) -> nn.Module:
+    """The denoiser, its network set to compute as asked; a denoiser without network stays as it is.
+
+    Names and values of its state stay: a compiled network is still itself.
+
+    Raises:
+        ValueError: an unknown dtype, or checkpointing of a network without blocks.
+    """
+    dtype = compute.get("dtype", "float32")
+    if dtype not in DTYPES:
+        raise ValueError(f"compute.dtype {dtype!r} is not one of {list(DTYPES)}")
+    network = getattr(denoiser, "network", None)
+    if not isinstance(network, nn.Module):
+        return denoiser
+    denoiser.dtype = DTYPES[dtype]  # type: ignore[assignment]
+    if compute.get("gradient_checkpointing"):
+        if not hasattr(network, "checkpointing"):
+            raise ValueError(f"compute.gradient_checkpointing: {type(network).__name__} has no blocks to checkpoint")
+        network.checkpointing = True
+    if compute.get("channels_last"):
+        network.to(memory_format=torch.channels_last)
+    if compute.get("compile"):
+        network.compile(dynamic=False)
+    return denoiser
+
+
+def set_tf32(compute: Compute) -> None:
+    """Sets the precision of float32 products on GPUs, for this process. Without `tf32` they are exact."""
+    allowed = bool(compute.get("tf32"))
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed

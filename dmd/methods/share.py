@@ -1,0 +1,66 @@
+"""Which part of a batch a process works on, in what micro batches, and sums over all processes."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import distributed
+
+BUCKET = 2**24  # gradient values that travel together
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's part of every batch. The default is all of it, at once.
+
+    Losses are means over a whole batch: a micro batch of b out of B images counts b / B, so gradients of micro
+    batches and processes add up to that of the batch, however unequal the parts.
+
+    Attributes:
+        rank: number of this process, from 0.
+        processes: how many there are; more than one need torch.distributed's default group.
+        micro_batch_size: images in a forward and backward pass; None is all of this process's part.
+    """
+
+    rank: int = 0
+    processes: int = 1
+    micro_batch_size: int | None = None
+
+    def slices(self, num: int) -> list[slice]:
+        """This process's micro batches of a batch of `num`; the last may be smaller.
+
+        Raises:
+            ValueError: fewer images than processes.
+        """
+        if num < self.processes:
+            raise ValueError(f"a batch of {num} images cannot be shared among {self.processes} processes")
+        first, last = (place * num // self.processes for place in (self.rank, self.rank + 1))
+        size = self.micro_batch_size or last - first
+        return [slice(start, min(start + size, last)) for start in range(first, last, size)]
+
+    def add_up(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` summed over all processes, in place."""
+        if self.processes > 1:
+            distributed.all_reduce(values)
+        return values
+
+    def add_up_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Gradients summed over all processes, in place: equal bits everywhere."""
+        if self.processes == 1:
+            return
+        for bucket in _buckets(parameter.grad for parameter in parameters if parameter.grad is not None):
+            flat = self.add_up(torch.cat([gradient.reshape(-1) for gradient in bucket]))
+            sizes = [gradient.numel() for gradient in bucket]
+            for gradient, values in zip(bucket, flat.split(sizes), strict=True):
+                gradient.copy_(values.view(gradient.shape))
+
+
+def _buckets(gradients: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    bucket: list[torch.Tensor] = []
+    for gradient in gradients:
+        bucket.append(gradient)
+        if sum(each.numel() for each in bucket) >= BUCKET:
+            yield bucket
+            bucket = []
+    if bucket:
+        yield bucket
