@@ -9,10 +9,11 @@ from dmd.diffusion.denoiser import Denoiser, GaussianMixtureDenoiser
 from dmd.diffusion.noise import training_sigmas
 from dmd.diffusion.objective import denoising_loss
 from dmd.methods.dmd import Distillation
-from dmd.methods.numbers import Batch
 from dmd.methods.matching import matching_gradient
+from dmd.methods.numbers import Batch
 from dmd.methods.regression import l2_distance
 from dmd.methods.schedule import update_generator
+from dmd.methods.share import Share
 from dmd.networks import build
 
 MLP = {"kind": "mlp", "channels": 2, "resolution": 1, "width": 16, "layers": 2, "num_classes": 0}
@@ -20,6 +21,7 @@ UNET = {"kind": "ddpmpp", "channels": 1, "resolution": 4, "width": 8, "multiplie
 UNET |= {"attention": [4], "num_classes": 3, "dropout": 0.5}
 PHASE = {"matching_scale": 1.0, "regression_scale": 1.0}
 NUM = 6
+WHOLE = Share()
 
 
 def network(architecture: dict, seed: int) -> Denoiser:
@@ -31,10 +33,10 @@ def network(architecture: dict, seed: int) -> Denoiser:
     return denoiser
 
 
-def distillation(numbers: dict, architecture: dict = MLP, **changed) -> Distillation:
+def distillation(numbers: dict, architecture: dict = MLP, share: Share = WHOLE, **changed) -> Distillation:
     parts = [network(architecture, seed) for seed in range(3)]
     teacher = parts[0].requires_grad_(False).eval()
-    return Distillation(teacher, parts[1], parts[2], numbers | changed, l2_distance)
+    return Distillation(teacher, parts[1], parts[2], numbers | changed, l2_distance, share)
 
 
 def batch(architecture: dict = MLP, *, pairs: bool = True) -> Batch:
@@ -217,3 +219,34 @@ def test_gradients_are_clipped_to_the_given_norm(distill_numbers):
     moment = [state["exp_avg"].flatten() for state in found.generator_optimiser.state.values()]
     assert float(row["generator_gradient_norm"]) > 1e-3
     assert float(torch.cat(moment).norm() / 0.1) == pytest.approx(1e-3, rel=1e-3)  # first moment is (1 - beta1) g
+
+
+@pytest.mark.parametrize("shared_noise", [False, True])
+@pytest.mark.parametrize("micro_batch_size", [1, 4, 6])
+def test_micro_batches_add_up_to_the_batch(distill_numbers, micro_batch_size, shared_noise):
+    """Six images in parts of 4 and 2, too; the clip of the norm and the log see the whole batch."""
+    optimiser = distill_numbers["optimiser"] | {"gradient_clip": 1e-2}
+    rows, after, numbers = [], [], {"shared_noise": shared_noise, "optimiser": optimiser}
+    for share in (Share(), Share(micro_batch_size=micro_batch_size)):
+        found = distillation(distill_numbers, UNET, share, **numbers)
+        sizes = []
+        found.generator.register_forward_hook(lambda module, inputs, output, sizes=sizes: sizes.append(len(inputs[0])))
+        for update in range(3):
+            image, row = found.generator_update(batch(UNET), PHASE, update_generator("distill", 0, update))
+            second = update_generator("distill", 1, update)
+            row |= found.fake_update(image, batch(UNET).label, second, has_gradient=shared_noise)
+        rows.append(torch.stack(list(row.values())))
+        after.append(torch.cat([weights(found.generator), weights(found.fake)]))
+    assert sizes == {1: [1] * 36, 4: [4, 2] * 6, 6: [6] * 6}[micro_batch_size]
+    torch.testing.assert_close(rows[1], rows[0], rtol=2e-3, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(after[1], after[0], rtol=1e-3, atol=2e-5)
+    assert list(row) and "fake_loss" in row and row["generator_gradient_norm"] > 1e-2
+
+
+def test_shares_of_all_processes_make_the_batch():
+    for num, processes, size in ((7, 3, 2), (6, 2, None), (5, 5, 9)):
+        found = [Share(rank, processes, size).slices(num) for rank in range(processes)]
+        assert [place for slices in found for part in slices for place in range(num)[part]] == list(range(num))
+        assert all(part.stop - part.start <= (size or num) for slices in found for part in slices)
+    with pytest.raises(ValueError, match="2 images cannot be shared among 3 processes"):
+        Share(0, 3).slices(2)

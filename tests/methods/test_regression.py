@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from dmd.methods import regression
 from dmd.methods.regression import GROUPS, Lpips, l2_distance
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -86,6 +87,23 @@ def test_lpips_takes_grey_images_as_equal_colours_and_has_a_gradient(weights):
     found.backward()
     assert image.grad.abs().sum() > 0
     assert not list(distance.parameters())
+
+
+def test_lpips_in_chunks_is_the_distance_and_gradient_of_the_batch(weights, monkeypatch):
+    distance = Lpips(*weights, pooling="average", size=16)
+    image, reference = (torch.cat([part, part.flip(0).roll(3, -1)])[:3] for part in images())
+    whole = image.clone().requires_grad_()
+    direct = distance._total(whole, reference) / 3
+    direct.backward()
+    monkeypatch.setattr(regression, "CHUNK", 2)
+    chunked = image.clone().requires_grad_()
+    found = distance(chunked, reference)
+    (0.25 * found).backward()
+    torch.testing.assert_close(found, direct)
+    torch.testing.assert_close(chunked.grad, 0.25 * whole.grad, rtol=1e-4, atol=1e-7)
+    assert whole.grad.abs().min(0).values.sum() > 0
+    with torch.no_grad():
+        torch.testing.assert_close(distance(image, reference), direct.detach())
 
 
 def test_lpips_refuses_bad_numbers_and_foreign_weights(weights):
