@@ -46,9 +46,9 @@ def prepare(denoiser: nn.Module, compute: Compute) -> nn.Module:
     if compute.get("gradient_checkpointing"):
         if not hasattr(network, "checkpointing"):
             raise ValueError(f"compute.gradient_checkpointing: {type(network).__name__} has no blocks to checkpoint")
-        network.checkpointing = True
+        network.checkpointing = True  # type: ignore[assignment]
     if compute.get("channels_last"):
-        network.to(memory_format=torch.channels_last)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compute.get("compile"):
         network.compile(dynamic=False)
     return denoiser

@@ -72,7 +72,8 @@ class Lpips(nn.Module):
         fill more memory than the networks that are trained.
         """
         check_shapes(image, reference)
-        values, gradients = [], []
+        values: list[torch.Tensor] = []
+        gradients: list[torch.Tensor] = []
         for ours, theirs in zip(image.split(CHUNK), reference.split(CHUNK), strict=True):
             value, gradient = self._slope(ours.detach(), theirs, wanted=torch.is_grad_enabled() and image.requires_grad)
             values.append(value)

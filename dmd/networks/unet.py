@@ -157,8 +157,8 @@ class UNet(nn.Module):
     def _block(self, block: Block, hidden: Tensor, embedding: Tensor) -> Tensor:
         if not (self.checkpointing and torch.is_grad_enabled()):
             return block(hidden, embedding)
-        keep = dict(use_reentrant=False, preserve_rng_state=self.training)  # dropout draws while training only
-        return checkpoint(block, hidden, embedding, **keep)
+        draws = self.training  # dropout
+        return checkpoint(block, hidden, embedding, use_reentrant=False, preserve_rng_state=draws)
 
     def _encode(self, image: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
         hidden = branch = image
