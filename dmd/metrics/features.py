@@ -16,10 +16,14 @@ class FeatureNetwork(nn.Module):
     Attributes:
         name: what a distance in these features is called after, `fd-{name}`.
         num_classes: of the predicted classes; 0 = none are predicted (-1).
+        levels: grey levels of the images it takes; None = any number, or none.
+        num_features: None where it depends on the images.
     """
 
     name: str
     num_classes: int = 0
+    levels: int | None = None
+    num_features: int | None = None
 
 
 class Digits32(FeatureNetwork):
@@ -27,6 +31,7 @@ class Digits32(FeatureNetwork):
 
     name = "digits32"
     num_classes = 10
+    num_features = 32
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +75,7 @@ class Coordinates(FeatureNetwork):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         features = image.flatten(1)
         if self.modes is None:
-            return features, _no_class(image)
+            return features, no_class(image)
         if features.shape[1] != self.modes.shape[1]:
             sizes = f"{features.shape[1]} and {self.modes.shape[1]}"
             raise ValueError(f"points and modes have different numbers of coordinates: {sizes}")
@@ -88,7 +93,10 @@ class Pixels(FeatureNetwork):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         if max(image.shape[2:]) > self.size:
             image = functional.adaptive_avg_pool2d(image, self.size)
-        return image.flatten(1), _no_class(image)
+        return image.flatten(1), no_class(image)
+
+
+WEIGHTED = ("digits32", "inception")  # kinds whose weights come from a file
 
 
 def build(
@@ -100,8 +108,8 @@ def build(
     """The feature network a config section describes, without gradients and in evaluation mode.
 
     Args:
-        features: {"kind": "digits32" | "coordinates" | "pixels", "size": of pixels}.
-        state: weights of digits32, otherwise None.
+        features: {"kind": "digits32" | "coordinates" | "pixels" | "inception", "size": of pixels}.
+        state: weights of digits32 or inception, otherwise None.
         modes: centres (K, size) of a Gaussian mixture; used by coordinates only.
 
     Raises:
@@ -109,20 +117,24 @@ def build(
     """
     kind = features.get("kind")
     network: FeatureNetwork
+    if kind in WEIGHTED and state is None:
+        raise ValueError(f"features.kind {kind} needs the file that holds its weights (--network)")
     if kind == "digits32":
         network = Digits32()
-        if state is None:
-            raise ValueError("features.kind digits32 needs the file that holds its weights (--network)")
         try:
-            network.load_state_dict(dict(state))
+            network.load_state_dict(dict(state or {}))
         except RuntimeError as error:
             raise ValueError(f"these are not the weights of digits32: {error}") from error
     elif kind == "coordinates":
         network = Coordinates(modes)
     elif kind == "pixels":
         network = Pixels(features["size"])
+    elif kind == "inception":
+        from dmd.metrics.inception import Inception
+
+        network = Inception(state or {})
     else:
-        raise ValueError(f"features.kind {kind!r} is none of digits32, coordinates, pixels")
+        raise ValueError(f"features.kind {kind!r} is none of digits32, coordinates, pixels, inception")
     return network.eval().requires_grad_(False)
 
 
@@ -137,15 +149,28 @@ def quantise(image: Tensor, levels: int | None) -> Tensor:
     return (image * half + levels / 2).floor().clamp(0, levels - 1) / half - 1
 
 
+def check_levels(network: FeatureNetwork, levels: int | None) -> None:
+    """ValueError unless the network takes images of `levels` grey levels."""
+    if network.levels not in (None, levels):
+        raise ValueError(f"{network.name} sees {network.levels} grey levels: protocol.quantise is {levels}")
+
+
 def extract(network: FeatureNetwork, image: Tensor, levels: int | None) -> tuple[Tensor, Tensor]:
     """Features float32 and predicted classes of images quantised to `levels`, both on the CPU.
 
-    Real images and samples pass through this one function. The network says by its weights where it computes.
+    Real images and samples pass through this one function. The network says by its weights where it computes; on a
+    GPU in whole float32.
+
+    Raises:
+        ValueError: `levels` is not what the network takes, or the network refuses the images.
     """
+    check_levels(network, levels)
     place = next((tensor.device for tensor in network.state_dict().values()), image.device)
-    features, predicted = network(quantise(image, levels).to(place))
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        features, predicted = network(quantise(image, levels).to(place))
     return features.float().cpu(), predicted.cpu()
 
 
-def _no_class(image: Tensor) -> Tensor:
+def no_class(image: Tensor) -> Tensor:
+    """The predicted classes of images (B, ...) of which none are predicted: -1, int64 (B,)."""
     return torch.full((len(image),), -1, dtype=torch.int64, device=image.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,11 +27,8 @@ def frechet_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, other
     """
     if mean.shape != other_mean.shape or covariance.shape != other_covariance.shape:
         raise ValueError(f"moments of {len(mean)} and of {len(other_mean)} features cannot be compared")
-    values, vectors = torch.linalg.eigh(covariance.double())
-    root = (vectors * _sqrt(values)) @ vectors.T
-    product = root @ other_covariance.double() @ root
-    cross = _sqrt(torch.linalg.eigvalsh((product + product.T) / 2)).sum()
     offset = (mean.double() - other_mean.double()).square().sum()
+    cross = _cross(square_root(covariance), other_covariance.double())
     return max(float(offset + covariance.trace() + other_covariance.trace() - 2 * cross), 0.0)
 
 
@@ -64,6 +62,49 @@ def floor(features: Tensor, *, num_samples: int, num_splits: int, seed: int) -> 
         return Moments.of(features[torch.randint(num, (size,), generator=generator)])
 
     return [moments_distance(resampled(num_samples), resampled(num)) for _ in range(num_splits)]
+
+
+def gaussian_floor(mean: Tensor, covariance: Tensor, *, num_samples: int, num_splits: int, seed: int) -> list[float]:
+    """Like `floor`, where only moments of the real data are known: distances of `num_samples` Gaussian draws to them.
+
+    The moments of N draws from N(mean, covariance) are drawn themselves, by their exact law: the mean is normal, and
+    apart from it the covariance is Wishart (Bartlett's decomposition), whatever N is. The features are taken as
+    Gaussian and the given moments as exact, so the floor has no part that stems from a finite reference.
+
+    Returns:
+        One distance per split, squared feature units.
+
+    Raises:
+        ValueError: fewer than two samples, whose covariance is undefined.
+    """
+    if num_samples < 2:
+        raise ValueError(f"the covariance of {num_samples} samples is undefined")
+    random = np.random.default_rng(seed)
+    root = square_root(covariance)
+    size, freedom = len(mean), num_samples - 1
+    distances = []
+    for _ in range(num_splits):
+        drawn = mean + root @ torch.from_numpy(random.standard_normal(size)) / num_samples**0.5
+        factor = torch.from_numpy(random.standard_normal((size, min(size, freedom)))).tril(-1)
+        degrees = freedom - np.arange(factor.shape[1])
+        factor.diagonal().copy_(torch.from_numpy(random.chisquare(degrees)).sqrt())
+        factor = root @ factor
+        found = factor @ factor.T / freedom
+        total = (drawn - mean).square().sum() + found.trace() + covariance.trace() - 2 * _cross(root, found)
+        distances.append(max(float(total), 0.0))
+    return distances
+
+
+def square_root(covariance: Tensor) -> Tensor:
+    """The symmetric root of a symmetric positive semidefinite matrix, float64 (d, d)."""
+    values, vectors = torch.linalg.eigh(covariance.double())
+    return (vectors * _sqrt(values)) @ vectors.T
+
+
+def _cross(root: Tensor, covariance: Tensor) -> Tensor:
+    """tr (R S R)^1/2 of a symmetric root R and a covariance S."""
+    product = root @ covariance @ root
+    return _sqrt(torch.linalg.eigvalsh((product + product.T) / 2)).sum()
 
 
 def _sqrt(values: Tensor) -> Tensor:

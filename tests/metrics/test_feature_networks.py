@@ -64,7 +64,7 @@ def test_digits32_features_do_not_depend_on_the_batch():
 @pytest.mark.parametrize(
     ("section", "state", "message"),
     [
-        ({"kind": "inception"}, None, "'inception' is none of"),
+        ({"kind": "clip"}, None, "'clip' is none of"),
         ({"kind": "digits32"}, None, "needs the file"),
         ({"kind": "digits32"}, {"head.weight": torch.zeros(2, 2)}, "not the weights of digits32"),
     ],

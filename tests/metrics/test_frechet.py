@@ -67,3 +67,30 @@ def test_floor_depends_on_its_seed_alone():
     real = torch.randn(50, 4, generator=torch.Generator().manual_seed(4))
     first, again, other = (frechet.floor(real, num_samples=30, num_splits=3, seed=seed) for seed in (0, 0, 1))
     assert first == again != other
+
+
+@pytest.mark.parametrize("num_samples", [12, 30, 400])
+def test_gaussian_floor_agrees_with_the_distance_of_drawn_gaussians(num_samples):
+    generator = torch.Generator().manual_seed(5)
+    mean, covariance = gaussian(6, 16, 16)
+    root = torch.linalg.cholesky(covariance)
+
+    def drawn() -> Moments:
+        return Moments.of(mean + torch.randn(num_samples, 16, generator=generator, dtype=torch.float64) @ root.T)
+
+    truth = []
+    for _ in range(200):
+        moments = drawn()
+        truth.append(frechet.frechet_distance(moments.mean, moments.covariance, mean, covariance))
+    found = frechet.gaussian_floor(mean, covariance, num_samples=num_samples, num_splits=200, seed=0)
+    error = statistics.stdev(truth) * (2 / 200) ** 0.5
+    assert abs(statistics.fmean(found) - statistics.fmean(truth)) < 3.5 * error
+    assert statistics.stdev(found) == pytest.approx(statistics.stdev(truth), rel=0.3)
+    assert found[:3] == frechet.gaussian_floor(mean, covariance, num_samples=num_samples, num_splits=3, seed=0)
+
+
+def test_gaussian_floor_of_one_point_vanishes_and_of_one_sample_is_undefined():
+    mean, covariance = gaussian(7, 8, 0)
+    assert max(frechet.gaussian_floor(mean, covariance, num_samples=5, num_splits=2, seed=0)) < 1e-12
+    with pytest.raises(ValueError, match="covariance of 1 samples"):
+        frechet.gaussian_floor(mean, covariance, num_samples=1, num_splits=2, seed=0)
