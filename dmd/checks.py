@@ -34,6 +34,8 @@ def contradictions(experiment: Json) -> Iterator[str]:
             yield f"dataset: means, stds and weights differ in length: {lengths}"
     if experiment.get("teacher", {}).get("kind") == "gaussian-mixture" != dataset.get("kind"):
         yield f"teacher.kind: gaussian-mixture needs a dataset of that kind, not {dataset.get('kind')}"
+    if reference := experiment.get("reference"):
+        yield from _reference(reference, bool(dataset))
     pairs, sigma = experiment.get("pairs"), experiment.get("distill", {}).get("sigma")
     if pairs and sigma is not None and sigma != pairs["solver"]["sigma_max"]:
         yield (
@@ -68,6 +70,16 @@ def unknown_names(experiments: Mapping[str, Json], config: Json) -> Iterator[str
             yield f"{place}: {unknown_experiment(name, experiments)}"
         elif lacking := [section for section in needs if section not in experiments[name]]:
             yield f'{place}: experiment "{name}" cannot be used here: it has no section {", ".join(lacking)}'
+
+
+def _reference(reference: Json, has_dataset: bool) -> Iterator[str]:
+    if "moments" in reference and "against" in reference:
+        yield f"reference.against: {reference['against']} is a split of a dataset, but reference.moments stands for it"
+    elif "moments" not in reference and not has_dataset:
+        yield "reference: needs a section dataset, or reference.moments with a file of mean and covariance"
+    kind, levels = reference["features"]["kind"], reference["protocol"]["quantise"]
+    if kind == "inception" and levels != 256:
+        yield f"reference.protocol.quantise: {levels}, but features of kind inception are those of 8-bit images: 256"
 
 
 def _counts(experiment: Json) -> Iterator[str]:

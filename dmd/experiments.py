@@ -19,9 +19,11 @@ SECTIONS = {
     "pairs_manifest": "pairs",
     "samples_manifest": "sample",
     "features": "sample",
+    "inception_score": "evaluate",
     "pictures": "distill",
 }
 BLOCK_RULES = ("pairs", "sample", "features")
+SCORE_RULES = ("evaluate", "inception_score")
 
 
 class Experiments:
@@ -66,6 +68,7 @@ class Experiments:
             "samples_manifest": ["sample"],
             "features": ["sample", "reference"],
             "evaluate": ["features", "reference"],
+            "inception_score": ["features", "reference"],
             "pictures": ["teacher", "distill"],
         }.get(rule, [])
         if rule == "sample":
@@ -76,13 +79,13 @@ class Experiments:
         return found
 
     def _owner(self, experiment: str, rule: str) -> str:
-        """The experiment under whose name the artifact of a rule lies (`evaluate`: always its own).
+        """The experiment under whose name the artifact of a rule lies (scores: always its own).
 
         A parent that lacks a section the rule needs owns nothing of it.
         """
         identity = self._identity(experiment, rule)
         parent = self.parents[experiment]
-        if parent is None or rule == "evaluate" or not self.has(parent, rule):
+        if parent is None or rule in SCORE_RULES or not self.has(parent, rule):
             return experiment
         return self.owner(parent, rule) if identity == self._identity(parent, rule) else experiment
 
@@ -116,7 +119,7 @@ class Experiments:
         whole = self.whole(experiment)
         section = self.section(experiment, SECTIONS.get(rule, rule))
         spec: Json = getattr(self, f"_{rule}")(experiment, section)
-        if rule not in ("pairs_manifest", "samples_manifest", "evaluate"):
+        if rule not in ("pairs_manifest", "samples_manifest", *SCORE_RULES):
             if spec.get("kind") != "gaussian-mixture":
                 spec |= {"device": whole["device"], "threads": whole["threads"]}
         if rule in ("pairs", "sample") and block is not None:
@@ -127,10 +130,11 @@ class Experiments:
         return {**section, "dataset": self.section(experiment, "dataset")}
 
     def _reference(self, experiment: str, section: Json) -> Json:
+        moments = section.get("moments")
         return {
             **section,
             "features": _without(section["features"], "file"),
-            "dataset": self.section(experiment, "dataset"),
+            **({"moments": _without(moments, "file")} if moments else {"dataset": self.section(experiment, "dataset")}),
             "num_samples": self.section(experiment, "sample")["num_samples"],
         }
 
@@ -159,7 +163,13 @@ class Experiments:
         return {"features": features, "protocol": reference["protocol"], "batch_size": section["batch_size"]}
 
     def _evaluate(self, experiment: str, section: Json) -> Json:
-        return {**section, "experiment": experiment}
+        return {**_without(section, "inception_score"), "experiment": experiment}
+
+    def _inception_score(self, experiment: str, section: Json) -> Json:
+        kind = self.section(experiment, "reference")["features"]["kind"]
+        if kind != "inception":
+            raise ConfigError(f"{experiment}.reference.features: an Inception Score needs kind inception, not {kind}")
+        return {**section["inception_score"], "experiment": experiment}
 
     def _pictures(self, experiment: str, section: Json) -> Json:
         sample = self.section(experiment, "sample")

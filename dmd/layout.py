@@ -17,6 +17,7 @@ FILES = {  # rule -> its (first) artifact
     "samples_manifest": "samples/manifest.parquet",
     "features": "features/{first:05d}-{last:05d}.safetensors",
     "evaluate": "fid.json",
+    "inception_score": "inception_score.json",
     "pictures": "pictures/grid.png",
 }
 BESIDE = {  # rule -> what else it makes, tars apart

@@ -12,6 +12,7 @@ VERSIONS: dict[str, int] = {
     "sample": 1,
     "features": 1,
     "evaluate": 1,
+    "inception_score": 1,
     "tables": 1,
     "charts": 1,
     "pictures": 1,

@@ -137,3 +137,11 @@ def distilled_folder(teacher_file, manifest_file) -> Path:
     outputs = {"output": folder / "generator.safetensors", "table": folder / "log.parquet"}
     distill.run(teacher=teacher_file, manifest=manifest_file, **outputs, **copy.deepcopy(DISTILL))
     return folder
+
+
+@pytest.fixture(scope="session")
+def inception_file(tmp_path_factory) -> Path:
+    """Random Inception weights in the released layout; not to be changed."""
+    from tests.inception_files import write_inception
+
+    return write_inception(tmp_path_factory.mktemp("inception") / "weights-inception-2015-12-05-6726825d.pth")

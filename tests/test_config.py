@@ -115,6 +115,15 @@ def test_levels_name_their_kind_only_where_it_is_not_karras():
             {"distill": {"phases": [{"updates": 1, "train": "fake", "fake_updates": 2}]}},
             ["distill.phases[0].fake_updates: 2 would not be made, train is fake"],
         ),
+        (
+            {"reference": {"features": {"kind": "inception", "file": "i.pth"}}},
+            ["child.reference.protocol.quantise: None", "those of 8-bit images: 256"],
+        ),
+        (
+            {"reference": {"against": "training", "moments": {"file": "m.npz"}}},
+            ["child.reference.against: training is a split of a dataset, but reference.moments"],
+        ),
+        ({"reference": {"against": "test"}}, ["child.reference.against", "test"]),
         ({"sample": {"first_seed": 2**32 - 15}}, ["sample.first_seed", "4294967295", "4294967280 at most"]),
         ({"pairs": {"first_seed": 2**32 - 15}}, ["pairs.first_seed", "4294967295", "4294967280 at most"]),
         ({"pairs": {"first_seed": 2**32}}, ["pairs.first_seed", "maximum of 4294967295"]),
@@ -123,6 +132,28 @@ def test_levels_name_their_kind_only_where_it_is_not_karras():
 def test_fault_is_named_with_key_and_value(section, words):
     message = fault(child=section)
     assert all(word in message for word in words), message
+
+
+def test_reference_of_moments_needs_no_dataset_and_its_spec_no_path():
+    moments = {"moments": {"file": "m.npz"}, "protocol": {"quantise": 256}}
+    moments["features"] = {"kind": "inception", "file": "i.pth"}
+    found = Experiments(resolved(child={"reference": moments}, trained={"reference": {"against": "training"}}))
+    spec = found.spec("child", "reference")
+    assert spec["moments"] == {"sha256": None} and spec["features"] == {"kind": "inception", "sha256": None}
+    assert "dataset" not in spec and "against" not in found.spec("base", "reference")
+    assert found.spec("trained", "reference") == {**found.spec("base", "reference"), "against": "training"}
+    alone = {name: section for name, section in BASE.items() if name != "dataset"}
+    with pytest.raises(config.ConfigError, match="alone.reference: needs a section dataset, or reference.moments"):
+        config.resolve({"experiments": {"alone": alone}}, SCHEMA)
+    config.resolve({"experiments": {"alone": {**alone, "reference": moments}}}, SCHEMA)
+
+
+def test_inception_score_belongs_to_inception_features():
+    section = {"features": {"kind": "inception", "file": "i.pth"}, "protocol": {"quantise": 256}}
+    found = Experiments(resolved(child={"reference": section}))
+    assert found.spec("child", "inception_score") == {"experiment": "child", "splits": 10, "seed": 2020}
+    with pytest.raises(config.ConfigError, match="an Inception Score needs kind inception, not pixels"):
+        found.spec("base", "inception_score")
 
 
 def test_adjacent_seed_ranges_do_not_overlap():

@@ -6,8 +6,9 @@ import sys
 import pytest
 
 HEAVY = ("diffusers", "transformers", "torchvision", "lpips", "sklearn", "scipy", "matplotlib", "pandas", "onnx")
-HEAVY += ("onnxruntime", "onnxscript")
+HEAVY += ("onnxruntime", "onnxscript", "torch_fidelity")
 STAGES = ("teacher", "reference", "pairs", "manifest", "distill", "sample", "features", "evaluate")
+STAGES += ("inception_score",)
 
 
 def imported(statement: str) -> set[str]:

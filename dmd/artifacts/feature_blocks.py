@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,22 @@ class Repetition:
     paths: list[Path]
     first_seed: int
 
+    def blocks(self, *names: str) -> Iterator[list[Tensor]]:
+        """The named tensors of one block after the other; no more than one is in memory."""
+        for path in self.paths:
+            yield tensor_files.load_some(path, *names)
+
     def load(self, *names: str) -> list[Tensor]:
         """The named tensors of all blocks, each concatenated over the samples."""
-        parts = [tensor_files.load(path)[0] for path in self.paths]
-        return [torch.cat([part[name] for part in parts]) for name in names]
+        return [torch.cat(parts) for parts in zip(*self.blocks(*names), strict=True)]
 
     def sums(self, *names: str) -> list[Tensor]:
         """The named tensors added over the blocks."""
-        parts = [tensor_files.load(path)[0] for path in self.paths]
-        return [torch.stack([part[name] for part in parts]).sum(0) for name in names]
+        first, *others = self.paths
+        totals = tensor_files.load_some(first, *names)
+        for path in others:
+            totals = [total + part for total, part in zip(totals, tensor_files.load_some(path, *names), strict=True)]
+        return totals
 
 
 def group(paths: Sequence[Path], *, reference_sha256: str) -> tuple[list[Repetition], dict[str, Any]]:

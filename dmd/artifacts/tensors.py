@@ -48,6 +48,19 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         raise ValueError(f"{path} cannot be read ({error}): run `make verify`") from error
 
 
+def load_some(path: Path, *names: str) -> list[torch.Tensor]:
+    """The named tensors of a file, the others being left on disk.
+
+    Raises:
+        ValueError: the file is missing, truncated, or has no tensor of a name.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as stream:
+            return [stream.get_tensor(name) for name in names]
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): run `make verify`") from error
+
+
 def load_metadata(path: Path) -> dict[str, Any]:
     """Only the metadata: cheap for any size of file."""
     try:

@@ -1,36 +1,72 @@
-"""Feature networks from their pinned files."""
+"""Feature networks from their files."""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from dmd.artifacts import files
 from dmd.artifacts import tensors as tensor_files
-from dmd.metrics.features import FeatureNetwork, build
+from dmd.metrics.features import WEIGHTED, FeatureNetwork, build
+
+SOURCES = {
+    "digits32": "weights of the feature network digits32; tracked, or made by dmd.stages.feature_network",
+    "inception": "the Inception network of torch-fidelity or pytorch-fid, whose file names end in 2015-12-05-6726825d",
+}
 
 
-def load(path: Path | None, features: Mapping[str, Any], *, modes: Sequence[Sequence[float]] | None) -> FeatureNetwork:
-    """The feature network that a config section describes.
+def load(
+    path: Path | None, features: Mapping[str, Any], *, modes: Sequence[Sequence[float]] | None
+) -> tuple[FeatureNetwork, dict[str, Any]]:
+    """The feature network that a config section describes, and its identity: {"name", "sha256"}.
 
     Args:
         path: the file of its weights, None for kinds without weights.
-        features: section `features`: kind, and the sha256 that pins the file.
+        features: section `features`: kind, and the sha256 that pins the file; null = any file.
         modes: centres (K, size) of the dataset's modes, where it is a mixture.
 
     Raises:
         ValueError: the file is missing or not the pinned one, or is given for a kind without weights.
     """
     if path is None:
-        return build(features, state=None, modes=modes)
+        network = build(features, state=None, modes=modes)
+        return network, {"name": network.name, "sha256": None}
+    digest = checked(path, features)
+    network = build(features, state=weights(path, features["kind"]), modes=modes)
+    return network, {"name": network.name, "sha256": digest}
+
+
+def checked(path: Path, features: Mapping[str, Any]) -> str:
+    """Digest of the weights; see `load`."""
     kind, pinned = features["kind"], features.get("sha256")
-    if pinned is None:
-        raise ValueError(f"{path} is given, but features.kind {kind} pins no file (features.sha256)")
-    source = f"weights of the feature network {kind}; tracked, or made by dmd.stages.feature_network"
+    if kind not in WEIGHTED:
+        raise ValueError(f"{path} is given, but features.kind {kind} has no weights")
     if not path.is_file():
-        raise ValueError(f"{path} is missing: put the file with sha256 {pinned} there ({source})")
+        wanted = f"the file with sha256 {pinned}" if pinned else "the file"
+        raise ValueError(f"{path} is missing: put {wanted} there ({SOURCES[kind]})")
     found = files.sha256(path)
-    if found != pinned:
-        raise ValueError(f"{path} has sha256 {found}, but features.sha256 pins {pinned} ({source})")
-    return build(features, state=tensor_files.load(path)[0], modes=modes)
+    if not found.startswith(pinned or ""):
+        raise ValueError(f"{path} has sha256 {found}, but features.sha256 pins {pinned} ({SOURCES[kind]})")
+    return found
+
+
+def weights(path: Path, kind: str) -> dict[str, Tensor]:
+    """The tensors of a file of weights; of a released .pth nothing but tensors is unpickled.
+
+    Raises:
+        ValueError: the file cannot be read, or holds something else than named tensors.
+    """
+    if kind == "digits32":
+        return tensor_files.load(path)[0]
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as weights ({SOURCES[kind]}): {error}") from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no named tensors ({SOURCES[kind]})")
+    return dict(state)

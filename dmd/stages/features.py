@@ -52,10 +52,9 @@ def run(
     with record.exclusive(output):
         inputs = record.check_inputs(block=block, reference=reference)
         real = tensor_files.load_metadata(reference)
-        extractor = feature_files.load(network, features, modes=real["modes"])
+        extractor, identity = feature_files.load(network, features, modes=real["modes"])
         inputs |= record.check_inputs(network=network)
         extractor.to(stage.choose_device(device))
-        identity = {"name": extractor.name, "sha256": features.get("sha256")}
         if real["features"] != identity or real["protocol"] != protocol:
             raise ValueError(
                 f"{reference} holds {real['features']} under {real['protocol']}, but the spec asks for "

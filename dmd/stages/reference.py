@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dmd.artifacts import dataset as datasets
-from dmd.artifacts import record
+from dmd.artifacts import files, moments_file, record
 from dmd.artifacts import tensors as tensor_files
 from dmd.metrics import frechet
-from dmd.metrics.features import FeatureNetwork, extract
+from dmd.metrics.features import FeatureNetwork, check_levels, extract
 from dmd.metrics.moments import Moments
 from dmd.stages import feature_files, stage
 
@@ -24,7 +24,10 @@ def run(
     *,
     output: Path,
     network: Path | None = None,
-    dataset: dict[str, Any],
+    statistics: Path | None = None,
+    dataset: dict[str, Any] | None = None,
+    moments: dict[str, Any] | None = None,
+    against: str = "held_out",
     features: dict[str, Any],
     protocol: dict[str, Any],
     floor_draws: int,
@@ -33,21 +36,30 @@ def run(
     device: str = "cpu",
     threads: int = 1,
 ) -> None:
-    """Writes features, labels, predicted classes, mean and covariance of both splits of a dataset.
+    """Writes what samples are compared with: features of both splits of a dataset, or published moments.
+
+    Of each split there are features, labels, predicted classes, mean and covariance; of published moments mean and
+    covariance alone.
 
     Args:
         output: the reference file. Its metadata: features, protocol, num_classes, modes, dataset, floor, and
-            real_distance (training to held-out images: what an exact copier of the training images gets).
+            real_distance (between training and held-out images: what an exact copier of the training images gets).
         network: weights of the feature network, where its kind has any; the spec's `features.sha256` pins
             them.
+        statistics: .npz of mu and sigma, in place of a dataset; `moments.sha256` pins it.
+        against: the split that samples are compared with, held_out or training; the floor is that of this split.
+            EDM compares with the training images.
         protocol: {"quantise": levels or null, "resize": null}.
-        floor_draws, seed, num_samples: see `frechet.floor`.
+        floor_draws, seed, num_samples: see `frechet.floor` and, of published moments, `frechet.gaussian_floor`.
 
     Raises:
-        ValueError: the weights are not the pinned file, or the protocol asks for something unknown.
+        ValueError: a file is not the pinned one, neither or both of dataset and moments are given, or the protocol
+            asks for something unknown.
     """
     spec = {
         "dataset": dataset,
+        "moments": moments,
+        "against": None if against == "held_out" else against,
         "features": features,
         "protocol": protocol,
         "floor_draws": floor_draws,
@@ -56,28 +68,80 @@ def run(
         "device": device,
         "threads": threads,
     }
-    if protocol["resize"] is not None:
-        raise ValueError(f"protocol.resize is {protocol['resize']!r}; only null (none) is known")
+    spec = {name: value for name, value in spec.items() if value is not None}
+    _check(dataset, moments, statistics, against, protocol)
     stage.set_threads(threads)
     with record.exclusive(output):
-        modes = dataset["means"] if dataset["kind"] == "gaussian-mixture" else None
-        extractor = feature_files.load(network, features, modes=modes).to(stage.choose_device(device))
-        inputs = record.check_inputs(network=network)
-        splits = {split: datasets.load(dataset, split) for split in datasets.SPLITS}
-        found, moments = _measure(splits, extractor, protocol["quantise"])
-        floor = frechet.floor(found["held_out.features"], num_samples=num_samples, num_splits=floor_draws, seed=seed)
-        facts = {
-            "features": {"name": extractor.name, "sha256": features.get("sha256")},
+        modes = dataset["means"] if dataset and dataset["kind"] == "gaussian-mixture" else None
+        extractor, identity = feature_files.load(network, features, modes=modes)
+        extractor.to(stage.choose_device(device))
+        check_levels(extractor, protocol["quantise"])
+        inputs = record.check_inputs(network=network, statistics=statistics)
+        draws = {"num_samples": num_samples, "num_splits": floor_draws, "seed": seed}
+        if statistics is None:
+            found, facts = _of_dataset(dataset or {}, extractor, protocol["quantise"], against, draws)
+        else:
+            found, facts = _of_moments(statistics, moments or {}, extractor, draws)
+        facts |= {
+            "features": identity,
             "protocol": protocol,
-            "num_classes": extractor.num_classes,
+            "num_classes": extractor.num_classes if dataset else 0,
             "modes": modes,
-            "dataset": {"name": dataset["kind"], "sha256": splits["held_out"].sha256},
-            "floor": {"num_samples": num_samples, **_summary(floor)},
-            "real_distance": frechet.moments_distance(moments["training"], moments["held_out"]),
         }
         stage.log(f"floor of {extractor.name} at {num_samples} samples: {facts['floor']}")
         with record.publish(output, stage="reference", inputs=inputs) as temporary:
             tensor_files.write(temporary, found, {**record.provenance("reference", spec, inputs), **facts})
+
+
+def _check(
+    dataset: dict[str, Any] | None,
+    moments: dict[str, Any] | None,
+    statistics: Path | None,
+    against: str,
+    protocol: dict[str, Any],
+) -> None:
+    """ValueError for numbers that contradict each other."""
+    if protocol["resize"] is not None:
+        raise ValueError(f"protocol.resize is {protocol['resize']!r}; only null (none) is known")
+    if (dataset is None) == (statistics is None) or (moments is None) != (statistics is None):
+        raise ValueError("a reference is made of a dataset, or of a file of moments (--statistics), and of one of them")
+    if against not in datasets.SPLITS:
+        raise ValueError(f"against is {against!r}; it may be {' or '.join(datasets.SPLITS)}")
+
+
+def _of_moments(
+    path: Path, moments: dict[str, Any], extractor: FeatureNetwork, draws: dict[str, int]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The file's tensors, and what it says of published moments."""
+    digest, pinned = files.sha256(path) if path.is_file() else None, moments.get("sha256")
+    if digest and not digest.startswith(pinned or ""):
+        raise ValueError(f"{path} has sha256 {digest}, but moments.sha256 pins {pinned}")
+    mean, covariance = moments_file.load(path)
+    if extractor.num_features not in (None, len(mean)):
+        raise ValueError(f"{path} is of {len(mean)} features, but {extractor.name} has {extractor.num_features}")
+    floor = frechet.gaussian_floor(mean, covariance, **draws)
+    found = {"moments.mean": mean, "moments.covariance": covariance}
+    return found, {
+        "against": "moments",
+        "dataset": {"name": "moments", "sha256": digest},
+        "floor": {"num_samples": draws["num_samples"], "kind": "gaussian", **_summary(floor)},
+        "real_distance": None,
+    }
+
+
+def _of_dataset(
+    dataset: dict[str, Any], extractor: FeatureNetwork, levels: int | None, against: str, draws: dict[str, int]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The file's tensors, and what it says of a dataset."""
+    splits = {split: datasets.load(dataset, split) for split in datasets.SPLITS}
+    found, moments = _measure(splits, extractor, levels)
+    floor = frechet.floor(found[f"{against}.features"], **draws)
+    return found, {
+        **({} if against == "held_out" else {"against": against}),
+        "dataset": {"name": dataset["kind"], "sha256": splits["held_out"].sha256},
+        "floor": {"num_samples": draws["num_samples"], **_summary(floor)},
+        "real_distance": frechet.moments_distance(moments["training"], moments["held_out"]),
+    }
 
 
 def _measure(
@@ -109,8 +173,8 @@ def _features(data: datasets.Dataset, extractor: FeatureNetwork, levels: int | N
 
 def _summary(floor: list[float]) -> dict[str, Any]:
     """Mean, standard deviation (divisor num - 1; null of one) and number of the floor's splits."""
-    std = statistics.stdev(floor) if len(floor) > 1 else None
-    return {"mean": statistics.fmean(floor), "std": std, "num": len(floor)}
+    std = stdev(floor) if len(floor) > 1 else None
+    return {"mean": fmean(floor), "std": std, "num": len(floor)}
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def given(section, key):
     """A file that the config names under `section.key`, or nothing."""
 
     def look_up(wildcards):
-        entry = EXPERIMENTS.section(wildcards.experiment, section)[key]
+        entry = EXPERIMENTS.section(wildcards.experiment, section).get(key, {})
         if "file" in entry and not os.path.exists(entry["file"]):
             refuse(
                 f"{wildcards.experiment}.{section}.{key}.file: {entry['file']} is missing; "
@@ -126,6 +126,11 @@ def dataset(wildcards):
         refuse(f"{wildcards.experiment}.dataset.folder: {entry['folder']} is not a folder")
     files = [entry["labels"]] if entry["labels"].endswith(".csv") else []
     return files + sorted(folder for folder, _, _ in os.walk(entry["folder"]))
+
+
+def compared_with(wildcards):
+    """What the real images are read from; nothing where their moments are given."""
+    return [] if "moments" in EXPERIMENTS.section(wildcards.experiment, "reference") else dataset(wildcards)
 
 
 def flag(name):

@@ -57,3 +57,31 @@ rule evaluate:
         "python -m dmd.stages.evaluate --reference {input.reference} --features {input.features} "
         "--fid {output.fid} --kid {output.kid} --prdc {output.prdc} --classes {output.classes} "
         "--memorisation {output.memorisation} --spec {params.spec:q} --log {log}"
+
+
+# Inception Score, from the same features; on request, and only where they are the Inception network's.
+rule inception_score:
+    input:
+        owned("inception_score"),
+        reference=artifact("reference"),
+        features=blocks("features"),
+        network=given("reference", "features"),
+    output:
+        "results/{experiment}/inception_score.json",
+    log:
+        "results/{experiment}/logs/inception_score.log",
+    benchmark:
+        "results/{experiment}/benchmarks/inception_score.tsv"
+    conda:
+        "../../envs/dmd.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=memory(2000),
+        runtime=60,
+    params:
+        spec=spec("inception_score"),
+        version=VERSIONS["inception_score"],
+    shell:
+        "python -m dmd.stages.inception_score --reference {input.reference} --features {input.features} "
+        "--network {input.network} --output {output} --spec {params.spec:q} --log {log}"

@@ -1,9 +1,10 @@
-# Features and moments of the real data, and the floor of the distance.
+# Features and moments of the real data, or their published moments, and the floor of the distance.
 rule reference:
     input:
         owned("reference"),
-        dataset=dataset,
+        dataset=compared_with,
         network=given("reference", "features"),
+        statistics=given("reference", "moments"),
     output:
         "results/{experiment}/reference/reference.safetensors",
     log:
@@ -19,7 +20,9 @@ rule reference:
         runtime=120,
     params:
         network=flag("network"),
+        statistics=flag("statistics"),
         spec=spec("reference"),
         version=VERSIONS["reference"],
     shell:
-        "python -m dmd.stages.reference {params.network} --output {output} --spec {params.spec:q} --log {log}"
+        "python -m dmd.stages.reference {params.network} {params.statistics} --output {output} "
+        "--spec {params.spec:q} --log {log}"

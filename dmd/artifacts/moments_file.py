@@ -1,0 +1,58 @@
+"""Published statistics of real data: mean and covariance of features in an .npz file."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+KEYS = ("mu", "sigma")
+LARGEST = 1 << 30  # bytes of one array: 11,000 features
+ASYMMETRY = 1e-6  # of the largest entry: rounding, no more
+
+
+def load(path: Path) -> tuple[Tensor, Tensor]:
+    """Mean float64 (d,) and covariance float64 (d, d), exactly symmetric, from the arrays `mu` and `sigma`.
+
+    Other arrays of the file are not looked at. Pickled ones are not read.
+
+    Raises:
+        ValueError: no such file, no .npz, an array that is missing, of another shape, not real numbers, not finite,
+            or no covariance.
+    """
+    mean, covariance = (torch.from_numpy(array) for array in _arrays(path))
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not len(mean):
+        raise ValueError(
+            f"{path}: mu has shape {tuple(mean.shape)} and sigma {tuple(covariance.shape)}; expected (d,) and (d, d)"
+        )
+    for name, values in zip(KEYS, (mean, covariance), strict=True):
+        if not torch.isfinite(values).all():
+            raise ValueError(f"{path}: {name} holds values that are not finite")
+    difference, largest = float((covariance - covariance.T).abs().max()), float(covariance.abs().max())
+    if difference > ASYMMETRY * largest:
+        raise ValueError(f"{path}: sigma is no covariance: it differs from its transpose by {difference:.3g}")
+    if (lowest := float(covariance.diagonal().min())) < 0:
+        raise ValueError(f"{path}: sigma is no covariance: it has a variance of {lowest:.3g}")
+    return mean, (covariance + covariance.T) / 2
+
+
+def _arrays(path: Path) -> list[np.ndarray]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: it should hold the mean (mu) and covariance (sigma) of real features")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+        if missing := [name for name in KEYS if f"{name}.npy" not in sizes]:
+            raise ValueError(f"it has no array {missing[0]}; it has: {', '.join(sorted(sizes)) or 'nothing'}")
+        if too_large := [name for name in KEYS if sizes[f"{name}.npy"] > LARGEST]:
+            raise ValueError(f"array {too_large[0]} has {sizes[f'{too_large[0]}.npy']} bytes")
+        with np.load(path, allow_pickle=False) as content:
+            found = [content[name] for name in KEYS]
+        if kinds := [str(array.dtype) for array in found if array.dtype.kind != "f"]:
+            raise ValueError(f"its values are {kinds[0]}, not real numbers")
+    except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no .npz of mu and sigma: {error}") from error
+    return [array.astype(np.float64) for array in found]

@@ -1,0 +1,70 @@
+"""Stage inception_score: the Inception Score of an experiment's samples, from the same features as its FID."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from dmd.artifacts import record
+from dmd.artifacts.feature_blocks import Repetition
+from dmd.metrics.inception_score import inception_scores
+from dmd.stages import feature_files, scores, stage
+from dmd.stages.evaluate import compared, write
+
+HEAD = "fc.weight"  # (1008, 2048): the logits without their bias, as torch-fidelity takes them
+
+
+def run(
+    *,
+    reference: Path,
+    features: list[Path],
+    network: Path,
+    output: Path,
+    experiment: str,
+    splits: int,
+    seed: int,
+) -> None:
+    """Writes inception_score.json: the mean over splits of each repetition, and the spread over splits.
+
+    Args:
+        reference: the file the features were made with.
+        features: blocks of Inception features that make up whole repetitions.
+        network: the weights that made the features; their last layer gives the class probabilities.
+        experiment: its name, for the file.
+        splits, seed: see `inception_scores`.
+
+    Raises:
+        ValueError: damaged or missing blocks, or features of another network.
+    """
+    spec = {"experiment": experiment, "splits": splits, "seed": seed}
+    stage.set_threads(1)
+    with record.exclusive(output):
+        inputs = record.check_inputs(reference=reference, features=features, network=network)
+        repetitions, real, head = compared(reference, features, inputs)
+        digest = inputs["network"][str(network)]
+        if real.facts["features"] != {"name": "inception", "sha256": digest}:
+            raise ValueError(f"{network} has sha256 {digest}, but {reference} holds features of {head['features']}")
+        classifier = feature_files.weights(network, "inception")[HEAD]
+        means, stds = [], []
+        for repetition in repetitions:
+            found = scores.spread(
+                inception_scores(
+                    _logits(repetition, classifier), num_samples=head["num_samples"], num_splits=splits, seed=seed
+                )
+            )
+            means.append(found["value"])
+            stds.append(found["std"])
+        score = {"metric": real.metric("is"), **scores.spread(means), "splits": {"num": splits, "stds": stds}}
+        head |= {**record.provenance("inception_score", spec, inputs), "experiment": experiment}
+        write(output, {**head, **score}, inputs)
+
+
+def _logits(repetition: Repetition, classifier: Tensor) -> Iterator[Tensor]:
+    for (features,) in repetition.blocks("features"):
+        yield features @ classifier.T
+
+
+if __name__ == "__main__":
+    stage.main(run)
