@@ -1,4 +1,4 @@
-# make demo | table2 | test | check | bench | plan | verify | prune | report. All of them make .venv first, once.
+# make demo | table2 | test | test-slow | check | bench | plan | verify | prune | report. All of them make .venv first, once.
 PYTHON ?= python3
 CORES ?= all
 EXPERIMENT ?=
@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(shell cksum < envs/requirements.txt | cut -d ' ' -f 1)
 SOURCES := dmd tests workflow/scripts $(wildcard bench)
 
-.PHONY: demo table2 test check bench plan verify prune report
+.PHONY: demo table2 test test-slow check bench plan verify prune report
 
 demo: $(READY)
 	$(BIN)/snakemake --cores $(CORES)
@@ -16,6 +16,10 @@ table2: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# Full-size networks and every architecture: minutes, and gigabytes of memory.
+test-slow: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -s
 
 check: $(READY)
 	$(BIN)/ruff format --check $(SOURCES)

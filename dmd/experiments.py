@@ -21,6 +21,7 @@ SECTIONS = {
     "features": "sample",
     "inception_score": "evaluate",
     "pictures": "distill",
+    "export": "distill",
 }
 BLOCK_RULES = ("pairs", "sample", "features")
 SCORE_RULES = ("evaluate", "inception_score")
@@ -70,6 +71,7 @@ class Experiments:
             "evaluate": ["features", "reference"],
             "inception_score": ["features", "reference"],
             "pictures": ["teacher", "distill"],
+            "export": ["distill"],
         }.get(rule, [])
         if rule == "sample":
             sources = ["teacher" if self.section(experiment, "sample")["from"] == "teacher" else "distill"]
@@ -119,7 +121,7 @@ class Experiments:
         whole = self.whole(experiment)
         section = self.section(experiment, SECTIONS.get(rule, rule))
         spec: Json = getattr(self, f"_{rule}")(experiment, section)
-        if rule not in ("pairs_manifest", "samples_manifest", *SCORE_RULES):
+        if rule not in ("pairs_manifest", "samples_manifest", "export", *SCORE_RULES):
             if spec.get("kind") != "gaussian-mixture":
                 spec |= {"device": whole["device"], "threads": whole["threads"]}
         if rule in ("pairs", "sample") and block is not None:
@@ -175,6 +177,10 @@ class Experiments:
         sample = self.section(experiment, "sample")
         kept = {key: sample[key] for key in ("weights", "first_seed")}  # noise of the samples, never of the pairs
         return {"solver": self.section(experiment, "pairs")["solver"], **kept}
+
+    def _export(self, experiment: str, section: Json) -> Json:
+        whole = self.whole(experiment)
+        return {"weights": whole.get("sample", {}).get("weights", "ema"), "threads": whole["threads"]}
 
 
 def _without(section: Json, *keys: str) -> Json:

@@ -19,6 +19,7 @@ FILES = {  # rule -> its (first) artifact
     "evaluate": "fid.json",
     "inception_score": "inception_score.json",
     "pictures": "pictures/grid.png",
+    "export": "export/generator.onnx",
 }
 BESIDE = {  # rule -> what else it makes, tars apart
     "distill": ("distill/log.parquet",),

@@ -16,4 +16,5 @@ VERSIONS: dict[str, int] = {
     "tables": 1,
     "charts": 1,
     "pictures": 1,
+    "export": 1,
 }

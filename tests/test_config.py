@@ -262,7 +262,7 @@ def test_every_stage_takes_exactly_the_keys_of_its_spec():
     found = config.load(ROOT / "config.yaml", ROOT / "workflow" / "schemas" / "config.schema.yaml")
     experiments = Experiments(found)
     modules = {"pairs_manifest": "manifest", "samples_manifest": "manifest"}
-    rules = ("teacher", "reference", "pairs", "sample", "features", "evaluate", "pictures", *modules)
+    rules = ("teacher", "reference", "pairs", "sample", "features", "evaluate", "pictures", "export", *modules)
     for experiment in ("digits", "toy2d"):
         for rule in rules:
             run = importlib.import_module(f"dmd.stages.{modules.get(rule, rule)}").run

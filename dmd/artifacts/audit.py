@@ -15,7 +15,7 @@ from tqdm import tqdm
 from dmd import layout
 from dmd.artifacts import files, record
 
-KINDS = frozenset({".safetensors", ".tar", ".parquet", ".json"})
+KINDS = frozenset({".safetensors", ".tar", ".parquet", ".json", ".onnx"})
 SCRATCH = frozenset({"checkpoints", "grids", "logs", "benchmarks"})
 
 Records = dict[Path, dict[str, Any]]  # artifact -> its record, inputs by Path

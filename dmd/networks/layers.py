@@ -50,9 +50,10 @@ def one_hot(label: Tensor, num_classes: int) -> Tensor:
     """label (B,) int64 -> float32 (B, num_classes); the row of label -1 is zero.
 
     Raises:
-        ValueError: a label lies outside -1 .. num_classes - 1 (on the CPU; a GPU raises its own error).
+        ValueError: a label lies outside -1 .. num_classes - 1 (on the CPU; a GPU raises its own error, a compiled
+            or exported network none).
     """
-    if label.device.type == "cpu" and len(label):
+    if label.device.type == "cpu" and not torch.compiler.is_compiling() and len(label):
         low, high = (int(bound) for bound in label.aminmax())
         if low < -1 or high >= num_classes:
             raise ValueError(f"label: {low} .. {high} is outside -1 .. {num_classes - 1} ({num_classes} classes)")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dmd.artifacts import record
-from tests.workflow.conftest import REPOSITORY, SMALL, write_config
+from tests.workflow.conftest import REPOSITORY, SMALL, jobs, make, snakemake, write_config
 
 SCRIPTS = REPOSITORY / "workflow" / "scripts"
 
@@ -24,6 +24,17 @@ def test_plan_counts_jobs_and_calls(tmp_path: Path):
     assert rows["pairs"][1:3] == ["2", "560"]  # 16 pairs, Heun with 18 steps: 35 calls
     assert rows["sample"][1:3] == ["1", "32"]
     assert rows["all"][1:3] == ["9", "592"]
+
+
+def test_export_needs_the_generator_alone_and_lies_with_it(tmp_path: Path):
+    config = {**SMALL, "experiments": {**SMALL["experiments"], "longer": {"extends": "small", "sample": {}}}}
+    config["experiments"]["longer"]["sample"]["num_samples"] = 64
+    write_config(tmp_path, config)
+    (tmp_path / "photos").mkdir()
+    planned = jobs(make(tmp_path, "-n", "results/small/export/generator.onnx"))
+    assert planned == {"teacher": 1, "pairs": 2, "pairs_manifest": 1, "distill": 1, "export": 1}
+    answer = snakemake(tmp_path, "-n", "results/longer/export/generator.onnx")
+    assert answer.returncode != 0 and "ask for results/small/export/generator.onnx" in answer.stdout + answer.stderr
 
 
 def test_plan_of_a_finished_experiment_is_empty(finished: Path):
