@@ -23,6 +23,7 @@ SECTIONS = {
     "pictures": "distill",
     "export": "distill",
 }
+IMPORTED = ("edm",)  # kinds of teachers that come from a file and need no dataset
 BLOCK_RULES = ("pairs", "sample", "features")
 SCORE_RULES = ("evaluate", "inception_score")
 
@@ -122,13 +123,15 @@ class Experiments:
         section = self.section(experiment, SECTIONS.get(rule, rule))
         spec: Json = getattr(self, f"_{rule}")(experiment, section)
         if rule not in ("pairs_manifest", "samples_manifest", "export", *SCORE_RULES):
-            if spec.get("kind") != "gaussian-mixture":
+            if rule != "teacher" or spec["kind"] == "train":  # all other teachers are given, not computed
                 spec |= {"device": whole["device"], "threads": whole["threads"]}
         if rule in ("pairs", "sample") and block is not None:
             spec |= {"first": block[0], "last": block[1]}
         return spec
 
     def _teacher(self, experiment: str, section: Json) -> Json:
+        if section["kind"] in IMPORTED:
+            return _without(section, "file")
         return {**section, "dataset": self.section(experiment, "dataset")}
 
     def _reference(self, experiment: str, section: Json) -> Json:

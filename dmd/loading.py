@@ -47,7 +47,7 @@ def new_denoiser(
 def load_network(denoiser: Denoiser, state: dict[str, torch.Tensor], path: Path) -> None:
     """Copies weights into the network; ValueError if `path` holds another architecture."""
     try:
-        denoiser.network.load_state_dict(state)
+        denoiser.network.load_state_dict(state, assign=next(denoiser.parameters()).is_meta)
     except RuntimeError as error:
         reason = str(error).partition("\n")[2].strip().partition("\n")[0][:200]  # torch lists every weight
         raise ValueError(f"{path} holds another architecture: {reason}") from error

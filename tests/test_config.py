@@ -246,6 +246,23 @@ def test_block_spec_differs_from_the_shared_one_only_in_its_place():
     assert one == {**shared, "first": 3, "last": 3} and "num_pairs" not in one
 
 
+def test_imported_teacher_needs_no_dataset_up_to_the_generator():
+    sections = {name: copy.deepcopy(BASE[name]) for name in ("pairs", "distill")}
+    teachers = {"one": {"file": "inputs/a.pkl"}, "moved": {"file": "b.pkl"}, "other": {"sha256": "01234567"}}
+    written: dict[str, Any] = {"one": {**sections, "teacher": {"kind": "edm", **teachers["one"]}}}
+    written |= {name: {"extends": "one", "teacher": {"kind": "edm", **teachers[name]}} for name in ("moved", "other")}
+    experiments = Experiments(config.resolve({"experiments": written}, SCHEMA))
+    assert experiments.spec("one", "teacher") == {"kind": "edm", "sha256": None}
+    for rule in ("teacher", "pairs", "pairs_manifest", "distill"):
+        assert [experiments.owner(name, rule) for name in written] == ["one", "one", "other"]
+
+
+def test_trained_teacher_needs_a_dataset():
+    experiments = Experiments(config.resolve({"experiments": {"a": {"teacher": BASE["teacher"]}}}, SCHEMA))
+    with pytest.raises(config.ConfigError, match='"a" has no section "dataset"'):
+        experiments.owner("a", "teacher")
+
+
 def test_missing_section_is_named():
     experiments = Experiments(config.resolve({"experiments": {"start": {"dataset": {"kind": "digits"}}}}, SCHEMA))
     with pytest.raises(config.ConfigError, match='"start" has no section "sample"'):

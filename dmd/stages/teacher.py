@@ -1,4 +1,4 @@
-"""Stage teacher: a denoiser trained on a dataset, or the exact one of a Gaussian mixture."""
+"""Stage teacher: a denoiser trained on a dataset, the exact one of a Gaussian mixture, or one from a file."""
 
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,16 @@ from dmd.artifacts import record
 from dmd.artifacts import tensors as tensor_files
 from dmd.methods.denoising import DenoiserTraining
 from dmd.methods.schedule import update_generator
-from dmd.stages import stage
+from dmd.stages import imports, stage
 
 
 def run(
     *,
     output: Path,
     kind: str,
-    dataset: dict[str, Any],
+    source: Path | None = None,
+    sha256: str | None = None,
+    dataset: dict[str, Any] | None = None,
     network: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
     seed: int = 0,
@@ -30,27 +32,37 @@ def run(
 
     Args:
         output: teacher/denoiser.safetensors.
-        kind: "train" or "gaussian-mixture".
+        kind: "train", "gaussian-mixture" (both need `dataset`), or "edm" (needs `source`).
+        source: a released EDM file. It is read without running anything in it.
+        sha256: what the digest of `source` is, or begins with; None takes any.
         dataset: section `dataset` of the experiment.
         network: architecture without what the dataset says (channels, resolution, classes). Kind train only.
         training: updates, batch_size, learning rate, ... Kind train only.
-        seed: of initial weights and of every update.
+        seed: of initial weights and of every update. Kind train only.
 
     Raises:
-        ValueError: a dataset that cannot be used, numbers that do not fit, or a loss that is not finite.
+        ValueError: a dataset or source that cannot be used, numbers that do not fit, or a loss that is not finite.
     """
     stage.set_threads(threads)
     spec = {"kind": kind, "dataset": dataset, "seed": seed, "device": device, "threads": threads}
+    inputs: record.Inputs = {}
     with record.exclusive(output):
-        if kind == "gaussian-mixture":
+        if kind in imports.KINDS and source is not None:
+            spec = {"kind": kind, "sha256": sha256}
+            tensors, facts = imports.load(kind, source, sha256=sha256)
+            inputs = {"source": {str(source): facts["source_sha256"]}}
+        elif kind == "gaussian-mixture" and dataset is not None:
             tensors, facts = _mixture(dataset)
-        elif kind == "train" and network is not None and training is not None:
+        elif kind == "train" and dataset is not None and network is not None and training is not None:
             spec |= {"network": network, "training": training}
             tensors, facts = _train(dataset, network, training, seed, stage.choose_device(device))
         else:
-            raise ValueError(f"teacher kind {kind!r}: 'train' needs network and training, else 'gaussian-mixture'")
-        metadata = {**record.provenance("teacher", spec, {}), "kind": kind, **facts}
-        with record.publish(output, stage="teacher", inputs={}) as temporary:
+            raise ValueError(
+                f"teacher kind {kind!r}: 'train' needs dataset, network and training, 'gaussian-mixture' a dataset, "
+                f"{', '.join(map(repr, imports.KINDS))} a source; there is no other kind"
+            )
+        metadata = {**record.provenance("teacher", spec, inputs), "kind": kind, **facts}
+        with record.publish(output, stage="teacher", inputs=inputs) as temporary:
             tensor_files.write(temporary, tensors, metadata)
 
 

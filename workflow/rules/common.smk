@@ -102,14 +102,16 @@ def start(wildcards):
     return f"results/{EXPERIMENTS.path(name, 'teacher')}" if name else []
 
 
-def given(section, key):
-    """A file that the config names under `section.key`, or nothing."""
+def given(section, *keys):
+    """A file from outside that the config names under `section` or a key below it, or nothing."""
 
     def look_up(wildcards):
-        entry = EXPERIMENTS.section(wildcards.experiment, section).get(key, {})
+        entry = EXPERIMENTS.section(wildcards.experiment, section)
+        for key in keys:
+            entry = entry.get(key) or {}
         if "file" in entry and not os.path.exists(entry["file"]):
             refuse(
-                f"{wildcards.experiment}.{section}.{key}.file: {entry['file']} is missing; "
+                f"{'.'.join([wildcards.experiment, section, *keys])}.file: {entry['file']} is missing; "
                 f"put the file with sha256 {entry['sha256']} there"
             )
         return entry.get("file", [])
@@ -119,8 +121,8 @@ def given(section, key):
 
 def dataset(wildcards):
     """Folders and label file of a dataset of images: a file that is added, removed or replaced changes its folder."""
-    entry = EXPERIMENTS.section(wildcards.experiment, "dataset")
-    if entry["kind"] != "images":
+    entry = EXPERIMENTS.whole(wildcards.experiment).get("dataset", {})
+    if entry.get("kind") != "images":
         return []
     if not os.path.isdir(entry["folder"]):
         refuse(f"{wildcards.experiment}.dataset.folder: {entry['folder']} is not a folder")

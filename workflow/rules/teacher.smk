@@ -1,8 +1,9 @@
-# The frozen denoiser: trained on the dataset, or the exact one of a mixture.
+# The frozen denoiser: trained on the dataset, the exact one of a mixture, or one from a file.
 rule teacher:
     input:
         owned("teacher"),
         dataset=dataset,
+        source=given("teacher"),
     output:
         "results/{experiment}/teacher/denoiser.safetensors",
     log:
@@ -17,7 +18,8 @@ rule teacher:
         mem_mb=memory(4000),
         runtime=720,
     params:
+        source=flag("source"),
         spec=spec("teacher"),
         version=VERSIONS["teacher"],
     shell:
-        "python -m dmd.stages.teacher --output {output} --spec {params.spec:q} --log {log}"
+        "python -m dmd.stages.teacher {params.source} --output {output} --spec {params.spec:q} --log {log}"

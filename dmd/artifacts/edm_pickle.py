@@ -1,0 +1,266 @@
+"""The pickles of the released EDM teachers as inert data: modules, their arguments and their weights.
+
+Such a file holds `{"ema": module, ...}`. Each module is a call of torch_utils.persistence._reconstruct_persistent_obj
+on a dict with the name of its class, the source code of that class (which NVIDIA's reader executes; here it becomes a
+digest), and its state. Each tensor names a storage: the bytes of a torch.save of its own, a second pickle, which the
+real torch.storage._load_from_bytes would load without restriction. Here both pickles go through
+`dmd.artifacts.inert_pickle`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmd.artifacts.inert_pickle import Bounded, Global, Stateful, load
+
+MAX_SIZE = 4 << 30  # bytes of a file; the largest released one has 1.2e9
+MAX_DEPTH = 32  # of modules within modules
+MAGIC, FORMAT = 0x1950A86A20F9469CFC6C, 1001  # of torch.save before its zip files
+STORAGES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+}
+SCALARS = {"f8": "d", "f4": "f", "i8": "q", "i4": "i", "b1": "?"}
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module of the file.
+
+    Attributes:
+        class_name: as the file says; "ModuleDict" for containers.
+        arguments: keyword arguments its class was called with; values are whatever the file holds.
+        positional: how many arguments were given by position.
+        tensors: parameters and buffers of its own, by name.
+        modules: by name.
+        source_sha256: digest of the source code that the file carries for its class.
+    """
+
+    class_name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    positional: int = 0
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    modules: dict[str, Module] = field(default_factory=dict)
+    source_sha256: str = ""
+
+    def state(self, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+        """Dotted names and tensors of this module and all below."""
+        for name, tensor in self.tensors.items():
+            yield prefix + name, tensor
+        for name, module in self.modules.items():
+            yield from module.state(f"{prefix}{name}.")
+
+
+def read(path: Path, *, key: str = "ema", max_size: int = MAX_SIZE) -> Module:
+    """The module of a released file under `key`; nothing in the file is executed.
+
+    Raises:
+        ValueError: the file is larger than `max_size` bytes, damaged, or holds anything else; one line.
+    """
+    size = path.stat().st_size
+    if size > max_size:
+        raise ValueError(f"{path} has {size} bytes, more than the {max_size} that such a file may have")
+    try:
+        with path.open("rb") as stream:
+            whole = load(Bounded(stream, size), _makers(size))
+        if not isinstance(whole, dict) or not isinstance(whole.get(key), _Persistent):
+            raise ValueError(f"it is no dict with a module {key!r}")
+        return _Reading(size).module(whole[key], 0)
+    except ValueError as error:
+        raise ValueError(f"{path} is no EDM teacher that can be used: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Storage:
+    blob: bytes
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    storage: Any
+    offset: Any
+    size: Any
+    stride: Any
+
+
+@dataclass(frozen=True, eq=False)
+class _Persistent:
+    class_name: str
+    state: dict[Any, Any]
+    source: str
+
+
+class _Container(Stateful):
+    """torch's ModuleDict, whose state comes by BUILD."""
+
+    def __init__(self) -> None:
+        self.state: dict[Any, Any] = {}
+
+    def set_state(self, state: Any) -> None:
+        if type(state) is not dict:
+            raise ValueError("a ModuleDict whose state is no dict")
+        self.state = state
+
+
+class _ArrayType(Stateful):
+    """numpy's dtype of a scalar, whose byte order comes by BUILD."""
+
+    def __init__(self, name: str, *_: Any) -> None:
+        self.format = SCALARS.get(name) if isinstance(name, str) else None
+
+    def set_state(self, state: Any) -> None:
+        if type(state) is not tuple or len(state) < 2 or state[1] not in ("<", "|"):
+            raise ValueError("a number that is not little-endian")
+
+
+def _makers(size: int) -> dict[Global, Any]:
+    """What stands for each global of such a file of `size` bytes; encoding shared text again and again is bounded."""
+    left = [2 * size]
+
+    def encode(text: str, encoding: str) -> bytes:
+        left[0] -= len(text)
+        if left[0] < 0 or encoding != "latin1":
+            raise ValueError("_codecs.encode: more text than the file holds, or not latin1")
+        return text.encode("latin1")
+
+    found = {
+        ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
+        ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, size, stride, *_: _Tensor(
+            storage, offset, size, stride
+        ),
+        ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+        ("torch.storage", "_load_from_bytes"): _Storage,
+        ("torch.nn.modules.container", "ModuleDict"): _Container,
+        ("collections", "OrderedDict"): lambda: {},
+        ("dnnlib.util", "EasyDict"): lambda: {},
+        ("numpy", "dtype"): _ArrayType,
+        ("_codecs", "encode"): encode,
+    }
+    for core in ("numpy.core", "numpy._core"):
+        found[f"{core}.multiarray", "scalar"] = _scalar
+    for builtins in ("builtins", "__builtin__"):
+        found[builtins, "set"] = lambda items=None: items
+    return {Global(*names): maker for names, maker in found.items()}
+
+
+def _scalar(kind: Any, data: Any) -> int | float | bool:
+    if not isinstance(kind, _ArrayType) or kind.format is None or not isinstance(data, bytes):
+        raise ValueError("a numpy scalar of an unknown type")
+    if len(data) != struct.calcsize(f"<{kind.format}"):
+        raise ValueError(f"a numpy scalar of {len(data)} bytes")
+    return struct.unpack(f"<{kind.format}", data)[0]
+
+
+def _persistent(meta: Any) -> _Persistent:
+    if not isinstance(meta, dict) or meta.get("type") != "class":
+        raise ValueError("a persistent object that is no class")
+    name, state, source = meta.get("class_name"), meta.get("state"), meta.get("module_src", "")
+    if not isinstance(name, str) or not isinstance(state, dict) or not isinstance(source, str):
+        raise ValueError("a persistent object without class_name or state")
+    return _Persistent(name[:200], state, source)
+
+
+class _Reading:
+    """Turns stand-ins into modules, never reading more than the file holds."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size  # bytes of storages: each stands in the file once
+        self._seen: set[int] = set()
+        self._digests: dict[int, str] = {}  # of source codes, which modules share
+
+    def module(self, found: Any, depth: int) -> Module:
+        """A module and all below."""
+        if not isinstance(found, _Persistent | _Container):
+            raise ValueError(f"a module was expected, found a {type(found).__name__}")
+        if depth > MAX_DEPTH or id(found) in self._seen:
+            raise ValueError("modules within modules without end, or one at two places")
+        self._seen.add(id(found))
+        own = {**_named(found.state, "_parameters"), **_named(found.state, "_buffers")}
+        tensors = {name: self.tensor(value, name) for name, value in own.items()}
+        below = _named(found.state, "_modules").items()
+        modules = {name: self.module(value, depth + 1) for name, value in below}
+        if isinstance(found, _Container):
+            return Module("ModuleDict", tensors=tensors, modules=modules)
+        positional, arguments = found.state.get("_init_args", ()), found.state.get("_init_kwargs", {})
+        if not isinstance(positional, tuple | list) or not isinstance(arguments, dict):
+            raise ValueError(f"{found.class_name}: its arguments are no tuple and dict")
+        named = {str(name)[:200]: value for name, value in arguments.items()}
+        return Module(found.class_name, named, len(positional), tensors, modules, self._digest(found.source))
+
+    def tensor(self, found: Any, name: str) -> torch.Tensor:
+        """A tensor of its own memory, after its strides were checked against its storage."""
+        if not isinstance(found, _Tensor) or not isinstance(found.storage, _Storage):
+            raise ValueError(f"{name}: a tensor was expected")
+        sizes, strides = _extents(found.size, name), _extents(found.stride, name)
+        (offset,) = _extents((found.offset,), name)
+        if len(sizes) != len(strides):
+            raise ValueError(f"{name}: {len(sizes)} sizes and {len(strides)} strides")
+        stored = _stored(found.storage.blob)
+        self._left -= stored.nbytes
+        if self._left < 0:
+            raise ValueError("more numbers in tensors than the file holds")
+        num = math.prod(sizes)
+        last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+        if num > len(stored) or (num and last >= len(stored)):
+            raise ValueError(f"{name}: sizes, strides or offset reach beyond its {len(stored)} stored numbers")
+        return torch.as_strided(stored, sizes, strides, offset).clone(memory_format=torch.contiguous_format)
+
+    def _digest(self, source: str) -> str:
+        if id(source) not in self._digests:
+            self._digests[id(source)] = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
+        return self._digests[id(source)]
+
+
+def _named(state: dict[Any, Any], key: str) -> dict[str, Any]:
+    """The entries of a module's dict that are there: torch keeps None for a layer without bias."""
+    found = state.get(key, {})
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise ValueError(f"{key} is no dict of names")
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _extents(values: Any, name: str) -> list[int]:
+    if not isinstance(values, tuple | list) or len(values) > 8:
+        raise ValueError(f"{name}: sizes or strides are no short tuple")
+    if not all(type(value) is int and 0 <= value < 1 << 40 for value in values):
+        raise ValueError(f"{name}: sizes, strides or offset are negative or no integers")
+    return list(values)
+
+
+def _stored(blob: Any) -> torch.Tensor:
+    """The numbers of a storage, one-dimensional: five small pickles, a count, the raw numbers."""
+    if not isinstance(blob, bytes):
+        raise ValueError("a storage that is not made of bytes")
+    stream = Bounded(io.BytesIO(blob), len(blob))
+    types = {Global("torch", name): name for name in STORAGES}
+    try:
+        header = [load(stream, {}) for _ in range(3)]
+        if header[:2] != [MAGIC, FORMAT] or not isinstance(header[2], dict) or not header[2].get("little_endian"):
+            raise ValueError("it is not in torch's format, or not little-endian")
+        found = load(stream, types, persistent=lambda found: found)  # type: ignore[arg-type]
+        keys = load(stream, {})
+        (num,) = struct.unpack("<q", stream.read(8))
+    except ValueError as error:
+        raise ValueError(f"in a nested storage: {error}") from error
+    known = type(found) is tuple and len(found) == 6 and found[0] == "storage" and type(found[1]) is Global
+    if not known or type(found[2]) is not str or keys != [found[2]] or found[4] != num or found[5] is not None:
+        raise ValueError("in a nested storage: it is no single storage")
+    dtype = STORAGES[found[1].name]
+    if num < 0 or stream.left != num * dtype.itemsize:
+        raise ValueError(f"in a nested storage: {num} numbers are claimed in {stream.left} bytes")
+    if not num:
+        return torch.empty(0, dtype=dtype)
+    return torch.frombuffer(bytearray(stream.read(stream.left)), dtype=dtype)
