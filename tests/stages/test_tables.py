@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from dmd.stages import tables
+from dmd.stages.table_text import EMPTY, rounded
 
 
 def score(folder: Path, name: str, values: list[float], **changes: object) -> Path:
@@ -72,7 +73,7 @@ def test_ratio_is_to_the_row_of_the_same_data_with_most_calls(tmp_path):
 
 def test_row_without_score_stays_empty(tmp_path):
     markdown, csv = made(tmp_path, {"here": ["a"], "absent": ["b"]}, [score(tmp_path, "a", [1.0])])
-    assert set(line(markdown, "absent")[1:]) == {tables.EMPTY}
+    assert set(line(markdown, "absent")[1:]) == {EMPTY}
     assert csv.loc["absent", ["value", "std", "num", "network_calls", "floor", "ratio"]].isna().all()
     assert csv.loc["absent", "experiments"] == "b"
 
@@ -88,8 +89,51 @@ def test_published_rows_stand_apart_with_their_values(tmp_path):
     assert markdown.startswith("# Table 2\n")
     assert markdown.index("Published") < markdown.index("| DMD |")
     assert line(markdown, "DMD")[1:] == ["2.66", "1"]
-    assert line(markdown, "EDM")[1:] == ["1.84", tables.EMPTY]
+    assert line(markdown, "EDM")[1:] == ["1.84", EMPTY]
     assert csv["source"].tolist() == ["ours", "published", "published"]
+
+
+PAPER = [
+    {"label": "DMD", "dataset": "CIFAR-10", "value": 2.66, "network_calls": 1},
+    {"label": "DMD", "dataset": "ImageNet-64", "value": 2.62, "network_calls": 1},
+]
+
+
+def beside(folder: Path, scores: list[Path], published: object) -> str:
+    rows = [{"label": "ours", "experiments": ["a"], "published": published}]
+    tables.run(scores=scores, markdown=folder / "t.md", csv=folder / "t.csv", rows=rows, paper=PAPER)  # type: ignore[arg-type]
+    return (folder / "t.md").read_text()
+
+
+def test_measured_row_stands_beside_the_published_one_of_the_same_data(tmp_path):
+    named = {"label": "DMD", "dataset": "ImageNet-64"}
+    moments = {"floor": {"kind": "gaussian", "mean": 0.5, "std": 0.01, "num": 20}, "metric": "fid"}
+    path = score(tmp_path, "a", [2.0, 3.0], **moments)
+    fields = json.loads(path.read_text())
+    del fields["training"]  # nothing of the kind is known where only moments of the real data are
+    path.write_text(json.dumps(fields))
+    markdown = beside(tmp_path, [path], named)
+    rows = [row for row in markdown.splitlines() if row.startswith("| DMD |")]
+    assert rows == ["| DMD | CIFAR-10 | 2.66 | - | 1 |", "| DMD | ImageNet-64 | 2.62 | 2.50 ± 0.707 | 1 |"]
+    assert "| ours |" in markdown and "to training images" not in markdown
+
+
+def test_value_in_other_features_is_not_taken_for_a_fid(tmp_path):
+    markdown = beside(
+        tmp_path, [score(tmp_path, "a", [2.0], metric="fd-inception")], {"label": "DMD", "dataset": "CIFAR-10"}
+    )
+    assert "| DMD | CIFAR-10 | 2.66 | 2.00 (fd-inception) | 1 |" in markdown
+
+
+def test_published_row_stays_empty_where_nothing_was_run(tmp_path):
+    markdown = beside(tmp_path, [], {"label": "DMD", "dataset": "CIFAR-10"})
+    assert "| DMD | CIFAR-10 | 2.66 | - | 1 |" in markdown and "this project |" not in markdown
+
+
+def test_row_beside_no_one_published_row_is_refused(tmp_path):
+    for named in ({"label": "DMD"}, {"label": "DMDD", "dataset": "CIFAR-10"}):
+        with pytest.raises(ValueError, match=r"'ours' cannot stand beside .* free are: DMD \(CIFAR-10\); DMD"):
+            beside(tmp_path, [], named)
 
 
 def test_csv_keeps_every_digit(tmp_path):
@@ -136,4 +180,4 @@ def test_file_that_is_no_score_is_named(tmp_path):
     [(0.01234, "0.0123"), (12.345, "12.3"), (1234.5, "1234"), (2e-5, "2.00e-05"), (0.0, "0"), (35, "35")],
 )
 def test_rounding_keeps_three_significant_digits(value, text):
-    assert tables.rounded(value) == text
+    assert rounded(value) == text

@@ -165,18 +165,26 @@ def listed(kind, name):
 
 
 def scores(metric):
-    """The metric files of each experiment of a table, in its order."""
-    return lambda wildcards: [
-        f"results/{name}/{metric}.json"
-        for row in listed("tables", wildcards.table)["rows"]
-        for name in row["experiments"]
-    ]
+    """The metric files of each experiment of a table, in its order; of rows with `run: false` those that are there."""
+
+    def look_up(wildcards):
+        rows = listed("tables", wildcards.table)["rows"]
+        found = [(f"results/{name}/{metric}.json", runs(row)) for row in rows for name in row["experiments"]]
+        return [path for path, wanted in found if wanted or os.path.exists(path)]
+
+    return look_up
+
+
+def runs(row):
+    """Whether jobs may be started for a row of a table."""
+    return row.get("run", True)
 
 
 def table_spec(wildcards):
     """Rows of a table, and the published ones to print beside them."""
     table = listed("tables", wildcards.table)
-    return canonical_json({**table, "paper": PAPER.get(table["paper"])})
+    rows = [{key: value for key, value in row.items() if key != "run"} for row in table["rows"]]
+    return canonical_json({**table, "rows": rows, "paper": PAPER.get(table["paper"])})
 
 
 def points(wildcards):
@@ -233,7 +241,7 @@ def named(group):
 
 def pictured(rows):
     """Owners of the pictures of each row's first seed, teachers apart."""
-    experiments = [row["experiments"][0] for row in rows]
+    experiments = [row["experiments"][0] for row in rows if runs(row)]
     try:
         return sorted({EXPERIMENTS.owner(name, "pictures") for name in experiments if EXPERIMENTS.distilled(name)})
     except ConfigError as error:

@@ -1,0 +1,114 @@
+"""Tables as markdown: ours, and the published ones with ours beside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+Row = dict[str, Any]
+EMPTY = "-"
+TEXT = {"dataset", "metric", "spread", "here"}
+COLUMNS = {  # column -> heading of the markdown
+    "source": "",
+    "label": "",
+    "dataset": "data",
+    "metric": "metric",
+    "value": "distance",
+    "std": "",
+    "num": "",
+    "here": "here",
+    "spread": "spread over",
+    "network_calls": "network calls",
+    "ratio": "ratio to teacher",
+    "training": "to training images",
+    "floor": "floor",
+    "floor_std": "",
+    "accuracy": "label accuracy",
+    "experiments": "",
+}
+
+
+def text(table: Sequence[Row], title: str) -> str:
+    """A whole table.
+
+    Args:
+        table: rows of the keys of `COLUMNS`. A row of ours with the key `beside` is shown with the published one, and
+            apart only where it has a value.
+    """
+    ours = [row for row in table if row["source"] == "ours" and (_has(row, "value") or not row.get("beside"))]
+    published = [row for row in table if row["source"] == "published"]
+    lines = [f"# {title}\n"] if title else []
+    if ours:
+        lines += [*_ours(ours), ""]
+    if any("here" in row for row in published):
+        lines += [
+            "Published, and `here` what this project measured in the same setting (-: not run). Where data or features "
+            "differ, compare the order, not the values.",
+            "",
+        ]
+    elif published:
+        lines += ["Published, on other data and in other features: compare the order, not the values.", ""]
+    if published:
+        lines += _grid(published, "published")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def compared(row: Row) -> str:
+    """Our value as it stands beside a published one, with its metric where that is no FID; EMPTY if nothing was run."""
+    if not _has(row, "value"):
+        return EMPTY
+    return _cell(row, "value") + ("" if row["metric"] == "fid" else f" ({row['metric']})")
+
+
+def _ours(rows: Sequence[Row]) -> list[str]:
+    lines = _grid(rows, "this project")
+    notes = [
+        "Distance: mean ± standard deviation over trainings, or over sets of samples of one; lower is better.",
+        "Floor: the distance between as many real images and the held-out ones; sampling noise alone.",
+    ]
+    if any("ratio" in row for row in rows):
+        notes.append("Ratio: to the row of the same data with the most network calls.")
+    return [*lines, "", *(f"{note}  " for note in notes)]
+
+
+def _grid(rows: Sequence[Row], name: str) -> list[str]:
+    """A markdown table of the columns that have a heading and a value in some row."""
+    shown = [column for column in COLUMNS if COLUMNS[column] and any(_has(row, column) for row in rows)]
+    if "value" not in shown:
+        shown.insert(0, "value")
+    lines = [
+        "| " + " | ".join([name, *(COLUMNS[column] for column in shown)]) + " |",
+        "|" + "---|" + "".join("---|" if column in TEXT else "---:|" for column in shown),
+    ]
+    for row in rows:
+        cells = [str(row["label"]), *(_cell(row, column) for column in shown)]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return lines
+
+
+def _has(row: Row, column: str) -> bool:
+    return row.get(column) is not None
+
+
+def _cell(row: Row, column: str) -> str:
+    if not _has(row, column):
+        return EMPTY
+    value = row[column]
+    if column == "value":
+        return rounded(value) + (f" ± {rounded(row['std'])}" if _has(row, "std") else "")
+    if column == "floor":
+        return rounded(value) + (f" ± {rounded(row['floor_std'])}" if _has(row, "floor_std") else "")
+    if column == "spread":
+        return f"{row['num']} {value}" if row["num"] > 1 else "1 training, 1 sample set"
+    return f"{100 * value:.1f} %" if column == "accuracy" else rounded(value)
+
+
+def rounded(value: Any) -> str:
+    """Three significant digits, without an exponent from 0.001 up; whole numbers and text as they are."""
+    if not isinstance(value, float):
+        return str(value)
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    digits = 2 - math.floor(math.log10(abs(value)))
+    return f"{value:.2e}" if abs(value) < 1e-3 else f"{value:.{max(digits, 0)}f}"
