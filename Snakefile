@@ -4,6 +4,7 @@ configfile: "config.yaml"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/fetch.smk"
 include: "workflow/rules/teacher.smk"
 include: "workflow/rules/reference.smk"
 include: "workflow/rules/pairs.smk"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -80,6 +81,17 @@ def _reference(reference: Json, has_dataset: bool) -> Iterator[str]:
     kind, levels = reference["features"]["kind"], reference["protocol"]["quantise"]
     if kind == "inception" and levels != 256:
         yield f"reference.protocol.quantise: {levels}, but features of kind inception are those of 8-bit images: 256"
+
+
+def unfit_inputs(inputs: Mapping[str, Json]) -> Iterator[str]:
+    """Inputs of the same file, and inputs among the results, which are made and removed by the workflow."""
+    owners: dict[str, str] = {}
+    for name, entry in inputs.items():
+        place = posixpath.normpath(entry["file"])
+        if (other := owners.setdefault(place, name)) != name:
+            yield f"inputs.{name}.file: {entry['file']} is that of inputs.{other}, too"
+        if place.split("/")[0] == "results":
+            yield f"inputs.{name}.file: {entry['file']} lies in results/, where only the workflow writes"
 
 
 def _counts(experiment: Json) -> Iterator[str]:

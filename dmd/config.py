@@ -14,7 +14,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from dmd.checks import Json, contradictions, suggestion, unknown_experiment, unknown_names
+from dmd.checks import Json, contradictions, suggestion, unfit_inputs, unknown_experiment, unknown_names
 
 SWITCHES = ("kind", "name")
 
@@ -40,7 +40,10 @@ def read_yaml(path: Path) -> Json:
 
 
 def resolve(config: Json, schema: Json) -> Json:
-    """Merged and checked configuration: `experiments` (defaults filled), `parents`, `tables`, `charts`.
+    """Merged and checked configuration: `experiments` (defaults filled), `parents`, `tables`, `charts`, `inputs`.
+
+    A mapping of an experiment that names a `file` gets its `sha256`: its own, else that of the input of that file, else
+    None.
 
     Args:
         config: as written.
@@ -60,7 +63,20 @@ def resolve(config: Json, schema: Json) -> Json:
         _raise(_faults(part, experiment, name))
         _raise(f"{name}.{fault}" for fault in contradictions(experiment))
     _raise(unknown_names(merged, config))
+    _raise(unfit_inputs(config["inputs"]))
+    digests = {entry["file"]: entry["sha256"] for entry in config["inputs"].values()}
+    merged = {name: with_digests(experiment, digests) for name, experiment in merged.items()}
     return {**config, "experiments": merged, "parents": parents}
+
+
+def with_digests(value: Any, digests: Mapping[str, str | None]) -> Any:
+    """`value` with a `sha256` in each mapping that names a `file`: its own, else the one in `digests`, else None."""
+    if isinstance(value, list):
+        return [with_digests(item, digests) for item in value]
+    if not isinstance(value, dict):
+        return value
+    whole = {key: with_digests(item, digests) for key, item in value.items()}
+    return whole if "file" not in whole else whole | {"sha256": whole.get("sha256") or digests.get(whole["file"])}
 
 
 def merge(parent: Any, child: Any) -> Any:
@@ -134,7 +150,7 @@ def _described(place: str, error: jsonschema.ValidationError) -> Iterator[str]:
         for key in set(value) - set(known):
             close = suggestion(str(key), known)
             yield f'{place}: unknown key "{key}"{close}; keys are: {", ".join(known)}'
-    elif isinstance(value, str) and (number := _number(value)):
+    elif error.validator == "type" and isinstance(value, str) and (number := _number(value)):
         yield f"{place}: '{value}' is a string to YAML, not a number; write {number}"
     else:
         yield f"{place}: {error.message}"

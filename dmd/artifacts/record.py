@@ -40,13 +40,25 @@ def check(path: Path) -> str:
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing: run snakemake for it, or `make verify` if it should be there")
-    digest, record = files.sha256(path), read(path)
-    if record and record["sha256"] != digest:
-        raise ValueError(
-            f"{path} is damaged: sha256 {digest} but {record['sha256']} was recorded when it was written; "
-            "`make verify` removes it and what was made from it, then run snakemake again"
-        )
+    digest = files.sha256(path)
+    compare(path, digest)
     return digest
+
+
+def compare(path: Path, digest: str) -> None:
+    """ValueError if the file's record names another digest than `digest`, which is the file's."""
+    record = read(path)
+    if not record or record["sha256"] == digest:
+        return
+    if record.get("stage", "fetch") == "fetch":  # no stage makes it
+        raise ValueError(
+            f"{path} has changed: sha256 {digest} but {record['sha256']} was recorded when it came here; put that file "
+            f"back, or remove {sidecar(path)} if the change is meant"
+        )
+    raise ValueError(
+        f"{path} is damaged: sha256 {digest} but {record['sha256']} was recorded when it was written; "
+        "`make verify` removes it and what was made from it, then run snakemake again"
+    )
 
 
 def check_inputs(**paths: Path | Sequence[Path] | None) -> Inputs:

@@ -10,8 +10,8 @@ import pyarrow as pa
 import torch
 
 from dmd import loading
-from dmd.artifacts import files, record
 from dmd.artifacts import manifest as manifests
+from dmd.artifacts import pinned, record
 from dmd.artifacts import tensors as tensor_files
 from dmd.artifacts.pairs import PairReader
 from dmd.diffusion.denoiser import Denoiser
@@ -211,8 +211,7 @@ def _distance(numbers: dict[str, Any], weights: Path | None, device: torch.devic
         return l2_distance
     if weights is None:
         raise ValueError("regression_distance of kind lpips needs VGG16 weights: give --lpips")
-    if (digest := files.sha256(weights)) != numbers["sha256"]:
-        raise ValueError(f"{weights} has sha256 {digest}, config says {numbers['sha256']}")
+    pinned.check(weights, numbers["sha256"], key="regression_distance.sha256", source="VGG16 weights of torchvision")
     package = importlib.util.find_spec("lpips")
     if package is None or package.origin is None:
         raise ValueError("regression_distance of kind lpips needs the lpips package: its heads are read from there")

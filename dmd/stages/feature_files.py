@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmd.artifacts import files
+from dmd.artifacts import pinned
 from dmd.artifacts import tensors as tensor_files
 from dmd.metrics.features import WEIGHTED, FeatureNetwork, build
 
@@ -43,16 +43,10 @@ def load(
 
 def checked(path: Path, features: Mapping[str, Any]) -> str:
     """Digest of the weights; see `load`."""
-    kind, pinned = features["kind"], features.get("sha256")
+    kind = features["kind"]
     if kind not in WEIGHTED:
         raise ValueError(f"{path} is given, but features.kind {kind} has no weights")
-    if not path.is_file():
-        wanted = f"the file with sha256 {pinned}" if pinned else "the file"
-        raise ValueError(f"{path} is missing: put {wanted} there ({SOURCES[kind]})")
-    found = files.sha256(path)
-    if not found.startswith(pinned or ""):
-        raise ValueError(f"{path} has sha256 {found}, but features.sha256 pins {pinned} ({SOURCES[kind]})")
-    return found
+    return pinned.check(path, features.get("sha256"), key="features.sha256", source=SOURCES[kind])
 
 
 def weights(path: Path, kind: str) -> dict[str, Tensor]:

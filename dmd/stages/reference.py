@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dmd.artifacts import dataset as datasets
-from dmd.artifacts import files, moments_file, record
+from dmd.artifacts import moments_file, pinned, record
 from dmd.artifacts import tensors as tensor_files
 from dmd.metrics import frechet
 from dmd.metrics.features import FeatureNetwork, check_levels, extract
@@ -113,9 +113,7 @@ def _of_moments(
     path: Path, moments: dict[str, Any], extractor: FeatureNetwork, draws: dict[str, int]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The file's tensors, and what it says of published moments."""
-    digest, pinned = files.sha256(path) if path.is_file() else None, moments.get("sha256")
-    if digest and not digest.startswith(pinned or ""):
-        raise ValueError(f"{path} has sha256 {digest}, but moments.sha256 pins {pinned}")
+    digest = pinned.check(path, moments.get("sha256"), key="moments.sha256", source="mean and covariance of features")
     mean, covariance = moments_file.load(path)
     if extractor.num_features not in (None, len(mean)):
         raise ValueError(f"{path} is of {len(mean)} features, but {extractor.name} has {extractor.num_features}")

@@ -1,5 +1,6 @@
 # Look-up of specs and paths; nothing else. Rules call these with the name of a rule.
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -109,14 +110,26 @@ def given(section, *keys):
         entry = EXPERIMENTS.section(wildcards.experiment, section)
         for key in keys:
             entry = entry.get(key) or {}
-        if "file" in entry and not os.path.exists(entry["file"]):
+        file = entry.get("file", [])
+        if file and file not in MISSING and not os.path.exists(file):
+            place, sha256 = ".".join([wildcards.experiment, section, *keys]), entry["sha256"]
             refuse(
-                f"{'.'.join([wildcards.experiment, section, *keys])}.file: {entry['file']} is missing; "
-                f"put the file with sha256 {entry['sha256']} there"
+                f"{place}.file: {file} is missing; put the file{f' with sha256 {sha256}' if sha256 else ''} there, "
+                "or name its URL below inputs"
             )
-        return entry.get("file", [])
+        return file
 
     return look_up
+
+
+def missing_inputs():
+    """Inputs by file that are not there now. Only these have a job: what is in place is a source, never an output."""
+    return {entry["file"]: entry for entry in SETTINGS["inputs"].values() if not os.path.exists(entry["file"])}
+
+
+def fetch_spec(wildcards):
+    """Where a missing input comes from, and what is known of it."""
+    return canonical_json({key: MISSING[wildcards.file][key] for key in ("url", "sha256", "size")})
 
 
 def dataset(wildcards):
@@ -248,6 +261,8 @@ def pictured(rows):
         refuse(error)
 
 
+MISSING = missing_inputs()
+
 shell.prefix(prefix())
 
 
@@ -257,3 +272,4 @@ wildcard_constraints:
     chart="[a-z0-9][a-z0-9-]*",
     first=r"\d{5}",
     last=r"\d{5}",
+    file="|".join(map(re.escape, MISSING)) or "(?!)",

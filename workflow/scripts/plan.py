@@ -16,6 +16,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,10 +40,11 @@ def main() -> None:
         config = load(Path("config.yaml"), ROOT / "workflow" / "schemas" / "config.schema.yaml")
         experiments = Experiments(config)
         rates = measured_rates(experiments)
+        sizes = {entry["file"]: entry["size"] for entry in config["inputs"].values()}
         if parsed.record:
             parsed.record.write_text(json.dumps(rates, indent=1, sort_keys=True) + "\n")
         else:
-            print(table(experiments, planned(experiments, parsed.experiment), rates), flush=True)
+            print(table(experiments, planned(experiments, parsed.experiment), rates, sizes), flush=True)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; python would flush once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
@@ -77,12 +79,12 @@ def disk(experiments: Experiments, job: Job) -> int:
     return num_images(experiments, job) * size
 
 
-def table(experiments: Experiments, jobs: list[Job], rates: Rates) -> str:
-    """The plan as text, one line per rule and one for all."""
+def table(experiments: Experiments, jobs: list[Job], rates: Rates, sizes: Mapping[str, int | None]) -> str:
+    """The plan as text, one line per rule and one for all; `sizes` are bytes of files from outside, None = unknown."""
     stored = ROOT / "bench" / "results" / "rates.json"
     known: Rates = json.loads(stored.read_text()) if stored.exists() else {}
     rules = list(dict.fromkeys(job.rule for job in jobs))
-    lines = [f"{'rule':18}{'jobs':>6}{'network calls':>16}{'CPU time':>12}{'disk':>12}"]
+    lines = [f"{'rule':18}{'jobs':>6}{'network calls':>16}{'CPU time':>12}{'disk':>14}"]
     for rule, chosen in [*((rule, [job for job in jobs if job.rule == rule]) for rule in rules), ("all", jobs)]:
         calls = sum(network_calls(experiments, job) for job in chosen)
         seconds, missing = 0.0, False
@@ -91,11 +93,16 @@ def table(experiments: Experiments, jobs: list[Job], rates: Rates) -> str:
             rate = rates.get(name, {}).get(job.rule, known.get(name, {}).get(job.rule))
             seconds += (rate or 0.0) * (work(experiments, job) if job.experiment else 1)
             missing |= rate is None and bool(job.experiment)
-        size = sum(disk(experiments, job) for job in chosen) / 2**20
+        size = sum(sizes[job.file] or 0 if job.file else disk(experiments, job) for job in chosen) / 2**20
+        more = ">= " if any(job.file and sizes[job.file] is None for job in chosen) else ""
         time = "unknown" if missing and not seconds else f"{'>= ' if missing else ''}{seconds / 60:.1f} min"
-        lines.append(f"{rule:18}{len(chosen):6}{calls:16,}{time:>12}{size:>8.1f} MiB")
-    lines.append("Network calls are images times calls. CPU time is of one core; disk is that of the shards.")
-    lines.append("unknown, >=: no earlier run and no rate in bench/results/rates.json for some of the jobs.")
+        lines.append(f"{rule:18}{len(chosen):6}{calls:16,}{time:>12}{f'{more}{size:.1f}':>10} MiB")
+    lines.append(
+        "Network calls are images times calls. CPU time is of one core; disk is that of shards and fetched files."
+    )
+    lines.append(
+        "unknown, >=: nothing is known of some jobs: no earlier run, no rate in bench/results/rates.json, no size."
+    )
     return "\n".join(lines if jobs else ["Nothing is to be done."])
 
 

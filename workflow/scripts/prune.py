@@ -81,11 +81,13 @@ def files_of(experiments: Experiments, experiment: str, rule: str, owner: str) -
 
 
 def shared_files(config: Json) -> Iterator[str]:
-    """Tables and charts."""
+    """Tables, charts, and logs of what was fetched."""
     for name in config["tables"]:
         yield from (f"tables/{name}.md", f"tables/{name}.csv", f"logs/tables-{name}.log")
     for name in config["charts"]:
         yield from (f"tables/{name}.png", f"logs/charts-{name}.log")
+    for entry in config["inputs"].values():
+        yield f"logs/fetch/{entry['file']}.log"
 
 
 def is_owned(path: Path, owned: set[str], scratch: set[str]) -> bool:

@@ -20,15 +20,18 @@ BLOCK = re.compile(r"(\d{5})-(\d{5})")
 
 @dataclass(frozen=True)
 class Job:
-    """One job: its rule, experiment ("" for tables and charts) and block of shards."""
+    """One job: its rule, experiment ("" for tables, charts and fetch), block of shards, and the file it fetches."""
 
     rule: str
     experiment: str
     block: tuple[int, int] | None
+    file: str = ""
 
 
 def job_of(rule: str, path: Path) -> Job:
-    """The job that a rule runs for a file below results/."""
+    """The job that a rule runs for a file below results/, or for one from outside."""
+    if rule == "fetch":
+        return Job(rule, "", None, str(path))
     place, found = path.parts[1], BLOCK.search(path.name)
     return Job(
         rule,

@@ -1,0 +1,105 @@
+"""Stage fetch: a file from outside, downloaded once and checked."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from dmd.artifacts import pinned, record
+from dmd.artifacts.download import Download, DownloadError
+from dmd.stages import stage
+from dmd.versions import VERSIONS
+
+
+def run(*, output: Path, url: str, sha256: str | None = None, size: int | None = None) -> None:
+    """Downloads a file unless it is there; what a try that ended early has left lies beside it as `.name.part`.
+
+    Args:
+        output: where the file belongs. Beside it `.name.json` records its digest.
+        url: where it comes from.
+        sha256: all digits of its digest, the first ones, or None where nobody published it.
+        size: bytes, None where nobody knows.
+
+    A file that is there, or appears meanwhile, is left as it is: whoever reads it compares it with its digest. An error
+    would make Snakemake remove it.
+
+    Raises:
+        ValueError: the file cannot be had, or is not the one that the digest names.
+    """
+    with record.exclusive(output):
+        if not output.exists():
+            _fetch(output, url, sha256, size)
+    stage.log(f"{output}: {output.stat().st_size} bytes")
+
+
+def _fetch(output: Path, url: str, sha256: str | None, size: int | None) -> None:
+    partial = output.with_name(f".{output.name}.part")
+    download = Download(url, partial, size, log=stage.log, advance=_Status())
+    try:
+        digest = _wanted(download, output, sha256)
+    except ValueError:
+        if not output.exists():
+            raise
+    if output.exists():
+        stage.log(f"somebody put {output} there meanwhile: what came is discarded")
+    else:
+        facts = {"url": url, "stage": "fetch", "version": VERSIONS["fetch"]}
+        pinned.remember(output, digest, partial.stat().st_size, **facts)
+        partial.replace(output)
+        stage.log(f"sha256 {digest} recorded")
+    download.discard()
+
+
+class _Status:
+    """A line every ten seconds and at the end: what came, rate, time left."""
+
+    def __init__(self) -> None:
+        self._from = (0.0, -1)  # time and bytes that the rate counts from
+        self._last = 0.0
+
+    def __call__(self, reached: int, total: int | None) -> None:
+        now = time.monotonic()
+        if not 0 <= self._from[1] < reached:
+            self._from, self._last = (now, reached), now
+        if now - self._last < stage.STATUS_SECONDS and reached != total:
+            return
+        self._last = now
+        rate = (reached - self._from[1]) / max(now - self._from[0], 1e-9)
+        line = f"{reached / 1e6:.1f} MB, {rate / 1e6:.3g} MB/s"
+        if total is not None:
+            line = f"{reached / 1e6:.1f}/{total / 1e6:.1f} MB, {rate / 1e6:.3g} MB/s, "
+            line += f"{(total - reached) / max(rate, 1):.0f} s left"
+        stage.log(line)
+
+
+def _wanted(download: Download, output: Path, sha256: str | None) -> str:
+    """Downloads the file; its digest, which begins with `sha256`."""
+    resumed = download.partial.exists()
+    digest = _tried(download, output, sha256)
+    if resumed and not digest.startswith(sha256 or ""):
+        stage.log(f"what was left by an earlier try does not fit: sha256 {digest}; starting again")
+        download.discard()
+        digest = _tried(download, output, sha256)
+    if sha256 and not digest.startswith(sha256):
+        download.discard()
+        raise ValueError(
+            f"{download.url} has sha256 {digest}, but inputs pins {pinned.described(sha256)}: what came was discarded; "
+            "it was damaged on its way, or another file is served there now"
+        )
+    return digest
+
+
+def _tried(download: Download, output: Path, sha256: str | None) -> str:
+    stage.log(f"{output} from {download.url}")
+    try:
+        return download.run()
+    except DownloadError as error:
+        digest = f"sha256 {pinned.described(sha256)}" if sha256 else "nobody published its sha256"
+        raise ValueError(
+            f"{output} is missing, and {download.url} cannot be downloaded: {error}. Run again to go on from "
+            f"what came, or get the file elsewhere ({digest}) and put it at {output.absolute()}"
+        ) from error
+
+
+if __name__ == "__main__":
+    stage.main(run)

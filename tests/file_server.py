@@ -1,0 +1,73 @@
+"""A server on the loopback interface with one file, as well or badly behaved as a test asks for."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass
+class FileServer:
+    """What is served and how; may be changed between requests.
+
+    Attributes:
+        ranges: whether Range is honoured; where not, every answer is the whole file.
+        careful: whether If-Range is honoured.
+        tag: ETag of the content, None for none.
+        drops: for each coming request after how many bytes of its body the connection is cut.
+        asked: header Range of each request so far.
+        before: called before each answer.
+    """
+
+    content: bytes
+    ranges: bool = True
+    careful: bool = True
+    tag: str | None = '"one"'
+    status: int = 200
+    drops: list[int] = field(default_factory=list)
+    asked: list[str | None] = field(default_factory=list)
+    before: Callable[[], object] = lambda: None
+    url: str = ""
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        wanted = request.headers.get("Range")
+        self.asked.append(wanted)
+        self.before()
+        if self.status != 200:
+            request.send_error(self.status)
+            return
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.ranges else 0
+        if self.careful and request.headers.get("If-Range", self.tag) != self.tag:
+            start = 0
+        if start >= len(self.content):
+            request.send_error(416)
+            return
+        body = self.content[start:]
+        request.send_response(206 if start else 200)
+        if start:
+            total = len(self.content)
+            request.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+        if self.tag:
+            request.send_header("ETag", self.tag)
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body[: self.drops.pop(0)] if self.drops else body)
+
+
+@contextmanager
+def serving(server: FileServer) -> Iterator[FileServer]:
+    """Serves until the block ends; `server.url` is the address of the file."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # noqa: N802 (the library's name)
+            server.answer(self)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+        server.url = f"http://127.0.0.1:{http.server_port}/weights.bin"
+        yield server
+        http.shutdown()

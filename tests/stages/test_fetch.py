@@ -1,0 +1,197 @@
+"""Stage fetch against a server that may be slow of memory, drop connections or lie."""
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dmd.artifacts import download, record
+from dmd.stages import fetch
+from tests.file_server import FileServer, serving
+
+CONTENT = np.random.default_rng(0).bytes(400_000)
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[FileServer]:
+    caplog.set_level(logging.INFO, logger="dmd")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(download, "PAUSE", 0.01)
+    with serving(FileServer(CONTENT)) as served:
+        yield served
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "inputs" / "weights.bin"
+
+
+def hidden(output: Path) -> set[str]:
+    return {path.name for path in output.parent.iterdir()} - {output.name}
+
+
+def part(output: Path) -> Path:
+    return output.with_name(f".{output.name}.part")
+
+
+def leave_part(server: FileServer, output: Path, num: int) -> None:
+    """A download that was stopped after `num` bytes."""
+    server.drops = [num] + [0] * (download.TRIES)
+    with pytest.raises(ValueError):
+        fetch.run(output=output, url=server.url)
+    server.drops, server.asked = [], []
+    assert part(output).stat().st_size > 0 and not output.exists()
+
+
+@pytest.mark.parametrize("sha256", [None, DIGEST[:8], DIGEST])
+def test_file_comes_whole_with_a_record_and_nothing_else(server, output, sha256):
+    fetch.run(output=output, url=server.url, sha256=sha256, size=len(CONTENT))
+    assert output.read_bytes() == CONTENT
+    assert hidden(output) == {".weights.bin.json"}
+    known = record.read(output)
+    assert known and (known["sha256"], known["size"], known["url"]) == (DIGEST, len(CONTENT), server.url)
+    assert record.check(output) == DIGEST
+
+
+def test_file_in_place_is_not_downloaded(server, output):
+    output.parent.mkdir()
+    output.write_bytes(b"put here by hand")
+    fetch.run(output=output, url=server.url, sha256=DIGEST)
+    assert output.read_bytes() == b"put here by hand" and hidden(output) == set() and server.asked == []
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_file_that_appears_meanwhile_is_kept(server, output, status):
+    server.status, server.before = status, lambda: output.write_bytes(b"put here by hand")
+    fetch.run(output=output, url=server.url, sha256=DIGEST)
+    assert output.read_bytes() == b"put here by hand" and hidden(output) == set()
+
+
+def test_dropped_connections_are_resumed_where_they_ended(server, output, caplog):
+    server.drops = [150_000, 100_000]
+    fetch.run(output=output, url=server.url, sha256=DIGEST)
+    assert output.read_bytes() == CONTENT
+    first, *resumed = server.asked
+    starts = [int(asked.removeprefix("bytes=").rstrip("-")) for asked in resumed]
+    assert first is None and len(starts) == 2 and 0 < starts[0] <= 150_000 < starts[1] <= 250_000
+    assert "trying again" in caplog.text
+
+
+def test_a_server_without_ranges_starts_from_zero(server, output):
+    server.ranges, server.drops = False, [150_000, 150_000]
+    fetch.run(output=output, url=server.url, sha256=DIGEST)
+    assert output.read_bytes() == CONTENT and len(server.asked) == 3
+
+
+def test_a_server_that_names_no_version_starts_from_zero(server, output):
+    server.tag, server.drops = None, [150_000]
+    fetch.run(output=output, url=server.url)
+    assert output.read_bytes() == CONTENT and server.asked == [None, None]
+
+
+def test_a_later_run_goes_on_from_what_the_first_left(server, output):
+    leave_part(server, output, 150_000)
+    fetch.run(output=output, url=server.url, sha256=DIGEST)
+    assert output.read_bytes() == CONTENT and hidden(output) == {".weights.bin.json"}
+    assert len(server.asked) == 1 and server.asked[0] is not None
+
+
+@pytest.mark.parametrize("careful", [True, False])
+def test_a_file_that_changed_on_the_server_starts_from_zero(server, output, careful):
+    leave_part(server, output, 150_000)
+    server.content, server.tag, server.careful = CONTENT[::-1], '"two"', careful
+    fetch.run(output=output, url=server.url)
+    assert output.read_bytes() == CONTENT[::-1]
+
+
+def test_another_url_starts_from_zero(server, output):
+    leave_part(server, output, 150_000)
+    fetch.run(output=output, url=f"{server.url}?other")
+    assert output.read_bytes() == CONTENT and server.asked == [None]
+
+
+def test_a_damaged_part_is_noticed_and_downloaded_again(server, output):
+    leave_part(server, output, 150_000)
+    with open(part(output), "r+b") as stream:
+        stream.write(b"damage")
+    fetch.run(output=output, url=server.url, sha256=DIGEST)
+    assert output.read_bytes() == CONTENT and len(server.asked) == 2 and server.asked[1] is None
+
+
+def test_a_whole_part_needs_no_server(server, output):
+    leave_part(server, output, 150_000)
+    part(output).write_bytes(CONTENT)
+    fetch.run(output=output, url=server.url, sha256=DIGEST)
+    assert output.read_bytes() == CONTENT and server.asked == []
+
+
+def test_corrupted_bytes_are_refused_and_discarded(server, output):
+    server.content = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
+    with pytest.raises(ValueError, match=f"has sha256 .* inputs pins {DIGEST}.*discarded"):
+        fetch.run(output=output, url=server.url, sha256=DIGEST)
+    assert not output.exists() and hidden(output) == set()
+
+
+def test_another_size_is_refused_before_it_is_downloaded(server, output):
+    with pytest.raises(ValueError, match="offers 400000 bytes, the file has 5"):
+        fetch.run(output=output, url=server.url, size=5)
+    assert not output.exists() and not part(output).exists()
+
+
+def test_a_connection_that_never_holds_ends_with_one_message(server, output):
+    server.drops = [150_000] + [0] * 9
+    with pytest.raises(ValueError, match="5 times in a row.*Run again to go on"):
+        fetch.run(output=output, url=server.url)
+    assert len(server.asked) == 1 + download.TRIES - 1 and part(output).stat().st_size > 0
+
+
+@pytest.mark.parametrize(("sha256", "words"), [(DIGEST, f"sha256 {DIGEST}"), (None, "nobody published its sha256")])
+def test_without_a_network_the_message_says_what_belongs_where(server, output, sha256, words):
+    nowhere = "http://127.0.0.1:9/weights.bin"
+    with pytest.raises(ValueError) as caught:
+        fetch.run(output=output, url=nowhere, sha256=sha256)
+    for word in (f"{output} is missing", nowhere, words, f"put it at {output}", "refused"):
+        assert word in str(caught.value)
+
+
+def test_a_missing_page_is_not_tried_again(server, output):
+    server.status = 404
+    with pytest.raises(ValueError, match="404 Not Found"):
+        fetch.run(output=output, url=server.url)
+    assert len(server.asked) == 1
+
+
+def test_a_busy_server_is_tried_again(server, output):
+    server.status = 503
+    with pytest.raises(ValueError, match="503 Service Unavailable"):
+        fetch.run(output=output, url=server.url)
+    assert len(server.asked) == download.TRIES
+
+
+def test_a_kill_leaves_a_part_that_the_next_run_completes(server, output):
+    server.drops = [200_000] + [0] * 9  # then the stage waits before it tries again
+    line = [
+        sys.executable,
+        "-m",
+        "dmd.stages.fetch",
+        "--output",
+        str(output),
+        "--spec",
+        json.dumps({"url": server.url}),
+    ]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
+        assert process.stderr is not None
+        next(text for text in process.stderr if "trying again" in text)
+        process.kill()
+    assert not output.exists() and 0 < part(output).stat().st_size <= 200_000
+    server.drops, server.asked = [], []
+    fetch.run(output=output, url=server.url, sha256=DIGEST)
+    assert output.read_bytes() == CONTENT and server.asked != [None]

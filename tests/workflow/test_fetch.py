@@ -1,0 +1,114 @@
+"""Inputs from outside in the workflow: missing ones are fetched, those in place are nobody's output."""
+
+import copy
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.file_server import FileServer, serving
+from tests.workflow.conftest import SMALL, jobs, make, snakemake, write_config
+from tests.workflow.photos import write_photos
+from tests.workflow.test_plan import script
+
+CONTENT = b"VGG16 in all but its weights" * 1000
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+FILE = "inputs/vgg16.pth"
+GENERATOR = "results/small/distill/generator.safetensors"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving(FileServer(CONTENT)) as served:
+        yield served
+
+
+def configured(folder: Path, **entry: Any) -> None:
+    """The small experiment with LPIPS, whose trunk is the input `vgg16`; another input that nothing names."""
+    config = copy.deepcopy(SMALL)
+    config["experiments"]["small"]["distill"]["regression_distance"] = {"kind": "lpips", "file": FILE, "size": 16}
+    config["inputs"] = {
+        "vgg16": {"file": FILE, **entry},
+        "other": {"file": "inputs/other.pkl", "url": "http://127.0.0.1:9/other.pkl"},
+    }
+    write_config(folder, config)
+
+
+def dry(folder: Path) -> str:
+    answer = snakemake(folder, "--dry-run", "--forceall", GENERATOR)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return answer.stdout
+
+
+def test_dry_run_lists_exactly_the_missing_files(tmp_path: Path):
+    configured(tmp_path, url="http://127.0.0.1:9/vgg16.pth", size=3 * 2**20)
+    write_photos(tmp_path / "photos")
+    found = dry(tmp_path)
+    assert jobs(found)["fetch"] == 1 and f"output: {FILE} " in found and "other.pkl" not in found
+    plan = {line.split()[0]: line.split() for line in script("plan.py", tmp_path, "small").splitlines()}
+    assert plan["fetch"][1:] == ["1", "0", "0.0", "min", "3.0", "MiB"] and plan["all"][1] == "10"
+    configured(tmp_path, url="http://127.0.0.1:9/vgg16.pth")
+    assert ">= 0.0 MiB" in next(line for line in script("plan.py", tmp_path, "small").splitlines() if "fetch" in line)
+    (tmp_path / "inputs").mkdir()
+    (tmp_path / FILE).write_bytes(CONTENT)
+    assert jobs(dry(tmp_path))["fetch"] == 0
+
+
+def test_missing_file_is_fetched_once_and_then_left_alone(tmp_path: Path, server: FileServer):
+    configured(tmp_path, url=server.url, sha256=DIGEST)
+    make(tmp_path, "--cores", "1", FILE)
+    path = tmp_path / FILE
+    before = path.stat()
+    assert path.read_bytes() == CONTENT and len(server.asked) == 1
+    assert f"sha256 {DIGEST}" in (tmp_path / "results/logs/fetch" / f"{FILE}.log").read_text()
+    configured(tmp_path, url=f"{server.url}?elsewhere", sha256="0" * 64)  # whoever reads the file will refuse it
+    write_photos(tmp_path / "photos")
+    assert jobs(dry(tmp_path))["fetch"] == 0 and jobs(dry(tmp_path))["distill"] == 1
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+    assert len(server.asked) == 1
+    assert script("prune.py", tmp_path).startswith("0 files")
+
+
+def test_stage_refuses_a_file_that_changed_after_it_was_fetched(finished: Path, broken: Path, server: FileServer):
+    configured(broken, url=server.url)
+    make(broken, "--cores", "1", FILE)
+    (broken / FILE).write_bytes(CONTENT[::-1])
+    answer = snakemake(broken, "--cores", "1", GENERATOR)
+    errors = [line for line in answer.stderr.splitlines() if " error: " in line]
+    assert answer.returncode != 0 and len(errors) == 1 and f"{FILE} has changed: sha256" in errors[0]
+    assert (broken / FILE).read_bytes() == CONTENT[::-1]
+
+
+def test_unreachable_file_ends_the_run_with_one_message(tmp_path: Path, server: FileServer):
+    server.status = 404
+    configured(tmp_path, url=server.url, sha256=DIGEST)
+    answer = snakemake(tmp_path, "--cores", "1", FILE)
+    errors = [line for line in answer.stderr.splitlines() if " error: " in line]
+    assert answer.returncode != 0 and len(errors) == 1 and "Traceback" not in answer.stderr
+    assert all(word in errors[0] for word in (f"{FILE} is missing", server.url, DIGEST, f"put it at {tmp_path / FILE}"))
+
+
+def test_file_that_appears_after_the_jobs_were_planned_is_kept(tmp_path: Path, server: FileServer):
+    server.content = CONTENT[::-1]
+    server.before = lambda: (tmp_path / FILE).write_bytes(CONTENT)
+    configured(tmp_path, url=server.url, sha256=DIGEST)
+    make(tmp_path, "--cores", "1", FILE)
+    assert (tmp_path / FILE).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"a": {"file": "results/a"}}, "inputs.a.file: results/a lies in results/"),
+        ({"a": {"file": "x/a"}, "b": {"file": "x/a"}}, "inputs.b.file: x/a is that of inputs.a, too"),
+        ({"a": {"file": "x/a", "sha256": "1234567"}}, "inputs.a.sha256: '1234567' does not match '^[0-9a-f]{8,64}$'"),
+    ],
+)
+def test_contradicting_inputs_are_refused(tmp_path: Path, inputs: dict[str, Any], message: str):
+    entries = {name: {"url": "http://127.0.0.1:9/a", **entry} for name, entry in inputs.items()}
+    write_config(tmp_path, {**SMALL, "inputs": entries})
+    answer = snakemake(tmp_path, "--dry-run")
+    assert answer.returncode != 0 and message in answer.stderr

@@ -1,0 +1,22 @@
+localrules:
+    fetch,
+
+
+# A file from outside that is not there yet; one that is there has no job, whatever its entry below `inputs` says.
+rule fetch:
+    output:
+        update("{file}"),  # not deleted before the job, should somebody put it there meanwhile
+    log:
+        "results/logs/fetch/{file}.log",
+    conda:
+        "../../envs/dmd.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=memory(1000),
+        runtime=240,
+    params:
+        spec=fetch_spec,
+        version=VERSIONS["fetch"],
+    shell:
+        "python -m dmd.stages.fetch --output {output:q} --spec {params.spec:q} --log {log:q}"
