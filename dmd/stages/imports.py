@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dmd import loading
-from dmd.artifacts import files
+from dmd.artifacts import pinned
 from dmd.stages import stage, teacher_edm
 
 Loaded = tuple[dict[str, torch.Tensor], dict[str, Any]]
@@ -24,11 +24,7 @@ def load(kind: str, source: Path, *, sha256: str | None) -> Loaded:
     Raises:
         ValueError: the source is missing, is not the pinned one, cannot be used, or its weights do not fit.
     """
-    if not source.exists():
-        raise ValueError(f"{source} is missing")
-    digest = files.sha256(source)
-    if sha256 is not None and not digest.startswith(sha256):
-        raise ValueError(f"{source} has sha256 {digest}, config says {sha256}")
+    digest = pinned.check(source, sha256, key="teacher.sha256")
     tensors, facts = KINDS[kind](source)
     state = {name.removeprefix("ema."): value for name, value in tensors.items()}
     if bad := [name for name, value in state.items() if not value.isfinite().all()]:
