@@ -12,7 +12,7 @@ from bench import clock, setting
 from dmd import loading
 from dmd.diffusion.denoiser import Denoiser
 from dmd.methods.phases import plan
-from dmd.stages import distill, stage
+from dmd.stages import stage, training
 
 NUM_PAIRS = 256
 FAKE_FORWARD = "fake forward"  # what shared_noise saves
@@ -56,14 +56,14 @@ class _Updates:
 
     def __init__(self, teacher: Path, manifest: Path, folder: Path, *, shared_noise: bool) -> None:
         numbers = setting.distill_numbers(shared_noise=shared_noise)
-        self._training = distill._Training(teacher, manifest, teacher, None, folder, numbers)
+        self._training = training.Training(teacher, manifest, teacher, None, folder, numbers)
         (self._phase,), _ = plan(numbers)
         self._rows: list[dict[str, float]] = []
 
     def next(self) -> None:
         update = len(self._rows)
-        row = self._training._update(update, self._phase, self._phase.updates)
-        distill._check_finite(row, update, self._training.checkpoints)
+        row = self._training.update(update, self._phase, self._phase.updates)
+        training.check_finite(row, update, self._training.checkpoints)
         self._rows.append({"update": update, "phase": 0, **row})
 
 

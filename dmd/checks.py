@@ -28,6 +28,10 @@ def contradictions(experiment: Json) -> Iterator[str]:
     """Faults between keys that each are fine alone, as `section.key: message`."""
     yield from _counts(experiment)
     yield from _seeds(experiment)
+    distill = experiment.get("distill", {})
+    for key in ("matching_batch_size", "regression_batch_size"):
+        if distill and distill[key] < distill["processes"]:
+            yield f"distill.processes: {distill['processes']} cannot share {key} {distill[key]}"
     dataset = experiment.get("dataset", {})
     if dataset.get("kind") == "gaussian-mixture":
         lengths = {key: len(dataset[key]) for key in ("means", "stds", "weights")}

@@ -144,7 +144,7 @@ class Experiments:
         }
 
     def _pairs(self, experiment: str, section: Json) -> Json:
-        return _without(section, "num_pairs", "shards_per_job")
+        return _computed(_without(section, "num_pairs", "shards_per_job"))
 
     def _pairs_manifest(self, experiment: str, section: Json) -> Json:
         return {"num": section["num_pairs"], "shard_size": section["shard_size"]}
@@ -153,11 +153,13 @@ class Experiments:
         distance, levels = _without(section["regression_distance"], "file"), section["levels"]
         if levels.get("kind") == "karras":  # the kind of levels that name none
             levels = _without(levels, "kind")
-        return {**_without(section, "start"), "regression_distance": distance, "levels": levels}
+        changed = {"regression_distance": distance, "levels": levels}
+        several = {"processes": section["processes"]} if section["processes"] > 1 else {}
+        return _computed({**_without(section, "start", "processes"), **changed, **several})
 
     def _sample(self, experiment: str, section: Json) -> Json:
         weights = section["weights"] if section["from"] == "generator" else "ema"
-        return {**_without(section, "from", "repetitions", "shards_per_job"), "weights": weights}
+        return _computed({**_without(section, "from", "repetitions", "shards_per_job"), "weights": weights})
 
     def _samples_manifest(self, experiment: str, section: Json) -> Json:
         return {"num": section["num_samples"] * section["repetitions"], "shard_size": section["shard_size"]}
@@ -184,6 +186,12 @@ class Experiments:
     def _export(self, experiment: str, section: Json) -> Json:
         whole = self.whole(experiment)
         return {"weights": whole.get("sample", {}).get("weights", "ema"), "threads": whole["threads"]}
+
+
+def _computed(section: Json) -> Json:
+    """`compute` as far as it is switched on: the spec of plain float32 passes does not mention it."""
+    changed = {key: value for key, value in section["compute"].items() if value not in (None, False, "float32")}
+    return _without(section, "compute") | ({"compute": changed} if changed else {})
 
 
 def _without(section: Json, *keys: str) -> Json:

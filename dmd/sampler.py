@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dmd import loading
 from dmd.artifacts import tensors as tensor_files
+from dmd.diffusion.compute import Compute, prepare
 from dmd.diffusion.noise import seeded_noise
 from dmd.diffusion.solver import SOLVERS, solve
 
@@ -57,6 +58,7 @@ class Sampler:
         weights: str = "ema",
         device: torch.device | str = "cpu",
         batch_size: int | None = None,
+        compute: Compute | None = None,
     ) -> None:
         """Reads `path`; a solver one-step without sigma takes the one the generator was distilled at.
 
@@ -66,7 +68,7 @@ class Sampler:
         """
         denoiser, self.metadata = loading.load_denoiser(path, weights=weights)
         self.device, self.batch_size = torch.device(device), batch_size
-        self._denoiser = denoiser.to(self.device)
+        self._denoiser = prepare(denoiser.to(self.device), compute or Compute())
         self.shape: tuple[int, ...] = tuple(self.metadata["shape"])
         self.num_classes: int = self.metadata["num_classes"]
         self.solver = _with_sigma(solver, self.metadata, path)

@@ -76,6 +76,16 @@ def test_whole_numbers_and_written_defaults_give_the_same_spec():
     assert [rule for rule, owner in owners(found, "other").items() if owner == "other"] == ["evaluate"]
 
 
+def test_specs_mention_only_what_is_switched_on_of_compute():
+    child = {"distill": {"compute": {"dtype": "bfloat16", "tf32": False}, "processes": 2}, "pairs": {"compute": {}}}
+    experiments = Experiments(resolved(child=child))
+    assert not {"compute", "processes"} & set(experiments.spec("base", "distill"))
+    assert experiments.spec("child", "distill")["compute"] == {"dtype": "bfloat16"}
+    assert experiments.spec("child", "distill")["processes"] == 2
+    assert experiments.owner("child", "pairs") == "base" == experiments.owner("child", "pairs_manifest")
+    assert not any("compute" in experiments.spec("base", rule) for rule in ("pairs", "sample"))
+
+
 def test_levels_name_their_kind_only_where_it_is_not_karras():
     levels = {"named": {"kind": "karras"}, "own": {"kind": "teacher", "max_index": 50}}
     found = Experiments(resolved(**{name: {"distill": {"levels": value}} for name, value in levels.items()}))
@@ -126,6 +136,9 @@ def test_levels_name_their_kind_only_where_it_is_not_karras():
         ({"reference": {"against": "test"}}, ["child.reference.against", "test"]),
         ({"sample": {"first_seed": 2**32 - 15}}, ["sample.first_seed", "4294967295", "4294967280 at most"]),
         ({"pairs": {"first_seed": 2**32 - 15}}, ["pairs.first_seed", "4294967295", "4294967280 at most"]),
+        ({"distill": {"processes": 393}}, ["distill.processes: 393 cannot share matching_batch_size 392"]),
+        ({"distill": {"compute": {"dtype": "float16"}}}, ["distill.compute.dtype", "float16"]),
+        ({"sample": {"compute": {"micro_batch_size": 3}}}, ["sample.compute", '"micro_batch_size"']),
         ({"pairs": {"first_seed": 2**32}}, ["pairs.first_seed", "maximum of 4294967295"]),
     ],
 )

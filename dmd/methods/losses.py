@@ -50,6 +50,12 @@ class Losses:
         return self.generator(sigma * noise, noise.new_full((len(noise),), sigma), label)
 
     @torch.no_grad()
+    def generate_all(self, noise: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """`generate` without gradient, in micro batches of this process alone."""
+        size = self.share.micro_batch_size or len(noise)
+        return torch.cat([self.generate(*part) for part in zip(noise.split(size), label.split(size), strict=True)])
+
+    @torch.no_grad()
     def generate_share(self, noise: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """`generate` without gradient, for this process's part of a batch; zeros elsewhere."""
         image = torch.zeros_like(noise, device=self._device)

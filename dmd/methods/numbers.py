@@ -5,6 +5,8 @@ from typing import Any, NotRequired, TypedDict
 
 import torch
 
+from dmd.diffusion.compute import Compute
+
 
 class Numbers(TypedDict):
     """Section `distill` of an experiment; what each number means stands in the config schema."""
@@ -30,7 +32,7 @@ class Numbers(TypedDict):
     device: str
     threads: int
     processes: NotRequired[int]
-    compute: NotRequired[dict[str, Any]]
+    compute: NotRequired[Compute]
 
 
 @dataclass(frozen=True)

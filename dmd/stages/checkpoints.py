@@ -100,8 +100,12 @@ def _restore(distillation: Distillation, state: dict[str, torch.Tensor]) -> None
         )
     for name, optimiser in _optimisers(distillation).items():
         prefix, whole = f"optimiser.{name}.", optimiser.state_dict()
+        parameters = optimiser.param_groups[0]["params"]
         for key, value in state.items():
             if key.startswith(prefix):
                 number, field = key.removeprefix(prefix).split(".")
+                like = parameters[int(number)]
+                if value.shape == like.shape:  # in its memory layout, which fused kernels rely on
+                    value = torch.empty_like(like).copy_(value)
                 whole["state"].setdefault(int(number), {})[field] = value
         optimiser.load_state_dict(whole)

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from dmd.artifacts import manifest, record, shards
+from dmd.diffusion.compute import Compute, set_tf32
 from dmd.sampler import Sampler
 from dmd.stages import stage
 
@@ -81,8 +82,10 @@ class _Drawer:
     def __init__(self, denoiser: Path, weights: str, spec: dict[str, Any], keep_noise: bool) -> None:
         self.spec, self._keep_noise = spec, keep_noise
         device = stage.choose_device(spec["device"])
+        size, compute = spec["batch_size"], spec.get("compute", Compute())
+        set_tf32(compute)
         self._sampler = Sampler(
-            denoiser, solver=spec["solver"], weights=weights, device=device, batch_size=spec["batch_size"]
+            denoiser, solver=spec["solver"], weights=weights, device=device, batch_size=size, compute=compute
         )
         self.facts: dict[str, Any] = {
             "shape": list(self._sampler.shape),

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from dmd.diffusion.compute import Compute
 from dmd.stages import stage
 from dmd.stages.drawing import draw_block
 
@@ -20,6 +21,7 @@ def run(
     last: int,
     device: str = "cpu",
     threads: int = 1,
+    compute: Compute | None = None,
 ) -> None:
     """Writes pairs/{shard}.tar for shards first .. last and the block file that lists them.
 
@@ -32,10 +34,12 @@ def run(
         labels: "random" or "balanced".
         shard_size: pairs in a shard.
         first, last: numbers of the shards, both included.
+        compute: precision, layout and compilation of network passes; None is plain float32.
     """
     numbers: dict[str, Any] = {"solver": solver, "first_seed": first_seed, "batch_size": batch_size}
     numbers |= {"labels": labels, "shard_size": shard_size, "first": first, "last": last}
     numbers |= {"device": device, "threads": threads}
+    numbers |= {"compute": compute} if compute else {}
     draw_block(output, stage_name="pairs", denoiser=teacher, weights="ema", spec=numbers, keep_noise=True)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from dmd.diffusion.compute import Compute
 from dmd.stages import stage
 from dmd.stages.drawing import draw_block
 
@@ -22,6 +23,7 @@ def run(
     last: int,
     device: str = "cpu",
     threads: int = 1,
+    compute: Compute | None = None,
 ) -> None:
     """Writes samples/{shard}.tar for shards first .. last and the block file that lists them.
 
@@ -32,6 +34,7 @@ def run(
         weights: "ema" or "raw".
         first_seed: sample i draws its noise, then its label, from seed first_seed + i.
         batch_size, labels, shard_size, first, last: as in stage pairs.
+        compute: as in stage pairs.
         num_samples: in one repetition of the evaluation; repetition r holds samples r * num_samples and on.
     """
     numbers: dict[str, Any] = {"solver": solver, "weights": weights, "first_seed": first_seed}
@@ -42,6 +45,7 @@ def run(
         "num_samples": num_samples,
     }
     numbers |= {"first": first, "last": last, "device": device, "threads": threads}
+    numbers |= {"compute": compute} if compute else {}
     if num_samples % shard_size:
         raise ValueError(f"num_samples {num_samples} must be a multiple of shard_size {shard_size}")
     draw_block(output, stage_name="sample", denoiser=denoiser, weights=weights, spec=numbers, keep_noise=False)

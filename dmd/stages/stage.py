@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from dmd.stages import processes
+
 Item = TypeVar("Item")
 STATUS_SECONDS = 10.0
 _log = logging.getLogger("dmd")
@@ -23,7 +25,8 @@ _log = logging.getLogger("dmd")
 def main(run: Callable[..., None]) -> None:
     """Turns the Path parameters of `run` into flags and reads all others from --spec (JSON).
 
-    Exits 1 with one line for whatever a user or a file can cause; the traceback goes to the log.
+    Exits 1 with one line for whatever a user or a file can cause; the traceback goes to the log. Of several
+    processes the first that fails says why.
     """
     parser = argparse.ArgumentParser(description=inspect.getdoc(run), formatter_class=argparse.RawTextHelpFormatter)
     paths, numbers = _parameters(run)
@@ -37,15 +40,26 @@ def main(run: Callable[..., None]) -> None:
     parser.add_argument("--log", type=Path, help="also write the log to this file")
     parsed = vars(parser.parse_args())
     spec, log = parsed.pop("spec"), parsed.pop("log")
+    processes.launch(spec.get("processes", 1), threads=spec.get("threads", 1))
     _start_log(log)
     _log.info("%s -m %s %s", sys.executable, _module_name(), shlex.join(sys.argv[1:]))
     try:
         _check_spec(spec, numbers)
         run(**parsed, **spec)
     except (ValueError, OSError) as error:
+        _fail(error)
+    except RuntimeError as error:
+        if processes.count() == 1:
+            raise
+        _fail(error)
+
+
+def _fail(error: Exception) -> None:
+    if processes.first_to_fail():
+        where = f" in process {processes.rank()} of {processes.count()}" if processes.count() > 1 else ""
         _log.debug("%s", traceback.format_exc())
-        _log.error("error: %s", error)
-        sys.exit(1)
+        _log.error("error%s: %s", where, error)
+    sys.exit(1)
 
 
 def _module_name() -> str:
@@ -60,8 +74,10 @@ def _parameters(
     numbers: dict[str, inspect.Parameter] = {}
     for name, parameter in inspect.signature(run, eval_str=True).parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:  # **numbers: Unpack[a TypedDict]
-            for key in typing.get_args(parameter.annotation)[0].__required_keys__:
-                numbers[key] = inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY)
+            section = typing.get_args(parameter.annotation)[0]
+            for key in section.__required_keys__ | section.__optional_keys__:
+                default = inspect.Parameter.empty if key in section.__required_keys__ else None
+                numbers[key] = inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default)
         else:
             (paths if _is_path(parameter.annotation) else numbers)[name] = parameter
     return paths, numbers
@@ -85,20 +101,22 @@ def _check_spec(spec: dict[str, Any], numbers: dict[str, inspect.Parameter]) -> 
 
 def _start_log(path: Path | None) -> None:
     _log.setLevel(logging.DEBUG)
+    leads = processes.rank() == 0
     screen = logging.StreamHandler(sys.stderr)
-    screen.setLevel(logging.INFO)
+    screen.setLevel(logging.INFO if leads else logging.ERROR)
     handlers: list[logging.Handler] = [screen]
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(path, mode="w"))
+        handlers.append(logging.FileHandler(path, mode="w" if leads else "a", delay=not leads))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
         _log.addHandler(handler)
 
 
 def log(message: str) -> None:
-    """A line on stderr and in the log file."""
-    _log.info("%s", message)
+    """A line on stderr and in the log file, of the first process alone."""
+    if processes.rank() == 0:
+        _log.info("%s", message)
 
 
 class Progress:
@@ -107,18 +125,22 @@ class Progress:
     def __init__(self, *, total: int, unit: str, done: int = 0) -> None:
         """total: how many there are in all; done: how many were made before."""
         self._total, self._unit, self._before, self._count = total, unit, done, done
+        self._images = 0
         self._begin = self._last = time.monotonic()
 
-    def add(self, num: int = 1) -> None:
-        """Counts `num` more."""
+    def add(self, num: int = 1, *, images: int = 0) -> None:
+        """Counts `num` more, which took `images` images where these are not what is counted."""
         self._count += num
+        self._images += images
         now = time.monotonic()
         if now - self._last < STATUS_SECONDS and self._count < self._total:
             return
         self._last = now
-        rate = (self._count - self._before) / max(now - self._begin, 1e-9)
+        seconds = max(now - self._begin, 1e-9)
+        rate = (self._count - self._before) / seconds
         left = (self._total - self._count) / rate
-        log(f"{self._count}/{self._total} {self._unit}, {rate:.3g} {self._unit}/s, {left:.0f} s left")
+        pace = f", {self._images / seconds:.4g} images/s" if self._images else ""
+        log(f"{self._count}/{self._total} {self._unit}, {rate:.3g} {self._unit}/s{pace}, {left:.0f} s left")
 
 
 def progress(items: Iterable[Item], *, total: int, unit: str, done: int = 0) -> Iterator[Item]:
@@ -138,7 +160,11 @@ def set_threads(num: int) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """ "cpu", or "auto": the first GPU where there is one."""
+    """ "cpu", or "auto": a GPU where there is one, the first or that of this process."""
     if name not in ("auto", "cpu"):
         raise ValueError(f"device must be 'auto' or 'cpu', got {name!r}")
-    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if processes.count() > 1 and processes.local_rank() < torch.cuda.device_count():
+        torch.cuda.set_device(processes.local_rank())
+    return torch.device("cuda", torch.cuda.current_device())

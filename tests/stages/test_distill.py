@@ -250,6 +250,30 @@ def test_lpips_needs_its_weights_and_their_digest(run, tmp_path):
         run(tmp_path, regression_distance=distance, lpips=tmp_path / "vgg16.pth")
 
 
+def test_a_number_of_processes_that_does_not_run_is_refused(run, tmp_path):
+    with pytest.raises(ValueError, match="processes: 3 wanted, 1 running; start .* --nproc-per-node 3"):
+        run(tmp_path, processes=3)
+
+
+def test_passes_in_bfloat16_and_parts_learn_nearly_the_same_and_continue_exactly(
+    run, stopped, distilled_folder, teacher_file, tmp_path
+):
+    """All that works without a GPU at once; parameters and moving average stay float32."""
+    compute = {"dtype": "bfloat16", "tf32": True, "channels_last": True, "gradient_checkpointing": True}
+    compute |= {"micro_batch_size": 2}
+    stopped(tmp_path, 8, compute=compute)
+    run(tmp_path, compute=compute)
+    run(tmp_path / "whole", compute=compute)
+    assert digests(tmp_path) == digests(tmp_path / "whole") != digests(distilled_folder)
+    mine, exact, begun = (
+        tensors.load(path)[0] for path in (tmp_path / NAMES[0], distilled_folder / NAMES[0], teacher_file)
+    )
+    assert {value.dtype for value in mine.values()} == {torch.float32} and mine.keys() == exact.keys()
+    names = [name for name in exact if name.startswith("ema.")]
+    error, moved = (torch.cat([(one[name] - exact[name]).flatten() for name in names]).norm() for one in (mine, begun))
+    assert 0 < error < 0.25 * moved
+
+
 def test_a_second_writer_is_refused(run, tmp_path):
     with record.exclusive(tmp_path / NAMES[0]), pytest.raises(ValueError, match="another process is writing"):
         run(tmp_path)

@@ -163,6 +163,11 @@ def cores(wildcards):
     return EXPERIMENTS.whole(wildcards.experiment)["threads"]
 
 
+def processes(wildcards):
+    """Processes that share the batches of a distillation."""
+    return EXPERIMENTS.section(wildcards.experiment, "distill")["processes"]
+
+
 def memory(megabytes):
     """Megabytes, growing with each attempt."""
     return lambda wildcards, attempt: megabytes * attempt

@@ -1,4 +1,4 @@
-# Algorithm 1: teacher and pairs become a one-step generator.
+# Algorithm 1: teacher and pairs become a one-step generator. With distill.processes the stage starts torchrun itself.
 rule distill:
     input:
         owned("distill"),
@@ -15,10 +15,10 @@ rule distill:
         "results/{experiment}/benchmarks/distill.tsv"
     conda:
         "../../envs/dmd.yaml"
-    threads: cores
+    threads: lambda wildcards: cores(wildcards) * processes(wildcards)
     resources:
-        gpu=gpus,
-        mem_mb=memory(4000),
+        gpu=lambda wildcards: gpus(wildcards) * processes(wildcards),
+        mem_mb=lambda wildcards, attempt: 4000 * attempt * processes(wildcards),
         runtime=1440,
     params:
         start=flag("start"),

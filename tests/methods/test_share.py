@@ -1,0 +1,63 @@
+"""Sums over processes: gradients in buckets, and a whole update of two processes against one."""
+
+import copy
+import multiprocessing
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from dmd.diffusion.denoiser import Denoiser
+from dmd.methods import share
+from dmd.methods.dmd import Distillation
+from dmd.methods.numbers import Batch
+from dmd.methods.regression import l2_distance
+from dmd.methods.schedule import update_generator
+from dmd.networks import build
+
+MLP = {"kind": "mlp", "channels": 2, "resolution": 1, "width": 16, "layers": 2, "num_classes": 3}
+PHASE = {"matching_scale": 1.0, "regression_scale": 1.0}
+FORKS = multiprocessing.get_context("fork")
+
+
+def updated(numbers: dict, part: share.Share) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and log of three updates of 7 images and 5 pairs."""
+    random = torch.Generator().manual_seed(3)
+    parts = []
+    for _ in range(3):
+        parts.append(Denoiser(build(MLP), sigma_data=0.5))
+        for parameter in parts[-1].parameters():
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=random)
+    found = Distillation(parts[0].requires_grad_(False), parts[1], parts[2], numbers, l2_distance, part)
+    noise, other, image = torch.randn(7, 2, 1, 1), torch.randn(5, 2, 1, 1), torch.randn(5, 2, 1, 1)
+    noise, other, image = (torch.randn(each.shape, generator=random) for each in (noise, other, image))
+    label = torch.randint(3, (7,), generator=random)
+    for update in range(3):
+        given = Batch(noise, label, (other, label[:5], image))
+        made, row = found.generator_update(given, PHASE, update_generator("distill", 0, update))
+        row |= found.fake_update(made, label, update_generator("distill", 1, update))
+    weights = [parameter.detach().flatten() for part in parts[1:] for parameter in part.parameters()]
+    return torch.cat(weights), torch.stack(list(row.values()))
+
+
+def work(folder: Path, rank: int, numbers: dict) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    share.BUCKET = 100  # values: several buckets
+    torch.save(updated(numbers, share.Share(rank, 2, 3)), folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_two_processes_of_unequal_parts_update_as_one(distill_numbers, tmp_path):
+    optimiser = distill_numbers["optimiser"] | {"gradient_clip": 1e-2}  # of the norm over all
+    numbers = copy.deepcopy(distill_numbers) | {"optimiser": optimiser}
+    forks = [FORKS.Process(target=work, args=(tmp_path, rank, numbers)) for rank in range(2)]
+    for fork in forks:
+        fork.start()
+    for fork in forks:
+        fork.join(60)
+    assert [fork.exitcode for fork in forks] == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    alone = updated(numbers, share.Share())
+    assert all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(first, second, strict=True))
+    torch.testing.assert_close(first[0], alone[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(first[1], alone[1], rtol=1e-3, atol=1e-5, equal_nan=True)

@@ -1,0 +1,70 @@
+"""Several processes of one distillation: the same training as one process, killed and continued, one message."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dmd.artifacts import manifest as manifests
+from dmd.artifacts import tensors
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+pytestmark = pytest.mark.slow
+NAMES = ("generator.safetensors", "log.parquet")
+
+
+def command(teacher: Path, manifest: Path, folder: Path, numbers: dict) -> list[str]:
+    line = [sys.executable, "-m", "dmd.stages.distill", "--teacher", str(teacher), "--manifest", str(manifest)]
+    line += ["--output", str(folder / NAMES[0]), "--table", str(folder / NAMES[1])]
+    return [*line, "--log", str(folder / "log.txt"), "--spec", json.dumps(numbers)]
+
+
+def killed_after(line: list[str], update: int, folder: Path) -> None:
+    """Starts a run and kills all its processes as soon as the picture of an update is there."""
+    process = subprocess.Popen(line, env=ENVIRONMENT, stderr=subprocess.DEVNULL, start_new_session=True)
+    while process.poll() is None and not (folder / "grids" / f"{update:08d}.png").exists():
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_two_processes_train_as_one_and_continue_after_a_kill(
+    teacher_file, manifest_file, distill_numbers, distilled_folder, tmp_path
+):
+    """Five pairs make parts of two and three; the noise does not know how many processes there are."""
+    line = command(teacher_file, manifest_file, tmp_path, distill_numbers | {"processes": 2})
+    killed_after(line, 8, tmp_path)
+    assert not (tmp_path / NAMES[0]).exists()
+    answer = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert "continuing at update" in answer.stderr and answer.stderr.count("12 pairs, 16 updates") == 1
+    mine, alone = (tensors.load(folder / NAMES[0])[0] for folder in (tmp_path, distilled_folder))
+    table, expected = (manifests.read_table(folder / NAMES[1])[0] for folder in (tmp_path, distilled_folder))
+    assert mine.keys() == alone.keys() and table.column_names == expected.column_names
+    for name, value in alone.items():
+        torch.testing.assert_close(mine[name], value, rtol=1e-3, atol=2e-4)
+    for name in table.column_names:
+        found, wanted = (torch.from_numpy(each[name].to_numpy().copy()).double() for each in (table, expected))
+        torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-4, equal_nan=True)
+    assert not (tmp_path / "checkpoints").exists()
+    begun = tensors.load(teacher_file)[0]
+    moved = [(value - begun[name.replace("raw.", "ema.")]).abs().max() for name, value in alone.items()]
+    assert max(moved) > 4e-3  # the tolerance is far below what was learnt
+
+
+def test_one_message_when_a_process_fails(teacher_file, manifest_file, distill_numbers, tmp_path):
+    """Numbers that are not finite end all processes; the log names the update once."""
+    numbers = distill_numbers | {"processes": 2, "optimiser": distill_numbers["optimiser"] | {"learning_rate": 1e30}}
+    line = command(teacher_file, manifest_file, tmp_path, numbers)
+    answer = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert answer.returncode != 0 and not (tmp_path / NAMES[0]).exists()
+    log = (tmp_path / "log.txt").read_text()
+    (message,) = [text for text in log.splitlines() if " error" in text]
+    assert "of 2: " in message and "not finite at update" in message
+    assert answer.stderr.count("not finite at update") == 1
