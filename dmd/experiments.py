@@ -23,7 +23,7 @@ SECTIONS = {
     "pictures": "distill",
     "export": "distill",
 }
-IMPORTED = ("edm",)  # kinds of teachers that come from a file and need no dataset
+IMPORTED = ("edm", "diffusers")  # kinds of teachers that come from files and need no dataset
 BLOCK_RULES = ("pairs", "sample", "features")
 SCORE_RULES = ("evaluate", "inception_score")
 
@@ -131,7 +131,7 @@ class Experiments:
 
     def _teacher(self, experiment: str, section: Json) -> Json:
         if section["kind"] in IMPORTED:
-            return _without(section, "file")
+            return _without(section, "file", "folder")
         return {**section, "dataset": self.section(experiment, "dataset")}
 
     def _reference(self, experiment: str, section: Json) -> Json:

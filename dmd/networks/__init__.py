@@ -12,6 +12,7 @@ from torch import nn
 from dmd.networks.block import ADM, DDPMPP, NCSNPP
 from dmd.networks.mlp import MLP
 from dmd.networks.unet import Shape, UNet
+from dmd.networks.unet2d import UNet2D
 
 FAMILIES = {"adm": ADM, "ddpmpp": DDPMPP, "ncsnpp": NCSNPP}
 
@@ -21,7 +22,7 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
 
     Args:
         architecture: `kind` is adm, ddpmpp or ncsnpp (the other keys are those of dmd.networks.unet.Shape)
-            or mlp (those of dmd.networks.mlp.MLP).
+            or mlp (those of dmd.networks.mlp.MLP) or unet2d (`config`, that of diffusers' UNet2DModel).
 
     Returns:
         Module: image (B, C, R, R), noise_condition (B,) float32, label (B,) int64 -> (B, C, R, R).
@@ -34,10 +35,13 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
     if kind == "mlp":
         _check_keys(kind, numbers, MLP)
         return MLP(**numbers)
+    if kind == "unet2d":
+        _check_keys(kind, numbers, UNet2D)
+        return UNet2D(**numbers)
     if kind in FAMILIES:
         _check_keys(kind, numbers, Shape)
         return UNet(FAMILIES[kind], Shape(**numbers))
-    raise ValueError(f"network kind: {kind!r} is none of {', '.join([*FAMILIES, 'mlp'])}")
+    raise ValueError(f"network kind: {kind!r} is none of {', '.join([*FAMILIES, 'mlp', 'unet2d'])}")
 
 
 def _check_keys(kind: str, numbers: dict[str, Any], maker: Callable[..., Any]) -> None:

@@ -1,31 +1,50 @@
 """Teachers from files of others: one function for all kinds."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from dmd import loading
-from dmd.artifacts import pinned
-from dmd.stages import stage, teacher_edm
+from dmd.artifacts import files, pinned, record
+from dmd.stages import stage, teacher_diffusers, teacher_edm
 
-Loaded = tuple[dict[str, torch.Tensor], dict[str, Any]]
-KINDS: dict[str, Callable[[Path], Loaded]] = {"edm": teacher_edm.load}
+Tensors = dict[str, torch.Tensor]
 
 
-def load(kind: str, source: Path, *, sha256: str | None) -> Loaded:
+class Importer(NamedTuple):
+    """How a kind of teacher is read: the files it consists of, then its weights and facts."""
+
+    files: Callable[[Path], list[Path]]
+    load: Callable[[Path], tuple[Tensors, dict[str, Any]]]
+
+
+KINDS = {
+    "edm": Importer(lambda source: [source], teacher_edm.load),
+    "diffusers": Importer(teacher_diffusers.source_files, teacher_diffusers.load),
+}
+
+
+def load(kind: str, source: Path, *, sha256: str | None) -> tuple[Tensors, dict[str, Any], record.Inputs]:
     """Weights and facts of a teacher that others have trained, checked against the network they belong to.
 
+    Args:
+        kind: one of `KINDS`.
+        source: its file or folder.
+        sha256: what the digest begins with, that of the file, or of a folder the one over the names and digests of
+            its files; None takes any.
+
     Returns:
-        Tensors `ema.*`, and what stage teacher writes as metadata: network, preconditioning, sigma_data, shape,
-        num_classes, source_sha256 and, where the file limits them, sigma_min and sigma_max.
+        Tensors `ema.*`; what stage teacher writes as metadata: network, preconditioning, sigma_data, shape,
+        num_classes, source_sha256 and, where the source limits them, sigma_min and sigma_max; digests of the files.
 
     Raises:
         ValueError: the source is missing, is not the pinned one, cannot be used, or its weights do not fit.
     """
-    digest = pinned.check(source, sha256, key="teacher.sha256")
-    tensors, facts = KINDS[kind](source)
+    digests, digest = _digests(source, KINDS[kind].files(source), sha256)
+    tensors, facts = KINDS[kind].load(source)
     state = {name.removeprefix("ema."): value for name, value in tensors.items()}
     if bad := [name for name, value in state.items() if not value.isfinite().all()]:
         raise ValueError(f"{source}: weights that are not finite: {', '.join(bad[:5])}")
@@ -34,4 +53,18 @@ def load(kind: str, source: Path, *, sha256: str | None) -> Loaded:
     loading.load_network(denoiser, state, source)
     count = sum(value.numel() for value in state.values())
     stage.log(f"{source}: network {facts['network']['kind']}, {count} parameters, images {facts['shape']}")
-    return tensors, {**facts, "source_sha256": digest}
+    inputs = {"source": {str(path): found for path, found in digests.items()}}
+    return tensors, {**facts, "source_sha256": digest}, inputs
+
+
+def _digests(source: Path, paths: list[Path], sha256: str | None) -> tuple[dict[Path, str], str]:
+    """Digests of the files of a source, and its own: that over the names and digests of its files for a folder."""
+    if not source.is_dir():
+        digest = pinned.check(source, sha256, key="teacher.sha256")
+        return {source: digest}, digest
+    digests = {path: files.sha256(path) for path in paths}
+    named = {path.relative_to(source).as_posix(): found for path, found in digests.items()}
+    digest = hashlib.sha256(files.canonical_json(named).encode()).hexdigest()
+    if not digest.startswith(sha256 or ""):
+        raise ValueError(f"{source} has sha256 {digest}, but teacher.sha256 pins {pinned.described(sha256 or '')}")
+    return digests, digest

@@ -32,8 +32,8 @@ def run(
 
     Args:
         output: teacher/denoiser.safetensors.
-        kind: "train", "gaussian-mixture" (both need `dataset`), or "edm" (needs `source`).
-        source: a released EDM file. It is read without running anything in it.
+        kind: "train", "gaussian-mixture" (both need `dataset`), or one of `imports.KINDS` (needs `source`).
+        source: a released EDM file, or a folder of diffusers. It is read without running anything in it.
         sha256: what the digest of `source` is, or begins with; None takes any.
         dataset: section `dataset` of the experiment.
         network: architecture without what the dataset says (channels, resolution, classes). Kind train only.
@@ -49,8 +49,7 @@ def run(
     with record.exclusive(output):
         if kind in imports.KINDS and source is not None:
             spec = {"kind": kind, "sha256": sha256}
-            tensors, facts = imports.load(kind, source, sha256=sha256)
-            inputs = {"source": {str(source): facts["source_sha256"]}}
+            tensors, facts, inputs = imports.load(kind, source, sha256=sha256)
         elif kind == "gaussian-mixture" and dataset is not None:
             tensors, facts = _mixture(dataset)
         elif kind == "train" and dataset is not None and network is not None and training is not None:

@@ -132,6 +132,24 @@ def fetch_spec(wildcards):
     return canonical_json({key: MISSING[wildcards.file][key] for key in ("url", "sha256", "size")})
 
 
+def teacher_folder(wildcards):
+    """Configurations and weights of a teacher that diffusers saved, or nothing."""
+    folder = EXPERIMENTS.section(wildcards.experiment, "teacher").get("folder")
+    if folder is None:
+        return []
+    found = [path for kind in ("json", "safetensors") for path in sorted(Path(folder).rglob(f"*.{kind}"))]
+    if not found:
+        refuse(f"{wildcards.experiment}.teacher.folder: {folder} is no folder with JSON and safetensors files")
+    return [str(path) for path in found if not path.name.startswith(".")]
+
+
+def teacher_source(wildcards):
+    """`--source PATH` where the teacher comes from a file or folder, else nothing."""
+    section = EXPERIMENTS.section(wildcards.experiment, "teacher")
+    path = section.get("file") or section.get("folder")
+    return f"--source {shlex.quote(path)}" if path else ""
+
+
 def dataset(wildcards):
     """Folders and label file of a dataset of images: a file that is added, removed or replaced changes its folder."""
     entry = EXPERIMENTS.whole(wildcards.experiment).get("dataset", {})

@@ -1,9 +1,10 @@
-# The frozen denoiser: trained on the dataset, the exact one of a mixture, or one from a file.
+# The frozen denoiser: trained on the dataset, the exact one of a mixture, or one of others' files.
 rule teacher:
     input:
         owned("teacher"),
         dataset=dataset,
-        source=given("teacher"),
+        file=given("teacher"),
+        folder=teacher_folder,
     output:
         "results/{experiment}/teacher/denoiser.safetensors",
     log:
@@ -18,7 +19,7 @@ rule teacher:
         mem_mb=memory(4000),
         runtime=720,
     params:
-        source=flag("source"),
+        source=teacher_source,
         spec=spec("teacher"),
         version=VERSIONS["teacher"],
     shell:
