@@ -4,6 +4,7 @@ import argparse
 import inspect
 import json
 import logging
+import os
 import shlex
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from dmd.stages import processes
+from dmd.stages import leases, processes
 
 Item = TypeVar("Item")
 STATUS_SECONDS = 10.0
@@ -40,6 +41,7 @@ def main(run: Callable[..., None]) -> None:
     parser.add_argument("--log", type=Path, help="also write the log to this file")
     parsed = vars(parser.parse_args())
     spec, log = parsed.pop("spec"), parsed.pop("log")
+    _lease_gpus(spec)
     processes.launch(spec.get("processes", 1), threads=spec.get("threads", 1))
     _start_log(log)
     _log.info("%s -m %s %s", sys.executable, _module_name(), shlex.join(sys.argv[1:]))
@@ -60,6 +62,15 @@ def _fail(error: Exception) -> None:
         _log.debug("%s", traceback.format_exc())
         _log.error("error%s: %s", where, error)
     sys.exit(1)
+
+
+def _lease_gpus(spec: dict[str, Any]) -> None:
+    """Before CUDA is used, and once for all processes of a job: those that torchrun starts have inherited a choice."""
+    if spec.get("device") == "auto" and "RANK" not in os.environ:
+        try:
+            leases.lease_visible(spec.get("processes", 1))
+        except ValueError as error:
+            sys.exit(f"error: {error}")
 
 
 def _module_name() -> str:

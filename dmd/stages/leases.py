@@ -1,0 +1,90 @@
+"""Which GPUs a job may use: jobs of one machine lease cards from each other; a lease falls with its process."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+STATUS_SECONDS = 10.0
+POLL_SECONDS = 0.5
+
+
+def lease_visible(num: int) -> None:
+    """Leases `num` GPUs for this process, what it executes and what it starts, through CUDA_VISIBLE_DEVICES.
+
+    Does nothing where there is no choice: fewer than two cards, or a scheduler that has assigned them. To be called
+    before CUDA is used. Waits while too few are free; takes all of them at once, so that two that wait never block
+    each other.
+
+    Raises:
+        ValueError: the machine shows fewer cards than `num`, but more than one.
+    """
+    cards = shared_cards(os.environ, torch.cuda.device_count)
+    if len(cards) < 2:
+        return
+    if num > len(cards):
+        raise ValueError(f"{num} GPUs wanted, but there are {len(cards)}: {', '.join(cards)}")
+    found = lease(cards, num, folder=Path(tempfile.gettempdir()), log=lambda line: print(line, file=sys.stderr))
+    os.environ |= {"CUDA_VISIBLE_DEVICES": ",".join(found), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def shared_cards(environment: Mapping[str, str], count: Callable[[], int]) -> list[str]:
+    """Names of the cards to lease from: those that the user has made visible, else all; none below a scheduler."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [str(index) for index in range(count())]
+    return [] if "SLURM_JOB_ID" in environment else [name.strip() for name in visible.split(",") if name.strip()]
+
+
+def lease(cards: Sequence[str], num: int, *, folder: Path, log: Callable[[str], None]) -> list[str]:
+    """Names of `num` of the cards, each held by a lock in `folder` until this process ends, even by a kill.
+
+    A process that this one becomes (exec) holds them on; one that it starts does not, and needs not.
+    """
+    begin = said = time.monotonic()
+    while True:
+        with open(_opened(folder / "dmd-gpus.lock"), "rb") as turn:  # one at a time looks for free cards
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            held: dict[str, int] = {}
+            for card in cards:
+                if len(held) < num and (lock := _locked(folder / f"dmd-gpu-{card}.lock")) is not None:
+                    held[card] = lock
+            if len(held) == num:
+                for lock in held.values():
+                    os.set_inheritable(lock, True)
+                return list(held)
+            for lock in held.values():
+                os.close(lock)
+        if time.monotonic() - said >= STATUS_SECONDS:
+            said = time.monotonic()
+            log(f"waiting for {num} of the GPUs {', '.join(cards)} for {said - begin:.0f} s: other jobs lease them")
+        time.sleep(POLL_SECONDS)
+
+
+def _locked(path: Path) -> int | None:
+    """Descriptor of a lock that is now held, None where another process holds it."""
+    lock = _opened(path)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _opened(path: Path) -> int:
+    """Descriptor of a lock file that all users of the machine share."""
+    try:
+        return os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o444)
+        os.fchmod(descriptor, stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
+        return descriptor
