@@ -9,19 +9,16 @@ import io
 import json
 import math
 import mmap
-import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from webdataset.writer import TarWriter
 
-from dmd.artifacts import files
+from dmd.artifacts import files, ustar
 
-BLOCK_SIZE = 512  # tar's unit
-COPY_SIZE = 1 << 20  # bytes of a member written at once
+BLOCK_SIZE = ustar.BLOCK_SIZE
 RECORD_KEY = "__meta__/record"
 
 Item = dict[str, np.ndarray]  # field -> array: image, label, and noise in pairs
@@ -47,14 +44,19 @@ class _Member(NamedTuple):
 
 
 def write(path: Path, items: Iterable[tuple[int, Item]], record: Mapping[str, Any]) -> None:
-    """Writes (global index, fields) to exactly `path`, members `{index:08d}.{field}.npy` sorted by field."""
-    with open(path, "wb") as stream, TarWriter(stream, encoder=False, mtime=0) as writer:
-        # the same bytes as TarWriter's own stream, which looks for PAX headers and copies in pieces of 10 kB
-        writer.tarstream = tarfile.TarFile(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=COPY_SIZE)
-        writer.write({"__key__": RECORD_KEY, "json": files.canonical_json(record).encode()})
+    """Writes (global index, fields) to exactly `path`, members `{index:08d}.{field}.npy` sorted by field.
+
+    The bytes are those of webdataset's TarWriter(mtime=0), which takes three times as long.
+    """
+    with open(path, "wb", buffering=0) as stream:
+        written = ustar.write(stream, ustar.member(f"{RECORD_KEY}.json", [files.canonical_json(record).encode()]))
         for index, fields in items:
-            members = {f"{name}.npy": _to_npy(array) for name, array in fields.items()}
-            writer.write({"__key__": f"{index:08d}", **members})
+            parts: list[ustar.Bytes] = []
+            for name, array in sorted((f"{name}.npy", np.asarray(array, order="C")) for name, array in fields.items()):
+                content: list[ustar.Bytes] = [_npy_header(array.shape, array.dtype), array.data]
+                parts += ustar.member(f"{index:08d}.{name}", content)
+            written += ustar.write(stream, parts)
+        ustar.write(stream, ustar.end(written))
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -159,10 +161,6 @@ def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(stream, header)
     return stream.getvalue()
-
-
-def _to_npy(array: np.ndarray) -> bytes:
-    return _npy_header(array.shape, array.dtype) + array.tobytes()
 
 
 @functools.lru_cache(maxsize=64)

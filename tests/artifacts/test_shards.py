@@ -1,10 +1,12 @@
 """Shards: WebDataset reads them, random access equals reading on, damage is named."""
 
+import io
 import tarfile
 
 import numpy as np
 import pytest
 import webdataset
+from webdataset.writer import TarWriter
 
 from dmd.artifacts import files, shards
 
@@ -71,6 +73,23 @@ def test_the_record_is_read_back_and_missing_elsewhere(tar, tmp_path):
     (tmp_path / "text").write_text("no tar")
     assert shards.read_record(tmp_path / "text") is None
     assert shards.read_record(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (2, 1, 1), (1, 16, 8), (3, 64, 64)])
+@pytest.mark.parametrize(("first", "num"), [(30, 5), (0, 1), (99_999_998, 3), (0, 0)])
+def test_bytes_are_those_of_webdatasets_own_writer(tmp_path, shape, first, num):
+    given = [(index, {**item, "a-b": item["image"][:, ::-1].T}) for index, item in items(first, num, shape=shape)]
+    shards.write(tmp_path / "ours.tar", given, RECORD)
+    with open(tmp_path / "theirs.tar", "wb") as stream, TarWriter(stream, encoder=False, mtime=0) as writer:
+        writer.write({"__key__": "__meta__/record", "json": files.canonical_json(RECORD).encode()})
+        for index, item in given:
+            members = {}
+            for name, array in item.items():
+                npy = io.BytesIO()
+                np.lib.format.write_array(npy, np.asarray(array, order="C"), version=(1, 0))
+                members[f"{name}.npy"] = npy.getvalue()
+            writer.write({"__key__": f"{index:08d}", **members})
+    assert (tmp_path / "ours.tar").read_bytes() == (tmp_path / "theirs.tar").read_bytes()
 
 
 def test_bytes_depend_on_content_alone(tar, tmp_path):
