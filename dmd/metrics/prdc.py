@@ -8,7 +8,7 @@ from torch import Tensor
 from dmd.metrics.distances import distance_rows, neighbour_radii
 
 
-def prdc(generated: Tensor, real: Tensor, *, neighbours: int) -> dict[str, float]:
+def prdc(generated: Tensor, real: Tensor, *, neighbours: int, real_radii: Tensor | None = None) -> dict[str, float]:
     """Precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020, Eqs. 1-4).
 
     Balls around each feature reach to its k-th nearest neighbour of the same set (k = `neighbours`, itself
@@ -16,6 +16,7 @@ def prdc(generated: Tensor, real: Tensor, *, neighbours: int) -> dict[str, float
 
     Args:
         generated, real: features (N, d) and (M, d).
+        real_radii: `neighbour_radii` of `real`, where they are known: a third of the work, and more for M above N.
 
     Returns:
         precision: share of generated samples inside a real ball; recall: share of real ones inside a
@@ -26,7 +27,8 @@ def prdc(generated: Tensor, real: Tensor, *, neighbours: int) -> dict[str, float
     Raises:
         ValueError: either set has no more than k features.
     """
-    real_radii = neighbour_radii(real, neighbours=neighbours)
+    if real_radii is None:
+        real_radii = neighbour_radii(real, neighbours=neighbours)
     generated_radii = neighbour_radii(generated, neighbours=neighbours)
     covered = torch.zeros(len(real), dtype=torch.bool)
     recalled = torch.zeros(len(real), dtype=torch.bool)

@@ -13,6 +13,7 @@ from torch import Tensor
 from dmd.artifacts import tensors as tensor_files
 from dmd.artifacts.feature_blocks import Repetition
 from dmd.metrics.classes import class_counts, class_scores
+from dmd.metrics.distances import neighbour_radii
 from dmd.metrics.frechet import frechet_distance
 from dmd.metrics.inception import metric_name
 from dmd.metrics.kernel import NUM_SUBSETS, kernel_distance, subset_kernel_distances
@@ -100,17 +101,18 @@ def precision_and_kin(repetitions: Sequence[Repetition], real: Reference, number
     """Precision, recall, density, coverage; `real`: the same of as many images of the other split."""
     neighbours = numbers["neighbours"]
     (compared,) = real.load(real.against, "features")
+    radii = neighbour_radii(compared, neighbours=neighbours)
     found, num_samples = [], 0
     for repetition in repetitions:
         (generated,) = repetition.load("features")
-        found.append(prdc(generated, compared, neighbours=neighbours))
+        found.append(prdc(generated, compared, neighbours=neighbours, real_radii=radii))
         num_samples = len(generated)
     other = real.load(real.beside, "features")[0][:num_samples]
     return {
         "metric": real.metric("prdc"),
         "neighbours": neighbours,
         **spreads(found),
-        "real": {"num_samples": len(other), **prdc(other, compared, neighbours=neighbours)},
+        "real": {"num_samples": len(other), **prdc(other, compared, neighbours=neighbours, real_radii=radii)},
     }
 
 
