@@ -79,6 +79,14 @@ def with_digests(value: Any, digests: Mapping[str, str | None]) -> Any:
     return whole if "file" not in whole else whole | {"sha256": whole.get("sha256") or digests.get(whole["file"])}
 
 
+def unpinned(value: Any) -> list[str]:
+    """Files from outside whose digest nobody knows: in place of a digest, their paths tell them apart."""
+    if not isinstance(value, dict):
+        return []
+    own = [value["file"]] if "file" in value and value.get("sha256") is None else []
+    return own + [path for inner in value.values() for path in unpinned(inner)]
+
+
 def merge(parent: Any, child: Any) -> Any:
     """`child` over `parent`: mappings deeply, unless their `kind` or `name` differs; all else replaces."""
     if not isinstance(parent, dict) or not isinstance(child, dict):

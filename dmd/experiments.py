@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from dmd.checks import unknown_experiment
-from dmd.config import ConfigError, Json
+from dmd.config import ConfigError, Json, unpinned
 from dmd.layout import FILES
 
 SECTIONS = {
@@ -92,9 +92,9 @@ class Experiments:
             return experiment
         return self.owner(parent, rule) if identity == self._identity(parent, rule) else experiment
 
-    def _identity(self, experiment: str, rule: str) -> tuple[Json, list[tuple[str, str]]]:
+    def _identity(self, experiment: str, rule: str) -> tuple[Json, list[tuple[str, str]], list[str]]:
         upstream = [(source, self.owner(name, source)) for source, name in self.upstream(experiment, rule)]
-        return self.spec(experiment, rule), upstream
+        return self.spec(experiment, rule), upstream, unpinned(self.section(experiment, SECTIONS.get(rule, rule)))
 
     def path(self, experiment: str, rule: str, block: tuple[int, int] = (0, 0)) -> str:
         """Where the (first) artifact of a rule lies, relative to the folder of results."""

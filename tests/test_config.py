@@ -161,6 +161,22 @@ def test_reference_of_moments_needs_no_dataset_and_its_spec_no_path():
     config.resolve({"experiments": {"alone": {**alone, "reference": moments}}}, SCHEMA)
 
 
+def test_files_of_unknown_digest_are_told_apart_by_their_paths():
+    teachers = {name: {"teacher": {"kind": "edm", "file": f"{name}.pkl"}} for name in ("one", "other")}
+    moments = {"moments": {"file": "m.npz"}}
+    again = {"extends": "one", "distill": {"seed": 1}}
+    far = {"extends": "one", "teacher": {"file": "other.pkl"}, "reference": {"moments": {"file": "n.npz"}}}
+    teachers["one"]["reference"] = moments
+    found = resolved(**teachers, again=again, far=far)
+    assert owners(found, "again")["teacher"] == owners(found, "again")["reference"] == "one"
+    assert set(owners(found, "far").values()) == {"far"}
+    known = {"edm": {"url": "https://a.b/c", "file": "other.pkl", "sha256": "0" * 64}}
+    known["copy"] = {"url": "https://a.b/d", "file": "one.pkl", "sha256": "0" * 64}
+    written = {"base": copy.deepcopy(BASE), "one": {"extends": "base", **teachers["one"]}, "far": far}
+    same = config.resolve({"experiments": written, "inputs": known}, SCHEMA)
+    assert owners(same, "far")["teacher"] == "one"  # the same bytes under two names
+
+
 def test_inception_score_belongs_to_inception_features():
     section = {"features": {"kind": "inception", "file": "i.pth"}, "protocol": {"quantise": 256}}
     found = Experiments(resolved(child={"reference": section}))
@@ -261,11 +277,12 @@ def test_block_spec_differs_from_the_shared_one_only_in_its_place():
 
 def test_imported_teacher_needs_no_dataset_up_to_the_generator():
     sections = {name: copy.deepcopy(BASE[name]) for name in ("pairs", "distill")}
-    teachers = {"one": {"file": "inputs/a.pkl"}, "moved": {"file": "b.pkl"}, "other": {"sha256": "01234567"}}
+    teachers: dict[str, Any] = {"one": {"file": "inputs/a.pkl", "sha256": "89abcdef"}}
+    teachers |= {"moved": {"file": "b.pkl"}, "other": {"sha256": "01234567"}}
     written: dict[str, Any] = {"one": {**sections, "teacher": {"kind": "edm", **teachers["one"]}}}
     written |= {name: {"extends": "one", "teacher": {"kind": "edm", **teachers[name]}} for name in ("moved", "other")}
     experiments = Experiments(config.resolve({"experiments": written}, SCHEMA))
-    assert experiments.spec("one", "teacher") == {"kind": "edm", "sha256": None}
+    assert experiments.spec("one", "teacher") == {"kind": "edm", "sha256": "89abcdef"}
     for rule in ("teacher", "pairs", "pairs_manifest", "distill"):
         assert [experiments.owner(name, rule) for name in written] == ["one", "one", "other"]
 

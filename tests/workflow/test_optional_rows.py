@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tests.workflow.conftest import edited, jobs, make, write_config
+from tests.workflow.conftest import REPOSITORY, edited, jobs, make, snakemake, write_config
 
 TABLE = "results/tables/demo.md"
 ROWS = [{"label": "small", "experiments": ["small"], "run": False}]
@@ -30,3 +30,9 @@ def test_score_that_is_there_is_shown_and_its_experiment_not_run_again(tmp_path:
     answer = make(tmp_path, "--cores", "1", TABLE)
     assert jobs(answer) == {"tables": 1}
     assert "| small | moments | fid | 2.00 |" in (tmp_path / TABLE).read_text()
+
+
+def test_shipped_tables_of_the_paper_start_no_job_of_theirs():
+    answer = snakemake(REPOSITORY, "--dry-run", *(f"results/tables/{name}.md" for name in ("table1", "table6")))
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert set(jobs(answer.stdout)) == {"tables"}

@@ -67,11 +67,15 @@ def planned(experiments: Experiments, experiment: str | None) -> list[Job]:
     return [job_of(rule, Path(output)) for rule, output in jobs]
 
 
-def disk(experiments: Experiments, job: Job) -> int:
-    """Bytes of the shards of a job: per member a tar header, an npy header and the data, in blocks of 512."""
+def disk(experiments: Experiments, job: Job) -> int | None:
+    """Bytes of the shards of a job: per member a tar header, an npy header and the data, in blocks of 512.
+
+    None where no dataset says how large the images are: a released teacher does, once it is here.
+    """
     if job.rule not in MEMBERS:
         return 0
-    dataset = experiments.section(job.experiment, "dataset")
+    if (dataset := experiments.whole(job.experiment).get("dataset")) is None:
+        return None
     side, channels = {"digits": (8, 1), "gaussian-mixture": (1, 2)}.get(dataset["kind"], (0, 0))
     side, channels = dataset.get("resolution", side), dataset.get("channels", channels)
     arrays = MEMBERS[job.rule] - 1
@@ -93,8 +97,8 @@ def table(experiments: Experiments, jobs: list[Job], rates: Rates, sizes: Mappin
             rate = rates.get(name, {}).get(job.rule, known.get(name, {}).get(job.rule))
             seconds += (rate or 0.0) * (work(experiments, job) if job.experiment else 1)
             missing |= rate is None and bool(job.experiment)
-        size = sum(sizes[job.file] or 0 if job.file else disk(experiments, job) for job in chosen) / 2**20
-        more = ">= " if any(job.file and sizes[job.file] is None for job in chosen) else ""
+        known_sizes = [sizes[job.file] if job.file else disk(experiments, job) for job in chosen]
+        size, more = sum(each or 0 for each in known_sizes) / 2**20, ">= " if None in known_sizes else ""
         time = "unknown" if missing and not seconds else f"{'>= ' if missing else ''}{seconds / 60:.1f} min"
         lines.append(f"{rule:18}{len(chosen):6}{calls:16,}{time:>12}{f'{more}{size:.1f}':>10} MiB")
     lines.append(
