@@ -23,7 +23,7 @@ SECTIONS = {
     "pictures": "distill",
     "export": "distill",
 }
-IMPORTED = ("edm", "diffusers")  # kinds of teachers that come from files and need no dataset
+IMPORTED = ("edm", "diffusers", "openai")  # kinds of teachers that come from files and need no dataset
 BLOCK_RULES = ("pairs", "sample", "features")
 SCORE_RULES = ("evaluate", "inception_score")
 

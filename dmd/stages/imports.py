@@ -9,7 +9,7 @@ import torch
 
 from dmd import loading
 from dmd.artifacts import files, pinned, record
-from dmd.stages import stage, teacher_diffusers, teacher_edm
+from dmd.stages import stage, teacher_diffusers, teacher_edm, teacher_openai
 
 Tensors = dict[str, torch.Tensor]
 
@@ -18,16 +18,19 @@ class Importer(NamedTuple):
     """How a kind of teacher is read: the files it consists of, then its weights and facts."""
 
     files: Callable[[Path], list[Path]]
-    load: Callable[[Path], tuple[Tensors, dict[str, Any]]]
+    load: Callable[[Path, int | None], tuple[Tensors, dict[str, Any]]]
 
 
 KINDS = {
-    "edm": Importer(lambda source: [source], teacher_edm.load),
-    "diffusers": Importer(teacher_diffusers.source_files, teacher_diffusers.load),
+    "edm": Importer(lambda source: [source], lambda source, _: teacher_edm.load(source)),
+    "diffusers": Importer(teacher_diffusers.source_files, lambda source, _: teacher_diffusers.load(source)),
+    "openai": Importer(lambda source: [source], lambda source, side: teacher_openai.load(source, side or 64)),
 }
 
 
-def load(kind: str, source: Path, *, sha256: str | None) -> tuple[Tensors, dict[str, Any], record.Inputs]:
+def load(
+    kind: str, source: Path, *, sha256: str | None, resolution: int | None = None
+) -> tuple[Tensors, dict[str, Any], record.Inputs]:
     """Weights and facts of a teacher that others have trained, checked against the network they belong to.
 
     Args:
@@ -35,6 +38,7 @@ def load(kind: str, source: Path, *, sha256: str | None) -> tuple[Tensors, dict[
         source: its file or folder.
         sha256: what the digest begins with, that of the file, or of a folder the one over the names and digests of
             its files; None takes any.
+        resolution: side of the images, for kind openai, whose files say nothing of it; None is 64.
 
     Returns:
         Tensors `ema.*`; what stage teacher writes as metadata: network, preconditioning, sigma_data, shape,
@@ -44,7 +48,7 @@ def load(kind: str, source: Path, *, sha256: str | None) -> tuple[Tensors, dict[
         ValueError: the source is missing, is not the pinned one, cannot be used, or its weights do not fit.
     """
     digests, digest = _digests(source, KINDS[kind].files(source), sha256)
-    tensors, facts = KINDS[kind].load(source)
+    tensors, facts = KINDS[kind].load(source, resolution)
     state = {name.removeprefix("ema."): value for name, value in tensors.items()}
     if bad := [name for name, value in state.items() if not value.isfinite().all()]:
         raise ValueError(f"{source}: weights that are not finite: {', '.join(bad[:5])}")

@@ -21,6 +21,7 @@ def run(
     kind: str,
     source: Path | None = None,
     sha256: str | None = None,
+    resolution: int | None = None,
     dataset: dict[str, Any] | None = None,
     network: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
@@ -33,8 +34,10 @@ def run(
     Args:
         output: teacher/denoiser.safetensors.
         kind: "train", "gaussian-mixture" (both need `dataset`), or one of `imports.KINDS` (needs `source`).
-        source: a released EDM file, or a folder of diffusers. It is read without running anything in it.
+        source: a released EDM file, a folder of diffusers, or OpenAI's teacher of consistency models. It is read
+            without running anything in it.
         sha256: what the digest of `source` is, or begins with; None takes any.
+        resolution: side of the images, which a file of kind openai does not say; None is 64.
         dataset: section `dataset` of the experiment.
         network: architecture without what the dataset says (channels, resolution, classes). Kind train only.
         training: updates, batch_size, learning rate, ... Kind train only.
@@ -44,12 +47,12 @@ def run(
         ValueError: a dataset or source that cannot be used, numbers that do not fit, or a loss that is not finite.
     """
     stage.set_threads(threads)
-    spec = {"kind": kind, "dataset": dataset, "seed": seed, "device": device, "threads": threads}
+    spec: dict[str, Any] = {"kind": kind, "dataset": dataset, "seed": seed, "device": device, "threads": threads}
     inputs: record.Inputs = {}
     with record.exclusive(output):
         if kind in imports.KINDS and source is not None:
-            spec = {"kind": kind, "sha256": sha256}
-            tensors, facts, inputs = imports.load(kind, source, sha256=sha256)
+            spec = {"kind": kind, "sha256": sha256} | ({} if resolution is None else {"resolution": resolution})
+            tensors, facts, inputs = imports.load(kind, source, sha256=sha256, resolution=resolution)
         elif kind == "gaussian-mixture" and dataset is not None:
             tensors, facts = _mixture(dataset)
         elif kind == "train" and dataset is not None and network is not None and training is not None:
