@@ -56,7 +56,8 @@ def load(
         denoiser = loading.new_denoiser(facts["network"], sigma_data=facts["sigma_data"])
     loading.load_network(denoiser, state, source)
     count = sum(value.numel() for value in state.values())
-    stage.log(f"{source}: network {facts['network']['kind']}, {count} parameters, images {facts['shape']}")
+    limit = f", sigma up to {facts['sigma_max']:.6g}" if "sigma_max" in facts else ""
+    stage.log(f"{source}: network {facts['network']['kind']}, {count} parameters, images {facts['shape']}{limit}")
     inputs = {"source": {str(path): found for path, found in digests.items()}}
     return tensors, {**facts, "source_sha256": digest}, inputs
 
