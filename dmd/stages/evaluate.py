@@ -23,6 +23,7 @@ def run(
     prdc: Path,
     classes: Path,
     memorisation: Path,
+    teacher: Path | None = None,
     experiment: str,
     neighbours: int,
     kid_subset: int | None,
@@ -34,6 +35,7 @@ def run(
         reference: features, or moments alone, of real data. Scores compare with the images it names; those against
             the other split stand beside them. What needs features is null where there are moments only.
         features: blocks of features that make up whole repetitions.
+        teacher: the teacher behind the samples, where the images it was trained on are those of the reference.
         experiment: its name, for the files.
         neighbours: k of precision, recall, density and coverage.
         kid_subset: size of the 100 random subsets whose kernel distances are averaged (torch-fidelity's default is
@@ -41,14 +43,17 @@ def run(
         seed: of the subsets.
 
     Raises:
-        ValueError: damaged or missing blocks, or blocks made with another reference.
+        ValueError: damaged or missing blocks, or blocks made with another reference, or images that changed between the
+            training of the teacher and the reference.
     """
     paths = {"fid": fid, "kid": kid, "prdc": prdc, "classes": classes, "memorisation": memorisation}
     spec = {"experiment": experiment, "neighbours": neighbours, "kid_subset": kid_subset, "seed": seed}
     stage.set_threads(1)
     with record.exclusive(fid):
-        inputs = record.check_inputs(reference=reference, features=features)
+        inputs = record.check_inputs(reference=reference, features=features, teacher=teacher)
         repetitions, real, head = compared(reference, features, inputs)
+        if teacher is not None:
+            check_images(teacher, reference)
         head |= {**record.provenance("evaluate", spec, inputs), "experiment": experiment}
         found = {path: {**head, **scores.score(name, repetitions, real, spec)} for name, path in paths.items()}
         for path, score in found.items():
@@ -81,6 +86,17 @@ def compared(
             "protocol": {**shared["protocol"], "labels": shared["labels"]},
         },
     )
+
+
+def check_images(teacher: Path, reference: Path) -> None:
+    """ValueError if a teacher was trained on other images than those that a reference is of."""
+    trained = tensor_files.load_metadata(teacher)["dataset_sha256"]
+    measured = tensor_files.load_metadata(reference)["dataset"]["sha256"]
+    if trained != measured:
+        raise ValueError(
+            f"{teacher} was trained on images of sha256 {trained}, {reference} is of {measured}: a file was overwritten"
+            " in between; run snakemake again, which makes both anew"
+        )
 
 
 def write(path: Path, score: dict[str, Any], inputs: record.Inputs) -> None:

@@ -147,3 +147,14 @@ def test_evaluate_names_an_altered_block(tmp_path, real):
     block.write_bytes(content)
     with pytest.raises(ValueError, match="00000.safetensors is damaged"):
         scored(tmp_path, real, [block])
+
+
+def test_images_that_changed_between_teacher_and_reference_are_refused(tmp_path, real, blocks):
+    teacher, known = tmp_path / "denoiser.safetensors", tensors.load_metadata(real)["dataset"]["sha256"]
+    tensors.save(teacher, {}, {"dataset_sha256": "0" * 64})
+    with pytest.raises(ValueError, match=f"images of sha256 {'0' * 64}, .* is of {known}: a file was overwritten"):
+        scored(tmp_path, real, blocks, teacher=teacher)
+    assert not (tmp_path / "fid.json").exists()
+    tensors.save(teacher, {}, {"dataset_sha256": known})
+    inputs = scored(tmp_path, real, blocks, teacher=teacher)["fid"]["inputs"]
+    assert inputs["teacher"] == files.sha256(teacher)

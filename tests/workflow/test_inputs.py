@@ -1,8 +1,11 @@
 """Inputs that rules look up: folders of images, and every stage of what is shipped."""
 
+import os
+from collections import Counter
 from pathlib import Path
 
-from tests.workflow.conftest import REPOSITORY, edited, snakemake, write_config
+from tests.workflow.conftest import REPOSITORY, TARGET, edited, jobs, make, snakemake, write_config
+from tests.workflow.photos import write_photo
 
 
 def test_edited_folder_of_images_is_an_input(tmp_path: Path):
@@ -10,6 +13,25 @@ def test_edited_folder_of_images_is_an_input(tmp_path: Path):
     write_config(tmp_path, edited({"experiments/small/dataset/folder": "animals"}))
     answer = snakemake(tmp_path, "--dry-run", "results/small/teacher/denoiser.safetensors")
     assert answer.returncode == 0 and "input: animals, animals/cats" in answer.stdout
+
+
+def test_image_overwritten_in_place_reruns_what_was_made_from_it(broken: Path):
+    image, folder = broken / "photos/dusk/00.png", (broken / "photos/dusk").stat()
+    assert jobs(make(broken, "--dry-run", TARGET)) == Counter()
+    write_photo(image, [9, 9, 9], [99, 99, 99], kind="wide")
+    assert (broken / "photos/dusk").stat().st_mtime_ns == folder.st_mtime_ns
+    assert {"teacher", "reference", "pairs", "distill", "evaluate"} <= set(jobs(make(broken, "--dry-run", TARGET)))
+
+
+def test_image_overwritten_between_teacher_and_reference_stops_the_score(broken: Path):
+    image = broken / "photos/dusk/00.png"
+    write_photo(image, [9, 9, 9], [99, 99, 99], kind="wide")
+    reference = "results/small/reference/reference.safetensors"
+    make(broken, "--cores", "1", "--forcerun", "reference", "--", reference)
+    os.utime(image, (0, 0))  # as old as can be: Snakemake sees nothing
+    answer = snakemake(broken, "--cores", "1", TARGET)
+    errors = [line for line in answer.stderr.splitlines() if " error: " in line]
+    assert answer.returncode != 0 and len(errors) == 1 and "a file was overwritten in between" in errors[0]
 
 
 def test_shipped_default_target_plans_every_stage():

@@ -1,4 +1,5 @@
 # Look-up of specs and paths; nothing else. Rules call these with the name of a rule.
+import functools
 import os
 import re
 import shlex
@@ -151,14 +152,35 @@ def teacher_source(wildcards):
 
 
 def dataset(wildcards):
-    """Folders and label file of a dataset of images: a file that is added, removed or replaced changes its folder."""
+    """Folders, label file and newest file of a dataset of images.
+
+    A file that is added, removed or replaced changes its folder; one that is overwritten in place is the newest then.
+    """
     entry = EXPERIMENTS.whole(wildcards.experiment).get("dataset", {})
     if entry.get("kind") != "images":
         return []
     if not os.path.isdir(entry["folder"]):
         refuse(f"{wildcards.experiment}.dataset.folder: {entry['folder']} is not a folder")
     files = [entry["labels"]] if entry["labels"].endswith(".csv") else []
-    return files + sorted(folder for folder, _, _ in os.walk(entry["folder"]))
+    return files + contents(entry["folder"])
+
+
+@functools.cache
+def contents(folder):
+    """All folders below a folder, itself first, and the file that was written last; hidden files do not count."""
+    folders, newest = [], (0, None)
+    for place, _, names in os.walk(folder):
+        folders.append(place)
+        paths = [os.path.join(place, name) for name in names if not name.startswith(".")]
+        newest = max([newest, *((os.stat(path).st_mtime_ns, path) for path in paths if os.path.isfile(path))])
+    return sorted(folders) + list(filter(None, newest[1:]))
+
+
+def trained_on(wildcards):
+    """The teacher whose images the reference is of, where files of images were read for both."""
+    whole = EXPERIMENTS.whole(wildcards.experiment)
+    images = whole.get("dataset", {}).get("kind") == "images" and whole.get("teacher", {}).get("kind") == "train"
+    return artifact("teacher")(wildcards) if images and compared_with(wildcards) else []
 
 
 def compared_with(wildcards):

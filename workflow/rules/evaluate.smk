@@ -33,6 +33,7 @@ rule evaluate:
         owned("evaluate"),
         reference=artifact("reference"),
         features=blocks("features"),
+        teacher=trained_on,
     output:
         fid="results/{experiment}/fid.json",
         kid="results/{experiment}/kid.json",
@@ -51,10 +52,11 @@ rule evaluate:
         mem_mb=memory(2000),
         runtime=60,
     params:
+        teacher=flag("teacher"),
         spec=spec("evaluate"),
         version=VERSIONS["evaluate"],
     shell:
-        "python -m dmd.stages.evaluate --reference {input.reference} --features {input.features} "
+        "python -m dmd.stages.evaluate --reference {input.reference} --features {input.features} {params.teacher} "
         "--fid {output.fid} --kid {output.kid} --prdc {output.prdc} --classes {output.classes} "
         "--memorisation {output.memorisation} --spec {params.spec:q} --log {log}"
 
