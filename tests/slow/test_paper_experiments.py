@@ -1,0 +1,92 @@
+"""The paper's experiments as shipped, run to their end on tiny files of the released formats."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from dmd.config import merge, read_yaml
+from tests.edm_files import make_edm_pickle
+from tests.inception_files import write_inception
+from tests.vgg_files import write_vgg
+from tests.workflow.conftest import REPOSITORY, snakemake
+
+pytestmark = pytest.mark.slow
+
+ADM = {"family": "adm", "resolution": 64, "width": 32, "multipliers": [1, 1, 2], "blocks": 1, "attention": [16]}
+DDPMPP = {"family": "ddpmpp", "resolution": 32, "width": 16, "multipliers": [1, 2], "blocks": 1, "attention": [16]}
+TEACHERS = {  # name of the input -> the network in its file
+    "edm-imagenet64": {**ADM, "num_classes": 1000},
+    "edm-cifar10-cond": {**DDPMPP, "num_classes": 10, "augment": 9},
+    "edm-cifar10-uncond": {**DDPMPP, "augment": 9},
+}
+COUNTS: dict[str, Any] = {  # what is smaller than in the paper; all else is config.yaml's
+    "device": "cpu",
+    "reference": {"floor_draws": 1},
+    "pairs": {"num_pairs": 8, "shard_size": 4, "shards_per_job": 1, "batch_size": 4, "solver": {"steps": 4}},
+    "distill": {
+        "matching_batch_size": 2,
+        "regression_batch_size": 2,
+        "phases": [{"updates": 3}],
+        "optimiser": {"warmup": 1},
+        "checkpoint_every": 2,
+        "grid_every": 3,
+    },
+    "sample": {"num_samples": 8, "shard_size": 4, "shards_per_job": 2, "batch_size": 4},
+}
+EXPERIMENTS = ("cifar10-cond", "cifar10-uncond", "imagenet64")
+FEATURES = 2048
+
+
+def tiny_configuration() -> dict[str, Any]:
+    """config.yaml with smaller counts, and digests that any file of the format has."""
+    config = read_yaml(REPOSITORY / "config.yaml")
+    for name in EXPERIMENTS:
+        config["experiments"][name] = merge(config["experiments"][name], COUNTS)
+    for each in config["inputs"].values():
+        each["sha256"] = None
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which all three ran to fid.json."""
+    folder = tmp_path_factory.mktemp("paper")
+    config = tiny_configuration()
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    places = {name: folder / each["file"] for name, each in config["inputs"].items()}
+    (folder / "inputs").mkdir()
+    for seed, (name, numbers) in enumerate(TEACHERS.items()):
+        make_edm_pickle(places[name], **numbers, seed=seed)
+    write_inception(places["inception"])
+    write_vgg(places["vgg16"])
+    random = np.random.default_rng(0)
+    for name in ("cifar10-moments", "imagenet64-moments"):
+        factor = random.normal(size=(FEATURES, 64)) / 8
+        np.savez(places[name], mu=random.random(FEATURES), sigma=factor @ factor.T)
+    start = time.monotonic()
+    answer = snakemake(folder, *(f"results/{name}/fid.json" for name in EXPERIMENTS))
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    seconds = time.monotonic() - start
+    print(f"three experiments in {seconds:.0f} s")
+    assert "localrule fetch:" not in answer.stdout
+    return folder
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_paper_experiment_ends_with_its_distance(finished, name):
+    score = json.loads((finished / "results" / name / "fid.json").read_text())
+    assert score["metric"] == "fd-inception"
+    assert score["network_calls"] == 1
+    assert score["num_samples"] == 8
+    assert len(score["values"]) == 3
+    assert all(np.isfinite(value) and value > 0 for value in score["values"])
+
+
+def test_a_second_run_has_nothing_to_do(finished):
+    answer = snakemake(finished, *(f"results/{name}/fid.json" for name in EXPERIMENTS))
+    assert "Nothing to be done" in answer.stdout + answer.stderr
