@@ -2,16 +2,12 @@
 
 Such a file holds `{"ema": module, ...}`. Each module is a call of torch_utils.persistence._reconstruct_persistent_obj
 on a dict with the name of its class, the source code of that class (which NVIDIA's reader executes; here it becomes a
-digest), and its state. Each tensor names a storage: the bytes of a torch.save of its own, a second pickle, which the
-real torch.storage._load_from_bytes would load without restriction. Here both pickles go through
-`dmd.artifacts.inert_pickle`.
+digest), and its state; `dmd.artifacts.stored_tensors` has the tensors.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,19 +16,12 @@ from typing import Any
 
 import torch
 
-from dmd.artifacts.inert_pickle import Bounded, Global, Stateful, load
+from dmd.artifacts.bounded import Bounded
+from dmd.artifacts.inert_pickle import Global, Stateful, load
+from dmd.artifacts.stored_tensors import Storage, StoredTensor
 
 MAX_SIZE = 4 << 30  # bytes of a file; the largest released one has 1.2e9
 MAX_DEPTH = 32  # of modules within modules
-MAGIC, FORMAT = 0x1950A86A20F9469CFC6C, 1001  # of torch.save before its zip files
-STORAGES = {
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-}
 SCALARS = {"f8": "d", "f4": "f", "i8": "q", "i4": "i", "b1": "?"}
 
 
@@ -83,19 +72,6 @@ def read(path: Path, *, key: str = "ema", max_size: int = MAX_SIZE) -> Module:
         raise ValueError(f"{path} is no EDM teacher that can be used: {error}") from error
 
 
-@dataclass(frozen=True)
-class _Storage:
-    blob: bytes
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    storage: Any
-    offset: Any
-    size: Any
-    stride: Any
-
-
 @dataclass(frozen=True, eq=False)
 class _Persistent:
     class_name: str
@@ -138,11 +114,11 @@ def _makers(size: int) -> dict[Global, Any]:
 
     found = {
         ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
-        ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, size, stride, *_: _Tensor(
+        ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, size, stride, *_: StoredTensor(
             storage, offset, size, stride
         ),
         ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-        ("torch.storage", "_load_from_bytes"): _Storage,
+        ("torch.storage", "_load_from_bytes"): Storage,
         ("torch.nn.modules.container", "ModuleDict"): _Container,
         ("collections", "OrderedDict"): lambda: {},
         ("dnnlib.util", "EasyDict"): lambda: {},
@@ -201,22 +177,14 @@ class _Reading:
         return Module(found.class_name, named, len(positional), tensors, modules, self._digest(found.source))
 
     def tensor(self, found: Any, name: str) -> torch.Tensor:
-        """A tensor of its own memory, after its strides were checked against its storage."""
-        if not isinstance(found, _Tensor) or not isinstance(found.storage, _Storage):
+        """A tensor of its own memory."""
+        if not isinstance(found, StoredTensor):
             raise ValueError(f"{name}: a tensor was expected")
-        sizes, strides = _extents(found.size, name), _extents(found.stride, name)
-        (offset,) = _extents((found.offset,), name)
-        if len(sizes) != len(strides):
-            raise ValueError(f"{name}: {len(sizes)} sizes and {len(strides)} strides")
-        stored = _stored(found.storage.blob)
+        stored = found.stored(name)
         self._left -= stored.nbytes
         if self._left < 0:
             raise ValueError("more numbers in tensors than the file holds")
-        num = math.prod(sizes)
-        last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
-        if num > len(stored) or (num and last >= len(stored)):
-            raise ValueError(f"{name}: sizes, strides or offset reach beyond its {len(stored)} stored numbers")
-        return torch.as_strided(stored, sizes, strides, offset).clone(memory_format=torch.contiguous_format)
+        return found.view(stored, name)
 
     def _digest(self, source: str) -> str:
         if id(source) not in self._digests:
@@ -230,37 +198,3 @@ def _named(state: dict[Any, Any], key: str) -> dict[str, Any]:
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise ValueError(f"{key} is no dict of names")
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _extents(values: Any, name: str) -> list[int]:
-    if not isinstance(values, tuple | list) or len(values) > 8:
-        raise ValueError(f"{name}: sizes or strides are no short tuple")
-    if not all(type(value) is int and 0 <= value < 1 << 40 for value in values):
-        raise ValueError(f"{name}: sizes, strides or offset are negative or no integers")
-    return list(values)
-
-
-def _stored(blob: Any) -> torch.Tensor:
-    """The numbers of a storage, one-dimensional: five small pickles, a count, the raw numbers."""
-    if not isinstance(blob, bytes):
-        raise ValueError("a storage that is not made of bytes")
-    stream = Bounded(io.BytesIO(blob), len(blob))
-    types = {Global("torch", name): name for name in STORAGES}
-    try:
-        header = [load(stream, {}) for _ in range(3)]
-        if header[:2] != [MAGIC, FORMAT] or not isinstance(header[2], dict) or not header[2].get("little_endian"):
-            raise ValueError("it is not in torch's format, or not little-endian")
-        found = load(stream, types, persistent=lambda found: found)  # type: ignore[arg-type]
-        keys = load(stream, {})
-        (num,) = struct.unpack("<q", stream.read(8))
-    except ValueError as error:
-        raise ValueError(f"in a nested storage: {error}") from error
-    known = type(found) is tuple and len(found) == 6 and found[0] == "storage" and type(found[1]) is Global
-    if not known or type(found[2]) is not str or keys != [found[2]] or found[4] != num or found[5] is not None:
-        raise ValueError("in a nested storage: it is no single storage")
-    dtype = STORAGES[found[1].name]
-    if num < 0 or stream.left != num * dtype.itemsize:
-        raise ValueError(f"in a nested storage: {num} numbers are claimed in {stream.left} bytes")
-    if not num:
-        return torch.empty(0, dtype=dtype)
-    return torch.frombuffer(bytearray(stream.read(stream.left)), dtype=dtype)

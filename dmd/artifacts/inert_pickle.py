@@ -12,6 +12,8 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from dmd.artifacts.bounded import Bounded
+
 MAX_OPERATIONS = 2_000_000
 MAX_PROTOCOL = 5
 _KEYS = (str, int, float, bool, bytes, type(None))
@@ -19,10 +21,8 @@ _VALUES = frozenset(
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 "
     "SHORT_BINBYTES BINBYTES BINBYTES8".split()
 )
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
     "EMPTY_TUPLE": tuple,
     "EMPTY_LIST": list,
     "EMPTY_DICT": dict,
@@ -47,26 +47,6 @@ class Stateful:
 
 
 Makers = Mapping[Global, Callable[..., Any]]
-
-
-class Bounded:
-    """A binary stream that refuses to read beyond its known size, instead of making room for what a file claims."""
-
-    def __init__(self, stream: BinaryIO, size: int) -> None:
-        self._stream, self.left = stream, size
-
-    def read(self, num: int) -> bytes:
-        """Exactly `num` bytes; ValueError if fewer are left."""
-        if num > self.left:
-            raise ValueError(f"{num} bytes are claimed where {self.left} are left: the file is truncated or damaged")
-        self.left -= num
-        return self._stream.read(num)
-
-    def readline(self) -> bytes:
-        """Up to a newline or the end."""
-        line = self._stream.readline(self.left)
-        self.left -= len(line)
-        return line
 
 
 def load(stream: Bounded, makers: Makers, *, persistent: Callable[[Any], Any] | None = None) -> Any:
@@ -105,6 +85,8 @@ class _Machine:
         """One operation."""
         if name in _VALUES:
             self._stack.append(argument)
+        elif name in _CONSTANTS:
+            self._stack.append(_CONSTANTS[name])
         elif name in _EMPTY:
             self._stack.append(_EMPTY[name]())
         elif name in _TUPLES:
@@ -132,8 +114,7 @@ class _Machine:
     def _on_frame(self, size: int) -> None:
         """Frames only group bytes."""
 
-    def _on_stop(self, _: None) -> None:
-        """The end: genops stops here."""
+    _on_stop = _on_frame  # genops ends here
 
     def _on_mark(self, _: None) -> None:
         self._below.append(self._stack)

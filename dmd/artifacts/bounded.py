@@ -1,0 +1,23 @@
+"""Streams of which the size is known."""
+
+from typing import BinaryIO
+
+
+class Bounded:
+    """A binary stream that refuses to read beyond its known size, instead of making room for what a file claims."""
+
+    def __init__(self, stream: BinaryIO, size: int) -> None:
+        self._stream, self.left = stream, size
+
+    def read(self, num: int) -> bytes:
+        """Exactly `num` bytes; ValueError if fewer are left."""
+        if num > self.left:
+            raise ValueError(f"{num} bytes are claimed where {self.left} are left: the file is truncated or damaged")
+        self.left -= num
+        return self._stream.read(num)
+
+    def readline(self) -> bytes:
+        """Up to a newline or the end."""
+        line = self._stream.readline(self.left)
+        self.left -= len(line)
+        return line
