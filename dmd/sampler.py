@@ -46,6 +46,7 @@ class Sampler:
         num_classes: 0 where it knows none.
         sigma: noise level that drawing starts from.
         solver: as `dmd.diffusion.solver.solve` takes it.
+        denoiser: on its device.
         device: where the network works.
         metadata: of the file.
     """
@@ -68,7 +69,7 @@ class Sampler:
         """
         denoiser, self.metadata = loading.load_denoiser(path, weights=weights)
         self.device, self.batch_size = torch.device(device), batch_size
-        self._denoiser = prepare(denoiser.to(self.device), compute or Compute())
+        self.denoiser = prepare(denoiser.to(self.device), compute or Compute())
         self.shape: tuple[int, ...] = tuple(self.metadata["shape"])
         self.num_classes: int = self.metadata["num_classes"]
         self.solver = _with_sigma(solver, self.metadata, path)
@@ -119,7 +120,7 @@ class Sampler:
             noise, label = seeded_noise(chosen + padding, self.shape, num_classes=self.num_classes, labels=labels)
             if given is not None:
                 label[:num] = given[start : start + size]
-            image, calls = solve(self._denoiser, noise.to(self.device), label.to(self.device), self.solver)
+            image, calls = solve(self.denoiser, noise.to(self.device), label.to(self.device), self.solver)
             if not image[:num].isfinite().all():
                 bad = [one for one, pixels in zip(chosen, image, strict=False) if not pixels.isfinite().all()]
                 raise ValueError(f"images of seeds {bad[:5]} are not finite: the denoiser is damaged or diverged")

@@ -29,9 +29,7 @@ class Compute(TypedDict, total=False):
 
 
 def prepare(denoiser: nn.Module, compute: Compute) -> nn.Module:
-    """The denoiser, its network set to compute as asked; a denoiser without network stays as it is.
-
-    Names and values of its state stay: a compiled network is still itself.
+    """The denoiser, its network set to compute as asked, `compile` apart; one without network stays as it is.
 
     Raises:
         ValueError: an unknown dtype, or checkpointing of a network without blocks.
@@ -49,7 +47,13 @@ def prepare(denoiser: nn.Module, compute: Compute) -> nn.Module:
         network.checkpointing = True  # type: ignore[assignment]
     if compute.get("channels_last"):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if compute.get("compile"):
+    return denoiser
+
+
+def compile_network(denoiser: nn.Module, compute: Compute) -> nn.Module:
+    """The denoiser, its network compiled where `compute` says so: the same module, its state and names untouched."""
+    network = getattr(denoiser, "network", None)
+    if isinstance(network, nn.Module) and compute.get("compile"):
         network.compile(dynamic=False)
     return denoiser
 

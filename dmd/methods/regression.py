@@ -89,10 +89,11 @@ class Lpips(nn.Module):
         """Sum of the distances of some images, and its gradient where it is wanted."""
         image = image.requires_grad_(wanted)
         with torch.set_grad_enabled(wanted):
-            value = self._total(image, reference)
+            value = self.total(image, reference)
         return value.detach(), torch.autograd.grad(value, image) if wanted else ()
 
-    def _total(self, image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    def total(self, image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """Sum of the distances of some images, with all its features in memory."""
         ours, total = self._enlarged(image), image.new_zeros((), dtype=torch.float32)
         with torch.no_grad():
             theirs = self._enlarged(reference)

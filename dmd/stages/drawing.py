@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 
 from dmd.artifacts import manifest, record, shards
-from dmd.diffusion.compute import Compute, set_tf32
+from dmd.diffusion.compute import Compute, compile_network, set_tf32
 from dmd.sampler import Sampler
-from dmd.stages import stage
+from dmd.stages import memory, stage
 
 PLACE_KEYS = ("first", "last", "num_samples")  # say which shards and how many, not what is in them
 
@@ -87,6 +87,8 @@ class _Drawer:
         self._sampler = Sampler(
             denoiser, solver=spec["solver"], weights=weights, device=device, batch_size=size, compute=compute
         )
+        memory.announce_drawing(self._sampler.denoiser, self._sampler.shape, size, device)
+        compile_network(self._sampler.denoiser, compute)
         self.facts: dict[str, Any] = {
             "shape": list(self._sampler.shape),
             "num_classes": self._sampler.num_classes,

@@ -10,7 +10,7 @@ import torch
 from dmd import loading
 from dmd.artifacts import manifest as manifests
 from dmd.artifacts.pairs import PairReader
-from dmd.diffusion.compute import Compute, prepare
+from dmd.diffusion.compute import Compute, compile_network, prepare
 from dmd.diffusion.denoiser import Denoiser
 from dmd.diffusion.noise import seeded_noise
 from dmd.methods.dmd import Distillation
@@ -18,7 +18,7 @@ from dmd.methods.numbers import Batch, Numbers
 from dmd.methods.phases import Phase, plan
 from dmd.methods.schedule import learning_rate_factor, update_generator
 from dmd.methods.share import Share
-from dmd.stages import checkpoints, processes, stage
+from dmd.stages import checkpoints, memory, processes, stage
 from dmd.stages.distance import regression_distance
 from dmd.stages.grid import save_grid
 
@@ -54,6 +54,10 @@ class Training:
             prepare(denoiser.to(self.device), compute)
         distance = regression_distance(numbers["regression_distance"], lpips, self.device)
         share = Share(processes.rank(), processes.count(), compute.get("micro_batch_size"))
+        shape = tuple(facts["shape"])
+        memory.announce_distillation(numbers, share, (real, generator), distance, shape)
+        for denoiser in (real, generator, fake):
+            compile_network(denoiser, compute)
         self.distillation = Distillation(real, generator, fake, numbers, distance, share)
         keys = ("network", "preconditioning", "sigma_data", "shape", "num_classes", "sigma_min", "sigma_max")
         self.facts = {
@@ -61,7 +65,6 @@ class Training:
             "kind": "generator",
             "sigma": numbers["sigma"],
         }
-        shape = tuple(facts["shape"])
         self.fixed = seeded_noise(range(GRID_IMAGES), shape, num_classes=facts["num_classes"], labels="balanced")
 
     def train(self, key: str) -> list[dict[str, float]]:

@@ -1,0 +1,119 @@
+"""What a distillation keeps in memory, in bytes: counted, before it starts, on passes of one and two images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dmd.methods.counting import kept_bytes, peak_bytes, trained
+from dmd.methods.numbers import Numbers
+from dmd.methods.regression import CHUNK, Lpips
+from dmd.methods.share import BUCKET, Share
+
+
+@dataclass(frozen=True)
+class Line:
+    """Bytes of a pass over some images: `each` an image, and `once` (weights cast to bfloat16)."""
+
+    each: int
+    once: int
+
+    def of(self, num: int) -> int:
+        """Bytes of a pass over `num` images."""
+        return self.once + num * self.each
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What a network holds: for the backward pass, the same with checkpointed blocks, and at most without gradient."""
+
+    kept: Line
+    checkpointed: Line
+    working: Line
+
+
+def activations(denoiser: nn.Module, shape: tuple[int, ...]) -> Activations:
+    """Counts on real passes, on the denoiser's device and in its dtype; fake tensors do as well.
+
+    Args:
+        denoiser: with a `network` of blocks, in eval mode, neither compiled nor checkpointed.
+        shape: (C, H, W) of an image.
+    """
+    found = []
+    for num in (1, 2):
+        given = _input(denoiser, shape, num)
+        with trained(denoiser):
+            found.append(kept_bytes(denoiser, lambda given=given: denoiser(*given)))  # type: ignore[misc]
+    kept, checkpointed = (Line(two - one, max(2 * one - two, 0)) for one, two in zip(*found, strict=True))
+    found_working = working(denoiser, shape)
+    checkpointed = Line(checkpointed.each, max(checkpointed.once, found_working.once))  # of the forward pass
+    return Activations(kept, checkpointed, found_working)
+
+
+def working(denoiser: nn.Module, shape: tuple[int, ...]) -> Line:
+    """What a pass without gradient holds at most; a denoiser without network holds next to nothing."""
+    if next(denoiser.parameters(), None) is None:
+        return Line(0, 0)
+    one, two = (_working(denoiser, shape, num) for num in (1, 2))
+    return Line(two - one, max(2 * one - two, 0))
+
+
+def lpips_bytes(distance: object, shape: tuple[int, ...], num: int) -> int:
+    """What LPIPS keeps of `num` images, CHUNK at a time; 0 for other distances."""
+    if not isinstance(distance, Lpips):
+        return 0
+    image = distance.get_buffer("shift").new_zeros((1, *shape)).requires_grad_()
+    return min(num, CHUNK) * kept_bytes(distance, lambda: distance.total(image, image.detach()))[0]
+
+
+def distill_parts(
+    numbers: Numbers, share: Share, *, teacher: int, trained: int, found: Activations, lpips: int
+) -> dict[str, int]:
+    """Bytes by purpose at the fullest moment of an update; working memory of kernels comes on top.
+
+    Args:
+        numbers: section `distill`.
+        share: this process's part of a batch.
+        teacher, trained: bytes of weights of the teacher, and of each of generator and fake denoiser.
+        found: of generator and fake denoiser.
+        lpips: bytes LPIPS holds.
+    """
+    line = found.checkpointed if numbers.get("compute", {}).get("gradient_checkpointing") else found.kept
+    matched, regressed = (_largest(share, numbers[key]) for key in ("matching_batch_size", "regression_batch_size"))
+    shared = numbers["shared_noise"] and numbers["fake_score"]
+    matching = line.of(matched) * (2 if shared else 1) + (0 if shared else found.working.of(matched))
+    regression = (line.of(regressed) + lpips) * bool(numbers["regression_weight"])
+    parts = {
+        "weights of teacher, generator, fake denoiser and moving average": teacher + 3 * trained,
+        "moments of both optimisers": 4 * trained,
+        "gradients": trained * (2 if shared else 1),
+    }
+    if share.processes > 1:
+        parts["exchange of gradients"] = 4 * BUCKET
+    if regression > matching:
+        name = f"activations of {regressed} regressed images" + (" and LPIPS" if lpips else "")
+        return parts | {name: regression}
+    return parts | {f"activations of {matched} matched images": matching}
+
+
+def drawing_parts(*, weights: int, found: Line, batch_size: int) -> dict[str, int]:
+    """Bytes by purpose while images are drawn."""
+    return {"weights": weights, f"activations of {batch_size} images": found.of(batch_size)}
+
+
+def _largest(share: Share, num: int) -> int:
+    part = -(-num // share.processes)
+    return min(part, share.micro_batch_size or part)
+
+
+@torch.no_grad()
+def _working(denoiser: nn.Module, shape: tuple[int, ...], num: int) -> int:
+    given = _input(denoiser, shape, num)
+    return peak_bytes(lambda: denoiser(*given))
+
+
+def _input(denoiser: nn.Module, shape: tuple[int, ...], num: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    like = next(denoiser.parameters())
+    return like.new_zeros((num, *shape)), like.new_ones(num), torch.full((num,), -1, device=like.device)

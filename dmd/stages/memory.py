@@ -1,0 +1,76 @@
+"""The memory plan of a stage: printed before work starts, and compared with what the GPU has left."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from dmd.methods.counting import weight_bytes
+from dmd.methods.losses import Distance
+from dmd.methods.memory import activations, distill_parts, drawing_parts, lpips_bytes, working
+from dmd.methods.numbers import Numbers
+from dmd.methods.share import Share
+from dmd.stages import stage
+
+GIB = 2**30
+
+
+def announce_distillation(
+    numbers: Numbers,
+    share: Share,
+    denoisers: tuple[nn.Module, nn.Module],
+    distance: Distance,
+    shape: tuple[int, ...],
+) -> None:
+    """The plan of a distillation, whose networks are on their device and not compiled yet.
+
+    Args:
+        numbers: section `distill`.
+        share: this process's part of a batch.
+        denoisers: teacher, and generator (the fake denoiser is as large).
+        distance: of the regression loss.
+        shape: (C, H, W) of an image.
+    """
+    device = next(denoisers[1].parameters()).device
+    teacher, trained = (weight_bytes(denoiser) for denoiser in denoisers)
+    lpips = lpips_bytes(distance, shape, numbers["regression_batch_size"])
+    found = activations(denoisers[1], shape)
+    parts = distill_parts(numbers, share, teacher=teacher, trained=trained, found=found, lpips=lpips)
+    advice = "lower distill.compute.micro_batch_size, set gradient_checkpointing or dtype bfloat16 there, "
+    announce(parts, device, here=teacher + 2 * trained, advice=advice + "or more distill.processes")
+
+
+def announce_drawing(denoiser: nn.Module, shape: tuple[int, ...], batch_size: int, device: torch.device) -> None:
+    """The plan of stages that draw images, `batch_size` at once; the denoiser is on its device, not compiled yet."""
+    weights = weight_bytes(denoiser)
+    parts = drawing_parts(weights=weights, found=working(denoiser, shape), batch_size=batch_size)
+    announce(parts, device, here=weights, advice="lower batch_size, or set compute.dtype bfloat16")
+
+
+def announce(parts: Mapping[str, int], device: torch.device, *, here: int, advice: str) -> None:
+    """Logs the plan, and stops where it cannot be met.
+
+    Args:
+        parts: bytes by purpose; all of them are needed at once.
+        device: where they are needed; memory of a CPU is not compared.
+        here: bytes of `parts` that are allocated already.
+        advice: keys of the configuration that make the plan smaller.
+
+    Raises:
+        ValueError: the GPU has less memory left than the plan needs.
+    """
+    stage.log(f"memory plan, GiB: {'; '.join(f'{name} {size / GIB:.3g}' for name, size in parts.items())}")
+    total = sum(parts.values())
+    stage.log(f"memory plan: at least {total / GIB:.3g} GiB on {device}")
+    if device.type != "cuda":
+        return
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    refuse(total - here, free, advice)
+
+
+def refuse(need: int, free: int, advice: str) -> None:
+    """ValueError if `need` bytes are more than the `free` ones."""
+    if need > free:
+        raise ValueError(
+            f"at least {need / GIB:.3g} GiB more of GPU memory are needed, {free / GIB:.3g} GiB are free: {advice}"
+        )

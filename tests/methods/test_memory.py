@@ -1,0 +1,81 @@
+"""The memory plan against bytes that real passes keep alive."""
+
+import gc
+
+import pytest
+import torch
+
+from dmd.diffusion.compute import Compute, prepare
+from dmd.diffusion.denoiser import Denoiser
+from dmd.methods.counting import Peak, weight_bytes
+from dmd.methods.memory import Activations, Line, activations, distill_parts, lpips_bytes
+from dmd.methods.regression import l2_distance
+from dmd.methods.share import BUCKET, Share
+from dmd.networks import build
+from dmd.stages import memory
+
+UNET = {"kind": "ddpmpp", "resolution": 16, "channels": 3, "width": 32, "multipliers": [1, 2], "blocks": 2}
+UNET |= {"attention": [8], "num_classes": 4}
+NUM = 6
+SHAPE = (3, 16, 16)
+
+
+def denoiser(**compute) -> Denoiser:
+    torch.manual_seed(0)
+    return prepare(Denoiser(build(UNET), sigma_data=0.5).eval(), Compute(**compute))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_plan_of_a_pass_is_what_a_real_one_holds(dtype, checkpointing):
+    """Alive after the forward pass, and at most until the end of a backward pass that adds to gradients."""
+    found = denoiser(dtype=dtype, gradient_checkpointing=checkpointing)
+    line = activations(found, SHAPE)
+    line = line.checkpointed if checkpointing else line.kept
+    given = torch.randn(NUM, *SHAPE), torch.ones(NUM), torch.zeros(NUM, dtype=torch.int64)
+    found(*given).sum().backward()
+    gc.collect()
+    with Peak() as peak:
+        output = found(*given)
+        gc.collect()
+        alive = peak.now
+        output.square().mean().backward()
+    assert checkpointing or alive == pytest.approx(line.of(NUM), rel=0.1)
+    assert 0.8 < peak.most / line.of(NUM) < 1.1, (alive, peak.most, line)
+
+
+def test_what_saves_memory_saves_it():
+    exact, half = (activations(denoiser(dtype=dtype), SHAPE) for dtype in ("float32", "bfloat16"))
+    assert 0.45 < half.kept.each / exact.kept.each < 0.55
+    assert exact.checkpointed.each < 0.4 * exact.kept.each and half.checkpointed.each < 0.5 * half.kept.each
+    assert exact.working.each < 0.2 * exact.kept.each
+    assert exact.kept.once == 0 < half.kept.once < weight_bytes(denoiser())
+
+
+def test_counting_leaves_the_denoiser_as_it_was():
+    found = denoiser(gradient_checkpointing=True).requires_grad_(False)
+    activations(found, SHAPE)
+    assert found.network.checkpointing and not any(parameter.requires_grad for parameter in found.parameters())
+    assert all(parameter.grad is None for parameter in found.parameters())
+
+
+def test_parts_of_a_distillation_add_up(distill_numbers):
+    found = Activations(kept=Line(10, 1), checkpointed=Line(2, 1), working=Line(1, 0))
+    numbers = distill_numbers | {"matching_batch_size": 30, "regression_batch_size": 24}
+
+    def parts(share=Share(micro_batch_size=8), **changed) -> dict[str, int]:  # noqa: B008
+        return distill_parts(numbers | changed, share, teacher=1000, trained=2000, found=found, lpips=5)
+
+    assert list(parts().values()) == [7000, 8000, 2000, 89]
+    assert list(parts(shared_noise=True).values()) == [7000, 8000, 4000, 162]
+    assert list(parts(compute={"gradient_checkpointing": True}).values())[-1] == 25
+    assert list(parts(Share()).values())[-1] == 331
+    assert list(parts(Share(0, 4)).values())[-2:] == [4 * BUCKET, 89]
+    assert list(parts(matching_batch_size=4).values())[-1] == 86  # regression of 8 images and LPIPS
+    assert lpips_bytes(l2_distance, SHAPE, 4) == 0
+
+
+def test_a_plan_that_does_not_fit_is_refused_with_advice():
+    memory.refuse(3 * memory.GIB, 3 * memory.GIB, "take less")
+    with pytest.raises(ValueError, match="at least 3 GiB more of GPU memory are needed, 2.5 GiB are free: take less"):
+        memory.refuse(3 * memory.GIB, int(2.5 * memory.GIB), "take less")
