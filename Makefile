@@ -32,6 +32,10 @@ check: $(READY)
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.parts
 
+# The same on a GPU, at the paper's sizes: writes bench/results/gpu-CARD.json. TINY=1 proves on a CPU that it runs.
+bench-gpu: $(READY)
+	$(BIN)/python -m bench.gpu $(if $(TINY),--tiny)
+
 # make plan EXPERIMENT=digits: jobs, network calls, time and disk of what a run would make.
 plan: $(READY)
 	@$(BIN)/python workflow/scripts/plan.py $(EXPERIMENT)

@@ -1,0 +1,121 @@
+"""Passes of one network on a device: milliseconds by precision, layout and compilation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bench import clock
+from dmd.diffusion.compute import Compute, prepare, set_tf32
+from dmd.diffusion.denoiser import Denoiser
+from dmd.networks import build
+
+HALF = Compute(dtype="bfloat16")
+MODES: dict[str, tuple[Compute, str | None]] = {  # compute, mode of torch.compile
+    "float32": (Compute(), None),
+    "tf32": (Compute(tf32=True), None),
+    "bfloat16": (HALF, None),
+    "bfloat16, channels_last": (Compute(dtype="bfloat16", channels_last=True), None),
+    "bfloat16, compiled": (HALF, "default"),
+    "bfloat16, compiled, CUDA graphs": (HALF, "reduce-overhead"),
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """A network, the images of one pass, and the device.
+
+    Attributes:
+        backend: of torch.compile; "eager" proves that the code runs where compiling would take too long.
+    """
+
+    network: dict[str, Any]
+    batch_size: int
+    device: torch.device
+    repetitions: int = 5
+    backend: str = "inductor"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return self.network["channels"], self.network["resolution"], self.network["resolution"]
+
+
+def denoiser(size: Size, compute: Compute, mode: str | None = None) -> Denoiser:
+    """Random weights, the layers that start at zero too, in eval mode."""
+    torch.manual_seed(0)
+    with size.device:
+        found = Denoiser(build(size.network), sigma_data=0.5).to(size.device).eval()
+    for weight in found.parameters():
+        if not weight.any():
+            torch.nn.init.normal_(weight, std=0.02)
+    prepare(found, compute)
+    if mode is not None:
+        named = {} if size.backend == "eager" or mode == "default" else {"mode": mode}
+        found.network.compile(dynamic=False, backend=size.backend, **named)
+    return found
+
+
+def batch(size: Size) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images, noise levels and labels."""
+    label = torch.full((size.batch_size,), -1 if size.network["num_classes"] == 0 else 0, device=size.device)
+    return torch.randn(size.batch_size, *size.shape, device=size.device), torch.ones_like(label).float(), label
+
+
+def milliseconds(work: Callable[[], object], size: Size) -> dict[str, float]:
+    """Wall time of `work` until the device is done: median and range; two calls are warm-up."""
+    found = []
+    for number in range(size.repetitions + 2):
+        synchronise(size.device)
+        start = time.perf_counter()
+        work()
+        synchronise(size.device)
+        if number >= 2:
+            found.append(1000 * (time.perf_counter() - start))
+    return clock.spread(found)
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits until the device has done all it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure(size: Size, over: Callable[[], bool]) -> dict[str, Any]:
+    """Forward passes, and forward and backward passes, in each mode; modes are left out once time is `over`."""
+    figures: dict[str, Any] = {}
+    given = batch(size)
+    for name, (compute, mode) in MODES.items():
+        if over():
+            figures[name] = "left out: no time"
+            continue
+        set_tf32(compute)
+        found = denoiser(size, compute, mode)
+
+        def forward(found: Denoiser = found) -> None:
+            torch.compiler.cudagraph_mark_step_begin()
+            with torch.no_grad():
+                found(*given)
+
+        def both(found: Denoiser = found) -> None:
+            torch.compiler.cudagraph_mark_step_begin()
+            found(*given).square().mean().backward()
+            found.zero_grad()
+
+        figures[name] = {"forward_ms": milliseconds(forward, size), "forward_backward_ms": milliseconds(both, size)}
+    set_tf32(Compute())
+    return _with_ratios(figures)
+
+
+def _with_ratios(figures: dict[str, Any]) -> dict[str, Any]:
+    """Each time over that of float32, too."""
+    for figure in figures.values():
+        if isinstance(figure, dict):
+            for name in ("forward", "forward_backward"):
+                whole = figures["float32"][f"{name}_ms"]["median"]
+                figure[f"{name}_over_float32"] = round(figure[f"{name}_ms"]["median"] / whole, 3)
+    return figures

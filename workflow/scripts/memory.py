@@ -1,0 +1,169 @@
+"""Prints what a distillation needs of each GPU's memory, and of disk, before anything starts.
+
+python workflow/scripts/memory.py EXPERIMENT...   of experiments of config.yaml, at their own numbers and at others
+python workflow/scripts/memory.py --paper         of the paper's three pixel experiments, in Markdown
+
+Passes are counted on fake tensors: no weights are needed, and no memory is taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from dmd.artifacts import tensors as tensor_files  # noqa: E402
+from dmd.artifacts.files import canonical_json  # noqa: E402
+from dmd.config import load  # noqa: E402
+from dmd.diffusion.compute import DTYPES  # noqa: E402
+from dmd.diffusion.denoiser import Denoiser  # noqa: E402
+from dmd.experiments import Experiments  # noqa: E402
+from dmd.methods.counting import weight_bytes  # noqa: E402
+from dmd.methods.memory import Activations, activations, distill_parts, lpips_bytes  # noqa: E402
+from dmd.methods.regression import GROUPS, Lpips  # noqa: E402
+from dmd.methods.share import Share  # noqa: E402
+from dmd.networks import build  # noqa: E402
+
+GIB = 2**30
+ADM = {"kind": "adm", "resolution": 64, "channels": 3, "width": 192, "multipliers": [1, 2, 3, 4], "blocks": 3}
+ADM |= {"attention": [32, 16, 8], "num_classes": 1000}
+DDPMPP = {"kind": "ddpmpp", "resolution": 32, "channels": 3, "width": 128, "multipliers": [2, 2, 2], "blocks": 4}
+DDPMPP |= {"attention": [16], "num_classes": 10}
+LPIPS = {"kind": "lpips", "size": 224}
+PAPER: dict[str, tuple[dict[str, Any], int, int]] = {  # network, images in a batch, pairs
+    "ImageNet-64": (ADM, 336, 25_000),
+    "CIFAR-10 conditional": (DDPMPP, 392, 100_000),
+    "CIFAR-10 unconditional": (DDPMPP | {"num_classes": 0}, 392, 500_000),
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bfloat16": {"dtype": "bfloat16"},
+    "bfloat16, checkpointed": {"dtype": "bfloat16", "gradient_checkpointing": True},
+    "bfloat16, checkpointed, micro batches of 16": {
+        "dtype": "bfloat16",
+        "gradient_checkpointing": True,
+        "micro_batch_size": 16,
+    },
+}
+NUM_SAMPLES = 150_000  # three repetitions of 50,000
+
+
+def main() -> None:
+    """Command line: see the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiments", nargs="*", help="experiments of config.yaml")
+    parser.add_argument("--paper", action="store_true", help="the paper's experiments")
+    parsed = parser.parse_args()
+    try:
+        if parsed.paper:
+            print("\n".join(paper()))
+        elif not parsed.experiments:
+            parser.error("name an experiment, or give --paper")
+        config = load(Path("config.yaml"), ROOT / "workflow" / "schemas" / "config.schema.yaml")
+        for name in parsed.experiments:
+            print("\n".join(plan(Experiments(config), name)))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def plan(experiments: Experiments, name: str) -> Iterator[str]:
+    """Memory of one experiment's distillation, by purpose, then in total at other settings."""
+    numbers, network = experiments.section(name, "distill"), architecture(experiments, name)
+    if network is None:
+        yield f"memory of {name}: unknown until its teacher is there, whose file knows the network"
+        return
+    found = needed(network, numbers)
+    yield f"memory of {name} on each of {numbers['processes']} GPUs, GiB: {sum(found.values()) / GIB:.3g} at least"
+    yield from (f"  {size / GIB:8.3g}  {purpose}" for purpose, size in found.items())
+    for variant, compute in VARIANTS.items():
+        total = sum(needed(network, {**numbers, "compute": compute}).values())
+        yield f"  {total / GIB:8.3g}  in all with {variant}"
+
+
+def paper() -> Iterator[str]:
+    """The paper's experiments as a table: GiB on each GPU, and GB of disk."""
+    yield f"| experiment | GPUs | {' | '.join(VARIANTS)} | pairs, disk | samples, disk |"
+    yield f"|---|---:|{'---:|' * (len(VARIANTS) + 2)}"
+    for name, (network, batch, pairs) in PAPER.items():
+        for processes in (1, 7):
+            totals = []
+            for compute in VARIANTS.values():
+                numbers: dict[str, Any] = {"compute": compute, "processes": processes, "matching_batch_size": batch}
+                numbers |= {"regression_batch_size": batch, "regression_weight": 0.25, "regression_distance": LPIPS}
+                totals.append(sum(needed(network, {**numbers, "shared_noise": False, "fake_score": True}).values()))
+            disks = (shard_bytes(network, pairs, arrays=2), shard_bytes(network, NUM_SAMPLES, arrays=1))
+            cells = [f"{total / GIB:.1f} GiB" for total in totals] + [f"{size / 1e9:.1f} GB" for size in disks]
+            yield f"| {name} | {processes} | {' | '.join(cells)} |"
+
+
+def needed(network: dict[str, Any], numbers: dict[str, Any]) -> dict[str, int]:
+    """Bytes by purpose on each GPU; `numbers` are those of section `distill`."""
+    compute = numbers["compute"]
+    share = Share(0, numbers["processes"], compute.get("micro_batch_size"))
+    shape = (network["channels"], network["resolution"], network["resolution"])
+    with torch.device("meta"):
+        weights = weight_bytes(build(network))
+    found = counted(canonical_json(network), compute.get("dtype", "float32"))
+    distance = numbers["regression_distance"]
+    lpips = counted_lpips(distance["size"], shape, numbers["regression_batch_size"]) if "size" in distance else 0
+    return distill_parts(numbers, share, teacher=weights, trained=weights, found=found, lpips=lpips)  # type: ignore[arg-type]
+
+
+@cache
+def counted(network: str, dtype: str) -> Activations:
+    """Activations of an architecture in canonical JSON; the class embedding, a vector per image, is left out."""
+    numbers = json.loads(network)
+    with FakeTensorMode():
+        denoiser = Denoiser(build({**numbers, "num_classes": 0}), sigma_data=0.5).eval()
+        denoiser.dtype = DTYPES[dtype]
+        return activations(denoiser, (numbers["channels"], numbers["resolution"], numbers["resolution"]))
+
+
+@cache
+def counted_lpips(size: int, shape: tuple[int, ...], num: int) -> int:
+    """What LPIPS keeps; its weights do not matter."""
+    widths = (64, 128, 256, 512, 512)
+    with FakeTensorMode():
+        trunk, channels = {}, 3
+        for group, width in zip(GROUPS, widths, strict=True):
+            for layer in group:
+                trunk[f"features.{layer}.weight"] = torch.empty(width, channels, 3, 3)
+                trunk[f"features.{layer}.bias"] = torch.empty(width)
+                channels = width
+        heads = {f"lin{number}.model.1.weight": torch.empty(1, width, 1, 1) for number, width in enumerate(widths)}
+        return lpips_bytes(Lpips(trunk, heads, pooling="average", size=size), shape, num)
+
+
+def shard_bytes(network: dict[str, Any], num: int, *, arrays: int) -> int:
+    """Bytes of shards of `num` items: per member a tar header, an npy header and the data, in blocks of 512."""
+    blocks = math.ceil((128 + 4 * network["channels"] * network["resolution"] ** 2) / 512)
+    return num * 512 * (arrays * (1 + blocks) + 2)
+
+
+def architecture(experiments: Experiments, name: str) -> dict[str, Any] | None:
+    """The network of generator and fake denoiser: that of the teacher's file, else as the configuration says."""
+    source = experiments.section(name, "distill")["start"] or name
+    path = Path("results", experiments.path(source, "teacher"))
+    if path.is_file():
+        return tensor_files.load_metadata(path).get("network")
+    teacher, dataset = experiments.section(source, "teacher"), experiments.whole(source).get("dataset", {})
+    if teacher["kind"] != "train":
+        return None
+    known = {"digits": (1, 8, 10), "gaussian-mixture": (2, 1, 0)}
+    channels, resolution, classes = known.get(dataset["kind"], (dataset.get("channels"), dataset.get("resolution"), 0))
+    return {**teacher["network"], "channels": channels, "resolution": resolution, "num_classes": classes}
+
+
+if __name__ == "__main__":
+    main()
