@@ -1,4 +1,5 @@
-# make demo | table2 | test | test-slow | check | bench | plan | verify | prune | report. All of them make .venv first, once.
+# make demo | table2 | test | test-slow | check | bench | bench-gpu | plan | verify | prune | report.
+# All of them make .venv first, once.
 PYTHON ?= python3
 CORES ?= all
 EXPERIMENT ?=
@@ -6,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(shell cksum < envs/requirements.txt | cut -d ' ' -f 1)
 SOURCES := dmd tests workflow/scripts $(wildcard bench)
 
-.PHONY: demo table2 test test-slow check bench plan verify prune report
+.PHONY: demo table2 test test-slow check bench bench-gpu plan verify prune report
 
 demo: $(READY)
 	$(BIN)/snakemake --cores $(CORES)

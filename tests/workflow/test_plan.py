@@ -24,6 +24,7 @@ def test_plan_counts_jobs_and_calls(tmp_path: Path):
     assert rows["pairs"][1:3] == ["2", "560"]  # 16 pairs, Heun with 18 steps: 35 calls
     assert rows["sample"][1:3] == ["1", "32"]
     assert rows["all"][1:3] == ["9", "592"]
+    assert rows["memory"][2] == "small" and float(rows["memory"][-3]) > 0  # GiB of distill
 
 
 def test_export_needs_the_generator_alone_and_lies_with_it(tmp_path: Path):

@@ -44,7 +44,12 @@ def main() -> None:
         if parsed.record:
             parsed.record.write_text(json.dumps(rates, indent=1, sort_keys=True) + "\n")
         else:
-            print(table(experiments, planned(experiments, parsed.experiment), rates, sizes), flush=True)
+            jobs = planned(experiments, parsed.experiment)
+            print(table(experiments, jobs, rates, sizes), flush=True)
+            if parsed.experiment is not None and any(job.rule == "distill" for job in jobs):
+                from workflow.scripts import memory  # torch, which the table does without
+
+                print("\n".join(memory.plan(experiments, parsed.experiment)), flush=True)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; python would flush once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
