@@ -1,4 +1,7 @@
-"""Deterministic solvers of the probability flow ODE dx/dsigma = (x - D(x; sigma)) / sigma, state in float64."""
+"""Deterministic solvers of the probability flow ODE dx/dsigma = (x - D(x; sigma)) / sigma, state in float64.
+
+Sums are taken in place where nobody else holds the tensor: new memory costs more than the arithmetic.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,19 +29,19 @@ class Counted:
 def euler(denoiser: Denoise, image: torch.Tensor, label: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
     """First order: one call a step. `image` float64 at sigmas[0]; `sigmas` float64 descending, ending in 0."""
     for sigma, next_sigma in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
-        slope = (image - _x0(denoiser, image, sigma, label)) / sigma
-        image = image + (next_sigma - sigma) * slope
+        slope = (image - _x0(denoiser, image, sigma, label)).div_(sigma)
+        image = slope.mul_(next_sigma - sigma).add_(image)
     return image
 
 
 def heun(denoiser: Denoise, image: torch.Tensor, label: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
     """Second order (Karras et al. 2022, Algorithm 1 without churn): two calls a step, one in the last."""
     for sigma, next_sigma in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
-        slope = (image - _x0(denoiser, image, sigma, label)) / sigma
-        end = image + (next_sigma - sigma) * slope
+        slope = (image - _x0(denoiser, image, sigma, label)).div_(sigma)
+        end = (slope * (next_sigma - sigma)).add_(image)
         if next_sigma > 0:
-            end_slope = (end - _x0(denoiser, end, next_sigma, label)) / next_sigma
-            end = image + (next_sigma - sigma) * 0.5 * (slope + end_slope)
+            end_slope = (end - _x0(denoiser, end, next_sigma, label)).div_(next_sigma)
+            end = end_slope.add_(slope).mul_((next_sigma - sigma) * 0.5).add_(image)
         image = end
     return image
 
