@@ -71,6 +71,20 @@ def test_noise_and_labels_are_bit_equal_across_batch_sizes(
         np.testing.assert_allclose(found["image"], expected["image"], rtol=0, atol=1e-4)
 
 
+def test_passes_in_bfloat16_draw_the_same_noise_and_nearly_the_same_images(
+    manifest_file, teacher_file, pairs_numbers, tmp_path, caplog
+):
+    caplog.set_level(logging.INFO, logger="dmd")
+    compute = {"dtype": "bfloat16", "channels_last": True, "tf32": True}
+    block = make(tmp_path, teacher_file, pairs_numbers, compute=compute)
+    assert manifest.read(block).metadata["spec"]["compute"] == compute
+    assert "memory plan: at least" in caplog.text and "activations of 4 images" in caplog.text
+    for (_, mine), (_, exact) in zip(items(tmp_path), items(manifest_file.parent), strict=True):
+        assert all((mine[name] == exact[name]).all() for name in ("noise", "label"))
+        error = np.abs(mine["image"] - exact["image"])
+        assert 0 < error.max() < 0.1 and mine["image"].dtype == np.float32
+
+
 def test_pairs_hold_what_their_seeds_draw_whatever_the_shard_size(teacher_file, pairs_numbers, manifest_file, tmp_path):
     make(tmp_path, teacher_file, pairs_numbers, shard_size=4, last=2)
     found = items(tmp_path, (*TARS, "00002.tar"))
