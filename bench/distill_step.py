@@ -10,11 +10,19 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bench import clock, setting
 from dmd import loading
+from dmd.diffusion.compute import Compute
 from dmd.diffusion.denoiser import Denoiser
 from dmd.methods.phases import plan
 from dmd.stages import stage, training
 
 NUM_PAIRS = 256
+SWITCHES: dict[str, Compute] = {
+    "float32": {},
+    "channels_last": {"channels_last": True},
+    "bfloat16": {"dtype": "bfloat16"},
+    "compile": {"compile": True},
+    "bfloat16_compile": {"dtype": "bfloat16", "compile": True},
+}
 FAKE_FORWARD = "fake forward"  # what shared_noise saves
 
 
@@ -23,12 +31,7 @@ def measure(folder: Path, *, repetitions: int) -> dict[str, Any]:
 
     An update is the stage's own: data read, noise drawn, both losses, both optimisers, moving average, log row.
     """
-    stage.set_threads(setting.THREADS)
-    teacher, manifest = folder / "teacher" / "denoiser.safetensors", folder / "pairs" / "blocks" / "pairs.parquet"
-    setting.write_teacher(teacher)
-    solver = {**setting.SOLVER, "name": "euler", "steps": 1}
-    last = NUM_PAIRS // setting.BATCH_SIZE - 1
-    setting.draw_pairs(teacher, manifest, first=0, last=last, shard_size=setting.BATCH_SIZE, solver=solver)
+    teacher, manifest = _inputs(folder)
     own, shared = (_Updates(teacher, manifest, folder, shared_noise=shared) for shared in (False, True))
     passes = _Passes(teacher)
     steps, shared_steps, parts = [], [], []
@@ -40,8 +43,8 @@ def measure(folder: Path, *, repetitions: int) -> dict[str, Any]:
     sums = [sum(part.values(), clock.Cost(0.0, 0.0)) for part in parts]
     shared_sums = [whole - part[FAKE_FORWARD] for whole, part in zip(sums, parts, strict=True)]
     return {
-        "over_passes": clock.ratios(steps, sums, most=1.05),
-        "shared_noise_over_own_passes": clock.ratios(shared_steps, shared_sums, most=1.05),
+        "over_passes": clock.ratios(steps, sums, most=1.03),
+        "shared_noise_over_own_passes": clock.ratios(shared_steps, shared_sums, most=1.03),
         "shared_noise_over_passes": clock.ratios(shared_steps, sums),
         "seconds": {"cpu": clock.spread([step.cpu for step in steps])},
         "shares_of_passes": {
@@ -51,11 +54,47 @@ def measure(folder: Path, *, repetitions: int) -> dict[str, Any]:
     }
 
 
+def measure_compute(folder: Path, *, repetitions: int) -> dict[str, Any]:
+    """Time of an update with each switch of section `compute` over the sum of its bare float32 passes.
+
+    The first update of each, which compiles, is not counted.
+    """
+    teacher, manifest = _inputs(folder)
+    passes = _Passes(teacher)
+    updates = {
+        name: _Updates(teacher, manifest, folder, shared_noise=False, compute=compute)
+        for name, compute in SWITCHES.items()
+    }
+    sums: list[clock.Cost] = []
+    steps: dict[str, list[clock.Cost]] = {name: [] for name in updates}
+    for repetition in range(repetitions + 1):
+        sums.append(sum(passes.costs().values(), clock.Cost(0.0, 0.0)))
+        for name, one in updates.items():
+            steps[name].append(clock.cost(one.next))
+            print(f"compute  {name}, update {repetition}: {steps[name][-1].cpu:.3g} s of CPU", flush=True)
+    return {f"{name}_over_float32_passes": clock.ratios(each[1:], sums[1:]) for name, each in steps.items()}
+
+
+def _inputs(folder: Path) -> tuple[Path, Path]:
+    """A teacher of random weights, and a block of its pairs that reads like a manifest."""
+    stage.set_threads(setting.THREADS)
+    teacher, manifest = folder / "teacher" / "denoiser.safetensors", folder / "pairs" / "blocks" / "pairs.parquet"
+    setting.write_teacher(teacher)
+    solver = {**setting.SOLVER, "name": "euler", "steps": 1}
+    last = NUM_PAIRS // setting.BATCH_SIZE - 1
+    setting.draw_pairs(teacher, manifest, first=0, last=last, shard_size=setting.BATCH_SIZE, solver=solver)
+    return teacher, manifest
+
+
 class _Updates:
     """Update after update of the stage."""
 
-    def __init__(self, teacher: Path, manifest: Path, folder: Path, *, shared_noise: bool) -> None:
+    def __init__(
+        self, teacher: Path, manifest: Path, folder: Path, *, shared_noise: bool, compute: Compute | None = None
+    ) -> None:
         numbers = setting.distill_numbers(shared_noise=shared_noise)
+        if compute:
+            numbers["compute"] = {**compute}
         self._training = training.Training(teacher, manifest, teacher, None, folder, numbers)
         (self._phase,), _ = plan(numbers)
         self._rows: list[dict[str, float]] = []

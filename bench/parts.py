@@ -1,6 +1,7 @@
-"""Stages against the sum of their parts, on one thread: python -m bench.parts [pairs] [distill] [shards].
+"""Stages against the sum of their parts, on one thread: python -m bench.parts [pairs] [distill] [shards] [compute].
 
-Prints every ratio with its range over interleaved repetitions. A run of all parts writes bench/results/parts-cpu.json.
+Prints every ratio with its range over interleaved repetitions. A run without names measures the first three and writes
+bench/results/parts-cpu.json; `compute`, an update under each switch of section `compute`, compiles for minutes.
 Exits 1 if a target is missed.
 """
 
@@ -22,26 +23,28 @@ from bench import distill_step, pair_stage, setting, shard_files
 
 OUTPUT = Path(__file__).parent / "results" / "parts-cpu.json"
 CLOCKS = ("cpu", "wall")
-REPETITIONS = {"pairs": 7, "distill": 7, "shards": 15}
+REPETITIONS = {"pairs": 7, "distill": 7, "shards": 15, "compute": 5}
 PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "pairs": pair_stage.measure,
     "distill": distill_step.measure,
     "shards": shard_files.measure,
+    "compute": distill_step.measure_compute,
 }
+RECORDED = ("pairs", "distill", "shards")
 
 
 def main() -> None:
     """Measures the chosen parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all where none is named")
-    chosen = parser.parse_args().parts or list(PARTS)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="pairs, distill and shards where none is named")
+    chosen = parser.parse_args().parts or list(RECORDED)
     torch.set_num_threads(setting.THREADS)
     figures: dict[str, Any] = {}
     for name in chosen:
         with tempfile.TemporaryDirectory() as folder:
             figures[name] = PARTS[name](Path(folder), repetitions=REPETITIONS[name])
         print("\n".join(_lines(name, figures[name])), flush=True)
-    if set(chosen) == set(PARTS):
+    if set(chosen) == set(RECORDED):
         OUTPUT.write_text(json.dumps(_setting() | {"parts": figures}, indent=2, sort_keys=True) + "\n")
         print(f"written to {OUTPUT.relative_to(Path.cwd()) if OUTPUT.is_relative_to(Path.cwd()) else OUTPUT.name}")
     if any(not figure.get("met", True) for part in figures.values() for figure in part.values() if _is_figure(figure)):
@@ -70,7 +73,7 @@ def _setting() -> dict[str, Any]:
         "machine": f"{machine}, {card}, {torch.backends.cpu.get_cpu_capability()}",
         "torch": torch.__version__,
         "threads": setting.THREADS,
-        "repetitions": REPETITIONS,
+        "repetitions": {name: REPETITIONS[name] for name in RECORDED},
         "batch_size": setting.BATCH_SIZE,
         "network": setting.NETWORK,
     }
