@@ -1,4 +1,4 @@
-"""Prints what a distillation needs of each GPU's memory, and of disk, before anything starts.
+"""Prints what a distillation needs of each GPU's memory, of disk and of arithmetic, before anything starts.
 
 python workflow/scripts/memory.py EXPERIMENT...   of experiments of config.yaml, at their own numbers and at others
 python workflow/scripts/memory.py --paper         of the paper's three pixel experiments, in Markdown
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -41,11 +42,12 @@ ADM |= {"attention": [32, 16, 8], "num_classes": 1000}
 DDPMPP = {"kind": "ddpmpp", "resolution": 32, "channels": 3, "width": 128, "multipliers": [2, 2, 2], "blocks": 4}
 DDPMPP |= {"attention": [16], "num_classes": 10}
 LPIPS = {"kind": "lpips", "size": 224}
-PAPER: dict[str, tuple[dict[str, Any], int, int]] = {  # network, images in a batch, pairs
-    "ImageNet-64": (ADM, 336, 25_000),
-    "CIFAR-10 conditional": (DDPMPP, 392, 100_000),
-    "CIFAR-10 unconditional": (DDPMPP | {"num_classes": 0}, 392, 500_000),
+PAPER: dict[str, tuple[dict[str, Any], int, int, int, int]] = {  # network, batch, pairs, calls for a pair, updates
+    "ImageNet-64": (ADM, 336, 25_000, 511, 350_000),
+    "CIFAR-10 conditional": (DDPMPP, 392, 100_000, 35, 300_000),
+    "CIFAR-10 unconditional": (DDPMPP | {"num_classes": 0}, 392, 500_000, 35, 300_000),
 }
+PASSES = 2 * 3 + 1 + 1 + 3  # of an update, in forward passes of a batch: generator on two batches, teacher, fake twice
 VARIANTS: dict[str, dict[str, Any]] = {
     "float32": {},
     "bfloat16": {"dtype": "bfloat16"},
@@ -67,7 +69,7 @@ def main() -> None:
     parsed = parser.parse_args()
     try:
         if parsed.paper:
-            print("\n".join(paper()))
+            print("\n".join([*paper(), "", *operations()]))
         elif not parsed.experiments:
             parser.error("name an experiment, or give --paper")
         config = load(Path("config.yaml"), ROOT / "workflow" / "schemas" / "config.schema.yaml")
@@ -95,7 +97,7 @@ def paper() -> Iterator[str]:
     """The paper's experiments as a table: GiB on each GPU, and GB of disk."""
     yield f"| experiment | GPUs | {' | '.join(VARIANTS)} | pairs, disk | samples, disk |"
     yield f"|---|---:|{'---:|' * (len(VARIANTS) + 2)}"
-    for name, (network, batch, pairs) in PAPER.items():
+    for name, (network, batch, pairs, _, _) in PAPER.items():
         for processes in (1, 7):
             totals = []
             for compute in VARIANTS.values():
@@ -105,6 +107,25 @@ def paper() -> Iterator[str]:
             disks = (shard_bytes(network, pairs, arrays=2), shard_bytes(network, NUM_SAMPLES, arrays=1))
             cells = [f"{total / GIB:.1f} GiB" for total in totals] + [f"{size / 1e9:.1f} GB" for size in disks]
             yield f"| {name} | {processes} | {' | '.join(cells)} |"
+
+
+def operations() -> Iterator[str]:
+    """Floating-point operations of networks in the paper's experiments; a backward pass counts as two forward ones."""
+    yield "| experiment | forward pass of an image | all pairs | one update | all updates |"
+    yield "|---|---:|---:|---:|---:|"
+    for name, (network, batch, pairs, calls, updates) in PAPER.items():
+        forward = forward_operations(network)
+        update = PASSES * batch * forward
+        cells = f"{forward / 1e9:.1f} G | {pairs * calls * forward / 1e18:.2f} E | {update / 1e12:.0f} T"
+        yield f"| {name} | {cells} | {updates * update / 1e18:.0f} E |"
+
+
+def forward_operations(network: dict[str, Any]) -> int:
+    """Floating-point operations of a forward pass of one image; a multiplication with its addition counts as two."""
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter, torch.no_grad():
+        image = torch.zeros(1, network["channels"], network["resolution"], network["resolution"])
+        build({**network, "num_classes": 0})(image, torch.zeros(1), torch.full((1,), -1))
+    return counter.get_total_flops()
 
 
 def needed(network: dict[str, Any], numbers: dict[str, Any]) -> dict[str, int]:
