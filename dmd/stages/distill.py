@@ -55,22 +55,21 @@ def run(
             return
         metadata = {**provenance, **training.facts}
         with record.publish(table, stage="distill", inputs=inputs) as temporary:
-            manifests.write(temporary, _log_table(rows, numbers["log_every"]), metadata)
+            manifests.write(temporary, _log_table(rows), metadata)
         with record.publish(output, stage="distill", inputs=inputs) as temporary:
             tensor_files.write(temporary, training.weights(), metadata)
         checkpoints.clear(training.checkpoints)
 
 
 def _without_cadence(numbers: Numbers) -> dict[str, Any]:
-    """What decides the weights: how often a run writes scratch files and log rows does not."""
-    cadence = ("checkpoint_every", "grid_every", "log_every")
+    """What decides weights and log: how often a run writes scratch files does not."""
+    cadence = ("checkpoint_every", "grid_every")
     return {name: value for name, value in numbers.items() if name not in cadence}
 
 
-def _log_table(rows: list[dict[str, float]], every: int) -> pa.Table:
+def _log_table(rows: list[dict[str, float]]) -> pa.Table:
     names = ["update", "phase", *sorted({name for row in rows for name in row} - {"update", "phase"})]
-    kept = rows[::every]
-    columns: dict[str, Any] = {name: [row.get(name, math.nan) for row in kept] for name in names}
+    columns: dict[str, Any] = {name: [row.get(name, math.nan) for row in rows] for name in names}
     columns |= {name: pa.array([int(value) for value in columns[name]], pa.int64()) for name in ("update", "phase")}
     return pa.table(columns)
 

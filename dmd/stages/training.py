@@ -68,7 +68,7 @@ class Training:
         self.fixed = seeded_noise(range(GRID_IMAGES), shape, num_classes=facts["num_classes"], labels="balanced")
 
     def train(self, key: str) -> list[dict[str, float]]:
-        """All updates that are left; returns the log rows of all."""
+        """All updates that are left; returns the log rows of every `log_every`-th of all."""
         phases, notes = plan(self.numbers)
         for line in notes:
             stage.log(line)
@@ -81,7 +81,8 @@ class Training:
             phase = next(phase for phase in phases if update < phase.first + phase.updates)
             row = self.update(update, phase, total)
             check_finite(row, update, self.checkpoints)
-            rows.append({"update": update, "phase": phase.index, **row})
+            if update % self.numbers["log_every"] == 0:
+                rows.append({"update": update, "phase": phase.index, **row})
             if processes.rank() == 0:
                 self._keep(update + 1, total, key, rows)
             status.add(images=self._num_images(phase))
