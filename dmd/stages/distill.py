@@ -62,8 +62,11 @@ def run(
 
 
 def _without_cadence(numbers: Numbers) -> dict[str, Any]:
-    """What decides weights and log: how often a run writes scratch files does not."""
-    cadence = ("checkpoint_every", "grid_every")
+    """What decides the weights: how often a run writes scratch files and log rows does not.
+
+    Where `log_every` changes on the way, rows from before keep the old cadence.
+    """
+    cadence = ("checkpoint_every", "grid_every", "log_every")
     return {name: value for name, value in numbers.items() if name not in cadence}
 
 
