@@ -116,4 +116,6 @@ def _working(denoiser: nn.Module, shape: tuple[int, ...], num: int) -> int:
 
 def _input(denoiser: nn.Module, shape: tuple[int, ...], num: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     like = next(denoiser.parameters())
-    return like.new_zeros((num, *shape)), like.new_ones(num), torch.full((num,), -1, device=like.device)
+    classes = getattr(getattr(denoiser, "network", None), "num_classes", 0)  # not every network takes -1, none
+    label = torch.full((num,), 0 if classes else -1, device=like.device)
+    return like.new_zeros((num, *shape)), like.new_ones(num), label
