@@ -12,7 +12,8 @@ from dmd.metrics.moments import Moments
 def frechet_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: Tensor) -> float:
     """Squared Frechet (2-Wasserstein) distance between two Gaussians (Dowson & Landau 1982), as in FID.
 
-    |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1^1/2 S2 S1^1/2)^1/2, by two symmetric eigendecompositions: singular
+    |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1^1/2 S2 S1^1/2)^1/2, where the last trace is the sum of singular values of
+    S1^1/2 S2^1/2: roots are never taken of the product, whose small eigenvalues rounding hides, and singular
     covariances (fewer samples than features) need no regularisation.
 
     Args:
@@ -28,7 +29,7 @@ def frechet_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, other
     if mean.shape != other_mean.shape or covariance.shape != other_covariance.shape:
         raise ValueError(f"moments of {len(mean)} and of {len(other_mean)} features cannot be compared")
     offset = (mean.double() - other_mean.double()).square().sum()
-    cross = _cross(square_root(covariance), other_covariance.double())
+    cross = _cross(square_root(covariance), square_root(other_covariance))
     return max(float(offset + covariance.trace() + other_covariance.trace() - 2 * cross), 0.0)
 
 
@@ -88,9 +89,8 @@ def gaussian_floor(mean: Tensor, covariance: Tensor, *, num_samples: int, num_sp
         factor = torch.from_numpy(random.standard_normal((size, min(size, freedom)))).tril(-1)
         degrees = freedom - np.arange(factor.shape[1])
         factor.diagonal().copy_(torch.from_numpy(random.chisquare(degrees)).sqrt())
-        factor = root @ factor
-        found = factor @ factor.T / freedom
-        total = (drawn - mean).square().sum() + found.trace() + covariance.trace() - 2 * _cross(root, found)
+        factor = root @ factor / freedom**0.5
+        total = (drawn - mean).square().sum() + factor.square().sum() + covariance.trace() - 2 * _cross(root, factor)
         distances.append(max(float(total), 0.0))
     return distances
 
@@ -98,16 +98,10 @@ def gaussian_floor(mean: Tensor, covariance: Tensor, *, num_samples: int, num_sp
 def square_root(covariance: Tensor) -> Tensor:
     """The symmetric root of a symmetric positive semidefinite matrix, float64 (d, d)."""
     values, vectors = torch.linalg.eigh(covariance.double())
-    return (vectors * _sqrt(values)) @ vectors.T
+    smallest = values.abs().max() * len(values) * torch.finfo(values.dtype).eps  # within rounding error of zero
+    return (vectors * torch.where(values > smallest, values, 0).sqrt()) @ vectors.T
 
 
-def _cross(root: Tensor, covariance: Tensor) -> Tensor:
-    """tr (R S R)^1/2 of a symmetric root R and a covariance S."""
-    product = root @ covariance @ root
-    return _sqrt(torch.linalg.eigvalsh((product + product.T) / 2)).sum()
-
-
-def _sqrt(values: Tensor) -> Tensor:
-    """Square roots of eigenvalues; those within rounding error of zero (or below it) count as zero."""
-    smallest = values.abs().max() * len(values) * torch.finfo(values.dtype).eps
-    return torch.where(values > smallest, values, 0).sqrt()
+def _cross(factor: Tensor, other: Tensor) -> Tensor:
+    """tr (S1^1/2 S2 S1^1/2)^1/2 of covariances S = F F^T from any factors F, (d, m) and (d, n)."""
+    return torch.linalg.svdvals(factor.T @ other).sum()

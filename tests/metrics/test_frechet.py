@@ -37,6 +37,23 @@ def test_distance_equals_the_trace_of_the_root_of_the_product(rank):
     assert swapped == pytest.approx(found, rel=1e-9)
 
 
+def test_distance_of_covariances_of_many_scales_is_exact():
+    basis = torch.linalg.qr(gaussian(8, 128, 128)[1]).Q
+    variances = torch.logspace(1, -7, 128, dtype=torch.float64)
+    covariance, wider = (basis @ (scale * variances).diag() @ basis.T for scale in (1.0, 1.3))
+    mean = torch.zeros(128)
+    expected = float(variances.sum()) * (1.3**0.5 - 1) ** 2
+    assert frechet.frechet_distance(mean, covariance, mean, wider) == pytest.approx(expected, rel=1e-9)
+
+
+def test_gaussian_floor_of_covariances_of_many_scales_vanishes_with_many_samples():
+    basis = torch.linalg.qr(gaussian(8, 64, 64)[1]).Q
+    variances = torch.logspace(3, -8, 64, dtype=torch.float64)
+    covariance = basis @ variances.diag() @ basis.T
+    (found,) = frechet.gaussian_floor(torch.zeros(64).double(), covariance, num_samples=10**12, num_splits=1, seed=0)
+    assert found < 1e-10 * float(variances.sum())
+
+
 @pytest.mark.parametrize("rank", [64, 5, 0])
 def test_distance_of_a_gaussian_to_itself_vanishes(rank):
     mean, covariance = gaussian(2, 64, rank)
