@@ -1,7 +1,8 @@
 """Experiments: what a configuration says once inheritance, defaults and checks are through.
 
 `extends: other` inherits: mappings merge deeply, lists replace, and a mapping whose `kind` (or, for a solver,
-`name`) differs from its parent's replaces it whole. The schema then checks the merged experiment and fills in its
+`name`) differs from its parent's replaces it whole; one that names another `file` or `folder` does not inherit the
+`sha256` of its parent's. The schema then checks the merged experiment and fills in its
 defaults.
 """
 
@@ -15,6 +16,7 @@ import jsonschema
 import yaml
 
 from dmd.checks import Json, contradictions, suggestion, unfit_inputs, unknown_experiment, unknown_names
+from dmd.sources import SOURCES, with_digests
 
 SWITCHES = ("kind", "name")
 
@@ -69,31 +71,21 @@ def resolve(config: Json, schema: Json) -> Json:
     return {**config, "experiments": merged, "parents": parents}
 
 
-def with_digests(value: Any, digests: Mapping[str, str | None]) -> Any:
-    """`value` with a `sha256` in each mapping that names a `file`: its own, else the one in `digests`, else None."""
-    if isinstance(value, list):
-        return [with_digests(item, digests) for item in value]
-    if not isinstance(value, dict):
-        return value
-    whole = {key: with_digests(item, digests) for key, item in value.items()}
-    return whole if "file" not in whole else whole | {"sha256": whole.get("sha256") or digests.get(whole["file"])}
-
-
-def unpinned(value: Any) -> list[str]:
-    """Files from outside whose digest nobody knows: in place of a digest, their paths tell them apart."""
-    if not isinstance(value, dict):
-        return []
-    own = [value["file"]] if "file" in value and value.get("sha256") is None else []
-    return own + [path for inner in value.values() for path in unpinned(inner)]
-
-
 def merge(parent: Any, child: Any) -> Any:
     """`child` over `parent`: mappings deeply, unless their `kind` or `name` differs; all else replaces."""
     if not isinstance(parent, dict) or not isinstance(child, dict):
         return child
     if any(key in parent and key in child and parent[key] != child[key] for key in SWITCHES):
         return child
-    return {**parent, **{key: merge(parent.get(key), value) for key, value in child.items()}}
+    kept = _without_foreign_digest(parent, child)
+    return {**kept, **{key: merge(kept.get(key), value) for key, value in child.items()}}
+
+
+def _without_foreign_digest(parent: Json, child: Json) -> Json:
+    """`parent` without its `sha256` where `child` names another file or folder: it is that of the parent's own."""
+    if all(parent.get(key) == child[key] for key in SOURCES if key in child):
+        return parent
+    return {key: value for key, value in parent.items() if key != "sha256"}
 
 
 def filled(part: Json, value: Any, schema: Json) -> Any:

@@ -12,8 +12,9 @@ from functools import cache
 from typing import Any
 
 from dmd.checks import unknown_experiment
-from dmd.config import ConfigError, Json, unpinned
+from dmd.config import ConfigError, Json
 from dmd.layout import FILES
+from dmd.sources import unpinned
 
 SECTIONS = {
     "pairs_manifest": "pairs",

@@ -26,9 +26,10 @@ ALLOWED = {
     },
     "torchvision_operators": set(),
     "checks": set(),
-    "config": {"checks"},
-    "experiments": {"checks", "config", "layout"},
+    "config": {"checks", "sources"},
+    "experiments": {"checks", "config", "layout", "sources"},
     "layout": set(),
+    "sources": set(),
     "versions": set(),
     "__init__": {"sampler"},  # inside load, when it is called
 }

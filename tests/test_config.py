@@ -25,6 +25,9 @@ BASE: dict[str, Any] = {
     "evaluate": {},
 }
 
+DIGITS32 = {"features": {"kind": "digits32", "file": "d.safetensors", "sha256": "d" * 64}}
+OTHER_DIGITS32 = {"reference": {"features": {"file": "e.safetensors"}}}
+
 
 def resolved(**children: dict[str, Any]) -> config.Json:
     """`base` and the given children of it, resolved."""
@@ -177,6 +180,30 @@ def test_files_of_unknown_digest_are_told_apart_by_their_paths():
     assert owners(same, "far")["teacher"] == "one"  # the same bytes under two names
 
 
+def test_child_with_another_file_does_not_inherit_the_digest_of_its_parents():
+    pinned = {"teacher": {"kind": "edm", "file": "a.pkl", "sha256": "a" * 64}}
+    pinned["reference"] = {"moments": {"file": "m.npz", "sha256": "b" * 64}}
+    other = {"extends": "pinned", "teacher": {"file": "b.pkl"}, "reference": {"moments": {"file": "n.npz"}}}
+    again = {"extends": "pinned", "teacher": {"file": "a.pkl"}}
+    found = resolved(pinned=pinned, other=other, again=again)
+    assert set(owners(found, "other").values()) == {"other"}
+    assert found["experiments"]["other"]["teacher"] == {"kind": "edm", "file": "b.pkl", "sha256": None}
+    assert found["experiments"]["other"]["reference"]["moments"] == {"file": "n.npz", "sha256": None}
+    assert owners(found, "again")["teacher"] == "pinned"
+    assert found["experiments"]["again"]["teacher"]["sha256"] == "a" * 64
+    assert "sha256" in fault(digits={"reference": DIGITS32}, child={"extends": "digits", **OTHER_DIGITS32})
+
+
+@pytest.mark.parametrize("digest", [None, "a" * 64])
+def test_child_with_another_folder_owns_its_teacher(digest):
+    first = {"teacher": {"kind": "diffusers", "folder": "A", "sha256": digest}}
+    found = resolved(
+        first=first, second={"extends": "first", "teacher": {"folder": "B"}}, same={"extends": "first", "sample": {}}
+    )
+    assert owners(found, "second")["teacher"] == owners(found, "second")["distill"] == "second"
+    assert owners(found, "same")["teacher"] == "first"
+
+
 def test_inception_score_belongs_to_inception_features():
     section = {"features": {"kind": "inception", "file": "i.pth"}, "protocol": {"quantise": 256}}
     found = Experiments(resolved(child={"reference": section}))
@@ -278,7 +305,7 @@ def test_block_spec_differs_from_the_shared_one_only_in_its_place():
 def test_imported_teacher_needs_no_dataset_up_to_the_generator():
     sections = {name: copy.deepcopy(BASE[name]) for name in ("pairs", "distill")}
     teachers: dict[str, Any] = {"one": {"file": "inputs/a.pkl", "sha256": "89abcdef"}}
-    teachers |= {"moved": {"file": "b.pkl"}, "other": {"sha256": "01234567"}}
+    teachers |= {"moved": {"file": "b.pkl", "sha256": "89abcdef"}, "other": {"sha256": "01234567"}}
     written: dict[str, Any] = {"one": {**sections, "teacher": {"kind": "edm", **teachers["one"]}}}
     written |= {name: {"extends": "one", "teacher": {"kind": "edm", **teachers[name]}} for name in ("moved", "other")}
     experiments = Experiments(config.resolve({"experiments": written}, SCHEMA))
