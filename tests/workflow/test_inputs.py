@@ -15,6 +15,13 @@ def test_edited_folder_of_images_is_an_input(tmp_path: Path):
     assert answer.returncode == 0 and "input: animals, animals/cats" in answer.stdout
 
 
+def test_imported_teacher_is_not_made_from_the_dataset(tmp_path: Path):
+    write_config(tmp_path, edited({"experiments/small/teacher": {"kind": "edm", "file": "teacher.pkl"}}))
+    (tmp_path / "teacher.pkl").touch()
+    answer = make(tmp_path, "--dry-run", "results/small/teacher/denoiser.safetensors")
+    assert "input: teacher.pkl\n" in answer and "photos" not in answer
+
+
 def test_image_overwritten_in_place_reruns_what_was_made_from_it(broken: Path):
     image, folder = broken / "photos/dusk/00.png", (broken / "photos/dusk").stat()
     assert jobs(make(broken, "--dry-run", TARGET)) == Counter()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from snakemake_interface_executor_plugins.settings import DeploymentMethod
 
-from dmd.artifacts.files import canonical_json
+from dmd.artifacts.files import canonical_json, sha256
 from dmd.checks import suggestion
 from dmd.config import ConfigError, read_yaml, resolve
 from dmd.experiments import Experiments
@@ -151,6 +151,11 @@ def teacher_source(wildcards):
     return f"--source {shlex.quote(path)}" if path else ""
 
 
+def taught_with(wildcards):
+    """The dataset, for a teacher that is trained on it."""
+    return dataset(wildcards) if EXPERIMENTS.section(wildcards.experiment, "teacher")["kind"] == "train" else []
+
+
 def dataset(wildcards):
     """Folders, label file and newest file of a dataset of images.
 
@@ -223,14 +228,21 @@ def listed(kind, name):
 
 
 def scores(metric):
-    """The metric files of each experiment of a table, in its order; of rows with `run: false` those that are there."""
+    """The metric files of each experiment of a table, in its order; those of rows with `run: false` are `shown`."""
+    return lambda wildcards: scored(metric, listed("tables", wildcards.table)["rows"], runs)
 
-    def look_up(wildcards):
-        rows = listed("tables", wildcards.table)["rows"]
-        found = [(f"results/{name}/{metric}.json", runs(row)) for row in rows for name in row["experiments"]]
-        return [path for path, wanted in found if wanted or os.path.exists(path)]
 
-    return look_up
+def shown(metric, wildcards):
+    """Metric files of rows with `run: false` that are there. To Snakemake they are no inputs, which it would update."""
+    rows = listed("tables", wildcards.table)["rows"]
+    found = scored(metric, rows, lambda row: not runs(row))
+    return [path for path in found if path not in scored(metric, rows, runs) and os.path.exists(path)]
+
+
+def scored(metric, rows, chosen):
+    """Metric files of the experiments of chosen rows, each once, in order."""
+    names = [name for row in rows if chosen(row) for name in row["experiments"]]
+    return [f"results/{name}/{metric}.json" for name in dict.fromkeys(names)]
 
 
 def runs(row):

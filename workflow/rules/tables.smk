@@ -3,7 +3,8 @@ localrules:
     charts,
 
 
-# Our rows, mean and spread over seeds, and the paper's beside them.
+# Our rows, mean and spread over seeds, and the paper's beside them. Scores that must not be made are no inputs: they are
+# named in the parameters, with their digests.
 rule tables:
     input:
         scores=scores("fid"),
@@ -21,10 +22,14 @@ rule tables:
         mem_mb=memory(1000),
         runtime=10,
     params:
+        shown_scores=lambda wildcards: shown("fid", wildcards),
+        shown_classes=lambda wildcards: shown("classes", wildcards),
+        digests=lambda wildcards: [sha256(Path(path)) for path in shown("fid", wildcards) + shown("classes", wildcards)],
         spec=table_spec,
         version=VERSIONS["tables"],
     shell:
-        "python -m dmd.stages.tables --scores {input.scores} --classes {input.classes} "
+        "python -m dmd.stages.tables --scores {input.scores} {params.shown_scores} "
+        "--classes {input.classes} {params.shown_classes} "
         "--markdown {output.markdown} --csv {output.csv} --spec {params.spec:q} --log {log}"
 
 

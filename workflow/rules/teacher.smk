@@ -2,7 +2,7 @@
 rule teacher:
     input:
         owned("teacher"),
-        dataset=dataset,
+        dataset=taught_with,
         file=given("teacher"),
         folder=teacher_folder,
     output:
