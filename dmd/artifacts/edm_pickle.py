@@ -21,7 +21,9 @@ from dmd.artifacts.inert_pickle import Global, Stateful, load
 from dmd.artifacts.stored_tensors import Storage, StoredTensor
 
 MAX_SIZE = 4 << 30  # bytes of a file; the largest released one has 1.2e9
-MAX_DEPTH = 32  # of modules within modules
+MAX_DEPTH = 16  # of modules within modules; the released ones have 5
+MAX_ENTRIES = 50_000  # of the dicts of all modules, modules that share a dict counting it again; they have some 2,000
+MAX_NAME = 100  # characters
 SCALARS = {"f8": "d", "f4": "f", "i8": "q", "i4": "i", "b1": "?"}
 
 
@@ -114,9 +116,7 @@ def _makers(size: int) -> dict[Global, Any]:
 
     found = {
         ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
-        ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, size, stride, *_: StoredTensor(
-            storage, offset, size, stride
-        ),
+        ("torch._utils", "_rebuild_tensor_v2"): lambda *parts: StoredTensor(*parts[:4]),
         ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
         ("torch.storage", "_load_from_bytes"): Storage,
         ("torch.nn.modules.container", "ModuleDict"): _Container,
@@ -154,6 +154,7 @@ class _Reading:
 
     def __init__(self, size: int) -> None:
         self._left = size  # bytes of storages: each stands in the file once
+        self._entries = MAX_ENTRIES
         self._seen: set[int] = set()
         self._digests: dict[int, str] = {}  # of source codes, which modules share
 
@@ -164,37 +165,36 @@ class _Reading:
         if depth > MAX_DEPTH or id(found) in self._seen:
             raise ValueError("modules within modules without end, or one at two places")
         self._seen.add(id(found))
-        own = {**_named(found.state, "_parameters"), **_named(found.state, "_buffers")}
+        own = {**self._named(found.state, "_parameters"), **self._named(found.state, "_buffers")}
         tensors = {name: self.tensor(value, name) for name, value in own.items()}
-        below = _named(found.state, "_modules").items()
-        modules = {name: self.module(value, depth + 1) for name, value in below}
+        modules = {name: self.module(value, depth + 1) for name, value in self._named(found.state, "_modules").items()}
         if isinstance(found, _Container):
             return Module("ModuleDict", tensors=tensors, modules=modules)
-        positional, arguments = found.state.get("_init_args", ()), found.state.get("_init_kwargs", {})
-        if not isinstance(positional, tuple | list) or not isinstance(arguments, dict):
-            raise ValueError(f"{found.class_name}: its arguments are no tuple and dict")
-        named = {str(name)[:200]: value for name, value in arguments.items()}
-        return Module(found.class_name, named, len(positional), tensors, modules, self._digest(found.source))
+        if not isinstance(positional := found.state.get("_init_args", ()), tuple | list):
+            raise ValueError(f"{found.class_name}: its arguments by position are no tuple")
+        arguments = self._named(found.state, "_init_kwargs", keep_none=True)
+        return Module(found.class_name, arguments, len(positional), tensors, modules, self._digest(found.source))
 
     def tensor(self, found: Any, name: str) -> torch.Tensor:
         """A tensor of its own memory."""
         if not isinstance(found, StoredTensor):
             raise ValueError(f"{name}: a tensor was expected")
-        stored = found.stored(name)
-        self._left -= stored.nbytes
+        self._left -= found.num_bytes  # before they are parsed, and again for each tensor that shares them
         if self._left < 0:
             raise ValueError("more numbers in tensors than the file holds")
-        return found.view(stored, name)
+        return found.view(found.stored(name), name)
 
     def _digest(self, source: str) -> str:
         if id(source) not in self._digests:
             self._digests[id(source)] = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
         return self._digests[id(source)]
 
-
-def _named(state: dict[Any, Any], key: str) -> dict[str, Any]:
-    """The entries of a module's dict that are there: torch keeps None for a layer without bias."""
-    found = state.get(key, {})
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise ValueError(f"{key} is no dict of names")
-    return {name: value for name, value in found.items() if value is not None}
+    def _named(self, state: dict[Any, Any], key: str, *, keep_none: bool = False) -> dict[str, Any]:
+        """The entries of a module's dict, by default those that are there: torch keeps None for an absent bias."""
+        found = state.get(key, {})
+        if not isinstance(found, dict) or not all(isinstance(name, str) and len(name) <= MAX_NAME for name in found):
+            raise ValueError(f"{key} is no dict of names of at most {MAX_NAME} characters")
+        self._entries -= len(found)
+        if self._entries < 0:
+            raise ValueError(f"more than {MAX_ENTRIES} names of tensors, modules and arguments")
+        return {name: value for name, value in found.items() if keep_none or value is not None}

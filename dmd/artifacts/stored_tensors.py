@@ -45,6 +45,12 @@ class StoredTensor:
     size: Any
     stride: Any
 
+    @property
+    def num_bytes(self) -> int:
+        """How long the storage stands in the file, all around its numbers included."""
+        blob = self.storage.blob if isinstance(self.storage, Storage) else b""
+        return len(blob) if isinstance(blob, bytes) else 0
+
     def stored(self, name: str) -> torch.Tensor:
         """All numbers of the storage, one-dimensional; ValueError if it is none, or claims more than it holds."""
         if not isinstance(self.storage, Storage):
@@ -52,14 +58,16 @@ class StoredTensor:
         return _numbers(self.storage.blob)
 
     def view(self, stored: torch.Tensor, name: str) -> torch.Tensor:
-        """The tensor itself, in memory of its own; ValueError if its strides reach beyond what is stored."""
+        """The tensor itself, in memory of its own; ValueError if it is empty or reaches beyond what is stored."""
         sizes, strides = _extents(self.size, name), _extents(self.stride, name)
         (offset,) = _extents((self.offset,), name)
         if len(sizes) != len(strides):
             raise ValueError(f"{name}: {len(sizes)} sizes and {len(strides)} strides")
         num = math.prod(sizes)
         last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
-        if num > len(stored) or (num and last >= len(stored)):
+        if not num:
+            raise ValueError(f"{name}: no numbers, which no weight of such a network has")
+        if num > len(stored) or last >= len(stored):
             raise ValueError(f"{name}: sizes, strides or offset reach beyond its {len(stored)} stored numbers")
         return torch.as_strided(stored, sizes, strides, offset).clone(memory_format=torch.contiguous_format)
 

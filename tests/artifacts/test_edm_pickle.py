@@ -154,6 +154,8 @@ def test_storages_of_all_types_keep_their_values(tmp_path):
         (weighted(tensor(storage(), size=(2**63,))), "negative or no integers"),
         (weighted(tensor(storage(), size=(4, 1))), "2 sizes and 1 strides"),
         (weighted(tensor(storage(), size=(1,) * 9, stride=(1,) * 9)), "no short tuple"),
+        (weighted(tensor(storage(), size=(0,))), "weight: no numbers"),
+        (weighted(tensor(storage(), size=(2**39, 2**39, 0), stride=(1, 1, 1))), "weight: no numbers"),
         (weighted(b"K\x01"), "weight: a tensor was expected"),
         (persistent(b"}" + text(b"_modules") + b"}" + text(b"model") + b"K\x01ss"), "a module was expected"),
     ],
@@ -201,6 +203,26 @@ def test_one_storage_shared_by_many_tensors_is_read_a_bounded_number_of_times(re
     assert "more numbers in tensors than the file holds" in refusal(
         persistent(b"}" + text(b"_parameters") + many + b"s")
     )
+
+
+def test_storage_of_one_number_and_a_long_header_is_not_parsed_for_every_tensor(refusal):
+    blob = storage(torch.ones(1))
+    place = blob.index(b"}q") + len(b"}q\x00(")  # the dict that describes the machine it was saved on
+    blob = blob[:place] + text(b"x") + b"](" + b"N" * 10_000 + b"e" + blob[place:]
+    many = b"}" + text(b"w0") + tensor(blob, size=(1,)) + b"q\x01s"
+    many += b"".join(text(b"w%d" % num) + b"h\x01s" for num in range(1, 20))
+    assert "more numbers in tensors than the file holds" in refusal(
+        persistent(b"}" + text(b"_parameters") + many + b"s")
+    )
+
+
+@pytest.mark.parametrize("key", [b"_parameters", b"_buffers", b"_modules", b"_init_kwargs"])
+def test_names_that_would_multiply_are_refused(refusal, key):
+    assert "names of at most 100 characters" in refusal(persistent(b"}" + text(key) + b"}" + text(b"n" * 101) + b"Nss"))
+    shared = b"}" + text(key) + b"}(" + b"".join(text(b"%d" % num) + b"N" for num in range(1000)) + b"uq\x01s"
+    below = b"".join(text(b"m%d" % num) + module(b"}" + text(key) + b"h\x01s") for num in range(60))
+    state = b"}" + text(b"_modules") + b"}(" + text(b"first") + module(shared) + below + b"us"
+    assert "more than 50000 names of tensors, modules and arguments" in refusal(persistent(state))
 
 
 def test_sharing_that_would_grow_without_bound_is_cheap(refusal):
