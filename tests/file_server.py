@@ -15,6 +15,9 @@ class FileServer:
         ranges: whether Range is honoured; where not, every answer is the whole file.
         careful: whether If-Range is honoured.
         tag: ETag of the content, None for none.
+        status: of every answer; other ones than 200 and 206 come with a page of their own.
+        kind: Content-Type of the content.
+        length: whether Content-Length says how much is coming.
         drops: for each coming request after how many bytes of its body the connection is cut.
         asked: header Range of each request so far.
         before: called before each answer.
@@ -25,6 +28,8 @@ class FileServer:
     careful: bool = True
     tag: str | None = '"one"'
     status: int = 200
+    kind: str = "application/octet-stream"
+    length: bool = True
     drops: list[int] = field(default_factory=list)
     asked: list[str | None] = field(default_factory=list)
     before: Callable[[], object] = lambda: None
@@ -34,7 +39,7 @@ class FileServer:
         wanted = request.headers.get("Range")
         self.asked.append(wanted)
         self.before()
-        if self.status != 200:
+        if self.status not in (200, 206):
             request.send_error(self.status)
             return
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.ranges else 0
@@ -44,13 +49,15 @@ class FileServer:
             request.send_error(416)
             return
         body = self.content[start:]
-        request.send_response(206 if start else 200)
+        request.send_response(206 if start else self.status)
+        request.send_header("Content-Type", self.kind)
         if start:
             total = len(self.content)
             request.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
         if self.tag:
             request.send_header("ETag", self.tag)
-        request.send_header("Content-Length", str(len(body)))
+        if self.length:
+            request.send_header("Content-Length", str(len(body)))
         request.end_headers()
         request.wfile.write(body[: self.drops.pop(0)] if self.drops else body)
 

@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Download:
         size: bytes of the whole file, None where nobody knows.
         log: told in words what happens.
         advance: told after each piece how many bytes there are, and how many there will be (None: unknown).
+        ended: whether anything but the end of the connection said where the file ends.
     """
 
     url: str
@@ -44,6 +45,7 @@ class Download:
     size: int | None
     log: Callable[[str], None]
     advance: Callable[[int, int | None], None]
+    ended: bool = field(default=True, init=False)
 
     def run(self) -> str:
         """Downloads what is missing; returns sha256 of the whole.
@@ -87,7 +89,7 @@ class Download:
         with requests.get(self.url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
             if answer.status_code in BUSY:
                 raise requests.ConnectionError(f"the server answers {answer.status_code} {answer.reason}")
-            if answer.status_code not in (200, 206, 416):
+            if answer.status_code not in ((200, 206, 416) if start else (200,)):
                 raise DownloadError(f"the server answers {answer.status_code} {answer.reason}")
             if start and not _continues(answer, start, version):
                 self.log(f"the server does not go on from byte {start} of the same file: starting again")
@@ -101,7 +103,8 @@ class Download:
         """How many bytes an earlier try left, and of which version of the file; none where that cannot be told."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             version = json.loads(self._note.read_text())
-            if version["url"] == self.url and version["validator"]:
+            same = version["url"] == self.url and self.size in (None, version["size"])
+            if same and version["validator"]:
                 return self.partial.stat().st_size, version
         self.discard()
         return 0, {}
@@ -109,11 +112,14 @@ class Download:
     def _receive(self, answer: requests.Response, start: int) -> str:
         """Writes the bytes of an answer from `start` on; sha256 of all."""
         length = answer.headers.get("Content-Length")
-        total = start + int(length) if length else None
-        if None not in (self.size, total) and total != self.size:
+        total = start + int(length) if length else self.size
+        if self.size not in (None, total):
             raise DownloadError(f"the server offers {total} bytes, the file has {self.size}")
         if answer.headers.get("Content-Encoding", "identity") != "identity":
             raise DownloadError(f"the server sends it as {answer.headers['Content-Encoding']}")
+        if answer.headers.get("Content-Type", "").lower().startswith("text/html"):
+            raise DownloadError("the server sends a web page in place of the file")
+        self.ended = total is not None or answer.headers.get("Transfer-Encoding") == "chunked"
         if not start:
             version = {"url": self.url, "validator": _validator(answer), "size": total}
             self._note.write_text(files.canonical_json(version))
@@ -124,12 +130,18 @@ class Download:
             for piece in answer.iter_content(PIECE):
                 stream.write(piece)
                 digest.update(piece)
+                self._refuse_beyond(total, stream.tell())
                 self.advance(stream.tell(), total)
             stream.flush()
             os.fsync(stream.fileno())
             if total is not None and stream.tell() != total:
                 raise requests.ConnectionError(f"the connection ended at byte {stream.tell()} of {total}")
         return digest.hexdigest()
+
+    def _refuse_beyond(self, total: int | None, reached: int) -> None:
+        if total is not None and reached > total:
+            self.discard()
+            raise DownloadError(f"the server sends more than the {total} bytes that the file has")
 
 
 def _continues(answer: requests.Response, start: int, version: dict[str, Any]) -> bool:

@@ -24,7 +24,8 @@ def run(*, output: Path, url: str, sha256: str | None = None, size: int | None =
     would make Snakemake remove it.
 
     Raises:
-        ValueError: the file cannot be had, or is not the one that the digest names.
+        ValueError: the file cannot be had, or is not the one that the digest names, be it in part; where the digest is
+            not known whole, another file than was there before is refused, too.
     """
     with record.exclusive(output):
         if not output.exists():
@@ -36,7 +37,7 @@ def _fetch(output: Path, url: str, sha256: str | None, size: int | None) -> None
     partial = output.with_name(f".{output.name}.part")
     download = Download(url, partial, size, log=stage.log, advance=_Status())
     try:
-        digest = _wanted(download, output, sha256)
+        digest = _wanted(download, output, sha256, _recorded(output, sha256))
     except ValueError:
         if not output.exists():
             raise
@@ -72,11 +73,17 @@ class _Status:
         stage.log(line)
 
 
-def _wanted(download: Download, output: Path, sha256: str | None) -> str:
-    """Downloads the file; its digest, which begins with `sha256`."""
+def _recorded(output: Path, sha256: str | None) -> str | None:
+    """Digest of the file that was there before, None where `sha256` is whole and decides alone."""
+    known = record.read(output)
+    return known["sha256"] if known and len(sha256 or "") < pinned.WHOLE else None
+
+
+def _wanted(download: Download, output: Path, sha256: str | None, recorded: str | None) -> str:
+    """Downloads the file; its digest, which begins with `sha256` and is the recorded one if there is any."""
     resumed = download.partial.exists()
     digest = _tried(download, output, sha256)
-    if resumed and not digest.startswith(sha256 or ""):
+    if resumed and not digest.startswith(recorded or sha256 or ""):
         stage.log(f"what was left by an earlier try does not fit: sha256 {digest}; starting again")
         download.discard()
         digest = _tried(download, output, sha256)
@@ -85,6 +92,17 @@ def _wanted(download: Download, output: Path, sha256: str | None) -> str:
         raise ValueError(
             f"{download.url} has sha256 {digest}, but inputs pins {pinned.described(sha256)}: what came was discarded; "
             "it was damaged on its way, or another file is served there now"
+        )
+    if recorded and digest != recorded:
+        download.discard()
+        raise ValueError(
+            f"{download.url} has sha256 {digest}, but {recorded} was recorded when {output} first came: what came was "
+            f"discarded; put that file back, or remove {record.sidecar(output)} if the change is meant"
+        )
+    if not download.ended and not sha256 and not recorded:
+        stage.log(
+            f"WARNING: nothing says whether {output} came whole: {download.url} names no length, and inputs has "
+            "neither its size nor its sha256; compare it with what its publisher says"
         )
     return digest
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmd.artifacts import download, record
+from dmd.artifacts import download, pinned, record
 from dmd.stages import fetch
 from tests.file_server import FileServer, serving
 
@@ -144,6 +144,59 @@ def test_another_size_is_refused_before_it_is_downloaded(server, output):
     with pytest.raises(ValueError, match="offers 400000 bytes, the file has 5"):
         fetch.run(output=output, url=server.url, size=5)
     assert not output.exists() and not part(output).exists()
+
+
+@pytest.mark.parametrize("status", [206, 416])
+def test_a_part_that_nobody_asked_for_is_no_file(server, output, status):
+    server.status = status
+    with pytest.raises(ValueError, match=f"the server answers {status}"):
+        fetch.run(output=output, url=server.url)
+    assert not output.exists() and hidden(output) == set()
+
+
+def test_a_web_page_is_no_file(server, output):
+    server.kind = "text/html; charset=utf-8"
+    with pytest.raises(ValueError, match="sends a web page in place of the file"):
+        fetch.run(output=output, url=server.url)
+    assert not output.exists() and hidden(output) == set()
+
+
+def test_size_from_the_configuration_ends_a_body_without_length(server, output):
+    server.length, server.drops = False, [150_000]
+    fetch.run(output=output, url=server.url, size=len(CONTENT))
+    assert output.read_bytes() == CONTENT and len(server.asked) == 2
+    output.unlink()
+    with pytest.raises(ValueError, match="sends more than the 399999 bytes that the file has"):
+        fetch.run(output=output, url=server.url, size=len(CONTENT) - 1)
+    assert not output.exists() and not part(output).exists()
+
+
+@pytest.mark.parametrize(("length", "sha256", "size"), [(True, None, None), (False, DIGEST, None), (False, None, 1)])
+def test_only_a_file_of_which_nothing_is_known_is_warned_of(server, output, caplog, length, sha256, size):
+    server.length = length
+    fetch.run(output=output, url=server.url, sha256=sha256, size=size and len(CONTENT))
+    assert "WARNING" not in caplog.text
+    server.length = False
+    fetch.run(output=output.with_name("other"), url=server.url)
+    assert "WARNING: nothing says whether" in caplog.text and "names no length" in caplog.text
+
+
+@pytest.mark.parametrize("sha256", [None, DIGEST[:8]])
+def test_another_file_than_came_before_is_refused_until_its_record_is_removed(server, output, sha256):
+    pinned.remember(output, DIGEST[:8] + "0" * 56, len(CONTENT))
+    with pytest.raises(ValueError, match=f"sha256 {DIGEST}, but {DIGEST[:8]}0+ was recorded .* remove .*.bin.json if"):
+        fetch.run(output=output, url=server.url, sha256=sha256)
+    assert not output.exists() and hidden(output) == {".weights.bin.json"}
+    record.sidecar(output).unlink()
+    fetch.run(output=output, url=server.url, sha256=sha256)
+    fetch.run(output=output, url=server.url, sha256=sha256)
+    assert output.read_bytes() == CONTENT and record.check(output) == DIGEST
+
+
+def test_whole_digest_decides_against_what_was_recorded(server, output):
+    pinned.remember(output, "0" * 64, 5)
+    fetch.run(output=output, url=server.url, sha256=DIGEST)
+    assert output.read_bytes() == CONTENT and record.check(output) == DIGEST
 
 
 def test_a_connection_that_never_holds_ends_with_one_message(server, output):
