@@ -73,7 +73,7 @@ def compared(
             f"{reference} has the floor of {facts['floor']['num_samples']} samples, but there are "
             f"{shared['num_samples']}"
         )
-    name = facts["dataset"]["name"] if real.beside is None else f"{facts['dataset']['name']}-{real.against}"
+    split = "" if real.beside is None else "-" + real.against.replace("_", "-")
     return (
         repetitions,
         real,
@@ -82,7 +82,7 @@ def compared(
             "network_calls": shared["network_calls"],
             "first_seeds": [repetition.first_seed for repetition in repetitions],
             "features": facts["features"],
-            "reference": {"name": name.replace("_", "-"), "sha256": facts["dataset"]["sha256"]},
+            "reference": {"name": facts["dataset"]["name"] + split, "sha256": facts["dataset"]["sha256"]},
             "protocol": {**shared["protocol"], "labels": shared["labels"]},
         },
     )

@@ -121,7 +121,7 @@ def _of_moments(
     found = {"moments.mean": mean, "moments.covariance": covariance}
     return found, {
         "against": "moments",
-        "dataset": {"name": "moments", "sha256": digest},
+        "dataset": {"name": path.stem, "sha256": digest},
         "floor": {"num_samples": draws["num_samples"], "kind": "gaussian", **_summary(floor)},
         "real_distance": None,
     }

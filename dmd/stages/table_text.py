@@ -9,6 +9,11 @@ from typing import Any
 Row = dict[str, Any]
 EMPTY = "-"
 TEXT = {"dataset", "metric", "spread", "here"}
+FLOORS = {  # what a floor is drawn from -> its note
+    "held_out": "Floor: the distance between as many real images and the held-out ones; sampling noise alone.",
+    "training": "Floor: the distance between as many real images and the training ones; sampling noise alone.",
+    "moments": "Floor, where the data are published moments: the distance of as many Gaussian draws to these moments.",
+}
 COLUMNS = {  # column -> heading of the markdown
     "source": "",
     "label": "",
@@ -55,20 +60,26 @@ def text(table: Sequence[Row], title: str) -> str:
 
 
 def compared(row: Row) -> str:
-    """Our value as it stands beside a published one, with its metric where that is no FID; EMPTY if nothing was run."""
+    """Our value as it stands beside a published one; EMPTY if nothing was run.
+
+    With the smallest of several sample sets, which is what EDM publishes, and with the metric where that is no FID.
+    """
     if not _has(row, "value"):
         return EMPTY
-    return _cell(row, "value") + ("" if row["metric"] == "fid" else f" ({row['metric']})")
+    smallest = f", min {rounded(row['min'])}" if _has(row, "min") else ""
+    return _cell(row, "value") + smallest + ("" if row["metric"] == "fid" else f" ({row['metric']})")
 
 
 def _ours(rows: Sequence[Row]) -> list[str]:
     lines = _grid(rows, "this project")
     notes = [
         "Distance: mean ± standard deviation over trainings, or over sets of samples of one; lower is better.",
-        "Floor: the distance between as many real images and the held-out ones; sampling noise alone.",
+        *(note for kind, note in FLOORS.items() if any(row.get("floor_of") == kind for row in rows)),
     ]
-    if any("ratio" in row for row in rows):
-        notes.append("Ratio: to the row of the same data with the most network calls.")
+    if compared_rows := [row for row in rows if "ratio" in row]:
+        teachers = {(row["dataset"], row["teacher"]) for row in compared_rows}
+        same = "data" if len(teachers) == len({name for name, _ in teachers}) else "teacher and data"
+        notes.append(f"Ratio: to the row of the same {same} with the most network calls.")
     return [*lines, "", *(f"{note}  " for note in notes)]
 
 

@@ -30,8 +30,9 @@ def run(
     Args:
         scores: fid.json files; their field `experiment` says whose they are.
         classes: classes.json files, likewise; they add the label accuracy.
-        rows: {"label", "experiments": the training seeds of one row}. A row without a score stays empty. A row with
-            "published": {"label", "dataset"} measures what this published row is about, and stands beside it.
+        rows: {"label", "experiments": the training seeds of one row, "teacher": a name of the teacher behind them}. A
+            row without a score stays empty. A row with "published": {"label", "dataset"} measures what this published
+            row is about, and stands beside it.
         paper: published rows {"label", "value", "network_calls", "dataset"}; all but the label may be missing.
         title: heading of the markdown.
 
@@ -72,6 +73,7 @@ def _row(row: Mapping[str, Any], scores: Mapping[str, Any], classes: Mapping[str
     """One of our rows: mean over its experiments; a single experiment shows the spread of its sample sets."""
     present = [scores[name] for name in row["experiments"] if name in scores]
     line: Row = {"source": "ours", "label": row["label"], "experiments": " ".join(row["experiments"])}
+    line["teacher"] = row.get("teacher")
     if not present:
         return line
     for field in ("metric", "reference", "features", "network_calls"):
@@ -87,17 +89,27 @@ def _row(row: Mapping[str, Any], scores: Mapping[str, Any], classes: Mapping[str
         **line,
         "experiments": " ".join(score["experiment"] for score in present),
         "dataset": first["reference"]["name"],
+        "reference": first["reference"],
         "metric": first["metric"],
         "value": statistics.fmean(values),
         "std": statistics.stdev(values) if len(values) > 1 else None,
+        "min": min(values) if single and len(values) > 1 else None,
         "num": len(values),
         "spread": "sample sets" if single else "trainings",
         "network_calls": first["network_calls"],
         "training": _mean_of("training", present),
         "floor": first["floor"]["mean"],
         "floor_std": first["floor"]["std"],
+        "floor_of": _floor_of(first),
         "accuracy": statistics.fmean(known) if known else None,
     }
+
+
+def _floor_of(score: Mapping[str, Any]) -> str:
+    """What the floor was drawn from: moments, or the split that is not beside the distance."""
+    if score["floor"].get("kind") == "gaussian":
+        return "moments"
+    return "training" if "held_out" in score else "held_out"
 
 
 def _mean_of(split: str, scores: Sequence[Mapping[str, Any]]) -> float | None:
@@ -108,14 +120,14 @@ def _mean_of(split: str, scores: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def _add_ratios(table: Sequence[Row]) -> None:
-    """Adds each row's distance over its teacher's: the row of the same metric and data with the most network calls."""
+    """Adds each row's distance over its teacher's: the row with the most calls of equal teacher, metric, reference."""
     for row in table:
         if "value" not in row:
             continue
         same = [
             other
             for other in table
-            if "value" in other and all(other[key] == row[key] for key in ("metric", "dataset"))
+            if "value" in other and all(other[key] == row[key] for key in ("teacher", "metric", "reference"))
         ]
         teacher = max(same, key=lambda other: other["network_calls"])
         if teacher["network_calls"] > 1 and teacher["value"] > 0:

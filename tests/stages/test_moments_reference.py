@@ -23,7 +23,7 @@ MEAN, COVARIANCE = np.zeros(2), np.array([[4.25, 0.1], [0.1, 0.25]])
 
 def of_moments(folder: Path, mean: np.ndarray = MEAN, covariance: np.ndarray = COVARIANCE, **changes: Any) -> Path:
     """A reference of moments."""
-    statistics = folder / "moments.npz"
+    statistics = folder / "published_moments.npz"
     np.savez(statistics, mu=mean, sigma=covariance)
     given = {"dataset": None, "moments": {"sha256": None}, "statistics": statistics}
     return make_reference(folder / "reference.safetensors", **(given | changes))
@@ -48,7 +48,8 @@ def test_distance_to_published_moments_is_that_of_the_formula(tmp_path):
     assert found["fid"]["floor"] == {
         "kind": "gaussian", "mean": pytest.approx(np.mean(floor)), "std": pytest.approx(np.std(floor, ddof=1)), "num": 5
     }  # fmt: skip
-    assert found["fid"]["reference"] == {"name": "moments", "sha256": files.sha256(tmp_path / "moments.npz")}
+    digest = files.sha256(tmp_path / "published_moments.npz")
+    assert found["fid"]["reference"] == {"name": "published_moments", "sha256": digest}
     assert found["fid"]["real_distance"] is None and "training" not in found["fid"]
 
 

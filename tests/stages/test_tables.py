@@ -71,6 +71,25 @@ def test_ratio_is_to_the_row_of_the_same_data_with_most_calls(tmp_path):
     assert "1.50" in line(markdown, "digits")
 
 
+def test_ratio_is_to_the_own_teacher_where_two_have_the_same_reference(tmp_path):
+    calls = {"cond": 1, "uncond": 1, "cond-teacher": 35, "uncond-teacher": 35}
+    values = dict(zip(calls, (3.0, 8.0, 2.0, 4.0), strict=True))
+    scores = [score(tmp_path, name, [values[name]], network_calls=calls[name]) for name in calls]
+    rows = [{"label": name, "experiments": [name], "teacher": name.split("-")[0]} for name in calls]
+    tables.run(scores=scores, markdown=tmp_path / "t.md", csv=tmp_path / "t.csv", rows=rows)
+    assert pd.read_csv(tmp_path / "t.csv")["ratio"].tolist() == [1.5, 2.0, 1.0, 1.0]
+    assert "to the row of the same teacher and data" in (tmp_path / "t.md").read_text()
+
+
+def test_floor_of_training_images_is_not_called_one_of_held_out_images(tmp_path):
+    path = score(tmp_path, "a", [2.0], held_out={"value": 3.0})
+    fields = json.loads(path.read_text())
+    del fields["training"]
+    path.write_text(json.dumps(fields))
+    markdown, _ = made(tmp_path, {"full": ["a"]}, [path])
+    assert "and the training ones" in markdown and "held-out ones" not in markdown
+
+
 def test_row_without_score_stays_empty(tmp_path):
     markdown, csv = made(tmp_path, {"here": ["a"], "absent": ["b"]}, [score(tmp_path, "a", [1.0])])
     assert set(line(markdown, "absent")[1:]) == {EMPTY}
@@ -114,7 +133,8 @@ def test_measured_row_stands_beside_the_published_one_of_the_same_data(tmp_path)
     path.write_text(json.dumps(fields))
     markdown = beside(tmp_path, [path], named)
     rows = [row for row in markdown.splitlines() if row.startswith("| DMD |")]
-    assert rows == ["| DMD | CIFAR-10 | 2.66 | - | 1 |", "| DMD | ImageNet-64 | 2.62 | 2.50 ± 0.707 | 1 |"]
+    assert rows == ["| DMD | CIFAR-10 | 2.66 | - | 1 |", "| DMD | ImageNet-64 | 2.62 | 2.50 ± 0.707, min 2.00 | 1 |"]
+    assert "Gaussian draws" in markdown and "held-out ones" not in markdown
     assert "| ours |" in markdown and "to training images" not in markdown
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 from tests.workflow.conftest import REPOSITORY, edited, jobs, make, snakemake, write_config
@@ -57,6 +58,10 @@ def test_score_older_than_what_it_was_made_from_is_shown_and_its_experiment_not_
 
 
 def test_shipped_tables_of_the_paper_start_no_job_of_theirs():
-    answer = snakemake(REPOSITORY, "--dry-run", *(f"results/tables/{name}.md" for name in ("table1", "table6")))
+    answer = snakemake(REPOSITORY, "--dry-run", "-p", *(f"results/tables/{name}.md" for name in ("table1", "table6")))
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert set(jobs(answer.stdout)) == {"tables"}
+    (spec,) = re.findall(r"--spec '(.*?CIFAR-10 \(the paper.*?)' --log", answer.stdout)
+    teachers = {row["label"]: row["teacher"] for row in json.loads(spec.replace("'\"'\"'", "'"))["rows"]}
+    assert teachers["DMD, unconditional"] == teachers["EDM, unconditional, 35 calls"] == "cifar10-uncond"
+    assert teachers["DMD, conditional"] == teachers["EDM, conditional, 35 calls"] == "cifar10-cond"

@@ -251,10 +251,16 @@ def runs(row):
 
 
 def table_spec(wildcards):
-    """Rows of a table, and the published ones to print beside them."""
+    """Rows of a table, each with its teacher, and the published ones to print beside them."""
     table = listed("tables", wildcards.table)
-    rows = [{key: value for key, value in row.items() if key != "run"} for row in table["rows"]]
+    rows = [{key: value for key, value in row.items() if key != "run"} | taught_by(row) for row in table["rows"]]
     return canonical_json({**table, "rows": rows, "paper": PAPER.get(table["paper"])})
+
+
+def taught_by(row):
+    """Owners of the teachers behind a row; rows of equal ones are compared with each other."""
+    owners = {EXPERIMENTS.owner(name, "teacher") for name in row["experiments"] if EXPERIMENTS.has(name, "teacher")}
+    return {"teacher": " ".join(sorted(owners))}
 
 
 def points(wildcards):
