@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -88,13 +87,15 @@ def _reference(reference: Json, has_dataset: bool) -> Iterator[str]:
 
 
 def unfit_inputs(inputs: Mapping[str, Json]) -> Iterator[str]:
-    """Inputs of the same file, and inputs among the results, which are made and removed by the workflow."""
+    """Inputs of the same file, and inputs among the results, which are made and removed by the workflow.
+
+    Files are spelt in one way, see `dmd.sources.placed`.
+    """
     owners: dict[str, str] = {}
     for name, entry in inputs.items():
-        place = posixpath.normpath(entry["file"])
-        if (other := owners.setdefault(place, name)) != name:
+        if (other := owners.setdefault(entry["file"], name)) != name:
             yield f"inputs.{name}.file: {entry['file']} is that of inputs.{other}, too"
-        if place.split("/")[0] == "results":
+        if entry["file"].split("/")[0] == "results":
             yield f"inputs.{name}.file: {entry['file']} lies in results/, where only the workflow writes"
 
 

@@ -16,7 +16,7 @@ import jsonschema
 import yaml
 
 from dmd.checks import Json, contradictions, suggestion, unfit_inputs, unknown_experiment, unknown_names
-from dmd.sources import SOURCES, with_digests
+from dmd.sources import SOURCES, placed, with_digests
 
 SWITCHES = ("kind", "name")
 
@@ -44,8 +44,8 @@ def read_yaml(path: Path) -> Json:
 def resolve(config: Json, schema: Json) -> Json:
     """Merged and checked configuration: `experiments` (defaults filled), `parents`, `tables`, `charts`, `inputs`.
 
-    A mapping of an experiment that names a `file` gets its `sha256`: its own, else that of the input of that file, else
-    None.
+    Each `file` is spelt in one way. A mapping of an experiment that names one gets its `sha256`: its own, else that of
+    the input of that file, else None.
 
     Args:
         config: as written.
@@ -54,11 +54,11 @@ def resolve(config: Json, schema: Json) -> Json:
     Raises:
         ConfigError: unknown key, wrong type or range, unknown or circular parent, contradicting numbers.
     """
-    config = filled(schema, config, schema)
+    config = filled(schema, placed(config), schema)
     _raise(_faults(schema, config, ""))
     written = config["experiments"]
     parents = {name: section.get("extends") for name, section in written.items()}
-    merged = {name: _merged_chain(name, written) for name in written}
+    merged = {name: _without_null_moments(_merged_chain(name, written)) for name in written}
     part = {"$ref": "#/$defs/experiment", "$defs": schema["$defs"]}
     merged = {name: filled(part, experiment, schema) for name, experiment in merged.items()}
     for name, experiment in merged.items():
@@ -135,6 +135,14 @@ def _merged_chain(name: str, written: Mapping[str, Json]) -> Json:
     for each in reversed(chain):
         merged = merge(merged, {key: value for key, value in written[each].items() if key != "extends"})
     return merged
+
+
+def _without_null_moments(experiment: Json) -> Json:
+    """`experiment` without `reference.moments: null`, with which a child says that it does not want its parent's."""
+    reference = experiment.get("reference")
+    if not isinstance(reference, dict) or reference.get("moments", ...) is not None:
+        return experiment
+    return experiment | {"reference": {key: value for key, value in reference.items() if key != "moments"}}
 
 
 def _faults(schema: Json, value: Json, place: str) -> Iterator[str]:

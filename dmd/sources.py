@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 SOURCES = ("file", "folder")  # keys beside which a `sha256` may stand
+
+
+def placed(value: Any) -> Any:
+    """`value` with one spelling of each `file`: below the folder of the run without `./` or `..`, else absolute."""
+    if isinstance(value, list):
+        return [placed(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: _place(item) if key == "file" and isinstance(item, str) else placed(item) for key, item in value.items()
+    }
+
+
+def _place(file: str) -> str:
+    here, whole = os.getcwd(), os.path.abspath(file)
+    if not file or os.path.commonpath([whole, here]) != here:
+        return file and whole
+    return os.path.relpath(whole, here)
 
 
 def with_digests(value: Any, digests: Mapping[str, str | None]) -> Any:

@@ -204,6 +204,34 @@ def test_child_with_another_folder_owns_its_teacher(digest):
     assert owners(found, "same")["teacher"] == "first"
 
 
+@pytest.mark.parametrize("file", ["./in/../a.pkl", "ABSOLUTE"])
+def test_file_is_that_of_its_input_however_it_is_spelt(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = str(tmp_path / "a.pkl") if file == "ABSOLUTE" else file
+    written = {"base": {**copy.deepcopy(BASE), "teacher": {"kind": "edm", "file": file}}}
+    entry = {"url": "https://a.b/c", "file": "a.pkl", "sha256": "0" * 64}
+    found = config.resolve({"experiments": written, "inputs": {"edm": entry}}, SCHEMA)
+    assert found["experiments"]["base"]["teacher"] == {"kind": "edm", "file": "a.pkl", "sha256": "0" * 64}
+    elsewhere = str(tmp_path.parent / "a.pkl")
+    entry["file"], written["base"]["teacher"]["file"] = "../a.pkl", elsewhere
+    found = config.resolve({"experiments": written, "inputs": {"edm": entry}}, SCHEMA)
+    assert found["inputs"]["edm"]["file"] == found["experiments"]["base"]["teacher"]["file"] == elsewhere
+    assert found["experiments"]["base"]["teacher"]["sha256"] == "0" * 64
+    entry["file"] = str(tmp_path / "results" / "a.pkl")
+    with pytest.raises(config.ConfigError, match="only the workflow writes"):
+        config.resolve({"experiments": written, "inputs": {"edm": entry}}, SCHEMA)
+
+
+def test_child_drops_moments_for_the_images_of_its_dataset():
+    moments = {"features": {"kind": "inception", "file": "i.pth"}, "protocol": {"quantise": 256}}
+    parent = {"reference": {**moments, "moments": {"file": "m.npz"}}}
+    images = {"extends": "parent", "reference": {"moments": None, "against": "training"}}
+    found = resolved(parent=parent, images=images, direct={"reference": {**moments, "against": "training"}})
+    assert found["experiments"]["images"]["reference"] == found["experiments"]["direct"]["reference"]
+    assert owners(found, "images")["reference"] == "images"
+    assert Experiments(found).spec("images", "reference")["dataset"] == found["experiments"]["base"]["dataset"]
+
+
 def test_inception_score_belongs_to_inception_features():
     section = {"features": {"kind": "inception", "file": "i.pth"}, "protocol": {"quantise": 256}}
     found = Experiments(resolved(child={"reference": section}))
