@@ -18,6 +18,7 @@ from dmd.networks.unet2d import UNet2D, named
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCHEDULERS = ("DDPMScheduler", "DDIMScheduler")
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
+MAX_LAYERS, MAX_LEVELS = 64, 16  # the released ones have 2 and 6
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # attention before diffusers 0.15
 
 
@@ -60,6 +61,7 @@ def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         "config": {key: value for key, value in config.items() if key[:1] != "_"},
     }
     try:
+        _check_extent(config)
         with torch.device("meta"):
             network = UNet2D(config=architecture["config"])
         levels = _levels(_scheduler(folder, unet))
@@ -77,6 +79,14 @@ def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         "sigma_max": float(table[1][-1]),
     }
     return {f"ema.{name}": value.float() for name, value in named(_weights(files)).items()}, facts
+
+
+def _check_extent(config: dict[str, Any]) -> None:
+    """ValueError if so many layers are asked for that making them, even without weights, would take long."""
+    layers, levels = config.get("layers_per_block", 2), config.get("block_out_channels", ())
+    deep = isinstance(layers, int) and layers > MAX_LAYERS
+    if deep or (isinstance(levels, list) and len(levels) > MAX_LEVELS):
+        raise ValueError(f"more than {MAX_LAYERS} layers_per_block or {MAX_LEVELS} block_out_channels")
 
 
 def _unet(folder: Path) -> Path:

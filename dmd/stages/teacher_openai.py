@@ -7,6 +7,7 @@ label embedding, and the condition, which is 1000 ln(sigma) / 4.
 
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,15 @@ def load(path: Path, resolution: int) -> tuple[State, dict[str, Any]]:
     try:
         architecture = _architecture(state, resolution)
         blocks = _block_names(architecture)
-        weights = {name: value for key, found in state.items() for name, value in _converted(key, found, blocks)}
+        weights = {
+            f"ema.{name}": value.float().contiguous()
+            for key, found in state.items()
+            for name, value in _converted(key, found, blocks)
+        }
     except (KeyError, ValueError, IndexError, RuntimeError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error).split("\n")[0]
         raise ValueError(f"{path} is no teacher of consistency models that can be used: {reason}") from error
-    return {f"ema.{name}": value.float().contiguous() for name, value in weights.items()}, {
+    return weights, {
         "network": architecture,
         "preconditioning": {"kind": "edm", "condition_scale": CONDITION_SCALE},
         "sigma_data": 0.5,
@@ -56,15 +61,45 @@ def load(path: Path, resolution: int) -> tuple[State, dict[str, Any]]:
 def _read(path: Path) -> State:
     """A dict of tensors; torch's restricted reader runs nothing that a file names."""
     try:
+        _check_claims(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+    ) as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise ValueError(f"{path} cannot be read as a file of weights alone: {reason}") from error
     if not isinstance(found, dict) or not found or not all(isinstance(key, str) for key in found):
         raise ValueError(f"{path} holds no dict of names and tensors")
     if bad := [key for key, value in found.items() if not isinstance(value, torch.Tensor)]:
         raise ValueError(f"{path} holds something else than tensors: {', '.join(bad[:3])[:200]}")
+    if bad := [key for key, value in found.items() if not _stored(value)]:
+        raise ValueError(f"{path} holds tensors whose numbers are not all stored: {', '.join(bad[:3])[:200]}")
+    if sum(value.nbytes for value in found.values()) > path.stat().st_size:
+        raise ValueError(f"{path} holds tensors of more bytes than the file has")
     return found
+
+
+def _check_claims(path: Path) -> None:
+    """ValueError if the parts of a zip file claim more bytes than it has: torch stores them as they are."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as parts:
+            claimed = sum(part.file_size for part in parts.infolist())
+        if claimed > path.stat().st_size:
+            raise ValueError(f"its parts claim {claimed} bytes, more than the file has")
+
+
+def _stored(value: torch.Tensor) -> bool:
+    """Whether a tensor is dense, in memory, of floating-point numbers, and claims no more of them than it stores."""
+    if value.layout != torch.strided or value.device.type != "cpu" or not value.is_floating_point():
+        return False
+    return 0 < value.nbytes <= value.untyped_storage().nbytes()
 
 
 def _architecture(state: State, resolution: int) -> dict[str, Any]:

@@ -188,6 +188,7 @@ UNET_JSON, LEVELS_JSON = "unet/config.json", "scheduler/scheduler_config.json"
         (lambda p: (p / LEVELS_JSON).unlink(), "scheduler_config.json is missing: the configuration of the scheduler"),
         (lambda p: edit(p / UNET_JSON, _class_name="UNet2DConditionModel"), "'UNet2DConditionModel' is no UNet2DModel"),
         (lambda p: edit(p / UNET_JSON, time_embedding_type="fourier"), "time_embedding_type 'fourier' is not known"),
+        (lambda p: edit(p / UNET_JSON, layers_per_block=2000), "more than 64 layers_per_block"),
         (lambda p: edit(p / UNET_JSON, sample_size=None), "sample_size None is no side"),
         (lambda p: edit(p / UNET_JSON, sample_size=[8, 4]), "is no side of a square"),
         (lambda p: edit(p / UNET_JSON, out_channels=4), "4 output channels for 3"),

@@ -140,6 +140,7 @@ def test_class_defaults_stand_where_a_file_is_silent(tmp_path):
         ({"channel_mult_emb": 2}, "channel_mult_emb is not 4"),
         ({"num_blocks": "two"}, "SongUNet.num_blocks: expected int, found str"),
         ({"num_blocks": 2}, "holds another architecture: Missing key"),
+        ({"num_blocks": 2000}, "holds another architecture: 4000 blocks for [0-9]+ tensors"),
         ({"depth": 3}, "SongUNet has arguments that are not known here: depth"),
         ({"channel_mult": [2] * 40}, "SongUNet.channel_mult: no short list"),
         ({"out_channels": 6}, "out_channels differs from in_channels"),

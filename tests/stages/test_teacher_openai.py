@@ -2,6 +2,7 @@
 
 import math
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,12 @@ def changed(**tensors: torch.Tensor | None) -> State:
         ({"a.weight": torch.ones(2)}, "time_embed.0.weight is missing"),
         ([torch.ones(2)], "holds no dict of names and tensors"),
         ({"a": 3}, "something else than tensors: a"),
+        (changed(out__2__bias=torch.ones(1).expand(1 << 40)), "numbers are not all stored: out.2.bias"),
+        (changed(out__2__bias=torch.ones(3).to_sparse()), "numbers are not all stored: out.2.bias"),
+        (changed(out__2__bias=torch.ones(3, device="meta")), "numbers are not all stored: out.2.bias"),
+        (changed(out__2__bias=torch.ones(3, dtype=torch.int64)), "numbers are not all stored: out.2.bias"),
+        (changed(time_embed__0__weight=torch.ones(512, 0)), "numbers are not all stored: time_embed.0.weight"),
+        (dict.fromkeys("abc", torch.ones(9999)), "more bytes than the file has"),
     ],
 )
 def test_file_of_another_network_is_named(state, message, tmp_path):
@@ -157,6 +164,23 @@ def test_file_of_another_network_is_named(state, message, tmp_path):
     with pytest.raises(ValueError, match=message) as refused:
         teacher.run(output=tmp_path / "t", kind="openai", source=tmp_path / "a.pt", resolution=8)
     assert "\n" not in str(refused.value) and not (tmp_path / "t").exists()
+
+
+def test_blocks_that_only_a_name_claims_are_not_made(tmp_path):
+    state = {name: value for name, value in random_state().items() if not name.startswith("output_blocks.")}
+    state |= {f"output_blocks.{num}.0.out_layers.0.weight": torch.ones(128) for num in (0, 999)}
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="holds another architecture: 999 blocks for [0-9]+ tensors"):
+        teacher.run(output=tmp_path / "t", kind="openai", source=tmp_path / "a.pt", resolution=8)
+
+
+def test_compressed_file_that_would_grow_is_refused_before_it_is_read(tmp_path):
+    torch.save({"a": torch.zeros(100_000)}, tmp_path / "stored.pt")
+    with zipfile.ZipFile(tmp_path / "stored.pt") as old, zipfile.ZipFile(tmp_path / "a.pt", "w", 8) as new:
+        for part in old.infolist():
+            new.writestr(part.filename, old.read(part))
+    with pytest.raises(ValueError, match="its parts claim [0-9]+ bytes, more than the file has"):
+        teacher.run(output=tmp_path / "t", kind="openai", source=tmp_path / "a.pt")
 
 
 def test_file_that_would_run_code_is_refused(tmp_path, monkeypatch):
