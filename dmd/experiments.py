@@ -167,8 +167,9 @@ class Experiments:
 
     def _features(self, experiment: str, section: Json) -> Json:
         reference = self.section(experiment, "reference")
-        features = _without(reference["features"], "file")
-        return {"features": features, "protocol": reference["protocol"], "batch_size": section["batch_size"]}
+        features = _without(reference["features"], "file", "batch_size")
+        batch_size = reference["features"].get("batch_size", section["batch_size"])
+        return {"features": features, "protocol": reference["protocol"], "batch_size": batch_size}
 
     def _evaluate(self, experiment: str, section: Json) -> Json:
         return {**_without(section, "inception_score"), "experiment": experiment}

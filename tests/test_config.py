@@ -153,9 +153,13 @@ def test_fault_is_named_with_key_and_value(section, words):
 def test_reference_of_moments_needs_no_dataset_and_its_spec_no_path():
     moments = {"moments": {"file": "m.npz"}, "protocol": {"quantise": 256}}
     moments["features"] = {"kind": "inception", "file": "i.pth"}
-    found = Experiments(resolved(child={"reference": moments}, trained={"reference": {"against": "training"}}))
+    child = {"reference": moments, "sample": {"batch_size": 500}}
+    found = Experiments(resolved(child=child, trained={"reference": {"against": "training"}}))
     spec = found.spec("child", "reference")
-    assert spec["moments"] == {"sha256": None} and spec["features"] == {"kind": "inception", "sha256": None}
+    assert spec["moments"] == {"sha256": None} and spec["features"].pop("batch_size") == 64
+    assert spec["features"] == {"kind": "inception", "sha256": None}
+    assert found.spec("child", "features")["batch_size"] == 64
+    assert found.spec("base", "features")["batch_size"] == found.section("base", "sample")["batch_size"]
     assert "dataset" not in spec and "against" not in found.spec("base", "reference")
     assert found.spec("trained", "reference") == {**found.spec("base", "reference"), "against": "training"}
     alone = {name: section for name, section in BASE.items() if name != "dataset"}

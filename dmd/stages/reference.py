@@ -17,7 +17,7 @@ from dmd.metrics.features import FeatureNetwork, check_levels, extract
 from dmd.metrics.moments import Moments
 from dmd.stages import feature_files, stage
 
-BATCH_SIZE = 256
+BATCH_SIZE = 256  # of feature networks whose section names none
 
 
 def run(
@@ -79,7 +79,8 @@ def run(
         inputs = record.check_inputs(network=network, statistics=statistics)
         draws = {"num_samples": num_samples, "num_splits": floor_draws, "seed": seed}
         if statistics is None:
-            found, facts = _of_dataset(dataset or {}, extractor, protocol["quantise"], against, draws)
+            passes = {"levels": protocol["quantise"], "batch_size": features.get("batch_size", BATCH_SIZE)}
+            found, facts = _of_dataset(dataset or {}, extractor, passes, against, draws)
         else:
             found, facts = _of_moments(statistics, moments or {}, extractor, draws)
         facts |= {
@@ -128,11 +129,11 @@ def _of_moments(
 
 
 def _of_dataset(
-    dataset: dict[str, Any], extractor: FeatureNetwork, levels: int | None, against: str, draws: dict[str, int]
+    dataset: dict[str, Any], extractor: FeatureNetwork, passes: dict[str, Any], against: str, draws: dict[str, int]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The file's tensors, and what it says of a dataset."""
     splits = {split: datasets.load(dataset, split) for split in datasets.SPLITS}
-    found, moments = _measure(splits, extractor, levels)
+    found, moments = _measure(splits, extractor, **passes)
     floor = frechet.floor(found[f"{against}.features"], **draws)
     return found, {
         **({} if against == "held_out" else {"against": against}),
@@ -143,13 +144,13 @@ def _of_dataset(
 
 
 def _measure(
-    splits: dict[str, datasets.Dataset], extractor: FeatureNetwork, levels: int | None
+    splits: dict[str, datasets.Dataset], extractor: FeatureNetwork, *, levels: int | None, batch_size: int
 ) -> tuple[dict[str, Tensor], dict[str, Moments]]:
     """The file's tensors, and the moments of each split."""
     found: dict[str, Tensor] = {}
     moments: dict[str, Moments] = {}
     for split, data in splits.items():
-        values, predicted = _features(data, extractor, levels)
+        values, predicted = _features(data, extractor, levels, batch_size)
         moments[split] = Moments.of(values)
         found[f"{split}.features"] = values
         found[f"{split}.predicted"] = predicted
@@ -159,9 +160,11 @@ def _measure(
     return found, moments
 
 
-def _features(data: datasets.Dataset, extractor: FeatureNetwork, levels: int | None) -> tuple[Tensor, Tensor]:
+def _features(
+    data: datasets.Dataset, extractor: FeatureNetwork, levels: int | None, batch_size: int
+) -> tuple[Tensor, Tensor]:
     """Features (N, d) and predicted classes (N,) of real images, quantised as the samples will be."""
-    batches = torch.arange(len(data)).split(BATCH_SIZE)
+    batches = torch.arange(len(data)).split(batch_size)
     parts = [
         extract(extractor, data.batch(indices), levels)
         for indices in stage.progress(batches, total=len(batches), unit="batches")

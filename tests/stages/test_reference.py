@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from dmd.artifacts import files, tensors
 from tests.stages.scored import MIXTURE, make_reference
@@ -80,3 +81,11 @@ def test_reference_says_where_a_missing_feature_network_belongs(tmp_path):
 def test_reference_refuses_an_unknown_resize(tmp_path):
     with pytest.raises(ValueError, match="resize is 'bicubic'"):
         make_reference(tmp_path / "r.safetensors", protocol={"quantise": None, "resize": "bicubic"})
+
+
+def test_batches_of_the_feature_network_are_as_large_as_its_section_says(tmp_path):
+    sizes = set()
+    handle = register_module_forward_pre_hook(lambda module, inputs: sizes.add(len(inputs[0])))
+    make_reference(tmp_path / "reference.safetensors", features={"kind": "coordinates", "batch_size": 7})
+    handle.remove()
+    assert max(sizes) == 7
