@@ -236,6 +236,11 @@ def test_child_drops_moments_for_the_images_of_its_dataset():
     assert Experiments(found).spec("images", "reference")["dataset"] == found["experiments"]["base"]["dataset"]
 
 
+def test_resources_are_in_no_spec():
+    found = resolved(child={"resources": {"distill": {"memory_mb": 9000, "hours": 2.5}, "evaluate": {"hours": 1}}})
+    assert {rule for rule, owner in owners(found, "child").items() if owner == "child"} == {"evaluate"}
+
+
 def test_inception_score_belongs_to_inception_features():
     section = {"features": {"kind": "inception", "file": "i.pth"}, "protocol": {"quantise": 256}}
     found = Experiments(resolved(child={"reference": section}))

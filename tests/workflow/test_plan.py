@@ -1,13 +1,19 @@
 """Plan and prune, on the small experiment that was run."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from dmd.artifacts import record
-from tests.workflow.conftest import REPOSITORY, SMALL, jobs, make, snakemake, write_config
+from dmd.artifacts import record, tensors
+from dmd.config import load
+from dmd.experiments import Experiments
+from tests.workflow.conftest import REPOSITORY, SMALL, edited, jobs, make, snakemake, write_config
+from workflow.scripts import plan
+from workflow.scripts.rates import Job, group
 
 SCRIPTS = REPOSITORY / "workflow" / "scripts"
 
@@ -36,6 +42,29 @@ def test_export_needs_the_generator_alone_and_lies_with_it(tmp_path: Path):
     assert planned == {"teacher": 1, "pairs": 2, "pairs_manifest": 1, "distill": 1, "export": 1}
     answer = snakemake(tmp_path, "-n", "results/longer/export/generator.onnx")
     assert answer.returncode != 0 and "ask for results/small/export/generator.onnx" in answer.stdout + answer.stderr
+
+
+def test_plan_knows_the_size_of_images_from_the_teacher_and_pools_rates_by_it(tmp_path: Path, monkeypatch):
+    experiments = Experiments(load(REPOSITORY / "config.yaml", REPOSITORY / "workflow/schemas/config.schema.yaml"))
+    monkeypatch.chdir(tmp_path)
+    path = Path("results", experiments.path("imagenet64", "teacher"))
+    path.parent.mkdir(parents=True)
+    job = Job("pairs", "imagenet64-no-matching", (0, 1))
+    assert plan.disk(experiments, job) is None
+    tensors.write(path, {"x": torch.zeros(1)}, {"shape": [3, 64, 64]})
+    assert plan.disk(experiments, job) == 1000 * 512 * (2 * (1 + 97) + 2)
+    names = ("imagenet64-no-matching", "cifar10-uncond-teacher", "cifar10-cond-teacher", "digits-seed1", "toy2d-start")
+    found = ["imagenet64", "cifar10-uncond", "cifar10-cond", "digits", "toy2d-start"]
+    assert [group(experiments, name) for name in names] == found
+
+
+def test_resources_of_an_experiment_replace_those_of_rules(tmp_path: Path):
+    write_config(tmp_path, edited({"experiments/small/resources": {"distill": {"memory_mb": 9000, "hours": 2.5}}}))
+    (tmp_path / "photos").mkdir()
+    answer = make(tmp_path, "--dry-run", "results/small/distill/generator.safetensors")
+    asked = {rule: line for rule, line in re.findall(r"^rule (\w+):.*?^    resources: (.*?)$", answer, re.M | re.S)}
+    assert "mem_mb=9000," in asked["distill"] and "runtime=150" in asked["distill"]
+    assert "mem_mb=2000," in asked["pairs"] and "runtime=240" in asked["pairs"]
 
 
 def test_plan_of_a_finished_experiment_is_empty(finished: Path):

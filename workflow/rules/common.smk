@@ -213,9 +213,21 @@ def processes(wildcards):
     return EXPERIMENTS.section(wildcards.experiment, "distill")["processes"]
 
 
-def memory(megabytes):
-    """Megabytes, growing with each attempt."""
-    return lambda wildcards, attempt: megabytes * attempt
+def memory(megabytes, rule=None):
+    """Megabytes, growing with each attempt; `resources` of the experiment may say another number for `rule`."""
+    return lambda wildcards, attempt: asked(wildcards, rule).get("memory_mb", megabytes) * attempt
+
+
+def minutes(number, rule):
+    """Minutes that a job may take, unless `resources` of the experiment says other hours."""
+    return lambda wildcards: (
+        round(60 * asked(wildcards, rule)["hours"]) if "hours" in asked(wildcards, rule) else number
+    )
+
+
+def asked(wildcards, rule):
+    """What `resources` of the experiment says of a rule; no part of any spec."""
+    return EXPERIMENTS.whole(wildcards.experiment)["resources"].get(rule, {}) if rule else {}
 
 
 def listed(kind, name):

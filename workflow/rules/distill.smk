@@ -18,8 +18,8 @@ rule distill:
     threads: lambda wildcards: cores(wildcards) * processes(wildcards)
     resources:
         gpu=lambda wildcards: gpus(wildcards) * processes(wildcards),
-        mem_mb=lambda wildcards, attempt: 4000 * attempt * processes(wildcards),
-        runtime=1440,
+        mem_mb=lambda wildcards, attempt: memory(4000, "distill")(wildcards, attempt) * processes(wildcards),
+        runtime=minutes(1440, "distill"),
     params:
         start=flag("start"),
         lpips=flag("lpips"),

@@ -16,8 +16,8 @@ rule features:
     threads: cores
     resources:
         gpu=gpus,
-        mem_mb=memory(2000),
-        runtime=120,
+        mem_mb=memory(2000, "features"),
+        runtime=minutes(120, "features"),
     params:
         network=flag("network"),
         spec=spec("features"),
@@ -49,8 +49,8 @@ rule evaluate:
     threads: 1
     resources:
         gpu=0,
-        mem_mb=memory(2000),
-        runtime=60,
+        mem_mb=memory(2000, "evaluate"),
+        runtime=minutes(60, "evaluate"),
     params:
         teacher=flag("teacher"),
         spec=spec("evaluate"),

@@ -14,8 +14,8 @@ rule pairs:
     threads: cores
     resources:
         gpu=gpus,
-        mem_mb=memory(2000),
-        runtime=240,
+        mem_mb=memory(2000, "pairs"),
+        runtime=minutes(240, "pairs"),
     params:
         spec=spec("pairs"),
         version=VERSIONS["pairs"],

@@ -16,8 +16,8 @@ rule reference:
     threads: cores
     resources:
         gpu=gpus,
-        mem_mb=memory(4000),
-        runtime=120,
+        mem_mb=memory(4000, "reference"),
+        runtime=minutes(120, "reference"),
     params:
         network=flag("network"),
         statistics=flag("statistics"),

@@ -14,8 +14,8 @@ rule sample:
     threads: cores
     resources:
         gpu=gpus,
-        mem_mb=memory(2000),
-        runtime=240,
+        mem_mb=memory(2000, "sample"),
+        runtime=minutes(240, "sample"),
     params:
         spec=spec("sample"),
         version=VERSIONS["sample"],

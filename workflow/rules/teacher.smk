@@ -16,8 +16,8 @@ rule teacher:
     threads: cores
     resources:
         gpu=gpus,
-        mem_mb=memory(4000),
-        runtime=720,
+        mem_mb=memory(4000, "teacher"),
+        runtime=minutes(720, "teacher"),
     params:
         source=teacher_source,
         spec=spec("teacher"),

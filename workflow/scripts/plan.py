@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from dmd.checks import unknown_experiment  # noqa: E402
 from dmd.config import ConfigError, load  # noqa: E402
 from dmd.experiments import Experiments  # noqa: E402
-from workflow.scripts.rates import Job, Rates, job_of, measured_rates, network_calls, num_images, root, work  # noqa: E402
+from workflow.scripts.rates import Job, Rates, group, job_of, measured_rates, network_calls, num_images, work  # noqa: E402
 
 MEMBERS = {"pairs": 3, "sample": 2}  # noise, image, label; image, label
 
@@ -75,17 +75,28 @@ def planned(experiments: Experiments, experiment: str | None) -> list[Job]:
 def disk(experiments: Experiments, job: Job) -> int | None:
     """Bytes of the shards of a job: per member a tar header, an npy header and the data, in blocks of 512.
 
-    None where no dataset says how large the images are: a released teacher does, once it is here.
+    None where nothing says yet how large the images are.
     """
     if job.rule not in MEMBERS:
         return 0
-    if (dataset := experiments.whole(job.experiment).get("dataset")) is None:
+    if (values := image_size(experiments, job.experiment)) is None:
+        return None
+    arrays = MEMBERS[job.rule] - 1
+    size = 512 * (arrays * (1 + math.ceil((128 + 4 * values) / 512)) + 2)
+    return num_images(experiments, job) * size
+
+
+def image_size(experiments: Experiments, experiment: str) -> int | None:
+    """Numbers in one image, from the teacher's file, else from the dataset; None if neither is there."""
+    path = Path("results", experiments.path(experiment, "teacher"))
+    if path.is_file():
+        from dmd.artifacts import tensors  # torch
+
+        return math.prod(tensors.load_metadata(path)["shape"])
+    if (dataset := experiments.whole(experiment).get("dataset")) is None:
         return None
     side, channels = {"digits": (8, 1), "gaussian-mixture": (1, 2)}.get(dataset["kind"], (0, 0))
-    side, channels = dataset.get("resolution", side), dataset.get("channels", channels)
-    arrays = MEMBERS[job.rule] - 1
-    size = 512 * (arrays * (1 + math.ceil((128 + 4 * channels * side**2) / 512)) + 2)
-    return num_images(experiments, job) * size
+    return int(dataset.get("channels", channels) * dataset.get("resolution", side) ** 2)
 
 
 def table(experiments: Experiments, jobs: list[Job], rates: Rates, sizes: Mapping[str, int | None]) -> str:
@@ -98,7 +109,7 @@ def table(experiments: Experiments, jobs: list[Job], rates: Rates, sizes: Mappin
         calls = sum(network_calls(experiments, job) for job in chosen)
         seconds, missing = 0.0, False
         for job in chosen:
-            name = root(experiments, job.experiment)
+            name = group(experiments, job.experiment) if job.experiment else ""
             rate = rates.get(name, {}).get(job.rule, known.get(name, {}).get(job.rule))
             seconds += (rate or 0.0) * (work(experiments, job) if job.experiment else 1)
             missing |= rate is None and bool(job.experiment)

@@ -14,7 +14,7 @@ from dmd.experiments import Experiments
 from dmd.layout import FILES, TABLES
 from dmd.methods.phases import num_passes
 
-Rates = dict[str, dict[str, float]]  # root experiment -> rule -> CPU seconds per unit of work
+Rates = dict[str, dict[str, float]]  # owner of the teacher -> rule -> CPU seconds per unit of work
 BLOCK = re.compile(r"(\d{5})-(\d{5})")
 
 
@@ -67,21 +67,19 @@ def work(experiments: Experiments, job: Job) -> int:
     return network_calls(experiments, job) or num_images(experiments, job) or 1
 
 
-def root(experiments: Experiments, experiment: str) -> str:
-    """The experiment at the top of the chain of `extends`."""
-    while parent := experiments.parents.get(experiment):
-        experiment = parent
-    return experiment
+def group(experiments: Experiments, experiment: str) -> str:
+    """The experiment whose rates hold for another: the owner of its teacher, since the network decides the time."""
+    return experiments.owner(experiment, "teacher") if experiments.has(experiment, "teacher") else experiment
 
 
 def measured_rates(experiments: Experiments) -> Rates:
-    """CPU seconds per unit of work of finished jobs in results/, by root experiment and rule."""
+    """CPU seconds per unit of work of finished jobs in results/, by owner of the teacher and rule."""
     sums: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
     for path, job in _finished(experiments):
         with open(path, newline="") as stream:
             row: dict[str, Any] = next(csv.DictReader(stream, delimiter="\t"), {})
         seconds = next((float(row[key]) for key in ("cpu_time", "s") if _is_number(row.get(key))), 0.0)
-        total = sums[root(experiments, job.experiment), job.rule]
+        total = sums[group(experiments, job.experiment), job.rule]
         total[0] += seconds
         total[1] += work(experiments, job)
     rates: Rates = defaultdict(dict)
