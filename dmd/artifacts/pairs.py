@@ -1,12 +1,16 @@
 """Pairs of a manifest in a reproducible shuffled order, by random access, without loading them all."""
 
+import contextlib
+import resource
+
 import numpy as np
 import torch
 
 from dmd.artifacts.manifest import Manifest
 from dmd.artifacts.shards import Place, Shard
 
-MAX_OPEN = 64  # shards at once; each holds a file descriptor
+DESCRIPTORS = 2  # of an open shard: its file and its memory map
+SPARE = 128  # descriptors for all else
 
 
 class PairReader:
@@ -19,6 +23,7 @@ class PairReader:
         self._offsets = manifest.table["offset"].to_numpy()
         self._lengths = manifest.table["length"].to_numpy()
         self._shard_of = np.repeat(np.arange(len(manifest.shards)), [shard.num for shard in manifest.shards])
+        self._most = most_open(len(manifest.shards))
         self._open: dict[int, Shard] = {}  # least recently used first
         self._checked: set[int] = set()
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
@@ -52,9 +57,23 @@ class PairReader:
         return shard.item(Place(int(self._offsets[row]), int(self._lengths[row])))
 
     def _opened(self, number: int) -> Shard:
-        if len(self._open) == MAX_OPEN:
+        if len(self._open) == self._most:
             self._open.pop(next(iter(self._open))).close()
         file = self._manifest.shards[number]
         shard = Shard(file.path, size=file.size, sha256=None if number in self._checked else file.sha256)
         self._checked.add(number)
         return shard
+
+
+def most_open(num: int) -> int:
+    """How many of `num` shards may be open at once; raises this process's limit of descriptors as far as it may."""
+    wanted = SPARE + DESCRIPTORS * num
+    soft, hard = (
+        wanted if one == resource.RLIM_INFINITY else one for one in resource.getrlimit(resource.RLIMIT_NOFILE)
+    )
+    if soft < min(wanted, hard):
+        with contextlib.suppress(ValueError, OSError):
+            _, ceiling = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), ceiling))
+            soft = min(wanted, hard)
+    return max(1, min(num, (soft - SPARE) // DESCRIPTORS))
