@@ -33,7 +33,9 @@ def lease_visible(num: int) -> None:
     if num > len(cards):
         raise ValueError(f"{num} GPUs wanted, but there are {len(cards)}: {', '.join(cards)}")
     found = lease(cards, num, folder=Path(tempfile.gettempdir()), log=lambda line: print(line, file=sys.stderr))
-    os.environ |= {"CUDA_VISIBLE_DEVICES": ",".join(found), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    if "CUDA_VISIBLE_DEVICES" not in os.environ:  # cards are numbers: of the same order in every job
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(found)
 
 
 def shared_cards(environment: Mapping[str, str], count: Callable[[], int]) -> list[str]:
