@@ -37,7 +37,8 @@ def load(
     Args:
         path: distill/generator.safetensors, or teacher/denoiser.safetensors.
         weights: "ema" (averaged) or "raw".
-        device: "auto" (the first GPU where there is one), or what torch calls a device: "cpu", "cuda", "cuda:1".
+        device: "auto" (the first GPU where there is one), or what torch calls a device: "cpu", "cuda", "cuda:1". On a
+            GPU torch's own switches of precision hold; stages set `torch.backends.cudnn.allow_tf32 = False`.
         batch_size: images per network call; a short batch is padded to it, so that the bits of an image do not depend
             on how many are drawn. None: as many as are asked for, 64 at most, unpadded up to there.
         solver: of a teacher, "heun" (where None) or "euler".

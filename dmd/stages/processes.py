@@ -11,6 +11,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
+PATIENCE = timedelta(hours=1)  # how long others wait while the first writes a checkpoint or draws a grid
 PARENT_DEATH = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -59,7 +60,7 @@ def joined(num: int, device: torch.device) -> Iterator[None]:
         raise ValueError(f"processes: {num} need a GPU each, this machine shows {torch.cuda.device_count()}")
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGKILL)  # torchrun that was killed leaves nothing behind
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield
     finally:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from dmd.diffusion.compute import Compute, set_tf32
 from dmd.stages import leases, processes
 
 Item = TypeVar("Item")
@@ -50,6 +51,9 @@ def main(run: Callable[..., None]) -> None:
         run(**parsed, **spec)
     except (ValueError, OSError) as error:
         _fail(error)
+    except torch.OutOfMemoryError as error:
+        what = str(error).splitlines()[0]
+        _fail(ValueError(f"GPU memory does not suffice: {what} Lower the batch size, or set compute.dtype bfloat16"))
     except RuntimeError as error:
         if processes.count() == 1:
             raise
@@ -163,19 +167,27 @@ def progress(items: Iterable[Item], *, total: int, unit: str, done: int = 0) -> 
 
 
 def set_threads(num: int) -> None:
-    """Threads of torch: from the spec, never from what a scheduler granted, since their number changes bytes."""
+    """Threads of torch: from the spec, never from what a scheduler granted, since their number changes bytes.
+
+    Also asks for deterministic algorithms, for CPUs (see `choose_device`), and turns TF32 off until a spec wants it.
+    """
     torch.set_num_threads(num)
+    set_tf32(Compute())
     torch.use_deterministic_algorithms(True, warn_only=True)
     # filling memory that nothing reads costs 6 % of a pass
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def choose_device(name: str) -> torch.device:
-    """ "cpu", or "auto": a GPU where there is one, the first or that of this process."""
+    """ "cpu", or "auto": a GPU where there is one, the first or that of this process.
+
+    A GPU works without deterministic algorithms: they are slow there, and would not make all kernels repeatable.
+    """
     if name not in ("auto", "cpu"):
         raise ValueError(f"device must be 'auto' or 'cpu', got {name!r}")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     if processes.count() > 1 and processes.local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(processes.local_rank())
+    torch.use_deterministic_algorithms(False)
     return torch.device("cuda", torch.cuda.current_device())

@@ -88,6 +88,13 @@ def test_an_error_is_one_line_on_screen_and_a_traceback_in_the_log(monkeypatch, 
     assert "Traceback" in log.read_text() and f"error: {error}" in log.read_text()
 
 
+def test_a_gpu_too_small_is_one_line_that_says_what_helps(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        call(monkeypatch, *spec(), error=torch.OutOfMemoryError("Tried to allocate 2 GiB.\nMore"))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "error: GPU memory does not suffice: Tried to allocate 2 GiB. Lower the batch size" in line
+
+
 def test_a_bug_is_not_disguised_as_a_bad_input(monkeypatch):
     with pytest.raises(KeyError):
         call(monkeypatch, *spec(), error=KeyError("bug"))
@@ -119,5 +126,16 @@ def test_device_and_threads_come_from_the_spec():
     assert stage.choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(ValueError, match="'tpu'"):
         stage.choose_device("tpu")
+    torch.backends.cudnn.allow_tf32 = True
     stage.set_threads(1)
     assert torch.get_num_threads() == 1 and torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_a_gpu_does_not_pay_for_deterministic_algorithms(monkeypatch):
+    stage.set_threads(1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert stage.choose_device("cpu").type == "cpu" and torch.are_deterministic_algorithms_enabled()
+    assert stage.choose_device("auto").type == "cuda" and not torch.are_deterministic_algorithms_enabled()
+    stage.set_threads(1)
