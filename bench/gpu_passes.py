@@ -27,15 +27,24 @@ MODES: dict[str, tuple[Compute, str | None]] = {  # compute, mode of torch.compi
 
 @dataclass(frozen=True)
 class Size:
-    """A network, the images of one pass, and the device.
+    """A network, the images of one pass, the device, and what a whole experiment with this network asks for.
 
     Attributes:
+        batch_size: images of a pass; micro batches of an experiment.
+        whole: images, and pairs, of an update.
+        updates: of an experiment.
+        compute: as in config.yaml, without micro batches.
+        lpips: pixels that LPIPS sees.
         backend: of torch.compile; "eager" proves that the code runs where compiling would take too long.
     """
 
     network: dict[str, Any]
     batch_size: int
     device: torch.device
+    whole: int
+    updates: int
+    compute: Compute
+    lpips: int = 224
     repetitions: int = 5
     backend: str = "inductor"
 
@@ -58,6 +67,12 @@ def denoiser(size: Size, compute: Compute, mode: str | None = None) -> Denoiser:
         named = {} if size.backend == "eager" or mode == "default" else {"mode": mode}
         found.network.compile(dynamic=False, backend=size.backend, **named)
     return found
+
+
+def fresh() -> None:
+    """Forgets what was compiled. Networks of one class share torch's limit of variants; above it, an error."""
+    torch._dynamo.reset()
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
 def batch(size: Size) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -94,6 +109,7 @@ def measure(size: Size, over: Callable[[], bool]) -> dict[str, Any]:
             figures[name] = "left out: no time"
             continue
         set_tf32(compute)
+        fresh()
         found = denoiser(size, compute, mode)
 
         def forward(found: Denoiser = found) -> None:

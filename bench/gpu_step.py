@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bench import setting
-from bench.gpu_passes import Size, batch, denoiser, milliseconds, synchronise
+from bench.gpu_passes import Size, batch, denoiser, fresh, milliseconds, synchronise
 from dmd.diffusion.compute import Compute
 from dmd.diffusion.solver import solve
 from dmd.methods.counting import weight_bytes
@@ -28,6 +28,7 @@ PHASE = {"matching_scale": 1.0, "regression_scale": 1.0}
 
 def pairs(size: Size, compute: Compute, mode: str | None) -> dict[str, Any]:
     """Images per second of the solver against as many calls of its network alone."""
+    fresh()
     teacher = denoiser(size, compute, mode).requires_grad_(False)
     noise, sigma, label = batch(size)
 
@@ -45,9 +46,13 @@ def pairs(size: Size, compute: Compute, mode: str | None) -> dict[str, Any]:
 
 
 def distill(size: Size, compute: Compute, mode: str | None) -> dict[str, Any]:
-    """One update against the sum of its bare passes, without and with a shared noised batch; peak memory and plan."""
+    """One update on one micro batch, with L2, against the sum of its bare passes; peak memory and plan.
+
+    Without and with a shared noised batch. `bench.gpu_experiment` measures an update of an experiment.
+    """
     figures: dict[str, Any] = {}
     for shared in (False, True):
+        fresh()
         parts = [denoiser(size, compute, mode) for _ in range(3)]
         numbers = setting.distill_numbers(shared_noise=shared)
         numbers |= {"matching_batch_size": size.batch_size, "regression_batch_size": size.batch_size}
@@ -65,6 +70,7 @@ def distill(size: Size, compute: Compute, mode: str | None) -> dict[str, Any]:
         if size.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(size.device)
         step = milliseconds(update, size)
+        peak = torch.cuda.max_memory_allocated(size.device) if size.device.type == "cuda" else 0  # of updates alone
         passes = _passes(size, found)
         bare = sum(passes.values()) - (passes["fake forward"] if shared else 0.0)
         name = "shared_noise" if shared else "own_noise"
@@ -75,7 +81,7 @@ def distill(size: Size, compute: Compute, mode: str | None) -> dict[str, Any]:
             "planned_gib": round(sum(plan.values()) / 2**30, 3),
         }
         if size.device.type == "cuda":
-            figures[name]["peak_gib"] = round(torch.cuda.max_memory_allocated(size.device) / 2**30, 3)
+            figures[name]["peak_gib"] = round(peak / 2**30, 3)
         del found, parts
     return figures
 

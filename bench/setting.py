@@ -32,15 +32,16 @@ SOLVER = {"name": "heun", "steps": 5, "sigma_min": 0.002, "sigma_max": SIGMA_MAX
 NUM_CALLS = 9  # of Heun in 5 steps
 
 
-def write_teacher(path: Path) -> None:
+def write_teacher(path: Path, network: dict[str, Any] = NETWORK) -> None:
     """A teacher of random weights in the layout of stage teacher."""
     torch.manual_seed(0)
-    denoiser = loading.new_denoiser(NETWORK, sigma_data=0.5)
+    denoiser = loading.new_denoiser(network, sigma_data=0.5)
     for weight in denoiser.parameters():
         if not weight.any():  # layers that start at zero would pass no gradient on
             torch.nn.init.normal_(weight, std=0.02)
     tensors = {f"ema.{name}": value for name, value in denoiser.network.state_dict().items()}
-    _write(path, tensors, {"network": NETWORK, "sigma_data": 0.5, "num_classes": NUM_CLASSES}, resolution=RESOLUTION)
+    facts = {"network": network, "sigma_data": 0.5, "num_classes": network["num_classes"]}
+    _write(path, tensors, facts, resolution=network["resolution"])
 
 
 def write_exact_teacher(path: Path, *, resolution: int) -> None:

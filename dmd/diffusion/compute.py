@@ -5,6 +5,7 @@ from typing import TypedDict
 import torch
 from torch import nn
 
+RECOMPILE_LIMIT = 64
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 
@@ -54,6 +55,9 @@ def compile_network(denoiser: nn.Module, compute: Compute) -> nn.Module:
     """The denoiser, its network compiled where `compute` says so: the same module, its state and names untouched."""
     network = getattr(denoiser, "network", None)
     if isinstance(network, nn.Module) and compute.get("compile"):
+        # three networks of one class, with and without gradient, and a smaller last micro batch: above torch's limit
+        # of 8 variants it would go on uncompiled
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
         network.compile(dynamic=False)
     return denoiser
 

@@ -7,8 +7,10 @@ import sys
 import pytest
 import torch
 
-from bench import gpu
+from bench import gpu, gpu_experiment, gpu_step
 from bench.gpu_passes import MODES
+from dmd.diffusion.compute import Compute
+from dmd.methods.regression import Lpips
 
 COMMAND = [sys.executable, "-m", "bench.gpu"]
 
@@ -19,7 +21,7 @@ def test_tiny_suite_measures_every_mode(monkeypatch, tmp_path, capsys):
     figures = json.loads((tmp_path / "gpu.json").read_text())
     assert json.loads(capsys.readouterr().out) == figures and figures["setting"]["torch"] == torch.__version__
     tiny = figures["networks"]["tiny"]
-    assert tiny["passes"].keys() == MODES.keys()
+    assert tiny["passes"].keys() == MODES.keys() and tiny["experiment"]["update_ms"]["median"] > 0
     for mode in tiny["passes"].values():
         assert mode["forward_ms"]["median"] > 0 and mode["forward_backward_over_float32"] > 0
     for mode in gpu.STEPPED:
@@ -29,9 +31,33 @@ def test_tiny_suite_measures_every_mode(monkeypatch, tmp_path, capsys):
             assert step["over_bare_passes"] > 0.5 and step["planned_gib"] >= 0
 
 
+def test_hours_are_those_of_whole_updates(monkeypatch):
+    """LPIPS, pairs that are read, micro batches: the update that stage distill makes."""
+    (size,) = gpu.sizes(tiny=True).values()
+    seen = []
+    total = Lpips.total
+    monkeypatch.setattr(
+        Lpips, "total", lambda own, image, other: (seen.append(len(image)), total(own, image, other))[1]
+    )
+    figures = gpu_experiment.measure(size)
+    assert figures["hours"] == pytest.approx(figures["update_ms"]["median"] / 3.6e6 * size.updates, abs=1e-3)
+    assert seen == [size.batch_size] * 2 * (size.repetitions + 2) and size.whole == 2 * size.batch_size
+
+
+def test_networks_of_all_modes_are_compiled(monkeypatch):
+    """More variants than torch's limit for one class would be measured uncompiled, and called compiled."""
+    (size,) = gpu.sizes(tiny=True).values()
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 6)
+    for _ in range(2):
+        figures = gpu_step.distill(size, Compute(), "default")
+    assert figures["shared_noise"]["update_ms"]["median"] > 0
+    assert torch._dynamo.config.fail_on_recompile_limit_hit
+
+
 def test_what_begins_too_late_is_left_out():
     (size,) = gpu.sizes(tiny=True).values()
     figures = gpu.measured(size, lambda: True)
+    assert figures["experiment"] == "left out: no time"
     assert set(figures["passes"].values()) == {"left out: no time"} == set(figures["distill"].values())
 
 

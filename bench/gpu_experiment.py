@@ -1,0 +1,79 @@
+"""Whole updates of stage distill with LPIPS at the sizes of an experiment, and the hours that all of them take."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import setting
+from bench.gpu_passes import Size, fresh, milliseconds
+from dmd.diffusion.compute import set_tf32
+from dmd.methods.numbers import Numbers
+from dmd.methods.phases import plan
+from dmd.methods.regression import GROUPS, Lpips
+from dmd.stages import training
+
+WIDTHS = (64, 128, 256, 512, 512)  # channels of VGG16's groups
+
+
+def measure(size: Size) -> dict[str, Any]:
+    """Seconds of an update: noise drawn, pairs read, both losses, both optimisers, moving average, log row.
+
+    Weights of the teacher and of VGG are random; the first two updates are not counted.
+    """
+    fresh()
+    set_tf32(size.compute)
+    with tempfile.TemporaryDirectory() as name:
+        found = _training(size, Path(name))
+        (phase,), _ = plan(found.numbers)
+        numbers = iter(range(phase.updates))
+        if size.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(size.device)
+        step = milliseconds(lambda: found.update(next(numbers), phase, phase.updates), size)
+    figures: dict[str, Any] = {
+        "images": size.whole,
+        "micro_batch_size": size.batch_size,
+        "compute": dict(size.compute),
+        "update_ms": step,
+        "updates": size.updates,
+        "hours": round(step["median"] / 3.6e6 * size.updates, 3),
+    }
+    if size.device.type == "cuda":
+        figures["peak_gib"] = round(torch.cuda.max_memory_allocated(size.device) / 2**30, 3)
+    return figures
+
+
+def lpips(size: int) -> Lpips:
+    """VGG16 of random weights that keep activations alive."""
+    trunk: dict[str, torch.Tensor] = {}
+    channels = 3
+    for group, width in zip(GROUPS, WIDTHS, strict=True):
+        for layer in group:
+            trunk[f"features.{layer}.weight"] = torch.randn(width, channels, 3, 3) * (2 / (9 * channels)) ** 0.5
+            trunk[f"features.{layer}.bias"] = torch.zeros(width)
+            channels = width
+    heads = {f"lin{number}.model.1.weight": torch.rand(1, width, 1, 1) for number, width in enumerate(WIDTHS)}
+    return Lpips(trunk, heads, pooling="average", size=size)
+
+
+def _training(size: Size, folder: Path) -> training.Training:
+    """The stage's own loop on a teacher of random weights and one update's pairs."""
+    teacher, manifest = folder / "teacher" / "denoiser.safetensors", folder / "pairs" / "blocks" / "pairs.parquet"
+    setting.write_teacher(teacher, size.network)
+    exact = folder / "exact" / "denoiser.safetensors"  # pairs cost nothing: what they show does not matter
+    setting.write_exact_teacher(exact, resolution=size.network["resolution"])
+    solver = {**setting.SOLVER, "name": "euler", "steps": 1}
+    setting.draw_pairs(exact, manifest, first=0, last=0, shard_size=size.whole, solver=solver)
+    numbers: Numbers = {
+        **setting.distill_numbers(shared_noise=False),
+        "matching_batch_size": size.whole,
+        "regression_batch_size": size.whole,
+        "compute": {**size.compute, "micro_batch_size": size.batch_size},
+        "device": "auto",
+    }
+    found = training.Training(teacher, manifest, teacher, None, folder, numbers)
+    found.distillation.distance = lpips(size.lpips).to(size.device)
+    return found
