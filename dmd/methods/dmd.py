@@ -55,7 +55,7 @@ class Distillation(Losses):
         if matching:
             generated = seen = self.match(batch, matching, generator, row)
         if regression and batch.pairs is not None:
-            image = self.regress(batch.pairs, regression, row)
+            image = self.regress(batch.pairs, regression, row, keep=not matching)
             seen = generated if matching else image
         row["generated_mean"], row["generated_std"] = seen.mean(), seen.std()
         row["generator_gradient_norm"] = self.generator_optimiser.update()

@@ -51,9 +51,18 @@ class Losses:
 
     @torch.no_grad()
     def generate_all(self, noise: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """`generate` without gradient, in micro batches of this process alone."""
-        size = self.share.micro_batch_size or len(noise)
-        return torch.cat([self.generate(*part) for part in zip(noise.split(size), label.split(size), strict=True)])
+        """`generate` without gradient, by this process alone, in micro batches.
+
+        Compiled networks get batches of the size they are trained on, padded: another shape would be compiled anew.
+        """
+        size, num = self.share.micro_batch_size or len(noise), len(noise)
+        if self.numbers.get("compute", {}).get("compile"):
+            first = self.share.slices(self.numbers["matching_batch_size"])[0]
+            size = first.stop - first.start
+            places = torch.arange(-(-num // size) * size) % num
+            noise, label = noise[places], label[places]
+        parts = zip(noise.split(size), label.split(size), strict=True)
+        return torch.cat([self.generate(*part) for part in parts])[:num]
 
     @torch.no_grad()
     def generate_share(self, noise: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
@@ -86,9 +95,14 @@ class Losses:
         return generated
 
     def regress(
-        self, pairs: tuple[torch.Tensor, torch.Tensor, torch.Tensor], weight: float, row: dict[str, torch.Tensor]
+        self,
+        pairs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        weight: float,
+        row: dict[str, torch.Tensor],
+        *,
+        keep: bool,
     ) -> torch.Tensor:
-        """Leaves the gradient of the regression loss on the generator; returns the images, detached."""
+        """Leaves the gradient of the regression loss on the generator; returns the images, detached, if to `keep`."""
         num, readings = len(pairs[0]), Readings(self.share)
         for place in self.share.slices(num):
             noise, label, reference = (values[place].to(self._device) for values in pairs)
@@ -97,10 +111,11 @@ class Losses:
             loss = self.distance(image, reference)
             (weight * part * loss).backward()
             readings.add("regression_loss", part * loss)
-            readings.put("image", image, place, num)
+            if keep:  # processes exchange what is put
+                readings.put("image", image, place, num)
         whole = readings.whole()
         row["regression_loss"] = whole["regression_loss"]
-        return whole["image"]
+        return whole.get("image", noise.new_empty(0))
 
     def denoise(self, image: torch.Tensor, label: torch.Tensor, generator: torch.Generator, readings: Readings) -> None:
         """Leaves the gradient of the denoising loss of a batch of generated images on the fake denoiser."""

@@ -109,3 +109,9 @@ def _restore(distillation: Distillation, state: dict[str, torch.Tensor]) -> None
                     value = torch.empty_like(like).copy_(value)
                 whole["state"].setdefault(int(number), {})[field] = value
         optimiser.load_state_dict(whole)
+
+
+def kept(folder: Path) -> str:
+    """Which checkpoint there is to go on from, for a message."""
+    good = sorted(folder.glob("[0-9]*.safetensors"))
+    return f"last good checkpoint {good[-1]}" if good else "no checkpoint was written yet"

@@ -1,6 +1,8 @@
 """The memory plan of a stage: printed before work starts, and compared with what the GPU has left."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -10,9 +12,13 @@ from dmd.methods.losses import Distance
 from dmd.methods.memory import activations, distill_parts, drawing_parts, lpips_bytes, working
 from dmd.methods.numbers import Numbers
 from dmd.methods.share import Share
-from dmd.stages import stage
+from dmd.stages import checkpoints, stage
 
 GIB = 2**30
+ADVICE = (
+    "lower distill.compute.micro_batch_size, set gradient_checkpointing or dtype bfloat16 there, "
+    "or more distill.processes"
+)
 
 
 def announce_distillation(
@@ -36,8 +42,7 @@ def announce_distillation(
     lpips = lpips_bytes(distance, shape, numbers["regression_batch_size"])
     found = activations(denoisers[1], shape)
     parts = distill_parts(numbers, share, teacher=teacher, trained=trained, found=found, lpips=lpips)
-    advice = "lower distill.compute.micro_batch_size, set gradient_checkpointing or dtype bfloat16 there, "
-    announce(parts, device, here=teacher + 2 * trained, advice=advice + "or more distill.processes")
+    announce(parts, device, here=teacher + 2 * trained, advice=ADVICE)
 
 
 def announce_drawing(denoiser: nn.Module, shape: tuple[int, ...], batch_size: int, device: torch.device) -> None:
@@ -74,3 +79,13 @@ def refuse(need: int, free: int, advice: str) -> None:
         raise ValueError(
             f"at least {need / GIB:.3g} GiB more of GPU memory are needed, {free / GIB:.3g} GiB are free: {advice}"
         )
+
+
+@contextlib.contextmanager
+def explained(update: int, folder: Path) -> Iterator[None]:
+    """ValueError with what helps, and the last checkpoint in `folder`, where the GPU's memory ends in an update."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        what = f"GPU memory does not suffice at update {update}: {str(error).splitlines()[0]}"
+        raise ValueError(f"{what}; {checkpoints.kept(folder)}: {ADVICE}") from error

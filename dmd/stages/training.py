@@ -79,7 +79,8 @@ class Training:
         status = stage.Progress(total=total, unit="updates", done=first)
         for update in range(first, total):
             phase = next(phase for phase in phases if update < phase.first + phase.updates)
-            row = self.update(update, phase, total)
+            with memory.explained(update, self.checkpoints):
+                row = self.update(update, phase, total)
             check_finite(row, update, self.checkpoints)
             if update % self.numbers["log_every"] == 0:
                 rows.append({"update": update, "phase": phase.index, **row})
@@ -109,14 +110,15 @@ class Training:
         if phase.trains_generator:
             image, row = self.distillation.generator_update(batch, phase.numbers, random)
         if numbers["fake_score"] and (phase.matching or not phase.trains_generator):
-            row |= self._fake_updates(image, batch, phase, random)
+            row |= self._fake_updates(image, batch, phase, random, row)
         values = torch.stack([value.double() for value in row.values()]).tolist()
         return dict(zip(row, values, strict=True))
 
     def _fake_updates(
-        self, image: torch.Tensor, batch: Batch, phase: Phase, random: torch.Generator
+        self, image: torch.Tensor, batch: Batch, phase: Phase, random: torch.Generator, found: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        found = defaultdict(list)
+        """Log columns, means over fake updates; a loss in `found` is of the pass shared with the matching gradient."""
+        columns = defaultdict(list, {name: [value] for name, value in found.items() if name == "fake_loss"})
         label = batch.label
         for number in range(phase.fake_updates):
             if number or not phase.trains_generator:
@@ -127,8 +129,8 @@ class Training:
             shared = self.numbers["shared_noise"] and phase.trains_generator and number == 0
             row = self.distillation.fake_update(image, label, random, has_gradient=shared)
             for name, value in row.items():
-                found[name].append(value)
-        return {name: torch.stack(values).mean() for name, values in found.items()}
+                columns[name].append(value)
+        return {name: torch.stack(values).mean() for name, values in columns.items()}
 
     def _noise(self, random: torch.Generator) -> Batch:
         num, shape = self.numbers["matching_batch_size"], self.facts["shape"]
@@ -171,9 +173,8 @@ def check_finite(row: dict[str, float], update: int, folder: Path) -> None:
     bad = [name for name, value in row.items() if not math.isfinite(value) and not name.startswith("gap_bin")]
     if not bad:
         return
-    good = sorted(folder.glob("[0-9]*.safetensors"))
-    kept = f"last good checkpoint {good[-1]}" if good else "no checkpoint was written yet"
-    raise ValueError(f"{', '.join(bad)} not finite at update {update}; {kept}: lower distill.optimiser.learning_rate")
+    what = f"{', '.join(bad)} not finite at update {update}; {checkpoints.kept(folder)}"
+    raise ValueError(f"{what}: lower distill.optimiser.learning_rate")
 
 
 def _check_facts(

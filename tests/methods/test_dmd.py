@@ -190,6 +190,15 @@ def test_a_loss_of_weight_zero_is_not_computed(distill_numbers, name):
     assert (len(image) == 0) == (name == "matching")
 
 
+def test_fixed_images_of_compiled_networks_come_in_the_shape_of_the_training(distill_numbers):
+    """Compiling for another shape takes minutes, in which other processes wait."""
+    found, given, seen = distillation(distill_numbers, compute={"compile": True}), batch(), []
+    expected = found.generate(given.noise, given.label)
+    found.generator.network.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    torch.testing.assert_close(found.generate_all(given.noise, given.label), expected)
+    assert seen == [distill_numbers["matching_batch_size"]] * 2 == [4, 4]
+
+
 def test_average_equals_its_closed_form(distill_numbers):
     found, decay, seen = distillation(distill_numbers, ema_decay=0.7), 0.7, []
     for update in range(5):

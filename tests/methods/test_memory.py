@@ -75,6 +75,17 @@ def test_parts_of_a_distillation_add_up(distill_numbers):
     assert lpips_bytes(l2_distance, SHAPE, 4) == 0
 
 
+def test_an_update_that_does_not_fit_says_what_helps_and_what_is_kept(tmp_path):
+    for names, kept in (((), "no checkpoint was written yet"), (("00000003", "00000006"), "00000006.safetensors: ")):
+        for name in names:
+            (tmp_path / f"{name}.safetensors").touch()
+        with (
+            pytest.raises(ValueError, match=rf"update 7: Tried 2 GiB.; .*{kept}.*micro_batch_size"),
+            memory.explained(7, tmp_path),
+        ):
+            raise torch.OutOfMemoryError("Tried 2 GiB.\nMore")
+
+
 def test_a_plan_that_does_not_fit_is_refused_with_advice():
     memory.refuse(3 * memory.GIB, 3 * memory.GIB, "take less")
     with pytest.raises(ValueError, match="at least 3 GiB more of GPU memory are needed, 2.5 GiB are free: take less"):

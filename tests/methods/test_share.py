@@ -4,6 +4,7 @@ import copy
 import multiprocessing
 from pathlib import Path
 
+import pytest
 import torch
 from torch import distributed
 
@@ -35,7 +36,8 @@ def updated(numbers: dict, part: share.Share) -> tuple[torch.Tensor, torch.Tenso
     for update in range(3):
         given = Batch(noise, label, (other, label[:5], image))
         made, row = found.generator_update(given, PHASE, update_generator("distill", 0, update))
-        row |= found.fake_update(made, label, update_generator("distill", 1, update))
+        shared = numbers["shared_noise"]
+        row |= found.fake_update(made, label, update_generator("distill", 1, update), has_gradient=shared)
     weights = [parameter.detach().flatten() for part in parts[1:] for parameter in part.parameters()]
     return torch.cat(weights), torch.stack(list(row.values()))
 
@@ -47,9 +49,10 @@ def work(folder: Path, rank: int, numbers: dict) -> None:
     distributed.destroy_process_group()
 
 
-def test_two_processes_of_unequal_parts_update_as_one(distill_numbers, tmp_path):
+@pytest.mark.parametrize("shared_noise", [False, True])
+def test_two_processes_of_unequal_parts_update_as_one(distill_numbers, tmp_path, shared_noise):
     optimiser = distill_numbers["optimiser"] | {"gradient_clip": 1e-2}  # of the norm over all
-    numbers = copy.deepcopy(distill_numbers) | {"optimiser": optimiser}
+    numbers = copy.deepcopy(distill_numbers) | {"optimiser": optimiser, "shared_noise": shared_noise}
     forks = [FORKS.Process(target=work, args=(tmp_path, rank, numbers)) for rank in range(2)]
     for fork in forks:
         fork.start()

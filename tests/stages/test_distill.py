@@ -17,6 +17,7 @@ import torch
 from dmd import loading
 from dmd.artifacts import manifest as manifests
 from dmd.artifacts import record, tensors
+from dmd.methods.readings import Readings
 from dmd.stages import distill, teacher
 
 NAMES = ("generator.safetensors", "log.parquet")
@@ -272,6 +273,37 @@ def test_passes_in_bfloat16_and_parts_learn_nearly_the_same_and_continue_exactly
     names = [name for name in exact if name.startswith("ema.")]
     error, moved = (torch.cat([(one[name] - exact[name]).flatten() for name in names]).norm() for one in (mine, begun))
     assert 0 < error < 0.25 * moved
+
+
+@pytest.mark.parametrize("shared_noise", [False, True])
+def test_logged_fake_loss_is_the_mean_over_all_fake_updates(run, distill_numbers, tmp_path, monkeypatch, shared_noise):
+    found, add = [], Readings.add
+
+    def seen(readings: Readings, name: str, value: torch.Tensor) -> None:
+        found.extend([float(value.detach())] * (name == "fake_loss"))
+        add(readings, name, value)
+
+    monkeypatch.setattr(Readings, "add", seen)
+    phase = distill_numbers["phases"][-1] | {"updates": 1, "fake_updates": 3}
+    table, _ = manifests.read_table(run(tmp_path, phases=[phase], shared_noise=shared_noise) / NAMES[1])
+    assert len(set(found)) == 3 and table["fake_loss"][0].as_py() == pytest.approx(sum(found) / 3)
+
+
+def test_compiled_networks_train_the_same_and_continue_exactly(
+    run, stopped, distill_numbers, tmp_path, monkeypatch, caplog
+):
+    """Traced like any compiled network; generating its code would take minutes."""
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **given: compiled(module, backend="eager", **given))
+    torch._dynamo.reset()
+    phases = [distill_numbers["phases"][-1] | {"updates": 4, "fake_updates": 1}]
+    numbers = {"compute": {"compile": True}, "phases": phases, "grid_every": 4, "checkpoint_every": 3}
+    whole = run(tmp_path / "whole", **numbers)
+    assert digests(run(stopped(tmp_path / "stopped", 4, **numbers), **numbers)) == digests(whole)
+    assert any("continuing at update" in line for line in caplog.messages)
+    mine, plain = (tensors.load(folder / NAMES[0])[0] for folder in (whole, run(tmp_path / "plain", phases=phases)))
+    for name, value in plain.items():
+        torch.testing.assert_close(mine[name], value, rtol=1e-3, atol=2e-4)
 
 
 def test_a_second_writer_is_refused(run, tmp_path):
