@@ -81,7 +81,7 @@ def distill_parts(
         lpips: bytes LPIPS holds.
     """
     line = found.checkpointed if numbers.get("compute", {}).get("gradient_checkpointing") else found.kept
-    matched, regressed = (_largest(share, numbers[key]) for key in ("matching_batch_size", "regression_batch_size"))
+    matched, regressed = (share.largest(numbers[key]) for key in ("matching_batch_size", "regression_batch_size"))
     shared = numbers["shared_noise"] and numbers["fake_score"]
     matching = line.of(matched) * (2 if shared else 1) + (0 if shared else found.working.of(matched))
     regression = (line.of(regressed) + lpips) * bool(numbers["regression_weight"])
@@ -101,11 +101,6 @@ def distill_parts(
 def drawing_parts(*, weights: int, found: Line, batch_size: int) -> dict[str, int]:
     """Bytes by purpose while images are drawn."""
     return {"weights": weights, f"activations of {batch_size} images": found.of(batch_size)}
-
-
-def _largest(share: Share, num: int) -> int:
-    part = -(-num // share.processes)
-    return min(part, share.micro_batch_size or part)
 
 
 @torch.no_grad()

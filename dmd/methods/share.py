@@ -38,6 +38,11 @@ class Share:
         size = self.micro_batch_size or last - first
         return [slice(start, min(start + size, last)) for start in range(first, last, size)]
 
+    def largest(self, num: int) -> int:
+        """Images of the largest micro batch that a process sees of a batch of `num`."""
+        part = -(-num // self.processes)
+        return min(part, self.micro_batch_size or part)
+
     def add_up(self, values: torch.Tensor) -> torch.Tensor:
         """`values` summed over all processes, in place."""
         if self.processes > 1:

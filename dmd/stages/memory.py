@@ -12,6 +12,7 @@ from dmd.methods.losses import Distance
 from dmd.methods.memory import activations, distill_parts, drawing_parts, lpips_bytes, working
 from dmd.methods.numbers import Numbers
 from dmd.methods.share import Share
+from dmd.networks.block import Block
 from dmd.stages import checkpoints, stage
 
 GIB = 2**30
@@ -39,10 +40,10 @@ def announce_distillation(
     """
     device = next(denoisers[1].parameters()).device
     teacher, trained = (weight_bytes(denoiser) for denoiser in denoisers)
-    lpips = lpips_bytes(distance, shape, numbers["regression_batch_size"])
+    lpips = lpips_bytes(distance, shape, share.largest(numbers["regression_batch_size"]))
     found = activations(denoisers[1], shape)
     parts = distill_parts(numbers, share, teacher=teacher, trained=trained, found=found, lpips=lpips)
-    announce(parts, device, here=teacher + 2 * trained, advice=ADVICE)
+    announce(parts, device, here=teacher + 2 * trained, advice=ADVICE, exact=_is_exact(numbers, denoisers[1]))
 
 
 def announce_drawing(denoiser: nn.Module, shape: tuple[int, ...], batch_size: int, device: torch.device) -> None:
@@ -52,7 +53,7 @@ def announce_drawing(denoiser: nn.Module, shape: tuple[int, ...], batch_size: in
     announce(parts, device, here=weights, advice="lower batch_size, or set compute.dtype bfloat16")
 
 
-def announce(parts: Mapping[str, int], device: torch.device, *, here: int, advice: str) -> None:
+def announce(parts: Mapping[str, int], device: torch.device, *, here: int, advice: str, exact: bool = True) -> None:
     """Logs the plan, and stops where it cannot be met.
 
     Args:
@@ -60,9 +61,10 @@ def announce(parts: Mapping[str, int], device: torch.device, *, here: int, advic
         device: where they are needed; memory of a CPU is not compared.
         here: bytes of `parts` that are allocated already.
         advice: keys of the configuration that make the plan smaller.
+        exact: whether no less than `parts` will do; else a plan that cannot be met is a warning.
 
     Raises:
-        ValueError: the GPU has less memory left than the plan needs.
+        ValueError: an exact plan, and the GPU has less memory left than the plan needs.
     """
     stage.log(f"memory plan, GiB: {'; '.join(f'{name} {size / GIB:.3g}' for name, size in parts.items())}")
     total = sum(parts.values())
@@ -70,15 +72,24 @@ def announce(parts: Mapping[str, int], device: torch.device, *, here: int, advic
     if device.type != "cuda":
         return
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    refuse(total - here, free, advice)
+    refuse(total - here, free, advice, exact=exact)
 
 
-def refuse(need: int, free: int, advice: str) -> None:
-    """ValueError if `need` bytes are more than the `free` ones."""
-    if need > free:
-        raise ValueError(
-            f"at least {need / GIB:.3g} GiB more of GPU memory are needed, {free / GIB:.3g} GiB are free: {advice}"
-        )
+def refuse(need: int, free: int, advice: str, *, exact: bool = True) -> None:
+    """ValueError if `need` bytes are more than the `free` ones; a line in the log where `need` is not exact."""
+    if need <= free:
+        return
+    what = f"{need / GIB:.3g} GiB more of GPU memory are needed, {free / GIB:.3g} GiB are free: {advice}"
+    if exact:
+        raise ValueError(f"at least {what}")
+    stage.log(f"warning: perhaps {what}")
+
+
+def _is_exact(numbers: Numbers, denoiser: nn.Module) -> bool:
+    """Whether passes keep what was counted: compiled ones keep less, and only `Block` is counted as checkpointed."""
+    compute = numbers.get("compute", {})
+    counted = any(isinstance(module, Block) for module in denoiser.modules())
+    return not compute.get("compile") and (counted or not compute.get("gradient_checkpointing"))
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The memory plan against bytes that real passes keep alive."""
 
 import gc
+import logging
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from dmd.stages import memory
 
 UNET = {"kind": "ddpmpp", "resolution": 16, "channels": 3, "width": 32, "multipliers": [1, 2], "blocks": 2}
 UNET |= {"attention": [8], "num_classes": 4}
+MLP = {"kind": "mlp", "channels": 2, "resolution": 1, "width": 16, "layers": 2, "num_classes": 0}
 NUM = 6
 SHAPE = (3, 16, 16)
 
@@ -86,7 +88,27 @@ def test_an_update_that_does_not_fit_says_what_helps_and_what_is_kept(tmp_path):
             raise torch.OutOfMemoryError("Tried 2 GiB.\nMore")
 
 
-def test_a_plan_that_does_not_fit_is_refused_with_advice():
+def test_a_plan_that_does_not_fit_is_refused_with_advice(caplog):
+    caplog.set_level(logging.INFO, logger="dmd")
     memory.refuse(3 * memory.GIB, 3 * memory.GIB, "take less")
+    memory.refuse(4 * memory.GIB, memory.GIB, "take less", exact=False)
+    assert "warning: perhaps 4 GiB more of GPU memory are needed, 1 GiB are free: take less" in caplog.text
     with pytest.raises(ValueError, match="at least 3 GiB more of GPU memory are needed, 2.5 GiB are free: take less"):
         memory.refuse(3 * memory.GIB, int(2.5 * memory.GIB), "take less")
+
+
+@pytest.mark.parametrize(
+    ("compute", "network", "exact"),
+    [
+        ({}, UNET, True),
+        ({"gradient_checkpointing": True}, UNET, True),
+        ({"compile": True}, UNET, False),
+        ({"gradient_checkpointing": True}, MLP, False),  # stands for any network without our blocks
+    ],
+)
+def test_only_a_plan_that_was_counted_exactly_refuses(monkeypatch, distill_numbers, compute, network, exact):
+    given, announced = Denoiser(build(network), sigma_data=0.5).eval(), []
+    monkeypatch.setattr(memory, "announce", lambda *plan, **how: announced.append(how["exact"]))
+    shape = (network["channels"], network["resolution"], network["resolution"])
+    memory.announce_distillation(distill_numbers | {"compute": compute}, Share(), (given, given), l2_distance, shape)
+    assert announced == [exact]
