@@ -132,12 +132,13 @@ def needed(network: dict[str, Any], numbers: dict[str, Any]) -> dict[str, int]:
     """Bytes by purpose on each GPU; `numbers` are those of section `distill`."""
     compute = numbers["compute"]
     share = Share(0, numbers["processes"], compute.get("micro_batch_size"))
-    shape = (network["channels"], network["resolution"], network["resolution"])
     with torch.device("meta"):
-        weights = weight_bytes(build(network))
+        built: Any = build(network)
+    weights, shape = weight_bytes(built), (built.channels, built.resolution, built.resolution)
     found = counted(canonical_json(network), compute.get("dtype", "float32"))
     distance = numbers["regression_distance"]
-    lpips = counted_lpips(distance["size"], shape, numbers["regression_batch_size"]) if "size" in distance else 0
+    largest = share.largest(numbers["regression_batch_size"])
+    lpips = counted_lpips(distance["size"], shape, largest) if "size" in distance else 0
     return distill_parts(numbers, share, teacher=weights, trained=weights, found=found, lpips=lpips)  # type: ignore[arg-type]
 
 
@@ -146,9 +147,16 @@ def counted(network: str, dtype: str) -> Activations:
     """Activations of an architecture in canonical JSON; the class embedding, a vector per image, is left out."""
     numbers = json.loads(network)
     with FakeTensorMode():
-        denoiser = Denoiser(build({**numbers, "num_classes": 0}), sigma_data=0.5).eval()
+        built: Any = build(_without_classes(numbers))
+        denoiser = Denoiser(built, sigma_data=0.5).eval()
         denoiser.dtype = DTYPES[dtype]
-        return activations(denoiser, (numbers["channels"], numbers["resolution"], numbers["resolution"]))
+        return activations(denoiser, (built.channels, built.resolution, built.resolution))
+
+
+def _without_classes(network: dict[str, Any]) -> dict[str, Any]:
+    if network["kind"] == "unet2d":
+        return {**network, "config": {**network["config"], "num_class_embeds": None}}
+    return {**network, "num_classes": 0}
 
 
 @cache
