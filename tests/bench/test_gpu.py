@@ -15,6 +15,7 @@ from dmd.methods.regression import Lpips
 COMMAND = [sys.executable, "-m", "bench.gpu"]
 
 
+@pytest.mark.slow
 def test_tiny_suite_measures_every_mode(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", "--output", str(tmp_path / "gpu.json")])
     gpu.main()
@@ -31,6 +32,7 @@ def test_tiny_suite_measures_every_mode(monkeypatch, tmp_path, capsys):
             assert step["over_bare_passes"] > 0.5 and step["planned_gib"] >= 0
 
 
+@pytest.mark.slow
 def test_hours_are_those_of_whole_updates(monkeypatch):
     """LPIPS, pairs that are read, micro batches: the update that stage distill makes."""
     (size,) = gpu.sizes(tiny=True).values()
@@ -44,6 +46,7 @@ def test_hours_are_those_of_whole_updates(monkeypatch):
     assert seen == [size.batch_size] * 2 * (size.repetitions + 2) and size.whole == 2 * size.batch_size
 
 
+@pytest.mark.slow
 def test_networks_of_all_modes_are_compiled(monkeypatch):
     """More variants than torch's limit for one class would be measured uncompiled, and called compiled."""
     (size,) = gpu.sizes(tiny=True).values()
