@@ -1,64 +1,40 @@
 """Sums over processes: gradients in buckets, and a whole update of two processes against one."""
 
 import copy
-import multiprocessing
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed
 
-from dmd.diffusion.denoiser import Denoiser
 from dmd.methods import share
-from dmd.methods.dmd import Distillation
-from dmd.methods.numbers import Batch
-from dmd.methods.regression import l2_distance
-from dmd.methods.schedule import update_generator
-from dmd.networks import build
+from tests.methods import shared_updates
+from tests.methods.shared_updates import updated
 
-MLP = {"kind": "mlp", "channels": 2, "resolution": 1, "width": 16, "layers": 2, "num_classes": 3}
-PHASE = {"matching_scale": 1.0, "regression_scale": 1.0}
-FORKS = multiprocessing.get_context("fork")
-
-
-def updated(numbers: dict, part: share.Share) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights and log of three updates of 7 images and 5 pairs."""
-    random = torch.Generator().manual_seed(3)
-    parts = []
-    for _ in range(3):
-        parts.append(Denoiser(build(MLP), sigma_data=0.5))
-        for parameter in parts[-1].parameters():
-            parameter.data = 0.2 * torch.randn(parameter.shape, generator=random)
-    found = Distillation(parts[0].requires_grad_(False), parts[1], parts[2], numbers, l2_distance, part)
-    noise, other, image = torch.randn(7, 2, 1, 1), torch.randn(5, 2, 1, 1), torch.randn(5, 2, 1, 1)
-    noise, other, image = (torch.randn(each.shape, generator=random) for each in (noise, other, image))
-    label = torch.randint(3, (7,), generator=random)
-    for update in range(3):
-        given = Batch(noise, label, (other, label[:5], image))
-        made, row = found.generator_update(given, PHASE, update_generator("distill", 0, update))
-        shared = numbers["shared_noise"]
-        row |= found.fake_update(made, label, update_generator("distill", 1, update), has_gradient=shared)
-    weights = [parameter.detach().flatten() for part in parts[1:] for parameter in part.parameters()]
-    return torch.cat(weights), torch.stack(list(row.values()))
-
-
-def work(folder: Path, rank: int, numbers: dict) -> None:
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    share.BUCKET = 100  # values: several buckets
-    torch.save(updated(numbers, share.Share(rank, 2, 3)), folder / f"{rank}.pt")
-    distributed.destroy_process_group()
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("shared_noise", [False, True])
 def test_two_processes_of_unequal_parts_update_as_one(distill_numbers, tmp_path, shared_noise):
     optimiser = distill_numbers["optimiser"] | {"gradient_clip": 1e-2}  # of the norm over all
     numbers = copy.deepcopy(distill_numbers) | {"optimiser": optimiser, "shared_noise": shared_noise}
-    forks = [FORKS.Process(target=work, args=(tmp_path, rank, numbers)) for rank in range(2)]
-    for fork in forks:
-        fork.start()
-    for fork in forks:
-        fork.join(60)
-    assert [fork.exitcode for fork in forks] == [0, 0]
+    command = [sys.executable, shared_updates.__file__, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    workers = [
+        subprocess.Popen(
+            [*command, str(rank)], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        for rank in range(2)
+    ]
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write(json.dumps(numbers))
+        worker.stdin.close()
+    for worker in workers:
+        assert worker.wait(120) == 0, worker.stderr and worker.stderr.read()
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     alone = updated(numbers, share.Share())
     assert all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(first, second, strict=True))

@@ -70,9 +70,10 @@ def test_weights_are_read_without_unpickling_code(tmp_path):
     torch.save({"fc.weight": re.compile("x")}, path)
     with pytest.raises(ValueError, match="weights.pth cannot be read as weights"):
         feature_files.load(path, KIND, modes=None)
-    torch.save([torch.zeros(1)], path)
+    other = tmp_path / "other.pth"
+    torch.save([torch.zeros(1)], other)
     with pytest.raises(ValueError, match="holds no named tensors"):
-        feature_files.load(path, KIND, modes=None)
+        feature_files.load(other, KIND, modes=None)
 
 
 def test_a_missing_file_is_never_downloaded(tmp_path):
