@@ -12,13 +12,15 @@ from bench import clock, setting
 from dmd import loading
 from dmd.artifacts import record
 from dmd.diffusion.denoiser import Denoiser
+from dmd.stages import memory
 
 
 def measure(folder: Path, *, repetitions: int) -> dict[str, Any]:
     """Speed of the stage as a fraction of the speed of the bare network.
 
     Each repetition runs the whole stage for one shard (noise drawn, solved, written, digested, listed in a block
-    file), loads the teacher once more, to be subtracted, and calls the network as often as the solver did.
+    file), loads the teacher and plans its memory once more, to be subtracted, and calls the network as often as the
+    solver did.
     """
     teacher = folder / "teacher" / "denoiser.safetensors"
     setting.write_teacher(teacher)
@@ -44,7 +46,8 @@ def _draw(teacher: Path, folder: Path, number: int) -> None:
 
 def _load(teacher: Path) -> None:
     record.check_inputs(denoiser=teacher)
-    loading.load_denoiser(teacher)
+    denoiser, facts = loading.load_denoiser(teacher)
+    memory.announce_drawing(denoiser, tuple(facts["shape"]), setting.BATCH_SIZE, torch.device("cpu"))
 
 
 def _call(network: torch.nn.Module) -> clock.Cost:
