@@ -16,7 +16,7 @@ table2: $(READY)
 	$(BIN)/snakemake --cores $(CORES) table2
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Full-size networks and every architecture: minutes, and gigabytes of memory.
 test-slow: $(READY)
