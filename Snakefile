@@ -4,6 +4,8 @@ configfile: "config.yaml"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/files.smk"
+include: "workflow/rules/listed.smk"
 include: "workflow/rules/fetch.smk"
 include: "workflow/rules/teacher.smk"
 include: "workflow/rules/reference.smk"

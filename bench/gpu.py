@@ -28,15 +28,12 @@ import torch
 from bench import gpu_experiment, gpu_passes, gpu_step
 from bench.gpu_passes import MODES, Size
 from dmd.diffusion.compute import Compute, set_tf32
+from dmd.networks.released import CIFAR10, IMAGENET64
 from dmd.stages import stage
 
 LATE = "left out: no time"
 SECONDS = 520.0  # after these nothing new begins
 OUTPUT = Path(__file__).parent / "results"
-ADM = {"kind": "adm", "resolution": 64, "channels": 3, "width": 192, "multipliers": [1, 2, 3, 4], "blocks": 3}
-ADM |= {"attention": [32, 16, 8], "num_classes": 1000}  # 296 M parameters
-DDPMPP = {"kind": "ddpmpp", "resolution": 32, "channels": 3, "width": 128, "multipliers": [2, 2, 2], "blocks": 4}
-DDPMPP |= {"attention": [16], "num_classes": 10}  # 56 M parameters
 TINY = {"kind": "ddpmpp", "resolution": 8, "channels": 3, "width": 8, "multipliers": [1, 2], "blocks": 1}
 TINY |= {"attention": [4], "num_classes": 10}
 STEPPED = ("bfloat16", "bfloat16, compiled")  # modes of pairs and distill
@@ -70,8 +67,8 @@ def sizes(*, tiny: bool) -> dict[str, Size]:
     if tiny:
         return {"tiny": Size(TINY, 2, device, 4, 10, Compute(), lpips=16, repetitions=2, backend="eager")}
     return {
-        "cifar10": Size(DDPMPP, 98, device, 392, 300_000, Compute(tf32=True)),
-        "imagenet64": Size(ADM, 48, device, 336, 350_000, Compute(dtype="bfloat16")),
+        "cifar10": Size(CIFAR10, 98, device, 392, 300_000, Compute(tf32=True)),
+        "imagenet64": Size(IMAGENET64, 48, device, 336, 350_000, Compute(dtype="bfloat16")),
     }
 
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from dmd import loading
 from dmd.artifacts import tensors as tensor_files
+from dmd.checks import NUM_SEEDS
 from dmd.diffusion.compute import Compute, prepare
 from dmd.diffusion.noise import seeded_noise
 from dmd.diffusion.solver import SOLVERS, solve
 
-NUM_SEEDS = 2**32  # torch's generator on the CPU keeps the low 32 bits of a seed
 MOST_AT_ONCE = 64  # images per network call, where nobody chose
 GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}  # of EDM (Karras et al. 2022, Table 1)
 

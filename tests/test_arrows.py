@@ -11,7 +11,7 @@ ALLOWED = {
     "metrics": {"metrics", "torchvision_operators"},
     "artifacts": {"artifacts", "versions", "layout"},
     "loading": {"artifacts", "diffusion", "networks"},
-    "sampler": {"loading", "artifacts", "diffusion"},
+    "sampler": {"loading", "artifacts", "diffusion", "checks"},
     "stages": {
         "stages",
         "methods",

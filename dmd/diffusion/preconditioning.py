@@ -5,6 +5,7 @@ on alpha x0 + sigma_t * noise with alpha^2 + sigma_t^2 = 1, is the same thing at
 c_in = alpha = 1 / sqrt(1 + sigma^2).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ class Coefficients(NamedTuple):
     condition: torch.Tensor
 
 
-class Preconditioning(nn.Module):
+class Preconditioning(nn.Module, ABC):
     """Coefficients of the noise level, and the weight that levels the denoising loss over it.
 
     Attributes:
@@ -30,13 +31,13 @@ class Preconditioning(nn.Module):
 
     table: tuple[torch.Tensor, torch.Tensor] | None = None
 
+    @abstractmethod
     def forward(self, sigma: torch.Tensor) -> Coefficients:
         """sigma (B,) > 0."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss_weight(self, sigma: torch.Tensor) -> torch.Tensor:
         """Weight (B,) of the squared x0 error that makes it the error of what the network predicts."""
-        raise NotImplementedError
 
 
 class Edm(Preconditioning):

@@ -59,12 +59,13 @@ class Reference:
 def frechet(repetitions: Sequence[Repetition], real: Reference, numbers: Mapping[str, Any]) -> Score:
     """Frechet distances to what samples are compared with, and under its name those to the other split."""
     splits = [real.against, *([real.beside] if real.beside else [])]
+    compared = {split: real.load(split, "mean", "covariance") for split in splits}
     values: dict[str, list[float]] = {split: [] for split in splits}
     for repetition in repetitions:
         count, total, outer = repetition.sums("count", "sum", "outer")
         moments = Moments(int(count), total, outer)
         for split, found in values.items():
-            found.append(frechet_distance(moments.mean, moments.covariance, *real.load(split, "mean", "covariance")))
+            found.append(frechet_distance(moments.mean, moments.covariance, *compared[split]))
     floor = real.facts["floor"]
     return {
         "metric": real.metric("fd"),

@@ -17,15 +17,15 @@ PRECONDITIONING: dict[str, tuple[str, dict[str, float]]] = {
 SONG = {"model_channels": 128, "channel_mult": [1, 2, 2, 2], "num_blocks": 4, "attn_resolutions": [16]}
 DHARIWAL = {"model_channels": 192, "channel_mult": [1, 2, 3, 4], "num_blocks": 3, "attn_resolutions": [32, 16, 8]}
 COMMON = {"label_dim": 0, "augment_dim": 0, "channel_mult_emb": 4, "dropout": 0.10, "label_dropout": 0}
-STYLE = {
+STYLE: dict[str, Any] = {
     "embedding_type": "positional",
     "channel_mult_noise": 1,
     "encoder_type": "standard",
     "decoder_type": "standard",
     "resample_filter": [1, 1],
 }
-STYLES = {  # embedding_type, channel_mult_noise, encoder_type, decoder_type, resample_filter
-    "ddpmpp": ["positional", 1, "standard", "standard", [1, 1]],
+STYLES: dict[str, list[Any]] = {  # values of the keys of STYLE
+    "ddpmpp": list(STYLE.values()),
     "ncsnpp": ["fourier", 2, "residual", "standard", [1, 3, 3, 1]],
 }
 

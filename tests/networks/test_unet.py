@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dmd.networks import build
 from dmd.networks.block import ADM, Block
+from dmd.networks.released import CIFAR10, IMAGENET64
 from dmd.stages import teacher_edm
 
 VECTORS = Path(__file__).parents[1] / "data" / "edm"
@@ -26,27 +27,6 @@ SMALL: dict[str, Any] = {
     "blocks": 1,
     "attention": [4],
     "num_classes": 10,
-}
-ADM64 = {
-    "kind": "adm",
-    "resolution": 64,
-    "channels": 3,
-    "width": 192,
-    "multipliers": [1, 2, 3, 4],
-    "blocks": 3,
-    "attention": [32, 16, 8],
-    "num_classes": 1000,
-}
-CIFAR = {
-    "kind": "ddpmpp",
-    "resolution": 32,
-    "channels": 3,
-    "width": 128,
-    "multipliers": [2, 2, 2],
-    "blocks": 4,
-    "attention": [16],
-    "num_classes": 10,
-    "augment": 9,
 }
 
 
@@ -84,7 +64,11 @@ def batch(num: int, network: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize(
     ("architecture", "count"),
-    [(ADM64, 295_899_267), (CIFAR, 55_735_299), (CIFAR | {"kind": "ncsnpp"}, 56_400_643)],
+    [
+        (IMAGENET64, 295_899_267),
+        (CIFAR10 | {"augment": 9}, 55_735_299),
+        (CIFAR10 | {"augment": 9, "kind": "ncsnpp"}, 56_400_643),
+    ],
 )
 def test_released_size_has_the_released_number_of_parameters(architecture: dict[str, Any], count: int) -> None:
     with torch.device("meta"):

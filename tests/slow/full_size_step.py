@@ -16,17 +16,8 @@ from dmd.loading import new_denoiser
 from dmd.methods.dmd import Distillation
 from dmd.methods.numbers import Batch
 from dmd.methods.regression import l2_distance
+from dmd.networks.released import IMAGENET64
 
-NETWORK = {
-    "kind": "adm",
-    "resolution": 64,
-    "channels": 3,
-    "width": 192,
-    "multipliers": [1, 2, 3, 4],
-    "blocks": 3,
-    "attention": [32, 16, 8],
-    "num_classes": 1000,
-}
 UPDATES = 2  # the first one makes the moments
 
 
@@ -62,7 +53,7 @@ def main() -> None:
 def _denoisers() -> list[torch.nn.Module]:
     """Teacher, generator and fake denoiser of the same random weights, none of them zero."""
     torch.manual_seed(0)
-    teacher = new_denoiser(NETWORK, sigma_data=0.5)
+    teacher = new_denoiser(IMAGENET64, sigma_data=0.5)
     for weight in teacher.parameters():
         if not weight.any():
             torch.nn.init.normal_(weight, std=0.02)

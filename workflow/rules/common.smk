@@ -1,7 +1,5 @@
 # Look-up of specs and paths; nothing else. Rules call these with the name of a rule.
-import functools
 import os
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -104,95 +102,6 @@ def start(wildcards):
     return f"results/{EXPERIMENTS.path(name, 'teacher')}" if name else []
 
 
-def given(section, *keys):
-    """A file from outside that the config names under `section` or a key below it, or nothing."""
-
-    def look_up(wildcards):
-        entry = EXPERIMENTS.section(wildcards.experiment, section)
-        for key in keys:
-            entry = entry.get(key) or {}
-        file = entry.get("file", [])
-        if file and file not in MISSING and not os.path.exists(file):
-            place, sha256 = ".".join([wildcards.experiment, section, *keys]), entry["sha256"]
-            refuse(
-                f"{place}.file: {file} is missing; put the file{f' with sha256 {sha256}' if sha256 else ''} there, "
-                "or name its URL below inputs"
-            )
-        return file
-
-    return look_up
-
-
-def missing_inputs():
-    """Inputs by file that are not there now. Only these have a job: what is in place is a source, never an output."""
-    return {entry["file"]: entry for entry in SETTINGS["inputs"].values() if not os.path.exists(entry["file"])}
-
-
-def fetch_spec(wildcards):
-    """Where a missing input comes from, and what is known of it."""
-    return canonical_json({key: MISSING[wildcards.file][key] for key in ("url", "sha256", "size")})
-
-
-def teacher_folder(wildcards):
-    """Configurations and weights of a teacher that diffusers saved, or nothing."""
-    folder = EXPERIMENTS.section(wildcards.experiment, "teacher").get("folder")
-    if folder is None:
-        return []
-    found = [path for kind in ("json", "safetensors") for path in sorted(Path(folder).rglob(f"*.{kind}"))]
-    if not found:
-        refuse(f"{wildcards.experiment}.teacher.folder: {folder} is no folder with JSON and safetensors files")
-    return [str(path) for path in found if not path.name.startswith(".")]
-
-
-def teacher_source(wildcards):
-    """`--source PATH` where the teacher comes from a file or folder, else nothing."""
-    section = EXPERIMENTS.section(wildcards.experiment, "teacher")
-    path = section.get("file") or section.get("folder")
-    return f"--source {shlex.quote(path)}" if path else ""
-
-
-def taught_with(wildcards):
-    """The dataset, for a teacher that is trained on it."""
-    return dataset(wildcards) if EXPERIMENTS.section(wildcards.experiment, "teacher")["kind"] == "train" else []
-
-
-def dataset(wildcards):
-    """Folders, label file and newest file of a dataset of images.
-
-    A file that is added, removed or replaced changes its folder; one that is overwritten in place is the newest then.
-    """
-    entry = EXPERIMENTS.whole(wildcards.experiment).get("dataset", {})
-    if entry.get("kind") != "images":
-        return []
-    if not os.path.isdir(entry["folder"]):
-        refuse(f"{wildcards.experiment}.dataset.folder: {entry['folder']} is not a folder")
-    files = [entry["labels"]] if entry["labels"].endswith(".csv") else []
-    return files + contents(entry["folder"])
-
-
-@functools.cache
-def contents(folder):
-    """All folders below a folder, itself first, and the file that was written last; hidden files do not count."""
-    folders, newest = [], (0, None)
-    for place, _, names in os.walk(folder):
-        folders.append(place)
-        paths = [os.path.join(place, name) for name in names if not name.startswith(".")]
-        newest = max([newest, *((os.stat(path).st_mtime_ns, path) for path in paths if os.path.isfile(path))])
-    return sorted(folders) + list(filter(None, newest[1:]))
-
-
-def trained_on(wildcards):
-    """The teacher whose images the reference is of, where files of images were read for both."""
-    whole = EXPERIMENTS.whole(wildcards.experiment)
-    images = whole.get("dataset", {}).get("kind") == "images" and whole.get("teacher", {}).get("kind") == "train"
-    return artifact("teacher")(wildcards) if images and compared_with(wildcards) else []
-
-
-def compared_with(wildcards):
-    """What the real images are read from; nothing where their moments are given."""
-    return [] if "moments" in EXPERIMENTS.section(wildcards.experiment, "reference") else dataset(wildcards)
-
-
 def flag(name):
     """`--name FILE` where the input `name` is a file, nothing where it is not."""
     return lambda wildcards, input: f"--{name} {shlex.quote(input[name])}" if input.get(name) else ""
@@ -230,113 +139,10 @@ def asked(wildcards, rule):
     return EXPERIMENTS.whole(wildcards.experiment)["resources"].get(rule, {}) if rule else {}
 
 
-def listed(kind, name):
-    """The entry `name` of `tables` or `charts`; stops where there is none."""
-    entries = SETTINGS[kind]
-    if name not in entries:
-        known = ", ".join(entries) or "none"
-        refuse(f'the configuration has no "{name}" below {kind}{suggestion(name, entries)}; {kind} are: {known}')
-    return entries[name]
-
-
-def scores(metric):
-    """The metric files of each experiment of a table, in its order; those of rows with `run: false` are `shown`."""
-    return lambda wildcards: scored(metric, listed("tables", wildcards.table)["rows"], runs)
-
-
-def shown(metric, wildcards):
-    """Metric files of rows with `run: false` that are there. To Snakemake they are no inputs, which it would update."""
-    rows = listed("tables", wildcards.table)["rows"]
-    found = scored(metric, rows, lambda row: not runs(row))
-    return [path for path in found if path not in scored(metric, rows, runs) and os.path.exists(path)]
-
-
-def scored(metric, rows, chosen):
-    """Metric files of the experiments of chosen rows, each once, in order."""
-    names = [name for row in rows if chosen(row) for name in row["experiments"]]
-    return [f"results/{name}/{metric}.json" for name in dict.fromkeys(names)]
-
-
-def runs(row):
-    """Whether jobs may be started for a row of a table."""
-    return row.get("run", True)
-
-
-def table_spec(wildcards):
-    """Rows of a table, each with its teacher, and the published ones to print beside them."""
-    table = listed("tables", wildcards.table)
-    rows = [{key: value for key, value in row.items() if key != "run"} | taught_by(row) for row in table["rows"]]
-    return canonical_json({**table, "rows": rows, "paper": PAPER.get(table["paper"])})
-
-
-def taught_by(row):
-    """Owners of the teachers behind a row; rows of equal ones are compared with each other."""
-    owners = {EXPERIMENTS.owner(name, "teacher") for name in row["experiments"] if EXPERIMENTS.has(name, "teacher")}
-    return {"teacher": " ".join(sorted(owners))}
-
-
-def points(wildcards):
-    """Every point of a chart, a list of experiments, in order."""
-    return [point for series in listed("charts", wildcards.chart)["series"] for point in series["points"]]
-
-
-def chart_inputs(wildcards):
-    """Scores of every experiment of a chart; for Figure 3 the classes, and the samples of each panel."""
-    kind, names = listed("charts", wildcards.chart)["kind"], sum(points(wildcards), [])
-    if kind != "figure3":
-        return [f"results/{name}/fid.json" for name in names]
-    panels = [EXPERIMENTS.path(point[0], "samples_manifest") for point in points(wildcards)]
-    return [f"results/{name}/classes.json" for name in names] + [f"results/{path}" for path in panels]
-
-
-def chart_spec(wildcards):
-    """Kind, title and series of a chart, and what its kind needs besides."""
-    chart = dict(listed("charts", wildcards.chart))
-    if chart["kind"] == "pairs":
-        chart["series"] = [
-            {**series, "x": [num_pairs(point[0]) for point in series["points"]]} for series in chart["series"]
-        ]
-    if chart["kind"] == "figure3":
-        chart["dataset"] = EXPERIMENTS.section(points(wildcards)[0][0], "dataset")
-    return canonical_json(chart)
-
-
-def num_pairs(experiment):
-    """Pairs that an experiment distills with."""
-    return EXPERIMENTS.section(experiment, "pairs")["num_pairs"]
-
-
 def training_log(wildcards):
     """The table of the training that made the generator."""
     return f"results/{EXPERIMENTS.owner(wildcards.experiment, 'distill')}/distill/log.parquet"
 
-
-def named(group):
-    """Table, charts and pictures of a group: `demo` has demo.md, demo-*.png and pictures of each row's first seed."""
-
-    def look_up(wildcards):
-        if group not in SETTINGS["tables"]:
-            refuse(f'the configuration has no table "{group}": add it, or ask for files such as results/NAME/fid.json')
-        charts = [chart for chart in SETTINGS["charts"] if chart.startswith(f"{group}-")]
-        return [
-            f"results/tables/{group}.md",
-            *(f"results/tables/{chart}.png" for chart in charts),
-            *(f"results/{name}/pictures/grid.png" for name in pictured(SETTINGS["tables"][group]["rows"])),
-        ]
-
-    return look_up
-
-
-def pictured(rows):
-    """Owners of the pictures of each row's first seed, teachers apart."""
-    experiments = [row["experiments"][0] for row in rows if runs(row)]
-    try:
-        return sorted({EXPERIMENTS.owner(name, "pictures") for name in experiments if EXPERIMENTS.distilled(name)})
-    except ConfigError as error:
-        refuse(error)
-
-
-MISSING = missing_inputs()
 
 shell.prefix(prefix())
 
@@ -347,4 +153,3 @@ wildcard_constraints:
     chart="[a-z0-9][a-z0-9-]*",
     first=r"\d{5}",
     last=r"\d{5}",
-    file="|".join(map(re.escape, MISSING)) or "(?!)",

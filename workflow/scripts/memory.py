@@ -35,17 +35,14 @@ from dmd.methods.memory import Activations, activations, distill_parts, lpips_by
 from dmd.methods.regression import GROUPS, Lpips  # noqa: E402
 from dmd.methods.share import Share  # noqa: E402
 from dmd.networks import build  # noqa: E402
+from dmd.networks.released import CIFAR10, IMAGENET64  # noqa: E402
 
 GIB = 2**30
-ADM = {"kind": "adm", "resolution": 64, "channels": 3, "width": 192, "multipliers": [1, 2, 3, 4], "blocks": 3}
-ADM |= {"attention": [32, 16, 8], "num_classes": 1000}
-DDPMPP = {"kind": "ddpmpp", "resolution": 32, "channels": 3, "width": 128, "multipliers": [2, 2, 2], "blocks": 4}
-DDPMPP |= {"attention": [16], "num_classes": 10}
 LPIPS = {"kind": "lpips", "size": 224}
 PAPER: dict[str, tuple[dict[str, Any], int, int, int, int]] = {  # network, batch, pairs, calls for a pair, updates
-    "ImageNet-64": (ADM, 336, 25_000, 511, 350_000),
-    "CIFAR-10 conditional": (DDPMPP, 392, 100_000, 35, 300_000),
-    "CIFAR-10 unconditional": (DDPMPP | {"num_classes": 0}, 392, 500_000, 35, 300_000),
+    "ImageNet-64": (IMAGENET64, 336, 25_000, 511, 350_000),
+    "CIFAR-10 conditional": (CIFAR10, 392, 100_000, 35, 300_000),
+    "CIFAR-10 unconditional": (CIFAR10 | {"num_classes": 0}, 392, 500_000, 35, 300_000),
 }
 CONFIGURED = {
     "ImageNet-64": "imagenet64",

@@ -1,0 +1,99 @@
+# Look-up of files that no rule makes: images, teachers of others, inputs from outside.
+import functools
+import re
+
+
+def given(section, *keys):
+    """A file from outside that the config names under `section` or a key below it, or nothing."""
+
+    def look_up(wildcards):
+        entry = EXPERIMENTS.section(wildcards.experiment, section)
+        for key in keys:
+            entry = entry.get(key) or {}
+        file = entry.get("file", [])
+        if file and file not in MISSING and not os.path.exists(file):
+            place, sha256 = ".".join([wildcards.experiment, section, *keys]), entry["sha256"]
+            refuse(
+                f"{place}.file: {file} is missing; put the file{f' with sha256 {sha256}' if sha256 else ''} there, "
+                "or name its URL below inputs"
+            )
+        return file
+
+    return look_up
+
+
+def missing_inputs():
+    """Inputs by file that are not there now. Only these have a job: what is in place is a source, never an output."""
+    return {entry["file"]: entry for entry in SETTINGS["inputs"].values() if not os.path.exists(entry["file"])}
+
+
+def fetch_spec(wildcards):
+    """Where a missing input comes from, and what is known of it."""
+    return canonical_json({key: MISSING[wildcards.file][key] for key in ("url", "sha256", "size")})
+
+
+def teacher_folder(wildcards):
+    """Configurations and weights of a teacher that diffusers saved, or nothing."""
+    folder = EXPERIMENTS.section(wildcards.experiment, "teacher").get("folder")
+    if folder is None:
+        return []
+    found = [path for kind in ("json", "safetensors") for path in sorted(Path(folder).rglob(f"*.{kind}"))]
+    if not found:
+        refuse(f"{wildcards.experiment}.teacher.folder: {folder} is no folder with JSON and safetensors files")
+    return [str(path) for path in found if not path.name.startswith(".")]
+
+
+def teacher_source(wildcards):
+    """`--source PATH` where the teacher comes from a file or folder, else nothing."""
+    section = EXPERIMENTS.section(wildcards.experiment, "teacher")
+    path = section.get("file") or section.get("folder")
+    return f"--source {shlex.quote(path)}" if path else ""
+
+
+def taught_with(wildcards):
+    """The dataset, for a teacher that is trained on it."""
+    return dataset(wildcards) if EXPERIMENTS.section(wildcards.experiment, "teacher")["kind"] == "train" else []
+
+
+def dataset(wildcards):
+    """Folders, label file and newest file of a dataset of images.
+
+    A file that is added, removed or replaced changes its folder; one that is overwritten in place is the newest then.
+    """
+    entry = EXPERIMENTS.whole(wildcards.experiment).get("dataset", {})
+    if entry.get("kind") != "images":
+        return []
+    if not os.path.isdir(entry["folder"]):
+        refuse(f"{wildcards.experiment}.dataset.folder: {entry['folder']} is not a folder")
+    files = [entry["labels"]] if entry["labels"].endswith(".csv") else []
+    return files + contents(entry["folder"])
+
+
+@functools.cache
+def contents(folder):
+    """All folders below a folder, itself first, and the file that was written last; hidden files do not count."""
+    folders, newest = [], (0, None)
+    for place, _, names in os.walk(folder):
+        folders.append(place)
+        paths = [os.path.join(place, name) for name in names if not name.startswith(".")]
+        newest = max([newest, *((os.stat(path).st_mtime_ns, path) for path in paths if os.path.isfile(path))])
+    return sorted(folders) + list(filter(None, newest[1:]))
+
+
+def trained_on(wildcards):
+    """The teacher whose images the reference is of, where files of images were read for both."""
+    whole = EXPERIMENTS.whole(wildcards.experiment)
+    images = whole.get("dataset", {}).get("kind") == "images" and whole.get("teacher", {}).get("kind") == "train"
+    return artifact("teacher")(wildcards) if images and compared_with(wildcards) else []
+
+
+def compared_with(wildcards):
+    """What the real images are read from; nothing where their moments are given."""
+    return [] if "moments" in EXPERIMENTS.section(wildcards.experiment, "reference") else dataset(wildcards)
+
+
+MISSING = missing_inputs()
+
+
+wildcard_constraints:
+    file="|".join(map(re.escape, MISSING)) or "(?!)",
