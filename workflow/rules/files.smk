@@ -1,4 +1,4 @@
-# Look-up of files that no rule makes: images, teachers of others, inputs from outside.
+# Look-up of files that no job makes: images, teachers of others, inputs from outside.
 import functools
 import re
 
