@@ -34,6 +34,7 @@ def load_denoiser(path: Path, *, weights: str = "ema") -> tuple[torch.nn.Module,
     numbers = {"sigma_data": metadata["sigma_data"], "preconditioning": metadata.get("preconditioning")}
     denoiser = new_denoiser(metadata["network"], **numbers)
     load_network(denoiser, state, path)
+    denoiser.scheduler = metadata.get("scheduler")
     return denoiser.requires_grad_(False).eval(), metadata
 
 

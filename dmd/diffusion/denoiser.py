@@ -24,9 +24,11 @@ class Denoiser(nn.Module):
 
     Attributes:
         dtype: the network works in it under autocast, its parameters stay float32; None is float32 throughout.
+        scheduler: configuration of the scheduler of diffusers that the network was trained with; None if it has none.
     """
 
     dtype: torch.dtype | None = None
+    scheduler: dict[str, Any] | None = None
 
     def __init__(
         self, network: nn.Module, *, sigma_data: float, preconditioning: Mapping[str, Any] | None = None
@@ -37,11 +39,19 @@ class Denoiser(nn.Module):
         self.preconditioning = make_preconditioning(preconditioning, sigma_data=sigma_data)
 
     def forward(self, image: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """image (B, C, H, W) = x0 + sigma * noise; sigma (B,) > 0; label int64 (B,). Returns x0 (B, C, H, W)."""
+        """image (B, C, H, W) = x0 + sigma * noise; sigma (B,) > 0; label int64 (B,), or text states float32 (B, L, E).
+
+        Returns x0 (B, C, H, W) in the dtype of the image; the sum is taken in that of the coefficients.
+        """
         c_skip, c_out, c_in, condition = self.preconditioning(sigma)
+        out = self.predict((image * per_sample(c_in, image)).to(image.dtype), condition, label)
+        kept = image * per_sample(c_skip, image)
+        return torch.addcmul(kept, out.to(kept.dtype), per_sample(c_out, image)).to(image.dtype)
+
+    def predict(self, image: torch.Tensor, condition: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """What the network itself returns (B, C, H, W), in the dtype of the image; `condition` (B,) as it takes it."""
         with torch.autocast(image.device.type, self.dtype, enabled=self.dtype is not None):
-            out = self.network(image * per_sample(c_in, image), condition, label).to(image.dtype)
-        return torch.addcmul(image * per_sample(c_skip, image), out, per_sample(c_out, image))
+            return self.network(image, condition, label).to(image.dtype)
 
     def loss_weight(self, sigma: torch.Tensor) -> torch.Tensor:
         """Weight (B,) of the squared x0 error in the denoising loss."""
@@ -51,6 +61,15 @@ class Denoiser(nn.Module):
     def table(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """(alpha, sigma) of the network's own discrete levels, sigma ascending, float64; None where time is real."""
         return self.preconditioning.table
+
+
+def start_scale(denoiser: Any, sigma: float) -> float:
+    """What unit noise is multiplied with to become the image at level sigma that `denoiser` starts from.
+
+    Variance-exploding: sigma. Where the network itself starts from unit noise, 1 / alpha, so that it sees just that.
+    """
+    levels = getattr(denoiser, "preconditioning", None)
+    return sigma if levels is None else levels.start_scale(sigma)
 
 
 class GaussianMixtureDenoiser(nn.Module):

@@ -5,6 +5,7 @@ on alpha x0 + sigma_t * noise with alpha^2 + sigma_t^2 = 1, is the same thing at
 c_in = alpha = 1 / sqrt(1 + sigma^2).
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from torch import nn
 
 
 class Coefficients(NamedTuple):
-    """c_skip, c_out, c_in and the condition that the network sees, each (B,)."""
+    """c_skip, c_out, c_in and the condition that the network sees, each (B,); the condition in the dtype of sigma."""
 
     c_skip: torch.Tensor
     c_out: torch.Tensor
@@ -38,6 +39,10 @@ class Preconditioning(nn.Module, ABC):
     @abstractmethod
     def loss_weight(self, sigma: torch.Tensor) -> torch.Tensor:
         """Weight (B,) of the squared x0 error that makes it the error of what the network predicts."""
+
+    def start_scale(self, sigma: float) -> float:
+        """What unit noise is multiplied with to become an image at the highest level: sigma, the data being small."""
+        return sigma
 
 
 class Edm(Preconditioning):
@@ -81,7 +86,8 @@ class Discrete(Preconditioning):
     """A variance-preserving network with integer time t = 0 .. T-1 (Ho et al. 2020).
 
     The condition is t as a real number, linear in ln(sigma) between the levels of the table; below the first and
-    beyond the last level it stays 0 and T-1. All is computed in float64, since sigma^2 spans eight decades.
+    beyond the last level it stays 0 and T-1. All is computed in float64, since sigma^2 spans eight decades, and the
+    coefficients stay so: at the last levels x0 is the small difference of large terms.
 
     Args:
         alphas_cumprod: alpha^2 of each level, descending, each in (0, 1).
@@ -118,11 +124,49 @@ class Discrete(Preconditioning):
             c_skip, c_out = alpha.square(), -sigma_ve * alpha
         else:
             c_skip, c_out = torch.zeros_like(alpha), torch.ones_like(alpha)
-        return Coefficients(*(value.to(sigma.dtype) for value in (c_skip, c_out, alpha, time)))
+        return Coefficients(c_skip, c_out, alpha, time.to(sigma.dtype))
 
     def loss_weight(self, sigma: torch.Tensor) -> torch.Tensor:
         """1/sigma^2, 1/sigma^2 + 1 or 1, for data of unit variance."""
         return WEIGHTS[self.prediction](sigma)
+
+    def start_scale(self, sigma: float) -> float:
+        """1 / alpha: the network itself starts from unit noise."""
+        return math.sqrt(1 + sigma**2)
+
+
+class Flow(Preconditioning):
+    """A network of rectified flow (Liu et al. 2022; Esser et al. 2024): F predicts noise - x0 at (1 - t) x0 + t noise.
+
+    sigma = t / (1 - t), alpha = 1 - t; the condition is 1000 t. Coefficients are computed in float64, as in `Discrete`.
+
+    Args:
+        num_levels: of the table, t = i / (num_levels + 1) for i = 1 .. num_levels: the ends 0 and 1 are left out.
+
+    Raises:
+        ValueError: fewer than two levels.
+    """
+
+    def __init__(self, *, num_levels: int = 1000) -> None:
+        super().__init__()
+        if num_levels < 2:
+            raise ValueError(f"num_levels {num_levels}: at least two are needed")
+        times = torch.arange(1, num_levels + 1, dtype=torch.float64, device="cpu") / (num_levels + 1)
+        self.table = 1 - times, times / (1 - times)
+
+    def forward(self, sigma: torch.Tensor) -> Coefficients:
+        sigma_ve = sigma.double()
+        alpha = 1 / (1 + sigma_ve)
+        time = sigma_ve * alpha
+        return Coefficients(alpha, -time, alpha, (1000 * time).to(sigma.dtype))
+
+    def loss_weight(self, sigma: torch.Tensor) -> torch.Tensor:
+        """1/t^2: the plain error of F."""
+        return ((1 + sigma) / sigma).square()
+
+    def start_scale(self, sigma: float) -> float:
+        """1 / alpha: the network itself starts from unit noise."""
+        return 1 + sigma
 
 
 WEIGHTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -136,8 +180,8 @@ def preconditioning(section: Mapping[str, Any] | None, *, sigma_data: float) -> 
     """The preconditioning that a denoiser's file names.
 
     Args:
-        section: `kind` "edm" (with `condition_scale`, default 1), "ve", or "discrete" (with `alphas_cumprod` and
-            `prediction`); None is edm.
+        section: `kind` "edm" (with `condition_scale`, default 1), "ve", "discrete" (with `alphas_cumprod` and
+            `prediction`) or "flow" (with `num_levels`, default 1000); None is edm.
         sigma_data: standard deviation of the data; edm alone needs it.
 
     Raises:
@@ -151,4 +195,6 @@ def preconditioning(section: Mapping[str, Any] | None, *, sigma_data: float) -> 
         return VarianceExploding(**numbers)
     if kind == "discrete":
         return Discrete(numbers["alphas_cumprod"], prediction=numbers["prediction"])
-    raise ValueError(f"preconditioning kind {kind!r} is none of edm, ve, discrete")
+    if kind == "flow":
+        return Flow(**numbers)
+    raise ValueError(f"preconditioning kind {kind!r} is none of edm, ve, discrete, flow")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dmd.diffusion.denoiser import start_scale
 from dmd.diffusion.noise import sampling_sigmas
 
 Denoise = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -57,8 +58,8 @@ def solve(
 
     Args:
         denoiser: (image, sigma, label) -> x0; sees the dtype of `noise`.
-        noise: unit variance, (B, C, H, W); it is scaled by the first sigma here.
-        label: int64 (B,).
+        noise: unit variance, (B, C, H, W); it is scaled to the first sigma here.
+        label: int64 (B,), or text states (B, L, E).
         solver: {"name": "heun"|"euler", "steps", "sigma_min", "sigma_max", "rho"}, or
             {"name": "one-step", "sigma"}: D(sigma * noise; sigma), the generator of DMD.
 
@@ -71,12 +72,13 @@ def solve(
     counted = Counted(denoiser, noise.dtype)
     if solver["name"] == "one-step":
         sigma = torch.full((len(noise),), solver["sigma"], dtype=noise.dtype, device=noise.device)
-        return counted(solver["sigma"] * noise, sigma, label), counted.num_calls
+        return counted(start_scale(denoiser, solver["sigma"]) * noise, sigma, label), counted.num_calls
     if solver["name"] not in SOLVERS:
         raise ValueError(f"solver {solver['name']!r} is not one of {['one-step', *SOLVERS]}")
     grid = {key: solver[key] for key in ("sigma_min", "sigma_max", "rho")}
     sigmas = sampling_sigmas(solver["steps"], **grid)
-    image = SOLVERS[solver["name"]](counted, sigmas[0].item() * noise.double(), label, sigmas)
+    image = start_scale(denoiser, sigmas[0].item()) * noise.double()
+    image = SOLVERS[solver["name"]](counted, image, label, sigmas)
     return image.to(noise.dtype), counted.num_calls
 
 

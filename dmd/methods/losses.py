@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dmd.diffusion.denoiser import Denoiser, per_sample
+from dmd.diffusion.denoiser import Denoiser, per_sample, start_scale
 from dmd.diffusion.objective import denoising_loss
 from dmd.methods.levels import noise_table
 from dmd.methods.matching import matching_gradient, matching_loss
@@ -44,10 +44,10 @@ class Losses:
         self._alphas, self._sigmas = (part.to(self._device) for part in table)
 
     def generate(self, noise: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """One-step images G(z, y) = D(sigma z; sigma, y) from unit noise (B, C, H, W)."""
+        """One-step images G(z, y) = D(scale z; sigma, y) from unit noise (B, C, H, W); see `start_scale`."""
         noise, label = noise.to(self._device), label.to(self._device)
         sigma = self.numbers["sigma"]
-        return self.generator(sigma * noise, noise.new_full((len(noise),), sigma), label)
+        return self.generator(start_scale(self.generator, sigma) * noise, noise.new_full((len(noise),), sigma), label)
 
     @torch.no_grad()
     def generate_all(self, noise: torch.Tensor, label: torch.Tensor) -> torch.Tensor:

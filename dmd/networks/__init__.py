@@ -11,10 +11,13 @@ from torch import nn
 
 from dmd.networks.block import ADM, DDPMPP, NCSNPP
 from dmd.networks.mlp import MLP
+from dmd.networks.sd3 import SD3
 from dmd.networks.unet import Shape, UNet
 from dmd.networks.unet2d import UNet2D
+from dmd.networks.unet2d_condition import UNet2DCondition
 
 FAMILIES = {"adm": ADM, "ddpmpp": DDPMPP, "ncsnpp": NCSNPP}
+OTHERS = {"mlp": MLP, "unet2d": UNet2D, "unet2d-condition": UNet2DCondition, "sd3": SD3}
 
 
 def build(architecture: Mapping[str, Any]) -> nn.Module:
@@ -22,26 +25,25 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
 
     Args:
         architecture: `kind` is adm, ddpmpp or ncsnpp (the other keys are those of dmd.networks.unet.Shape)
-            or mlp (those of dmd.networks.mlp.MLP) or unet2d (`config`, that of diffusers' UNet2DModel).
+            or mlp (those of dmd.networks.mlp.MLP) or unet2d, unet2d-condition, sd3 (`config`, that of diffusers'
+            UNet2DModel, UNet2DConditionModel, SD3Transformer2DModel).
 
     Returns:
-        Module: image (B, C, R, R), noise_condition (B,) float32, label (B,) int64 -> (B, C, R, R).
+        Module: image (B, C, R, R), noise_condition (B,) float32, label (B,) int64 or, for unet2d-condition and sd3,
+        text states (B, L, E) float32 -> (B, C, R, R).
 
     Raises:
         ValueError: unknown kind, unknown or missing key, or a number that does not fit.
     """
     numbers = dict(architecture)
     kind = numbers.pop("kind", None)
-    if kind == "mlp":
-        _check_keys(kind, numbers, MLP)
-        return MLP(**numbers)
-    if kind == "unet2d":
-        _check_keys(kind, numbers, UNet2D)
-        return UNet2D(**numbers)
+    if kind in OTHERS:
+        _check_keys(kind, numbers, OTHERS[kind])
+        return OTHERS[kind](**numbers)
     if kind in FAMILIES:
         _check_keys(kind, numbers, Shape)
         return UNet(FAMILIES[kind], Shape(**numbers))
-    raise ValueError(f"network kind: {kind!r} is none of {', '.join([*FAMILIES, 'mlp', 'unet2d'])}")
+    raise ValueError(f"network kind: {kind!r} is none of {', '.join([*FAMILIES, *OTHERS])}")
 
 
 def _check_keys(kind: str, numbers: dict[str, Any], maker: Callable[..., Any]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dmd import loading
 from dmd.artifacts import files, record
+from dmd.diffusion.denoiser import start_scale
 from dmd.diffusion.noise import seeded_noise
 from dmd.stages import stage
 
@@ -56,14 +57,14 @@ def run(*, generator: Path, output: Path, weights: str = "ema", threads: int = 1
 
 
 class _OneStep(nn.Module):
-    """Image = D(sigma * noise; sigma, label) with sigma fixed."""
+    """Image = D(scale * noise; sigma, label) with sigma fixed."""
 
     def __init__(self, denoiser: nn.Module, sigma: float) -> None:
         super().__init__()
-        self.denoiser, self.sigma = denoiser, sigma
+        self.denoiser, self.sigma, self.scale = denoiser, sigma, start_scale(denoiser, sigma)
 
     def forward(self, noise: Tensor, label: Tensor) -> Tensor:
-        return self.denoiser(self.sigma * noise, noise.new_full((noise.shape[0],), self.sigma), label)
+        return self.denoiser(self.scale * noise, noise.new_full((noise.shape[0],), self.sigma), label)
 
 
 def _one_step(path: Path, weights: str) -> tuple[_OneStep, dict[str, Any]]:

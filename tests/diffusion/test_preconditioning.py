@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from dmd.diffusion.denoiser import Denoiser, per_sample
+from dmd.diffusion.denoiser import Denoiser, per_sample, start_scale
 from dmd.diffusion.preconditioning import Discrete, preconditioning
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 TABLE = torch.cumprod(1 - BETAS, 0).tolist()
 SIGMAS = torch.tensor([math.sqrt((1 - square) / square) for square in TABLE], dtype=torch.float64)
-KINDS = [{"kind": "edm"}, {"kind": "ve"}] + [
+KINDS = [{"kind": "edm"}, {"kind": "ve"}, {"kind": "flow"}] + [
     {"kind": "discrete", "alphas_cumprod": TABLE, "prediction": name} for name in ("epsilon", "v", "sample")
 ]
 NO_LABEL = torch.tensor([-1])
@@ -43,6 +43,8 @@ def target(kind: dict, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tenso
     alpha, sigma_t = 1 / (1 + level**2).sqrt(), level / (1 + level**2).sqrt()
     if kind["kind"] == "ve":
         return -noise
+    if kind["kind"] == "flow":
+        return noise - x0
     if kind["kind"] == "edm":
         spread = (level**2 + 0.25).sqrt()
         return (x0 - 0.25 / spread**2 * (x0 + level * noise)) * spread / (level * 0.5)
@@ -53,10 +55,47 @@ def target(kind: dict, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tenso
 def test_perfect_network_gives_the_clean_image_at_every_noise_level(kind):
     sigma = SIGMAS[[0, 1, 250, 500, 998, 999]]
     x0, noise, image = drawn(sigma)
-    found = Denoiser(Truth(target(kind, x0, noise, sigma)), sigma_data=0.5, preconditioning=kind)(
-        image, sigma, NO_LABEL
-    )
+    network = Truth(target(kind, x0, noise, sigma))
+    found = Denoiser(network, sigma_data=0.5, preconditioning=kind)(image, sigma, NO_LABEL)
     torch.testing.assert_close(found, x0, rtol=1e-10, atol=1e-10)
+
+
+def test_x0_from_epsilon_loses_nothing_to_the_sum():
+    x0, noise, image = (part.float() for part in drawn(SIGMAS[[999]]))
+    predicted = noise + 0.01 * x0  # what a network may return: x0 stays a small difference of large terms
+    numbers = {"kind": "discrete", "alphas_cumprod": TABLE, "prediction": "epsilon"}
+    denoiser = Denoiser(Truth(predicted), sigma_data=1.0, preconditioning=numbers)
+    found = denoiser(image, SIGMAS[[999]].float(), NO_LABEL)
+    expected = image.double() - float(SIGMAS[[999]].float()) * predicted.double()
+    assert found.dtype == torch.float32 and torch.equal(found, expected.float())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_network_starts_from_unit_noise_where_its_levels_end_in_it(kind):
+    noise, sigma = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)), float(SIGMAS[-1])
+    denoiser = Denoiser(network := Truth(torch.zeros(2, 3, 4, 4)), sigma_data=0.5, preconditioning=kind)
+    scale = start_scale(denoiser, sigma)
+    denoiser(scale * noise, torch.full((2,), sigma), NO_LABEL)
+    if kind["kind"] in ("discrete", "flow"):
+        torch.testing.assert_close(network.image, noise, rtol=3e-7, atol=0)
+        assert scale == pytest.approx({"discrete": math.hypot(1, sigma), "flow": 1 + sigma}[kind["kind"]])
+    else:
+        assert scale == sigma
+    assert start_scale(lambda image, sigma, label: image, 80.0) == 80.0
+
+
+def test_flow_sees_the_straight_line_between_image_and_noise_at_its_own_time():
+    times = torch.tensor([0.01, 0.5, 0.99], dtype=torch.float64)
+    sigma = times / (1 - times)
+    x0, noise, image = drawn(sigma)
+    network = Truth(noise - x0)
+    Denoiser(network, sigma_data=1.0, preconditioning={"kind": "flow"})(image, sigma, NO_LABEL)
+    line = (1 - per_sample(times, x0)) * x0 + per_sample(times, x0) * noise
+    torch.testing.assert_close(network.image, line, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(network.condition, 1000 * times)
+    alpha, levels = preconditioning({"kind": "flow", "num_levels": 4}, sigma_data=1.0).table
+    torch.testing.assert_close(alpha, torch.tensor([0.8, 0.6, 0.4, 0.2]).double())
+    torch.testing.assert_close(alpha * levels, 1 - alpha)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -117,10 +156,11 @@ def test_condition_of_edm_can_be_scaled_and_ve_sees_the_log_of_half_sigma():
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"kind": "iddpm"}, "preconditioning kind 'iddpm' is none of edm, ve, discrete"),
+        ({"kind": "iddpm"}, "preconditioning kind 'iddpm' is none of edm, ve, discrete, flow"),
         ({"kind": "discrete", "alphas_cumprod": TABLE, "prediction": "flow"}, "prediction 'flow' is none of"),
         ({"kind": "discrete", "alphas_cumprod": TABLE[::-1], "prediction": "v"}, "alphas_cumprod: .* descend"),
         ({"kind": "discrete", "alphas_cumprod": [0.9, 0.0], "prediction": "v"}, "alphas_cumprod"),
+        ({"kind": "flow", "num_levels": 1}, "num_levels 1: at least two"),
         ({"kind": "discrete", "alphas_cumprod": [0.9], "prediction": "v"}, "alphas_cumprod: at least two"),
     ],
 )
