@@ -19,6 +19,7 @@ from dmd.sources import unpinned
 SECTIONS = {
     "pairs_manifest": "pairs",
     "samples_manifest": "sample",
+    "captions": "sample.prompts",
     "features": "sample",
     "inception_score": "evaluate",
     "pictures": "distill",
@@ -27,6 +28,8 @@ SECTIONS = {
 IMPORTED = ("edm", "diffusers", "openai")  # kinds of teachers that come from files and need no dataset
 BLOCK_RULES = ("pairs", "sample", "features")
 SCORE_RULES = ("evaluate", "inception_score")
+TEXT_RULES = ("prompts", "captions")
+UNCOMPUTED = ("pairs_manifest", "samples_manifest", "export", *SCORE_RULES, *TEXT_RULES)  # no device in their specs
 
 
 class Experiments:
@@ -41,11 +44,13 @@ class Experiments:
         self.owner = cache(self._owner)
 
     def section(self, experiment: str, name: str) -> Json:
-        """One section of a merged experiment."""
-        whole = self.whole(experiment)
-        if name not in whole:
-            raise ConfigError(f'experiment "{experiment}" has no section "{name}"; it has: {", ".join(whole)}')
-        return whole[name]
+        """One section of a merged experiment; "sample.prompts" is one within another."""
+        outer, _, key = name.rpartition(".")
+        whole = self.section(experiment, outer) if outer else self.whole(experiment)
+        if key not in whole:
+            place = f'experiment "{experiment}"{f", section {outer}," if outer else ""}'
+            raise ConfigError(f'{place} has no section "{key}"; it has: {", ".join(whole)}')
+        return whole[key]
 
     def whole(self, experiment: str) -> Json:
         """A merged experiment."""
@@ -65,7 +70,7 @@ class Experiments:
     def upstream(self, experiment: str, rule: str) -> list[tuple[str, str]]:
         """(rule, experiment) of the artifacts that a rule reads, before ownership."""
         sources = {
-            "pairs": ["teacher"],
+            "pairs": ["teacher", *(["prompts"] if "prompts" in self.whole(experiment) else [])],
             "pairs_manifest": ["pairs"],
             "distill": ["teacher", "pairs_manifest"],
             "samples_manifest": ["sample"],
@@ -76,7 +81,9 @@ class Experiments:
             "export": ["distill"],
         }.get(rule, [])
         if rule == "sample":
-            sources = ["teacher" if self.section(experiment, "sample")["from"] == "teacher" else "distill"]
+            section = self.section(experiment, "sample")
+            sources = ["teacher" if section["from"] == "teacher" else "distill"]
+            sources += ["captions"] if "prompts" in section else []
         found = [(source, experiment) for source in sources]
         if rule == "distill" and (start := self.section(experiment, "distill")["start"]):
             found.append(("teacher", start))
@@ -123,7 +130,7 @@ class Experiments:
         whole = self.whole(experiment)
         section = self.section(experiment, SECTIONS.get(rule, rule))
         spec: Json = getattr(self, f"_{rule}")(experiment, section)
-        if rule not in ("pairs_manifest", "samples_manifest", "export", *SCORE_RULES):
+        if rule not in UNCOMPUTED:
             if rule != "teacher" or spec["kind"] == "train":  # all other teachers are given, not computed
                 spec |= {"device": whole["device"], "threads": whole["threads"]}
         if rule in ("pairs", "sample") and block is not None:
@@ -144,6 +151,12 @@ class Experiments:
             "num_samples": self.section(experiment, "sample")["num_samples"],
         }
 
+    def _prompts(self, experiment: str, section: Json) -> Json:
+        files = {"files": [_without(each, "file") for each in section["files"]]} if "files" in section else {}
+        return {"source": _without(section, "file") | files}
+
+    _captions = _prompts
+
     def _pairs(self, experiment: str, section: Json) -> Json:
         return _computed(_without(section, "num_pairs", "shards_per_job"))
 
@@ -160,7 +173,7 @@ class Experiments:
 
     def _sample(self, experiment: str, section: Json) -> Json:
         weights = section["weights"] if section["from"] == "generator" else "ema"
-        return _computed({**_without(section, "from", "repetitions", "shards_per_job"), "weights": weights})
+        return _computed({**_without(section, "from", "repetitions", "shards_per_job", "prompts"), "weights": weights})
 
     def _samples_manifest(self, experiment: str, section: Json) -> Json:
         return {"num": section["num_samples"] * section["repetitions"], "shard_size": section["shard_size"]}

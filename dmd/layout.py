@@ -10,6 +10,8 @@ METRICS = ("fid", "kid", "prdc", "classes", "memorisation")
 FILES = {  # rule -> its (first) artifact
     "teacher": "teacher/denoiser.safetensors",
     "reference": "reference/reference.safetensors",
+    "prompts": "prompts/prompts.parquet",
+    "captions": "captions/captions.parquet",
     "pairs": "pairs/blocks/{first:05d}-{last:05d}.parquet",
     "pairs_manifest": "pairs/manifest.parquet",
     "distill": "distill/generator.safetensors",

@@ -39,6 +39,8 @@ def with_digests(value: Any, digests: Mapping[str, str | None]) -> Any:
 
 def unpinned(value: Any) -> list[str]:
     """Files and folders from outside whose digest nobody knows: in place of a digest, their paths tell them apart."""
+    if isinstance(value, list):
+        return [path for item in value for path in unpinned(item)]
     if not isinstance(value, dict):
         return []
     own = [value[key] for key in SOURCES if key in value and value.get("sha256") is None]

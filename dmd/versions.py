@@ -7,6 +7,7 @@ VERSIONS: dict[str, int] = {
     "fetch": 1,
     "teacher": 1,
     "reference": 2,
+    "prompts": 1,
     "pairs": 1,
     "manifest": 1,
     "distill": 1,

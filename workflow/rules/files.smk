@@ -4,22 +4,29 @@ import re
 
 
 def given(section, *keys):
-    """A file from outside that the config names under `section` or a key below it, or nothing."""
+    """The file or files from outside that the config names under `section` or a key below it, or nothing."""
 
     def look_up(wildcards):
         entry = EXPERIMENTS.section(wildcards.experiment, section)
         for key in keys:
             entry = entry.get(key) or {}
-        file = entry.get("file", [])
-        if file and file not in MISSING and not os.path.exists(file):
-            place, sha256 = ".".join([wildcards.experiment, section, *keys]), entry["sha256"]
-            refuse(
-                f"{place}.file: {file} is missing; put the file{f' with sha256 {sha256}' if sha256 else ''} there, "
-                "or name its URL below inputs"
-            )
-        return file
+        place = ".".join([wildcards.experiment, section, *keys])
+        if "files" in entry:
+            return [present(each, f"{place}.files[{number}]") for number, each in enumerate(entry["files"])]
+        return present(entry, place) if "file" in entry else []
 
     return look_up
+
+
+def present(entry, place):
+    """The file of an entry of the config; stops unless it is there or can be fetched."""
+    file, sha256 = entry["file"], entry["sha256"]
+    if file not in MISSING and not os.path.exists(file):
+        refuse(
+            f"{place}.file: {file} is missing; put the file{f' with sha256 {sha256}' if sha256 else ''} there, "
+            "or name its URL below inputs"
+        )
+    return file
 
 
 def missing_inputs():

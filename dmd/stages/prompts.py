@@ -1,0 +1,74 @@
+"""Stage prompts: the texts that pairs, or samples, are made of, from files of others."""
+
+import contextlib
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dmd.artifacts import pinned, prompt_sources, prompts, record
+from dmd.stages import stage
+
+
+def run(*, files: list[Path], output: Path, source: dict[str, Any]) -> None:
+    """Writes a parquet file of one column, `prompt`; its metadata has `counts` of what was read and left out.
+
+    Args:
+        files: tables of prompts, or one file of COCO captions; `source` pins them by `sha256`.
+        output: prompts/prompts.parquet or captions/captions.parquet.
+        source: section `prompts`. Kind file: `column`; all rows in their order. Kind coco: `num`, `seed`; the first
+            caption of that many images. Kind laion: `text_column`, `score_column`, `threshold`, `num`, `seed`;
+            distinct prompts, empty ones and ones above `prompts.MOST_CHARACTERS` left out, in a seeded order.
+
+    Raises:
+        ValueError: a file is missing, is not the pinned one or cannot be read, lacks a column, holds an empty or
+            too long prompt (kinds file and coco), or nothing is left.
+    """
+    counts: Counter[str] = Counter()
+    with record.exclusive(output), _scratch(output) as folder:
+        pins = source.get("files", [source])
+        if len(pins) != len(files):
+            raise ValueError(f"{len(files)} files are given, the configuration names {len(pins)}")
+        for number, (path, pin) in enumerate(zip(files, pins, strict=True)):
+            key = f"prompts.files[{number}].sha256" if "files" in source else "prompts.sha256"
+            pinned.check(path, pin["sha256"], key=key, source=f"prompts of kind {source['kind']}")
+        inputs = record.check_inputs(files=files)
+        provenance = record.provenance("prompts", {"source": source}, inputs)
+        with record.publish(output, stage="prompts", inputs=inputs) as temporary:
+            texts = _texts(files, source, folder, counts)
+            num = prompts.write(temporary, texts, lambda: {**provenance, "counts": dict(counts)})
+            if num == 0:
+                raise ValueError(f"no prompts are left of {', '.join(map(str, files))}: {dict(counts)}")
+        stage.log(f"{num} prompts of {len(files)} files: {dict(counts)}")
+
+
+def _texts(files: list[Path], source: dict[str, Any], folder: Path, counts: Counter[str]) -> Iterator[pa.Array]:
+    if source["kind"] == "laion":
+        yield from prompt_sources.laion(files, source, folder, counts)
+    elif source["kind"] == "coco":
+        yield pa.array(prompt_sources.coco(files[0], num=source["num"], seed=source["seed"]), pa.string())
+    elif source["kind"] == "file":
+        for texts in prompt_sources.column(files[0], source["column"]):
+            counts.update(rows=len(texts))
+            yield texts
+    else:
+        raise ValueError(f"prompts.kind: {source['kind']!r} is not one of 'file', 'coco', 'laion'")
+
+
+@contextlib.contextmanager
+def _scratch(output: Path) -> Iterator[Path]:
+    """An empty folder beside `output` while the block runs, even where a stopped job left one."""
+    folder = output.with_name(f".tmp-{output.name}.sorting")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    stage.main(run)
