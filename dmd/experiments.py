@@ -30,6 +30,7 @@ BLOCK_RULES = ("pairs", "sample", "features")
 SCORE_RULES = ("evaluate", "inception_score")
 TEXT_RULES = ("prompts", "captions")
 UNCOMPUTED = ("pairs_manifest", "samples_manifest", "export", *SCORE_RULES, *TEXT_RULES)  # no device in their specs
+CADENCE = ("checkpoint_every", "grid_every", "log_every")  # of distill: how often it writes, not what it learns
 
 
 class Experiments:
@@ -169,7 +170,12 @@ class Experiments:
             levels = _without(levels, "kind")
         changed = {"regression_distance": distance, "levels": levels}
         several = {"processes": section["processes"]} if section["processes"] > 1 else {}
-        return _computed({**_without(section, "start", "processes"), **changed, **several})
+        return _computed({**_without(section, "start", "processes", *CADENCE), **changed, **several})
+
+    def cadence(self, experiment: str) -> Json:
+        """How often the stage of rule distill writes: numbers beside its spec, whose change reruns nothing."""
+        section = self.section(experiment, "distill")
+        return {key: section[key] for key in CADENCE}
 
     def _sample(self, experiment: str, section: Json) -> Json:
         weights = section["weights"] if section["from"] == "generator" else "ema"

@@ -82,7 +82,8 @@ def test_whole_numbers_and_written_defaults_give_the_same_spec():
 def test_specs_mention_only_what_is_switched_on_of_compute():
     child = {"distill": {"compute": {"dtype": "bfloat16", "tf32": False}, "processes": 2}, "pairs": {"compute": {}}}
     experiments = Experiments(resolved(child=child))
-    assert not {"compute", "processes"} & set(experiments.spec("base", "distill"))
+    assert not {"compute", "processes", "log_every"} & set(experiments.spec("base", "distill"))
+    assert experiments.cadence("base") == {"checkpoint_every": 1000, "grid_every": 1000, "log_every": 1}
     assert experiments.spec("child", "distill")["compute"] == {"dtype": "bfloat16"}
     assert experiments.spec("child", "distill")["processes"] == 2
     assert experiments.owner("child", "pairs") == "base" == experiments.owner("child", "pairs_manifest")

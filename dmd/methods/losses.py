@@ -9,7 +9,7 @@ from dmd.diffusion.denoiser import Denoiser, per_sample, start_scale
 from dmd.diffusion.objective import denoising_loss
 from dmd.methods.levels import noise_table
 from dmd.methods.matching import matching_gradient, matching_loss
-from dmd.methods.numbers import Batch, Numbers
+from dmd.methods.numbers import Batch, Numbers, Pairs
 from dmd.methods.readings import Readings, matching_row
 from dmd.methods.share import Share
 
@@ -96,7 +96,7 @@ class Losses:
 
     def regress(
         self,
-        pairs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        pairs: Pairs,
         weight: float,
         row: dict[str, torch.Tensor],
         *,

@@ -36,12 +36,40 @@ class Numbers(TypedDict):
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Unit noise (B, C, H, W) and labels (B,) of the matching loss; (noise, label, image) of the regression loss.
+class Rows:
+    """What a process has of a batch of `num` rows, indexed by places in the whole batch.
 
-    It is the whole batch of an update, on the CPU, whatever part of it a process works on.
+    Attributes:
+        values: rows first .. first + len(values) - 1, on the CPU.
+    """
+
+    values: torch.Tensor
+    first: int
+    num: int
+
+    def __len__(self) -> int:
+        return self.num
+
+    def __getitem__(self, place: slice) -> torch.Tensor:
+        """Rows place.start .. place.stop - 1; ValueError if this process has not all of them."""
+        start, stop = place.start - self.first, place.stop - self.first
+        if not 0 <= start <= stop <= len(self.values):
+            last = self.first + len(self.values) - 1
+            raise ValueError(f"rows {place.start} .. {place.stop - 1} wanted, here are {self.first} .. {last}")
+        return self.values[start:stop]
+
+
+Pairs = tuple[torch.Tensor | Rows, torch.Tensor | Rows, torch.Tensor | Rows]  # noise, label, image
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Unit noise (B, C, H, W) and labels (B,) of the matching loss; pairs of the regression loss. All on the CPU.
+
+    Noise and labels are those of the whole batch of an update, whatever part of it a process works on; of pairs each
+    process may have its own part alone.
     """
 
     noise: torch.Tensor
     label: torch.Tensor
-    pairs: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+    pairs: Pairs | None = None

@@ -60,6 +60,14 @@ def plan(numbers: Mapping[str, Any]) -> tuple[list[Phase], list[str]]:
     return phases, notes
 
 
+def phase_of(phases: list[Phase], update: int) -> Phase:
+    """The phase that an update belongs to; ValueError if it is none of theirs."""
+    for phase in phases:
+        if phase.first <= update < phase.first + phase.updates:
+            return phase
+    raise ValueError(f"update {update} belongs to no phase")
+
+
 def num_passes(numbers: Mapping[str, Any]) -> int:
     """Network passes of a whole distillation, in batches; a pass whose gradient is taken counts 3."""
     total = 0

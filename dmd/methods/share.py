@@ -32,11 +32,19 @@ class Share:
         Raises:
             ValueError: fewer images than processes.
         """
+        part = self.part(num)
+        size = self.micro_batch_size or part.stop - part.start
+        return [slice(start, min(start + size, part.stop)) for start in range(part.start, part.stop, size)]
+
+    def part(self, num: int) -> slice:
+        """Places of a batch of `num` that this process works on.
+
+        Raises:
+            ValueError: fewer images than processes.
+        """
         if num < self.processes:
             raise ValueError(f"a batch of {num} images cannot be shared among {self.processes} processes")
-        first, last = (place * num // self.processes for place in (self.rank, self.rank + 1))
-        size = self.micro_batch_size or last - first
-        return [slice(start, min(start + size, last)) for start in range(first, last, size)]
+        return slice(*(place * num // self.processes for place in (self.rank, self.rank + 1)))
 
     def largest(self, num: int) -> int:
         """Images of the largest micro batch that a process sees of a batch of `num`."""

@@ -38,10 +38,11 @@ def main(run: Callable[..., None]) -> None:
         default = None if required else parameter.default
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=Path, nargs="*" if many else None, required=required, default=default)
-    parser.add_argument("--spec", type=json.loads, default={}, help="numbers, as JSON")
+    parser.add_argument("--spec", type=json.loads, nargs="+", default=[{}], help="numbers, as JSON; several add up")
     parser.add_argument("--log", type=Path, help="also write the log to this file")
     parsed = vars(parser.parse_args())
-    spec, log = parsed.pop("spec"), parsed.pop("log")
+    spec = {name: value for part in parsed.pop("spec") for name, value in part.items()}
+    log = parsed.pop("log")
     _lease_gpus(spec)
     processes.launch(spec.get("processes", 1), threads=spec.get("threads", 1))
     _start_log(log)

@@ -1,5 +1,6 @@
 """The loop of stage distill: networks and data, update after update, from a checkpoint on where there is one."""
 
+import contextlib
 import math
 from collections import defaultdict
 from pathlib import Path
@@ -15,11 +16,12 @@ from dmd.diffusion.denoiser import Denoiser
 from dmd.diffusion.noise import seeded_noise
 from dmd.methods.dmd import Distillation
 from dmd.methods.numbers import Batch, Numbers
-from dmd.methods.phases import Phase, plan
-from dmd.methods.schedule import learning_rate_factor, update_generator
+from dmd.methods.phases import Phase, phase_of, plan
+from dmd.methods.schedule import learning_rate_factor
 from dmd.methods.share import Share
 from dmd.stages import checkpoints, memory, processes, stage
 from dmd.stages.distance import regression_distance
+from dmd.stages.feed import Feed
 from dmd.stages.grid import save_grid
 
 GRID_IMAGES = 64
@@ -48,7 +50,6 @@ class Training:
             raise ValueError(f"{start} holds no network: name an experiment with a trained teacher in distill.start")
         _check_facts(facts, started, pairs.metadata["facts"], numbers["sigma"], (teacher, start, manifest))
         loading.check_noise_scale(started, numbers["sigma"], start)
-        self.reader = PairReader(pairs, seed=numbers["seed"])
         compute = numbers.get("compute", Compute())
         for denoiser in (real, generator, fake):
             prepare(denoiser.to(self.device), compute)
@@ -59,34 +60,38 @@ class Training:
         for denoiser in (real, generator, fake):
             compile_network(denoiser, compute)
         self.distillation = Distillation(real, generator, fake, numbers, distance, share)
+        self.phases, self.notes = plan(numbers)
+        self.num_pairs, classes = len(pairs.table), facts["num_classes"]
+        reader = PairReader(pairs, seed=numbers["seed"])
+        self.feed = Feed(reader, self.phases, numbers, share, shape=shape, num_classes=classes)
         keys = ("network", "preconditioning", "sigma_data", "shape", "num_classes", "sigma_min", "sigma_max")
         self.facts = {
             **{key: started[key] for key in keys if key in started},
             "kind": "generator",
             "sigma": numbers["sigma"],
         }
-        self.fixed = seeded_noise(range(GRID_IMAGES), shape, num_classes=facts["num_classes"], labels="balanced")
+        self.fixed = seeded_noise(range(GRID_IMAGES), shape, num_classes=classes, labels="balanced")
 
     def train(self, key: str) -> list[dict[str, float]]:
         """All updates that are left; returns the log rows of every `log_every`-th of all."""
-        phases, notes = plan(self.numbers)
-        for line in notes:
+        for line in self.notes:
             stage.log(line)
-        total = sum(phase.updates for phase in phases)
+        total = sum(phase.updates for phase in self.phases)
         first, rows = checkpoints.resume(self.checkpoints, key=key, distillation=self.distillation)
         self._agree(first)
-        stage.log(f"{len(self.reader)} pairs, {total} updates in {len(phases)} phases")
+        stage.log(f"{self.num_pairs} pairs, {total} updates in {len(self.phases)} phases")
         status = stage.Progress(total=total, unit="updates", done=first)
-        for update in range(first, total):
-            phase = next(phase for phase in phases if update < phase.first + phase.updates)
-            with memory.explained(update, self.checkpoints):
-                row = self.update(update, phase, total)
-            check_finite(row, update, self.checkpoints)
-            if update % self.numbers["log_every"] == 0:
-                rows.append({"update": update, "phase": phase.index, **row})
-            if processes.rank() == 0:
-                self._keep(update + 1, total, key, rows)
-            status.add(images=self._num_images(phase))
+        with contextlib.closing(self.feed):
+            for update in range(first, total):
+                phase = phase_of(self.phases, update)
+                with memory.explained(update, self.checkpoints):
+                    row = self.update(update, phase, total)
+                check_finite(row, update, self.checkpoints)
+                if update % self.numbers["log_every"] == 0:
+                    rows.append({"update": update, "phase": phase.index, **row})
+                if processes.rank() == 0:
+                    self._keep(update + 1, total, key, rows)
+                status.add(images=self._num_images(phase))
         return rows
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -98,13 +103,12 @@ class Training:
 
     def update(self, update: int, phase: Phase, total: int) -> dict[str, float]:
         """Update number `update` of all `total`, in its phase; returns its log row."""
-        numbers, random = self.numbers, update_generator("distill", self.numbers["seed"], update)
-        optimiser = numbers["optimiser"]
+        numbers, optimiser = self.numbers, self.numbers["optimiser"]
         factor = learning_rate_factor(update, total=total, warmup=optimiser["warmup"], decay=optimiser["decay"])
         self.distillation.set_learning_rate(factor * phase.numbers["learning_rate_scale"])
         if update == phase.first and phase.numbers["fresh_optimiser"]:
             self.distillation.generator_optimiser.forget_moments()
-        batch = self._batch(update, phase, random)
+        batch, random = self.feed.take(update)
         row: dict[str, torch.Tensor] = {}
         image = batch.noise.new_empty(0)
         if phase.trains_generator:
@@ -123,7 +127,7 @@ class Training:
         for number in range(phase.fake_updates):
             if number or not phase.trains_generator:
                 if number:
-                    batch = self._noise(random)
+                    batch = self.feed.noise(random)
                 label = batch.label
                 image = self.distillation.generate_share(batch.noise, label)
             shared = self.numbers["shared_noise"] and phase.trains_generator and number == 0
@@ -131,21 +135,6 @@ class Training:
             for name, value in row.items():
                 columns[name].append(value)
         return {name: torch.stack(values).mean() for name, values in columns.items()}
-
-    def _noise(self, random: torch.Generator) -> Batch:
-        num, shape = self.numbers["matching_batch_size"], self.facts["shape"]
-        noise = torch.randn((num, *shape), generator=random)
-        classes = self.facts["num_classes"]
-        label = torch.randint(classes, (num,), generator=random) if classes else torch.full((num,), -1)
-        return Batch(noise, label)
-
-    def _batch(self, update: int, phase: Phase, random: torch.Generator) -> Batch:
-        batch = self._noise(random)
-        if not phase.regression:
-            return batch
-        num = self.numbers["regression_batch_size"]
-        position = phase.first_pair + (update - phase.first) * num
-        return Batch(batch.noise, batch.label, self.reader.batch(position, num))
 
     def _num_images(self, phase: Phase) -> int:
         """Images that networks are trained on in an update of this phase."""

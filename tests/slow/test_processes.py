@@ -58,6 +58,28 @@ def test_two_processes_train_as_one_and_continue_after_a_kill(
     assert max(moved) > 4e-3  # the tolerance is far below what was learnt
 
 
+def test_two_processes_with_micro_batches_and_shared_noise_train_as_one(
+    teacher_file, manifest_file, distill_numbers, tmp_path
+):
+    """Micro batches of two and one; the fake denoiser's first loss is that of the matching pass, in every process."""
+    numbers = distill_numbers | {"shared_noise": True, "compute": {"micro_batch_size": 2}}
+    for name, processes in (("alone", 1), ("two", 2)):
+        spec = numbers if processes == 1 else numbers | {"processes": 2}
+        answer = subprocess.run(
+            command(teacher_file, manifest_file, tmp_path / name, spec), env=ENVIRONMENT, capture_output=True, text=True
+        )
+        assert answer.returncode == 0, answer.stderr
+    two, alone = (tensors.load(tmp_path / name / NAMES[0])[0] for name in ("two", "alone"))
+    begun = tensors.load(teacher_file)[0]
+    for name, value in alone.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-4)
+    assert max((value - begun[name.replace("raw.", "ema.")]).abs().max() for name, value in alone.items()) > 4e-3
+    table, expected = (manifests.read_table(tmp_path / name / NAMES[1])[0] for name in ("two", "alone"))
+    for name in expected.column_names:
+        found, wanted = (torch.from_numpy(each[name].to_numpy().copy()).double() for each in (table, expected))
+        torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-4, equal_nan=True)
+
+
 def test_one_message_when_a_process_fails(teacher_file, manifest_file, distill_numbers, tmp_path):
     """Numbers that are not finite end all processes; the log names the update once."""
     numbers = distill_numbers | {"processes": 2, "optimiser": distill_numbers["optimiser"] | {"learning_rate": 1e30}}

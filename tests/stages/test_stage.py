@@ -56,6 +56,11 @@ def test_paths_become_flags_and_numbers_come_from_the_spec(monkeypatch):
     assert call(monkeypatch, *spec(seed=8), "--start", "s")["start"] == Path("s")
 
 
+def test_several_objects_of_a_spec_add_up(monkeypatch):
+    found = call(monkeypatch, "--spec", '{"steps": 3, "weight": 0.5}', '{"name": "x"}', "--blocks", "a")
+    assert (found["steps"], found["numbers"]) == (3, {"weight": 0.5, "name": "x"})
+
+
 def test_a_missing_path_is_refused_before_any_work(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         call(monkeypatch, "--spec", "{}")

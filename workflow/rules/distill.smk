@@ -24,11 +24,13 @@ rule distill:
         start=flag("start"),
         lpips=flag("lpips"),
         spec=spec("distill"),
+        # a parameter that depends on the output is none that Snakemake compares: another cadence trains nothing anew
+        cadence=lambda wildcards, output: canonical_json(EXPERIMENTS.cadence(wildcards.experiment)),
         version=VERSIONS["distill"],
     shell:
         "python -m dmd.stages.distill --teacher {input.teacher} --manifest {input.manifest} "
         "{params.start} {params.lpips} --output {output.generator} --table {output.table} "
-        "--spec {params.spec:q} --log {log}"
+        "--spec {params.spec:q} {params.cadence:q} --log {log}"
 
 
 # Teacher and generator from the same noise, and the curves of the training.
