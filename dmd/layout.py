@@ -9,6 +9,9 @@ from pathlib import PurePath
 METRICS = ("fid", "kid", "prdc", "classes", "memorisation")
 FILES = {  # rule -> its (first) artifact
     "teacher": "teacher/denoiser.safetensors",
+    "text_encoder": "teacher/text_encoder.safetensors",
+    "autoencoder": "teacher/autoencoder.safetensors",
+    "tiny_autoencoder": "teacher/tiny_autoencoder.safetensors",
     "reference": "reference/reference.safetensors",
     "prompts": "prompts/prompts.parquet",
     "captions": "captions/captions.parquet",

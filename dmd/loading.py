@@ -8,6 +8,8 @@ import torch
 from dmd.artifacts import tensors as tensor_files
 from dmd.diffusion.denoiser import Denoiser, GaussianMixtureDenoiser
 from dmd.networks import build
+from dmd.networks.autoencoder import Codec
+from dmd.networks.text_encoder import Text
 
 
 def load_denoiser(path: Path, *, weights: str = "ema") -> tuple[torch.nn.Module, dict[str, Any]]:
@@ -52,6 +54,51 @@ def load_network(denoiser: Denoiser, state: dict[str, torch.Tensor], path: Path)
     except RuntimeError as error:
         reason = str(error).partition("\n")[2].strip().partition("\n")[0][:200]  # torch lists every weight
         raise ValueError(f"{path} holds another architecture: {reason}") from error
+
+
+def load_codec(path: Path) -> Codec:
+    """What decodes latents, frozen and in eval mode, on the CPU.
+
+    Args:
+        path: teacher/autoencoder.safetensors or teacher/tiny_autoencoder.safetensors.
+
+    Raises:
+        ValueError: the file is damaged or holds something else.
+    """
+    tensors, metadata = _of_kind(path, "autoencoder")
+    codec = Codec(**metadata["autoencoder"])
+    codec.load_state_dict(tensors)
+    return codec.requires_grad_(False).eval()
+
+
+def load_text(path: Path) -> Text:
+    """The text encoder of teacher/text_encoder.safetensors, frozen and in eval mode, on the CPU.
+
+    Raises:
+        ValueError: the file is damaged or holds something else.
+    """
+    tensors, metadata = _of_kind(path, "text-encoder")
+    text = Text(**metadata["text_encoder"])
+    text.load_state_dict(tensors)
+    return text.requires_grad_(False).eval()
+
+
+def load_empty(path: Path) -> torch.Tensor:
+    """Text states (L, E) of the empty prompt, for guidance, of teacher/denoiser.safetensors.
+
+    Raises:
+        ValueError: the file is damaged, or its denoiser knows no prompts.
+    """
+    if "text" not in tensor_files.load_metadata(path):
+        raise ValueError(f"{path} knows no prompts: it has no text states of the empty one")
+    return tensor_files.load_some(path, "text.empty")[0]
+
+
+def _of_kind(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    tensors, metadata = tensor_files.load(path)
+    if metadata.get("kind") != kind:
+        raise ValueError(f"{path} is of kind {metadata.get('kind')!r}, no {kind}")
+    return tensors, metadata
 
 
 def check_noise_scale(metadata: dict[str, Any], sigma: float, path: Path) -> None:

@@ -6,6 +6,8 @@ Code behind `python -m` does not trigger a rerun; these numbers, which the rules
 VERSIONS: dict[str, int] = {
     "fetch": 1,
     "teacher": 1,
+    "text_encoder": 1,
+    "autoencoder": 1,
     "reference": 2,
     "prompts": 1,
     "pairs": 1,

@@ -6,9 +6,9 @@ import sys
 import pytest
 
 HEAVY = ("diffusers", "transformers", "torchvision", "lpips", "sklearn", "scipy", "matplotlib", "pandas", "onnx")
-HEAVY += ("onnxruntime", "onnxscript", "torch_fidelity")
+HEAVY += ("onnxruntime", "onnxscript", "torch_fidelity", "peft", "torchao")
 STAGES = ("teacher", "reference", "pairs", "manifest", "distill", "sample", "features", "evaluate")
-STAGES += ("inception_score",)
+STAGES += ("inception_score", "text_encoder", "autoencoder")
 
 
 def imported(statement: str) -> set[str]:

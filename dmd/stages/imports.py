@@ -1,6 +1,5 @@
 """Teachers from files of others: one function for all kinds."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 
 from dmd import loading
-from dmd.artifacts import files, pinned, record
-from dmd.stages import stage, teacher_diffusers, teacher_edm, teacher_openai
+from dmd.artifacts import record
+from dmd.stages import pipeline_files as pipelines
+from dmd.stages import stage, teacher_diffusers, teacher_edm, teacher_openai, teacher_stable_diffusion
 
 Tensors = dict[str, torch.Tensor]
 
@@ -24,6 +24,9 @@ class Importer(NamedTuple):
 KINDS = {
     "edm": Importer(lambda source: [source], lambda source, _: teacher_edm.load(source)),
     "diffusers": Importer(teacher_diffusers.source_files, lambda source, _: teacher_diffusers.load(source)),
+    "stable-diffusion": Importer(
+        teacher_stable_diffusion.source_files, lambda source, _: teacher_stable_diffusion.load(source)
+    ),
     "openai": Importer(lambda source: [source], lambda source, side: teacher_openai.load(source, side or 64)),
 }
 
@@ -41,15 +44,16 @@ def load(
         resolution: side of the images, for kind openai, whose files say nothing of it; None is 64.
 
     Returns:
-        Tensors `ema.*`; what stage teacher writes as metadata: network, preconditioning, sigma_data, shape,
-        num_classes, source_sha256 and, where the source limits them, sigma_min and sigma_max; digests of the files.
+        Tensors `ema.*`, and `text.empty` where there are prompts; what stage teacher writes as metadata: network,
+        preconditioning, sigma_data, shape, num_classes, source_sha256 and, where the source limits or says them,
+        sigma_min, sigma_max, scheduler, text and image_shape; digests of the files.
 
     Raises:
         ValueError: the source is missing, is not the pinned one, cannot be used, or its weights do not fit.
     """
-    digests, digest = _digests(source, KINDS[kind].files(source), sha256)
+    digests, digest = pipelines.digests(source, KINDS[kind].files(source), sha256, key="teacher.sha256")
     tensors, facts = KINDS[kind].load(source, resolution)
-    state = {name.removeprefix("ema."): value for name, value in tensors.items()}
+    state = {name.removeprefix("ema."): value for name, value in tensors.items() if name.startswith("ema.")}
     if bad := [name for name, value in state.items() if not value.isfinite().all()]:
         raise ValueError(f"{source}: weights that are not finite: {', '.join(bad[:5])}")
     _check_extent(facts["network"], len(state), source)
@@ -68,16 +72,3 @@ def _check_extent(network: dict[str, Any], num_tensors: int, source: Path) -> No
     blocks = len(network.get("multipliers", ())) * network.get("blocks", 0)
     if blocks > num_tensors:
         raise ValueError(f"{source} holds another architecture: {blocks} blocks for {num_tensors} tensors")
-
-
-def _digests(source: Path, paths: list[Path], sha256: str | None) -> tuple[dict[Path, str], str]:
-    """Digests of the files of a source, and its own: that over the names and digests of its files for a folder."""
-    if not source.is_dir():
-        digest = pinned.check(source, sha256, key="teacher.sha256")
-        return {source: digest}, digest
-    digests = {path: files.sha256(path) for path in paths}
-    named = {path.relative_to(source).as_posix(): found for path, found in digests.items()}
-    digest = hashlib.sha256(files.canonical_json(named).encode()).hexdigest()
-    if not digest.startswith(sha256 or ""):
-        raise ValueError(f"{source} has sha256 {digest}, but teacher.sha256 pins {pinned.described(sha256 or '')}")
-    return digests, digest

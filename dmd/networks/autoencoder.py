@@ -1,0 +1,82 @@
+"""Autoencoders of diffusers as one codec between images and latents of about unit variance."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmd import torchvision_operators
+
+CLASSES = {"full": "AutoencoderKL", "tiny": "AutoencoderTiny"}
+
+
+class Codec(nn.Module):
+    """Images (B, 3, H, W) in about [-1, 1] to latents (B, channels, H / scale, W / scale) and back.
+
+    Latents are those that networks see: the factor and shift of the autoencoder are applied within.
+
+    Args:
+        kind: "full" (AutoencoderKL) or "tiny" (AutoencoderTiny, which decodes the latents of a full one faster).
+        config: arguments of that class; those that begin with an underscore are diffusers' own notes.
+
+    Attributes:
+        channels: of latents.
+        scale: pixels per side of a latent's.
+        dtype: passes work in it under autocast, parameters and results stay float32; None is float32 throughout.
+
+    Raises:
+        ValueError: another kind, arguments that the class does not take, or images without 3 channels.
+    """
+
+    dtype: torch.dtype | None = None
+
+    def __init__(self, *, kind: str, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        torchvision_operators.ensure()
+        import diffusers
+
+        if kind not in CLASSES:
+            raise ValueError(f"autoencoder kind {kind!r} is none of {', '.join(CLASSES)}")
+        made_by_itself = {"block_out_channels"} if kind == "tiny" else set()  # diffusers notes it of a tiny one
+        numbers = {key: value for key, value in config.items() if key[:1] != "_" and key not in made_by_itself}
+        self.autoencoder: Any
+        try:
+            self.autoencoder = getattr(diffusers, CLASSES[kind])(**numbers)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise ValueError(f"{CLASSES[kind]}: {error}") from error
+        found = self.autoencoder.config
+        if found["in_channels"] != 3 or found["out_channels"] != 3:
+            raise ValueError(f"{CLASSES[kind]}: images of {found['in_channels']} channels: only 3 are known")
+        levels = found["decoder_block_out_channels" if kind == "tiny" else "block_out_channels"]
+        self.kind, self.channels, self.scale = kind, found["latent_channels"], 2 ** (len(levels) - 1)
+        self._factor, self._shift = found["scaling_factor"], found.get("shift_factor") or 0.0
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether the backward pass computes each block once more instead of keeping what is inside it."""
+        return self.autoencoder.is_gradient_checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, value: bool) -> None:
+        (self.autoencoder.enable_gradient_checkpointing if value else self.autoencoder.disable_gradient_checkpointing)()
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Images float32 (B, 3, H, W) of latents (B, channels, h, w), differentiable; ValueError for other channels."""
+        if latent.ndim != 4 or latent.shape[1] != self.channels:
+            raise ValueError(f"latent: shape {tuple(latent.shape)} is not (B, {self.channels}, h, w)")
+        with torch.autocast(latent.device.type, self.dtype, enabled=self.dtype is not None):
+            return self.autoencoder.decode(latent / self._factor + self._shift).sample.float()
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Latents float32 (B, channels, h, w) of images (B, 3, H, W); of a full autoencoder the mean of each.
+
+        Raises:
+            ValueError: the sides are no multiples of `scale`, or there are no 3 channels.
+        """
+        if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % self.scale or image.shape[3] % self.scale:
+            raise ValueError(f"image: shape {tuple(image.shape)} is not (B, 3, H, W) in multiples of {self.scale}")
+        with torch.autocast(image.device.type, self.dtype, enabled=self.dtype is not None):
+            found = self.autoencoder.encode(image)
+            latent = found.latents if self.kind == "tiny" else found.latent_dist.mode()
+        return (latent.float() - self._shift) * self._factor

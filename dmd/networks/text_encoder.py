@@ -1,0 +1,100 @@
+"""A CLIP text encoder with its tokenizer: prompts to text states."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dmd import torchvision_operators
+
+SPECIAL = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
+SPECIAL |= {"unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+NUMBERS: tuple[str, ...] = ("vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers")
+NUMBERS += ("num_attention_heads", "max_position_embeddings", "hidden_act", "layer_norm_eps", "attention_dropout")
+NUMBERS += ("pad_token_id", "bos_token_id", "eos_token_id")
+
+
+class Encoded(NamedTuple):
+    """What prompts became.
+
+    Attributes:
+        states: float32 (B, L, E), the last hidden states.
+        num_tokens: int64 (B,), start and end included, before anything was cut off.
+        truncated: bool (B,): more than L tokens, of which the last were cut off.
+    """
+
+    states: Tensor
+    num_tokens: Tensor
+    truncated: Tensor
+
+
+class Text(nn.Module):
+    """Prompts to text states, as the pipelines of Stable Diffusion make them: filled up to a fixed length, no mask.
+
+    Args:
+        config: arguments of transformers' CLIPTextConfig; others than `NUMBERS` are left unread.
+        tokenizer: contents of vocab.json and merges.txt, and where they are there of special_tokens_map.json and
+            tokenizer_config.json, by name.
+
+    Attributes:
+        length, width: L and E of text states.
+
+    Raises:
+        ValueError: arguments that cannot be used, files that are damaged, or more tokens than the network knows.
+    """
+
+    def __init__(self, *, config: Mapping[str, Any], tokenizer: Mapping[str, str]) -> None:
+        super().__init__()
+        torchvision_operators.ensure()
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        try:
+            numbers = CLIPTextConfig(**{key: config[key] for key in NUMBERS if key in config})
+            self.encoder: Any = CLIPTextModel(numbers)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"CLIPTextModel: {error}") from error
+        self._tokenizer = _tokenizer(tokenizer)
+        self.length, self.width = int(numbers.max_position_embeddings), int(numbers.hidden_size)
+        if len(self._tokenizer) > numbers.vocab_size:
+            raise ValueError(
+                f"tokenizer: {len(self._tokenizer)} tokens, but the text encoder knows {numbers.vocab_size}"
+            )
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Encoded:
+        """Text states of prompts, on the device of the weights; counts and cuts on the CPU."""
+        tokens = self._tokenizer(list(prompts), truncation=False, verbose=False).input_ids
+        end, filling = self._tokenizer.eos_token_id, self._tokenizer.pad_token_id
+        rows = [row if len(row) <= self.length else [*row[: self.length - 1], end] for row in tokens]
+        rows = [row + [filling] * (self.length - len(row)) for row in rows]
+        given = torch.tensor(rows, dtype=torch.int64, device=self.encoder.embeddings.token_embedding.weight.device)
+        states = self.encoder(given).last_hidden_state.float()
+        num = torch.tensor([len(row) for row in tokens], dtype=torch.int64)
+        return Encoded(states, num, num > self.length)
+
+
+def _tokenizer(texts: Mapping[str, str]) -> Any:
+    """transformers' CLIPTokenizer from the contents of its files; nothing is looked up elsewhere."""
+    from transformers import CLIPTokenizer
+
+    try:
+        vocab = json.loads(texts["vocab.json"])
+        lines = [line for line in texts["merges.txt"].splitlines() if line and not line.startswith("#version")]
+        merges: Any = [tuple(line.split(" ")) for line in lines]
+        tokens = dict(SPECIAL)
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            tokens |= {
+                key: _content(value) for key, value in json.loads(texts.get(name, "{}")).items() if key in SPECIAL
+            }
+        if absent := sorted({token for token in tokens.values() if token not in vocab}):
+            raise ValueError(f"vocab.json has no token {', '.join(absent)}")
+        return CLIPTokenizer(vocab=vocab, merges=merges, **tokens)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"tokenizer: {error}") from error
+
+
+def _content(value: Any) -> Any:
+    """A special token, which may be written as a mapping."""
+    return value["content"] if isinstance(value, dict) else value

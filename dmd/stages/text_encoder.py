@@ -1,0 +1,35 @@
+"""Stage text_encoder: the text encoder of a Stable Diffusion folder and its tokenizer, in one file."""
+
+from pathlib import Path
+
+from dmd.artifacts import record
+from dmd.artifacts import tensors as tensor_files
+from dmd.stages import pipeline_files as pipelines
+from dmd.stages import stage, text_files
+from dmd.stages import teacher_stable_diffusion as stable_diffusion
+
+
+def run(*, output: Path, source: Path, sha256: str | None = None) -> None:
+    """Writes weights, configuration and tokenizer; nothing reads them from the folder again.
+
+    Args:
+        output: teacher/text_encoder.safetensors.
+        source: the folder that the teacher comes from.
+        sha256: what its digest is, or begins with, as `teacher.sha256`; None takes any.
+
+    Raises:
+        ValueError: the folder is not the pinned one, lacks something, or holds what cannot be used.
+    """
+    with record.exclusive(output):
+        found, digest = pipelines.digests(source, stable_diffusion.source_files(source), sha256, key="teacher.sha256")
+        inputs = {"source": {str(path): found[path] for path in text_files.source_files(source)}}
+        tensors, facts = text_files.load(source)
+        stage.log(f"{source}: text states of {facts['text']['length']} tokens, width {facts['text']['width']}")
+        provenance = record.provenance("text_encoder", {"sha256": sha256}, inputs)
+        metadata = {**provenance, "kind": "text-encoder", "source_sha256": digest, **facts}
+        with record.publish(output, stage="text_encoder", inputs=inputs) as temporary:
+            tensor_files.write(temporary, tensors, metadata)
+
+
+if __name__ == "__main__":
+    stage.main(run)
