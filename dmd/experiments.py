@@ -17,6 +17,9 @@ from dmd.layout import FILES
 from dmd.sources import unpinned
 
 SECTIONS = {
+    "text_encoder": "teacher",
+    "autoencoder": "teacher",
+    "tiny_autoencoder": "teacher.tiny_autoencoder",
     "pairs_manifest": "pairs",
     "samples_manifest": "sample",
     "captions": "sample.prompts",
@@ -25,11 +28,17 @@ SECTIONS = {
     "pictures": "distill",
     "export": "distill",
 }
-IMPORTED = ("edm", "diffusers", "openai")  # kinds of teachers that come from files and need no dataset
+IMPORTED = (
+    "edm",
+    "diffusers",
+    "openai",
+    "stable-diffusion",
+)  # kinds of teachers that come from files and need no dataset
 BLOCK_RULES = ("pairs", "sample", "features")
 SCORE_RULES = ("evaluate", "inception_score")
 TEXT_RULES = ("prompts", "captions")
-UNCOMPUTED = ("pairs_manifest", "samples_manifest", "export", *SCORE_RULES, *TEXT_RULES)  # no device in their specs
+PARTS = ("text_encoder", "autoencoder", "tiny_autoencoder")  # what a teacher of latents may have besides its denoiser
+UNCOMPUTED = ("pairs_manifest", "samples_manifest", "export", *SCORE_RULES, *TEXT_RULES, *PARTS)  # no device in specs
 CADENCE = ("checkpoint_every", "grid_every", "log_every")  # of distill: how often it writes, not what it learns
 
 
@@ -90,6 +99,10 @@ class Experiments:
             found.append(("teacher", start))
         return found
 
+    def parts(self, experiment: str, *rules: str) -> list[str]:
+        """Those of `PARTS` among `rules` that the experiment's teacher has."""
+        return [rule for rule in rules if self.has(experiment, rule)]
+
     def _owner(self, experiment: str, rule: str) -> str:
         """The experiment under whose name the artifact of a rule lies (scores: always its own).
 
@@ -103,7 +116,8 @@ class Experiments:
 
     def _identity(self, experiment: str, rule: str) -> tuple[Json, list[tuple[str, str]], list[str]]:
         upstream = [(source, self.owner(name, source)) for source, name in self.upstream(experiment, rule)]
-        return self.spec(experiment, rule), upstream, unpinned(self.section(experiment, SECTIONS.get(rule, rule)))
+        section = self.section(experiment, SECTIONS.get(rule, rule))
+        return self.spec(experiment, rule), upstream, unpinned(_without(section, "tiny_autoencoder"))
 
     def path(self, experiment: str, rule: str, block: tuple[int, int] = (0, 0)) -> str:
         """Where the (first) artifact of a rule lies, relative to the folder of results."""
@@ -140,8 +154,22 @@ class Experiments:
 
     def _teacher(self, experiment: str, section: Json) -> Json:
         if section["kind"] in IMPORTED:
-            return _without(section, "file", "folder")
+            latent = {"latent": True} if section.get("latent") else {}
+            return _without(section, "file", "folder", "tiny_autoencoder", "latent") | latent
         return {**section, "dataset": self.section(experiment, "dataset")}
+
+    def _text_encoder(self, experiment: str, section: Json) -> Json:
+        if section["kind"] != "stable-diffusion":
+            raise ConfigError(f"{experiment}.teacher: kind {section['kind']} has no text encoder")
+        return {"sha256": section["sha256"]}
+
+    def _autoencoder(self, experiment: str, section: Json) -> Json:
+        if section["kind"] != "stable-diffusion" and not section.get("latent"):
+            raise ConfigError(f"{experiment}.teacher: kind {section['kind']} of pixels has no autoencoder")
+        return {"kind": section["kind"], "sha256": section["sha256"]}
+
+    def _tiny_autoencoder(self, experiment: str, section: Json) -> Json:
+        return {"kind": "tiny", "sha256": section["sha256"]}
 
     def _reference(self, experiment: str, section: Json) -> Json:
         moments = section.get("moments")

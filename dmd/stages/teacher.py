@@ -22,6 +22,7 @@ def run(
     source: Path | None = None,
     sha256: str | None = None,
     resolution: int | None = None,
+    latent: bool = False,
     dataset: dict[str, Any] | None = None,
     network: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
@@ -38,6 +39,7 @@ def run(
             without running anything in it.
         sha256: what the digest of `source` is, or begins with; None takes any.
         resolution: side of the images, which a file of kind openai does not say; None is 64.
+        latent: a pipeline of kind diffusers works on latents of its vae. One of pixels is refused then, and vice versa.
         dataset: section `dataset` of the experiment.
         network: architecture without what the dataset says (channels, resolution, classes). Kind train only.
         training: updates, batch_size, learning rate, ... Kind train only.
@@ -52,7 +54,11 @@ def run(
     with record.exclusive(output):
         if kind in imports.KINDS and source is not None:
             spec = {"kind": kind, "sha256": sha256} | ({} if resolution is None else {"resolution": resolution})
+            spec |= {"latent": True} if latent else {}
             tensors, facts, inputs = imports.load(kind, source, sha256=sha256, resolution=resolution)
+            if kind == "diffusers" and latent != ("image_shape" in facts):
+                have = "works on latents" if "image_shape" in facts else "has no vae"
+                raise ValueError(f"teacher.latent is {str(latent).lower()}, but the pipeline in {source} {have}")
         elif kind == "gaussian-mixture" and dataset is not None:
             tensors, facts = _mixture(dataset)
         elif kind == "train" and dataset is not None and network is not None and training is not None:

@@ -12,8 +12,8 @@ import torch
 
 from dmd import loading, torchvision_operators
 from dmd.artifacts import manifest as manifests
-from dmd.artifacts import record
-from dmd.stages import distill, manifest, pairs, teacher
+from dmd.artifacts import record, tensors
+from dmd.stages import autoencoder, distill, manifest, pairs, teacher
 
 UNET = {"sample_size": 8, "in_channels": 3, "out_channels": 3, "block_out_channels": (16, 32), "layers_per_block": 1}
 UNET |= {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
@@ -88,6 +88,44 @@ def test_classes_and_learnt_variances_are_dealt_with(tmp_path):
     for bad in (-1, 4):
         with pytest.raises(ValueError, match=rf"label: .*{bad}.* is outside 0 \.\. 3"):
             denoiser(image, torch.ones(2), torch.tensor([0, bad]))
+
+
+def with_vae(folder: Path, **vae: Any) -> Any:
+    """Makes a saved pipeline one of latents; returns its autoencoder."""
+    import diffusers
+
+    numbers = {"block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels": 3, **vae}
+    numbers |= {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    found = diffusers.AutoencoderKL(**numbers).eval()
+    found.save_pretrained(folder / "vae")
+    edit(folder / "model_index.json", vae=["diffusers", "AutoencoderKL"])
+    return found
+
+
+def test_pipeline_with_a_vae_is_a_class_conditional_teacher_of_latents(tmp_path):
+    network, scheduler = saved(tmp_path / "p", num_class_embeds=4)
+    vae = with_vae(tmp_path / "p")
+    denoiser, metadata = imported(tmp_path / "p", tmp_path / "t", latent=True)
+    assert metadata["shape"] == [3, 8, 8] and metadata["image_shape"] == [3, 16, 16] and metadata["num_classes"] == 4
+    autoencoder.run(output=tmp_path / "a", source=tmp_path / "p", kind="diffusers")
+    latent, label = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 0])
+    expected = vae.decode(latent / vae.config.scaling_factor).sample
+    torch.testing.assert_close(loading.load_codec(tmp_path / "a").decode(latent), expected)
+    alpha, sigma = (part[500].float() for part in denoiser.table)
+    with torch.no_grad():
+        out = network(latent, torch.full((2,), 500), class_labels=label).sample
+        found = denoiser(latent / alpha, sigma.expand(2), label)
+    torch.testing.assert_close(found, latent / alpha - sigma * out, rtol=1e-4, atol=1e-4)
+    digest = tensors.load_metadata(tmp_path / "a")["source_sha256"]
+    assert digest == metadata["source_sha256"]
+    with pytest.raises(ValueError, match="teacher.latent is false, but the pipeline in .* works on latents"):
+        imported(tmp_path / "p", tmp_path / "u")
+    saved(tmp_path / "pixels")
+    with pytest.raises(ValueError, match="teacher.latent is true, but the pipeline in .* has no vae"):
+        imported(tmp_path / "pixels", tmp_path / "u", latent=True)
+    with_vae(tmp_path / "p", latent_channels=5)
+    with pytest.raises(ValueError, match="latents of 5 channels, those of the network have 3"):
+        imported(tmp_path / "p", tmp_path / "u", latent=True)
 
 
 def test_time_between_two_levels_is_not_rounded(tmp_path):

@@ -77,6 +77,11 @@ def artifact(rule):
     return lambda wildcards: f"results/{EXPERIMENTS.path(wildcards.experiment, rule)}"
 
 
+def part(rule):
+    """Path of the artifact of `rule` where the experiment's teacher has such a part, or nothing."""
+    return lambda wildcards: artifact(rule)(wildcards) if EXPERIMENTS.parts(wildcards.experiment, rule) else []
+
+
 def block_of(rule):
     """Path of the block that has the shards of this job."""
     return lambda wildcards: f"results/{EXPERIMENTS.path(wildcards.experiment, rule, block(wildcards))}"
@@ -104,7 +109,8 @@ def start(wildcards):
 
 def flag(name):
     """`--name FILE` where the input `name` is a file, nothing where it is not."""
-    return lambda wildcards, input: f"--{name} {shlex.quote(input[name])}" if input.get(name) else ""
+    switch = f"--{name.replace('_', '-')}"
+    return lambda wildcards, input: f"{switch} {shlex.quote(input[name])}" if input.get(name) else ""
 
 
 def gpus(wildcards):

@@ -39,22 +39,30 @@ def fetch_spec(wildcards):
     return canonical_json({key: MISSING[wildcards.file][key] for key in ("url", "sha256", "size")})
 
 
-def teacher_folder(wildcards):
-    """Configurations and weights of a teacher that diffusers saved, or nothing."""
-    folder = EXPERIMENTS.section(wildcards.experiment, "teacher").get("folder")
-    if folder is None:
-        return []
-    found = [path for kind in ("json", "safetensors") for path in sorted(Path(folder).rglob(f"*.{kind}"))]
-    if not found:
-        refuse(f"{wildcards.experiment}.teacher.folder: {folder} is no folder with JSON and safetensors files")
-    return [str(path) for path in found if not path.name.startswith(".")]
+def saved(section):
+    """Configurations and weights in the folder of a section, as diffusers saved them, or nothing."""
+
+    def look_up(wildcards):
+        folder = EXPERIMENTS.section(wildcards.experiment, section).get("folder")
+        if folder is None:
+            return []
+        found = [path for kind in ("json", "safetensors", "txt") for path in sorted(Path(folder).rglob(f"*.{kind}"))]
+        if not any(path.suffix == ".safetensors" for path in found):
+            refuse(f"{wildcards.experiment}.{section}.folder: {folder} is no folder with JSON and safetensors files")
+        return [str(path) for path in found if not path.name.startswith(".")]
+
+    return look_up
 
 
-def teacher_source(wildcards):
-    """`--source PATH` where the teacher comes from a file or folder, else nothing."""
-    section = EXPERIMENTS.section(wildcards.experiment, "teacher")
-    path = section.get("file") or section.get("folder")
-    return f"--source {shlex.quote(path)}" if path else ""
+def source(section):
+    """`--source PATH` where a section names a file or folder, else nothing."""
+
+    def look_up(wildcards):
+        entry = EXPERIMENTS.section(wildcards.experiment, section)
+        path = entry.get("file") or entry.get("folder")
+        return f"--source {shlex.quote(path)}" if path else ""
+
+    return look_up
 
 
 def taught_with(wildcards):

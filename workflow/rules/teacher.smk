@@ -4,7 +4,7 @@ rule teacher:
         owned("teacher"),
         dataset=taught_with,
         file=given("teacher"),
-        folder=teacher_folder,
+        folder=saved("teacher"),
     output:
         "results/{experiment}/teacher/denoiser.safetensors",
     log:
@@ -19,8 +19,86 @@ rule teacher:
         mem_mb=memory(4000, "teacher"),
         runtime=minutes(720, "teacher"),
     params:
-        source=teacher_source,
+        source=source("teacher"),
         spec=spec("teacher"),
         version=VERSIONS["teacher"],
     shell:
         "python -m dmd.stages.teacher {params.source} --output {output} --spec {params.spec:q} --log {log}"
+
+
+# Text encoder and tokenizer of a Stable Diffusion folder.
+rule text_encoder:
+    input:
+        owned("text_encoder"),
+        folder=saved("teacher"),
+    output:
+        "results/{experiment}/teacher/text_encoder.safetensors",
+    log:
+        "results/{experiment}/logs/text_encoder.log",
+    benchmark:
+        "results/{experiment}/benchmarks/text_encoder.tsv"
+    conda:
+        "../../envs/dmd.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=memory(4000),
+        runtime=60,
+    params:
+        source=source("teacher"),
+        spec=spec("text_encoder"),
+        version=VERSIONS["text_encoder"],
+    shell:
+        "python -m dmd.stages.text_encoder {params.source} --output {output} --spec {params.spec:q} --log {log}"
+
+
+# What decodes the latents of a teacher.
+rule autoencoder:
+    input:
+        owned("autoencoder"),
+        folder=saved("teacher"),
+    output:
+        "results/{experiment}/teacher/autoencoder.safetensors",
+    log:
+        "results/{experiment}/logs/autoencoder.log",
+    benchmark:
+        "results/{experiment}/benchmarks/autoencoder.tsv"
+    conda:
+        "../../envs/dmd.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=memory(4000),
+        runtime=60,
+    params:
+        source=source("teacher"),
+        spec=spec("autoencoder"),
+        version=VERSIONS["autoencoder"],
+    shell:
+        "python -m dmd.stages.autoencoder {params.source} --output {output} --spec {params.spec:q} --log {log}"
+
+
+# The same, smaller and faster, from a folder of its own.
+rule tiny_autoencoder:
+    input:
+        owned("tiny_autoencoder"),
+        folder=saved("teacher.tiny_autoencoder"),
+    output:
+        "results/{experiment}/teacher/tiny_autoencoder.safetensors",
+    log:
+        "results/{experiment}/logs/tiny_autoencoder.log",
+    benchmark:
+        "results/{experiment}/benchmarks/tiny_autoencoder.tsv"
+    conda:
+        "../../envs/dmd.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=memory(4000),
+        runtime=60,
+    params:
+        source=source("teacher.tiny_autoencoder"),
+        spec=spec("tiny_autoencoder"),
+        version=VERSIONS["autoencoder"],
+    shell:
+        "python -m dmd.stages.autoencoder {params.source} --output {output} --spec {params.spec:q} --log {log}"
