@@ -28,12 +28,7 @@ SECTIONS = {
     "pictures": "distill",
     "export": "distill",
 }
-IMPORTED = (
-    "edm",
-    "diffusers",
-    "openai",
-    "stable-diffusion",
-)  # kinds of teachers that come from files and need no dataset
+IMPORTED = ("edm", "diffusers", "openai", "stable-diffusion")  # teachers that come from files and need no dataset
 BLOCK_RULES = ("pairs", "sample", "features")
 SCORE_RULES = ("evaluate", "inception_score")
 TEXT_RULES = ("prompts", "captions")
