@@ -5,51 +5,97 @@
 `methods` says what a generator learns from (the distribution matching gradient and the regression loss),
 `diffusion` holds noise levels, denoisers and solvers, `networks` the architectures, `metrics` the distances
 between sets of features, `artifacts` every file format, `loading` makes denoisers of their files, `sampler` images of
-seeds. `config` and `checks` know what a configuration says, `experiments` who owns which artifact, `layout` where it
-lies.
+seeds, `text_sampler` of prompts. `config` and `checks` know what a configuration says, `experiments` who owns which
+artifact, `layout` where it lies.
 Arrows point one way: stages -> methods -> diffusion, networks; stages -> metrics; stages -> sampler -> loading ->
 artifacts, diffusion, networks. Importing this package imports none of them.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from dmd.sampler import Sampler
+    from dmd.text_sampler import TextSampler
 
 __all__ = ["load"]
 
 
+@overload
 def load(
     path: str | Path,
     *,
+    text_encoder: None = ...,
+    autoencoder: None = ...,
+    weights: str = ...,
+    device: str = ...,
+    batch_size: int | None = ...,
+    solver: str | None = ...,
+    steps: int | None = ...,
+    guidance: float = ...,
+) -> Sampler: ...
+@overload
+def load(
+    path: str | Path,
+    *,
+    text_encoder: str | Path,
+    autoencoder: str | Path | None = ...,
+    weights: str = ...,
+    device: str = ...,
+    batch_size: int | None = ...,
+    solver: str | None = ...,
+    steps: int | None = ...,
+    guidance: float = ...,
+) -> TextSampler: ...
+def load(
+    path: str | Path,
+    *,
+    text_encoder: str | Path | None = None,
+    autoencoder: str | Path | None = None,
     weights: str = "ema",
     device: str = "auto",
     batch_size: int | None = None,
     solver: str | None = None,
     steps: int | None = None,
-) -> Sampler:
+    guidance: float = 1.0,
+) -> Sampler | TextSampler:
     """A callable that draws images: `dmd.load(path)(num=16, label=3, seed=0)` is float32 (16, C, H, W), about -1 to 1.
+
+    Of text: `dmd.load(path, text_encoder=..., autoencoder=...)("a cat", num=4, seed=0)`.
 
     Args:
         path: distill/generator.safetensors, or teacher/denoiser.safetensors.
+        text_encoder: teacher/text_encoder.safetensors, where the condition is text.
+        autoencoder: teacher/autoencoder.safetensors, which decodes latents; without it they are what is drawn.
         weights: "ema" (averaged) or "raw".
         device: "auto" (the first GPU where there is one), or what torch calls a device: "cpu", "cuda", "cuda:1". On a
             GPU torch's own switches of precision hold; stages set `torch.backends.cudnn.allow_tf32 = False`.
         batch_size: images per network call; a short batch is padded to it, so that the bits of an image do not depend
             on how many are drawn. None: as many as are asked for, 64 at most, unpadded up to there.
-        solver: of a teacher, "heun" (where None) or "euler".
-        steps: of a teacher's solver, 18 where None: 35 calls with Heun, 18 with Euler.
+        solver: of a teacher, "heun" (where None) or "euler"; of one of text, the name of a scheduler ("pndm" where
+            None).
+        steps: of a teacher's solver, 18 where None: 35 calls with Heun, 18 with Euler; 50 of a scheduler.
+        guidance: of a teacher of text; 1 is none.
 
     Returns:
-        A `dmd.sampler.Sampler`, with `shape`, `num_classes`, `sigma`, `solver`, `device`, `metadata`.
+        A `dmd.sampler.Sampler`, with `shape`, `num_classes`, `sigma`, `solver`, `device`, `metadata`; with a text
+        encoder a `dmd.text_sampler.TextSampler`.
 
     Raises:
-        ValueError: the file is damaged or holds no such weights, or a solver is named for a one-step generator.
+        ValueError: a file is damaged or holds no such weights, files do not belong together, or a solver or guidance
+            is named for a one-step generator.
     """
-    from dmd.sampler import load
+    numbers: dict[str, Any] = {"weights": weights, "device": device, "batch_size": batch_size, "solver": solver}
+    numbers |= {"steps": steps, "guidance": guidance}
+    if text_encoder is None:
+        if autoencoder is not None:
+            raise ValueError("autoencoder: it decodes what a denoiser draws of text: give text_encoder, too")
+        from dmd.sampler import load
 
-    return load(path, weights=weights, device=device, batch_size=batch_size, solver=solver, steps=steps)
+        return load(path, **numbers)
+    from dmd.text_sampler import load as load_text
+
+    return load_text(path, text_encoder=text_encoder, autoencoder=autoencoder, **numbers)

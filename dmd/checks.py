@@ -10,6 +10,7 @@ from typing import Any
 Json = dict[str, Any]
 NUM_SEEDS = 2**32  # torch's generator on the CPU keeps the low 32 bits of a seed
 SCORED = ("reference", "sample", "evaluate")  # sections of an experiment that a table or chart can show
+ODE_SOLVERS = ("heun", "euler")  # those with noise levels of their own; all others but one-step are schedulers
 CHARTED = {"pairs": ("pairs",), "figure3": ("dataset",)}  # kind of a chart -> sections it needs besides
 
 
@@ -40,12 +41,8 @@ def contradictions(experiment: Json) -> Iterator[str]:
         yield f"teacher.kind: gaussian-mixture needs a dataset of that kind, not {dataset.get('kind')}"
     if reference := experiment.get("reference"):
         yield from _reference(reference, bool(dataset))
-    pairs, sigma = experiment.get("pairs"), experiment.get("distill", {}).get("sigma")
-    if pairs and sigma is not None and sigma != pairs["solver"]["sigma_max"]:
-        yield (
-            f"distill.sigma: {sigma} differs from pairs.solver.sigma_max {pairs['solver']['sigma_max']}, "
-            "but pairs teach the generator only at its own noise scale"
-        )
+    yield from _noise_scales(experiment)
+    yield from _texts(experiment)
     for index, phase in enumerate(experiment.get("distill", {}).get("phases", [])):
         if phase["fake_updates"] > 1 and (phase["train"] == "fake" or not phase["matching_scale"]):
             why = "train is fake: `updates` counts them" if phase["train"] == "fake" else "matching_scale is 0"
@@ -99,6 +96,40 @@ def unfit_inputs(inputs: Mapping[str, Json]) -> Iterator[str]:
             yield f"inputs.{name}.file: {entry['file']} lies in results/, where only the workflow writes"
 
 
+def _noise_scales(experiment: Json) -> Iterator[str]:
+    pairs, sigma = experiment.get("pairs"), experiment.get("distill", {}).get("sigma")
+    if not pairs or sigma is None:
+        return
+    start = pairs["solver"].get("sigma_max")
+    if start is None:
+        yield f"distill.sigma: {sigma}, but {pairs['solver']['name']} starts at the teacher's last level: write null"
+    elif sigma != start:
+        yield (
+            f"distill.sigma: {sigma} differs from pairs.solver.sigma_max {start}, "
+            "but pairs teach the generator only at its own noise scale"
+        )
+
+
+def _texts(experiment: Json) -> Iterator[str]:
+    """Prompts and guidance belong to teachers of text, schedulers to teachers that have one."""
+    if (kind := experiment.get("teacher", {}).get("kind")) is None:
+        return
+    sample = experiment.get("sample", {})
+    for needing, key, found in (("pairs", "prompts", experiment), ("sample", "sample.prompts", sample)):
+        if needing in experiment and ("prompts" in found) != (kind == "stable-diffusion"):
+            word = "needs texts that" if kind == "stable-diffusion" else "knows no text, but"
+            yield f"{key}: a teacher of kind {kind} {word} {needing} are made of"
+    for name in ("pairs", "sample"):
+        section = experiment.get(name, {})
+        if section and section["guidance"] != 1 and kind != "stable-diffusion":
+            yield f"{name}.guidance: {section['guidance']}, but a teacher of kind {kind} knows no guidance"
+        solver = section["solver"]["name"] if section else "heun"
+        if solver not in (*ODE_SOLVERS, "one-step") and kind not in ("stable-diffusion", "diffusers"):
+            yield f"{name}.solver.name: {solver} takes the scheduler of the teacher, which kind {kind} has none of"
+    if sample and sample["from"] == "generator" and sample["guidance"] != 1:
+        yield f"sample.guidance: {sample['guidance']}, but a one-step generator is drawn without"
+
+
 def _counts(experiment: Json) -> Iterator[str]:
     for name, key in (("pairs", "num_pairs"), ("sample", "num_samples")):
         section = experiment.get(name)
@@ -106,7 +137,7 @@ def _counts(experiment: Json) -> Iterator[str]:
             yield f"{name}.{key}: {section[key]} is not a multiple of shard_size {section['shard_size']}"
     sample = experiment.get("sample")
     if sample and (sample["from"] == "generator") != (sample["solver"]["name"] == "one-step"):
-        wants = "one-step" if sample["from"] == "generator" else "heun or euler"
+        wants = "one-step" if sample["from"] == "generator" else "heun or euler, or a scheduler"
         yield f"sample.solver.name: from {sample['from']} wants {wants}, not {sample['solver']['name']}"
 
 

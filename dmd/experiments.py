@@ -75,7 +75,7 @@ class Experiments:
     def upstream(self, experiment: str, rule: str) -> list[tuple[str, str]]:
         """(rule, experiment) of the artifacts that a rule reads, before ownership."""
         sources = {
-            "pairs": ["teacher", *(["prompts"] if "prompts" in self.whole(experiment) else [])],
+            "pairs": ["teacher", *(["prompts", "text_encoder"] if "prompts" in self.whole(experiment) else [])],
             "pairs_manifest": ["pairs"],
             "distill": ["teacher", "pairs_manifest"],
             "samples_manifest": ["sample"],
@@ -88,7 +88,7 @@ class Experiments:
         if rule == "sample":
             section = self.section(experiment, "sample")
             sources = ["teacher" if section["from"] == "teacher" else "distill"]
-            sources += ["captions"] if "prompts" in section else []
+            sources += ["captions", "text_encoder"] if "prompts" in section else []
         found = [(source, experiment) for source in sources]
         if rule == "distill" and (start := self.section(experiment, "distill")["start"]):
             found.append(("teacher", start))
@@ -182,7 +182,7 @@ class Experiments:
     _captions = _prompts
 
     def _pairs(self, experiment: str, section: Json) -> Json:
-        return _computed(_without(section, "num_pairs", "shards_per_job"))
+        return _computed(_switched(_without(section, "num_pairs", "shards_per_job")))
 
     def _pairs_manifest(self, experiment: str, section: Json) -> Json:
         return {"num": section["num_pairs"], "shard_size": section["shard_size"]}
@@ -202,7 +202,8 @@ class Experiments:
 
     def _sample(self, experiment: str, section: Json) -> Json:
         weights = section["weights"] if section["from"] == "generator" else "ema"
-        return _computed({**_without(section, "from", "repetitions", "shards_per_job", "prompts"), "weights": weights})
+        kept = _switched(_without(section, "from", "repetitions", "shards_per_job", "prompts"))
+        return _computed({**kept, "weights": weights})
 
     def _samples_manifest(self, experiment: str, section: Json) -> Json:
         return {"num": section["num_samples"] * section["repetitions"], "shard_size": section["shard_size"]}
@@ -230,6 +231,12 @@ class Experiments:
     def _export(self, experiment: str, section: Json) -> Json:
         whole = self.whole(experiment)
         return {"weights": whole.get("sample", {}).get("weights", "ema"), "threads": whole["threads"]}
+
+
+def _switched(section: Json) -> Json:
+    """A section of drawn images without what is off: a spec of before there was guidance does not mention it."""
+    off = {"guidance": 1.0, "dtype": "float32"}
+    return {key: value for key, value in section.items() if key not in off or value != off[key]}
 
 
 def _computed(section: Json) -> Json:

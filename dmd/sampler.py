@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -12,12 +12,14 @@ from torch import Tensor
 from dmd import loading
 from dmd.artifacts import tensors as tensor_files
 from dmd.checks import NUM_SEEDS
+from dmd.default_solver import chosen, with_sigma
 from dmd.diffusion.compute import Compute, prepare
+from dmd.diffusion.denoiser import Denoiser
+from dmd.diffusion.guidance import guided
 from dmd.diffusion.noise import seeded_noise
-from dmd.diffusion.solver import SOLVERS, solve
+from dmd.diffusion.solver import solve
 
 MOST_AT_ONCE = 64  # images per network call, where nobody chose
-GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}  # of EDM (Karras et al. 2022, Table 1)
 
 Label = int | str | Sequence[int] | Tensor | None
 
@@ -60,20 +62,23 @@ class Sampler:
         device: torch.device | str = "cpu",
         batch_size: int | None = None,
         compute: Compute | None = None,
+        guidance: float = 1.0,
     ) -> None:
         """Reads `path`; a solver one-step without sigma takes the one the generator was distilled at.
 
         Raises:
-            ValueError: the file is damaged, holds no such weights, is no generator though one step is asked for, or
-                knows no noise level as large as the solver's.
+            ValueError: the file is damaged, holds no such weights, is no generator though one step is asked for,
+                knows no noise level as large as the solver's, or no empty prompt, which guidance above 1 needs.
         """
         denoiser, self.metadata = loading.load_denoiser(path, weights=weights)
         self.device, self.batch_size = torch.device(device), batch_size
         self.denoiser = prepare(denoiser.to(self.device), compute or Compute())
+        if guidance != 1:
+            empty = _empty(path, self.metadata, guidance)
+            self.denoiser = guided(cast(Denoiser, self.denoiser), empty, guidance)
         self.shape: tuple[int, ...] = tuple(self.metadata["shape"])
         self.num_classes: int = self.metadata["num_classes"]
-        self.solver = _with_sigma(solver, self.metadata, path)
-        self.sigma: float = self.solver["sigma" if self.solver["name"] == "one-step" else "sigma_max"]
+        self.solver, self.sigma = with_sigma(solver, self.metadata, path)
         loading.check_noise_scale(self.metadata, self.sigma, path)
 
     def __call__(self, num: int = 1, *, label: Label = None, seed: int = 0) -> Tensor:
@@ -92,37 +97,46 @@ class Sampler:
         Raises:
             ValueError: labels that do not fit the classes or `num`, or a seed outside 0 .. 2**32 - num.
         """
-        if num < 1:
-            raise ValueError(f"num: {num} images cannot be drawn, at least 1 can")
-        if not 0 <= seed <= NUM_SEEDS - num:
-            raise ValueError(
-                f"seed: {seed} is outside 0 .. {NUM_SEEDS - num}, where {num} images have seeds of their own"
-            )
+        check_seeds(num, seed)
         given = None if label is None or isinstance(label, str) else self._given(label, num)
         labels = label if isinstance(label, str) else "random"
         batches = self.batches(range(seed, seed + num), labels=labels, given=given)
         return torch.cat([batch.image for batch in batches])
 
-    def batches(self, seeds: Sequence[int], *, labels: str = "random", given: Tensor | None = None) -> Iterator[Batch]:
+    def batches(
+        self,
+        seeds: Sequence[int],
+        *,
+        labels: str = "random",
+        given: Tensor | None = None,
+        states: Tensor | None = None,
+    ) -> Iterator[Batch]:
         """Batches in the order of `seeds`; a short last batch is padded while it is drawn.
 
         Args:
             labels: how each seed draws its label, "random" or "balanced".
             given: int64 labels, one per seed, that replace those drawn.
+            states: text states (N, L, E), one per seed, that the network sees in place of the labels.
 
         Raises:
-            ValueError: images that are not finite.
+            ValueError: images that are not finite, or a network of text without text states.
         """
+        if ("text" in self.metadata) != (states is not None):
+            raise ValueError("a denoiser draws of text states exactly where its condition is text")
         size = self.batch_size or min(len(seeds), MOST_AT_ONCE)
         for start in range(0, len(seeds), size):
-            chosen = list(seeds[start : start + size])
-            num, padding = len(chosen), [chosen[-1]] * (size - len(chosen))
-            noise, label = seeded_noise(chosen + padding, self.shape, num_classes=self.num_classes, labels=labels)
+            some = list(seeds[start : start + size])
+            num, padding = len(some), [some[-1]] * (size - len(some))
+            noise, label = seeded_noise(some + padding, self.shape, num_classes=self.num_classes, labels=labels)
             if given is not None:
                 label[:num] = given[start : start + size]
-            image, calls = solve(self.denoiser, noise.to(self.device), label.to(self.device), self.solver)
+            condition = label
+            if states is not None:
+                given_states = states[start : start + num]
+                condition = torch.cat([given_states, given_states[-1:].expand(len(padding), -1, -1)])
+            image, calls = solve(self.denoiser, noise.to(self.device), condition.to(self.device), self.solver)
             if not image[:num].isfinite().all():
-                bad = [one for one, pixels in zip(chosen, image, strict=False) if not pixels.isfinite().all()]
+                bad = [one for one, pixels in zip(some, image, strict=False) if not pixels.isfinite().all()]
                 raise ValueError(f"images of seeds {bad[:5]} are not finite: the denoiser is damaged or diverged")
             yield Batch(noise[:num], label[:num], image[:num].cpu(), calls)
 
@@ -140,41 +154,36 @@ class Sampler:
         return found
 
 
+def check_seeds(num: int, seed: int) -> None:
+    """ValueError unless `num` images can be drawn of seeds from `seed` on."""
+    if num < 1:
+        raise ValueError(f"num: {num} images cannot be drawn, at least 1 can")
+    if not 0 <= seed <= NUM_SEEDS - num:
+        raise ValueError(f"seed: {seed} is outside 0 .. {NUM_SEEDS - num}, where {num} images have seeds of their own")
+
+
 def load(
-    path: str | Path, *, weights: str, device: str, batch_size: int | None, solver: str | None, steps: int | None
+    path: str | Path,
+    *,
+    weights: str,
+    device: str,
+    batch_size: int | None,
+    solver: str | None,
+    steps: int | None,
+    guidance: float = 1.0,
 ) -> Sampler:
     """See `dmd.load`."""
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} images cannot be drawn at once, at least 1 can")
     path = Path(path)
-    chosen = _solver(tensor_files.load_metadata(path), solver, steps, path)
+    wanted = chosen(tensor_files.load_metadata(path), solver, steps, path)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Sampler(path, solver=chosen, weights=weights, device=device, batch_size=batch_size)
+    return Sampler(path, solver=wanted, weights=weights, device=device, batch_size=batch_size, guidance=guidance)
 
 
-def _solver(metadata: dict[str, Any], name: str | None, steps: int | None, path: Path) -> dict[str, Any]:
-    """One step for a generator; for a teacher Heun in 18 steps (35 calls), within the noise levels it was made for."""
+def _empty(path: Path, metadata: dict[str, Any], guidance: float) -> Tensor:
+    """Text states (L, E) of the empty prompt, which guidance leads away from."""
     if metadata["kind"] == "generator":
-        if steps is not None or name not in (None, "one-step"):
-            raise ValueError(f"{path} is a one-step generator: solver {name!r} and steps {steps} are for teachers")
-        return {"name": "one-step"}
-    if name not in (None, *SOLVERS):
-        raise ValueError(f"solver {name!r}: {path} is a teacher, it takes one of {list(SOLVERS)}")
-    low = max(GRID["sigma_min"], metadata.get("sigma_min") or 0.0)
-    high = min(GRID["sigma_max"], metadata.get("sigma_max") or float("inf"))
-    return {
-        "name": name or "heun",
-        "steps": 18 if steps is None else steps,
-        **GRID,
-        "sigma_min": low,
-        "sigma_max": high,
-    }
-
-
-def _with_sigma(solver: dict[str, Any], metadata: dict[str, Any], path: Path) -> dict[str, Any]:
-    if solver["name"] != "one-step" or "sigma" in solver:
-        return solver
-    if "sigma" not in metadata:
-        raise ValueError(f"{path} is no generator: solver one-step needs the sigma it was distilled at")
-    return {**solver, "sigma": metadata["sigma"]}
+        raise ValueError(f"guidance {guidance:g}: {path} is a one-step generator, which is drawn without")
+    return loading.load_empty(path)

@@ -11,7 +11,9 @@ ALLOWED = {
     "metrics": {"metrics", "torchvision_operators"},
     "artifacts": {"artifacts", "versions", "layout"},
     "loading": {"artifacts", "diffusion", "networks"},
-    "sampler": {"loading", "artifacts", "diffusion", "checks"},
+    "sampler": {"loading", "artifacts", "diffusion", "checks", "default_solver"},
+    "default_solver": {"diffusion"},
+    "text_sampler": {"sampler", "loading"},
     "stages": {
         "stages",
         "methods",
@@ -31,7 +33,7 @@ ALLOWED = {
     "layout": set(),
     "sources": set(),
     "versions": set(),
-    "__init__": {"sampler"},  # inside load, when it is called
+    "__init__": {"sampler", "text_sampler"},  # inside load, when it is called
 }
 FORBIDDEN = {"snakemake", "workflow"}
 

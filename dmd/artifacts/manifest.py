@@ -1,12 +1,14 @@
 """Parquet tables that say what lies where: one row per item, with the digest of the shard that holds it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dmd.artifacts import files
@@ -50,19 +52,19 @@ class Manifest:
 
 def write(path: Path, table: pa.Table, metadata: Mapping[str, Any]) -> None:
     """Writes exactly `path`; the same table gives the same bytes."""
-    columns = [pa.field(field.name, field.type) for field in table.schema]
+    columns = [pa.field(field.name, getattr(field.type, "value_type", field.type)) for field in table.schema]
     schema = pa.schema(columns, metadata={KEY: files.canonical_json(metadata).encode()})
     pq.write_table(table.cast(schema), path, compression="zstd")
 
 
-def read_table(path: Path) -> tuple[pa.Table, dict[str, Any]]:
-    """A parquet table written here, with its metadata.
+def read_table(path: Path, *, repeated: Sequence[str] = ()) -> tuple[pa.Table, dict[str, Any]]:
+    """A parquet table written here, with its metadata; `repeated` columns hold each value in memory once.
 
     Raises:
         ValueError: the file is missing, damaged, or has no `dmd` metadata.
     """
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, read_dictionary=list(repeated))
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read ({error}): run `make verify`") from error
     text = (table.schema.metadata or {}).get(KEY)
@@ -73,14 +75,14 @@ def read_table(path: Path) -> tuple[pa.Table, dict[str, Any]]:
 
 def read(path: Path) -> Manifest:
     """A manifest or block file; ValueError if its columns are not `SCHEMA`."""
-    table, metadata = read_table(path)
+    table, metadata = read_table(path, repeated=("shard", "sha256"))
     if table.schema.names != SCHEMA.names:
         raise ValueError(f"{path} has columns {table.schema.names}, expected {SCHEMA.names}")
-    names = table["shard"].to_pylist()
-    starts = [row for row, name in enumerate(names) if row == 0 or name != names[row - 1]]
+    names = table["shard"].cast(pa.string()).combine_chunks()
+    starts = [0, *(np.flatnonzero(pc.not_equal(names[1:], names[:-1])) + 1).tolist()] if len(names) else []
     shards = [
         ShardFile(
-            path=path.parent / names[first],
+            path=path.parent / names[first].as_py(),
             size=table["size"][first].as_py(),
             sha256=table["sha256"][first].as_py(),
             first=first,

@@ -35,14 +35,18 @@ class PairReader:
         """Pairs at positions position .. position + num - 1 of the endless shuffled stream.
 
         Returns:
-            noise (num, C, H, W), label int64 (num,), image (num, C, H, W).
+            noise (num, C, H, W), label int64 (num,) or, where the pairs hold them, text states (num, L, E), and image
+            (num, C, H, W); float32, however they are stored.
 
         Raises:
             ValueError: a shard is missing or differs from the manifest.
         """
         items = [self._item(self._row(place)) for place in range(position, position + num)]
-        noise, label, image = (np.stack([item[name] for item in items]) for name in ("noise", "label", "image"))
-        return torch.from_numpy(noise), torch.from_numpy(label), torch.from_numpy(image)
+        condition = "text" if "text" in items[0] else "label"
+        noise, label, image = (
+            torch.from_numpy(np.stack([item[name] for item in items])) for name in ("noise", condition, "image")
+        )
+        return noise, label.float() if label.is_floating_point() else label, image.float()
 
     def _row(self, position: int) -> int:
         epoch, place = divmod(position, len(self))

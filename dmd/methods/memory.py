@@ -12,6 +12,8 @@ from dmd.methods.numbers import Numbers
 from dmd.methods.regression import CHUNK, Lpips
 from dmd.methods.share import BUCKET, Share
 
+TEXT_LENGTH = 77  # tokens of CLIP's text encoders
+
 
 @dataclass(frozen=True)
 class Line:
@@ -111,6 +113,11 @@ def _working(denoiser: nn.Module, shape: tuple[int, ...], num: int) -> int:
 
 def _input(denoiser: nn.Module, shape: tuple[int, ...], num: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     like = next(denoiser.parameters())
-    classes = getattr(getattr(denoiser, "network", None), "num_classes", 0)  # not every network takes -1, none
+    network = getattr(denoiser, "network", None)
+    classes = getattr(network, "num_classes", 0)  # not every network takes -1, none
     label = torch.full((num,), 0 if classes else -1, device=like.device)
+    if (empty := getattr(network, "empty", None)) is not None:  # under guidance
+        label = torch.zeros((num, *empty.shape), dtype=empty.dtype, device=like.device)
+    elif width := getattr(network, "text_width", 0):
+        label = like.new_zeros((num, TEXT_LENGTH, width))
     return like.new_zeros((num, *shape)), like.new_ones(num), label

@@ -1,23 +1,37 @@
 """Blocks of shards of solved images: what stages pairs and sample have in common."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from dmd.artifacts import manifest, record, shards
 from dmd.diffusion.compute import Compute, compile_network, set_tf32
 from dmd.sampler import Sampler
 from dmd.stages import memory, stage
+from dmd.stages.texts import Texts
 
 PLACE_KEYS = ("first", "last", "num_samples")  # say which shards and how many, not what is in them
+COUNTED = ("num_truncated",)  # facts of a shard that add up; all others are those of every shard
 
 
 def draw_block(
-    output: Path, *, stage_name: str, denoiser: Path, weights: str, spec: dict[str, Any], keep_noise: bool
+    output: Path,
+    *,
+    stage_name: str,
+    denoiser: Path,
+    weights: str,
+    spec: dict[str, Any],
+    keep_noise: bool,
+    prompts: Path | None = None,
+    text_encoder: Path | None = None,
 ) -> None:
     """Makes shards spec["first"] .. spec["last"] and the block file that lists them.
+
+    Where the denoiser's condition is text, `prompts` and `text_encoder` give it. `keep_noise` keeps the noise of an
+    item, and its text states as float16: pairs are distilled from them.
 
     A tar that is whole and was made from the same spec is kept, so a job that was stopped, or a block that
     grew, makes only what is missing. Batches never cross shards and the last one is padded: an item depends on
@@ -27,7 +41,9 @@ def draw_block(
         ValueError: the denoiser's file is damaged, or images are not finite.
     """
     stage.set_threads(spec["threads"])
-    inputs = record.check_inputs(denoiser=denoiser)
+    if (prompts is None) != (text_encoder is None):
+        raise ValueError("--prompts and --text-encoder are given together, or neither")
+    inputs = record.check_inputs(denoiser=denoiser, prompts=prompts, text_encoder=text_encoder)
     shard_spec = {key: value for key, value in spec.items() if key not in PLACE_KEYS}
     origin = record.provenance(stage_name, shard_spec, inputs)
     numbers = range(spec["first"], spec["last"] + 1)
@@ -36,13 +52,21 @@ def draw_block(
         missing = [number for number in numbers if not _is_made(paths[number], origin, number)]
         stage.log(f"{len(missing)} shards of {spec['shard_size']} to make, {len(numbers) - len(missing)} kept")
         if missing:
-            _draw_shards(missing, paths, _Drawer(denoiser, weights, spec, keep_noise), origin, inputs)
-        facts = shards.read_record(paths[numbers[0]]) or {}
+            texts = None if prompts is None or text_encoder is None else (prompts, text_encoder)
+            drawer = _Drawer(denoiser, weights, spec, keep_noise, texts)
+            _draw_shards(missing, paths, drawer, origin, inputs)
+        facts = total_facts([(shards.read_record(path) or {})["facts"] for path in paths.values()])
         tars = record.check_inputs(shards=list(paths.values()))
         tables = [_rows(paths[number], tars["shards"], output.parent, spec["first_seed"]) for number in numbers]
-        metadata = {**record.provenance(stage_name, spec, inputs), "facts": facts["facts"]}
+        metadata = {**record.provenance(stage_name, spec, inputs), "facts": facts}
         with record.publish(output, stage=stage_name, inputs={**inputs, **tars}) as temporary:
             manifest.write(temporary, pa.concat_tables(tables), metadata)
+
+
+def total_facts(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Facts of several shards or blocks: those of the first, with `COUNTED` ones added up."""
+    sums = {name: sum(part[name] for part in parts) for name in COUNTED if name in parts[0]}
+    return {**parts[0], **sums}
 
 
 def _is_made(path: Path, origin: dict[str, Any], number: int) -> bool:
@@ -77,35 +101,58 @@ def _draw_shards(
 
 
 class _Drawer:
-    """Draws the items of shards; `facts` say what it learnt from the denoiser's file and counted."""
+    """Draws the items of shards; `facts` say what it learnt from the denoiser's file and counted in the last shard."""
 
-    def __init__(self, denoiser: Path, weights: str, spec: dict[str, Any], keep_noise: bool) -> None:
+    def __init__(
+        self,
+        denoiser: Path,
+        weights: str,
+        spec: dict[str, Any],
+        keep_noise: bool,
+        texts: tuple[Path, Path] | None,
+    ) -> None:
         self.spec, self._keep_noise = spec, keep_noise
+        self._dtype = np.dtype(spec.get("dtype", "float32"))
         device = stage.choose_device(spec["device"])
-        size, compute = spec["batch_size"], spec.get("compute", Compute())
+        size, compute, guidance = spec["batch_size"], spec.get("compute", Compute()), spec.get("guidance", 1.0)
         set_tf32(compute)
-        self._sampler = Sampler(
-            denoiser, solver=spec["solver"], weights=weights, device=device, batch_size=size, compute=compute
-        )
+        numbers: dict[str, Any] = {"solver": spec["solver"], "batch_size": size, "guidance": guidance}
+        self._sampler = Sampler(denoiser, weights=weights, device=device, compute=compute, **numbers)
+        num = (spec["last"] + 1) * spec["shard_size"]
+        self._texts = None if texts is None else Texts(*texts, device, num=num)
         memory.announce_drawing(self._sampler.denoiser, self._sampler.shape, size, device)
         compile_network(self._sampler.denoiser, compute)
         self.facts: dict[str, Any] = {
             "shape": list(self._sampler.shape),
             "num_classes": self._sampler.num_classes,
             "sigma": self._sampler.sigma,
+            **_optional_facts(self._sampler.metadata, guidance),
         }
 
     def items(self, indices: range, status: stage.Progress) -> Iterator[tuple[int, shards.Item]]:
         """(global index, fields) of each item."""
         seeds = range(self.spec["first_seed"] + indices.start, self.spec["first_seed"] + indices.stop)
+        rows = states = kept = None
+        if self._texts is not None:
+            rows, states, self.facts["num_truncated"] = self._texts.of(indices)
+            kept = states.half().numpy() if self._keep_noise else None
         index = indices.start
-        for batch in self._sampler.batches(seeds, labels=self.spec["labels"]):
+        for batch in self._sampler.batches(seeds, labels=self.spec["labels"], given=rows, states=states):
             self.facts["network_calls"] = batch.network_calls
             for noise, label, image in zip(batch.noise, batch.label, batch.image, strict=True):
-                fields = {"image": image.numpy(), "label": label.numpy()}
-                yield index, fields | ({"noise": noise.numpy()} if self._keep_noise else {})
+                fields = {"image": image.numpy().astype(self._dtype, copy=False), "label": label.numpy()}
+                fields |= {"noise": noise.numpy()} if self._keep_noise else {}
+                yield index, fields | ({"text": kept[index - indices.start]} if kept is not None else {})
                 index += 1
             status.add(len(batch.image))
+
+
+def _optional_facts(metadata: Mapping[str, Any], guidance: float) -> dict[str, Any]:
+    """What is true of some denoisers only: guidance, and that what they draw are latents of images of another shape."""
+    facts: dict[str, Any] = {} if guidance == 1 else {"guidance": guidance}
+    if "image_shape" in metadata:
+        facts |= {"codec": True, "image_shape": metadata["image_shape"]}
+    return facts
 
 
 def _rows(path: Path, digests: dict[str, str], folder: Path, first_seed: int) -> pa.Table:

@@ -3,13 +3,14 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dmd.artifacts import manifest, record
 from dmd.artifacts.shards import Shard
 from dmd.stages import stage
-from dmd.stages.drawing import PLACE_KEYS
+from dmd.stages.drawing import COUNTED, PLACE_KEYS, total_facts
 
 
 def run(*, blocks: list[Path], output: Path, num: int, shard_size: int) -> None:
@@ -26,14 +27,16 @@ def run(*, blocks: list[Path], output: Path, num: int, shard_size: int) -> None:
     """
     inputs = record.check_inputs(blocks=blocks)
     with record.exclusive(output):
-        tables, origins = [], []
+        tables, origins, facts = [], [], []
         status = stage.Progress(total=num, unit="items")
         for path in blocks:
             block = manifest.read(path)
             for file in block.shards:
                 with Shard(file.path, size=file.size, sha256=file.sha256):
                     status.add(file.num)
-            origins.append({key: block.metadata[key] for key in ("stage", "version", "inputs", "facts")})
+            facts.append(block.metadata["facts"])
+            origins.append({key: block.metadata[key] for key in ("stage", "version", "inputs")})
+            origins[-1]["facts"] = {key: value for key, value in facts[-1].items() if key not in COUNTED}
             spec = block.metadata["spec"]
             origins[-1]["spec"] = {key: value for key, value in spec.items() if key not in PLACE_KEYS}
             tables.append(_moved(block, output.parent))
@@ -43,7 +46,7 @@ def run(*, blocks: list[Path], output: Path, num: int, shard_size: int) -> None:
         table = pa.concat_tables(tables).slice(0, num)
         _check_numbering(table, num, shard_size)
         spec = {"num": num, "shard_size": shard_size}
-        metadata = {**record.provenance("manifest", spec, inputs), "facts": origins[0]["facts"]}
+        metadata = {**record.provenance("manifest", spec, inputs), "facts": total_facts(facts)}
         with record.publish(output, stage="manifest", inputs=inputs) as temporary:
             manifest.write(temporary, table, metadata)
 
@@ -60,7 +63,7 @@ def _check_numbering(table: pa.Table, num: int, shard_size: int) -> None:
         raise ValueError(f"the blocks hold {len(table)} items, {num} were asked for")
     if num % shard_size:
         raise ValueError(f"num {num} must be a multiple of shard_size {shard_size}")
-    if not pc.all(pc.equal(table["index"], pa.array(range(num), pa.int64()))).as_py():
+    if not pc.all(pc.equal(table["index"], pa.array(np.arange(num)))).as_py():
         raise ValueError("the blocks do not number their items 0, 1, 2, ... in order")
 
 

@@ -1,4 +1,7 @@
-"""Stage pairs: a block of shards of (noise, label, image), each image solved by the teacher from its noise."""
+"""Stage pairs: a block of shards of (noise, label, image), each image solved by the teacher from its noise.
+
+Pairs of a text teacher hold `text`, too, the states of their prompt, and the prompt's row as label.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,10 @@ def run(
     shard_size: int,
     first: int,
     last: int,
+    prompts: Path | None = None,
+    text_encoder: Path | None = None,
+    guidance: float = 1.0,
+    dtype: str = "float32",
     device: str = "cpu",
     threads: int = 1,
     compute: Compute | None = None,
@@ -28,19 +35,28 @@ def run(
     Args:
         teacher: teacher/denoiser.safetensors.
         output: pairs/blocks/{first}-{last}.parquet; the tars go into the folder above it.
-        solver: name (heun, euler), steps, sigma_min, sigma_max, rho.
+        solver: name (heun, euler), steps, sigma_min, sigma_max, rho; or the name of a scheduler, steps, spacing.
         first_seed: pair i draws its noise, then its label, from seed first_seed + i.
         batch_size: images solved at once; noise and labels do not depend on it, images to 1e-4.
         labels: "random" or "balanced".
         shard_size: pairs in a shard.
         first, last: numbers of the shards, both included.
+        prompts: prompts/prompts.parquet, for a teacher whose condition is text; pair i has row i modulo the rows.
+        text_encoder: teacher/text_encoder.safetensors, with `prompts`.
+        guidance: of a text teacher; 1 is none.
+        dtype: "float32" or "float16", of the images on disk; noise is float32, text states are float16.
         compute: precision, layout and compilation of network passes; None is plain float32.
     """
     numbers: dict[str, Any] = {"solver": solver, "first_seed": first_seed, "batch_size": batch_size}
     numbers |= {"labels": labels, "shard_size": shard_size, "first": first, "last": last}
     numbers |= {"device": device, "threads": threads}
     numbers |= {"compute": compute} if compute else {}
-    draw_block(output, stage_name="pairs", denoiser=teacher, weights="ema", spec=numbers, keep_noise=True)
+    numbers |= {"guidance": guidance} if guidance != 1 else {}
+    if dtype not in ("float32", "float16"):
+        raise ValueError(f"dtype {dtype!r} is not one of 'float32', 'float16'")
+    numbers |= {"dtype": dtype} if dtype != "float32" else {}
+    texts = {"prompts": prompts, "text_encoder": text_encoder}
+    draw_block(output, stage_name="pairs", denoiser=teacher, weights="ema", spec=numbers, keep_noise=True, **texts)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Stage sample: a block of shards of images drawn by any denoiser or generator with any solver."""
+"""Stage sample: a block of shards of images drawn by any denoiser or generator with any solver.
+
+Where these are latents, latents are what is kept; the label of a sample made of text is the row of its caption.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,9 @@ def run(
     num_samples: int,
     first: int,
     last: int,
+    prompts: Path | None = None,
+    text_encoder: Path | None = None,
+    guidance: float = 1.0,
     device: str = "cpu",
     threads: int = 1,
     compute: Compute | None = None,
@@ -30,11 +36,12 @@ def run(
     Args:
         denoiser: teacher/denoiser.safetensors or distill/generator.safetensors.
         output: samples/blocks/{first}-{last}.parquet; the tars go into the folder above it.
-        solver: name one-step, or heun, euler with steps, sigma_min, sigma_max, rho.
+        solver: name one-step, or as in stage pairs.
         weights: "ema" or "raw".
         first_seed: sample i draws its noise, then its label, from seed first_seed + i.
         batch_size, labels, shard_size, first, last: as in stage pairs.
-        compute: as in stage pairs.
+        compute, text_encoder, guidance: as in stage pairs.
+        prompts: captions/captions.parquet, where the condition is text; sample i has row i modulo the rows.
         num_samples: in one repetition of the evaluation; repetition r holds samples r * num_samples and on.
     """
     numbers: dict[str, Any] = {"solver": solver, "weights": weights, "first_seed": first_seed}
@@ -46,9 +53,11 @@ def run(
     }
     numbers |= {"first": first, "last": last, "device": device, "threads": threads}
     numbers |= {"compute": compute} if compute else {}
+    numbers |= {"guidance": guidance} if guidance != 1 else {}
     if num_samples % shard_size:
         raise ValueError(f"num_samples {num_samples} must be a multiple of shard_size {shard_size}")
-    draw_block(output, stage_name="sample", denoiser=denoiser, weights=weights, spec=numbers, keep_noise=False)
+    texts = {"prompts": prompts, "text_encoder": text_encoder}
+    draw_block(output, stage_name="sample", denoiser=denoiser, weights=weights, spec=numbers, keep_noise=False, **texts)
 
 
 if __name__ == "__main__":

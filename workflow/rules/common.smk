@@ -95,6 +95,16 @@ def blocks(rule):
     ]
 
 
+def read_by(rule, source):
+    """Path of the artifact of rule `source` where the experiment's `rule` reads one, else nothing."""
+
+    def look_up(wildcards):
+        sources = [name for name, _ in EXPERIMENTS.upstream(wildcards.experiment, rule)]
+        return artifact(source)(wildcards) if source in sources else []
+
+    return look_up
+
+
 def sampled(wildcards):
     """The denoiser that the samples come from: teacher or generator."""
     source = EXPERIMENTS.section(wildcards.experiment, "sample")["from"]

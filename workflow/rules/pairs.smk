@@ -3,6 +3,8 @@ rule pairs:
     input:
         owned("pairs"),
         teacher=artifact("teacher"),
+        prompts=read_by("pairs", "prompts"),
+        text_encoder=read_by("pairs", "text_encoder"),
     output:
         "results/{experiment}/pairs/blocks/{first}-{last}.parquet",
     log:
@@ -17,10 +19,13 @@ rule pairs:
         mem_mb=memory(2000, "pairs"),
         runtime=minutes(240, "pairs"),
     params:
+        prompts=flag("prompts"),
+        text_encoder=flag("text_encoder"),
         spec=spec("pairs"),
         version=VERSIONS["pairs"],
     shell:
-        "python -m dmd.stages.pairs --teacher {input.teacher} --output {output} --spec {params.spec:q} --log {log}"
+        "python -m dmd.stages.pairs --teacher {input.teacher} {params.prompts} {params.text_encoder} --output {output} "
+        "--spec {params.spec:q} --log {log}"
 
 
 # One table over all pairs, after hashing every shard again.

@@ -3,6 +3,8 @@ rule sample:
     input:
         owned("sample"),
         denoiser=sampled,
+        prompts=read_by("sample", "captions"),
+        text_encoder=read_by("sample", "text_encoder"),
     output:
         "results/{experiment}/samples/blocks/{first}-{last}.parquet",
     log:
@@ -17,10 +19,13 @@ rule sample:
         mem_mb=memory(2000, "sample"),
         runtime=minutes(240, "sample"),
     params:
+        prompts=flag("prompts"),
+        text_encoder=flag("text_encoder"),
         spec=spec("sample"),
         version=VERSIONS["sample"],
     shell:
-        "python -m dmd.stages.sample --denoiser {input.denoiser} --output {output} --spec {params.spec:q} --log {log}"
+        "python -m dmd.stages.sample --denoiser {input.denoiser} {params.prompts} {params.text_encoder} "
+        "--output {output} --spec {params.spec:q} --log {log}"
 
 
 # One table over all samples, after hashing every shard again.

@@ -49,12 +49,13 @@ def num_images(experiments: Experiments, job: Job) -> int:
 
 
 def network_calls(experiments: Experiments, job: Job) -> int:
-    """Calls of the network per image, times images: Heun's last step has one, its others two."""
+    """Calls of the network per image, times images: Heun's last step has one, its others two; PNDM's second is two."""
     if job.rule not in ("pairs", "sample"):
         return 0
     solver = experiments.section(job.experiment, job.rule)["solver"]
-    calls = {"one-step": 1, "euler": solver.get("steps", 1), "heun": 2 * solver.get("steps", 1) - 1}
-    return num_images(experiments, job) * int(calls[solver["name"]])
+    steps = solver.get("steps", 1)
+    calls = {"heun": 2 * steps - 1, "heun-discrete": 2 * steps - 1, "pndm": steps + 1}
+    return num_images(experiments, job) * int(calls.get(solver["name"], steps))
 
 
 def work(experiments: Experiments, job: Job) -> int:

@@ -1,0 +1,119 @@
+"""Experiments of text: what they need, who owns what, and that more pairs are new blocks only."""
+
+import copy
+from typing import Any
+
+import pytest
+
+from dmd import config
+from dmd.experiments import Experiments
+from tests.test_config import BASE as CLASSES
+from tests.test_config import SCHEMA
+
+FILE = {"kind": "file", "file": "prompts.parquet"}
+TEXT: dict[str, Any] = {
+    "teacher": {"kind": "stable-diffusion", "folder": "sd"},
+    "prompts": FILE,
+    "pairs": {
+        "num_pairs": 24, "shard_size": 4, "shards_per_job": 3, "guidance": 3, "solver": {"name": "pndm", "steps": 50}
+    },
+    "sample": {"from": "teacher", "num_samples": 8, "shard_size": 4},
+}  # fmt: skip
+TEXT["sample"]["prompts"] = {"kind": "coco", "file": "captions.json"}
+TEXT["sample"]["solver"] = {"name": "dpmsolver++", "steps": 4, "spacing": "trailing"}
+
+
+def resolved(**children: dict[str, Any]) -> Experiments:
+    """`text`, `classes` and the given children of `text`."""
+    written = {"text": copy.deepcopy(TEXT), "classes": copy.deepcopy(CLASSES)}
+    written |= {name: {"extends": "text", **section} for name, section in children.items()}
+    return Experiments(config.resolve({"experiments": written}, SCHEMA))
+
+
+def test_specs_mention_guidance_and_precision_only_where_they_are_on():
+    found = resolved(plain={"pairs": {"guidance": 1.0}}, half={"pairs": {"dtype": "float16"}})
+    assert found.spec("text", "pairs")["guidance"] == 3.0 and "guidance" not in found.spec("plain", "pairs")
+    assert found.spec("half", "pairs")["dtype"] == "float16"
+    for name in ("text", "classes"):
+        assert not {"dtype", "prompts"} & (found.spec(name, "pairs").keys() | found.spec(name, "sample").keys())
+    assert "guidance" not in found.spec("classes", "sample").keys() | found.spec("classes", "pairs").keys()
+    assert found.spec("text", "sample")["solver"] == {"name": "dpmsolver++", "steps": 4, "spacing": "trailing"}
+
+
+def test_specs_of_prompts_name_no_paths():
+    laion = {"kind": "laion", "files": [{"file": "a.parquet"}, {"file": "b.parquet"}], "threshold": 6}
+    found = resolved(laion={"prompts": laion})
+    assert found.spec("text", "prompts") == {"source": {"kind": "file", "sha256": None, "column": "prompt"}}
+    assert found.spec("text", "captions") == {"source": {"kind": "coco", "sha256": None, "num": None, "seed": 0}}
+    assert found.spec("laion", "prompts")["source"] == {
+        "kind": "laion", "files": [{"sha256": None}] * 2, "text_column": "TEXT", "score_column": "AESTHETIC_SCORE",
+        "threshold": 6.0, "num": None, "seed": 0,
+    }  # fmt: skip
+
+
+def test_artifacts_of_text_are_read_where_the_condition_is_text():
+    found = resolved()
+    assert [rule for rule, _ in found.upstream("text", "pairs")] == ["teacher", "prompts", "text_encoder"]
+    assert [rule for rule, _ in found.upstream("text", "sample")] == ["teacher", "captions", "text_encoder"]
+    assert [rule for rule, _ in found.upstream("classes", "pairs")] == ["teacher"]
+
+
+@pytest.mark.parametrize(
+    ("section", "owned"),
+    [
+        ({"prompts": {"file": "other.parquet"}}, {"prompts", "pairs", "pairs_manifest"}),
+        ({"pairs": {"guidance": 8}}, {"pairs", "pairs_manifest"}),
+        ({"pairs": {"num_pairs": 48}}, {"pairs_manifest"}),
+        ({"sample": {"prompts": {"num": 4}}}, {"captions", "sample", "samples_manifest"}),
+        ({"sample": {"guidance": 8}}, {"sample", "samples_manifest"}),
+    ],
+)
+def test_child_owns_what_its_texts_change(section, owned):
+    found = resolved(child=section)
+    rules = ("teacher", "text_encoder", "prompts", "captions", "pairs", "pairs_manifest", "sample", "samples_manifest")
+    assert {rule for rule in rules if found.owner("child", rule) == "child"} == owned
+
+
+def test_more_pairs_are_new_blocks_of_the_same_specs():
+    found = resolved(more={"pairs": {"num_pairs": 48}})
+    before, after = found.blocks("text", "pairs"), found.blocks("more", "pairs")
+    assert before == after[: len(before)] == [(0, 2), (3, 5)] and len(after) == 4
+    for block in before:
+        assert found.path("more", "pairs", block) == found.path("text", "pairs", block)
+        assert found.spec("more", "pairs", block) == found.spec("text", "pairs", block)
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"prompts": {"kind": "lion"}}, ["child.prompts.kind", "lion"]),
+        ({"prompts": {"colum": "text"}}, ["child.prompts", 'did you mean "column"?']),
+        ({"prompts": {"kind": "laion", "files": [], "threshold": 6}}, ["child.prompts.files"]),
+        ({"pairs": {"guidance": 0.5}}, ["child.pairs.guidance: 0.5 is less than the minimum of 1"]),
+        ({"pairs": {"dtype": "bfloat16"}}, ["child.pairs.dtype", "bfloat16"]),
+        ({"pairs": {"solver": {"name": "ddim", "stps": 3}}}, ["child.pairs.solver", '"stps"']),
+        ({"pairs": {"solver": {"name": "ddim", "steps": 3, "spacing": "even"}}}, ["child.pairs.solver.spacing"]),
+        (
+            {"teacher": {"kind": "diffusers", "folder": "x"}},
+            ["child.prompts: a teacher of kind diffusers knows no text"],
+        ),
+        ({"teacher": {"kind": "edm", "file": "x"}}, ["child.pairs.solver.name: pndm", "kind edm has none"]),
+        ({"teacher": {"kind": "edm", "file": "x"}}, ["child.pairs.guidance: 3.0", "edm knows no guidance"]),
+        ({"distill": {}}, ["child.distill.sigma: 80.0, but pndm starts at the teacher's last level: write null"]),
+        (
+            {"sample": {"from": "generator", "guidance": 3, "solver": {"name": "one-step"}}},
+            ["child.sample.guidance: 3.0, but a one-step generator is drawn without"],
+        ),
+    ],
+)
+def test_fault_of_texts_is_named(section, words):
+    with pytest.raises(config.ConfigError) as caught:
+        resolved(child=section)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize(("drop", "place"), [("pairs", "prompts"), ("sample", "sample.prompts")])
+def test_teacher_of_text_needs_prompts(drop, place):
+    alone = {"teacher": TEXT["teacher"], drop: {key: TEXT[drop][key] for key in TEXT[drop] if key != "prompts"}}
+    with pytest.raises(config.ConfigError, match=f"alone.{place}: a teacher of kind stable-diffusion needs texts"):
+        config.resolve({"experiments": {"alone": alone}}, SCHEMA)
