@@ -60,6 +60,9 @@ def make_stable_diffusion(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
+    written = {"_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", **SCHEDULER, "clip_sample": False}
+    predicted = {} if prediction == "epsilon" else {"prediction_type": prediction}
+    _write(folder / "scheduler" / "scheduler_config.json", written | {"trained_betas": None} | predicted)
     (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)  # the released folders have the older files only
     make_tokenizer(folder / "tokenizer")
     return folder

@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dmd"
 ALLOWED = {
-    "diffusion": {"diffusion"},
+    "diffusion": {"diffusion", "torchvision_operators"},
     "networks": {"networks", "torchvision_operators"},
     "methods": {"methods", "diffusion", "networks"},
     "metrics": {"metrics", "torchvision_operators"},

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dmd.diffusion import schedulers
 from dmd.diffusion.denoiser import start_scale
 from dmd.diffusion.noise import sampling_sigmas
 
@@ -61,20 +62,23 @@ def solve(
         noise: unit variance, (B, C, H, W); it is scaled to the first sigma here.
         label: int64 (B,), or text states (B, L, E).
         solver: {"name": "heun"|"euler", "steps", "sigma_min", "sigma_max", "rho"}, or
-            {"name": "one-step", "sigma"}: D(sigma * noise; sigma), the generator of DMD.
+            {"name": "one-step", "sigma"}: D(sigma * noise; sigma), the generator of DMD, or one of
+            `dmd.diffusion.schedulers.NAMES`.
 
     Returns:
         Images (B, C, H, W) in the dtype of `noise`, and the number of network calls made.
 
     Raises:
-        ValueError: an unknown solver.
+        ValueError: an unknown solver, or one that this denoiser cannot take.
     """
+    if solver["name"] in schedulers.NAMES:
+        return schedulers.draw(denoiser, noise, label, solver)  # type: ignore[arg-type]
     counted = Counted(denoiser, noise.dtype)
     if solver["name"] == "one-step":
         sigma = torch.full((len(noise),), solver["sigma"], dtype=noise.dtype, device=noise.device)
         return counted(start_scale(denoiser, solver["sigma"]) * noise, sigma, label), counted.num_calls
     if solver["name"] not in SOLVERS:
-        raise ValueError(f"solver {solver['name']!r} is not one of {['one-step', *SOLVERS]}")
+        raise ValueError(f"solver {solver['name']!r} is not one of {['one-step', *SOLVERS, *schedulers.NAMES]}")
     grid = {key: solver[key] for key in ("sigma_min", "sigma_max", "rho")}
     sigmas = sampling_sigmas(solver["steps"], **grid)
     image = start_scale(denoiser, sigmas[0].item()) * noise.double()
