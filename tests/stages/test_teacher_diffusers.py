@@ -163,11 +163,13 @@ def test_folders_of_all_forms_give_the_same_teacher(tmp_path):
     assert (tmp_path / "a").stat().st_size > 0 and len(record.read(tmp_path / "a")["inputs"]) == 4
 
 
-@pytest.mark.parametrize("num_classes", [None, 3])
-def test_dmd_runs_on_a_teacher_with_discrete_time(num_classes, tmp_path, pairs_numbers, distill_numbers):
+@pytest.mark.parametrize(("num_classes", "latent"), [(None, False), (3, False), (3, True)])
+def test_dmd_runs_on_a_teacher_with_discrete_time(num_classes, latent, tmp_path, pairs_numbers, distill_numbers):
     saved(tmp_path / "p", num_class_embeds=num_classes, levels={"prediction_type": "v_prediction"})
+    if latent:
+        with_vae(tmp_path / "p")
     source = tmp_path / "teacher" / "denoiser.safetensors"
-    denoiser, facts = imported(tmp_path / "p", source)
+    denoiser, facts = imported(tmp_path / "p", source, latent=latent)
     sigma = facts["sigma_max"]
     solver = {"name": "heun", "steps": 4, "sigma_min": 0.02, "sigma_max": sigma, "rho": 7.0}
     block = tmp_path / "pairs" / "blocks" / "00000-00001.parquet"
