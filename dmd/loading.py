@@ -1,5 +1,6 @@
 """Denoisers from their artifacts, whatever made them."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,16 @@ def load_denoiser(path: Path, *, weights: str = "ema") -> tuple[torch.nn.Module,
     if not state:
         raise ValueError(f"{path} holds no {weights!r} weights")
     numbers = {"sigma_data": metadata["sigma_data"], "preconditioning": metadata.get("preconditioning")}
-    denoiser = new_denoiser(metadata["network"], **numbers)
+    with _without_memory(metadata["network"]):
+        denoiser = new_denoiser(metadata["network"], **numbers)
     load_network(denoiser, state, path)
     denoiser.scheduler = metadata.get("scheduler")
     return denoiser.requires_grad_(False).eval(), metadata
+
+
+def _without_memory(network: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
+    """Networks of text are large, and all that they hold stands in their files: none is drawn first and dropped."""
+    return torch.device("meta") if network["kind"] in ("unet2d-condition", "sd3") else contextlib.nullcontext()
 
 
 def new_denoiser(
@@ -66,8 +73,9 @@ def load_codec(path: Path) -> Codec:
         ValueError: the file is damaged or holds something else.
     """
     tensors, metadata = _of_kind(path, "autoencoder")
-    codec = Codec(**metadata["autoencoder"])
-    codec.load_state_dict(tensors)
+    with torch.device("meta"):
+        codec = Codec(**metadata["autoencoder"])
+    codec.load_state_dict(tensors, assign=True)
     return codec.requires_grad_(False).eval()
 
 

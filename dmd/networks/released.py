@@ -1,4 +1,4 @@
-"""Sizes of the released EDM networks (Karras et al. 2022), as `dmd.networks.build` takes them."""
+"""Sizes of released networks, as `dmd.networks.build` takes them: EDM (Karras et al. 2022), Stable Diffusion 1.5."""
 
 from typing import Any
 
@@ -23,4 +23,40 @@ CIFAR10: dict[
     "blocks": 4,
     "attention": [16],
     "num_classes": 10,
+}
+SD15: dict[str, Any] = {  # Stable Diffusion 1.5, 859,520,964 parameters
+    "kind": "unet2d-condition",
+    "config": {
+        "sample_size": 64,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": [320, 640, 1280, 1280],
+        "layers_per_block": 2,
+        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+        "attention_head_dim": 8,
+        "cross_attention_dim": 768,
+    },
+}
+SD15_AUTOENCODER: dict[str, Any] = {  # 83,653,863 parameters
+    "kind": "full",
+    "config": {
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "layers_per_block": 2,
+        "latent_channels": 4,
+        "sample_size": 512,
+        "scaling_factor": 0.18215,
+    },
+}
+SD15_TEXT: dict[str, Any] = {  # the text encoder of CLIP ViT-L/14, 123,060,480 parameters; arguments of CLIPTextConfig
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "projection_dim": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
 }

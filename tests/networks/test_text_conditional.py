@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from dmd.networks import build
+from dmd.networks.autoencoder import Codec
+from dmd.networks.released import SD15, SD15_AUTOENCODER, SD15_TEXT
 from tests.stable_diffusion_files import UNET
 
 SD3 = {"sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 2, "pos_embed_max_size": 8}
@@ -45,6 +47,15 @@ def test_network_is_that_of_diffusers():
         assert torch.equal(network(image, time, label), expected)
         label[:, 6, 0] += 1.0
         assert not torch.allclose(network(image, time, label), expected, atol=1e-3)
+
+
+def test_released_networks_have_their_known_numbers_of_weights():
+    with torch.device("meta"):
+        parts = [build(SD15), Codec(**SD15_AUTOENCODER)]
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        parts.append(CLIPTextModel(CLIPTextConfig(**SD15_TEXT)))
+    assert [sum(weight.numel() for weight in part.parameters()) for part in parts] == [859520964, 83653863, 123060480]
 
 
 @pytest.mark.parametrize("name", ["unet2d-condition", "sd3"])

@@ -81,6 +81,7 @@ def test_text_states_are_those_of_the_pipeline(made, pipeline):
 def test_guided_denoiser_at_a_level_is_the_x0_of_the_pipelines_own_numbers(made, pipeline):
     denoiser, metadata = loading.load_denoiser(made / "denoiser.safetensors")
     assert denoiser.scheduler == metadata["scheduler"] and denoiser.table is not None
+    assert not any(value.is_meta for value in [*denoiser.parameters(), *denoiser.buffers()])
     states = loading.load_text(made / "text_encoder.safetensors").encode(PROMPTS[:2]).states
     empty = loading.load_empty(made / "denoiser.safetensors")
     noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
