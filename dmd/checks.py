@@ -29,6 +29,8 @@ def contradictions(experiment: Json) -> Iterator[str]:
     yield from _counts(experiment)
     yield from _seeds(experiment)
     distill = experiment.get("distill", {})
+    if distill:
+        yield from _memory(distill)
     for key in ("matching_batch_size", "regression_batch_size"):
         if distill and distill[key] < distill["processes"]:
             yield f"distill.processes: {distill['processes']} cannot share {key} {distill[key]}"
@@ -128,6 +130,24 @@ def _texts(experiment: Json) -> Iterator[str]:
             yield f"{name}.solver.name: {solver} takes the scheduler of the teacher, which kind {kind} has none of"
     if sample and sample["from"] == "generator" and sample["guidance"] != 1:
         yield f"sample.guidance: {sample['guidance']}, but a one-step generator is drawn without"
+
+
+def _memory(distill: Json) -> Iterator[str]:
+    """Ways to spare memory that exclude each other."""
+    if distill["adapter"] is not None and distill["start"] is not None:
+        yield f"distill.start: {distill['start']}, but the network that carries distill.adapter is the teacher"
+    if not distill["compute"]["shard_parameters"]:
+        return
+    place, processes = "distill.compute.shard_parameters", distill["processes"]
+    if processes == 1:
+        yield f"{place}: distill.processes is 1, there is nobody to share with"
+    for key in ("matching_batch_size", "regression_batch_size"):
+        if distill[key] % processes:
+            yield f"{place}: {processes} processes work in step, but cannot have equal parts of {key} {distill[key]}"
+    if distill["compute"]["compile"]:
+        yield f"{place}: compile is not possible besides"
+    if distill["optimiser"]["kind"] != "fused":
+        yield f"{place}: optimiser.kind is {distill['optimiser']['kind']}, but only fused works on shared moments"
 
 
 def _counts(experiment: Json) -> Iterator[str]:

@@ -191,7 +191,11 @@ class Experiments:
         distance, levels = _without(section["regression_distance"], "file"), section["levels"]
         if levels.get("kind") == "karras":  # the kind of levels that name none
             levels = _without(levels, "kind")
-        changed = {"regression_distance": distance, "levels": levels}
+        optimiser = section["optimiser"]
+        if optimiser["kind"] == "fused":  # what there was before there were others
+            optimiser = _without(optimiser, "kind")
+        changed = {"regression_distance": distance, "levels": levels, "optimiser": optimiser}
+        section = section if section["adapter"] else _without(section, "adapter")
         several = {"processes": section["processes"]} if section["processes"] > 1 else {}
         return _computed({**_without(section, "start", "processes", *CADENCE), **changed, **several})
 

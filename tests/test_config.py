@@ -90,6 +90,20 @@ def test_specs_mention_only_what_is_switched_on_of_compute():
     assert not any("compute" in experiments.spec("base", rule) for rule in ("pairs", "sample"))
 
 
+def test_specs_mention_adapter_and_kind_of_optimiser_only_where_they_are_not_the_old_ones():
+    children = {"written": {"distill": {"adapter": None, "optimiser": {"kind": "fused"}}}}
+    children |= {"light": {"distill": {"adapter": {}, "optimiser": {"kind": "8bit"}}}}
+    found = Experiments(resolved(**children))
+    specs = {name: found.spec(name, "distill") for name in ("base", "written", "light")}
+    assert (
+        specs["written"] == specs["base"]
+        and "adapter" not in specs["base"]
+        and "kind" not in specs["base"]["optimiser"]
+    )
+    assert specs["light"]["adapter"] == {"rank": 64, "alpha": None, "targets": None}
+    assert specs["light"]["optimiser"] == specs["base"]["optimiser"] | {"kind": "8bit"}
+
+
 def test_levels_name_their_kind_only_where_it_is_not_karras():
     levels = {"named": {"kind": "karras"}, "own": {"kind": "teacher", "max_index": 50}}
     found = Experiments(resolved(**{name: {"distill": {"levels": value}} for name, value in levels.items()}))
@@ -107,6 +121,17 @@ def test_levels_name_their_kind_only_where_it_is_not_karras():
         ({"pairs": {"solver": {"name": "heun", "stps": 3}}}, ["pairs.solver", '"stps"', 'did you mean "steps"?']),
         ({"teacher": {"network": {"widht": 3}}}, ["teacher.network", 'did you mean "width"?']),
         ({"distill": {"phases": [{"updates": 1, "trian": "fake"}]}}, ["phases[0]", 'did you mean "train"?']),
+        ({"distill": {"adapter": {"rnk": 4}}}, ["distill.adapter", 'did you mean "rank"?']),
+        ({"distill": {"adapter": {}, "start": "base"}}, ["distill.start: base", "the network that carries"]),
+        ({"distill": {"compute": {"shard_parameters": True}}}, ["shard_parameters", "distill.processes is 1"]),
+        (
+            {"distill": {"compute": {"shard_parameters": True}, "processes": 5}},
+            ["shard_parameters: 5 processes", "equal parts of matching_batch_size 392"],
+        ),
+        (
+            {"distill": {"compute": {"shard_parameters": True}, "processes": 2, "optimiser": {"kind": "8bit"}}},
+            ["shard_parameters: optimiser.kind is 8bit"],
+        ),
         ({"extends": "bse"}, ['unknown experiment "bse"', 'did you mean "base"?']),
         ({"distill": {"start": "bsae"}}, ["distill.start", 'did you mean "base"?']),
         ({"pairs": {"num_pairs": 15}}, ["pairs.num_pairs: 15 is not a multiple of shard_size 4"]),

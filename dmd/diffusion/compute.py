@@ -19,6 +19,7 @@ class Compute(TypedDict, total=False):
         compile: torch.compile networks; the first pass of each shape takes minutes.
         gradient_checkpointing: keep only block inputs for the backward pass, which computes each block once more.
         micro_batch_size: images in a pass of a trained network; gradients of a batch add up.
+        shard_parameters: each process holds a part of weights, gradients and moments (FSDP2).
     """
 
     dtype: str
@@ -27,6 +28,7 @@ class Compute(TypedDict, total=False):
     compile: bool
     gradient_checkpointing: bool
     micro_batch_size: int | None
+    shard_parameters: bool
 
 
 def prepare(denoiser: nn.Module, compute: Compute) -> nn.Module:

@@ -63,4 +63,4 @@ def guided(denoiser: Denoiser, empty: torch.Tensor, guidance: float) -> Denoiser
 
 
 def _device(network: nn.Module) -> torch.device | None:
-    return next((value.device for value in network.parameters()), None)
+    return next((value.device for value in (*network.parameters(), *getattr(network, "frozen", ()))), None)

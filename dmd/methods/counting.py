@@ -12,14 +12,22 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dmd.networks.adapters import Adapted
 from dmd.networks.block import Block
 
 Storages = dict[int, torch.UntypedStorage]
 
 
 def weight_bytes(module: nn.Module) -> int:
-    """Parameters and buffers."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
+    """Parameters and buffers; of networks with adapters the adapter, or without it what is frozen."""
+    tensors = [*module.parameters(), *module.buffers()]
+    tensors += [value for part in module.modules() if isinstance(part, Adapted) for value in part.frozen]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def carriers(module: nn.Module) -> list[nn.Module]:
+    """Networks whose passes a module makes without owning them: those that carry its adapter."""
+    return [part.carrier for part in module.modules() if isinstance(part, Adapted)]
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
@@ -51,7 +59,8 @@ def kept_bytes(module: nn.Module, work: Callable[[], object]) -> tuple[int, int]
         current[-1][_key(tensor)] = tensor.untyped_storage()
         return tensor
 
-    blocks = [block for block in module.modules() if isinstance(block, Block)]
+    wholes = [module, *carriers(module)]
+    blocks = [block for whole in wholes for block in whole.modules() if isinstance(block, Block)]
     hooks = [block.register_forward_pre_hook(enter) for block in blocks]
     hooks += [block.register_forward_hook(leave) for block in blocks]
     try:
@@ -60,7 +69,7 @@ def kept_bytes(module: nn.Module, work: Callable[[], object]) -> tuple[int, int]
     finally:
         for hook in hooks:
             hook.remove()
-    own = {_key(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    own = {_key(tensor) for whole in wholes for tensor in (*whole.parameters(), *whole.buffers())}
     everything, held = dict(outside), inputs | outside
     for part in inside:
         everything |= part

@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from dmd.methods import sharding
 from dmd.methods.losses import Losses
 from dmd.methods.numbers import Batch
 from dmd.methods.optimiser import Optimiser
 from dmd.methods.readings import Readings
+from dmd.networks.adapters import trained
 
 
 @dataclass
@@ -17,7 +19,7 @@ class Distillation(Losses):
     """The denoisers of DMD and their losses, with everything an update changes.
 
     Attributes:
-        average: moving average of the generator's network.
+        average: moving average of the generator's network, or of its adapter.
         generator_optimiser, fake_optimiser: of the two trained networks.
     """
 
@@ -30,7 +32,11 @@ class Distillation(Losses):
         numbers, decay = self.numbers["optimiser"], self.numbers["ema_decay"]
         self.generator.eval().requires_grad_(True)
         self.fake.eval().requires_grad_(True)
-        self.average = AveragedModel(self.generator.network, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.average = AveragedModel(trained(self.generator.network), multi_avg_fn=get_ema_multi_avg_fn(decay))
+        if self.numbers.get("compute", {}).get("shard_parameters"):
+            denoisers = (self.teacher, self.generator, self.fake)
+            found = [getattr(denoiser, "network", None) for denoiser in denoisers]
+            sharding.shard([*(each for each in found if isinstance(each, torch.nn.Module)), self.average.module])
         rate = numbers["learning_rate"]
         fake_rate = numbers["fake_learning_rate"] or rate
         self.generator_optimiser = Optimiser(self.generator.network, numbers, learning_rate=rate, share=self.share)
@@ -59,7 +65,7 @@ class Distillation(Losses):
             seen = generated if matching else image
         row["generated_mean"], row["generated_std"] = seen.mean(), seen.std()
         row["generator_gradient_norm"] = self.generator_optimiser.update()
-        self.average.update_parameters(self.generator.network)
+        self.average.update_parameters(trained(self.generator.network))
         return generated, row
 
     def fake_update(

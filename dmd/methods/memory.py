@@ -9,6 +9,7 @@ from torch import nn
 
 from dmd.methods.counting import kept_bytes, peak_bytes, trained
 from dmd.methods.numbers import Numbers
+from dmd.methods.optimiser import moment_bytes
 from dmd.methods.regression import CHUNK, Lpips
 from dmd.methods.share import BUCKET, Share
 
@@ -78,7 +79,7 @@ def distill_parts(
     Args:
         numbers: section `distill`.
         share: this process's part of a batch.
-        teacher, trained: bytes of weights of the teacher, and of each of generator and fake denoiser.
+        teacher, trained: bytes of weights of the teacher, and of what each of generator and fake denoiser trains.
         found: of generator and fake denoiser.
         lpips: bytes LPIPS holds.
     """
@@ -87,12 +88,15 @@ def distill_parts(
     shared = numbers["shared_noise"] and numbers["fake_score"]
     matching = line.of(matched) * (2 if shared else 1) + (0 if shared else found.working.of(matched))
     regression = (line.of(regressed) + lpips) * bool(numbers["regression_weight"])
+    kind = numbers.get("optimiser", {}).get("kind", "fused")
     parts = {
         "weights of teacher, generator, fake denoiser and moving average": teacher + 3 * trained,
-        "moments of both optimisers": 4 * trained,
+        "moments of both optimisers": 2 * moment_bytes(trained, kind),
         "gradients": trained * (2 if shared else 1),
     }
-    if share.processes > 1:
+    if numbers.get("compute", {}).get("shard_parameters"):  # the block that is whole for now comes on top
+        parts = {name: -(-size // share.processes) for name, size in parts.items()}
+    elif share.processes > 1:
         parts["exchange of gradients"] = 4 * BUCKET
     if regression > matching:
         name = f"activations of {regressed} regressed images" + (" and LPIPS" if lpips else "")

@@ -6,6 +6,7 @@ from typing import Any, NotRequired, TypedDict
 import torch
 
 from dmd.diffusion.compute import Compute
+from dmd.networks.lora import Adapter
 
 
 class Numbers(TypedDict):
@@ -33,6 +34,7 @@ class Numbers(TypedDict):
     threads: int
     processes: NotRequired[int]
     compute: NotRequired[Compute]
+    adapter: NotRequired[Adapter | None]
 
 
 @dataclass(frozen=True)

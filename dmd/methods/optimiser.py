@@ -1,40 +1,76 @@
-"""AdamW as both trained denoisers use it: gradients of all processes, clipped, one fused step."""
+"""AdamW as both trained denoisers use it: gradients of all processes, clipped, one step of the whole network."""
 
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from dmd.methods import sharding
 from dmd.methods.share import Share
 
+KINDS = ("fused", "8bit")
+BLOCK = 256  # values of a moment that have one scale, where they have 8 bits
+SMALLEST = 4096  # values from which on they have
 
-class Optimiser(torch.optim.AdamW):
-    """Fused AdamW of one network, with its own configured learning rate and gradient clip."""
 
-    def __init__(
-        self, network: torch.nn.Module, numbers: dict[str, Any], *, learning_rate: float, share: Share
-    ) -> None:
-        """numbers: betas, weight_decay and gradient_clip of section `optimiser`."""
-        super().__init__(
-            network.parameters(),
-            lr=learning_rate,
-            betas=tuple(numbers["betas"]),
-            weight_decay=numbers["weight_decay"],
-            fused=True,
+class Optimiser:
+    """AdamW of what is trained of one network, with its own configured learning rate and gradient clip.
+
+    Kind "fused" is torch's, with moments in float32. Kind "8bit" is torchao's: moments of 8 bits in blocks that have a
+    scale each (Dettmers et al. 2021), those of small or odd tensors in float32.
+
+    Attributes:
+        adamw: torch's or torchao's.
+    """
+
+    def __init__(self, network: nn.Module, numbers: dict[str, Any], *, learning_rate: float, share: Share) -> None:
+        """numbers: betas, weight_decay and gradient_clip of section `optimiser`; kind "fused" where there is none.
+
+        Raises:
+            ValueError: an unknown kind.
+        """
+        kind = numbers.get("kind", "fused")
+        if kind not in KINDS:
+            raise ValueError(f"optimiser.kind {kind!r} is not one of {list(KINDS)}")
+        chosen = {"betas": tuple(numbers["betas"]), "weight_decay": numbers["weight_decay"]}
+        parameters = list(network.parameters())
+        self.adamw: Any
+        if kind == "fused":
+            self.adamw = torch.optim.AdamW(parameters, lr=learning_rate, fused=True, **chosen)
+        else:
+            from torchao.optim import AdamW8bit
+
+            self.adamw = AdamW8bit(parameters, lr=learning_rate, block_size=BLOCK, **chosen)
+        self._parameters, self._rate, self._clip, self._share = (
+            parameters,
+            learning_rate,
+            numbers["gradient_clip"],
+            share,
         )
-        self._network, self._rate, self._clip, self._share = network, learning_rate, numbers["gradient_clip"], share
+        # generated code pays on GPUs; on a CPU it would take minutes before the first step
+        eager = kind == "8bit" and parameters[0].device.type == "cpu"
+        self._stance = "force_eager" if eager else None
 
-    def update(self) -> torch.Tensor:
+    def update(self) -> Tensor:
         """One step on the gradient of the whole batch, which is then forgotten; returns its L2 norm before the clip."""
-        self._share.add_up_gradients(self._network.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(self._network.parameters(), self._clip)
-        self.step()
-        self.zero_grad()
-        return norm
+        self._share.add_up_gradients(self._parameters)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        with torch.compiler.set_stance(self._stance) if self._stance else contextlib.nullcontext():
+            self.adamw.step()
+        self.adamw.zero_grad()
+        return sharding.gathered(norm)
 
     def scale_rate(self, factor: float) -> None:
         """Sets the learning rate to the configured one times `factor`."""
-        for group in self.param_groups:
-            group["lr"] = self._rate * factor
+        for group in self.adamw.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(self._rate * factor)
+            else:
+                group["lr"] = self._rate * factor
 
     def forget_moments(self) -> None:
         """Clears the moments, for a phase whose gradient has another scale.
@@ -42,4 +78,41 @@ class Optimiser(torch.optim.AdamW):
         Second moments of a regression phase are tiny: carried into a matching phase they would multiply its first
         steps by up to 1 / sqrt(1 - beta2), about 30, and undo what was learnt.
         """
-        self.state.clear()
+        self.adamw.state.clear()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Moments and step of each parameter, `{number}.{name}`; of those of 8 bits codes and scales."""
+        found: dict[str, Tensor] = {}
+        for number, parameter in enumerate(self._parameters):
+            for name, value in self.adamw.state.get(parameter, {}).items():
+                if hasattr(value, "codes"):
+                    found |= {f"{number}.{name}.codes": value.codes, f"{number}.{name}.scale": value.scale}
+                else:
+                    found[f"{number}.{name}"] = sharding.gathered(value)
+        return found
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Sets the state to what `tensors` returned."""
+        self.adamw.state.clear()
+        for key, value in tensors.items():
+            number, name, *part = key.split(".")
+            parameter = self._parameters[int(number)]
+            state = self.adamw.state[parameter]
+            if part:
+                state.setdefault(name, self._empty_moment(parameter, name))
+                getattr(state[name], part[0]).copy_(value)
+            elif value.shape == parameter.shape:  # in its memory layout, which fused kernels rely on
+                state[name] = torch.empty_like(parameter).copy_(sharding.placed(value, parameter))
+            else:
+                state[name] = value.to(parameter.device) if self.adamw.defaults.get("fused") else value
+
+    def _empty_moment(self, parameter: Tensor, name: str) -> Tensor:
+        from torchao.optim.subclass_8bit import OptimState8bit
+
+        signed = name == "exp_avg"  # squares are not
+        return OptimState8bit.zeros(parameter.shape, signed, BLOCK, parameter.device, dtype=parameter.dtype)
+
+
+def moment_bytes(weights: int, kind: str) -> int:
+    """Bytes of both moments of float32 weights of so many bytes; small tensors counted as the others are."""
+    return 2 * weights if kind == "fused" else weights // 2 * (BLOCK + 4) // BLOCK

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import distributed
+from torch.distributed.tensor import DTensor
 
 BUCKET = 2**24  # gradient values that travel together
 
@@ -58,10 +59,11 @@ class Share:
         return values
 
     def add_up_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Gradients summed over all processes, in place: equal bits everywhere."""
+        """Gradients summed over all processes, in place: equal bits everywhere. Those that are spread are sums."""
         if self.processes == 1:
             return
-        for bucket in _buckets(parameter.grad for parameter in parameters if parameter.grad is not None):
+        found = (parameter.grad for parameter in parameters if parameter.grad is not None)
+        for bucket in _buckets(gradient for gradient in found if not isinstance(gradient, DTensor)):
             flat = self.add_up(torch.cat([gradient.reshape(-1) for gradient in bucket]))
             sizes = [gradient.numel() for gradient in bucket]
             for gradient, values in zip(bucket, flat.split(sizes), strict=True):

@@ -6,10 +6,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from dmd import torchvision_operators
+from dmd.networks.recompute import Recomputing
 from dmd.networks.unet2d_condition import check_shapes
 
 
-class SD3(nn.Module):
+class SD3(Recomputing, nn.Module):
     """A transformer over patches of latents that sees text states and one pooled vector of the text.
 
     Its label is one tensor: text states, and the pooled vector as a last row; both filled with zeros up to the greater
@@ -54,7 +55,7 @@ class SD3(nn.Module):
 
     @checkpointing.setter
     def checkpointing(self, value: bool) -> None:
-        (self.transformer.enable_gradient_checkpointing if value else self.transformer.disable_gradient_checkpointing)()
+        self.set_recomputing(self.transformer, value)
 
     def forward(self, image: Tensor, noise_condition: Tensor, label: Tensor) -> Tensor:
         """image (B, C, R, R), noise_condition (B,): 1000 t, label float (B, L + 1, E) -> noise - x0 (B, C, R, R).

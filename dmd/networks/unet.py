@@ -7,7 +7,6 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from dmd.networks.block import Block, Family
 from dmd.networks.layers import (
@@ -19,6 +18,7 @@ from dmd.networks.layers import (
     initialise,
     one_hot,
 )
+from dmd.networks.recompute import Recomputing
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Shape:
         return [self.resolution >> level for level in range(len(self.multipliers))]
 
 
-class UNet(nn.Module):
+class UNet(Recomputing, nn.Module):
     """F_theta with the parameter names of the released EDM files.
 
     Args:
@@ -157,8 +157,7 @@ class UNet(nn.Module):
     def _block(self, block: Block, hidden: Tensor, embedding: Tensor) -> Tensor:
         if not (self.checkpointing and torch.is_grad_enabled()):
             return block(hidden, embedding)
-        draws = self.training  # dropout
-        return checkpoint(block, hidden, embedding, use_reentrant=False, preserve_rng_state=draws)
+        return self.recomputed(block, hidden, embedding, draws=self.training)  # dropout
 
     def _encode(self, image: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
         hidden = branch = image

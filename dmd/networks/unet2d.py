@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from dmd import torchvision_operators
+from dmd.networks.recompute import Recomputing
 
 
-class UNet2D(nn.Module):
+class UNet2D(Recomputing, nn.Module):
     """The network of an unconditional or class-conditional diffusers pipeline.
 
     A network with twice as many output as input channels learnt its variance, too; that half is left out.
@@ -54,7 +55,7 @@ class UNet2D(nn.Module):
 
     @checkpointing.setter
     def checkpointing(self, value: bool) -> None:
-        (self.unet.enable_gradient_checkpointing if value else self.unet.disable_gradient_checkpointing)()
+        self.set_recomputing(self.unet, value)
 
     def forward(self, image: Tensor, noise_condition: Tensor, label: Tensor) -> Tensor:
         """image (B, C, R, R), noise_condition (B,) float: time, label (B,) int64 -> (B, C, R, R).

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from dmd import torchvision_operators
+from dmd.networks.recompute import Recomputing
 
 ABSENT = ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type")
 
 
-class UNet2DCondition(nn.Module):
+class UNet2DCondition(Recomputing, nn.Module):
     """The network of a text-conditional pipeline, of pixels or latents.
 
     Args:
@@ -62,7 +63,7 @@ class UNet2DCondition(nn.Module):
 
     @checkpointing.setter
     def checkpointing(self, value: bool) -> None:
-        (self.unet.enable_gradient_checkpointing if value else self.unet.disable_gradient_checkpointing)()
+        self.set_recomputing(self.unet, value)
 
     def forward(self, image: Tensor, noise_condition: Tensor, label: Tensor) -> Tensor:
         """image (B, C, R, R), noise_condition (B,) float: time, label float (B, L, E): text states -> (B, C, R, R).

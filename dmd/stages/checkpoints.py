@@ -8,6 +8,7 @@ import torch
 
 from dmd.artifacts import files, record
 from dmd.artifacts import tensors as tensor_files
+from dmd.methods import state
 from dmd.methods.dmd import Distillation
 from dmd.stages import stage
 
@@ -19,16 +20,20 @@ def checkpoint_key(provenance: dict[str, Any]) -> str:
     return hashlib.sha256(files.canonical_json(provenance).encode()).hexdigest()
 
 
-def save(folder: Path, *, key: str, update: int, distillation: Distillation, rows: list[dict[str, float]]) -> None:
-    """Writes a checkpoint taken before update number `update`, and removes all but the newest two."""
-    state = {f"state.{name}": value for name, value in _state(distillation).items()}
+def save(folder: Path, *, key: str, update: int, learnt: dict[str, torch.Tensor], rows: list[dict[str, float]]) -> None:
+    """Writes a checkpoint taken before update number `update`, and removes all but the newest two.
+
+    Args:
+        learnt: what `dmd.methods.state.state` returns of the distillation.
+    """
+    kept = {f"state.{name}": value for name, value in learnt.items()}
     names = sorted({name for row in rows for name in row})
     for name in names:
         column = [row.get(name, float("nan")) for row in rows]
-        state[f"log.{name}"] = torch.tensor(column, dtype=torch.float64)
+        kept[f"log.{name}"] = torch.tensor(column, dtype=torch.float64)
     path = folder / f"{update:08d}.safetensors"
     with record.publish(path, stage="distill", inputs={}) as temporary:
-        tensor_files.write(temporary, state, {"key": key, "update": update})
+        tensor_files.write(temporary, kept, {"key": key, "update": update})
     found = sorted(folder.glob("[0-9]*.safetensors"))
     place = found.index(path)
     for old in set(found) - set(found[max(place + 1 - KEPT, 0) : place + 1]):  # later ones are of another run
@@ -52,7 +57,7 @@ def resume(folder: Path, *, key: str, distillation: Distillation) -> tuple[int, 
         if metadata.get("key") != key:
             stage.log(f"ignoring checkpoint {path}: it belongs to another spec, version or input")
             continue
-        _restore(distillation, {name[6:]: value for name, value in tensors.items() if name.startswith("state.")})
+        state.restore(distillation, {name[6:]: value for name, value in tensors.items() if name.startswith("state.")})
         columns = {name[4:]: value.tolist() for name, value in tensors.items() if name.startswith("log.")}
         num = len(next(iter(columns.values()), []))
         rows = [{name: column[row] for name, column in columns.items()} for row in range(num)]
@@ -68,47 +73,6 @@ def clear(folder: Path) -> None:
             path.unlink()
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
-
-
-def _modules(distillation: Distillation) -> dict[str, torch.nn.Module]:
-    return {
-        "generator": distillation.generator.network,
-        "fake": distillation.fake.network,
-        "average": distillation.average,
-    }
-
-
-def _optimisers(distillation: Distillation) -> dict[str, torch.optim.Optimizer]:
-    return {"generator": distillation.generator_optimiser, "fake": distillation.fake_optimiser}
-
-
-def _state(distillation: Distillation) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = {}
-    for name, module in _modules(distillation).items():
-        state |= {f"network.{name}.{key}": value for key, value in module.state_dict().items()}
-    for name, optimiser in _optimisers(distillation).items():
-        for number, values in optimiser.state_dict()["state"].items():
-            state |= {f"optimiser.{name}.{number}.{key}": value for key, value in values.items()}
-    return state
-
-
-def _restore(distillation: Distillation, state: dict[str, torch.Tensor]) -> None:
-    for name, module in _modules(distillation).items():
-        prefix = f"network.{name}."
-        module.load_state_dict(
-            {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        )
-    for name, optimiser in _optimisers(distillation).items():
-        prefix, whole = f"optimiser.{name}.", optimiser.state_dict()
-        parameters = optimiser.param_groups[0]["params"]
-        for key, value in state.items():
-            if key.startswith(prefix):
-                number, field = key.removeprefix(prefix).split(".")
-                like = parameters[int(number)]
-                if value.shape == like.shape:  # in its memory layout, which fused kernels rely on
-                    value = torch.empty_like(like).copy_(value)
-                whole["state"].setdefault(int(number), {})[field] = value
-        optimiser.load_state_dict(whole)
 
 
 def kept(folder: Path) -> str:

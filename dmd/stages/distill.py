@@ -50,14 +50,14 @@ def run(
         provenance = record.provenance("distill", numbers, inputs)
         key = checkpoints.checkpoint_key({**provenance, "spec": _without_cadence(numbers)})
         training = Training(teacher, manifest, start or teacher, lpips, output.parent, numbers)
-        rows = training.train(key)
+        rows, weights = training.train(key), training.weights()
         if not leads:
             return
         metadata = {**provenance, **training.facts}
         with record.publish(table, stage="distill", inputs=inputs) as temporary:
             manifests.write(temporary, _log_table(rows), metadata)
         with record.publish(output, stage="distill", inputs=inputs) as temporary:
-            tensor_files.write(temporary, training.weights(), metadata)
+            tensor_files.write(temporary, weights, metadata)
         checkpoints.clear(training.checkpoints)
 
 

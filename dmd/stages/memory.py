@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dmd.methods.counting import weight_bytes
+from dmd.methods.counting import carriers, weight_bytes
 from dmd.methods.losses import Distance
 from dmd.methods.memory import activations, distill_parts, drawing_parts, lpips_bytes, working
 from dmd.methods.numbers import Numbers
@@ -18,7 +18,7 @@ from dmd.stages import checkpoints, stage
 GIB = 2**30
 ADVICE = (
     "lower distill.compute.micro_batch_size, set gradient_checkpointing or dtype bfloat16 there, "
-    "or more distill.processes"
+    "optimiser.kind 8bit, an adapter, or more distill.processes"
 )
 
 
@@ -88,7 +88,8 @@ def refuse(need: int, free: int, advice: str, *, exact: bool = True) -> None:
 def _is_exact(numbers: Numbers, denoiser: nn.Module) -> bool:
     """Whether passes keep what was counted: compiled ones keep less, and only `Block` is counted as checkpointed."""
     compute = numbers.get("compute", {})
-    counted = any(isinstance(module, Block) for module in denoiser.modules())
+    wholes = (denoiser, *carriers(denoiser))
+    counted = any(isinstance(module, Block) for whole in wholes for module in whole.modules())
     return not compute.get("compile") and (counted or not compute.get("gradient_checkpointing"))
 
 

@@ -11,15 +11,15 @@ import torch
 from dmd import loading
 from dmd.artifacts import manifest as manifests
 from dmd.artifacts.pairs import PairReader
-from dmd.diffusion.compute import Compute, compile_network, prepare
-from dmd.diffusion.denoiser import Denoiser
+from dmd.diffusion.compute import Compute, compile_network
 from dmd.diffusion.noise import seeded_noise
+from dmd.methods import state
 from dmd.methods.dmd import Distillation
 from dmd.methods.numbers import Batch, Numbers
 from dmd.methods.phases import Phase, phase_of, plan
 from dmd.methods.schedule import learning_rate_factor
 from dmd.methods.share import Share
-from dmd.stages import checkpoints, memory, processes, stage
+from dmd.stages import checkpoints, memory, networks, processes, stage
 from dmd.stages.distance import regression_distance
 from dmd.stages.feed import Feed
 from dmd.stages.grid import save_grid
@@ -43,21 +43,16 @@ class Training:
         self.checkpoints = folder / "checkpoints"
         self.device = stage.choose_device(numbers["device"])
         pairs = manifests.read(manifest)
-        real, facts = loading.load_denoiser(teacher)
-        generator, started = loading.load_denoiser(start)
-        fake, _ = loading.load_denoiser(start)
-        if not isinstance(generator, Denoiser) or not isinstance(fake, Denoiser):
-            raise ValueError(f"{start} holds no network: name an experiment with a trained teacher in distill.start")
+        found = networks.load(teacher, start, numbers, self.device)
+        real, generator, fake, facts, started = found
         _check_facts(facts, started, pairs.metadata["facts"], numbers["sigma"], (teacher, start, manifest))
         loading.check_noise_scale(started, numbers["sigma"], start)
         compute = numbers.get("compute", Compute())
-        for denoiser in (real, generator, fake):
-            prepare(denoiser.to(self.device), compute)
         distance = regression_distance(numbers["regression_distance"], lpips, self.device)
         share = Share(processes.rank(), processes.count(), compute.get("micro_batch_size"))
         shape = tuple(facts["shape"])
         memory.announce_distillation(numbers, share, (real, generator), distance, shape)
-        for denoiser in (real, generator, fake):
+        for denoiser in found.denoisers:
             compile_network(denoiser, compute)
         self.distillation = Distillation(real, generator, fake, numbers, distance, share)
         self.phases, self.notes = plan(numbers)
@@ -69,6 +64,7 @@ class Training:
             **{key: started[key] for key in keys if key in started},
             "kind": "generator",
             "sigma": numbers["sigma"],
+            **({"adapter": numbers["adapter"]} if numbers.get("adapter") else {}),
         }
         self.fixed = seeded_noise(range(GRID_IMAGES), shape, num_classes=classes, labels="balanced")
 
@@ -89,17 +85,13 @@ class Training:
                 check_finite(row, update, self.checkpoints)
                 if update % self.numbers["log_every"] == 0:
                     rows.append({"update": update, "phase": phase.index, **row})
-                if processes.rank() == 0:
-                    self._keep(update + 1, total, key, rows)
+                self._keep(update + 1, total, key, rows)
                 status.add(images=self._num_images(phase))
         return rows
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Raw and averaged weights of the generator."""
-        distillation = self.distillation
-        tensors = {f"raw.{key}": value for key, value in distillation.generator.network.state_dict().items()}
-        average = distillation.average.module.state_dict()
-        return tensors | {f"ema.{key}": value for key, value in average.items()}
+        """Raw and averaged weights of the generator; all processes have to ask for them together."""
+        return state.generator_weights(self.distillation)
 
     def update(self, update: int, phase: Phase, total: int) -> dict[str, float]:
         """Update number `update` of all `total`, in its phase; returns its log row."""
@@ -149,12 +141,18 @@ class Training:
             raise ValueError(f"processes disagree on the checkpoint in {self.checkpoints}: one found update {first}")
 
     def _keep(self, done: int, total: int, key: str, rows: list[dict[str, float]]) -> None:
-        """Checkpoint and grid, where it is time for them."""
+        """Checkpoint and grid, where it is time: the first process writes them, others add the parts that they hold."""
+        leads = processes.rank() == 0
+        if not leads and not self.numbers.get("compute", Compute()).get("shard_parameters"):
+            return
         if done % self.numbers["checkpoint_every"] == 0 and done < total:
-            checkpoints.save(self.checkpoints, key=key, update=done, distillation=self.distillation, rows=rows)
+            learnt = state.state(self.distillation)
+            if leads:
+                checkpoints.save(self.checkpoints, key=key, update=done, learnt=learnt, rows=rows)
         if done % self.numbers["grid_every"] == 0 or done == total:
             image = self.distillation.generate_all(*self.fixed)
-            save_grid(self.folder / "grids" / f"{done:08d}.png", image.cpu())
+            if leads:
+                save_grid(self.folder / "grids" / f"{done:08d}.png", image.cpu())
 
 
 def check_finite(row: dict[str, float], update: int, folder: Path) -> None:

@@ -1,0 +1,67 @@
+"""Weights, gradients and moments that are spread over processes (FSDP2): one part each, whole where a layer works."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from dmd.methods.counting import carriers
+
+
+def shard(networks: Iterable[nn.Module]) -> None:
+    """Spreads the parameters of networks over all processes, in place; gradients add up as they are spread.
+
+    Of a network with adapters the one that carries them is spread, once. Blocks are gathered one at a time: the modules
+    of the outermost lists and mappings of a network.
+
+    Raises:
+        ValueError: there is one process only.
+    """
+    if not distributed.is_initialized():
+        raise ValueError("compute.shard_parameters: one process has nobody to share with; set distill.processes")
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    wholes = {id(whole): whole for network in networks for whole in carriers(network) or [network]}
+    device = next(next(iter(wholes.values())).parameters()).device
+    mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
+    for whole in wholes.values():
+        for block in (*_blocks(whole), whole):
+            fully_shard(block, mesh=mesh)
+        for module in whole.modules():
+            if isinstance(module, FSDPModule):  # losses count each image by its part of the whole batch
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+
+
+def gathered(value: Tensor) -> Tensor:
+    """The whole of a tensor that may be spread; all processes have to call this together."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def placed(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, spread as `like` is; each process keeps its part of its own copy."""
+    if not isinstance(like, DTensor):
+        return value
+    whole = value.to(like.device)
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def load(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Sets weights and buffers, spread or not; KeyError for one that is missing."""
+    for name, value in module.state_dict().items():
+        value.copy_(placed(tensors[name], value))
+
+
+def _blocks(network: nn.Module) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    for child in network.children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            found += [block for block in child.children() if any(True for _ in block.parameters())]
+        else:
+            found += _blocks(child)
+    return found

@@ -1,0 +1,71 @@
+"""What a distillation learnt and how far it is, as tensors by name; and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from dmd.methods import sharding
+from dmd.methods.dmd import Distillation
+from dmd.methods.optimiser import Optimiser
+from dmd.networks.adapters import Adapted
+from dmd.networks.lora import merged, original, scale
+
+
+def generator_weights(distillation: Distillation) -> dict[str, Tensor]:
+    """Raw and averaged weights of the generator, `raw.*` and `ema.*`; of an adapter `lora.*` besides.
+
+    Those with an adapter are those of the network with the adapter added; `lora.*` is the averaged adapter.
+    """
+    network, adapter = distillation.generator.network, distillation.numbers.get("adapter")
+    average = _whole(distillation.average.module)
+    if not isinstance(network, Adapted) or adapter is None:
+        return _named("raw", _whole(network)) | _named("ema", average)
+    begun, factor = original(_whole(network.carrier)), scale(adapter)
+    raw = merged(begun, _whole(network.adapter), scale=factor)
+    ema = merged(begun, average, scale=factor)
+    return _named("raw", raw) | _named("ema", ema) | _named("lora", average)
+
+
+def state(distillation: Distillation) -> dict[str, Tensor]:
+    """Everything that an update changes; of networks with adapters these alone."""
+    found: dict[str, Tensor] = {}
+    for name, module in _modules(distillation).items():
+        found |= _named(f"network.{name}", _whole(module))
+    for name, optimiser in _optimisers(distillation).items():
+        found |= _named(f"optimiser.{name}", optimiser.tensors())
+    return found
+
+
+def restore(distillation: Distillation, tensors: Mapping[str, Tensor]) -> None:
+    """Sets a distillation to what `state` returned."""
+    for name, module in _modules(distillation).items():
+        sharding.load(module, _part(f"network.{name}", tensors))
+    for name, optimiser in _optimisers(distillation).items():
+        optimiser.restore(_part(f"optimiser.{name}", tensors))
+
+
+def _modules(distillation: Distillation) -> dict[str, nn.Module]:
+    return {
+        "generator": distillation.generator.network,
+        "fake": distillation.fake.network,
+        "average": distillation.average,
+    }
+
+
+def _optimisers(distillation: Distillation) -> dict[str, Optimiser]:
+    return {"generator": distillation.generator_optimiser, "fake": distillation.fake_optimiser}
+
+
+def _whole(module: nn.Module) -> dict[str, Tensor]:
+    return {name: sharding.gathered(value) for name, value in module.state_dict().items()}
+
+
+def _named(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{name}.{key}": value for key, value in tensors.items()}
+
+
+def _part(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    start = f"{prefix}."
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}

@@ -1,0 +1,136 @@
+"""Stage distill with adapters and moments of 8 bits: what is trained, what is written, and the same bytes again."""
+
+import shutil
+
+import pytest
+import torch
+
+from dmd import loading
+from dmd.artifacts import record, tensors
+from dmd.stages import distill, teacher
+
+NAMES = ("generator.safetensors", "log.parquet")
+ADAPTER = {"rank": 3, "alpha": 6.0, "targets": None}
+
+
+@pytest.fixture
+def run(teacher_file, manifest_file, distill_numbers):
+    """Distils into a folder with adapters, with some inputs or numbers changed."""
+
+    def distilled(folder, **changed):
+        given = {"teacher": teacher_file, "manifest": manifest_file, **distill_numbers, "grid_every": 100}
+        given |= {"adapter": ADAPTER, **changed}
+        distill.run(output=folder / NAMES[0], table=folder / NAMES[1], **given)
+        return tensors.load(folder / NAMES[0])
+
+    return distilled
+
+
+@pytest.fixture
+def stopped(run):
+    """Stops a run after one update, as a crash would: the picture of that update cannot be written."""
+
+    def stop(folder, update, **changed):
+        obstacle = folder / "grids" / f"{update:08d}.png"
+        obstacle.mkdir(parents=True)
+        with pytest.raises(OSError):
+            run(folder, **changed, grid_every=1)
+        shutil.rmtree(folder / "grids")
+
+    return stop
+
+
+def digests(folder):
+    return [record.check(folder / name) for name in NAMES]
+
+
+def eight_bits(numbers: dict) -> dict:
+    return numbers["optimiser"] | {"kind": "8bit"}
+
+
+def test_a_generator_without_updates_is_the_teacher_bit_for_bit(run, distill_numbers, teacher_file, tmp_path):
+    still = distill_numbers["optimiser"] | {"learning_rate": 0.0, "fake_learning_rate": None}
+    made, metadata = run(tmp_path, optimiser=still)
+    begun = {name: value for name, value in tensors.load(teacher_file)[0].items() if name.startswith("ema.")}
+    for name, value in begun.items():
+        assert torch.equal(made[name], value) and torch.equal(made[f"raw.{name[4:]}"], value)
+    assert {name.split(".")[0] for name in made} == {"ema", "raw", "lora"}
+    assert metadata["adapter"] == ADAPTER
+    noise, label = torch.randn(2, 1, 8, 8) * 80.0, torch.tensor([0, 1])
+    images = [
+        loading.load_denoiser(path)[0](noise, torch.full((2,), 80.0), label)
+        for path in (tmp_path / NAMES[0], teacher_file)
+    ]
+    assert torch.equal(*images)
+
+
+def test_the_generator_file_is_the_teacher_and_its_adapter(run, teacher_file, tmp_path):
+    made, _ = run(tmp_path)
+    begun, moved = tensors.load(teacher_file)[0], 0.0
+    layers = sorted({name[5:].rpartition(".lora_")[0] for name in made if name.startswith("lora.")})
+    for layer in layers:
+        down, up = (made[f"lora.{layer}.lora_{part}.weight"].flatten(1).double() for part in "AB")
+        weight = begun[f"ema.{layer}.weight"]
+        expected = weight.double() + ADAPTER["alpha"] / ADAPTER["rank"] * (up @ down).view(weight.shape)
+        torch.testing.assert_close(made[f"ema.{layer}.weight"].double(), expected, rtol=0, atol=1e-6)
+        moved = max(moved, float((made[f"ema.{layer}.weight"] - weight).abs().max()))
+    assert moved > 1e-3 and not torch.equal(made[f"raw.{layer}.weight"], made[f"ema.{layer}.weight"])
+    untouched = {name for name in begun if name.startswith("ema.")} - {f"ema.{layer}.weight" for layer in layers}
+    assert untouched and all(torch.equal(made[name], begun[name]) for name in untouched)
+
+
+@pytest.mark.parametrize("kind", ["fused", "8bit"])
+def test_a_run_that_continues_has_the_same_bytes_and_keeps_adapters_alone(
+    run, stopped, distill_numbers, teacher_file, tmp_path, kind
+):
+    numbers = {"optimiser": eight_bits(distill_numbers) | {"kind": kind}, "adapter": ADAPTER | {"rank": 64}}
+    run(tmp_path / "whole", **numbers)
+    stopped(tmp_path / "stopped", 14, **numbers)
+    (*_, newest) = sorted((tmp_path / "stopped" / "checkpoints").glob("*.safetensors"))
+    kept, _ = tensors.load(newest)
+    networks = [name for name in kept if name.startswith("state.network.") and "n_averaged" not in name]
+    assert networks and all(".lora_A." in name or ".lora_B." in name for name in networks)
+    assert any(name.endswith(".codes") for name in kept) == (kind == "8bit")
+    run(tmp_path / "stopped", **numbers)
+    assert digests(tmp_path / "stopped") == digests(tmp_path / "whole")
+
+
+def test_whole_networks_with_moments_of_8_bits_continue_exactly_and_learn_nearly_the_same(
+    run, stopped, distill_numbers, distilled_folder, teacher_file, tmp_path
+):
+    numbers = {"optimiser": eight_bits(distill_numbers), "adapter": None}
+    made, _ = run(tmp_path / "whole", **numbers)
+    stopped(tmp_path / "stopped", 8, **numbers)
+    run(tmp_path / "stopped", **numbers)
+    assert digests(tmp_path / "stopped") == digests(tmp_path / "whole")
+    exact, begun = tensors.load(distilled_folder / NAMES[0])[0], tensors.load(teacher_file)[0]
+    names = [name for name in exact if name.startswith("ema.")]
+    error, moved = (torch.cat([(one[name] - exact[name]).flatten() for name in names]).norm() for one in (made, begun))
+    assert error < 0.1 * moved
+
+
+def test_adapters_learn_the_same_in_parts_and_checkpointed(run, tmp_path):
+    exact, _ = run(tmp_path / "exact")
+    parts, _ = run(tmp_path / "parts", compute={"gradient_checkpointing": True, "micro_batch_size": 2})
+    for name, value in exact.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.slow
+def test_compiled_networks_with_adapters_learn_the_same(run, distill_numbers, tmp_path, monkeypatch):
+    """They are traced as any compiled network; generating their code would take minutes."""
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **given: compiled(module, backend="eager", **given))
+    torch._dynamo.reset()
+    numbers = {"phases": [distill_numbers["phases"][-1] | {"updates": 2, "fake_updates": 1}]}
+    exact, _ = run(tmp_path / "exact", **numbers)
+    traced, _ = run(tmp_path / "traced", compute={"compile": True}, **numbers)
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    for name, value in exact.items():
+        torch.testing.assert_close(traced[name], value, rtol=1e-3, atol=2e-4)
+
+
+def test_adapters_of_another_start_are_refused(run, teacher_numbers, tmp_path):
+    teacher.run(output=tmp_path / "start", **teacher_numbers | {"seed": 4})
+    with pytest.raises(ValueError, match="the network that carries the adapters is the teacher"):
+        run(tmp_path, start=tmp_path / "start")
