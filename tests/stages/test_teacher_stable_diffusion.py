@@ -15,6 +15,7 @@ from dmd.diffusion.guidance import guided
 from dmd.stages import autoencoder, teacher, text_encoder
 from tests.stable_diffusion_files import make_stable_diffusion, make_tiny_autoencoder
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 PROMPTS = ["a photo of a cat", "", "Red HOUSE,  in the snow! é", "dog " * 100]
 
 
@@ -139,7 +140,7 @@ def test_tiny_codec_is_diffusers_own(tmp_path):
 
 
 def test_folders_of_other_releases_give_the_same_files(folder, made, tmp_path):
-    """Older names of weights, half precision parts, a tokenizer in the newer single file."""
+    """Older names of weights, a tokenizer in the newer single file."""
     shutil.copytree(folder, tmp_path / "old")
     place = tmp_path / "old/text_encoder/model.safetensors"
     state = {f"text_model.{name}": value for name, value in safetensors.torch.load_file(place).items()}
@@ -172,6 +173,45 @@ def test_folders_of_other_releases_give_the_same_files(folder, made, tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(*encoded, strict=True))
 
 
+def test_weights_in_half_precision_parts_are_read(folder, made, tmp_path):
+    shutil.copytree(folder, tmp_path / "sd")
+    place = tmp_path / "sd/unet" / WEIGHTS
+    state = {name: value.half() for name, value in safetensors.torch.load_file(place).items()}
+    place.unlink()
+    parts = {"one.safetensors": sorted(state)[::2], "two.safetensors": sorted(state)[1::2]}
+    for file, names in parts.items():
+        safetensors.torch.save_file({name: state[name] for name in names}, place.with_name(file))
+    index = {"weight_map": {name: file for file, names in parts.items() for name in names}}
+    place.with_name(f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    teacher.run(output=tmp_path / "t.safetensors", kind="stable-diffusion", source=tmp_path / "sd")
+    expected, found = tensors.load(made / "denoiser.safetensors")[0], tensors.load(tmp_path / "t.safetensors")[0]
+    rounded = {name: value.half().float() for name, value in expected.items() if name.startswith("ema.")}
+    assert all(torch.equal(found[name], value) for name, value in rounded.items()) and rounded
+    (place.with_name("two.safetensors")).unlink()
+    with pytest.raises(ValueError, match="two.safetensors is missing: a part of the weights of the UNet2DCondition"):
+        teacher.run(output=tmp_path / "u.safetensors", kind="stable-diffusion", source=tmp_path / "sd")
+
+
+def test_tokens_are_those_of_transformers_own_reader(folder, tmp_path):
+    """Other filling, special tokens as mappings, odd texts."""
+    shutil.copytree(folder, tmp_path / "sd")
+    torchvision_operators.ensure()
+    from transformers import CLIPTokenizer
+
+    start = {"content": "<|startoftext|>", "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    edit(tmp_path / "sd/tokenizer/special_tokens_map.json", pad_token="!", bos_token=start)
+    text_encoder.run(output=tmp_path / "t.safetensors", source=tmp_path / "sd")
+    text, stock = (
+        loading.load_text(tmp_path / "t.safetensors"),
+        CLIPTokenizer.from_pretrained(tmp_path / "sd/tokenizer"),
+    )
+    prompts = ["a photo of a cat!", "dog <|endoftext|> x", "naïve  CAFÉ\n<|startoftext|>", "日本 🙂 don't 12 345"]
+    ids = stock(prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    assert stock.pad_token == "!" and ids[0, -1] == stock.convert_tokens_to_ids("!")
+    with torch.no_grad():
+        assert torch.equal(text.encode(prompts).states, text.encoder(ids).last_hidden_state)
+
+
 def edit(path: Path, **changed: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
@@ -185,9 +225,6 @@ def without(path: Path, name: str) -> None:
     found = safetensors.torch.load_file(path)
     del found[name]
     safetensors.torch.save_file(found, path)
-
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.mark.parametrize(
