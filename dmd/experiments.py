@@ -27,13 +27,14 @@ SECTIONS = {
     "inception_score": "evaluate",
     "pictures": "distill",
     "export": "distill",
+    "pipeline": "distill",
 }
 IMPORTED = ("edm", "diffusers", "openai", "stable-diffusion")  # teachers that come from files and need no dataset
 BLOCK_RULES = ("pairs", "sample", "features")
 SCORE_RULES = ("evaluate", "inception_score")
 TEXT_RULES = ("prompts", "captions")
 PARTS = ("text_encoder", "autoencoder", "tiny_autoencoder")  # what a teacher of latents may have besides its denoiser
-UNCOMPUTED = ("pairs_manifest", "samples_manifest", "export", *SCORE_RULES, *TEXT_RULES, *PARTS)  # no device in specs
+UNCOMPUTED = ("pairs_manifest", "samples_manifest", "export", "pipeline", *SCORE_RULES, *TEXT_RULES, *PARTS)
 CADENCE = ("checkpoint_every", "grid_every", "log_every")  # of distill: how often it writes, not what it learns
 
 
@@ -84,11 +85,14 @@ class Experiments:
             "inception_score": ["features", "reference"],
             "pictures": ["teacher", "distill"],
             "export": ["distill"],
+            "pipeline": ["distill", "text_encoder", "autoencoder", "pairs_manifest"],
         }.get(rule, [])
         if rule == "sample":
-            section = self.section(experiment, "sample")
-            sources = ["teacher" if section["from"] == "teacher" else "distill"]
-            sources += ["captions", "text_encoder"] if "prompts" in section else []
+            sources = ["teacher" if self.section(experiment, "sample")["from"] == "teacher" else "distill"]
+        if rule in ("sample", "pictures") and "prompts" in self.section(experiment, "sample"):
+            sources += ["captions", "text_encoder"]
+        if rule == "pictures":
+            sources += self.parts(experiment, "autoencoder")
         found = [(source, experiment) for source in sources]
         if rule == "distill" and (start := self.section(experiment, "distill")["start"]):
             found.append(("teacher", start))
@@ -230,7 +234,12 @@ class Experiments:
     def _pictures(self, experiment: str, section: Json) -> Json:
         sample = self.section(experiment, "sample")
         kept = {key: sample[key] for key in ("weights", "first_seed")}  # noise of the samples, never of the pairs
-        return {"solver": self.section(experiment, "pairs")["solver"], **kept}
+        pairs = self.section(experiment, "pairs")
+        return _switched({"solver": pairs["solver"], "guidance": pairs["guidance"], **kept})
+
+    def _pipeline(self, experiment: str, section: Json) -> Json:
+        weights = self.whole(experiment).get("sample", {}).get("weights", "ema")
+        return {"weights": weights, "experiment": experiment}
 
     def _export(self, experiment: str, section: Json) -> Json:
         whole = self.whole(experiment)

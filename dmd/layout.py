@@ -25,11 +25,27 @@ FILES = {  # rule -> its (first) artifact
     "inception_score": "inception_score.json",
     "pictures": "pictures/grid.png",
     "export": "export/generator.onnx",
+    "pipeline": "export/pipeline/model_index.json",
 }
+PIPELINE = (  # files of export/pipeline/ besides its first
+    "README.md",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "tokenizer/merges.txt",
+    "tokenizer/special_tokens_map.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/vocab.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+)
 BESIDE = {  # rule -> what else it makes, tars apart
     "distill": ("distill/log.parquet",),
     "pictures": ("pictures/training.png",),
     "evaluate": tuple(f"{metric}.json" for metric in METRICS),
+    "pipeline": tuple(f"export/pipeline/{name}" for name in PIPELINE),
 }
 TARS = {"pairs": "pairs/{shard:05d}.tar", "sample": "samples/{shard:05d}.tar"}
 TABLES = "tables"  # no name of an experiment

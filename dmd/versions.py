@@ -21,4 +21,5 @@ VERSIONS: dict[str, int] = {
     "charts": 1,
     "pictures": 1,
     "export": 1,
+    "pipeline": 1,
 }

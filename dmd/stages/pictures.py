@@ -15,9 +15,11 @@ from torch import Tensor
 
 from dmd import loading
 from dmd.artifacts import manifest, record
-from dmd.diffusion.noise import seeded_noise
-from dmd.diffusion.solver import solve
-from dmd.stages import figures, stage
+from dmd.artifacts.prompts import Prompts
+from dmd.sampler import Sampler
+from dmd.stages import contact_sheet, figures, stage
+from dmd.stages.sides import Sides
+from dmd.stages.texts import Texts
 
 NUM_POINTS = 1000  # noises drawn of a 2-D denoiser
 SMOOTHING = 40  # a curve is averaged over 1/40 of the updates
@@ -30,7 +32,11 @@ def run(
     table: Path,
     grid: Path,
     training: Path,
+    prompts: Path | None = None,
+    text_encoder: Path | None = None,
+    autoencoder: Path | None = None,
     solver: dict[str, Any],
+    guidance: float = 1.0,
     weights: str = "ema",
     first_seed: int = 0,
     num_images: int = 20,
@@ -42,9 +48,12 @@ def run(
     Args:
         teacher, generator: their denoiser files; each picture shows both from the same noise and label.
         table: log of the distillation, one row per update.
-        grid: images of the teacher above those of the generator; of 2-D denoisers both point clouds.
+        grid: images of the teacher above those of the generator; of 2-D denoisers both point clouds; where there are
+            prompts, both images of each prompt side by side.
         training: losses, gradient norms, weight, gap per noise level, brightness, non-finite samples.
-        solver: of the teacher. weights: of the generator, `ema` or `raw`.
+        prompts, text_encoder: of denoisers whose condition is text; image i has prompt i.
+        autoencoder: of denoisers that draw latents.
+        solver, guidance: of the teacher. weights: of the generator, `ema` or `raw`.
         first_seed, num_images: the noises are those of seeds first_seed, first_seed + 1, ...
 
     Raises:
@@ -52,37 +61,28 @@ def run(
     """
     stage.set_threads(threads)
     with record.exclusive(grid):
-        inputs = record.check_inputs(teacher=teacher, generator=generator, table=table)
+        paths = {"prompts": prompts, "text_encoder": text_encoder, "autoencoder": autoencoder}
+        inputs = record.check_inputs(teacher=teacher, generator=generator, table=table, **paths)
+        target = stage.choose_device(device)
+        real = Sampler(teacher, solver=solver, device=target, guidance=guidance)
+        student = Sampler(generator, solver={"name": "one-step"}, weights=weights, device=target)
+        if real.shape != student.shape:
+            raise ValueError(f"{teacher} makes {list(real.shape)}, {generator} makes {list(student.shape)}")
+        sides = Sides(real, student, None if autoencoder is None else loading.load_codec(autoencoder).to(target))
         seeds = range(first_seed, first_seed + num_images)
-        sides = _draw(teacher, generator, solver, weights, seeds, device)
+        if prompts is not None and text_encoder is not None:
+            texts = Texts(prompts, text_encoder, target, num=num_images)
+            rows, states, _ = texts.of(range(num_images))
+            images = sides.draw(seeds, given=rows, states=states)
+            figure = contact_sheet.new(images, Prompts(prompts).rows(rows.tolist()))
+        else:
+            points = sides.shape[1:] == (1, 1)
+            figure = _grid(sides.draw(range(first_seed, first_seed + NUM_POINTS) if points else seeds))
         with record.publish(grid, stage="pictures", inputs=inputs) as temporary:
-            figures.save(_grid(sides), temporary)
+            figures.save(figure, temporary)
         rows = manifest.read_table(table)[0].to_pandas()
         with record.publish(training, stage="pictures", inputs=inputs) as temporary:
             figures.save(_training(rows), temporary)
-
-
-def _draw(
-    teacher: Path, generator: Path, solver: dict[str, Any], weights: str, seeds: range, device: str
-) -> dict[str, Tensor]:
-    """Images (B, C, H, W) of teacher and generator by a title that says their cost."""
-    target = stage.choose_device(device)
-    real, real_facts = loading.load_denoiser(teacher)
-    student, facts = loading.load_denoiser(generator, weights=weights)
-    if real_facts["shape"] != facts["shape"]:
-        raise ValueError(f"{teacher} makes {real_facts['shape']}, {generator} makes {facts['shape']}")
-    if facts["shape"][1:] == [1, 1]:
-        seeds = range(seeds.start, seeds.start + NUM_POINTS)
-    noise, label = (
-        part.to(target)
-        for part in seeded_noise(seeds, tuple(facts["shape"]), num_classes=facts["num_classes"], labels="balanced")
-    )
-    one_step = {"name": "one-step", "sigma": facts["sigma"]}
-    sides: dict[str, Tensor] = {}
-    for name, denoiser, each in (("teacher", real, solver), ("generator", student, one_step)):
-        images, calls = solve(denoiser.to(target), noise, label, each)
-        sides[f"{name}: {calls} network call{'s' if calls > 1 else ''}"] = images.cpu()
-    return sides
 
 
 def _grid(sides: dict[str, Tensor]) -> Figure:

@@ -10,6 +10,7 @@ from dmd.artifacts.files import canonical_json, sha256
 from dmd.checks import suggestion
 from dmd.config import ConfigError, read_yaml, resolve
 from dmd.experiments import Experiments
+from dmd.layout import PIPELINE
 from dmd.versions import VERSIONS
 
 ROOT = Path(workflow.basedir)
@@ -158,6 +159,12 @@ def asked(wildcards, rule):
 def training_log(wildcards):
     """The table of the training that made the generator."""
     return f"results/{EXPERIMENTS.owner(wildcards.experiment, 'distill')}/distill/log.parquet"
+
+
+def measured(wildcards):
+    """Scores of the experiment that are there, for the card of its pipeline; to Snakemake they are no inputs."""
+    names = [f"results/{wildcards.experiment}/{score}.json" for score in ("fid", "clip")]
+    return [name for name in names if os.path.exists(name)]
 
 
 shell.prefix(prefix())

@@ -40,6 +40,9 @@ rule pictures:
         teacher=artifact("teacher"),
         generator=artifact("distill"),
         table=training_log,
+        prompts=read_by("pictures", "captions"),
+        text_encoder=read_by("pictures", "text_encoder"),
+        autoencoder=read_by("pictures", "autoencoder"),
     output:
         grid=report(
             "results/{experiment}/pictures/grid.png",
@@ -65,8 +68,12 @@ rule pictures:
         mem_mb=memory(2000),
         runtime=60,
     params:
+        prompts=flag("prompts"),
+        text_encoder=flag("text_encoder"),
+        autoencoder=flag("autoencoder"),
         spec=spec("pictures"),
         version=VERSIONS["pictures"],
     shell:
         "python -m dmd.stages.pictures --teacher {input.teacher} --generator {input.generator} --table {input.table} "
+        "{params.prompts} {params.text_encoder} {params.autoencoder} "
         "--grid {output.grid} --training {output.training} --spec {params.spec:q} --log {log}"

@@ -21,3 +21,36 @@ rule export:
         version=VERSIONS["export"],
     shell:
         "python -m dmd.stages.export --generator {input.generator} --output {output} --spec {params.spec:q} --log {log}"
+
+
+# The generator as a folder that stock diffusers opens, with a model card. Scores that are there stand in the card.
+rule pipeline:
+    input:
+        owned("pipeline"),
+        generator=artifact("distill"),
+        text_encoder=artifact("text_encoder"),
+        autoencoder=artifact("autoencoder"),
+        manifest=artifact("pairs_manifest"),
+    output:
+        index="results/{experiment}/export/pipeline/model_index.json",
+        files=expand("results/{{experiment}}/export/pipeline/{file}", file=PIPELINE),
+    log:
+        "results/{experiment}/logs/pipeline.log",
+    benchmark:
+        "results/{experiment}/benchmarks/pipeline.tsv"
+    conda:
+        "../../envs/dmd.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=memory(16000),
+        runtime=60,
+    params:
+        scores=measured,
+        digests=lambda wildcards: [sha256(Path(path)) for path in measured(wildcards)],
+        spec=spec("pipeline"),
+        version=VERSIONS["pipeline"],
+    shell:
+        "python -m dmd.stages.pipeline --generator {input.generator} --text-encoder {input.text_encoder} "
+        "--autoencoder {input.autoencoder} --manifest {input.manifest} --scores {params.scores} "
+        "--output {output.index} --spec {params.spec:q} --log {log}"

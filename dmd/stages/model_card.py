@@ -1,0 +1,104 @@
+"""The card of an exported pipeline: how it is used, what made it, how good it was, and whose licences bind it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+FRONT = """---
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [text-to-image, one-step, distribution-matching-distillation]
+---"""
+USE = """    import torch
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
+    image = pipeline("a prompt", num_inference_steps=1, guidance_scale=0).images[0]
+
+One step, guidance 0: the network is called once, and was never trained for more."""
+LICENCE = """The weights derive from those of the teacher (source sha256 below), so its licence binds them: for Stable
+Diffusion v1.5 that is CreativeML Open RAIL-M, whose restrictions on use have to be passed on. The prompts have a
+licence of their own (LAION's metadata: CC BY 4.0). The code that made this folder is Apache-2.0; it grants nothing of
+either."""
+SETTINGS: tuple[str, ...] = (
+    "guidance",
+    "regression_weight",
+    "regression_distance",
+    "match_pairs",
+    "matching_batch_size",
+)
+SETTINGS += ("regression_batch_size", "optimiser", "ema_decay", "adapter", "weighting", "seed")
+
+
+def card(
+    provenance: Mapping[str, Any], facts: Mapping[str, Any], pairs: Mapping[str, Any], scores: Sequence[Path]
+) -> str:
+    """Markdown.
+
+    Args:
+        provenance: of the export: its spec (weights, experiment) and digests of inputs.
+        facts: metadata of the generator.
+        pairs: of its manifest: `num_pairs`, `sha256` and the facts of the pairs.
+        scores: files as stage evaluate writes them.
+    """
+    spec = provenance["spec"]
+    parts = [
+        FRONT,
+        f"# {spec['experiment']}: a one-step text-to-image generator",
+        "Distribution Matching Distillation (Yin et al. 2023, arXiv 2311.18828) of a Stable Diffusion teacher.",
+        f"## Use\n\n{USE}",
+        f"## Scores\n\n{_scores(scores)}",
+        f"## Training\n\n{_table(_training(facts))}",
+        f"## Data\n\n{_table(_data(pairs))}",
+        f"## Files\n\n{_table(_digests(provenance, facts))}",
+        f"## Licence\n\n{LICENCE}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _scores(paths: Sequence[Path]) -> str:
+    if not paths:
+        return "None was measured when this folder was written."
+    lines = ["| metric | value | std | samples | network calls | compared with |", "|---|---:|---:|---:|---:|---|"]
+    for path in paths:
+        found = json.loads(path.read_text())
+        spread = "-" if found.get("std") is None else f"{found['std']:.3g}"
+        reference = found.get("reference", {}).get("name", "-")
+        calls = found.get("network_calls", "-")
+        lines.append(
+            f"| {found['metric']} | {found['value']:.4g} | {spread} | {found['num_samples']} | {calls} | {reference} |"
+        )
+    return "\n".join(lines)
+
+
+def _training(facts: Mapping[str, Any]) -> dict[str, Any]:
+    spec = facts["spec"]
+    updates = sum(phase["updates"] for phase in spec["phases"])
+    return {"updates": updates, "phases": len(spec["phases"])} | {key: spec[key] for key in SETTINGS if key in spec}
+
+
+def _data(pairs: Mapping[str, Any]) -> dict[str, Any]:
+    named = {"num_pairs": "pairs", "guidance": "guidance of the teacher", "network_calls": "network calls for a pair"}
+    named |= {"first_timestep": "first timestep", "num_prompts": "prompts", "num_truncated": "prompts cut"}
+    return {title: pairs[key] for key, title in named.items() if key in pairs}
+
+
+def _digests(provenance: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    found = {"teacher, source": facts.get("source_sha256"), **provenance["inputs"]}
+    found = {name: digest for name, digest in found.items() if isinstance(digest, str)}
+    spec = provenance["spec"]
+    return {"weights": f"{spec['weights']}, float32"} | {f"{name} sha256": d for name, d in found.items()}
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    lines = [f"| {name} | {_text(value)} |" for name, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(each)}" for key, each in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,144 @@
+"""Stage pipeline: the one-step generator as a folder that stock diffusers opens, with a model card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from dmd.artifacts import files, record
+from dmd.artifacts import manifest as manifests
+from dmd.artifacts import tensors as tensor_files
+from dmd.stages import model_card, stage
+
+TIME = 999  # that DDIM's one "trailing" step of 1000 begins at; it ends at the x0 estimate
+PARTS = {
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+TOKENIZER = ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")
+KEPT = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+
+
+def run(
+    *,
+    generator: Path,
+    text_encoder: Path,
+    autoencoder: Path,
+    manifest: Path,
+    scores: list[Path] | None = None,
+    output: Path,
+    weights: str = "ema",
+    experiment: str,
+) -> None:
+    """Writes the folder; `DiffusionPipeline.from_pretrained(folder)(prompt, num_inference_steps=1, guidance_scale=0)`
+    then draws what stage sample draws, from the same noise.
+
+    Args:
+        generator: distill/generator.safetensors, of a teacher of kind stable-diffusion.
+        text_encoder, autoencoder: the teacher's, as they were imported.
+        manifest: of the pairs it was distilled with, for the card.
+        scores: fid.json and the like, for the card.
+        output: export/pipeline/model_index.json; the other files lie beside and below it, see `layout.PIPELINE`.
+        weights: "ema" or "raw".
+        experiment: its name, for the card.
+
+    Raises:
+        ValueError: a damaged input, or a generator that such a pipeline cannot hold.
+    """
+    spec = {"weights": weights, "experiment": experiment}
+    with record.exclusive(output):
+        paths = {"generator": generator, "text_encoder": text_encoder, "autoencoder": autoencoder}
+        inputs = record.check_inputs(**paths, manifest=manifest, scores=scores)
+        writer = _Writer(output.parent, inputs)
+        state, facts = _network(generator, weights)
+        scheduler = _scheduler(facts, generator)
+        config = {key: value for key, value in facts["network"]["config"].items() if key[:1] != "_"}
+        writer.write_json("unet/config.json", {"_class_name": "UNet2DConditionModel", **config})
+        writer.write_weights("unet/diffusion_pytorch_model.safetensors", state)
+        writer.write_json("scheduler/scheduler_config.json", scheduler)
+        _text(writer, text_encoder)
+        _autoencoder(writer, autoencoder)
+        provenance = record.provenance("pipeline", spec, inputs)
+        writer.write_text("README.md", model_card.card(provenance, facts, _pairs(manifest), scores or []))
+        index = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False, **PARTS}
+        writer.write_json(output.name, {**index, "safety_checker": [None, None], "feature_extractor": [None, None]})
+
+
+class _Writer:
+    """Writes files of the folder, each whole or not at all, with its record."""
+
+    def __init__(self, folder: Path, inputs: record.Inputs) -> None:
+        self.folder, self.inputs = folder, inputs
+
+    def write_text(self, name: str, text: str) -> None:
+        with record.publish(self.folder / name, stage="pipeline", inputs=self.inputs) as temporary:
+            temporary.write_text(text)
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        self.write_text(name, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+    def write_weights(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
+        with record.publish(self.folder / name, stage="pipeline", inputs=self.inputs) as temporary:
+            safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+def _network(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Weights of the network as diffusers names them, and what the generator's file says of itself."""
+    tensors, facts = tensor_files.load(path)
+    if facts["kind"] != "generator" or facts["network"]["kind"] != "unet2d-condition" or "text" not in facts:
+        raise ValueError(
+            f"{path} is no generator of a teacher of kind stable-diffusion: only such a one has a pipeline"
+        )
+    if not (state := _within(f"{weights}.unet.", tensors)):
+        raise ValueError(f"{path} holds no {weights!r} weights")
+    return state, facts
+
+
+def _scheduler(facts: dict[str, Any], path: Path) -> dict[str, Any]:
+    """DDIM's, whose single step is the generator's."""
+    config = facts.get("scheduler") or {}
+    levels = len(facts["preconditioning"]["alphas_cumprod"])
+    if levels != TIME + 1 or abs(facts["sigma"] / facts["sigma_max"] - 1) > 1e-6:
+        raise ValueError(
+            f"{path} draws from sigma {facts['sigma']:.6g} of {levels} levels up to {facts['sigma_max']:.6g}: "
+            f"a pipeline of one step starts at the last of {TIME + 1}"
+        )
+    kept = {key: config[key] for key in KEPT if config.get(key) is not None}
+    numbers = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False, "steps_offset": 1}
+    return {"_class_name": "DDIMScheduler", **kept, **numbers}
+
+
+def _text(writer: _Writer, path: Path) -> None:
+    tensors, facts = tensor_files.load(path)
+    parts = facts["text_encoder"]
+    writer.write_json("text_encoder/config.json", {"architectures": ["CLIPTextModel"], **parts["config"]})
+    writer.write_weights("text_encoder/model.safetensors", _within("encoder.", tensors))
+    for name in TOKENIZER:
+        writer.write_text(f"tokenizer/{name}", parts["tokenizer"].get(name, "{}"))
+
+
+def _autoencoder(writer: _Writer, path: Path) -> None:
+    tensors, facts = tensor_files.load(path)
+    writer.write_json("vae/config.json", {"_class_name": "AutoencoderKL", **facts["autoencoder"]["config"]})
+    writer.write_weights("vae/diffusion_pytorch_model.safetensors", _within("autoencoder.", tensors))
+
+
+def _within(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _pairs(path: Path) -> dict[str, Any]:
+    """Facts of the pairs, and how many."""
+    table, metadata = manifests.read_table(path)
+    return {**metadata["facts"], "num_pairs": table.num_rows, "sha256": files.sha256(path)}
+
+
+if __name__ == "__main__":
+    stage.main(run)

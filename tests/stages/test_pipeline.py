@@ -1,0 +1,87 @@
+"""The exported folder is what stock diffusers opens, and draws what stage sample draws."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dmd import torchvision_operators
+from dmd.artifacts import manifest as manifests
+from dmd.artifacts import tensors as tensor_files
+from dmd.layout import PIPELINE
+from dmd.loading import load_codec, load_text
+from dmd.sampler import Sampler
+from dmd.stages import autoencoder, pipeline, teacher, text_encoder
+from tests.stable_diffusion_files import make_stable_diffusion
+
+PROMPTS = ["a red house in the snow", "a photo of a cat"]
+SCORE = {"metric": "fd-inception", "value": 12.345, "std": 0.5, "num_samples": 8, "network_calls": 1}
+SPEC = {"phases": [{"updates": 3}, {"updates": 4}], "guidance": 3.0, "optimiser": {"learning_rate": 1.0e-5}, "seed": 7}
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def exported(request, tmp_path_factory) -> tuple[Path, Path]:
+    """Folder of the artifacts, and the exported one."""
+    folder = tmp_path_factory.mktemp("export")
+    source = make_stable_diffusion(folder / "sd", prediction=request.param)
+    places = {name: folder / f"{name}.safetensors" for name in ("teacher", "text_encoder", "autoencoder", "generator")}
+    teacher.run(output=places["teacher"], kind="stable-diffusion", source=source)
+    text_encoder.run(output=places["text_encoder"], source=source)
+    autoencoder.run(output=places["autoencoder"], source=source, kind="stable-diffusion")
+    tensors, facts = tensor_files.load(places["teacher"])
+    torch.manual_seed(1)
+    tensors = {name: value + 0.02 * torch.randn_like(value) for name, value in tensors.items() if name[:4] == "ema."}
+    facts |= {"kind": "generator", "sigma": facts["sigma_max"], "spec": SPEC}
+    tensor_files.write(places["generator"], tensors, facts)
+    table = manifests.SCHEMA.empty_table()
+    manifests.write(folder / "manifest.parquet", table, {"facts": {"network_calls": 51, "guidance": 3.0}})
+    (folder / "fid.json").write_text(json.dumps(SCORE))
+    output = folder / "export" / "pipeline" / "model_index.json"
+    paths = {name: places[name] for name in ("generator", "text_encoder", "autoencoder")}
+    paths |= {"manifest": folder / "manifest.parquet"}
+    pipeline.run(**paths, scores=[folder / "fid.json"], output=output, experiment="words")
+    return folder, output.parent
+
+
+def test_folder_holds_just_the_files_that_the_layout_names(exported):
+    files = {path.relative_to(exported[1]).as_posix() for path in exported[1].rglob("*") if path.is_file()}
+    assert {name for name in files if not Path(name).name.startswith(".")} == {*PIPELINE, "model_index.json"}
+
+
+def test_stock_pipeline_draws_what_our_sampler_draws(exported):
+    torchvision_operators.ensure()
+    from diffusers import DiffusionPipeline
+
+    folder, output = exported
+    stock = DiffusionPipeline.from_pretrained(output, local_files_only=True)
+    stock.set_progress_bar_config(disable=True)
+    sampler = Sampler(folder / "generator.safetensors", solver={"name": "one-step"})
+    states = load_text(folder / "text_encoder.safetensors").encode(PROMPTS).states
+    (batch,) = sampler.batches(range(2), given=torch.arange(2), states=states)
+    ours = load_codec(folder / "autoencoder.safetensors").decode(batch.image)
+    one = {"num_inference_steps": 1, "guidance_scale": 0, "output_type": "pt"}
+    theirs = stock(PROMPTS, latents=batch.noise, **one).images
+    assert batch.network_calls == 1
+    assert ours.std() > 0.05
+    torch.testing.assert_close(theirs, (ours / 2 + 0.5).clamp(0, 1), atol=2e-5, rtol=0)
+
+
+def test_card_says_what_made_the_folder_and_how_good_it_is(exported):
+    text = (exported[1] / "README.md").read_text()
+    source = tensor_files.load_metadata(exported[0] / "teacher.safetensors")["source_sha256"]
+    for part in ("# words", "| updates | 7 |", "| fd-inception | 12.35 | 0.5 | 8 | 1 |", "Open RAIL-M", "51", source):
+        assert part in text
+
+
+def test_other_generators_have_no_pipeline(exported, tmp_path):
+    folder = exported[0]
+    paths = {name: folder / f"{name}.safetensors" for name in ("text_encoder", "autoencoder")}
+    paths |= {"manifest": folder / "manifest.parquet", "output": tmp_path / "model_index.json"}
+    with pytest.raises(ValueError, match="teacher.safetensors is no generator"):
+        pipeline.run(generator=folder / "teacher.safetensors", **paths, experiment="words")
+    tensors, facts = tensor_files.load(folder / "generator.safetensors")
+    tensor_files.write(tmp_path / "lower.safetensors", tensors, facts | {"sigma": 3.0})
+    with pytest.raises(ValueError, match="draws from sigma 3 of 1000 levels"):
+        pipeline.run(generator=tmp_path / "lower.safetensors", **paths, experiment="words")
+    assert not (tmp_path / "model_index.json").exists()

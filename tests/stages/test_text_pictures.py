@@ -1,0 +1,73 @@
+"""The contact sheet: teacher and generator side by side, for the same prompt and noise."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dmd.artifacts import manifest as manifests
+from dmd.artifacts import prompts as prompt_files
+from dmd.artifacts import tensors as tensor_files
+from dmd.loading import load_codec, load_text
+from dmd.sampler import Sampler
+from dmd.stages import autoencoder, contact_sheet, pictures, teacher, text_encoder
+from dmd.stages.sides import Sides
+from tests.stable_diffusion_files import make_stable_diffusion
+
+PROMPTS = ["a red house in the snow", "a photo of a cat", "costs $5 or $6"]
+SOLVER = {"name": "pndm", "steps": 4, "spacing": "leading"}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Files of a tiny Stable Diffusion, a generator of other weights, three prompts and a log."""
+    import pyarrow as pa
+
+    folder = tmp_path_factory.mktemp("sheet")
+    source = make_stable_diffusion(folder / "sd")
+    found = {name: folder / f"{name}.safetensors" for name in ("teacher", "text_encoder", "autoencoder", "generator")}
+    teacher.run(output=found["teacher"], kind="stable-diffusion", source=source)
+    text_encoder.run(output=found["text_encoder"], source=source)
+    autoencoder.run(output=found["autoencoder"], source=source, kind="stable-diffusion")
+    tensors, facts = tensor_files.load(found["teacher"])
+    torch.manual_seed(1)
+    tensors = {name: value + 0.02 * torch.randn_like(value) for name, value in tensors.items() if name[:4] == "ema."}
+    tensor_files.write(found["generator"], tensors, facts | {"kind": "generator", "sigma": facts["sigma_max"]})
+    found |= {"prompts": folder / "prompts.parquet", "table": folder / "log.parquet"}
+    prompt_files.write(found["prompts"], [pa.array(PROMPTS)], lambda: {})
+    manifests.write(found["table"], pa.table({"update": [0, 1], "fake_loss": [1.0, 0.5]}), {})
+    return found
+
+
+def test_sides_show_what_each_draws_for_the_same_prompt_and_noise(places):
+    samplers = [
+        Sampler(places["teacher"], solver=SOLVER, guidance=3.0),
+        Sampler(places["generator"], solver={"name": "one-step"}),
+    ]
+    codec = load_codec(places["autoencoder"])
+    states = load_text(places["text_encoder"]).encode(PROMPTS).states
+    rows = torch.arange(3)
+    found = Sides(*samplers, codec).draw(range(5, 8), given=rows, states=states)
+    assert list(found) == ["teacher: 5 network calls", "generator: 1 network call"]
+    for sampler, images in zip(samplers, found.values(), strict=True):
+        latents = torch.cat([each.image for each in sampler.batches(range(5, 8), given=rows, states=states)])
+        torch.testing.assert_close(images, codec.decode(latents), atol=1e-4, rtol=0)
+    one, other = found.values()
+    assert (one - other).abs().mean() > 0.01
+
+
+def test_contact_sheet_is_a_picture_with_all_its_prompts(places, tmp_path):
+    paths = {name: places[name] for name in ("teacher", "generator", "table", "prompts", "text_encoder", "autoencoder")}
+    for name in ("one", "two"):
+        outputs = {"grid": tmp_path / name / "grid.png", "training": tmp_path / name / "training.png"}
+        pictures.run(**paths, **outputs, solver=SOLVER, guidance=3.0, num_images=3)
+    first, second = ((tmp_path / name / "grid.png").read_bytes() for name in ("one", "two"))
+    assert first == second
+    pixels = np.asarray(Image.open(tmp_path / "one" / "grid.png").convert("RGB"))
+    assert pixels.shape[1] > 1000 and pixels.std() > 10
+
+
+def test_long_prompts_are_shortened_and_no_formula(tmp_path):
+    text = contact_sheet.shortened("word " * 100 + "$x$")
+    assert len(text.splitlines()) == contact_sheet.LINES and text.endswith("...")
+    assert contact_sheet.shortened("costs $5") == r"costs \$5"
