@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dmd.diffusion import schedulers
 from dmd.diffusion.solver import SOLVERS
 
 GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}  # of EDM (Karras et al. 2022, Table 1)
@@ -23,10 +24,10 @@ def chosen(metadata: dict[str, Any], name: str | None, steps: int | None, path: 
         if steps is not None or name not in (None, "one-step"):
             raise ValueError(f"{path} is a one-step generator: solver {name!r} and steps {steps} are for teachers")
         return {"name": "one-step"}
-    if "scheduler" in metadata and name not in SOLVERS:
+    if metadata.get("scheduler") and name in (None, *schedulers.NAMES):
         return {"name": name or "pndm", "steps": 50 if steps is None else steps}
     if name not in (None, *SOLVERS):
-        raise ValueError(f"solver {name!r}: {path} is a teacher, it takes one of {list(SOLVERS)}")
+        raise ValueError(f"solver {name!r}: {path} is a teacher, it takes one of {[*SOLVERS, *schedulers.NAMES]}")
     low = max(GRID["sigma_min"], metadata.get("sigma_min") or 0.0)
     high = min(GRID["sigma_max"], metadata.get("sigma_max") or float("inf"))
     ends = {"sigma_min": low, "sigma_max": high}

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from dmd.artifacts import manifest, record, shards
+from dmd.diffusion import schedulers
 from dmd.diffusion.compute import Compute, compile_network, set_tf32
 from dmd.sampler import Sampler
 from dmd.stages import memory, stage
@@ -126,7 +127,7 @@ class _Drawer:
             "shape": list(self._sampler.shape),
             "num_classes": self._sampler.num_classes,
             "sigma": self._sampler.sigma,
-            **_optional_facts(self._sampler.metadata, guidance),
+            **_optional_facts(self._sampler, guidance),
         }
 
     def items(self, indices: range, status: stage.Progress) -> Iterator[tuple[int, shards.Item]]:
@@ -147,11 +148,14 @@ class _Drawer:
             status.add(len(batch.image))
 
 
-def _optional_facts(metadata: Mapping[str, Any], guidance: float) -> dict[str, Any]:
-    """What is true of some denoisers only: guidance, and that what they draw are latents of images of another shape."""
+def _optional_facts(sampler: Sampler, guidance: float) -> dict[str, Any]:
+    """What is true of some only: guidance, the first timestep of a scheduler, latents of images of another shape."""
     facts: dict[str, Any] = {} if guidance == 1 else {"guidance": guidance}
-    if "image_shape" in metadata:
-        facts |= {"codec": True, "image_shape": metadata["image_shape"]}
+    if sampler.solver["name"] in schedulers.NAMES:
+        facts["first_timestep"] = schedulers.first_timestep(sampler.metadata.get("scheduler"), sampler.solver)
+        stage.log(f"solver {sampler.solver['name']} begins at timestep {facts['first_timestep']:g}")
+    if "image_shape" in sampler.metadata:
+        facts |= {"codec": True, "image_shape": sampler.metadata["image_shape"]}
     return facts
 
 

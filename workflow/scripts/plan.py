@@ -27,7 +27,7 @@ from dmd.config import ConfigError, load  # noqa: E402
 from dmd.experiments import Experiments  # noqa: E402
 from workflow.scripts.rates import Job, Rates, group, job_of, measured_rates, network_calls, num_images, work  # noqa: E402
 
-MEMBERS = {"pairs": 3, "sample": 2}  # noise, image, label; image, label
+SHARD_RULES = ("pairs", "sample")  # rules that make shards
 
 
 def main() -> None:
@@ -77,26 +77,36 @@ def disk(experiments: Experiments, job: Job) -> int | None:
 
     None where nothing says yet how large the images are.
     """
-    if job.rule not in MEMBERS:
+    if job.rule not in SHARD_RULES:
         return 0
-    if (values := image_size(experiments, job.experiment)) is None:
+    if (extents := image_size(experiments, job.experiment)) is None:
         return None
-    arrays = MEMBERS[job.rule] - 1
-    size = 512 * (arrays * (1 + math.ceil((128 + 4 * values) / 512)) + 2)
+    values, text = extents
+    half = experiments.section(job.experiment, job.rule).get("dtype") == "float16"
+    members = [8, values * (2 if half else 4)]  # label, image
+    if job.rule == "pairs":
+        members += [4 * values, *([2 * text] if text else [])]  # noise, text states
+    size = 512 * sum(1 + math.ceil((128 + member) / 512) for member in members)
     return num_images(experiments, job) * size
 
 
-def image_size(experiments: Experiments, experiment: str) -> int | None:
-    """Numbers in one image, from the teacher's file, else from the dataset; None if neither is there."""
+def image_size(experiments: Experiments, experiment: str) -> tuple[int, int] | None:
+    """Numbers in one image and in its text states, from the teacher's file, else from the dataset; None if neither is.
+
+    A teacher of text that is not imported yet is taken for a Stable Diffusion v1: latents (4, 64, 64), text (77, 768).
+    """
     path = Path("results", experiments.path(experiment, "teacher"))
     if path.is_file():
         from dmd.artifacts import tensors  # torch
 
-        return math.prod(tensors.load_metadata(path)["shape"])
+        metadata = tensors.load_metadata(path)
+        return math.prod(metadata["shape"]), math.prod(metadata.get("text", {"none": 0}).values())
+    if experiments.section(experiment, "teacher")["kind"] == "stable-diffusion":
+        return 4 * 64 * 64, 77 * 768
     if (dataset := experiments.whole(experiment).get("dataset")) is None:
         return None
     side, channels = {"digits": (8, 1), "gaussian-mixture": (1, 2)}.get(dataset["kind"], (0, 0))
-    return int(dataset.get("channels", channels) * dataset.get("resolution", side) ** 2)
+    return int(dataset.get("channels", channels) * dataset.get("resolution", side) ** 2), 0
 
 
 def table(experiments: Experiments, jobs: list[Job], rates: Rates, sizes: Mapping[str, int | None]) -> str:
