@@ -80,6 +80,26 @@ def test_two_processes_with_micro_batches_and_shared_noise_train_as_one(
         torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-4, equal_nan=True)
 
 
+@pytest.mark.parametrize("adapter", [None, {"rank": 3, "alpha": None, "targets": None}], ids=["whole", "adapters"])
+def test_processes_that_share_parameters_train_as_one_and_continue_after_a_kill(
+    teacher_file, manifest_file, distill_numbers, tmp_path, adapter
+):
+    """The generator's file is gathered from both; so is a checkpoint, and each takes its part of it."""
+    numbers = distill_numbers | {"regression_batch_size": 4, "adapter": adapter}
+    found = []
+    for name, changed in {"one": {}, "two": {"processes": 2, "compute": {"shard_parameters": True}}}.items():
+        line = command(teacher_file, manifest_file, tmp_path / name, numbers | changed)
+        killed_after(line, 8, tmp_path / name)
+        answer = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True)
+        assert answer.returncode == 0, answer.stderr
+        assert "continuing at update" in answer.stderr
+        found.append(tensors.load(tmp_path / name / NAMES[0])[0])
+    alone, mine = found
+    assert mine.keys() == alone.keys() and any(name.startswith("lora.") for name in mine) == bool(adapter)
+    for name, value in alone.items():
+        torch.testing.assert_close(mine[name], value, rtol=1e-3, atol=2e-4)
+
+
 def test_one_message_when_a_process_fails(teacher_file, manifest_file, distill_numbers, tmp_path):
     """Numbers that are not finite end all processes; the log names the update once."""
     numbers = distill_numbers | {"processes": 2, "optimiser": distill_numbers["optimiser"] | {"learning_rate": 1e30}}
