@@ -14,6 +14,7 @@ from dmd.diffusion.compute import Compute
 from dmd.diffusion.denoiser import Denoiser
 from dmd.methods.phases import plan
 from dmd.stages import stage, training
+from dmd.stages.distance import DistanceFiles
 
 NUM_PAIRS = 256
 SWITCHES: dict[str, Compute] = {
@@ -95,7 +96,7 @@ class _Updates:
         numbers = setting.distill_numbers(shared_noise=shared_noise)
         if compute:
             numbers["compute"] = {**compute}
-        self._training = training.Training(teacher, manifest, teacher, None, folder, numbers)
+        self._training = training.Training(teacher, manifest, teacher, DistanceFiles(), folder, numbers)
         (self._phase,), _ = plan(numbers)
         self._rows: list[dict[str, float]] = []
 

@@ -15,6 +15,7 @@ from dmd.methods.numbers import Numbers
 from dmd.methods.phases import plan
 from dmd.methods.regression import GROUPS, Lpips
 from dmd.stages import training
+from dmd.stages.distance import DistanceFiles
 
 WIDTHS = (64, 128, 256, 512, 512)  # channels of VGG16's groups
 
@@ -74,6 +75,6 @@ def _training(size: Size, folder: Path) -> training.Training:
         "compute": {**size.compute, "micro_batch_size": size.batch_size},
         "device": "auto",
     }
-    found = training.Training(teacher, manifest, teacher, None, folder, numbers)
-    found.distillation.distance = lpips(size.lpips).to(size.device)
+    found = training.Training(teacher, manifest, teacher, DistanceFiles(), folder, numbers)
+    found.distances = {"none": lpips(size.lpips).to(size.device)}
     return found

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from dmd import distill_section
+
 Json = dict[str, Any]
 NUM_SEEDS = 2**32  # torch's generator on the CPU keeps the low 32 bits of a seed
 SCORED = ("reference", "sample", "evaluate")  # sections of an experiment that a table or chart can show
@@ -43,6 +45,7 @@ def contradictions(experiment: Json) -> Iterator[str]:
         yield f"teacher.kind: gaussian-mixture needs a dataset of that kind, not {dataset.get('kind')}"
     if reference := experiment.get("reference"):
         yield from _reference(reference, bool(dataset))
+    yield from distill_section.contradictions(experiment)
     yield from _noise_scales(experiment)
     yield from _texts(experiment)
     for index, phase in enumerate(experiment.get("distill", {}).get("phases", [])):

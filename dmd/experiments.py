@@ -13,6 +13,7 @@ from typing import Any
 
 from dmd.checks import unknown_experiment
 from dmd.config import ConfigError, Json
+from dmd.distill_section import decoders, learnt_from
 from dmd.layout import FILES
 from dmd.sources import unpinned
 
@@ -35,7 +36,6 @@ SCORE_RULES = ("evaluate", "inception_score")
 TEXT_RULES = ("prompts", "captions")
 PARTS = ("text_encoder", "autoencoder", "tiny_autoencoder")  # what a teacher of latents may have besides its denoiser
 UNCOMPUTED = ("pairs_manifest", "samples_manifest", "export", "pipeline", *SCORE_RULES, *TEXT_RULES, *PARTS)
-CADENCE = ("checkpoint_every", "grid_every", "log_every")  # of distill: how often it writes, not what it learns
 
 
 class Experiments:
@@ -93,6 +93,8 @@ class Experiments:
             sources += ["captions", "text_encoder"]
         if rule == "pictures":
             sources += self.parts(experiment, "autoencoder")
+        if rule == "distill":
+            sources += decoders(self.section(experiment, "distill"))
         found = [(source, experiment) for source in sources]
         if rule == "distill" and (start := self.section(experiment, "distill")["start"]):
             found.append(("teacher", start))
@@ -192,21 +194,7 @@ class Experiments:
         return {"num": section["num_pairs"], "shard_size": section["shard_size"]}
 
     def _distill(self, experiment: str, section: Json) -> Json:
-        distance, levels = _without(section["regression_distance"], "file"), section["levels"]
-        if levels.get("kind") == "karras":  # the kind of levels that name none
-            levels = _without(levels, "kind")
-        optimiser = section["optimiser"]
-        if optimiser["kind"] == "fused":  # what there was before there were others
-            optimiser = _without(optimiser, "kind")
-        changed = {"regression_distance": distance, "levels": levels, "optimiser": optimiser}
-        section = section if section["adapter"] else _without(section, "adapter")
-        several = {"processes": section["processes"]} if section["processes"] > 1 else {}
-        return _computed({**_without(section, "start", "processes", *CADENCE), **changed, **several})
-
-    def cadence(self, experiment: str) -> Json:
-        """How often the stage of rule distill writes: numbers beside its spec, whose change reruns nothing."""
-        section = self.section(experiment, "distill")
-        return {key: section[key] for key in CADENCE}
+        return _computed(learnt_from(section))
 
     def _sample(self, experiment: str, section: Json) -> Json:
         weights = section["weights"] if section["from"] == "generator" else "ema"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dmd import config
+from dmd.distill_section import cadence
 from dmd.experiments import Experiments
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +27,7 @@ BASE: dict[str, Any] = {
 }
 
 DIGITS32 = {"features": {"kind": "digits32", "file": "d.safetensors", "sha256": "d" * 64}}
+LAST = {"updates": 1, "decoder": "full"}
 OTHER_DIGITS32 = {"reference": {"features": {"file": "e.safetensors"}}}
 
 
@@ -69,7 +71,8 @@ def test_defaults_of_distill_are_the_papers():
     assert distill["optimiser"]["learning_rate"] == 5e-5 and distill["optimiser"]["betas"] == [0.9, 0.999]
     assert distill["phases"][0] == {
         "updates": 5, "train": "both", "matching_scale": 1.0, "regression_scale": 1.0, "fake_updates": 1,
-        "learning_rate_scale": 1.0, "fresh_optimiser": False,
+        "learning_rate_scale": 1.0, "fresh_optimiser": False, "max_index": None, "num_pairs": None, "decoder": None,
+        "matching_batch_size": None, "regression_batch_size": None,
     }  # fmt: skip
 
 
@@ -83,7 +86,8 @@ def test_specs_mention_only_what_is_switched_on_of_compute():
     child = {"distill": {"compute": {"dtype": "bfloat16", "tf32": False}, "processes": 2}, "pairs": {"compute": {}}}
     experiments = Experiments(resolved(child=child))
     assert not {"compute", "processes", "log_every"} & set(experiments.spec("base", "distill"))
-    assert experiments.cadence("base") == {"checkpoint_every": 1000, "grid_every": 1000, "log_every": 1}
+    written = cadence(experiments.section("base", "distill"))
+    assert written == {"checkpoint_every": 1000, "grid_every": 1000, "log_every": 1}
     assert experiments.spec("child", "distill")["compute"] == {"dtype": "bfloat16"}
     assert experiments.spec("child", "distill")["processes"] == 2
     assert experiments.owner("child", "pairs") == "base" == experiments.owner("child", "pairs_manifest")
@@ -165,6 +169,22 @@ def test_levels_name_their_kind_only_where_it_is_not_karras():
         ({"reference": {"against": "test"}}, ["child.reference.against", "test"]),
         ({"sample": {"first_seed": 2**32 - 15}}, ["sample.first_seed", "4294967295", "4294967280 at most"]),
         ({"pairs": {"first_seed": 2**32 - 15}}, ["pairs.first_seed", "4294967295", "4294967280 at most"]),
+        ({"distill": {"phases": [{"updates": 1, "num_pairs": 17}]}}, ["distill.phases[0].num_pairs: 17 of 16"]),
+        ({"distill": {"phases": [{"updates": 1, "max_index": 19}]}}, ["phases[0].max_index: 19 is not within 20..999"]),
+        (
+            {"distill": {"processes": 2, "phases": [{"updates": 1, "matching_batch_size": 1}]}},
+            ["distill.phases[0].matching_batch_size: 1 cannot be shared by 2 processes"],
+        ),
+        ({"distill": {"guidance": 0.5}}, ["distill.guidance", "0.5"]),
+        ({"distill": {"guidance": 3}}, ["distill.guidance: 3.0, but a teacher of kind train knows no empty prompt"]),
+        (
+            {"distill": {"match_pairs": True, "regression_weight": 0}},
+            ["distill.match_pairs: true, but matching_weight or regression_weight is 0"],
+        ),
+        (
+            {"distill": {"regression_distance": {"kind": "l2", "decoder": "full"}}},
+            ["distill.regression_distance.decoder: a teacher of kind train makes no latents"],
+        ),
         ({"distill": {"processes": 393}}, ["distill.processes: 393 cannot share matching_batch_size 392"]),
         ({"distill": {"compute": {"dtype": "float16"}}}, ["distill.compute.dtype", "float16"]),
         ({"sample": {"compute": {"micro_batch_size": 3}}}, ["sample.compute", '"micro_batch_size"']),
@@ -410,3 +430,37 @@ def test_every_stage_takes_exactly_the_keys_of_its_spec():
             }
             block = (0, 0) if rule in ("pairs", "sample") else None
             stage._check_spec(experiments.spec(experiment, rule, block), numbers)
+
+
+def test_what_is_off_in_distill_is_no_part_of_its_spec():
+    phases = [{"updates": 5}, {"updates": 2, "max_index": 500, "num_pairs": 8, "matching_batch_size": 16}]
+    children = {
+        "same": {"guidance": 1.0, "match_pairs": False, "regression_distance": {"kind": "l2", "decoder": "none"}},
+        "other": {"match_pairs": True, "phases": phases, "sigma": None},
+    }
+    found = Experiments(resolved(**{name: {"distill": section} for name, section in children.items()}))
+    base, same, other = (found.spec(name, "distill") for name in ("base", "same", "other"))
+    assert same == base and not {"guidance", "match_pairs"} & base.keys() and "max_index" not in base["phases"][0]
+    assert base["regression_distance"] == {"kind": "l2"} and "decoder" not in base["phases"][0]
+    assert other["match_pairs"] is True and other["sigma"] is None and other["phases"][0] == base["phases"][0]
+    assert other["phases"][1].items() - base["phases"][0].items() >= set(phases[1].items())
+
+
+def test_decoders_of_all_phases_are_upstream_of_a_distillation_of_latents():
+    prompts = {"kind": "file", "file": "prompts.parquet"}
+    texts = {"prompts": prompts, "sample": {"prompts": prompts}}
+    texts["teacher"] = {"kind": "stable-diffusion", "folder": "sd", "tiny_autoencoder": {"folder": "tiny"}}
+    distance = {"kind": "l2", "decoder": "tiny"}
+    found = resolved(
+        text=texts | {"distill": {"guidance": 3, "regression_distance": distance}},
+        both=texts | {"distill": {"regression_distance": distance, "phases": [{"updates": 1}, LAST]}},
+        full=texts | {"distill": {"regression_distance": distance, "phases": [LAST]}},
+    )
+    upstream = {name: [rule for rule, _ in Experiments(found).upstream(name, "distill")] for name in found["parents"]}
+    before = ["teacher", "pairs_manifest"]
+    assert upstream["base"] == before and upstream["text"] == [*before, "tiny_autoencoder"]
+    assert upstream["both"] == [*before, "tiny_autoencoder", "autoencoder"]
+    assert upstream["full"] == [*before, "autoencoder"]
+    texts["teacher"] = {"kind": "stable-diffusion", "folder": "sd"}
+    message = fault(text=texts | {"distill": {"regression_distance": distance}})
+    assert "decoder: tiny, but section teacher names no tiny_autoencoder" in message

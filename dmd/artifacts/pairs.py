@@ -2,6 +2,8 @@
 
 import contextlib
 import resource
+import threading
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -14,7 +16,10 @@ SPARE = 128  # descriptors for all else
 
 
 class PairReader:
-    """Position p of the stream is a pure function of (seed, p, manifest), so a resumed run reads on exactly."""
+    """Position p of the stream is a pure function of (seed, p, manifest), so a resumed run reads on exactly.
+
+    Several threads may read.
+    """
 
     def __init__(self, manifest: Manifest, *, seed: int) -> None:
         """Opens nothing yet; a shard is checked against the manifest when it is first needed."""
@@ -26,32 +31,46 @@ class PairReader:
         self._most = most_open(len(manifest.shards))
         self._open: dict[int, Shard] = {}  # least recently used first
         self._checked: set[int] = set()
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+        self._order: tuple[tuple[int, int], np.ndarray] = ((-1, 0), np.empty(0, np.int64))
+        self._lock = threading.Lock()  # of everything above that changes
 
     def __len__(self) -> int:
         return len(self._offsets)
 
-    def batch(self, position: int, num: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def batch(
+        self, position: int, num: int, *, among: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Pairs at positions position .. position + num - 1 of the endless shuffled stream.
 
+        Args:
+            among: how many pairs of the manifest there are, its first ones; None is all of them.
+
         Returns:
-            noise (num, C, H, W), label int64 (num,) or, where the pairs hold them, text states (num, L, E), and image
-            (num, C, H, W); float32, however they are stored.
+            noise float32 (num, C, H, W); label int64 (num,), or text states float32 (num, L, E) where pairs have them;
+            image float32 (num, C, H, W).
 
         Raises:
             ValueError: a shard is missing or differs from the manifest.
         """
-        items = [self._item(self._row(place)) for place in range(position, position + num)]
-        condition = "text" if "text" in items[0] else "label"
-        noise, label, image = (
-            torch.from_numpy(np.stack([item[name] for item in items])) for name in ("noise", condition, "image")
-        )
-        return noise, label.float() if label.is_floating_point() else label, image.float()
+        with self._lock:
+            rows = [self._row(place, among or len(self)) for place in range(position, position + num)]
+            items = [self._item(row) for row in rows]
+            name = "text" if "text" in items[0] else "label"
+            noise, label, image = (_stacked(items, each) for each in ("noise", name, "image"))
+        return noise, label, image
 
-    def _row(self, position: int) -> int:
-        epoch, place = divmod(position, len(self))
-        if self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng([self._seed, epoch]).permutation(len(self))
+    def texts(self, rows: Iterable[int]) -> torch.Tensor:
+        """Text states float32 (B, L, E) of rows of the manifest; ValueError if its pairs have none."""
+        with self._lock:
+            items = [self._item(row) for row in rows]
+            if "text" not in items[0]:
+                raise ValueError(f"{self._manifest.path}: its pairs hold no text states, but the teacher wants them")
+            return _stacked(items, "text")
+
+    def _row(self, position: int, num: int) -> int:
+        epoch, place = divmod(position, num)
+        if self._order[0] != (epoch, num):
+            self._order = (epoch, num), np.random.default_rng([self._seed, epoch]).permutation(num)
         return int(self._order[1][place])
 
     def _item(self, row: int) -> dict[str, np.ndarray]:
@@ -67,6 +86,12 @@ class PairReader:
         shard = Shard(file.path, size=file.size, sha256=None if number in self._checked else file.sha256)
         self._checked.add(number)
         return shard
+
+
+def _stacked(items: list[dict[str, np.ndarray]], name: str) -> torch.Tensor:
+    """One field of all items; half-precision values become float32."""
+    values = np.stack([item[name] for item in items])
+    return torch.from_numpy(values.astype(np.float32) if values.dtype == np.float16 else values)
 
 
 def most_open(num: int) -> int:

@@ -8,7 +8,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dmd.methods import sharding
 from dmd.methods.losses import Losses
-from dmd.methods.numbers import Batch
+from dmd.methods.numbers import Batch, Label
 from dmd.methods.optimiser import Optimiser
 from dmd.methods.readings import Readings
 from dmd.networks.adapters import trained
@@ -51,18 +51,23 @@ class Distillation(Losses):
         is left on the fake denoiser for `fake_update` to apply, and its noise levels are those of the matching range.
 
         Returns:
-            The generated images of the matching batch, detached (empty if there was no matching loss), and what
-            the log keeps of this update, as scalars.
+            The generated images of the matching batch, detached (empty if there was no matching loss; x_ref behind x
+            with `match_pairs`), and what the log keeps of this update, as scalars.
         """
         row: dict[str, torch.Tensor] = {}
         matching = self.numbers["matching_weight"] * phase["matching_scale"]
         regression = self.numbers["regression_weight"] * phase["regression_scale"]
         generated = seen = batch.noise.new_empty(0)
+        pairs = batch.pairs if regression else None
+        joins, num, matched = bool(self.numbers.get("match_pairs")), len(batch.noise), None
         if matching:
-            generated = seen = self.match(batch, matching, generator, row)
-        if regression and batch.pairs is not None:
-            image = self.regress(batch.pairs, regression, row, keep=not matching)
-            seen = generated if matching else image
+            shape = (num + (len(pairs[0]) if joins and pairs else 0), *batch.noise.shape[1:])
+            matched = self.begin_matching(shape, matching, phase, generator)
+            self.match(batch, matched)
+        if pairs is not None:
+            seen = self.regress(pairs, regression, row, matched=matched if joins else None, keep=not matching)
+        if matched is not None:
+            generated = seen = self.end_matching(matched, row)
         row["generated_mean"], row["generated_std"] = seen.mean(), seen.std()
         row["generator_gradient_norm"] = self.generator_optimiser.update()
         self.average.update_parameters(trained(self.generator.network))
@@ -71,7 +76,7 @@ class Distillation(Losses):
     def fake_update(
         self,
         image: torch.Tensor,
-        label: torch.Tensor,
+        label: Label,
         generator: torch.Generator,
         *,
         has_gradient: bool = False,

@@ -1,143 +1,126 @@
 """Losses of DMD (Yin et al. 2023, Algorithms 2 and 3) whose gradients are left on generator and fake denoiser."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from dmd.diffusion.denoiser import Denoiser, per_sample, start_scale
+from dmd.diffusion.denoiser import per_sample
 from dmd.diffusion.objective import denoising_loss
-from dmd.methods.levels import noise_table
+from dmd.methods.denoisers import Denoisers, drawn
 from dmd.methods.matching import matching_gradient, matching_loss
-from dmd.methods.numbers import Batch, Numbers, Pairs
+from dmd.methods.numbers import Batch, Joined, Label, Pairs
 from dmd.methods.readings import Readings, matching_row
-from dmd.methods.share import Share
 
-Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Denoise = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+@dataclass(frozen=True)
+class Matched:
+    """A matching batch while its micro batches are worked on.
+
+    Attributes:
+        index, noise: noise level and noise of every row, (B,) and (B, C, H, W), on the CPU.
+        weight: of the loss.
+        readings: what micro batches leave for the log.
+    """
+
+    index: torch.Tensor
+    noise: torch.Tensor
+    weight: float
+    readings: Readings
 
 
 @dataclass
-class Losses:
-    """The three denoisers and what they are trained on.
+class Losses(Denoisers):
+    """The denoisers, and what the generator and the fake one are trained on."""
 
-    Random numbers are drawn for the whole batch, on the CPU; networks see this process's micro batches of it.
+    def begin_matching(
+        self, shape: tuple[int, ...], weight: float, phase: Mapping[str, Any], generator: torch.Generator
+    ) -> Matched:
+        """Draws noise levels and noise for the matching loss of a batch (B, C, H, W), x with what may join it."""
+        levels, last = self.numbers["levels"], phase.get("max_index")
+        stop = 1 + (levels["max_index"] if last is None else last)
+        index, noise = drawn(shape, levels["min_index"], stop, generator)
+        return Matched(index, noise, weight, Readings(self.share))
 
-    Attributes:
-        teacher: real score; any denoiser, frozen.
-        generator, fake: trained, dropout off.
-        numbers: section `distill` of the experiment.
-        distance: of the regression loss, (generated, reference) -> scalar.
-        share: this process's part of every batch.
-    """
-
-    teacher: Denoise
-    generator: Denoiser
-    fake: Denoiser
-    numbers: Numbers
-    distance: Distance
-    share: Share = Share()
-
-    def __post_init__(self) -> None:
-        self._device = next(self.generator.parameters()).device
-        table = noise_table(self.numbers["levels"], self.teacher)
-        self._alphas, self._sigmas = (part.to(self._device) for part in table)
-
-    def generate(self, noise: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """One-step images G(z, y) = D(scale z; sigma, y) from unit noise (B, C, H, W); see `start_scale`."""
-        noise, label = noise.to(self._device), label.to(self._device)
-        sigma = self.numbers["sigma"]
-        return self.generator(start_scale(self.generator, sigma) * noise, noise.new_full((len(noise),), sigma), label)
-
-    @torch.no_grad()
-    def generate_all(self, noise: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """`generate` without gradient, by this process alone, in micro batches.
-
-        Compiled networks get batches of the size they are trained on, padded: another shape would be compiled anew.
-        """
-        size, num = self.share.micro_batch_size or len(noise), len(noise)
-        if self.numbers.get("compute", {}).get("compile"):
-            first = self.share.slices(self.numbers["matching_batch_size"])[0]
-            size = first.stop - first.start
-            places = torch.arange(-(-num // size) * size) % num
-            noise, label = noise[places], label[places]
-        parts = zip(noise.split(size), label.split(size), strict=True)
-        return torch.cat([self.generate(*part) for part in parts])[:num]
-
-    @torch.no_grad()
-    def generate_share(self, noise: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """`generate` without gradient, for this process's part of a batch; zeros elsewhere."""
-        image = torch.zeros_like(noise, device=self._device)
-        for place in self.share.slices(len(noise)):
-            image[place] = self.generate(noise[place], label[place])
-        return image
-
-    def match(
-        self, batch: Batch, weight: float, generator: torch.Generator, row: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """Leaves the gradient of the matching loss on the generator; returns the images, detached."""
-        levels, num, readings = self.numbers["levels"], len(batch.noise), Readings(self.share)
-        drawn = _drawn(batch.noise, levels["min_index"], levels["max_index"] + 1, generator)
-        for place in self.share.slices(num):
+    def match(self, batch: Batch, matched: Matched) -> None:
+        """Leaves the gradient of the matching loss of x on the generator."""
+        for place in self.share.slices(len(batch.noise)):
             image = self.generate(batch.noise[place], batch.label[place])
-            part = len(image) / num
-            label = batch.label[place].to(self._device)
-            gradient, found = self._matching_gradient(image.detach(), label, drawn, place, part, readings)
-            loss = matching_loss(image, gradient)
-            (weight * part * loss).backward()
-            readings.add("matching_loss", part * loss)
-            for name, values in {"image": image, **found}.items():
-                readings.put(name, values, place, num)
-        whole = readings.whole()
+            self._matching_loss(image, batch.label[place], matched, place).backward()
+
+    def end_matching(self, matched: Matched, row: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the log keeps of a matching batch, into `row`; returns its images, detached."""
+        whole = matched.readings.whole()
         generated, factor, finite, gap = (whole.pop(name) for name in ("image", "factor", "finite", "gap"))
-        index = drawn[0].to(self._device)
-        row |= whole | matching_row(factor, finite, gap, index, num_levels=len(self._sigmas))
+        index = matched.index.to(self.device)
+        row |= whole | matching_row(factor, finite, gap, index, num_levels=len(self.sigmas))
         return generated
 
     def regress(
-        self,
-        pairs: Pairs,
-        weight: float,
-        row: dict[str, torch.Tensor],
-        *,
-        keep: bool,
+        self, pairs: Pairs, weight: float, row: dict[str, torch.Tensor], *, matched: Matched | None, keep: bool
     ) -> torch.Tensor:
-        """Leaves the gradient of the regression loss on the generator; returns the images, detached, if to `keep`."""
+        """Leaves the gradient of the regression loss on the generator.
+
+        Args:
+            pairs: the regression batch.
+            weight: of its loss.
+            row: of the log, to be added to.
+            matched: the matching batch that x_ref joins, as its last rows: one pass and one gradient for both losses.
+            keep: whether images are wanted.
+
+        Returns:
+            The images, detached, if to `keep`.
+        """
         num, readings = len(pairs[0]), Readings(self.share)
+        behind = 0 if matched is None else len(matched.index) - num
         for place in self.share.slices(num):
-            noise, label, reference = (values[place].to(self._device) for values in pairs)
+            noise, label, reference = (values[place].to(self.device) for values in pairs)
             image = self.generate(noise, label)
-            part = len(image) / num
-            loss = self.distance(image, reference)
-            (weight * part * loss).backward()
-            readings.add("regression_loss", part * loss)
+            part, distance = len(image) / num, self.distance(image, reference)
+            readings.add("regression_loss", part * distance)
+            loss = weight * part * distance
+            if matched is not None:
+                joined = slice(place.start + behind, place.stop + behind)
+                loss = loss + self._matching_loss(image, label, matched, joined)
+            loss.backward()
             if keep:  # processes exchange what is put
                 readings.put("image", image, place, num)
         whole = readings.whole()
         row["regression_loss"] = whole["regression_loss"]
         return whole.get("image", noise.new_empty(0))
 
-    def denoise(self, image: torch.Tensor, label: torch.Tensor, generator: torch.Generator, readings: Readings) -> None:
+    def denoise(self, image: torch.Tensor, label: Label, generator: torch.Generator, readings: Readings) -> None:
         """Leaves the gradient of the denoising loss of a batch of generated images on the fake denoiser."""
-        drawn = _drawn(image, 0, len(self._sigmas), generator)
-        for place in self.share.slices(len(image)):
-            noised, index = self._noised(image[place], drawn, place)
-            sigma = self._sigmas[index]
-            denoised = self.fake(noised, sigma, label[place].to(self._device))
+        index, noise = drawn(image.shape, 0, len(self.sigmas), generator)
+        places = self.share.slices(len(image))
+        if isinstance(label, Joined):  # this process has its part of both
+            places = self.share.slices(len(label.first))
+            places += self.share.slices(len(label.second), behind=len(label.first))
+        for place in places:
+            noised, sigma = self.noised(image[place], index[place], noise[place])[:2]
+            denoised = self.fake(noised, sigma, label[place].to(self.device))
             self._fake_loss(denoised, image[place], sigma, len(denoised) / len(image), readings)
+
+    def _matching_loss(self, image: torch.Tensor, label: torch.Tensor, matched: Matched, place: slice) -> torch.Tensor:
+        """The weighted loss of a micro batch, which lies at `place` of the matching batch."""
+        num, readings = len(matched.index), matched.readings
+        gradient, found = self._matching_gradient(image.detach(), label.to(self.device), matched, place)
+        part, loss = len(image) / num, matching_loss(image, gradient)
+        readings.add("matching_loss", part * loss)
+        for name, values in {"image": image, **found}.items():
+            readings.put(name, values, place, num)
+        return matched.weight * part * loss
 
     def _matching_gradient(
         self,
         image: torch.Tensor,
         label: torch.Tensor,
-        drawn: tuple[torch.Tensor, torch.Tensor],
+        matched: Matched,
         place: slice,
-        part: float,
-        readings: Readings,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The gradient for a micro batch, zero where it is not finite, and what the log keeps of each sample."""
-        noised, index = self._noised(image, drawn, place)
-        alpha, sigma = self._alphas[index], self._sigmas[index]
+        noised, sigma, alpha = self.noised(image, matched.index[place], matched.noise[place])
         with torch.no_grad():
             real_x0 = self.teacher(noised, sigma, label)
         if not self.numbers["fake_score"]:  # Figure 3 (a): a fake score of 0 means mu_fake = x_t
@@ -146,7 +129,7 @@ class Losses:
             with torch.set_grad_enabled(self.numbers["shared_noise"]):
                 fake_x0 = self.fake(noised, sigma, label)
             if self.numbers["shared_noise"]:
-                self._fake_loss(fake_x0, image, sigma, part, readings)
+                self._fake_loss(fake_x0, image, sigma, len(image) / len(matched.index), matched.readings)
                 fake_x0 = fake_x0.detach()
         gradient, factor = matching_gradient(
             image,
@@ -162,13 +145,6 @@ class Losses:
         found = {"factor": factor, "finite": finite.float(), "gap": gap}
         return torch.where(per_sample(finite, gradient), gradient, 0.0), found
 
-    def _noised(
-        self, image: torch.Tensor, drawn: tuple[torch.Tensor, torch.Tensor], place: slice
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x_t of a micro batch (Eq. 3) and the index of each sample's noise level."""
-        index, noise = (values[place].to(self._device) for values in drawn)
-        return torch.addcmul(image, noise, per_sample(self._sigmas[index], image)), index
-
     def _fake_loss(
         self, denoised: torch.Tensor, image: torch.Tensor, sigma: torch.Tensor, part: float, readings: Readings
     ) -> None:
@@ -176,9 +152,3 @@ class Losses:
         loss = part * denoising_loss(denoised, image, weight=self.fake.loss_weight(sigma))
         loss.backward()
         readings.add("fake_loss", loss)
-
-
-def _drawn(like: torch.Tensor, first: int, stop: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of noise levels, first .. stop - 1, and noise for a whole batch, on the CPU."""
-    index = torch.randint(first, stop, (len(like),), generator=generator)
-    return index, torch.randn(like.shape, generator=generator)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,7 +13,7 @@ from torch import nn
 from dmd.methods.counting import kept_bytes, peak_bytes, trained
 from dmd.methods.numbers import Numbers
 from dmd.methods.optimiser import moment_bytes
-from dmd.methods.regression import CHUNK, Lpips
+from dmd.methods.regression import Chunked
 from dmd.methods.share import BUCKET, Share
 
 TEXT_LENGTH = 77  # tokens of CLIP's text encoders
@@ -64,11 +67,12 @@ def working(denoiser: nn.Module, shape: tuple[int, ...]) -> Line:
 
 
 def lpips_bytes(distance: object, shape: tuple[int, ...], num: int) -> int:
-    """What LPIPS keeps of `num` images, CHUNK at a time; 0 for other distances."""
-    if not isinstance(distance, Lpips):
+    """What a distance keeps of `num` images or latents, a chunk at a time: LPIPS, decoders; 0 for others."""
+    if not isinstance(distance, Chunked):
         return 0
-    image = distance.get_buffer("shift").new_zeros((1, *shape)).requires_grad_()
-    return min(num, CHUNK) * kept_bytes(distance, lambda: distance.total(image, image.detach()))[0]
+    like = next(chain(distance.buffers(), distance.parameters()))
+    image = like.new_zeros((1, *shape)).requires_grad_()
+    return min(num, distance.chunk) * kept_bytes(distance, lambda: distance.total(image, image.detach()))[0]
 
 
 def distill_parts(
@@ -84,11 +88,20 @@ def distill_parts(
         lpips: bytes LPIPS holds.
     """
     line = found.checkpointed if numbers.get("compute", {}).get("gradient_checkpointing") else found.kept
-    matched, regressed = (share.largest(numbers[key]) for key in ("matching_batch_size", "regression_batch_size"))
+    matched, regressed = (share.largest(_most(numbers, f"{loss}_batch_size")) for loss in ("matching", "regression"))
     shared = numbers["shared_noise"] and numbers["fake_score"]
-    matching = line.of(matched) * (2 if shared else 1) + (0 if shared else found.working.of(matched))
+    doubled = 1 if numbers.get("guidance", 1.0) == 1 else 2  # with and without the condition, in one pass
+
+    def scored(num: int) -> int:
+        """Bytes of generated images with their graph, and of the scores of them."""
+        scores = found.working.of(doubled * num)
+        return line.of(num) + (max(line.of(num), scores) if shared else scores)
+
+    matching = scored(matched)
     regression = (line.of(regressed) + lpips) * bool(numbers["regression_weight"])
     kind = numbers.get("optimiser", {}).get("kind", "fused")
+    if numbers.get("match_pairs") and regression:
+        regression = max(regression, scored(regressed))
     parts = {
         "weights of teacher, generator, fake denoiser and moving average": teacher + 3 * trained,
         "moments of both optimisers": 2 * moment_bytes(trained, kind),
@@ -102,6 +115,12 @@ def distill_parts(
         name = f"activations of {regressed} regressed images" + (" and LPIPS" if lpips else "")
         return parts | {name: regression}
     return parts | {f"activations of {matched} matched images": matching}
+
+
+def _most(numbers: Mapping[str, Any], key: str) -> int:
+    """The largest batch of all phases."""
+    sizes = [phase[key] for phase in numbers.get("phases", []) if phase.get(key) is not None]
+    return max(sizes if sizes and len(sizes) == len(numbers["phases"]) else [numbers[key], *sizes])
 
 
 def drawing_parts(*, weights: int, found: Line, batch_size: int) -> dict[str, int]:

@@ -12,7 +12,7 @@ from dmd.networks.lora import Adapter
 class Numbers(TypedDict):
     """Section `distill` of an experiment; what each number means stands in the config schema."""
 
-    sigma: float
+    sigma: Any  # float; None in a spec, the last noise level of the network
     levels: dict[str, Any]
     weighting: str
     alpha_factor: bool
@@ -32,6 +32,8 @@ class Numbers(TypedDict):
     log_every: int
     device: str
     threads: int
+    guidance: NotRequired[float]
+    match_pairs: NotRequired[bool]
     processes: NotRequired[int]
     compute: NotRequired[Compute]
     adapter: NotRequired[Adapter | None]
@@ -61,6 +63,25 @@ class Rows:
         return self.values[start:stop]
 
 
+@dataclass(frozen=True)
+class Joined:
+    """Rows of two batches, the second behind the first: x and x_ref."""
+
+    first: torch.Tensor | Rows
+    second: torch.Tensor | Rows
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def __getitem__(self, place: slice) -> torch.Tensor:
+        """Rows of one of the two."""
+        num = len(self.first)
+        if place.start < num:
+            return self.first[place]
+        return self.second[slice(place.start - num, place.stop - num)]
+
+
+Label = torch.Tensor | Rows | Joined
 Pairs = tuple[torch.Tensor | Rows, torch.Tensor | Rows, torch.Tensor | Rows]  # noise, label, image
 
 
@@ -68,10 +89,15 @@ Pairs = tuple[torch.Tensor | Rows, torch.Tensor | Rows, torch.Tensor | Rows]  # 
 class Batch:
     """Unit noise (B, C, H, W) and labels (B,) of the matching loss; pairs of the regression loss. All on the CPU.
 
-    Noise and labels are those of the whole batch of an update, whatever part of it a process works on; of pairs each
-    process may have its own part alone.
+    A label is int64 (B,), or text states float32 (B, L, E). Noise is that of the whole batch of an update, whatever
+    part of it a process works on; of text states and of pairs a process may have its own part alone.
     """
 
     noise: torch.Tensor
-    label: torch.Tensor
+    label: torch.Tensor | Rows
     pairs: Pairs | None = None
+
+    @property
+    def joined_label(self) -> Label:
+        """Labels of the matching batch, and behind them those of the pairs."""
+        return self.label if self.pairs is None else Joined(self.label, self.pairs[1])

@@ -11,6 +11,7 @@ class Phase:
 
     Attributes:
         index: its place in the config's list, from 0; phases that were skipped count.
+        numbers: its entry, with the section's numbers where it names none of its own.
     """
 
     index: int
@@ -43,7 +44,8 @@ def plan(numbers: Mapping[str, Any]) -> tuple[list[Phase], list[str]]:
     notes = []
     uses_fake = bool(numbers["matching_weight"]) and numbers["fake_score"]
     first = pairs = 0
-    for index, phase in enumerate(numbers["phases"]):
+    for index, entry in enumerate(numbers["phases"]):
+        phase = _whole(numbers, entry)
         both = phase["train"] == "both"
         matching = both and bool(numbers["matching_weight"] * phase["matching_scale"])
         regression = both and bool(numbers["regression_weight"] * phase["regression_scale"])
@@ -56,8 +58,16 @@ def plan(numbers: Mapping[str, Any]) -> tuple[list[Phase], list[str]]:
             notes.append(f"phase {index}: the fake score is not used, fake_updates {phase['fake_updates']} not made")
         phases.append(Phase(index, phase, first, phase["updates"], both, matching, regression, pairs))
         first += phase["updates"]
-        pairs += phase["updates"] * numbers["regression_batch_size"] * regression
+        pairs += phase["updates"] * phase["regression_batch_size"] * regression
     return phases, notes
+
+
+def _whole(numbers: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of `phases` that says everything itself; `num_pairs` None is all of the manifest."""
+    own = {name: value for name, value in entry.items() if value is not None}
+    section = {name: numbers[name] for name in ("matching_batch_size", "regression_batch_size")}
+    section |= {"max_index": numbers["levels"]["max_index"], "num_pairs": None}
+    return section | {"decoder": numbers["regression_distance"].get("decoder", "none")} | own
 
 
 def phase_of(phases: list[Phase], update: int) -> Phase:
@@ -69,14 +79,20 @@ def phase_of(phases: list[Phase], update: int) -> Phase:
 
 
 def num_passes(numbers: Mapping[str, Any]) -> int:
-    """Network passes of a whole distillation, in batches; a pass whose gradient is taken counts 3."""
-    total = 0
+    """Network passes of a whole distillation, in batches of the section; a pass whose gradient is taken counts 3."""
+    total = 0.0
+    real = 1 if numbers.get("guidance", 1.0) == 1 else 2  # guidance asks with and without the condition
     for phase in plan(numbers)[0]:
+        sizes = {key: phase.numbers[key] for key in ("matching_batch_size", "regression_batch_size")}
         fake = numbers["fake_score"] and (phase.matching or not phase.trains_generator)
         num_fake = phase.fake_updates if fake else 0
         generated = max(num_fake - phase.trains_generator, 0)  # images of the fake updates' own noise
-        scores = phase.matching * (1 + numbers["fake_score"])  # of the teacher and the fake denoiser
         shared = bool(phase.matching and num_fake and numbers["shared_noise"])  # that pass is a fake update's, too
-        update = 3 * (phase.matching + phase.regression + num_fake) + generated + scores - shared
+        scores = phase.matching * (real + numbers["fake_score"]) - shared  # of the teacher and the fake denoiser
+        update = (3 * (phase.matching + num_fake) + generated + scores) * sizes["matching_batch_size"]
+        if phase.matching and phase.regression and numbers.get("match_pairs"):
+            update += (scores + 3 * bool(num_fake)) * sizes["regression_batch_size"]
+        update /= numbers["matching_batch_size"]
+        update += 3 * phase.regression * sizes["regression_batch_size"] / numbers["regression_batch_size"]
         total += phase.updates * update
-    return total
+    return round(total)

@@ -1,5 +1,6 @@
 """Distances of the regression loss between generated and reference images."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -25,7 +26,47 @@ def l2_distance(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     return functional.mse_loss(image.float(), reference.float())
 
 
-class Lpips(nn.Module):
+class Chunked(nn.Module, ABC):
+    """A distance, mean over the batch, that has the features of `chunk` images in memory at once.
+
+    Features of a whole batch would fill more memory than the networks that are trained: the gradient by `image` is
+    taken in the forward pass, chunk by chunk.
+    """
+
+    @property
+    @abstractmethod
+    def chunk(self) -> int:
+        """Images at once."""
+
+    @abstractmethod
+    def total(self, image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """Sum of the distances of some images, with all that is kept for its gradient in memory."""
+
+    def forward(self, image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """Scalar distance of images (B, C, H, W) in [-1, 1], or latents; ValueError if the shapes differ."""
+        check_shapes(image, reference)
+        values: list[torch.Tensor] = []
+        gradients: list[torch.Tensor] = []
+        for ours, theirs in zip(image.split(self.chunk), reference.split(self.chunk), strict=True):
+            value, gradient = self._slope(ours.detach(), theirs, wanted=torch.is_grad_enabled() and image.requires_grad)
+            values.append(value)
+            gradients += gradient
+        distance = torch.stack(values).sum() / len(image)
+        if gradients:  # the same value, and a graph that knows the gradient
+            distance = distance + ((image - image.detach()) * torch.cat(gradients)).sum() / len(image)
+        return distance
+
+    def _slope(
+        self, image: torch.Tensor, reference: torch.Tensor, *, wanted: bool
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Sum of the distances of some images, and its gradient where it is wanted."""
+        image = image.requires_grad_(wanted)
+        with torch.set_grad_enabled(wanted):
+            value = self.total(image, reference)
+        return value.detach(), torch.autograd.grad(value, image) if wanted else ()
+
+
+class Lpips(Chunked):
     """LPIPS on VGG16 features (Zhang et al. 2018), mean over the batch.
 
     Images are upsampled (bilinear) to `size` first. Average pooling is what the code of the DMD papers uses,
@@ -65,35 +106,13 @@ class Lpips(nn.Module):
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
 
-    def forward(self, image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        """Scalar distance of images (B, 1 or 3, H, W) in [-1, 1]; ValueError if the shapes differ.
-
-        The gradient by `image` is taken here, CHUNK images at a time: features of a whole batch at 224 pixels would
-        fill more memory than the networks that are trained.
-        """
-        check_shapes(image, reference)
-        values: list[torch.Tensor] = []
-        gradients: list[torch.Tensor] = []
-        for ours, theirs in zip(image.split(CHUNK), reference.split(CHUNK), strict=True):
-            value, gradient = self._slope(ours.detach(), theirs, wanted=torch.is_grad_enabled() and image.requires_grad)
-            values.append(value)
-            gradients += gradient
-        distance = torch.stack(values).sum() / len(image)
-        if gradients:  # the same value, and a graph that knows the gradient
-            distance = distance + ((image - image.detach()) * torch.cat(gradients)).sum() / len(image)
-        return distance
-
-    def _slope(
-        self, image: torch.Tensor, reference: torch.Tensor, *, wanted: bool
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Sum of the distances of some images, and its gradient where it is wanted."""
-        image = image.requires_grad_(wanted)
-        with torch.set_grad_enabled(wanted):
-            value = self.total(image, reference)
-        return value.detach(), torch.autograd.grad(value, image) if wanted else ()
+    @property
+    def chunk(self) -> int:
+        """CHUNK."""
+        return CHUNK
 
     def total(self, image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        """Sum of the distances of some images, with all its features in memory."""
+        """Sum of the distances of images (B, 1 or 3, H, W) in [-1, 1], with all its features in memory."""
         ours, total = self._enlarged(image), image.new_zeros((), dtype=torch.float32)
         with torch.no_grad():
             theirs = self._enlarged(reference)

@@ -27,15 +27,19 @@ class Share:
     processes: int = 1
     micro_batch_size: int | None = None
 
-    def slices(self, num: int) -> list[slice]:
+    def slices(self, num: int, *, behind: int = 0) -> list[slice]:
         """This process's micro batches of a batch of `num`; the last may be smaller.
+
+        Args:
+            behind: rows of another batch that come before it.
 
         Raises:
             ValueError: fewer images than processes.
         """
         part = self.part(num)
-        size = self.micro_batch_size or part.stop - part.start
-        return [slice(start, min(start + size, part.stop)) for start in range(part.start, part.stop, size)]
+        first, last = part.start + behind, part.stop + behind
+        size = self.micro_batch_size or last - first
+        return [slice(start, min(start + size, last)) for start in range(first, last, size)]
 
     def part(self, num: int) -> slice:
         """Places of a batch of `num` that this process works on.

@@ -13,6 +13,7 @@ from dmd.artifacts import tensors as tensor_files
 from dmd.diffusion.compute import Compute, set_tf32
 from dmd.methods.numbers import Numbers
 from dmd.stages import checkpoints, processes, stage
+from dmd.stages.distance import DistanceFiles
 from dmd.stages.training import Training
 
 
@@ -24,6 +25,8 @@ def run(
     table: Path,
     start: Path | None = None,
     lpips: Path | None = None,
+    tiny_autoencoder: Path | None = None,
+    autoencoder: Path | None = None,
     **numbers: Unpack[Numbers],
 ) -> None:
     """Writes the generator and the log of its training.
@@ -35,6 +38,7 @@ def run(
         table: distill/log.parquet, one row per `log_every` updates; `phase` is an index into `phases`, from 0.
         start: file that initialises generator and fake denoiser; the teacher's where absent.
         lpips: VGG16 weights, for regression_distance of kind lpips.
+        tiny_autoencoder, autoencoder: what decodes latents, for a regression_distance with decoder tiny or full.
         numbers: section `distill` of the experiment, with device and threads.
 
     Raises:
@@ -47,9 +51,11 @@ def run(
     alone = record.exclusive(output) if leads else contextlib.nullcontext()
     with alone, processes.joined(numbers.get("processes", 1), stage.choose_device(numbers["device"])):
         inputs = record.check_inputs(teacher=teacher, manifest=manifest, start=start, lpips=lpips)
+        inputs |= record.check_inputs(tiny_autoencoder=tiny_autoencoder, autoencoder=autoencoder)
         provenance = record.provenance("distill", numbers, inputs)
         key = checkpoints.checkpoint_key({**provenance, "spec": _without_cadence(numbers)})
-        training = Training(teacher, manifest, start or teacher, lpips, output.parent, numbers)
+        files = DistanceFiles(lpips, tiny_autoencoder, autoencoder)
+        training = Training(teacher, manifest, start or teacher, files, output.parent, numbers)
         rows, weights = training.train(key), training.weights()
         if not leads:
             return

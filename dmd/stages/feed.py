@@ -1,6 +1,8 @@
 """Batches of a distillation: a thread reads and draws the next one while the networks work on this one."""
 
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 
@@ -26,12 +28,12 @@ class Feed:
         numbers: Numbers,
         share: Share,
         *,
-        shape: tuple[int, ...],
-        num_classes: int,
+        facts: Mapping[str, Any],
     ) -> None:
-        """shape: (C, H, W) of an image; num_classes: 0 gives label -1."""
+        """facts: of the teacher: shape (C, H, W) of an image, num_classes (0 gives label -1), and text where the
+        condition is text states: those of random pairs."""
         self._reader, self._phases, self._numbers, self._share = reader, phases, numbers, share
-        self._shape, self._num_classes = shape, num_classes
+        self._facts = facts
         self._total = sum(phase.updates for phase in phases)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
         self._ahead: dict[int, Future[Prepared]] = {}
@@ -49,10 +51,14 @@ class Feed:
             self._ahead[update + 1] = self._thread.submit(self._prepare, update + 1)
         return found
 
-    def noise(self, random: torch.Generator) -> Batch:
-        """Noise and labels of a matching batch."""
-        num, classes = self._numbers["matching_batch_size"], self._num_classes
-        noise = torch.randn((num, *self._shape), generator=random)
+    def noise(self, phase: Phase, random: torch.Generator) -> Batch:
+        """Noise and labels of a matching batch; text states are those of this process's part of it."""
+        num, classes = phase.numbers["matching_batch_size"], self._facts["num_classes"]
+        noise = torch.randn((num, *self._facts["shape"]), generator=random)
+        if "text" in self._facts:
+            part = self._share.part(num)
+            rows = torch.randint(phase.numbers["num_pairs"] or len(self._reader), (num,), generator=random)
+            return Batch(noise, Rows(self._reader.texts(rows[part].tolist()), part.start, num))
         label = torch.randint(classes, (num,), generator=random) if classes else torch.full((num,), -1)
         return Batch(noise, label)
 
@@ -62,12 +68,13 @@ class Feed:
 
     def _prepare(self, update: int) -> Prepared:
         phase, random = phase_of(self._phases, update), update_generator("distill", self._numbers["seed"], update)
-        batch = self.noise(random)
+        batch = self.noise(phase, random)
         if not phase.regression:
             return batch, random
-        num = self._numbers["regression_batch_size"]
+        num = phase.numbers["regression_batch_size"]
         part = self._share.part(num)
         position = phase.first_pair + (update - phase.first) * num + part.start
-        noise, label, image = self._reader.batch(position, part.stop - part.start)
+        among = phase.numbers["num_pairs"]
+        noise, label, image = self._reader.batch(position, part.stop - part.start, among=among)
         pairs = Rows(noise, part.start, num), Rows(label, part.start, num), Rows(image, part.start, num)
         return Batch(batch.noise, batch.label, pairs), random

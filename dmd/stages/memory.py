@@ -1,14 +1,14 @@
 """The memory plan of a stage: printed before work starts, and compared with what the GPU has left."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from dmd.methods.counting import carriers, weight_bytes
-from dmd.methods.losses import Distance
+from dmd.methods.denoisers import Distance
 from dmd.methods.memory import activations, distill_parts, drawing_parts, lpips_bytes, working
 from dmd.methods.numbers import Numbers
 from dmd.methods.share import Share
@@ -26,7 +26,7 @@ def announce_distillation(
     numbers: Numbers,
     share: Share,
     denoisers: tuple[nn.Module, nn.Module],
-    distance: Distance,
+    distances: Iterable[Distance],
     shape: tuple[int, ...],
 ) -> None:
     """The plan of a distillation, whose networks are on their device and not compiled yet.
@@ -35,12 +35,13 @@ def announce_distillation(
         numbers: section `distill`.
         share: this process's part of a batch.
         denoisers: teacher, and generator (the fake denoiser is as large).
-        distance: of the regression loss.
+        distances: of the regression loss, one at a time.
         shape: (C, H, W) of an image.
     """
     device = next(denoisers[1].parameters()).device
     teacher, trained = (weight_bytes(denoiser) for denoiser in denoisers)
-    lpips = lpips_bytes(distance, shape, share.largest(numbers["regression_batch_size"]))
+    regressed = share.largest(numbers["regression_batch_size"])
+    lpips = max(lpips_bytes(distance, shape, regressed) for distance in distances)
     found = activations(denoisers[1], shape)
     parts = distill_parts(numbers, share, teacher=teacher, trained=trained, found=found, lpips=lpips)
     announce(parts, device, here=teacher + 2 * trained, advice=ADVICE, exact=_is_exact(numbers, denoisers[1]))

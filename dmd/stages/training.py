@@ -4,11 +4,9 @@ import contextlib
 import math
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from dmd import loading
 from dmd.artifacts import manifest as manifests
 from dmd.artifacts.pairs import PairReader
 from dmd.diffusion.compute import Compute, compile_network
@@ -19,12 +17,14 @@ from dmd.methods.numbers import Batch, Numbers
 from dmd.methods.phases import Phase, phase_of, plan
 from dmd.methods.schedule import learning_rate_factor
 from dmd.methods.share import Share
-from dmd.stages import checkpoints, memory, networks, processes, stage
-from dmd.stages.distance import regression_distance
+from dmd.stages import agreement, checkpoints, memory, networks, processes, stage
+from dmd.stages.distance import DistanceFiles, regression_distances
 from dmd.stages.feed import Feed
 from dmd.stages.grid import save_grid
 
 GRID_IMAGES = 64
+LEVEL_FACTS = ("preconditioning", "scheduler", "sigma_data", "sigma_min", "sigma_max")
+KEPT_FACTS = ("network", *LEVEL_FACTS, "shape", "image_shape", "num_classes", "text")
 
 
 class Training:
@@ -37,36 +37,38 @@ class Training:
     """
 
     def __init__(
-        self, teacher: Path, manifest: Path, start: Path, lpips: Path | None, folder: Path, numbers: Numbers
+        self, teacher: Path, manifest: Path, start: Path, files: DistanceFiles, folder: Path, numbers: Numbers
     ) -> None:
-        self.numbers, self.folder = numbers, folder
+        self.folder = folder
         self.checkpoints = folder / "checkpoints"
         self.device = stage.choose_device(numbers["device"])
         pairs = manifests.read(manifest)
         found = networks.load(teacher, start, numbers, self.device)
         real, generator, fake, facts, started = found
-        _check_facts(facts, started, pairs.metadata["facts"], numbers["sigma"], (teacher, start, manifest))
-        loading.check_noise_scale(started, numbers["sigma"], start)
+        self.numbers = numbers = agreement.with_sigma(numbers, started, start)
+        agreement.check(facts, started, pairs.metadata["facts"], numbers["sigma"], (teacher, start, manifest))
+        self.phases, self.notes = plan(numbers)
+        agreement.check_pairs(self.phases, pairs)
         compute = numbers.get("compute", Compute())
-        distance = regression_distance(numbers["regression_distance"], lpips, self.device)
+        self.distances = regression_distances(numbers, self.phases, files, self.device)
         share = Share(processes.rank(), processes.count(), compute.get("micro_batch_size"))
         shape = tuple(facts["shape"])
-        memory.announce_distillation(numbers, share, (real, generator), distance, shape)
+        memory.announce_distillation(numbers, share, (real, generator), self.distances.values(), shape)
         for denoiser in found.denoisers:
             compile_network(denoiser, compute)
+        distance = next(iter(self.distances.values()))
         self.distillation = Distillation(real, generator, fake, numbers, distance, share)
-        self.phases, self.notes = plan(numbers)
-        self.num_pairs, classes = len(pairs.table), facts["num_classes"]
         reader = PairReader(pairs, seed=numbers["seed"])
-        self.feed = Feed(reader, self.phases, numbers, share, shape=shape, num_classes=classes)
-        keys = ("network", "preconditioning", "sigma_data", "shape", "num_classes", "sigma_min", "sigma_max")
+        self.num_pairs, self.feed = len(reader), Feed(reader, self.phases, numbers, share, facts=facts)
         self.facts = {
-            **{key: started[key] for key in keys if key in started},
+            **{key: started[key] for key in KEPT_FACTS if key in started},
             "kind": "generator",
             "sigma": numbers["sigma"],
             **({"adapter": numbers["adapter"]} if numbers.get("adapter") else {}),
         }
-        self.fixed = seeded_noise(range(GRID_IMAGES), shape, num_classes=classes, labels="balanced")
+        noise, label = seeded_noise(range(GRID_IMAGES), shape, num_classes=facts["num_classes"], labels="balanced")
+        prompted = "text" in facts
+        self.fixed = noise, reader.texts(seed % len(reader) for seed in range(GRID_IMAGES)) if prompted else label
 
     def train(self, key: str) -> list[dict[str, float]]:
         """All updates that are left; returns the log rows of every `log_every`-th of all."""
@@ -101,6 +103,7 @@ class Training:
         if update == phase.first and phase.numbers["fresh_optimiser"]:
             self.distillation.generator_optimiser.forget_moments()
         batch, random = self.feed.take(update)
+        self.distillation.distance = self.distances[phase.numbers["decoder"]]
         row: dict[str, torch.Tensor] = {}
         image = batch.noise.new_empty(0)
         if phase.trains_generator:
@@ -115,11 +118,11 @@ class Training:
     ) -> dict[str, torch.Tensor]:
         """Log columns, means over fake updates; a loss in `found` is of the pass shared with the matching gradient."""
         columns = defaultdict(list, {name: [value] for name, value in found.items() if name == "fake_loss"})
-        label = batch.label
+        label = batch.joined_label if self.numbers.get("match_pairs") else batch.label
         for number in range(phase.fake_updates):
             if number or not phase.trains_generator:
                 if number:
-                    batch = self.feed.noise(random)
+                    batch = self.feed.noise(phase, random)
                 label = batch.label
                 image = self.distillation.generate_share(batch.noise, label)
             shared = self.numbers["shared_noise"] and phase.trains_generator and number == 0
@@ -131,8 +134,8 @@ class Training:
     def _num_images(self, phase: Phase) -> int:
         """Images that networks are trained on in an update of this phase."""
         matched = phase.matching or not phase.trains_generator
-        numbers = self.numbers
-        return matched * numbers["matching_batch_size"] + phase.regression * numbers["regression_batch_size"]
+        sizes = phase.numbers
+        return matched * sizes["matching_batch_size"] + phase.regression * sizes["regression_batch_size"]
 
     def _agree(self, first: int) -> None:
         """ValueError unless all processes continue at the same update."""
@@ -162,22 +165,3 @@ def check_finite(row: dict[str, float], update: int, folder: Path) -> None:
         return
     what = f"{', '.join(bad)} not finite at update {update}; {checkpoints.kept(folder)}"
     raise ValueError(f"{what}: lower distill.optimiser.learning_rate")
-
-
-def _check_facts(
-    teacher: dict[str, Any], start: dict[str, Any], pairs: dict[str, Any], sigma: float, paths: tuple[Path, Path, Path]
-) -> None:
-    if start["num_classes"] != teacher["num_classes"]:
-        raise ValueError(
-            f"{paths[0]} knows {teacher['num_classes']} classes, {paths[1]} {start['num_classes']}: they must agree"
-        )
-    if start["shape"] != teacher["shape"] or pairs["shape"] != teacher["shape"]:
-        raise ValueError(
-            f"{paths[0]} makes images {teacher['shape']}, {paths[1]} {start['shape']}, "
-            f"{paths[2]} holds {pairs['shape']}: they must agree"
-        )
-    if pairs["sigma"] != sigma:
-        raise ValueError(
-            f"{paths[2]} was solved from sigma {pairs['sigma']}, distill.sigma is {sigma}: "
-            "pairs teach the generator only at its own noise scale"
-        )

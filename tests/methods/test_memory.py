@@ -110,5 +110,5 @@ def test_only_a_plan_that_was_counted_exactly_refuses(monkeypatch, distill_numbe
     given, announced = Denoiser(build(network), sigma_data=0.5).eval(), []
     monkeypatch.setattr(memory, "announce", lambda *plan, **how: announced.append(how["exact"]))
     shape = (network["channels"], network["resolution"], network["resolution"])
-    memory.announce_distillation(distill_numbers | {"compute": compute}, Share(), (given, given), l2_distance, shape)
+    memory.announce_distillation(distill_numbers | {"compute": compute}, Share(), (given, given), [l2_distance], shape)
     assert announced == [exact]

@@ -19,7 +19,7 @@ SHAPE = (1, 8, 8)
 
 def feed(manifest, numbers: dict, share: Share = Share()) -> Feed:  # noqa: B008
     reader = PairReader(manifests.read(manifest), seed=numbers["seed"])
-    return Feed(reader, plan(numbers)[0], numbers, share, shape=SHAPE, num_classes=10)
+    return Feed(reader, plan(numbers)[0], numbers, share, facts={"shape": SHAPE, "num_classes": 10})
 
 
 @pytest.mark.parametrize("updates", [range(16), (14, 2, 3, 3, 15, 0)])
@@ -54,11 +54,11 @@ def test_each_process_reads_its_own_pairs_and_draws_the_noise_of_all(manifest_fi
 def test_next_batch_is_read_in_a_thread_before_it_is_asked_for(manifest_file, distill_numbers, monkeypatch):
     read, done = PairReader.batch, threading.Event()
 
-    def seen(reader: PairReader, position: int, num: int):
+    def seen(reader: PairReader, position: int, num: int, **given):
         if position == 5:
             assert threading.current_thread() is not threading.main_thread()
             done.set()
-        return read(reader, position, num)
+        return read(reader, position, num, **given)
 
     monkeypatch.setattr(PairReader, "batch", seen)
     found = feed(manifest_file, distill_numbers)
@@ -77,7 +77,7 @@ def test_a_reader_that_fails_says_so_where_its_batch_is_taken(manifest_file, dis
         for taken in range(16):  # noqa: B007
             found.take(taken)
     order = PairReader(manifests.read(manifest_file), seed=4)
-    first = next(place for place in range(12) if order._row(place) >= 6)
+    first = next(place for place in range(12) if order._row(place, 12) >= 6)
     assert taken == first > 0  # all batches before it came whole
     found.close()
 

@@ -9,6 +9,7 @@ from snakemake_interface_executor_plugins.settings import DeploymentMethod
 from dmd.artifacts.files import canonical_json, sha256
 from dmd.checks import suggestion
 from dmd.config import ConfigError, read_yaml, resolve
+from dmd.distill_section import cadence
 from dmd.experiments import Experiments
 from dmd.layout import PIPELINE
 from dmd.versions import VERSIONS

@@ -6,6 +6,8 @@ rule distill:
         manifest=artifact("pairs_manifest"),
         start=start,
         lpips=given("distill", "regression_distance"),
+        tiny_autoencoder=read_by("distill", "tiny_autoencoder"),
+        autoencoder=read_by("distill", "autoencoder"),
     output:
         generator="results/{experiment}/distill/generator.safetensors",
         table="results/{experiment}/distill/log.parquet",
@@ -23,14 +25,16 @@ rule distill:
     params:
         start=flag("start"),
         lpips=flag("lpips"),
+        tiny_autoencoder=flag("tiny_autoencoder"),
+        autoencoder=flag("autoencoder"),
         spec=spec("distill"),
         # a parameter that depends on the output is none that Snakemake compares: another cadence trains nothing anew
-        cadence=lambda wildcards, output: canonical_json(EXPERIMENTS.cadence(wildcards.experiment)),
+        cadence=lambda wildcards, output: canonical_json(cadence(EXPERIMENTS.section(wildcards.experiment, "distill"))),
         version=VERSIONS["distill"],
     shell:
         "python -m dmd.stages.distill --teacher {input.teacher} --manifest {input.manifest} "
-        "{params.start} {params.lpips} --output {output.generator} --table {output.table} "
-        "--spec {params.spec:q} {params.cadence:q} --log {log}"
+        "{params.start} {params.lpips} {params.tiny_autoencoder} {params.autoencoder} "
+        "--output {output.generator} --table {output.table} --spec {params.spec:q} {params.cadence:q} --log {log}"
 
 
 # Teacher and generator from the same noise, and the curves of the training.

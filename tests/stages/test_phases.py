@@ -1,0 +1,115 @@
+"""Phases with numbers of their own: each the same as a run of those numbers; continued exactly."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from dmd.artifacts import manifest as manifests
+from dmd.artifacts import record, tensors
+from dmd.stages import distill, manifest
+
+NAMES = ("generator.safetensors", "log.parquet")
+OWN = {"max_index": 500, "num_pairs": 6, "matching_batch_size": 3, "regression_batch_size": 4}
+
+
+@pytest.fixture
+def run(teacher_file, manifest_file, distill_numbers):
+    """Distils into a folder at a constant rate, with some numbers changed."""
+    distill_numbers["optimiser"] |= {"decay": "constant"}
+
+    def distilled(folder: Path, **changed) -> Path:
+        given = {"teacher": teacher_file, "manifest": manifest_file, **distill_numbers, **changed}
+        distill.run(output=folder / NAMES[0], table=folder / NAMES[1], **given)
+        return folder
+
+    return distilled
+
+
+@pytest.fixture
+def both(distill_numbers) -> dict:
+    """A phase with both losses."""
+    return distill_numbers["phases"][2] | {"updates": 4, "fake_updates": 1}
+
+
+def rows(folder: Path) -> list[dict]:
+    return [{**row, "phase": 0} for row in manifests.read_table(folder / NAMES[1])[0].to_pylist()]
+
+
+def same(one: list[dict], other: list[dict]) -> bool:
+    return repr(one) == repr(other)  # nan equals nan
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return tensors.load(folder / NAMES[0])[0]
+
+
+def section(numbers: dict) -> dict:
+    """The same numbers as keys of the section."""
+    sizes = {"matching_batch_size": 3, "regression_batch_size": 4}
+    return {"levels": numbers["levels"] | {"max_index": 500}, **sizes}
+
+
+def test_a_phase_of_its_own_numbers_is_a_run_of_those_numbers(run, both, distill_numbers, manifest_file, tmp_path):
+    """`num_pairs` is a manifest that holds no more; each key matters."""
+    block = manifest_file.parent / "blocks" / "00000-00001.parquet"
+    manifest.run(blocks=[block], output=manifest_file.parent / "six.parquet", num=6, shard_size=6)
+    found = run(tmp_path / "phase", phases=[both | OWN])
+    apart = run(
+        tmp_path / "section", phases=[both], manifest=manifest_file.parent / "six.parquet", **section(distill_numbers)
+    )
+    one, other = weights(found), weights(apart)
+    assert all(torch.equal(one[name], value) for name, value in other.items()) and same(rows(found), rows(apart))
+    for key in OWN:
+        changed = rows(run(tmp_path / key, phases=[both | {name: value for name, value in OWN.items() if name != key}]))
+        assert not same(changed, rows(found)), key
+
+
+def test_phases_follow_each_other_as_runs_of_their_numbers_begin(run, both, tmp_path):
+    """Rows of a run of two phases are those of a run that has the first alone, then others."""
+    whole = rows(run(tmp_path / "whole", phases=[both | OWN, both | {"num_pairs": 12}]))
+    first = rows(run(tmp_path / "first", phases=[both | OWN]))
+    assert len(whole) == 8 and same(whole[:4], first)
+    null = dict.fromkeys([*OWN, "decoder"])
+    again = rows(run(tmp_path / "null", phases=[both | OWN, both | null]))
+    assert same(again, whole)
+
+
+def test_pairs_beyond_the_number_of_a_phase_are_never_read(run, both, manifest_file, tmp_path):
+    """The second shard is damaged: only a phase of all twelve pairs finds out."""
+    shutil.copytree(manifest_file.parent, tmp_path / "pairs")
+    damaged = tmp_path / "pairs" / "00001.tar"
+    damaged.write_bytes(damaged.read_bytes()[:-512])
+    given = {"manifest": tmp_path / "pairs" / "manifest.parquet"}
+    run(tmp_path / "six", phases=[both | {"updates": 9, "num_pairs": 6}], **given)
+    with pytest.raises(ValueError, match="00001.tar"):
+        run(tmp_path / "all", phases=[both | {"num_pairs": 6}, both], **given)
+    assert (tmp_path / "all" / "grids" / "00000004.png").exists()  # the first phase was through
+    with pytest.raises(ValueError, match=r"distill.phases\[1\].num_pairs: 13, but .* holds 12"):
+        run(tmp_path / "more", phases=[both, both | {"num_pairs": 13}])
+
+
+@pytest.mark.parametrize("update", [3, 4, 7])
+def test_a_run_that_continues_in_the_middle_of_phases_has_the_same_bytes(run, both, tmp_path, update):
+    numbers = {"phases": [both | OWN, both], "match_pairs": True, "checkpoint_every": 1}
+    whole = run(tmp_path / "whole", **numbers)
+    stopped = tmp_path / "stopped"
+    (stopped / "grids" / f"{update:08d}.png").mkdir(parents=True)
+    with pytest.raises(OSError):
+        run(stopped, **numbers)
+    shutil.rmtree(stopped / "grids")
+    run(stopped, **numbers)
+    assert [record.check(stopped / name) for name in NAMES] == [record.check(whole / name) for name in NAMES]
+
+
+def test_pairs_join_the_matching_batch_where_they_are_told_to(run, both, tmp_path):
+    apart, joined = (rows(run(tmp_path / str(value), phases=[both], match_pairs=value)) for value in (False, True))
+    assert apart[0]["regression_loss"] == joined[0]["regression_loss"]
+    assert apart[0]["fake_loss"] != joined[0]["fake_loss"]
+    assert apart[2]["matching_loss"] != joined[2]["matching_loss"]
+
+
+def test_sigma_null_is_the_last_level_of_the_start(run, both, tmp_path):
+    with pytest.raises(ValueError, match="distill.sigma: null is the last noise level of .* which names none"):
+        run(tmp_path, phases=[both], sigma=None)
