@@ -44,7 +44,9 @@ def contradictions(experiment: Json) -> Iterator[str]:
     if experiment.get("teacher", {}).get("kind") == "gaussian-mixture" != dataset.get("kind"):
         yield f"teacher.kind: gaussian-mixture needs a dataset of that kind, not {dataset.get('kind')}"
     if reference := experiment.get("reference"):
-        yield from _reference(reference, bool(dataset))
+        yield from _reference(reference, dataset)
+    if dataset.get("num_held_out") == "all" and experiment.get("teacher", {}).get("kind") == "train":
+        yield "dataset.num_held_out: all images are held out, but teacher.kind is train: none is left to train on"
     yield from distill_section.contradictions(experiment)
     yield from _noise_scales(experiment)
     yield from _texts(experiment)
@@ -78,12 +80,16 @@ def unknown_names(experiments: Mapping[str, Json], config: Json) -> Iterator[str
             yield f'{place}: experiment "{name}" cannot be used here: it has no section {", ".join(lacking)}'
 
 
-def _reference(reference: Json, has_dataset: bool) -> Iterator[str]:
+def _reference(reference: Json, dataset: Json) -> Iterator[str]:
     if "moments" in reference and "against" in reference:
         yield f"reference.against: {reference['against']} is a split of a dataset, but reference.moments stands for it"
-    elif "moments" not in reference and not has_dataset:
+    elif "moments" not in reference and not dataset:
         yield "reference: needs a section dataset, or reference.moments with a file of mean and covariance"
+    elif "against" in reference and dataset.get("num_held_out") == "all":
+        yield f"reference.against: {reference['against']} is a split, but dataset.num_held_out is all"
     kind, levels = reference["features"]["kind"], reference["protocol"]["quantise"]
+    if reference["protocol"]["resize"] and levels != 256:
+        yield f"reference.protocol.resize: works on 8-bit images, so quantise must be 256, not {levels}"
     if kind == "inception" and levels != 256:
         yield f"reference.protocol.quantise: {levels}, but features of kind inception are those of 8-bit images: 256"
 

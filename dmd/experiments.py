@@ -176,7 +176,7 @@ class Experiments:
         moments = section.get("moments")
         return {
             **section,
-            "features": _without(section["features"], "file"),
+            "features": _seen(section["features"]),
             **({"moments": _without(moments, "file")} if moments else {"dataset": self.section(experiment, "dataset")}),
             "num_samples": self.section(experiment, "sample")["num_samples"],
         }
@@ -206,7 +206,7 @@ class Experiments:
 
     def _features(self, experiment: str, section: Json) -> Json:
         reference = self.section(experiment, "reference")
-        features = _without(reference["features"], "file", "batch_size")
+        features = _without(_seen(reference["features"]), "batch_size")
         batch_size = reference["features"].get("batch_size", section["batch_size"])
         return {"features": features, "protocol": reference["protocol"], "batch_size": batch_size}
 
@@ -214,9 +214,11 @@ class Experiments:
         return {**_without(section, "inception_score"), "experiment": experiment}
 
     def _inception_score(self, experiment: str, section: Json) -> Json:
-        kind = self.section(experiment, "reference")["features"]["kind"]
-        if kind != "inception":
+        features = self.section(experiment, "reference")["features"]
+        if (kind := features["kind"]) != "inception":
             raise ConfigError(f"{experiment}.reference.features: an Inception Score needs kind inception, not {kind}")
+        if (resize := features["resize"]) != "tf":
+            raise ConfigError(f"{experiment}.reference.features.resize: an Inception Score is of tf, not {resize}")
         return {**section["inception_score"], "experiment": experiment}
 
     def _pictures(self, experiment: str, section: Json) -> Json:
@@ -244,6 +246,12 @@ def _computed(section: Json) -> Json:
     """`compute` as far as it is switched on: the spec of plain float32 passes does not mention it."""
     changed = {key: value for key, value in section["compute"].items() if value not in (None, False, "float32")}
     return _without(section, "compute") | ({"compute": changed} if changed else {})
+
+
+def _seen(features: Json) -> Json:
+    """Section `features` without its path, and without `resize` where that is the network's own."""
+    changed = {} if features.get("resize", "tf") == "tf" else {"resize": features["resize"]}
+    return _without(features, "file", "resize") | changed
 
 
 def _without(section: Json, *keys: str) -> Json:

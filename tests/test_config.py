@@ -166,6 +166,22 @@ def test_levels_name_their_kind_only_where_it_is_not_karras():
             {"reference": {"against": "training", "moments": {"file": "m.npz"}}},
             ["child.reference.against: training is a split of a dataset, but reference.moments"],
         ),
+        (
+            {"reference": {"protocol": {"quantise": 17, "resize": {"size": 8}}}},
+            ["child.reference.protocol.resize", "quantise must be 256, not 17"],
+        ),
+        (
+            {
+                "teacher": {"kind": "train", "network": {"kind": "mlp", "width": 8, "layers": 1}},
+                "reference": {"against": "training"},
+                "dataset": {"kind": "images", "folder": "f", "resolution": 8, "num_held_out": "all"},
+            },
+            ["child.dataset.num_held_out", "teacher.kind is train", "child.reference.against: training is a split"],
+        ),
+        (
+            {"dataset": {"kind": "images", "folder": "f", "resolution": 8, "num_held_out": "al"}},
+            ["num_held_out", "'al'"],
+        ),
         ({"reference": {"against": "test"}}, ["child.reference.against", "test"]),
         ({"sample": {"first_seed": 2**32 - 15}}, ["sample.first_seed", "4294967295", "4294967280 at most"]),
         ({"pairs": {"first_seed": 2**32 - 15}}, ["pairs.first_seed", "4294967295", "4294967280 at most"]),
@@ -202,6 +218,9 @@ def test_reference_of_moments_needs_no_dataset_and_its_spec_no_path():
     child = {"reference": moments, "sample": {"batch_size": 500}}
     found = Experiments(resolved(child=child, trained={"reference": {"against": "training"}}))
     spec = found.spec("child", "reference")
+    clean = {"reference": {**moments, "features": {**moments["features"], "resize": "clean"}}}
+    other = Experiments(resolved(child={**child, **clean}))
+    assert other.spec("child", "features")["features"] == {"kind": "inception", "sha256": None, "resize": "clean"}
     assert spec["moments"] == {"sha256": None} and spec["features"].pop("batch_size") == 64
     assert spec["features"] == {"kind": "inception", "sha256": None}
     assert found.spec("child", "features")["batch_size"] == 64

@@ -16,6 +16,7 @@ from torch import Tensor
 from dmd.artifacts import image_folder
 
 SPLITS = ("training", "held_out")
+ALL = "all"  # num_held_out of images that nothing is trained on
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,7 @@ def _images(dataset: Mapping[str, Any], split: str) -> Dataset:
     folder = Path(dataset["folder"])
     names = image_folder.names(folder)
     labels, num_classes = image_folder.labels(folder, names, dataset["labels"])
-    num_held_out = dataset["num_held_out"]
-    if not 0 <= num_held_out < len(names):
-        raise ValueError(f"dataset.num_held_out is {num_held_out}, but {folder} has {len(names)} images")
-    chosen = _split(len(names), len(names) - num_held_out, dataset["split_seed"], split)
+    chosen = _of_folder(dataset, len(names), split)
     pixels = image_folder.read(
         [folder / names[i] for i in chosen],
         resolution=dataset["resolution"],
@@ -115,6 +113,18 @@ def _images(dataset: Mapping[str, Any], split: str) -> Dataset:
     index = json.dumps([names, labels]).encode()
     digest = _digest(dataset, index, *(image_folder.sha256(folder / name) for name in names))
     return Dataset(torch.from_numpy(pixels), torch.tensor(labels, dtype=torch.int64)[chosen], num_classes, digest)
+
+
+def _of_folder(dataset: Mapping[str, Any], num: int, split: str) -> np.ndarray:
+    """Indices of one split of the `num` images of a folder."""
+    folder, num_held_out = dataset["folder"], dataset["num_held_out"]
+    if num_held_out == ALL:
+        if split == "training":
+            raise ValueError(f"dataset.num_held_out is all: no image of {folder} is left to train on")
+        return np.arange(num)
+    if not 0 <= num_held_out < num:
+        raise ValueError(f"dataset.num_held_out is {num_held_out}, but {folder} has {num} images")
+    return _split(num, num - num_held_out, dataset["split_seed"], split)
 
 
 def _split(num: int, num_training: int, seed: int, split: str) -> np.ndarray:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dmd.metrics import resizing
+
 
 class FeatureNetwork(nn.Module):
     """image float32 (B, C, H, W) in [-1, 1] -> features float32 (B, size), predicted class int64 (B,).
@@ -108,7 +110,8 @@ def build(
     """The feature network a config section describes, without gradients and in evaluation mode.
 
     Args:
-        features: {"kind": "digits32" | "coordinates" | "pixels" | "inception", "size": of pixels}.
+        features: {"kind": "digits32" | "coordinates" | "pixels" | "inception", "size": of pixels, "resize": of
+            inception, tf or clean}.
         state: weights of digits32 or inception, otherwise None.
         modes: centres (K, size) of a Gaussian mixture; used by coordinates only.
 
@@ -132,7 +135,7 @@ def build(
     elif kind == "inception":
         from dmd.metrics.inception import Inception
 
-        network = Inception(state or {})
+        network = Inception(state or {}, resize=features.get("resize", "tf"))
     else:
         raise ValueError(f"features.kind {kind!r} is none of digits32, coordinates, pixels, inception")
     return network.eval().requires_grad_(False)
@@ -149,25 +152,39 @@ def quantise(image: Tensor, levels: int | None) -> Tensor:
     return (image * half + levels / 2).floor().clamp(0, levels - 1) / half - 1
 
 
+def eight_bit(image: Tensor) -> Tensor:
+    """Images of 256 levels in [-1, 1], as `quantise` leaves them, as uint8 0 .. 255."""
+    return ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
 def check_levels(network: FeatureNetwork, levels: int | None) -> None:
     """ValueError unless the network takes images of `levels` grey levels."""
     if network.levels not in (None, levels):
         raise ValueError(f"{network.name} sees {network.levels} grey levels: protocol.quantise is {levels}")
 
 
-def extract(network: FeatureNetwork, image: Tensor, levels: int | None) -> tuple[Tensor, Tensor]:
+def extract(
+    network: FeatureNetwork, image: Tensor, levels: int | None, resize: Mapping[str, Any] | None = None
+) -> tuple[Tensor, Tensor]:
     """Features float32 and predicted classes of images quantised to `levels`, both on the CPU.
 
     Real images and samples pass through this one function. The network says by its weights where it computes; on a
     GPU in whole float32.
+
+    Args:
+        resize: {"size": of both sides, "filter"} of the 8-bit images before the network sees them; None leaves them.
 
     Raises:
         ValueError: `levels` is not what the network takes, or the network refuses the images.
     """
     check_levels(network, levels)
     place = next((tensor.device for tensor in network.state_dict().values()), image.device)
+    image = quantise(image, levels)
+    if resize is not None:
+        resizing.check(resize, levels)
+        image = resizing.resized(eight_bit(image), **resize).to(torch.float32) / 127.5 - 1
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        features, predicted = network(quantise(image, levels).to(place))
+        features, predicted = network(image.to(place))
     return features.float().cpu(), predicted.cpu()
 
 

@@ -10,38 +10,55 @@ import torch
 from torch import Tensor
 
 from dmd import torchvision_operators
-from dmd.metrics.features import FeatureNetwork, no_class
+from dmd.metrics.features import FeatureNetwork, eight_bit, no_class
+from dmd.metrics.resizing import bicubic
 
 NAME = "inception"
+CLEAN = "inception-clean"
+SIDE = 299  # of the images that the layers see
+LAYERS = (  # in order
+    *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2"),
+    *("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
+    *("Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool"),
+)
 NUM_FEATURES = 2048
 NUM_LOGITS = 1008
 LEVELS = 256
 # Of weights-inception-2015-12-05-6726825d.pth (torch-fidelity, release v0.2.0) and of
 # pt_inception-2015-12-05-6726825d.pth (pytorch-fid, release fid_weights): the same bytes under two names.
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-PUBLISHED = {"fd": "fid", "kid": "kid", "prdc": "prdc", "is": "inception-score"}
+PUBLISHED = {  # name of the features -> what scores in them are called
+    NAME: {"fd": "fid", "kid": "kid", "prdc": "prdc", "is": "inception-score"},
+    CLEAN: {"fd": "clean-fid", "kid": "clean-kid"},
+}
 
 
 class Inception(FeatureNetwork):
-    """2048 pooled activations of 8-bit images, resized inside the network as TensorFlow 1 did.
+    """2048 pooled activations of 8-bit images in 299 x 299 pixels.
+
+    Resized by the network's own first step, as TensorFlow 1 did (`tf`: FID as EDM computes it), or before it by
+    Pillow's bicubic filter in floating point (`clean`: Parmar et al. 2022, as the clean-fid package computes FID).
 
     The network is torch-fidelity's, the weights are those given: nothing is downloaded. It names no class of ours
     (its 1008 outputs are of another order than ImageNet's labels), so the predicted class is -1.
     """
 
-    name = NAME
     levels = LEVELS
     num_features = NUM_FEATURES
 
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
+    def __init__(self, state: Mapping[str, Tensor], *, resize: str = "tf") -> None:
         """
         Args:
             state: the 566 tensors of the released file.
+            resize: "tf" or "clean".
 
         Raises:
-            ValueError: other names or shapes.
+            ValueError: other names or shapes, or an unknown way to resize.
         """
         super().__init__()
+        if resize not in ("tf", "clean"):
+            raise ValueError(f"features.resize {resize!r} is neither tf nor clean")
+        self.name = NAME if resize == "tf" else CLEAN
         torchvision_operators.ensure()
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -61,24 +78,26 @@ class Inception(FeatureNetwork):
             raise ValueError(f"inception takes images of 1 or 3 channels, not of shape {tuple(image.shape)}")
         if not torch.isfinite(image).all():
             raise ValueError("images hold values that are not finite")
-        (features,) = self.network(eight_bit(image).expand(-1, 3, -1, -1))
-        return features, no_class(image)
-
-
-def eight_bit(image: Tensor) -> Tensor:
-    """Images of 256 levels in [-1, 1], as `quantise` leaves them, as uint8 0 .. 255."""
-    return ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        pixels = eight_bit(image).expand(-1, 3, -1, -1)
+        if self.name == NAME:
+            (features,) = self.network(pixels)
+            return features, no_class(image)
+        found = (bicubic(pixels, size=SIDE).to(image.device) - 128) / 128
+        for layer in LAYERS:
+            found = getattr(self.network, layer)(found)
+        return found.flatten(1), no_class(image)
 
 
 def metric_name(score: str, features: Mapping[str, Any]) -> str:
-    """What a score in these features may be called: `fid` only where the published network saw the images.
+    """What a score in these features may be called: `fid` or `clean-fid` only where the published network made them.
 
     Args:
         score: fd, kid, prdc, is, or another.
         features: {"name", "sha256"} of the feature network.
 
     Returns:
-        fid, kid, prdc or inception-score for the released Inception weights, `{score}-{name}` for all else.
+        fid, kid, prdc, inception-score, clean-fid or clean-kid for the released Inception weights, `{score}-{name}` for
+        all else.
     """
-    released = features["name"] == NAME and features["sha256"] == SHA256
-    return PUBLISHED[score] if released and score in PUBLISHED else f"{score}-{features['name']}"
+    own = f"{score}-{features['name']}"
+    return PUBLISHED.get(features["name"], {}).get(score, own) if features["sha256"] == SHA256 else own

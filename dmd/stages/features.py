@@ -61,21 +61,21 @@ def run(
                 f"{identity} under {protocol}"
             )
         samples = manifest.read(block)
-        found = _extract(samples, extractor, protocol["quantise"], batch_size)
+        found = _extract(samples, extractor, protocol, batch_size)
         facts = {"features": identity, "protocol": protocol, **_origin(samples)}
         with record.publish(output, stage="features", inputs=inputs) as temporary:
             tensor_files.write(temporary, found, {**record.provenance("features", spec, inputs), **facts})
 
 
 def _extract(
-    samples: manifest.Manifest, extractor: FeatureNetwork, levels: int | None, batch_size: int
+    samples: manifest.Manifest, extractor: FeatureNetwork, protocol: dict[str, Any], batch_size: int
 ) -> dict[str, Tensor]:
     """The file's tensors."""
     num_batches = -(-len(samples.table) // batch_size)
     values, predicted, labels = [], [], []
     batches = stage.progress(_batches(samples, batch_size), total=num_batches, unit="batches")
     for image, label in batches:
-        part, classes = extract(extractor, image, levels)
+        part, classes = extract(extractor, image, protocol["quantise"], protocol["resize"])
         values.append(part)
         predicted.append(classes)
         labels.append(label)

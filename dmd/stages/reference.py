@@ -12,7 +12,7 @@ from torch import Tensor
 from dmd.artifacts import dataset as datasets
 from dmd.artifacts import moments_file, pinned, record
 from dmd.artifacts import tensors as tensor_files
-from dmd.metrics import frechet
+from dmd.metrics import frechet, resizing
 from dmd.metrics.features import FeatureNetwork, check_levels, extract
 from dmd.metrics.moments import Moments
 from dmd.stages import feature_files, stage
@@ -36,10 +36,10 @@ def run(
     device: str = "cpu",
     threads: int = 1,
 ) -> None:
-    """Writes what samples are compared with: features of both splits of a dataset, or published moments.
+    """Writes what samples are compared with: features of both splits of a dataset, of all of it, or published moments.
 
-    Of each split there are features, labels, predicted classes, mean and covariance; of published moments mean and
-    covariance alone.
+    Of each split (or of `all`, where all images are held out) there are features, labels, predicted classes, mean and
+    covariance; of published moments mean and covariance alone.
 
     Args:
         output: the reference file. Its metadata: features, protocol, num_classes, modes, dataset, floor, and
@@ -49,7 +49,7 @@ def run(
         statistics: .npz of mu and sigma, in place of a dataset; `moments.sha256` pins it.
         against: the split that samples are compared with, held_out or training; the floor is that of this split.
             EDM compares with the training images.
-        protocol: {"quantise": levels or null, "resize": null}.
+        protocol: {"quantise": levels or null, "resize": null, or {"size", "filter"} of images that are larger}.
         floor_draws, seed, num_samples: see `frechet.floor` and, of published moments, `frechet.gaussian_floor`.
 
     Raises:
@@ -79,7 +79,7 @@ def run(
         inputs = record.check_inputs(network=network, statistics=statistics)
         draws = {"num_samples": num_samples, "num_splits": floor_draws, "seed": seed}
         if statistics is None:
-            passes = {"levels": protocol["quantise"], "batch_size": features.get("batch_size", BATCH_SIZE)}
+            passes = {"protocol": protocol, "batch_size": features.get("batch_size", BATCH_SIZE)}
             found, facts = _of_dataset(dataset or {}, extractor, passes, against, draws)
         else:
             found, facts = _of_moments(statistics, moments or {}, extractor, draws)
@@ -102,8 +102,7 @@ def _check(
     protocol: dict[str, Any],
 ) -> None:
     """ValueError for numbers that contradict each other."""
-    if protocol["resize"] is not None:
-        raise ValueError(f"protocol.resize is {protocol['resize']!r}; only null (none) is known")
+    resizing.check(protocol["resize"], protocol["quantise"])
     if (dataset is None) == (statistics is None) or (moments is None) != (statistics is None):
         raise ValueError("a reference is made of a dataset, or of a file of moments (--statistics), and of one of them")
     if against not in datasets.SPLITS:
@@ -132,25 +131,28 @@ def _of_dataset(
     dataset: dict[str, Any], extractor: FeatureNetwork, passes: dict[str, Any], against: str, draws: dict[str, int]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The file's tensors, and what it says of a dataset."""
-    splits = {split: datasets.load(dataset, split) for split in datasets.SPLITS}
+    whole = dataset.get("num_held_out") == datasets.ALL
+    names = {datasets.ALL: "held_out"} if whole else {split: split for split in datasets.SPLITS}
+    splits = {name: datasets.load(dataset, split) for name, split in names.items()}
     found, moments = _measure(splits, extractor, **passes)
+    against = datasets.ALL if whole else against
     floor = frechet.floor(found[f"{against}.features"], **draws)
     return found, {
         **({} if against == "held_out" else {"against": against}),
-        "dataset": {"name": dataset["kind"], "sha256": splits["held_out"].sha256},
+        "dataset": {"name": dataset["kind"], "sha256": splits[against if whole else "held_out"].sha256},
         "floor": {"num_samples": draws["num_samples"], **_summary(floor)},
-        "real_distance": frechet.moments_distance(moments["training"], moments["held_out"]),
+        "real_distance": None if whole else frechet.moments_distance(moments["training"], moments["held_out"]),
     }
 
 
 def _measure(
-    splits: dict[str, datasets.Dataset], extractor: FeatureNetwork, *, levels: int | None, batch_size: int
+    splits: dict[str, datasets.Dataset], extractor: FeatureNetwork, *, protocol: dict[str, Any], batch_size: int
 ) -> tuple[dict[str, Tensor], dict[str, Moments]]:
     """The file's tensors, and the moments of each split."""
     found: dict[str, Tensor] = {}
     moments: dict[str, Moments] = {}
     for split, data in splits.items():
-        values, predicted = _features(data, extractor, levels, batch_size)
+        values, predicted = _features(data, extractor, protocol, batch_size)
         moments[split] = Moments.of(values)
         found[f"{split}.features"] = values
         found[f"{split}.predicted"] = predicted
@@ -161,12 +163,12 @@ def _measure(
 
 
 def _features(
-    data: datasets.Dataset, extractor: FeatureNetwork, levels: int | None, batch_size: int
+    data: datasets.Dataset, extractor: FeatureNetwork, protocol: dict[str, Any], batch_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Features (N, d) and predicted classes (N,) of real images, quantised as the samples will be."""
+    """Features (N, d) and predicted classes (N,) of real images, quantised and resized as the samples will be."""
     batches = torch.arange(len(data)).split(batch_size)
     parts = [
-        extract(extractor, data.batch(indices), levels)
+        extract(extractor, data.batch(indices), protocol["quantise"], protocol["resize"])
         for indices in stage.progress(batches, total=len(batches), unit="batches")
     ]
     return torch.cat([values for values, _ in parts]), torch.cat([predicted for _, predicted in parts])

@@ -22,8 +22,10 @@ from dmd.metrics.moments import Moments
 from dmd.metrics.prdc import prdc
 
 Score = dict[str, Any]
-MOMENTS = "moments"  # `against` of a reference made of published moments
-REASON = "the reference holds moments only, no features of real images"
+REASONS = {  # `against` of a reference -> why it cannot say all
+    "moments": "the reference holds moments only, no features of real images",
+    "all": "the reference knows no training images: all are compared with",
+}
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,12 @@ class Reference:
 
     @property
     def against(self) -> str:
-        """Name of what samples are compared with: held_out, training or moments."""
+        """Name of what samples are compared with: held_out, training, all (images of no training) or moments."""
         return self.facts.get("against", "held_out")
 
     @property
     def beside(self) -> str | None:
-        """The other split, None of moments."""
+        """The other split, None of moments and of all images."""
         return {"held_out": "training", "training": "held_out"}.get(self.against)
 
     def metric(self, score: str) -> str:
@@ -77,7 +79,7 @@ def frechet(repetitions: Sequence[Repetition], real: Reference, numbers: Mapping
 
 
 def kernel(repetitions: Sequence[Repetition], real: Reference, numbers: Mapping[str, Any]) -> Score:
-    """Kernel distances, and the one between training and held-out images (`real_distance`)."""
+    """Kernel distances, and the one between training and held-out images (`real_distance`; null of all images)."""
     size, seed = numbers["kid_subset"], numbers["seed"]
     (compared,) = real.load(real.against, "features")
     values, stds = [], []
@@ -89,17 +91,20 @@ def kernel(repetitions: Sequence[Repetition], real: Reference, numbers: Mapping[
             distances = subset_kernel_distances(generated, compared, size=size, seed=seed)
             values.append(float(distances.mean()))
             stds.append(float(distances.std()))
-    (other,) = real.load(real.beside, "features")
+    real_distance = None
+    if real.beside:
+        (other,) = real.load(real.beside, "features")
+        real_distance = kernel_distance(other, compared)
     return {
         "metric": real.metric("kid"),
         **spread(values),
         "subsets": None if size is None else {"size": size, "num": NUM_SUBSETS, "stds": stds},
-        "real_distance": kernel_distance(other, compared),
+        "real_distance": real_distance,
     }
 
 
 def precision_and_kin(repetitions: Sequence[Repetition], real: Reference, numbers: Mapping[str, Any]) -> Score:
-    """Precision, recall, density, coverage; `real`: the same of as many images of the other split."""
+    """Precision, recall, density, coverage; `real`: the same of as many images of the other split, if there is one."""
     neighbours = numbers["neighbours"]
     (compared,) = real.load(real.against, "features")
     radii = neighbour_radii(compared, neighbours=neighbours)
@@ -108,12 +113,16 @@ def precision_and_kin(repetitions: Sequence[Repetition], real: Reference, number
         (generated,) = repetition.load("features")
         found.append(prdc(generated, compared, neighbours=neighbours, real_radii=radii))
         num_samples = len(generated)
-    other = real.load(real.beside, "features")[0][:num_samples]
+    others: Score | None = None
+    if real.beside:
+        other = real.load(real.beside, "features")[0][:num_samples]
+        scored = prdc(other, compared, neighbours=neighbours, real_radii=radii)
+        others = {"num_samples": len(other), **scored}
     return {
         "metric": real.metric("prdc"),
         "neighbours": neighbours,
         **spreads(found),
-        "real": {"num_samples": len(other), **prdc(other, compared, neighbours=neighbours, real_radii=radii)},
+        "real": others,
     }
 
 
@@ -150,32 +159,35 @@ def copying(repetitions: Sequence[Repetition], real: Reference, numbers: Mapping
 
 @dataclass(frozen=True)
 class Kind:
-    """One score file: its function, the metric's name, and whether it needs features of real images.
+    """One score file: its function, and the metric's name.
 
     Attributes:
-        values: keys that are null where there are no such features.
+        without: `against` of references that it cannot be had from.
+        values: keys that are null then.
     """
 
     score: Callable[[Sequence[Repetition], Reference, Mapping[str, Any]], Score]
     metric: str
-    needs_features: bool
+    without: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
 
 
 SCORES = {
-    "fid": Kind(frechet, "fd", False),
-    "kid": Kind(kernel, "kid", True, ("value", "values", "min", "std", "subsets", "real_distance")),
-    "prdc": Kind(precision_and_kin, "prdc", True, ("precision", "recall", "density", "coverage", "real")),
-    "classes": Kind(classes, "classes", False),
-    "memorisation": Kind(copying, "memorisation", True, ("auc", "z", "nearer", "distance", "held_out_distance")),
+    "fid": Kind(frechet, "fd"),
+    "kid": Kind(kernel, "kid", ("moments",), ("value", "values", "min", "std", "subsets", "real_distance")),
+    "prdc": Kind(precision_and_kin, "prdc", ("moments",), ("precision", "recall", "density", "coverage", "real")),
+    "classes": Kind(classes, "classes"),
+    "memorisation": Kind(
+        copying, "memorisation", ("moments", "all"), ("auc", "z", "nearer", "distance", "held_out_distance")
+    ),
 }
 
 
 def score(name: str, repetitions: Sequence[Repetition], real: Reference, numbers: Mapping[str, Any]) -> Score:
-    """The content of the score file `{name}.json`; of a reference without features null values and the reason."""
+    """The content of the score file `{name}.json`; null values and the reason where the reference cannot give it."""
     kind = SCORES[name]
-    if kind.needs_features and real.against == MOMENTS:
-        return {"metric": real.metric(kind.metric), **dict.fromkeys(kind.values), "reason": REASON}
+    if real.against in kind.without:
+        return {"metric": real.metric(kind.metric), **dict.fromkeys(kind.values), "reason": REASONS[real.against]}
     return kind.score(repetitions, real, numbers)
 
 

@@ -12,6 +12,7 @@ TEXT = {"dataset", "metric", "spread", "here"}
 FLOORS = {  # what a floor is drawn from -> its note
     "held_out": "Floor: the distance between as many real images and the held-out ones; sampling noise alone.",
     "training": "Floor: the distance between as many real images and the training ones; sampling noise alone.",
+    "all": "Floor: the distance between as many real images and all of them; sampling noise alone.",
     "moments": "Floor, where the data are published moments: the distance of as many Gaussian draws to these moments.",
 }
 COLUMNS = {  # column -> heading of the markdown

@@ -106,10 +106,11 @@ def _row(row: Mapping[str, Any], scores: Mapping[str, Any], classes: Mapping[str
 
 
 def _floor_of(score: Mapping[str, Any]) -> str:
-    """What the floor was drawn from: moments, or the split that is not beside the distance."""
+    """What the floor was drawn from: moments, the split that is not beside the distance, or all images."""
     if score["floor"].get("kind") == "gaussian":
         return "moments"
-    return "training" if "held_out" in score else "held_out"
+    beside = {"training": "held_out", "held_out": "training"}
+    return next((split for other, split in beside.items() if other in score), "all")
 
 
 def _mean_of(split: str, scores: Sequence[Mapping[str, Any]]) -> float | None:

@@ -193,6 +193,15 @@ def test_image_splits_are_disjoint_and_cover_the_folder(tmp_path):
     assert len(levels[0]) == 4 and len(levels[1]) == 3 and levels[0] | levels[1] == set(range(7))
 
 
+def test_all_images_are_held_out_in_the_order_of_their_names(tmp_path):
+    for level in range(5):
+        save(tmp_path / f"{level}.png", level, mode="L")
+    whole = dataset.load(folder_settings(tmp_path, num_held_out="all", channels=1), "held_out")
+    assert whole.stored[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="num_held_out is all: no image"):
+        dataset.load(folder_settings(tmp_path, num_held_out="all"), "training")
+
+
 def test_files_of_other_kinds_and_hidden_files_are_passed_over(tmp_path):
     save(tmp_path / "a.png", "black")
     save(tmp_path / ".hidden" / "b.png", "black")

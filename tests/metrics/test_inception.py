@@ -5,8 +5,9 @@ import re
 import pytest
 import torch
 
-from dmd.metrics.features import build, extract, quantise
-from dmd.metrics.inception import SHA256, eight_bit, metric_name
+from dmd.metrics.features import build, eight_bit, extract, quantise
+from dmd.metrics.inception import SHA256, metric_name
+from dmd.metrics.resizing import bicubic
 from dmd.stages import feature_files
 
 KIND = {"kind": "inception"}
@@ -35,6 +36,25 @@ def test_features_are_torch_fidelitys_of_the_same_bytes(network, inception_file)
     torch.testing.assert_close(features, theirs(written)[0], rtol=1e-5, atol=1e-5)
     assert features.shape == (3, 2048) and (predicted == -1).all()
     assert (features.std(0) > 1e-3).double().mean() > 0.5
+
+
+def test_clean_features_are_torch_fidelitys_of_the_image_that_was_resized_before(network, inception_file):
+    from torch_fidelity import FeatureExtractorInceptionV3
+
+    clean, identity = feature_files.load(inception_file, {**KIND, "resize": "clean"}, modes=None)
+    assert identity["name"] == "inception-clean"
+    theirs = FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path=str(inception_file))
+    generator = torch.Generator().manual_seed(3)
+    large = torch.randint(0, 256, (2, 3, 299, 299), generator=generator).to(torch.uint8)
+    expected = theirs(large)[0]  # at 299 x 299 its own resizing changes nothing
+    found, _ = extract(clean, large / 127.5 - 1, 256)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    small = torch.nn.functional.interpolate(torch.rand(2, 3, 8, 8, generator=generator), size=40) * 2 - 1
+    before = bicubic(eight_bit(quantise(small, 256)), size=299)
+    found, _ = extract(clean, small, 256)
+    near, _ = extract(clean, (before / 127.5 - 1).clamp(-1, 1), 256)  # the same, but for rounding and overshoot
+    inside, _ = extract(network, small, 256)
+    assert (found - near).norm() < 0.3 * (found - inside).norm()
 
 
 def test_grey_images_are_three_equal_channels(network):
@@ -90,3 +110,6 @@ def test_only_the_released_weights_make_a_fid():
         assert metric_name(score, {"name": "inception", "sha256": "0" * 64}) == f"{score}-inception"
         assert metric_name(score, {"name": "pixels8", "sha256": None}) == f"{score}-pixels8"
     assert metric_name("fd", {"name": "inception", "sha256": SHA256[:8]}) == "fd-inception"
+    clean = {"name": "inception-clean", "sha256": SHA256}
+    assert [metric_name(score, clean) for score in ("fd", "prdc")] == ["clean-fid", "prdc-inception-clean"]
+    assert metric_name("fd", clean | {"sha256": "0" * 64}) == "fd-inception-clean"

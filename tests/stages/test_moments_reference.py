@@ -1,4 +1,4 @@
-"""A reference of published moments, with points and with Inception features; and one of training images."""
+"""A reference of published moments, with points and with Inception features; of training images; of all images."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dmd import torchvision_operators
 from dmd.artifacts import dataset as datasets
@@ -164,3 +165,29 @@ def test_inception_features_are_those_of_eight_bit_images(photographs, inception
     with pytest.raises(ValueError, match="sees 256 grey levels: protocol.quantise is None"):
         of_moments(tmp_path, network=inception_file, **section)
     assert POINTS["protocol"]["quantise"] is None
+
+
+def test_reference_of_all_images_of_a_folder_has_no_other_split(tmp_path):
+    random = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for number in range(30):
+        Image.fromarray(random.integers(0, 256, (6, 8, 3), np.uint8)).save(tmp_path / "photos" / f"{number:02d}.png")
+    folder: dict[str, Any] = {"kind": "images", "folder": str(tmp_path / "photos"), "labels": "none", "resolution": 4}
+    folder |= {"channels": 3, "resize": "lanczos", "crop": "center", "split_seed": 0, "num_held_out": "all"}
+    section = {"features": {"kind": "pixels", "size": 2}}
+    section["protocol"] = {"quantise": 256, "resize": {"size": 4, "filter": "lanczos"}}
+    real = make_reference(tmp_path / "reference.safetensors", dataset=folder, num_samples=20, **section)
+    images = random.uniform(-1, 1, (20, 3, 8, 8)).astype(np.float32)  # twice as large as the real ones
+    block = make_block(tmp_path / "s/blocks/0.parquet", images, np.full(20, -1), first=0, num_samples=20)
+    features.run(block=block, reference=real, output=tmp_path / "f.safetensors", batch_size=7, **section)
+    found = scored(tmp_path, real, [tmp_path / "f.safetensors"])
+    whole = tensors.load(real)[0]["all.features"]
+    assert whole.shape == (30, 12)
+    moments, own = Moments.of(whole), Moments.of(tensors.load(tmp_path / "f.safetensors")[0]["features"])
+    expected = frechet_distance(own.mean, own.covariance, moments.mean, moments.covariance)
+    assert found["fid"]["value"] == pytest.approx(expected)
+    assert found["fid"]["reference"]["name"] == "images" and found["fid"]["protocol"]["resize"]["size"] == 4
+    assert found["fid"]["real_distance"] is None and not {"training", "held_out"} & found["fid"].keys()
+    assert found["kid"]["value"] is not None and found["kid"]["real_distance"] is None
+    assert found["prdc"]["recall"]["value"] is not None and found["prdc"]["real"] is None
+    assert found["memorisation"]["z"] is None and "no training images" in found["memorisation"]["reason"]

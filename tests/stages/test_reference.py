@@ -79,8 +79,13 @@ def test_reference_says_where_a_missing_feature_network_belongs(tmp_path):
 
 
 def test_reference_refuses_an_unknown_resize(tmp_path):
-    with pytest.raises(ValueError, match="resize is 'bicubic'"):
-        make_reference(tmp_path / "r.safetensors", protocol={"quantise": None, "resize": "bicubic"})
+    for levels, filter, message in (
+        (256, "hamming", "'hamming' is none of lanczos"),
+        (None, "box", "quantise is None"),
+    ):
+        protocol = {"quantise": levels, "resize": {"size": 4, "filter": filter}}
+        with pytest.raises(ValueError, match=message):
+            make_reference(tmp_path / "r.safetensors", protocol=protocol)
 
 
 def test_batches_of_the_feature_network_are_as_large_as_its_section_says(tmp_path):
