@@ -45,6 +45,8 @@ def contradictions(experiment: Json) -> Iterator[str]:
         yield f"teacher.kind: gaussian-mixture needs a dataset of that kind, not {dataset.get('kind')}"
     if reference := experiment.get("reference"):
         yield from _reference(reference, dataset)
+    if experiment.get("evaluate", {}).get("clip") and "prompts" not in experiment.get("sample", {}):
+        yield "evaluate.clip: needs sample.prompts, the captions that images are compared with"
     if dataset.get("num_held_out") == "all" and experiment.get("teacher", {}).get("kind") == "train":
         yield "dataset.num_held_out: all images are held out, but teacher.kind is train: none is left to train on"
     yield from distill_section.contradictions(experiment)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from pathlib import PurePath
 from typing import Any
 
 from dmd.checks import unknown_experiment
@@ -26,13 +27,14 @@ SECTIONS = {
     "captions": "sample.prompts",
     "features": "sample",
     "inception_score": "evaluate",
+    "clip": "evaluate.clip",
     "pictures": "distill",
     "export": "distill",
     "pipeline": "distill",
 }
 IMPORTED = ("edm", "diffusers", "openai", "stable-diffusion")  # teachers that come from files and need no dataset
 BLOCK_RULES = ("pairs", "sample", "features")
-SCORE_RULES = ("evaluate", "inception_score")
+SCORE_RULES = ("evaluate", "inception_score", "clip")
 TEXT_RULES = ("prompts", "captions")
 PARTS = ("text_encoder", "autoencoder", "tiny_autoencoder")  # what a teacher of latents may have besides its denoiser
 UNCOMPUTED = ("pairs_manifest", "samples_manifest", "export", "pipeline", *SCORE_RULES, *TEXT_RULES, *PARTS)
@@ -80,7 +82,8 @@ class Experiments:
             "pairs_manifest": ["pairs"],
             "distill": ["teacher", "pairs_manifest"],
             "samples_manifest": ["sample"],
-            "features": ["sample", "reference"],
+            "features": ["sample", "reference", *self.parts(experiment, "autoencoder")],
+            "clip": ["features"],
             "evaluate": ["features", "reference"],
             "inception_score": ["features", "reference"],
             "pictures": ["teacher", "distill"],
@@ -117,8 +120,10 @@ class Experiments:
 
     def _identity(self, experiment: str, rule: str) -> tuple[Json, list[tuple[str, str]], list[str]]:
         upstream = [(source, self.owner(name, source)) for source, name in self.upstream(experiment, rule)]
-        section = self.section(experiment, SECTIONS.get(rule, rule))
-        return self.spec(experiment, rule), upstream, unpinned(_without(section, "tiny_autoencoder"))
+        sections = [_without(self.section(experiment, SECTIONS.get(rule, rule)), "tiny_autoencoder")]
+        if rule == "features":
+            sections.append(self.whole(experiment).get("evaluate", {}).get("clip", {}))
+        return self.spec(experiment, rule), upstream, [path for section in sections for path in unpinned(section)]
 
     def path(self, experiment: str, rule: str, block: tuple[int, int] = (0, 0)) -> str:
         """Where the (first) artifact of a rule lies, relative to the folder of results."""
@@ -208,10 +213,15 @@ class Experiments:
         reference = self.section(experiment, "reference")
         features = _without(_seen(reference["features"]), "batch_size")
         batch_size = reference["features"].get("batch_size", section["batch_size"])
-        return {"features": features, "protocol": reference["protocol"], "batch_size": batch_size}
+        clip = self.whole(experiment).get("evaluate", {}).get("clip")
+        judged = {"clip": {**_without(clip, "folder"), "name": PurePath(clip["folder"]).name}} if clip else {}
+        return {"features": features, "protocol": reference["protocol"], "batch_size": batch_size, **judged}
 
     def _evaluate(self, experiment: str, section: Json) -> Json:
-        return {**_without(section, "inception_score"), "experiment": experiment}
+        return {**_without(section, "inception_score", "clip"), "experiment": experiment}
+
+    def _clip(self, experiment: str, section: Json) -> Json:
+        return {"experiment": experiment}
 
     def _inception_score(self, experiment: str, section: Json) -> Json:
         features = self.section(experiment, "reference")["features"]

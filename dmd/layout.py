@@ -23,6 +23,7 @@ FILES = {  # rule -> its (first) artifact
     "features": "features/{first:05d}-{last:05d}.safetensors",
     "evaluate": "fid.json",
     "inception_score": "inception_score.json",
+    "clip": "clip.json",
     "pictures": "pictures/grid.png",
     "export": "export/generator.onnx",
     "pipeline": "export/pipeline/model_index.json",

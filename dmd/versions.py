@@ -17,6 +17,7 @@ VERSIONS: dict[str, int] = {
     "features": 1,
     "evaluate": 2,
     "inception_score": 1,
+    "clip": 1,
     "tables": 1,
     "charts": 1,
     "pictures": 1,

@@ -13,6 +13,7 @@ from torch import Tensor
 from dmd.artifacts import tensors as tensor_files
 
 SHARED = ("features", "protocol", "num_samples", "labels", "network_calls")
+OPTIONAL = ("clip",)  # shared, and None where no block has it
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def group(paths: Sequence[Path], *, reference_sha256: str) -> tuple[list[Repetit
 
     Returns:
         The repetitions in order, and what they all share: features, protocol, num_samples, labels,
-            network_calls.
+            network_calls, clip (None without).
 
     Raises:
         ValueError: no blocks, one made with another reference, blocks that differ in what they should share,
@@ -58,14 +59,14 @@ def group(paths: Sequence[Path], *, reference_sha256: str) -> tuple[list[Repetit
     if not paths:
         raise ValueError("there are no blocks of features to evaluate")
     blocks = sorted(((path, tensor_files.load_metadata(path)) for path in paths), key=_first_index)
-    shared = {name: blocks[0][1][name] for name in SHARED}
+    shared = {name: blocks[0][1][name] for name in SHARED} | {name: blocks[0][1].get(name) for name in OPTIONAL}
     grouped: dict[int, list[tuple[Path, dict[str, Any]]]] = {}
     for path, metadata in blocks:
         if metadata["inputs"]["reference"] != reference_sha256:
             raise ValueError(f"{path} was made with another reference file: run snakemake again")
         for name, value in shared.items():
-            if metadata[name] != value:
-                raise ValueError(f"{path} has {name} {metadata[name]}, but {blocks[0][0]} has {value}")
+            if metadata.get(name) != value:
+                raise ValueError(f"{path} has {name} {metadata.get(name)}, but {blocks[0][0]} has {value}")
         grouped.setdefault(metadata["repetition"], []).append((path, metadata))
     return [_repetition(number, found) for number, found in sorted(grouped.items())], shared
 

@@ -55,7 +55,7 @@ class Text(nn.Module):
             self.encoder: Any = CLIPTextModel(numbers)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(f"CLIPTextModel: {error}") from error
-        self._tokenizer = _tokenizer(tokenizer)
+        self._tokenizer = clip_tokenizer(tokenizer)
         self.length, self.width = int(numbers.max_position_embeddings), int(numbers.hidden_size)
         if len(self._tokenizer) > numbers.vocab_size:
             raise ValueError(
@@ -75,8 +75,12 @@ class Text(nn.Module):
         return Encoded(states, num, num > self.length)
 
 
-def _tokenizer(texts: Mapping[str, str]) -> Any:
-    """transformers' CLIPTokenizer from the contents of its files; nothing is looked up elsewhere."""
+def clip_tokenizer(texts: Mapping[str, str]) -> Any:
+    """transformers' CLIPTokenizer from the contents of its files by name; nothing is looked up elsewhere.
+
+    Raises:
+        ValueError: vocab.json or merges.txt is not among them, or one is damaged.
+    """
     from transformers import CLIPTokenizer
 
     try:

@@ -10,21 +10,26 @@ from dmd.networks.text_encoder import Text
 from dmd.stages import pipeline_files as pipelines
 
 MAX_LAYERS = 128  # the released ones have 12 to 32
+PARTS = ("vocab.json", "merges.txt")
 OPTIONAL = ("special_tokens_map.json", "tokenizer_config.json")
 
 
 def source_files(folder: Path) -> list[Path]:
     """Files of the text encoder and its tokenizer in the folder of a pipeline; ValueError if one is missing."""
-    tokenizer = folder / "tokenizer"
-    whole = tokenizer / "tokenizer.json"
-    if (tokenizer / "vocab.json").is_file() or not whole.is_file():
-        what = "of the CLIP tokenizer (tokenizer.json would do, too)"
-        found = [pipelines.needed(tokenizer / name, f"{name} {what}") for name in ("vocab.json", "merges.txt")]
-    else:
-        found = [whole]
-    found += [tokenizer / name for name in OPTIONAL if (tokenizer / name).is_file()]
+    found = tokenizer_files(folder / "tokenizer")
     network = pipelines.network_files(folder / "text_encoder", "CLIPTextModel", weights="model.safetensors")
     return [*network, *found]
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Files of a CLIP tokenizer in its folder; ValueError if one is missing."""
+    whole = folder / "tokenizer.json"
+    if (folder / "vocab.json").is_file() or not whole.is_file():
+        what = "of the CLIP tokenizer (tokenizer.json would do, too)"
+        found = [pipelines.needed(folder / name, f"{name} {what}") for name in PARTS]
+    else:
+        found = [whole]
+    return found + [folder / name for name in OPTIONAL if (folder / name).is_file()]
 
 
 def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -41,7 +46,7 @@ def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if not isinstance(layers := config.get("num_hidden_layers", 12), int) or layers > MAX_LAYERS:
         raise ValueError(f"{place}: num_hidden_layers {layers!r} is no integer up to {MAX_LAYERS}")
     numbers = {key: value for key, value in config.items() if key[:1] != "_"}
-    section = {"config": numbers, "tokenizer": _tokenizer(files)}
+    section = {"config": numbers, "tokenizer": tokenizer_texts(files)}
     try:
         with torch.device("meta"):
             text = Text(**section)
@@ -58,11 +63,15 @@ def _named(name: str) -> str:
     return f"encoder.{name.removeprefix('text_model.')}"
 
 
-def _tokenizer(files: list[Path]) -> dict[str, str]:
-    """Contents of the tokenizer's files by name, in the form of the released folders."""
+def tokenizer_texts(files: list[Path]) -> dict[str, str]:
+    """Contents of a tokenizer's files, which are among `files`, by name, in the form of the released folders.
+
+    Raises:
+        ValueError: one cannot be read.
+    """
     texts: dict[str, str] = {}
     for path in files:
-        if path.parent.name == "tokenizer":
+        if path.name in (*PARTS, *OPTIONAL, "tokenizer.json"):
             try:
                 texts[path.name] = path.read_text(encoding="utf-8")
             except (OSError, ValueError) as error:

@@ -1,10 +1,13 @@
-# Features, moments and predicted classes of one block of samples.
+# Features, moments and predicted classes of one block of samples, and with evaluate.clip how well captions fit.
 rule features:
     input:
         owned("features"),
         block=block_of("sample"),
         reference=artifact("reference"),
         network=given("reference", "features"),
+        autoencoder=part("autoencoder"),
+        clip=clip_files,
+        captions=judged_by,
     output:
         "results/{experiment}/features/{first}-{last}.safetensors",
     log:
@@ -20,10 +23,14 @@ rule features:
         runtime=minutes(120, "features"),
     params:
         network=flag("network"),
+        autoencoder=flag("autoencoder"),
+        clip=clip_folder,
+        captions=flag("captions"),
         spec=spec("features"),
         version=VERSIONS["features"],
     shell:
         "python -m dmd.stages.features --block {input.block} --reference {input.reference} {params.network} "
+        "{params.autoencoder} {params.clip} {params.captions} "
         "--output {output} --spec {params.spec:q} --log {log}"
 
 
@@ -87,3 +94,28 @@ rule inception_score:
     shell:
         "python -m dmd.stages.inception_score --reference {input.reference} --features {input.features} "
         "--network {input.network} --output {output} --spec {params.spec:q} --log {log}"
+
+
+# Mean cosine of images and captions, of cosines that are among the features.
+rule clip:
+    input:
+        owned("clip"),
+        features=blocks("features"),
+    output:
+        "results/{experiment}/clip.json",
+    log:
+        "results/{experiment}/logs/clip.log",
+    benchmark:
+        "results/{experiment}/benchmarks/clip.tsv"
+    conda:
+        "../../envs/dmd.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=memory(2000),
+        runtime=60,
+    params:
+        spec=spec("clip"),
+        version=VERSIONS["clip"],
+    shell:
+        "python -m dmd.stages.clip --features {input.features} --output {output} --spec {params.spec:q} --log {log}"

@@ -65,6 +65,28 @@ def source(section):
     return look_up
 
 
+def judged(wildcards):
+    """Whether CLIP sees the samples."""
+    return "clip" in EXPERIMENTS.whole(wildcards.experiment).get("evaluate", {})
+
+
+def judged_by(wildcards):
+    """The captions that CLIP compares samples with, or nothing."""
+    return artifact("captions")(wildcards) if judged(wildcards) else []
+
+
+def clip_files(wildcards):
+    """Configurations and weights of CLIP, or nothing."""
+    return saved("evaluate.clip")(wildcards) if judged(wildcards) else []
+
+
+def clip_folder(wildcards):
+    """`--clip-network FOLDER` where CLIP sees the samples, else nothing."""
+    if not judged(wildcards):
+        return ""
+    return f"--clip-network {shlex.quote(EXPERIMENTS.section(wildcards.experiment, 'evaluate.clip')['folder'])}"
+
+
 def taught_with(wildcards):
     """The dataset, for a teacher that is trained on it."""
     return dataset(wildcards) if EXPERIMENTS.section(wildcards.experiment, "teacher")["kind"] == "train" else []

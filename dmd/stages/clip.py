@@ -1,0 +1,48 @@
+"""Stage clip: the CLIP score of an experiment's samples, from cosines that stage features kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dmd.artifacts import feature_blocks, record
+from dmd.artifacts import tensors as tensor_files
+from dmd.metrics.clip import metric_name
+from dmd.stages import scores, stage
+from dmd.stages.evaluate import write
+
+
+def run(*, features: list[Path], output: Path, experiment: str) -> None:
+    """Writes clip.json: the mean raw cosine of images and their captions, of each repetition.
+
+    Args:
+        features: blocks with cosines that make up whole repetitions.
+        experiment: its name, for the file.
+
+    Raises:
+        ValueError: damaged or missing blocks, or blocks without cosines.
+    """
+    spec = {"experiment": experiment}
+    stage.set_threads(1)
+    with record.exclusive(output):
+        inputs = record.check_inputs(features=features)
+        reference = tensor_files.load_metadata(features[0])["inputs"]["reference"] if features else ""
+        repetitions, shared = feature_blocks.group(features, reference_sha256=reference)
+        if (clip := shared["clip"]) is None:
+            raise ValueError(f"{features[0]} has no cosines of CLIP: it was made without evaluate.clip")
+        means = [float(repetition.load("clip")[0].double().mean()) for repetition in repetitions]
+        score = {
+            **record.provenance("clip", spec, inputs),
+            "experiment": experiment,
+            "metric": metric_name(clip),
+            **scores.spread(means),
+            "network": {name: clip[name] for name in ("name", "sha256")},
+            "prefix": clip["prefix"],
+            "num_samples": shared["num_samples"],
+            "first_seeds": [repetition.first_seed for repetition in repetitions],
+            "network_calls": shared["network_calls"],
+        }
+        write(output, score, inputs)
+
+
+if __name__ == "__main__":
+    stage.main(run)
