@@ -28,13 +28,14 @@ SECTIONS = {
     "features": "sample",
     "inception_score": "evaluate",
     "clip": "evaluate.clip",
+    "latency": "evaluate.latency",
     "pictures": "distill",
     "export": "distill",
     "pipeline": "distill",
 }
 IMPORTED = ("edm", "diffusers", "openai", "stable-diffusion")  # teachers that come from files and need no dataset
 BLOCK_RULES = ("pairs", "sample", "features")
-SCORE_RULES = ("evaluate", "inception_score", "clip")
+SCORE_RULES = ("evaluate", "inception_score", "clip", "latency")
 TEXT_RULES = ("prompts", "captions")
 PARTS = ("text_encoder", "autoencoder", "tiny_autoencoder")  # what a teacher of latents may have besides its denoiser
 UNCOMPUTED = ("pairs_manifest", "samples_manifest", "export", "pipeline", *SCORE_RULES, *TEXT_RULES, *PARTS)
@@ -82,7 +83,7 @@ class Experiments:
             "pairs_manifest": ["pairs"],
             "distill": ["teacher", "pairs_manifest"],
             "samples_manifest": ["sample"],
-            "features": ["sample", "reference", *self.parts(experiment, "autoencoder")],
+            "features": ["sample", "reference"],
             "clip": ["features"],
             "evaluate": ["features", "reference"],
             "inception_score": ["features", "reference"],
@@ -90,14 +91,19 @@ class Experiments:
             "export": ["distill"],
             "pipeline": ["distill", "text_encoder", "autoencoder", "pairs_manifest"],
         }.get(rule, [])
-        if rule == "sample":
+        if rule in ("sample", "latency"):
             sources = ["teacher" if self.section(experiment, "sample")["from"] == "teacher" else "distill"]
-        if rule in ("sample", "pictures") and "prompts" in self.section(experiment, "sample"):
+        if rule in ("sample", "latency", "pictures") and "prompts" in self.section(experiment, "sample"):
             sources += ["captions", "text_encoder"]
-        if rule == "pictures":
+        if rule in ("pictures", "features"):
             sources += self.parts(experiment, "autoencoder")
         if rule == "distill":
             sources += decoders(self.section(experiment, "distill"))
+        if rule == "features" and "clip" in self.whole(experiment).get("evaluate", {}):
+            sources += ["captions"]
+        if rule == "latency":
+            full = self.section(experiment, "evaluate.latency")["decoder"] == "full"
+            sources += self.parts(experiment, "autoencoder" if full else "tiny_autoencoder")
         found = [(source, experiment) for source in sources]
         if rule == "distill" and (start := self.section(experiment, "distill")["start"]):
             found.append(("teacher", start))
@@ -218,7 +224,13 @@ class Experiments:
         return {"features": features, "protocol": reference["protocol"], "batch_size": batch_size, **judged}
 
     def _evaluate(self, experiment: str, section: Json) -> Json:
-        return {**_without(section, "inception_score", "clip"), "experiment": experiment}
+        return {**_without(section, "inception_score", "clip", "latency"), "experiment": experiment}
+
+    def _latency(self, experiment: str, section: Json) -> Json:
+        whole, sample = self.whole(experiment), self._sample(experiment, self.section(experiment, "sample"))
+        kept = {key: sample[key] for key in ("solver", "weights", "guidance") if key in sample}
+        measured = {"experiment": experiment, "device": whole["device"], "threads": whole["threads"]}
+        return {**_without(section, "decoder"), **kept, **measured}
 
     def _clip(self, experiment: str, section: Json) -> Json:
         return {"experiment": experiment}

@@ -24,6 +24,7 @@ FILES = {  # rule -> its (first) artifact
     "evaluate": "fid.json",
     "inception_score": "inception_score.json",
     "clip": "clip.json",
+    "latency": "latency.json",
     "pictures": "pictures/grid.png",
     "export": "export/generator.onnx",
     "pipeline": "export/pipeline/model_index.json",

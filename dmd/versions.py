@@ -18,6 +18,7 @@ VERSIONS: dict[str, int] = {
     "evaluate": 2,
     "inception_score": 1,
     "clip": 1,
+    "latency": 1,
     "tables": 1,
     "charts": 1,
     "pictures": 1,

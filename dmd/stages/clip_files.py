@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from dmd import torchvision_operators
+from dmd.artifacts.prompts import Prompts
 from dmd.metrics.clip import Clip
+from dmd.metrics.features import eight_bit, quantise
 from dmd.networks.text_encoder import clip_tokenizer
 from dmd.stages import pipeline_files as pipelines
 from dmd.stages import text_files
@@ -18,6 +25,24 @@ MAX_LAYERS = 128
 KEY = "evaluate.clip.sha256"
 
 
+@dataclass(frozen=True)
+class Judge:
+    """CLIP, and the captions that the samples were made of.
+
+    Attributes:
+        prefix: what each caption begins with.
+    """
+
+    clip: Clip
+    captions: Prompts
+    prefix: str
+
+    def __call__(self, image: Tensor, label: Tensor) -> Tensor:
+        """Cosines (B,) of images in [-1, 1] and the captions of rows `label` (B,)."""
+        texts = [self.prefix + text for text in self.captions.rows(label.tolist())]
+        return self.clip(eight_bit(quantise(image, 256)), texts)
+
+
 def source_files(folder: Path) -> list[Path]:
     """The files that make up a network: configuration, safetensors, tokenizer, and what images go through.
 
@@ -27,6 +52,15 @@ def source_files(folder: Path) -> list[Path]:
     network = pipelines.network_files(folder, "CLIPModel", weights="model.safetensors")
     images = [folder / PREPROCESSOR] if (folder / PREPROCESSOR).is_file() else []
     return [*network, *images, *text_files.tokenizer_files(folder)]
+
+
+def judge(
+    folder: Path, captions: Path, numbers: Mapping[str, Any], *, device: torch.device
+) -> tuple[Judge, dict[str, Any], dict[str, str]]:
+    """CLIP and captions, as {"sha256", "prefix"} ask; its identity and the prefix; digests of its files. See `load`."""
+    clip, identity, digests = load(folder, sha256=numbers["sha256"])
+    prefix = numbers["prefix"]
+    return Judge(clip.to(device), Prompts(captions), prefix), {**identity, "prefix": prefix}, digests
 
 
 def load(folder: Path, *, sha256: str | None) -> tuple[Clip, dict[str, Any], dict[str, str]]:

@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dmd import loading
-from dmd.artifacts import manifest, record, shards
+from dmd.artifacts import manifest, record
 from dmd.artifacts import tensors as tensor_files
-from dmd.artifacts.prompts import Prompts
-from dmd.metrics.clip import Clip
-from dmd.metrics.features import FeatureNetwork, eight_bit, extract, quantise
+from dmd.metrics.features import FeatureNetwork, extract
 from dmd.metrics.moments import Moments
-from dmd.networks.autoencoder import Codec
 from dmd.stages import clip_files, feature_files, stage
-
-DECODED = 4  # latents at once: each takes gigabytes at 512 x 512 pixels
-
-
-@dataclass(frozen=True)
-class Judge:
-    """CLIP, and the captions that the samples were made of.
-
-    Attributes:
-        prefix: what each caption begins with.
-    """
-
-    clip: Clip
-    captions: Prompts
-    prefix: str
-
-    def __call__(self, image: Tensor, label: Tensor) -> Tensor:
-        """Cosines (B,) of images in [-1, 1] and the captions of rows `label` (B,)."""
-        texts = [self.prefix + text for text in self.captions.rows(label.tolist())]
-        return self.clip(eight_bit(quantise(image, 256)), texts)
+from dmd.stages.clip_files import Judge
+from dmd.stages.sample_images import SampleImages
 
 
 def run(
@@ -100,52 +75,21 @@ def run(
             )
         samples = manifest.read(block)
         facts = {"features": identity, "protocol": protocol, **_origin(samples)}
-        codec = _codec(samples, autoencoder, place)
+        images = SampleImages(samples, batch_size=batch_size, autoencoder=autoencoder, device=place)
         judge = None
         if clip and clip_network and captions:
-            judged, known, digests = clip_files.load(clip_network, sha256=clip["sha256"])
-            judge = Judge(judged.to(place), Prompts(captions), clip["prefix"])
-            inputs["clip"] = digests
-            facts["clip"] = {**known, "prefix": clip["prefix"]}
-        found = _extract(samples, extractor, protocol, batch_size, codec=codec, judge=judge)
+            judge, facts["clip"], inputs["clip"] = clip_files.judge(clip_network, captions, clip, device=place)
+        found = _extract(images, extractor, protocol, judge)
         with record.publish(output, stage="features", inputs=inputs) as temporary:
             tensor_files.write(temporary, found, {**record.provenance("features", spec, inputs), **facts})
 
 
-def _codec(samples: manifest.Manifest, path: Path | None, device: torch.device) -> Codec | None:
-    """What decodes the samples; None where they are images."""
-    if not samples.metadata["facts"].get("codec"):
-        return None
-    if path is None:
-        raise ValueError(f"{samples.path} holds latents: --autoencoder is needed to see images")
-    return loading.load_codec(path).to(device)
-
-
-@torch.no_grad()
-def _decoded(latent: Tensor, codec: Codec | None) -> Tensor:
-    """Images (B, C, H, W) on the CPU, a few at a time."""
-    if codec is None:
-        return latent
-    place = next(codec.parameters()).device
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        return torch.cat([codec.decode(part.to(place)).cpu() for part in latent.split(DECODED)])
-
-
 def _extract(
-    samples: manifest.Manifest,
-    extractor: FeatureNetwork,
-    protocol: dict[str, Any],
-    batch_size: int,
-    *,
-    codec: Codec | None = None,
-    judge: Judge | None = None,
+    images: SampleImages, extractor: FeatureNetwork, protocol: dict[str, Any], judge: Judge | None
 ) -> dict[str, Tensor]:
     """The file's tensors."""
-    num_batches = -(-len(samples.table) // batch_size)
     values, predicted, labels, cosines = [], [], [], []
-    batches = stage.progress(_batches(samples, batch_size), total=num_batches, unit="batches")
-    for stored, label in batches:
-        image = _decoded(stored, codec)
+    for image, label in stage.progress(images, total=len(images), unit="batches"):
         part, classes = extract(extractor, image, protocol["quantise"], protocol["resize"])
         values.append(part)
         predicted.append(classes)
@@ -162,22 +106,6 @@ def _extract(
         "outer": moments.outer,
         **({"clip": torch.cat(cosines)} if judge else {}),
     }
-
-
-def _batches(samples: manifest.Manifest, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images (B, C, H, W) and labels (B,) of the block in order; batches do not end where shards do."""
-    images: list[np.ndarray] = []
-    labels: list[int] = []
-    for part in samples.shards:
-        with shards.Shard(part.path, size=part.size, sha256=part.sha256) as shard:
-            for _, item in shard.items():
-                images.append(item["image"].astype(np.float32))
-                labels.append(int(item["label"]))
-                if len(images) == batch_size:
-                    yield torch.from_numpy(np.stack(images)), torch.tensor(labels)
-                    images, labels = [], []
-    if images:
-        yield torch.from_numpy(np.stack(images)), torch.tensor(labels)
 
 
 def _origin(samples: manifest.Manifest) -> dict[str, Any]:

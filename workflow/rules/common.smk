@@ -107,6 +107,11 @@ def read_by(rule, source):
     return look_up
 
 
+def decoder(wildcards):
+    """The autoencoder that latency is measured with, or nothing."""
+    return read_by("latency", "autoencoder")(wildcards) or read_by("latency", "tiny_autoencoder")(wildcards)
+
+
 def sampled(wildcards):
     """The denoiser that the samples come from: teacher or generator."""
     source = EXPERIMENTS.section(wildcards.experiment, "sample")["from"]

@@ -5,9 +5,9 @@ rule features:
         block=block_of("sample"),
         reference=artifact("reference"),
         network=given("reference", "features"),
-        autoencoder=part("autoencoder"),
+        autoencoder=read_by("features", "autoencoder"),
         clip=clip_files,
-        captions=judged_by,
+        captions=read_by("features", "captions"),
     output:
         "results/{experiment}/features/{first}-{last}.safetensors",
     log:
@@ -119,3 +119,33 @@ rule clip:
         version=VERSIONS["clip"],
     shell:
         "python -m dmd.stages.clip --features {input.features} --output {output} --spec {params.spec:q} --log {log}"
+
+
+# Seconds from a prompt to its image, on the machine that it runs on, which should do nothing else. On request.
+rule latency:
+    input:
+        owned("latency"),
+        denoiser=sampled,
+        text_encoder=read_by("latency", "text_encoder"),
+        autoencoder=decoder,
+    output:
+        "results/{experiment}/latency.json",
+    log:
+        "results/{experiment}/logs/latency.log",
+    benchmark:
+        "results/{experiment}/benchmarks/latency.tsv"
+    conda:
+        "../../envs/dmd.yaml"
+    threads: cores
+    resources:
+        gpu=gpus,
+        mem_mb=memory(8000),
+        runtime=60,
+    params:
+        text_encoder=flag("text_encoder"),
+        autoencoder=flag("autoencoder"),
+        spec=spec("latency"),
+        version=VERSIONS["latency"],
+    shell:
+        "python -m dmd.stages.latency --denoiser {input.denoiser} {params.text_encoder} {params.autoencoder} "
+        "--output {output} --spec {params.spec:q} --log {log}"

@@ -70,11 +70,6 @@ def judged(wildcards):
     return "clip" in EXPERIMENTS.whole(wildcards.experiment).get("evaluate", {})
 
 
-def judged_by(wildcards):
-    """The captions that CLIP compares samples with, or nothing."""
-    return artifact("captions")(wildcards) if judged(wildcards) else []
-
-
 def clip_files(wildcards):
     """Configurations and weights of CLIP, or nothing."""
     return saved("evaluate.clip")(wildcards) if judged(wildcards) else []

@@ -1,0 +1,58 @@
+"""Stage latency: it measures each part that there is, of what the experiment samples with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dmd.stages import autoencoder, latency, teacher, text_encoder
+from tests.stable_diffusion_files import make_stable_diffusion
+
+SPEC: dict[str, Any] = {"experiment": "tiny", "weights": "ema", "batch_sizes": [1, 2], "repeats": 3, "warmup": 1}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("latency")
+    source = make_stable_diffusion(folder / "sd", resolution=8)
+    names = {"denoiser": "denoiser", "text_encoder": "text_encoder", "autoencoder": "autoencoder"}
+    paths = {name: folder / f"{file}.safetensors" for name, file in names.items()}
+    teacher.run(source=source, output=paths["denoiser"], kind="stable-diffusion", sha256=None)
+    text_encoder.run(source=source, output=paths["text_encoder"], sha256=None)
+    autoencoder.run(source=source, output=paths["autoencoder"], kind="stable-diffusion", sha256=None)
+    return paths
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_shares_of_all_parts_make_up_the_whole(parts, tmp_path, dtype):
+    solver = {"name": "pndm", "steps": 4, "spacing": None}
+    output = tmp_path / "latency.json"
+    latency.run(**parts, output=output, solver=solver, guidance=3.0, dtype=dtype, **SPEC)
+    found = json.loads(output.read_text())
+    assert (found["metric"], found["unit"], found["device"], found["network_calls"]) == ("latency", "s", "cpu", 5)
+    assert [each["batch_size"] for each in found["batches"]] == [1, 2]
+    assert found["value"] == found["batches"][0]["seconds"] and found["spec"]["dtype"] == dtype
+    for each in found["batches"]:
+        assert sum(each["shares"].values()) == pytest.approx(1)
+        assert 0.5 * each["seconds"] < sum(each["parts"].values()) < 2 * each["seconds"]
+        assert each["images_per_second"] == pytest.approx(each["batch_size"] / each["seconds"])
+        assert each["fastest"] <= each["seconds"]
+        assert set(each["shares"]) == {"text_encoder", "denoiser", "decoder"}
+        assert each["shares"]["denoiser"] == max(each["shares"].values())  # five guided passes
+
+
+def test_generator_of_pixels_is_all_there_is(distilled_folder, tmp_path):
+    output = tmp_path / "latency.json"
+    generator = distilled_folder / "generator.safetensors"
+    latency.run(denoiser=generator, output=output, solver={"name": "one-step"}, dtype="float32", **SPEC)
+    found = json.loads(output.read_text())
+    assert found["batches"][0]["shares"] == {"denoiser": 1.0} and found["network_calls"] == 1
+
+
+def test_parts_that_do_not_fit_are_named(parts, tmp_path):
+    given = {"output": tmp_path / "latency.json", "solver": {"name": "pndm", "steps": 4}, **SPEC}
+    with pytest.raises(ValueError, match="--autoencoder is given exactly where the denoiser has image_shape"):
+        latency.run(denoiser=parts["denoiser"], text_encoder=parts["text_encoder"], dtype="float32", **given)
+    with pytest.raises(ValueError, match="latency.dtype 'float8' is not one of"):
+        latency.run(**parts, dtype="float8", **given)
