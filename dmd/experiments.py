@@ -228,7 +228,7 @@ class Experiments:
 
     def _latency(self, experiment: str, section: Json) -> Json:
         whole, sample = self.whole(experiment), self._sample(experiment, self.section(experiment, "sample"))
-        kept = {key: sample[key] for key in ("solver", "weights", "guidance") if key in sample}
+        kept: Json = {key: sample[key] for key in ("solver", "weights", "guidance") if key in sample}
         measured = {"experiment": experiment, "device": whole["device"], "threads": whole["threads"]}
         return {**_without(section, "decoder"), **kept, **measured}
 
