@@ -27,12 +27,19 @@ COLUMNS = {  # column -> heading of the markdown
     "spread": "spread over",
     "network_calls": "network calls",
     "ratio": "ratio to teacher",
+    "clip": "CLIP score",
+    "clip_here": "CLIP score here",
+    "latency": "seconds an image",
+    "latency_here": "seconds here",
     "training": "to training images",
     "floor": "floor",
     "floor_std": "",
     "accuracy": "label accuracy",
     "experiments": "",
+    "note": "",
 }
+HERE = ("here", "clip_here", "latency_here")  # ours beside a published row; the CSV has them in rows of their own
+OPTIONAL = ("clip", "latency", "note")  # not in a CSV where no row has them
 
 
 def text(table: Sequence[Row], title: str) -> str:
@@ -42,7 +49,12 @@ def text(table: Sequence[Row], title: str) -> str:
         table: rows of the keys of `COLUMNS`. A row of ours with the key `beside` is shown with the published one, and
             apart only where it has a value.
     """
-    ours = [row for row in table if row["source"] == "ours" and (_has(row, "value") or not row.get("beside"))]
+    known = ("value", *OPTIONAL)
+    ours = [
+        row
+        for row in table
+        if row["source"] == "ours" and (any(_has(row, column) for column in known) or not row.get("beside"))
+    ]
     published = [row for row in table if row["source"] == "published"]
     lines = [f"# {title}\n"] if title else []
     if ours:
@@ -56,19 +68,21 @@ def text(table: Sequence[Row], title: str) -> str:
     elif published:
         lines += ["Published, on other data and in other features: compare the order, not the values.", ""]
     if published:
-        lines += _grid(published, "published")
+        notes = [f"{row['label']}: {row['note']}  " for row in published if _has(row, "note")]
+        lines += [*_grid(published, "published"), *(["", *notes] if notes else [])]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def compared(row: Row) -> str:
     """Our value as it stands beside a published one; EMPTY if nothing was run.
 
-    With the smallest of several sample sets, which is what EDM publishes, and with the metric where that is no FID.
+    With the smallest of several sample sets, which is what EDM publishes, and with the metric where that is no FID (of
+    the released network, its images resized by TensorFlow's filter or by that of clean-fid).
     """
     if not _has(row, "value"):
         return EMPTY
     smallest = f", min {rounded(row['min'])}" if _has(row, "min") else ""
-    return _cell(row, "value") + smallest + ("" if row["metric"] == "fid" else f" ({row['metric']})")
+    return _cell(row, "value") + smallest + ("" if row["metric"] in ("fid", "clean-fid") else f" ({row['metric']})")
 
 
 def _ours(rows: Sequence[Row]) -> list[str]:

@@ -12,13 +12,17 @@ import pandas as pd
 from dmd.artifacts import record
 from dmd.artifacts import scores as score_files
 from dmd.stages import stage
-from dmd.stages.table_text import COLUMNS, Row, compared, text
+from dmd.stages.table_text import COLUMNS, HERE, OPTIONAL, Row, compared, text
+
+BESIDE = {"clip": "clips", "latency": "latencies"}  # column -> score files whose value it shows
 
 
 def run(
     *,
     scores: list[Path],
     classes: list[Path] | None = None,
+    clips: list[Path] | None = None,
+    latencies: list[Path] | None = None,
     markdown: Path,
     csv: Path,
     rows: list[dict[str, Any]],
@@ -29,11 +33,13 @@ def run(
 
     Args:
         scores: fid.json files; their field `experiment` says whose they are.
-        classes: classes.json files, likewise; they add the label accuracy.
+        classes, clips, latencies: classes.json, clip.json and latency.json files, likewise; they add the label
+            accuracy, the CLIP score and the seconds an image takes.
         rows: {"label", "experiments": the training seeds of one row, "teacher": a name of the teacher behind them}. A
             row without a score stays empty. A row with "published": {"label", "dataset"} measures what this published
             row is about, and stands beside it.
-        paper: published rows {"label", "value", "network_calls", "dataset"}; all but the label may be missing.
+        paper: published rows {"label", "value", "network_calls", "dataset", "clip", "latency", "note"}; all but the
+            label may be missing.
         title: heading of the markdown.
 
     Raises:
@@ -41,13 +47,15 @@ def run(
             a published row that does not exist or has one already.
     """
     with record.exclusive(markdown):
-        inputs = record.check_inputs(scores=scores, classes=classes or [])
+        others = {"classes": classes or [], "clips": clips or [], "latencies": latencies or []}
+        inputs = record.check_inputs(scores=scores, **others)
         found = score_files.by_experiment(scores)
-        accuracies = score_files.by_experiment(classes or [])
-        table = [_row(row, found, accuracies) for row in rows]
+        beside = {name: score_files.by_experiment(paths) for name, paths in others.items()}
+        table = [_row(row, found, beside) for row in rows]
         _add_ratios(table)
         table += _published(rows, table, paper or [])
-        frame = pd.DataFrame(table, columns=[column for column in COLUMNS if column != "here"])
+        shown = [column for column in COLUMNS if column not in OPTIONAL or any(column in row for row in table)]
+        frame = pd.DataFrame(table, columns=[column for column in shown if column not in HERE])
         with record.publish(csv, stage="tables", inputs=inputs) as temporary:
             frame.to_csv(temporary, index=False, lineterminator="\n")
         with record.publish(markdown, stage="tables", inputs=inputs) as temporary:
@@ -64,16 +72,19 @@ def _published(rows: Sequence[Mapping[str, Any]], table: Sequence[Row], paper: S
         if len(same) != 1 or "here" in same[0]:
             known = "; ".join(f"{each['label']} ({each.get('dataset')})" for each in found if "here" not in each)
             raise ValueError(f"row {row['label']!r} cannot stand beside the published {named}; free are: {known}")
-        same[0]["here"] = compared(line)
+        same[0] |= {"here": compared(line), **{f"{key}_here": line[key] for key in BESIDE if line.get(key) is not None}}
         line["beside"] = True
     return found
 
 
-def _row(row: Mapping[str, Any], scores: Mapping[str, Any], classes: Mapping[str, Any]) -> Row:
+def _row(row: Mapping[str, Any], scores: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> Row:
     """One of our rows: mean over its experiments; a single experiment shows the spread of its sample sets."""
     present = [scores[name] for name in row["experiments"] if name in scores]
     line: Row = {"source": "ours", "label": row["label"], "experiments": " ".join(row["experiments"])}
     line["teacher"] = row.get("teacher")
+    for column, kind in BESIDE.items():
+        if values := [others[kind][name]["value"] for name in row["experiments"] if name in others[kind]]:
+            line[column] = statistics.fmean(values)
     if not present:
         return line
     for field in ("metric", "reference", "features", "network_calls"):
@@ -83,6 +94,7 @@ def _row(row: Mapping[str, Any], scores: Mapping[str, Any], classes: Mapping[str
     first = present[0]
     single = len(present) == 1
     values = first["values"] if single else [score["value"] for score in present]
+    classes = others["classes"]
     accuracies = [classes[name].get("accuracy") for name in row["experiments"] if name in classes]
     known = [accuracy["value"] for accuracy in accuracies if accuracy]
     return {

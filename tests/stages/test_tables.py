@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from dmd.config import read_yaml
 from dmd.stages import tables
 from dmd.stages.table_text import EMPTY, rounded
 
@@ -169,6 +170,48 @@ def test_label_accuracy_is_averaged_over_the_seeds(tmp_path):
         files[-1].write_text(json.dumps({"experiment": name, "accuracy": accuracy}))
     markdown, _ = made(tmp_path, {"full": ["a", "b"]}, scores, classes=files)
     assert "85.0 %" in line(markdown, "full")
+
+
+def test_clip_scores_and_seconds_stand_beside_the_published_ones(tmp_path):
+    path = score(tmp_path, "a", [9.0], metric="clean-fid")
+    others = {}
+    for kind, values in {"clip": {"a": 0.31, "b": 0.25}, "latency": {"a": 0.05}}.items():
+        others[kind] = [tmp_path / name / f"{kind}.json" for name in values]
+        for place, (name, value) in zip(others[kind], values.items(), strict=True):
+            place.parent.mkdir(exist_ok=True)
+            place.write_text(json.dumps({"experiment": name, "value": value}))
+    published = {"label": "DMD", "value": 11.49, "network_calls": 1, "clip": 0.32, "latency": 0.09}
+    better = {"label": "GigaGAN", "value": 9.09, "note": "better than DMD"}
+    rows = [
+        {"label": "ours", "experiments": ["a"], "published": {"label": "DMD"}},
+        {"label": "b", "experiments": ["b"]},
+    ]
+    files = {"clips": others["clip"], "latencies": others["latency"]}
+    place = {"markdown": tmp_path / "t.md", "csv": tmp_path / "t.csv"}
+    tables.run(scores=[path], **files, **place, rows=rows, paper=[published, better])
+    markdown, csv = (tmp_path / "t.md").read_text(), pd.read_csv(tmp_path / "t.csv").set_index("label")
+    assert "| DMD | 11.5 | 9.00 | 1 | 0.320 | 0.310 | 0.0900 | 0.0500 |" in markdown
+    assert (
+        "| published | distance | here | network calls | CLIP score | CLIP score here | seconds an image |" in markdown
+    )
+    assert "0.250" in line(markdown, "b") and EMPTY in line(markdown, "b")
+    assert markdown.rstrip().endswith("GigaGAN: better than DMD")
+    assert csv.loc["ours", "clip"] == 0.31 and csv.loc["ours", "latency"] == 0.05 and csv.loc["DMD", "clip"] == 0.32
+    assert not any(column.endswith("here") for column in csv.columns)
+
+
+def test_columns_that_no_row_has_are_not_in_the_csv(tmp_path):
+    _, csv = made(tmp_path, {"full": ["a"]}, [score(tmp_path, "a", [1.0])])
+    assert not {"clip", "latency", "note"} & set(csv.columns)
+
+
+def test_paper_says_what_is_better_than_dmd():
+    paper = read_yaml(Path("workflow/resources/paper.yaml"))
+    for name in ("table3", "table4"):
+        values = {row["label"]: row["value"] for row in paper[name]}
+        noted = {row["label"] for row in paper[name] if "note" in row}
+        assert noted == {label for label, value in values.items() if value < values["DMD"]}
+        assert "SD v1.5, 50 steps" in noted and ("GigaGAN" in noted) == (name == "table3")
 
 
 def test_same_scores_give_the_same_bytes(tmp_path):

@@ -23,9 +23,16 @@ def shown(metric, wildcards):
 
 
 def scored(metric, rows, chosen):
-    """Metric files of the experiments of chosen rows, each once, in order."""
+    """Metric files of the experiments of chosen rows, each once, in order; of `clip` those that have one."""
     names = [name for row in rows if chosen(row) for name in row["experiments"]]
-    return [f"results/{name}/{metric}.json" for name in dict.fromkeys(names)]
+    known = [name for name in names if metric != "clip" or EXPERIMENTS.has(name, metric)]
+    return [f"results/{name}/{metric}.json" for name in dict.fromkeys(known)]
+
+
+def timed(wildcards):
+    """Latencies of a table's experiments that are there: a table starts no measurement, which wants an idle machine."""
+    found = scored("latency", listed("tables", wildcards.table)["rows"], lambda row: True)
+    return [path for path in found if os.path.exists(path)]
 
 
 def runs(row):

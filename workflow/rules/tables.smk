@@ -9,6 +9,7 @@ rule tables:
     input:
         scores=scores("fid"),
         classes=scores("classes"),
+        clips=scores("clip"),
     output:
         markdown=report("results/tables/{table}.md", caption="../report/table.rst", category="tables"),
         csv="results/tables/{table}.csv",
@@ -24,12 +25,18 @@ rule tables:
     params:
         shown_scores=lambda wildcards: shown("fid", wildcards),
         shown_classes=lambda wildcards: shown("classes", wildcards),
-        digests=lambda wildcards: [sha256(Path(path)) for path in shown("fid", wildcards) + shown("classes", wildcards)],
+        shown_clips=lambda wildcards: shown("clip", wildcards),
+        latencies=timed,
+        digests=lambda wildcards: [
+            sha256(Path(path))
+            for path in sum((shown(metric, wildcards) for metric in ("fid", "classes", "clip")), timed(wildcards))
+        ],
         spec=table_spec,
         version=VERSIONS["tables"],
     shell:
         "python -m dmd.stages.tables --scores {input.scores} {params.shown_scores} "
-        "--classes {input.classes} {params.shown_classes} "
+        "--classes {input.classes} {params.shown_classes} --clips {input.clips} {params.shown_clips} "
+        "--latencies {params.latencies} "
         "--markdown {output.markdown} --csv {output.csv} --spec {params.spec:q} --log {log}"
 
 
