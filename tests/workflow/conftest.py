@@ -107,12 +107,12 @@ def jobs(output: str) -> Counter[str]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """sha256 of every artifact and record below results/, by relative path; logs and benchmarks are left out."""
+    """sha256 of every artifact and record below results/, by relative path; logs and measured times are left out."""
     results = folder / "results"
     return {
         str(path.relative_to(results)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(results.rglob("*"))
-        if path.suffix in COMPARED and not {"logs", "benchmarks"} & set(path.parts)
+        if path.suffix in COMPARED and not {"logs", "benchmarks"} & set(path.parts) and "latency" not in path.name
     }
 
 
