@@ -32,13 +32,14 @@ SECTIONS = {
     "pictures": "distill",
     "export": "distill",
     "pipeline": "distill",
+    "lora": "distill.adapter",
 }
 IMPORTED = ("edm", "diffusers", "openai", "stable-diffusion")  # teachers that come from files and need no dataset
 BLOCK_RULES = ("pairs", "sample", "features")
 SCORE_RULES = ("evaluate", "inception_score", "clip", "latency")
 TEXT_RULES = ("prompts", "captions")
 PARTS = ("text_encoder", "autoencoder", "tiny_autoencoder")  # what a teacher of latents may have besides its denoiser
-UNCOMPUTED = ("pairs_manifest", "samples_manifest", "export", "pipeline", *SCORE_RULES, *TEXT_RULES, *PARTS)
+UNCOMPUTED = ("pairs_manifest", "samples_manifest", "export", "pipeline", "lora", *SCORE_RULES, *TEXT_RULES, *PARTS)
 
 
 class Experiments:
@@ -89,6 +90,7 @@ class Experiments:
             "inception_score": ["features", "reference"],
             "pictures": ["teacher", "distill"],
             "export": ["distill"],
+            "lora": ["distill"],
             "pipeline": ["distill", "text_encoder", "autoencoder", "pairs_manifest"],
         }.get(rule, [])
         if rule in ("sample", "latency"):
@@ -248,6 +250,11 @@ class Experiments:
         kept = {key: sample[key] for key in ("weights", "first_seed")}  # noise of the samples, never of the pairs
         pairs = self.section(experiment, "pairs")
         return _switched({"solver": pairs["solver"], "guidance": pairs["guidance"], **kept})
+
+    def _lora(self, experiment: str, section: Json | None) -> Json:
+        if section is None:
+            raise ConfigError(f"{experiment}.distill.adapter: null, so there is no adapter to write")
+        return {}
 
     def _pipeline(self, experiment: str, section: Json) -> Json:
         weights = self.whole(experiment).get("sample", {}).get("weights", "ema")

@@ -28,6 +28,7 @@ FILES = {  # rule -> its (first) artifact
     "pictures": "pictures/grid.png",
     "export": "export/generator.onnx",
     "pipeline": "export/pipeline/model_index.json",
+    "lora": "export/pytorch_lora_weights.safetensors",
 }
 PIPELINE = (  # files of export/pipeline/ besides its first
     "README.md",

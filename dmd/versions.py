@@ -24,4 +24,5 @@ VERSIONS: dict[str, int] = {
     "pictures": 1,
     "export": 1,
     "pipeline": 1,
+    "lora": 1,
 }

@@ -11,8 +11,9 @@ from dmd.artifacts import manifest as manifests
 from dmd.artifacts import tensors as tensor_files
 from dmd.layout import PIPELINE
 from dmd.loading import load_codec, load_text
+from dmd.networks.lora import merged
 from dmd.sampler import Sampler
-from dmd.stages import autoencoder, pipeline, teacher, text_encoder
+from dmd.stages import autoencoder, lora, pipeline, teacher, text_encoder
 from tests.stable_diffusion_files import make_stable_diffusion
 
 PROMPTS = ["a red house in the snow", "a photo of a cat"]
@@ -85,3 +86,44 @@ def test_other_generators_have_no_pipeline(exported, tmp_path):
     with pytest.raises(ValueError, match="draws from sigma 3 of 1000 levels"):
         pipeline.run(generator=tmp_path / "lower.safetensors", **paths, experiment="words")
     assert not (tmp_path / "model_index.json").exists()
+
+
+def test_adapter_makes_the_teachers_pipeline_the_generator(exported, tmp_path):
+    torchvision_operators.ensure()
+    from diffusers import DDIMScheduler, DiffusionPipeline
+
+    folder, output = exported
+    tensors, facts = tensor_files.load(folder / "generator.safetensors")
+    begun = {name[4:]: value for name, value in tensors.items() if name.startswith("ema.")}
+    places = [name.removesuffix(".weight") for name in begun if name.endswith(("to_q.weight", "conv1.weight"))]
+    torch.manual_seed(2)
+    weights = {}
+    for place in places:
+        weight = begun[f"{place}.weight"]
+        down = (3, *weight.shape[1:])
+        weights[f"{place}.lora_A.weight"] = torch.randn(down) / weight[0].numel() ** 0.5
+        up = (len(weight), 3) + (1,) * (weight.ndim - 2)
+        weights[f"{place}.lora_B.weight"] = 0.2 * torch.randn(up)
+    whole = {f"ema.{name}": value for name, value in merged(begun, weights, scale=2.0).items()}
+    whole |= {f"lora.{name}": value for name, value in weights.items()}
+    adapter = {"rank": 3, "alpha": 6.0, "targets": None}
+    tensor_files.write(tmp_path / "generator.safetensors", whole, facts | {"adapter": adapter})
+    lora.run(generator=tmp_path / "generator.safetensors", output=tmp_path / "pytorch_lora_weights.safetensors")
+    stock = DiffusionPipeline.from_pretrained(output, local_files_only=True)  # its weights are those of `begun`
+    stock.set_progress_bar_config(disable=True)
+    stock.scheduler = DDIMScheduler.from_pretrained(output, subfolder="scheduler")
+    one = {"num_inference_steps": 1, "guidance_scale": 0, "output_type": "latent"}
+    noise = torch.randn(2, 4, 16, 16)
+    before = stock(PROMPTS, latents=noise, **one).images
+    stock.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
+    after = stock(PROMPTS, latents=noise, **one).images
+    sampler = Sampler(tmp_path / "generator.safetensors", solver={"name": "one-step"})
+    states = load_text(folder / "text_encoder.safetensors").encode(PROMPTS).states
+    ours = sampler.denoiser(noise * (1 + facts["sigma"] ** 2) ** 0.5, torch.full((2,), facts["sigma"]), states)
+    assert (after - before).abs().mean() > 0.05 * before.abs().mean()
+    torch.testing.assert_close(after, ours, atol=1e-4 * float(ours.std()) + 1e-4, rtol=1e-4)
+
+
+def test_generator_without_adapter_has_no_adapter_file(exported, tmp_path):
+    with pytest.raises(ValueError, match="set distill.adapter"):
+        lora.run(generator=exported[0] / "generator.safetensors", output=tmp_path / "lora.safetensors")

@@ -54,3 +54,28 @@ rule pipeline:
         "python -m dmd.stages.pipeline --generator {input.generator} --text-encoder {input.text_encoder} "
         "--autoencoder {input.autoencoder} --manifest {input.manifest} --scores {params.scores} "
         "--output {output.index} --spec {params.spec:q} --log {log}"
+
+
+# The adapter of the generator, where one was trained, for pipelines of its teacher.
+rule lora:
+    input:
+        owned("lora"),
+        generator=artifact("distill"),
+    output:
+        "results/{experiment}/export/pytorch_lora_weights.safetensors",
+    log:
+        "results/{experiment}/logs/lora.log",
+    benchmark:
+        "results/{experiment}/benchmarks/lora.tsv"
+    conda:
+        "../../envs/dmd.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=memory(16000),
+        runtime=60,
+    params:
+        spec=spec("lora"),
+        version=VERSIONS["lora"],
+    shell:
+        "python -m dmd.stages.lora --generator {input.generator} --output {output} --spec {params.spec:q} --log {log}"
