@@ -44,8 +44,8 @@ rule pairs_manifest:
     threads: 1
     resources:
         gpu=0,
-        mem_mb=memory(2000),
-        runtime=60,
+        mem_mb=memory(2000, "pairs_manifest"),
+        runtime=minutes(60, "pairs_manifest"),
     params:
         spec=spec("pairs_manifest"),
         version=VERSIONS["manifest"],

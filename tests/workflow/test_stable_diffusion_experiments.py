@@ -1,0 +1,73 @@
+"""The paper's text-to-image experiments as shipped: what a run would make, and that growth makes nothing again."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dmd.config import read_yaml
+from tests.workflow.conftest import REPOSITORY, jobs, snakemake
+
+FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+
+def put(path: Path) -> None:
+    """An empty file in place of a large one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped configuration with empty files in place of those that have no address."""
+    found = tmp_path_factory.mktemp("sd15")
+    shutil.copy(REPOSITORY / "config.yaml", found / "config.yaml")
+    config = read_yaml(found / "config.yaml")["experiments"]
+    for name in ("sd15-cfg3", "sd15-cfg8"):
+        for each in config[name]["prompts"]["files"]:
+            put(found / each["file"])
+    shared = config["sd15-cfg3"]
+    for part in FOLDERS:
+        put(found / shared["teacher"]["folder"] / part / "config.json")
+        put(found / shared["teacher"]["folder"] / part / "model.safetensors")
+    put(found / shared["teacher"]["tiny_autoencoder"]["folder"] / "diffusion_pytorch_model.safetensors")
+    put(found / shared["dataset"]["folder"] / "0.jpg")
+    put(found / shared["evaluate"]["clip"]["folder"] / "model.safetensors")
+    put(found / shared["sample"]["prompts"]["file"])
+    return found
+
+
+@pytest.mark.parametrize(("experiment", "pairs"), [("sd15-cfg3", 250), ("sd15-cfg8", 1200)])
+def test_dry_run_plans_every_job_at_once(folder, experiment, pairs):
+    answer = snakemake(
+        folder, "--dry-run", "--cores", "1", f"results/{experiment}/fid.json", f"results/{experiment}/clip.json"
+    )
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    found = jobs(answer.stdout)
+    assert found["pairs"] == pairs and found["sample"] == found["features"] == 15
+    once = ("teacher", "text_encoder", "prompts", "captions", "pairs_manifest", "distill", "reference", "evaluate")
+    assert {found[rule] for rule in once} == {1} and sum(found.values()) < 2000
+
+
+def test_teacher_rows_share_teacher_and_captions(folder):
+    answer = snakemake(folder, "--dry-run", "--cores", "1", "results/sd15-cfg8-teacher/fid.json")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert not {"pairs", "distill", "prompts"} & set(jobs(answer.stdout))
+    for path in ("teacher/denoiser.safetensors", "teacher/text_encoder.safetensors", "captions/captions.parquet"):
+        assert f"results/sd15-cfg3/{path}" in answer.stdout
+
+
+def test_pairs_of_fewer_are_the_first_blocks_of_all(folder):
+    """An experiment that was begun with 2.5 million pairs plans the same blocks, by name and by specification."""
+    config = read_yaml(folder / "config.yaml")
+    config["experiments"]["begun"] = {"extends": "sd15-cfg8", "pairs": {"num_pairs": 2500000}}
+    config["experiments"]["begun"]["distill"] = {"phases": [{"updates": 21100}]}
+    begun = folder / "begun.yaml"
+    begun.write_text(yaml.safe_dump(config, sort_keys=False))
+    target = "results/begun/pairs/manifest.parquet"
+    answer = snakemake(folder, "--dry-run", "--cores", "1", "--configfile", str(begun), "--", target)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    blocks = set(re.findall(r"results/(\S+?)/pairs/blocks/(\d{5}-\d{5}).parquet", answer.stdout))
+    assert blocks == {("sd15-cfg8", f"{first:05d}-{first + 9:05d}") for first in range(0, 2500, 10)}
