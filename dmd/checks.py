@@ -141,6 +141,8 @@ def _texts(experiment: Json) -> Iterator[str]:
             yield f"{name}.solver.name: {solver} takes the scheduler of the teacher, which kind {kind} has none of"
     if sample and sample["from"] == "generator" and sample["guidance"] != 1:
         yield f"sample.guidance: {sample['guidance']}, but a one-step generator is drawn without"
+    if sample and sample["from"] == "generator" and sample["lora"] is not None:
+        yield f"sample.lora: {sample['lora']['file']} is added to a teacher, but sample.from is generator"
 
 
 def _memory(distill: Json) -> Iterator[str]:

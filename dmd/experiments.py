@@ -211,7 +211,8 @@ class Experiments:
 
     def _sample(self, experiment: str, section: Json) -> Json:
         weights = section["weights"] if section["from"] == "generator" else "ema"
-        kept = _switched(_without(section, "from", "repetitions", "shards_per_job", "prompts"))
+        kept = _switched(_without(section, "from", "repetitions", "shards_per_job", "prompts", "lora"))
+        kept |= {"lora": _without(section["lora"], "file")} if section["lora"] else {}
         return _computed({**kept, "weights": weights})
 
     def _samples_manifest(self, experiment: str, section: Json) -> Json:

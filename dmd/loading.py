@@ -1,6 +1,7 @@
 """Denoisers from their artifacts, whatever made them."""
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from dmd.artifacts import tensors as tensor_files
 from dmd.diffusion.denoiser import Denoiser, GaussianMixtureDenoiser
 from dmd.networks import build
 from dmd.networks.autoencoder import Codec
+from dmd.networks.lora import merged
 from dmd.networks.text_encoder import Text
 
 
@@ -61,6 +63,17 @@ def load_network(denoiser: Denoiser, state: dict[str, torch.Tensor], path: Path)
     except RuntimeError as error:
         reason = str(error).partition("\n")[2].strip().partition("\n")[0][:200]  # torch lists every weight
         raise ValueError(f"{path} holds another architecture: {reason}") from error
+
+
+def add_adapter(denoiser: torch.nn.Module, adapter: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Adds an adapter, as `dmd.networks.lora.merged` takes it, to the weights of a denoiser.
+
+    Raises:
+        ValueError: the denoiser has no network, or another one than the adapter is of.
+    """
+    if not isinstance(denoiser, Denoiser):
+        raise ValueError(f"{path} holds no network that an adapter could be added to")
+    load_network(denoiser, merged(denoiser.network.state_dict(), adapter, scale=1.0), path)
 
 
 def load_codec(path: Path) -> Codec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -63,14 +63,19 @@ class Sampler:
         batch_size: int | None = None,
         compute: Compute | None = None,
         guidance: float = 1.0,
+        adapter: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Reads `path`; a solver one-step without sigma takes the one the generator was distilled at.
+
+        An `adapter`, as `dmd.networks.lora.merged` takes it, is added to the weights.
 
         Raises:
             ValueError: the file is damaged, holds no such weights, is no generator though one step is asked for,
                 knows no noise level as large as the solver's, or no empty prompt, which guidance above 1 needs.
         """
         denoiser, self.metadata = loading.load_denoiser(path, weights=weights)
+        if adapter is not None:
+            loading.add_adapter(denoiser, adapter, path)
         self.device, self.batch_size = torch.device(device), batch_size
         self.denoiser = prepare(denoiser.to(self.device), compute or Compute())
         if guidance != 1:

@@ -108,6 +108,14 @@ def test_specs_mention_adapter_and_kind_of_optimiser_only_where_they_are_not_the
     assert specs["light"]["optimiser"] == specs["base"]["optimiser"] | {"kind": "8bit"}
 
 
+def test_lora_of_samples_stands_in_their_spec_without_its_path():
+    teacher = {"from": "teacher", "solver": {"name": "heun"}}
+    children = {"plain": {"sample": teacher}, "lora": {"sample": teacher | {"lora": {"file": "a.safetensors"}}}}
+    found = Experiments(resolved(**children))
+    assert "lora" not in found.spec("plain", "sample")
+    assert found.spec("lora", "sample")["lora"] == {"scale": 1.0, "sha256": None}
+
+
 def test_levels_name_their_kind_only_where_it_is_not_karras():
     levels = {"named": {"kind": "karras"}, "own": {"kind": "teacher", "max_index": 50}}
     found = Experiments(resolved(**{name: {"distill": {"levels": value}} for name, value in levels.items()}))
@@ -136,6 +144,7 @@ def test_levels_name_their_kind_only_where_it_is_not_karras():
             {"distill": {"compute": {"shard_parameters": True}, "processes": 2, "optimiser": {"kind": "8bit"}}},
             ["shard_parameters: optimiser.kind is 8bit"],
         ),
+        ({"sample": {"lora": {"file": "inputs/lcm.safetensors"}}}, ["sample.lora", "is added to a teacher"]),
         ({"extends": "bse"}, ['unknown experiment "bse"', 'did you mean "base"?']),
         ({"distill": {"start": "bsae"}}, ["distill.start", 'did you mean "base"?']),
         ({"pairs": {"num_pairs": 15}}, ["pairs.num_pairs: 15 is not a multiple of shard_size 4"]),

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from dmd import torchvision_operators
 from dmd.networks.lora import Adapter, original, targets
 
+FACTS = ("channels", "resolution", "num_classes", "text_width")  # what networks say of their inputs
+
 
 class Adapted(nn.Module):
     """A network with one of the adapters that it carries, or none.
@@ -38,6 +40,10 @@ class Adapted(nn.Module):
         self._switch.choose(self._name)
         return self.carrier(image, noise_condition, label)
 
+    def __getattr__(self, name: str) -> Any:
+        """The network's own, of `FACTS`."""
+        return getattr(self.carrier, name) if name in FACTS else super().__getattr__(name)
+
     @property
     def carrier(self) -> Any:
         """The network."""
@@ -51,11 +57,6 @@ class Adapted(nn.Module):
     def frozen(self) -> list[Tensor]:
         """The network's own weights, which every adapter shares; they count as those of the network without adapter."""
         return [] if self._name else list(original(self.carrier.state_dict()).values())
-
-    @property
-    def num_classes(self) -> int:
-        """The network's."""
-        return self.carrier.num_classes
 
     @property
     def checkpointing(self) -> bool:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dmd.artifacts import manifest, record, shards
+from dmd.artifacts import manifest, pinned, record, shards
 from dmd.diffusion import schedulers
 from dmd.diffusion.compute import Compute, compile_network, set_tf32
 from dmd.sampler import Sampler
-from dmd.stages import memory, stage
+from dmd.stages import lora_file, memory, stage
 from dmd.stages.texts import Texts
 
 PLACE_KEYS = ("first", "last", "num_samples")  # say which shards and how many, not what is in them
@@ -28,11 +28,13 @@ def draw_block(
     keep_noise: bool,
     prompts: Path | None = None,
     text_encoder: Path | None = None,
+    lora: Path | None = None,
 ) -> None:
     """Makes shards spec["first"] .. spec["last"] and the block file that lists them.
 
-    Where the denoiser's condition is text, `prompts` and `text_encoder` give it. `keep_noise` keeps the noise of an
-    item, and its text states as float16: pairs are distilled from them.
+    Where the denoiser's condition is text, `prompts` and `text_encoder` give it. The file `lora` is added to the
+    denoiser, as spec["lora"] says. `keep_noise` keeps the noise of an item, and its text states as float16: pairs are
+    distilled from them.
 
     A tar that is whole and was made from the same spec is kept, so a job that was stopped, or a block that
     grew, makes only what is missing. Batches never cross shards and the last one is padded: an item depends on
@@ -44,7 +46,9 @@ def draw_block(
     stage.set_threads(spec["threads"])
     if (prompts is None) != (text_encoder is None):
         raise ValueError("--prompts and --text-encoder are given together, or neither")
-    inputs = record.check_inputs(denoiser=denoiser, prompts=prompts, text_encoder=text_encoder)
+    if (lora is None) != (spec.get("lora") is None):
+        raise ValueError("--lora-file and `lora` of the spec are given together, or neither")
+    inputs = record.check_inputs(denoiser=denoiser, prompts=prompts, text_encoder=text_encoder, lora=lora)
     shard_spec = {key: value for key, value in spec.items() if key not in PLACE_KEYS}
     origin = record.provenance(stage_name, shard_spec, inputs)
     numbers = range(spec["first"], spec["last"] + 1)
@@ -54,7 +58,7 @@ def draw_block(
         stage.log(f"{len(missing)} shards of {spec['shard_size']} to make, {len(numbers) - len(missing)} kept")
         if missing:
             texts = None if prompts is None or text_encoder is None else (prompts, text_encoder)
-            drawer = _Drawer(denoiser, weights, spec, keep_noise, texts)
+            drawer = _Drawer(denoiser, weights, spec, keep_noise, texts, lora)
             _draw_shards(missing, paths, drawer, origin, inputs)
         facts = total_facts([(shards.read_record(path) or {})["facts"] for path in paths.values()])
         tars = record.check_inputs(shards=list(paths.values()))
@@ -111,6 +115,7 @@ class _Drawer:
         spec: dict[str, Any],
         keep_noise: bool,
         texts: tuple[Path, Path] | None,
+        lora: Path | None,
     ) -> None:
         self.spec, self._keep_noise = spec, keep_noise
         self._dtype = np.dtype(spec.get("dtype", "float32"))
@@ -118,6 +123,9 @@ class _Drawer:
         size, compute, guidance = spec["batch_size"], spec.get("compute", Compute()), spec.get("guidance", 1.0)
         set_tf32(compute)
         numbers: dict[str, Any] = {"solver": spec["solver"], "batch_size": size, "guidance": guidance}
+        if lora is not None:
+            pinned.check(lora, spec["lora"]["sha256"], key="sample.lora.sha256")
+            numbers["adapter"] = lora_file.load(lora, scale=spec["lora"]["scale"])
         self._sampler = Sampler(denoiser, weights=weights, device=device, compute=compute, **numbers)
         num = (spec["last"] + 1) * spec["shard_size"]
         self._texts = None if texts is None else Texts(*texts, device, num=num)

@@ -26,7 +26,9 @@ def run(
     last: int,
     prompts: Path | None = None,
     text_encoder: Path | None = None,
+    lora_file: Path | None = None,
     guidance: float = 1.0,
+    lora: dict[str, Any] | None = None,
     device: str = "cpu",
     threads: int = 1,
     compute: Compute | None = None,
@@ -42,6 +44,8 @@ def run(
         batch_size, labels, shard_size, first, last: as in stage pairs.
         compute, text_encoder, guidance: as in stage pairs.
         prompts: captions/captions.parquet, where the condition is text; sample i has row i modulo the rows.
+        lora_file: LoRA of others that is added to the teacher's weights, see `dmd.stages.lora_file`.
+        lora: its `sha256`, or what it begins with, or None; and `scale`, how much of it is added.
         num_samples: in one repetition of the evaluation; repetition r holds samples r * num_samples and on.
     """
     numbers: dict[str, Any] = {"solver": solver, "weights": weights, "first_seed": first_seed}
@@ -54,10 +58,11 @@ def run(
     numbers |= {"first": first, "last": last, "device": device, "threads": threads}
     numbers |= {"compute": compute} if compute else {}
     numbers |= {"guidance": guidance} if guidance != 1 else {}
+    numbers |= {"lora": lora} if lora else {}
     if num_samples % shard_size:
         raise ValueError(f"num_samples {num_samples} must be a multiple of shard_size {shard_size}")
-    texts = {"prompts": prompts, "text_encoder": text_encoder}
-    draw_block(output, stage_name="sample", denoiser=denoiser, weights=weights, spec=numbers, keep_noise=False, **texts)
+    given = {"prompts": prompts, "text_encoder": text_encoder, "lora": lora_file}
+    draw_block(output, stage_name="sample", denoiser=denoiser, weights=weights, spec=numbers, keep_noise=False, **given)
 
 
 if __name__ == "__main__":

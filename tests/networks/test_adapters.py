@@ -98,7 +98,7 @@ def test_merged_weights_compute_what_network_and_adapter_do(architecture):
 def test_training_an_adapter_leaves_network_and_other_adapter_alone(architecture):
     teacher, generator, fake = carried(architecture)
     shaken(fake, 2)
-    given = inputs(generator.carrier)
+    given = inputs(generator)
     before = [part(*given) for part in (teacher, generator, fake)]
     optimiser = torch.optim.AdamW(generator.parameters(), lr=0.1)
     for _ in range(2):  # the first step moves B alone

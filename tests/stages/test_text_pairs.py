@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import dmd
 from dmd import loading
 from dmd.artifacts import manifest, shards, tensors
+from dmd.artifacts.files import sha256
 from dmd.artifacts.pairs import PairReader
 from dmd.diffusion.noise import seeded_noise
 from dmd.stages import manifest as manifest_stage
@@ -201,6 +203,29 @@ def test_teacher_is_sampled_with_its_own_guidance(chain, tmp_path):
     same = draw(tmp_path / "b", chain, teacher, guidance=1.0)
     assert np.abs(found[0]["image"] - same[0]["image"]).max() > 1e-3
     assert manifest.read(tmp_path / "a" / "blocks" / "00000-00001.parquet").metadata["facts"]["guidance"] == 8.0
+
+
+def test_lora_of_others_is_added_to_the_teacher_as_its_spec_says(chain, tmp_path):
+    """A file of one layer, in two steps of LCM: latents change as its scale says, and its digest is compared."""
+    teacher, file = chain / "teacher" / "denoiser.safetensors", tmp_path / "pytorch_lora_weights.safetensors"
+    width = tensors.load(teacher)[0]["ema.unet.conv_out.weight"].shape[1]
+    random = torch.Generator().manual_seed(0)
+    down, up = torch.randn(2, width, 3, 3, generator=random), torch.randn(4, 2, 1, 1, generator=random)
+    parts = {"lora_A": down, "lora_B": up}
+    save_file({f"unet.conv_out.{name}.weight": value for name, value in parts.items()}, file)
+    solver = {"name": "lcm", "steps": 2, "spacing": "leading"}
+    plain = draw(tmp_path / "plain", chain, teacher, solver=solver)
+    lora, found = {"sha256": sha256(file)}, {}
+    for scale in (0.0, 1.0):
+        changed = {"lora": lora | {"scale": scale}, "lora_file": file}
+        found[scale] = draw(tmp_path / str(scale), chain, teacher, solver=solver, **changed)
+    for none, without, full in zip(found[0.0], plain, found[1.0], strict=True):
+        assert np.array_equal(none["image"], without["image"])
+        assert np.abs(full["image"] - without["image"]).max() > 1e-2
+    with pytest.raises(ValueError, match="sample.lora.sha256 pins"):
+        draw(tmp_path / "odd", chain, teacher, solver=solver, lora={"sha256": "0" * 64, "scale": 1.0}, lora_file=file)
+    with pytest.raises(ValueError, match="--lora-file and `lora` of the spec are given together"):
+        draw(tmp_path / "odd", chain, teacher, solver=solver, lora_file=file)
 
 
 def test_load_draws_pixels_of_prompts(chain, generator, tmp_path):

@@ -5,6 +5,7 @@ rule sample:
         denoiser=sampled,
         prompts=read_by("sample", "captions"),
         text_encoder=read_by("sample", "text_encoder"),
+        lora_file=given("sample", "lora"),
     output:
         "results/{experiment}/samples/blocks/{first}-{last}.parquet",
     log:
@@ -21,11 +22,12 @@ rule sample:
     params:
         prompts=flag("prompts"),
         text_encoder=flag("text_encoder"),
+        lora_file=flag("lora_file"),
         spec=spec("sample"),
         version=VERSIONS["sample"],
     shell:
         "python -m dmd.stages.sample --denoiser {input.denoiser} {params.prompts} {params.text_encoder} "
-        "--output {output} --spec {params.spec:q} --log {log}"
+        "{params.lora_file} --output {output} --spec {params.spec:q} --log {log}"
 
 
 # One table over all samples, after hashing every shard again.

@@ -35,6 +35,7 @@ from dmd.methods.memory import Activations, activations, distill_parts, lpips_by
 from dmd.methods.regression import GROUPS, Lpips  # noqa: E402
 from dmd.methods.share import Share  # noqa: E402
 from dmd.networks import build  # noqa: E402
+from dmd.networks.lora import size  # noqa: E402
 from dmd.networks.released import CIFAR10, IMAGENET64  # noqa: E402
 
 GIB = 2**30
@@ -142,7 +143,9 @@ def needed(network: dict[str, Any], numbers: dict[str, Any]) -> dict[str, int]:
     distance = numbers["regression_distance"]
     largest = share.largest(numbers["regression_batch_size"])
     lpips = counted_lpips(distance["size"], shape, largest) if "size" in distance else 0
-    return distill_parts(numbers, share, teacher=weights, trained=weights, found=found, lpips=lpips)  # type: ignore[arg-type]
+    adapter = numbers.get("adapter")
+    trained = 4 * size(built, adapter).parameters if adapter else weights
+    return distill_parts(numbers, share, teacher=weights, trained=trained, found=found, lpips=lpips)  # type: ignore[arg-type]
 
 
 @cache

@@ -1,0 +1,191 @@
+"""Memory of a distillation of a text-to-image network, whole and by adapters: python -m bench.memory.
+
+Counts bytes of tensors while updates run on the CPU, of a network small enough for that, and foretells those of Stable
+Diffusion 1.5, whose passes are made on tensors without memory. Writes bench/results/memory.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from bench import setting
+from dmd.diffusion.compute import Compute, prepare
+from dmd.diffusion.denoiser import Denoiser
+from dmd.methods.counting import Peak, weight_bytes
+from dmd.methods.dmd import Distillation
+from dmd.methods.numbers import Batch, Numbers
+from dmd.methods.optimiser import moment_bytes
+from dmd.methods.regression import l2_distance
+from dmd.methods.schedule import update_generator
+from dmd.methods.share import Share
+from dmd.networks import build
+from dmd.networks.adapters import carried, with_network
+from dmd.networks.lora import Adapter, size, targets
+from dmd.networks.released import SD15
+
+OUTPUT = Path(__file__).parent / "results" / "memory.json"
+MIDDLE: dict[str, Any] = {  # Stable Diffusion's layers at a fifth of its width
+    "kind": "unet2d-condition",
+    "config": SD15["config"]
+    | {
+        "sample_size": 32,
+        "block_out_channels": [64, 128, 256, 256],
+        "attention_head_dim": 4,
+        "cross_attention_dim": 128,
+    },
+}
+LENGTH = 77  # tokens
+NUM = 2  # images of a batch, latents of noise
+ADAPTER = Adapter(rank=64, alpha=None, targets=None)
+SIGMA = 14.6146  # of the last level of Stable Diffusion
+SETTINGS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "whole, 8 bits": {"kind": "8bit"},
+    "whole, 8 bits, checkpointed": {"kind": "8bit", "checkpointed": True},
+    "adapters": {"adapter": ADAPTER},
+    "adapters, checkpointed": {"adapter": ADAPTER, "checkpointed": True},
+    "adapters, 8 bits, checkpointed": {"adapter": ADAPTER, "kind": "8bit", "checkpointed": True},
+}
+IMAGES = (1, 4, 16)  # of a micro batch, for which a card is foretold
+GB = 10**9
+
+
+def main() -> None:
+    """Measures, foretells, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    torch.set_num_threads(setting.THREADS)
+    figures: dict[str, Any] = {"measured": {}, "foretold": {}, "torch": torch.__version__, "rank": ADAPTER["rank"]}
+    for name, chosen in SETTINGS.items():
+        figures["measured"][name] = measured(**chosen)
+        print(f"{name:32} {_line(figures['measured'][name])}", flush=True)
+    for name, chosen in SETTINGS.items():
+        figures["foretold"][name] = foretold(**chosen)
+        print(f"Stable Diffusion 1.5, {name:32} {_line(figures['foretold'][name])}", flush=True)
+    OUTPUT.write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n")
+
+
+def measured(*, adapter: Adapter | None = None, kind: str = "fused", checkpointed: bool = False) -> dict[str, float]:
+    """Bytes, in MB, of two updates of generator and fake denoiser of the middle network, in float32."""
+    torch.manual_seed(0)
+    found = _distillation(_numbers(kind), adapter, checkpointed)
+    text, noise = torch.randn(NUM, LENGTH, MIDDLE["config"]["cross_attention_dim"]), torch.randn(NUM, 4, 32, 32)
+    batch = Batch(noise, text, (torch.randn_like(noise), text, torch.randn_like(noise)))
+    networks = (found.teacher, found.generator.network, found.fake.network, found.average)
+    weights = sum(weight_bytes(network) for network in networks)  # type: ignore[arg-type, misc]
+    gc.collect()
+    phase = {"matching_scale": 1.0, "regression_scale": 1.0}
+    with Peak() as peak:
+        for update in range(2):
+            image, _ = found.generator_update(batch, phase, update_generator("distill", 0, update))
+            found.fake_update(image, text, update_generator("distill", 1, update))
+            gc.collect()
+    moments = [value for each in (found.generator_optimiser, found.fake_optimiser) for value in each.tensors().values()]
+    trained = sum(parameter.numel() for parameter in found.generator.parameters())
+    figures = {"weights": weights, "moments": sum(value.numel() * value.element_size() for value in moments)}
+    figures |= {"peak": weights + peak.most}
+    return {"trained_millions": trained / 1e6} | {f"{name}_mb": value / 1e6 for name, value in figures.items()}
+
+
+def foretold(*, adapter: Adapter | None = None, kind: str = "fused", checkpointed: bool = False) -> dict[str, float]:
+    """GB of Stable Diffusion 1.5: weights and moments in float32, passes in bfloat16."""
+    passes = activations(SD15, adapter, checkpointed=checkpointed)
+    with torch.device("meta"):
+        network = build(SD15)
+    whole = weight_bytes(network)
+    trained = 4 * size(network, adapter).parameters if adapter else whole
+    figures: dict[str, float] = {"trained_millions": trained / 4e6, "weights_gb": (whole + 3 * trained) / GB}
+    figures |= {"moments_gb": 2 * moment_bytes(trained, kind) / GB, "gradients_gb": trained / GB}
+    kept = sum(value for name, value in figures.items() if name.endswith("_gb"))
+    return figures | {f"peak_gb_of_{num}": kept + (passes[0] + num * passes[1]) / GB for num in IMAGES}
+
+
+def activations(architecture: dict[str, Any], adapter: Adapter | None, *, checkpointed: bool) -> tuple[int, int]:
+    """Bytes of a pass with gradient, in bfloat16 and by tensors without memory: once, and for each image.
+
+    Gradients of weights are there before, and not counted.
+    """
+    with FakeTensorMode():
+        network: Any = build(architecture).eval()
+        if adapter:
+            network.requires_grad_(False)
+            for name, layer in targets(network, adapter["targets"]).items():
+                network.set_submodule(name, _Layer(layer, adapter["rank"]))
+        denoiser = Denoiser(network, sigma_data=1.0)
+        prepare(denoiser, Compute(dtype="bfloat16", gradient_checkpointing=checkpointed))
+        shape, width = (network.channels, network.resolution, network.resolution), network.text_width
+        one, two = (_pass_bytes(denoiser, num, shape, width) for num in (1, 2))
+    return max(2 * one - two, 0), two - one
+
+
+class _Layer(nn.Module):
+    """Computes as peft's layers do, which cannot be made of tensors without memory."""
+
+    def __init__(self, layer: Any, rank: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.down: nn.Module
+        self.up: nn.Module
+        if isinstance(layer, nn.Conv2d):
+            chosen = {"stride": layer.stride, "padding": layer.padding, "bias": False}
+            self.down = nn.Conv2d(layer.in_channels, rank, layer.kernel_size, **chosen)  # type: ignore[arg-type]
+            self.up = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
+        else:
+            self.down = nn.Linear(layer.in_features, rank, bias=False)
+            self.up = nn.Linear(rank, layer.out_features, bias=False)
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        return self.layer(given) + self.up(self.down(given)) * 1.0
+
+
+def _pass_bytes(denoiser: Denoiser, num: int, shape: tuple[int, ...], width: int) -> int:
+    given = torch.zeros(num, *shape), torch.ones(num), torch.zeros(num, LENGTH, width)
+    denoiser(*given).sum().backward()  # leaves gradients
+    gc.collect()
+    with Peak() as peak:
+        denoiser(*given).sum().backward()
+    return peak.most
+
+
+def _distillation(numbers: Numbers, adapter: Adapter | None, checkpointed: bool) -> Distillation:
+    levels = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
+    alphas = torch.cumprod(1 - levels, 0).tolist()
+    discrete = {"kind": "discrete", "alphas_cumprod": alphas, "prediction": "epsilon"}
+    parts = []
+    for _ in range(1 if adapter else 3):
+        made = Denoiser(build(MIDDLE), sigma_data=1.0, preconditioning=discrete).eval().requires_grad_(False)
+        parts.append(prepare(made, Compute(gradient_checkpointing=checkpointed)))
+    if adapter:
+        views = carried(parts[0].network, adapter, ("generator", "fake"), seed=0)  # type: ignore[arg-type]
+        parts = [with_network(parts[0], view) for view in views]
+    teacher, generator, fake = parts
+    return Distillation(teacher, generator, fake, numbers, l2_distance, Share())  # type: ignore[arg-type]
+
+
+def _numbers(kind: str) -> Numbers:
+    numbers: Any = setting.distill_numbers(shared_noise=False)
+    optimiser = numbers["optimiser"] | {"kind": kind, "gradient_clip": 1.0}
+    levels = {"kind": "teacher", "min_index": 20, "max_index": 980}
+    return numbers | {"optimiser": optimiser, "levels": levels, "sigma": SIGMA}
+
+
+def _line(figures: dict[str, float]) -> str:
+    return ", ".join(_words(figures))
+
+
+def _words(figures: dict[str, float]) -> Iterator[str]:
+    for name, value in figures.items():
+        yield f"{name.replace('_', ' ')} {value:.4g}"
+
+
+if __name__ == "__main__":
+    main()
