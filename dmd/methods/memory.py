@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dmd.methods.counting import kept_bytes, peak_bytes, trained
+from dmd.methods.counting import carriers, kept_bytes, peak_bytes, trained
 from dmd.methods.numbers import Numbers
 from dmd.methods.optimiser import moment_bytes
 from dmd.methods.regression import Chunked
@@ -141,6 +141,6 @@ def _input(denoiser: nn.Module, shape: tuple[int, ...], num: int) -> tuple[torch
     label = torch.full((num,), 0 if classes else -1, device=like.device)
     if (empty := getattr(network, "empty", None)) is not None:  # under guidance
         label = torch.zeros((num, *empty.shape), dtype=empty.dtype, device=like.device)
-    elif width := getattr(network, "text_width", 0):
+    elif width := getattr(next(iter(carriers(denoiser)), network), "text_width", 0):
         label = like.new_zeros((num, TEXT_LENGTH, width))
     return like.new_zeros((num, *shape)), like.new_ones(num), label

@@ -60,7 +60,7 @@ def check(teacher: Facts, start: Facts, pairs: Facts, sigma: float, paths: tuple
     levels = (start.get("preconditioning") or {}).get("alphas_cumprod")
     if (first := pairs.get("first_timestep")) is not None and levels and first != len(levels) - 1:
         stage.log(
-            f"the solver of the pairs starts at time {first}, the generator at {len(levels) - 1}, from equal noise"
+            f"the solver of the pairs starts at time {first:g}, the generator at {len(levels) - 1}, from equal noise"
         )
 
 

@@ -58,11 +58,13 @@ def test_two_processes_train_as_one_and_continue_after_a_kill(
     assert max(moved) > 4e-3  # the tolerance is far below what was learnt
 
 
-def test_two_processes_with_micro_batches_and_shared_noise_train_as_one(
-    teacher_file, manifest_file, distill_numbers, tmp_path
+@pytest.mark.parametrize(("shared_noise", "match_pairs"), [(True, False), (True, True), (False, True)])
+def test_two_processes_with_micro_batches_train_as_one(
+    teacher_file, manifest_file, distill_numbers, tmp_path, shared_noise, match_pairs
 ):
-    """Micro batches of two and one; the fake denoiser's first loss is that of the matching pass, in every process."""
-    numbers = distill_numbers | {"shared_noise": True, "compute": {"micro_batch_size": 2}}
+    """Micro batches of two and one; each process has its part of x, and the pairs of its part of x_ref alone."""
+    numbers = distill_numbers | {"shared_noise": shared_noise, "compute": {"micro_batch_size": 2}}
+    numbers |= {"match_pairs": True} if match_pairs else {}
     for name, processes in (("alone", 1), ("two", 2)):
         spec = numbers if processes == 1 else numbers | {"processes": 2}
         answer = subprocess.run(
