@@ -1,4 +1,4 @@
-"""Speed and memory on a GPU at the paper's sizes: python -m bench.gpu [--tiny] [--output FILE].
+"""Speed and memory on a GPU at the paper's sizes: python -m bench.gpu [--tiny] [--only NETWORK] [--output FILE].
 
 After nine minutes nothing new begins; what has begun ends first, and compiling may take minutes.
 
@@ -8,6 +8,8 @@ pairs: images per second of the solver, and that over calls of the bare network;
 distill: an update over the sum of its bare passes, with its peak memory and the memory plan;
 experiment: seconds of a whole update of stage distill as config.yaml has it (LPIPS, pairs read, micro batches), and
 hours of all updates.
+Stable Diffusion 1.5 comes first and begins nothing after four minutes, unless it is alone: see `bench.gpu_text`.
+What is measured is written after each network.
 --tiny takes networks of a few thousand weights on any device, to prove that all of it runs.
 """
 
@@ -25,14 +27,17 @@ from typing import Any
 
 import torch
 
-from bench import gpu_experiment, gpu_passes, gpu_step
+from bench import gpu_experiment, gpu_passes, gpu_step, gpu_text, gpu_text_parts
+from bench.attempts import FAILED, Over, attempted
 from bench.gpu_passes import MODES, Size
 from dmd.diffusion.compute import Compute, set_tf32
 from dmd.networks.released import CIFAR10, IMAGENET64
 from dmd.stages import stage
 
-LATE = "left out: no time"
 SECONDS = 520.0  # after these nothing new begins
+TEXT_SECONDS = 240.0  # after these nothing of text to image, where other networks are still to come
+TEXT = "sd15"
+NAMES = (TEXT, "cifar10", "imagenet64")
 OUTPUT = Path(__file__).parent / "results"
 TINY = {"kind": "ddpmpp", "resolution": 8, "channels": 3, "width": 8, "multipliers": [1, 2], "blocks": 1}
 TINY |= {"attention": [4], "num_classes": 10}
@@ -44,26 +49,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="tiny networks, on a CPU if need be")
     parser.add_argument("--output", type=Path, help="JSON file; bench/results/gpu-CARD.json where none is named")
+    parser.add_argument("--only", choices=NAMES, help="one network; no file but FILE is written")
     parsed = parser.parse_args()
+    if parsed.tiny and parsed.only not in (None, TEXT):
+        parser.error(f"--tiny has no {parsed.only}")
     if not torch.cuda.is_available() and not parsed.tiny:
         sys.exit("no GPU: torch sees none. `python -m bench.gpu --tiny` runs the same code on tiny networks on a CPU")
     begin = time.monotonic()
-    figures: dict[str, Any] = {"setting": setting(), "networks": {}}
-    for name, size in sizes(tiny=parsed.tiny).items():
-        figures["networks"][name] = measured(size, lambda: time.monotonic() - begin > SECONDS)
-    figures["seconds"] = round(time.monotonic() - begin)
-    text = json.dumps(figures, indent=2, sort_keys=True)
-    print(text, flush=True)
     card = torch.cuda.get_device_name().lower().replace(" ", "-") if torch.cuda.is_available() else "none"
-    output = parsed.output or (None if parsed.tiny else OUTPUT / f"gpu-{card}.json")
-    if output is not None:
-        output.write_text(text + "\n")
+    output = parsed.output or (None if parsed.tiny or parsed.only else OUTPUT / f"gpu-{card}.json")
+    figures: dict[str, Any] = {"setting": setting(), "networks": {}}
+    for name, work in networks(begin, tiny=parsed.tiny, only=parsed.only).items():
+        figures["networks"][name] = work()
+        figures["seconds"] = round(time.monotonic() - begin)
+        text = json.dumps(figures, indent=2, sort_keys=True)
+        if output is not None:
+            output.write_text(text + "\n")
+    print(text, flush=True)
+    if FAILED in text:
+        sys.exit(f"figures that begin with {FAILED!r} say what went wrong; the traces stand above")
 
 
-def sizes(*, tiny: bool) -> dict[str, Size]:
-    """What is measured: CIFAR-10 first, since it takes less time."""
+def networks(begin: float, *, tiny: bool, only: str | None) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What measures each network, in order; `only` is one of `NAMES`, `begin` the time the suite began at."""
     stage.set_threads(os.cpu_count() or 1)
     device = stage.choose_device("auto")  # with the switches of torch that stages work with
+    seconds = SECONDS if only else TEXT_SECONDS
+    text, pixels = gpu_text_parts.size(device, tiny=tiny), sizes(device, tiny=tiny)
+    found = {TEXT: lambda: gpu_text.measure(text, lambda: time.monotonic() - begin > seconds)}
+    for name, size in pixels.items():
+        found[name] = lambda size=size: measured(size, lambda: time.monotonic() - begin > SECONDS)  # type: ignore[misc]
+    return {name: work for name, work in found.items() if only in (None, name)}
+
+
+def sizes(device: torch.device, *, tiny: bool) -> dict[str, Size]:
+    """Networks of pixels: CIFAR-10 first, since it takes less time."""
     if tiny:
         return {"tiny": Size(TINY, 2, device, 4, 10, Compute(), lpips=16, repetitions=2, backend="eager")}
     return {
@@ -72,29 +92,18 @@ def sizes(*, tiny: bool) -> dict[str, Size]:
     }
 
 
-def measured(size: Size, over: Callable[[], bool]) -> dict[str, Any]:
-    """All figures of one network; what fails for want of memory says so."""
+def measured(size: Size, over: Over) -> dict[str, Any]:
+    """All figures of one network of pixels."""
     figures: dict[str, Any] = {"batch_size": size.batch_size, "network": size.network}
-    figures["experiment"] = attempted(lambda: gpu_experiment.measure(size)) if not over() else LATE
+    figures["experiment"] = attempted(lambda: gpu_experiment.measure(size), over)
     figures["passes"] = attempted(lambda: gpu_passes.measure(size, over))
     for mode in STEPPED:
         compute, compiled = MODES[mode]
         for name, measure in (("pairs", gpu_step.pairs), ("distill", gpu_step.distill)):
             set_tf32(compute)
             work = lambda measure=measure, compute=compute, compiled=compiled: measure(size, compute, compiled)  # noqa: E731
-            figures.setdefault(name, {})[mode] = LATE if over() else attempted(work)
+            figures.setdefault(name, {})[mode] = attempted(work, over)
     return figures
-
-
-def attempted(work: Callable[[], Any]) -> Any:
-    """What `work` found, or that the GPU's memory did not suffice."""
-    try:
-        return work()
-    except torch.OutOfMemoryError as error:
-        return f"out of memory: {str(error).splitlines()[0]}"
-    finally:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 def setting() -> dict[str, Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from bench import clock
+from bench.attempts import LATE, Over
 from dmd.diffusion.compute import Compute, prepare, set_tf32
 from dmd.diffusion.denoiser import Denoiser
 from dmd.networks import build
@@ -23,6 +24,18 @@ MODES: dict[str, tuple[Compute, str | None]] = {  # compute, mode of torch.compi
     "bfloat16, compiled": (HALF, "default"),
     "bfloat16, compiled, CUDA graphs": (HALF, "reduce-overhead"),
 }
+
+
+class Timed(Protocol):
+    """Where something is measured, and how often."""
+
+    @property
+    def device(self) -> torch.device:
+        """Of the work."""
+
+    @property
+    def repetitions(self) -> int:
+        """That count."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +94,7 @@ def batch(size: Size) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.randn(size.batch_size, *size.shape, device=size.device), torch.ones_like(label).float(), label
 
 
-def milliseconds(work: Callable[[], object], size: Size) -> dict[str, float]:
+def milliseconds(work: Callable[[], object], size: Timed) -> dict[str, float]:
     """Wall time of `work` until the device is done: median and range; two calls are warm-up."""
     found = []
     for number in range(size.repetitions + 2):
@@ -100,13 +113,13 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(size: Size, over: Callable[[], bool]) -> dict[str, Any]:
+def measure(size: Size, over: Over) -> dict[str, Any]:
     """Forward passes, and forward and backward passes, in each mode; modes are left out once time is `over`."""
     figures: dict[str, Any] = {}
     given = batch(size)
     for name, (compute, mode) in MODES.items():
         if over():
-            figures[name] = "left out: no time"
+            figures[name] = LATE
             continue
         set_tf32(compute)
         fresh()

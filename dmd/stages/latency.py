@@ -73,11 +73,15 @@ def run(
                 raise ValueError(
                     f"--{name} is given exactly where the denoiser has {key}; {denoiser} and {path} do not fit"
                 )
-        chain = _Chain(
-            sampler,
+        chain = Chain(
+            sampler.denoiser,
             loading.load_text(text_encoder).to(place) if text_encoder else None,
             loading.load_codec(autoencoder).to(place) if autoencoder else None,
             DTYPES[dtype],
+            solver=sampler.solver,
+            shape=sampler.shape,
+            num_classes=sampler.num_classes,
+            device=place,
         )
         batches = [chain.measured(size, repeats=repeats, warmup=warmup) for size in batch_sizes]
         for each in batches:
@@ -97,18 +101,35 @@ def run(
         write(output, score, inputs)
 
 
-class _Chain:
-    """Text encoder, denoiser and decoder, one after the other."""
+class Chain:
+    """Text encoder, denoiser and decoder, one after the other.
 
-    def __init__(self, sampler: Sampler, text: Text | None, codec: Codec | None, dtype: torch.dtype | None) -> None:
-        self.sampler, self.text, self.codec = sampler, text, codec
+    Attributes:
+        network_calls: that the last batch took.
+    """
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        text: Text | None,
+        codec: Codec | None,
+        dtype: torch.dtype | None,
+        *,
+        solver: dict[str, Any],
+        shape: tuple[int, ...],
+        num_classes: int,
+        device: torch.device,
+    ) -> None:
+        """All of it on `device`; weights are cast in place to `dtype`, None leaves them float32."""
+        self.denoiser, self.text, self.codec = denoiser, text, codec
+        self.solver, self.shape, self.num_classes, self.device = solver, shape, num_classes, device
         self.network_calls = 0
         if dtype is None:
             return
-        network = getattr(sampler.denoiser, "network", None)
+        network = getattr(denoiser, "network", None)
         if isinstance(network, nn.Module):
             network.to(dtype)
-            cast(Any, sampler.denoiser).dtype = dtype
+            cast(Any, denoiser).dtype = dtype
         for module in (text, codec):
             if module is not None:
                 module.to(dtype)
@@ -118,8 +139,8 @@ class _Chain:
     @torch.no_grad()
     def measured(self, size: int, *, repeats: int, warmup: int) -> dict[str, Any]:
         """Median seconds of a batch and of each part, which part's share of their sum, and images per second."""
-        noise, label = seeded_noise(range(size), self.sampler.shape, num_classes=self.sampler.num_classes)
-        noise, label = noise.to(self.sampler.device), label.to(self.sampler.device)
+        noise, label = seeded_noise(range(size), self.shape, num_classes=self.num_classes)
+        noise, label = noise.to(self.device), label.to(self.device)
         found = [self._batch(noise, label) for _ in range(warmup + repeats)][warmup:]
         parts = {name: statistics.median(each[name] for each in found) for name in found[0]}
         seconds = parts.pop("whole")
@@ -141,7 +162,7 @@ class _Chain:
         if (text := self.text) is not None:
             condition = self._timed(times, "text_encoder", lambda: text.encode([PROMPT] * len(noise)).states)
         image, self.network_calls = self._timed(
-            times, "denoiser", lambda: solve(self.sampler.denoiser, latent, condition, self.sampler.solver)
+            times, "denoiser", lambda: solve(self.denoiser, latent, condition, self.solver)
         )
         if (codec := self.codec) is not None:
             self._timed(times, "decoder", lambda: codec.decode(image))
@@ -156,8 +177,8 @@ class _Chain:
 
     def _now(self) -> float:
         """Seconds, once the GPU has done what it was told."""
-        if self.sampler.device.type == "cuda":
-            torch.cuda.synchronize(self.sampler.device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
 

@@ -1,0 +1,97 @@
+"""Text to image at the size of Stable Diffusion 1.5, weights random: pairs, updates, one-step images.
+
+pairs: seconds of a latent by PNDM under guidance 3, and the network's calls alone over it;
+distill: an update (see `bench.gpu_text_step`) of three whole networks, and of adapters on one;
+one_step: images/s from prompt to pixels, with the share of text encoder, denoiser and decoder, as stage latency has it.
+What is compiled comes last: it takes minutes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bench import gpu_text_step
+from bench.attempts import Over, attempted
+from bench.gpu_passes import HALF, fresh, milliseconds
+from bench.gpu_text_parts import GUIDANCE, TextSize, codec, denoiser, last_sigma, text
+from dmd.diffusion.compute import RECOMPILE_LIMIT, Compute, set_tf32
+from dmd.diffusion.guidance import guided
+from dmd.diffusion.solver import solve
+from dmd.networks.lora import Adapter
+from dmd.stages.latency import Chain
+
+WARM_UP, REPEATS = 3, 10  # batches of one_step
+
+
+def measure(size: TextSize, over: Over) -> dict[str, Any]:
+    """All figures, the most important ones first."""
+    set_tf32(HALF)
+    figures: dict[str, Any] = {"one_step": {}, "distill": {}, "pairs": {}, "network": size.network}
+    figures["one_step"]["bfloat16"] = attempted(lambda: one_step(size, over, compiled=False), over)
+    adapters: dict[str, Adapter | None] = {
+        "full": None,
+        "adapters": {"rank": size.rank, "alpha": None, "targets": None},
+    }
+    for name, adapter in adapters.items():
+        work = lambda adapter=adapter: gpu_text_step.measure(size, adapter)  # noqa: E731
+        figures["distill"][name] = attempted(work, over)
+    figures["pairs"]["bfloat16"] = attempted(lambda: pairs(size, compiled=False), over)
+    figures["one_step"]["bfloat16, compiled"] = attempted(lambda: one_step(size, over, compiled=True), over)
+    figures["pairs"]["bfloat16, compiled"] = attempted(lambda: pairs(size, compiled=True), over)
+    return figures
+
+
+def pairs(size: TextSize, *, compiled: bool) -> dict[str, Any]:
+    """Seconds of a latent by PNDM under guidance, and as many calls of the network, on doubled batches, over that."""
+    fresh()
+    teacher = denoiser(size, Compute(dtype="bfloat16", channels_last=True))
+    if compiled:
+        _compile(size, teacher.network)
+    num = max(size.steps // 5, 1)  # calls of the network alone in a measurement
+    solver = {"name": "pndm", "steps": size.steps, "spacing": None}
+    drawn = guided(teacher, size.states(), GUIDANCE)
+    noise, states = size.noise(size.drawn), size.states(size.drawn)
+    doubled = size.noise(2 * size.drawn), noise.new_full((2 * size.drawn,), 500.0), size.states(2 * size.drawn)
+
+    def bare() -> None:
+        with torch.no_grad():
+            for _ in range(num):
+                teacher.predict(*doubled)
+
+    calls = solve(drawn, noise, states, solver)[1]
+    call = milliseconds(bare, size)["median"] / num
+    solved = milliseconds(lambda: solve(drawn, noise, states, solver), size)
+    return {
+        "batch_size": size.drawn,
+        "guidance": GUIDANCE,
+        "network_calls": calls,
+        "call_ms": round(call, 3),
+        "batch_ms": solved,
+        "seconds_per_pair": round(solved["median"] / 1000 / size.drawn, 4),
+        "speed_over_bare_network": round(calls * call / solved["median"], 4),
+    }
+
+
+def one_step(size: TextSize, over: Over, *, compiled: bool) -> dict[str, Any]:
+    """What stage latency measures of a generator, by batch size; compiled, with pixels before channels in memory."""
+    fresh()
+    generator = denoiser(size, Compute(dtype="bfloat16", channels_last=compiled))
+    decoder, encoder = codec(size, size.autoencoder), text(size)
+    if compiled:
+        decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for module in (generator.network, decoder.autoencoder.decoder, encoder.encoder):
+            _compile(size, module)
+    solver = {"name": "one-step", "sigma": last_sigma(generator)}
+    numbers: dict[str, Any] = {"solver": solver, "shape": size.shape, "num_classes": 0, "device": size.device}
+    chain = Chain(generator, encoder, decoder, torch.bfloat16, **numbers)
+    return {
+        str(num): attempted(lambda num=num: chain.measured(num, repeats=REPEATS, warmup=WARM_UP), over)  # type: ignore[misc]
+        for num in size.batch_sizes
+    }
+
+
+def _compile(size: TextSize, module: torch.nn.Module) -> None:
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+    module.compile(dynamic=False, backend=size.backend)
