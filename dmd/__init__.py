@@ -5,8 +5,8 @@
 `methods` says what a generator learns from (the distribution matching gradient and the regression loss),
 `diffusion` holds noise levels, denoisers and solvers, `networks` the architectures, `metrics` the distances
 between sets of features, `artifacts` every file format, `loading` makes denoisers of their files, `sampler` images of
-seeds, `text_sampler` of prompts. `config` and `checks` know what a configuration says, `experiments` who owns which
-artifact, `layout` where it lies.
+seeds, `text_sampler` of prompts. `config` and `checks` know what a configuration says, `specs` which of its
+numbers a job gets, `experiments` who owns which artifact, `layout` where it lies.
 Arrows point one way: stages -> methods -> diffusion, networks; stages -> metrics; stages -> sampler -> loading ->
 artifacts, diffusion, networks. Importing this package imports none of them.
 """

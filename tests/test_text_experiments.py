@@ -117,3 +117,13 @@ def test_teacher_of_text_needs_prompts(drop, place):
     alone = {"teacher": TEXT["teacher"], drop: {key: TEXT[drop][key] for key in TEXT[drop] if key != "prompts"}}
     with pytest.raises(config.ConfigError, match=f"alone.{place}: a teacher of kind stable-diffusion needs texts"):
         config.resolve({"experiments": {"alone": alone}}, SCHEMA)
+
+
+def test_adapter_file_needs_an_adapter():
+    adapted = {"distill": {"sigma": None, "levels": {"kind": "teacher"}, "adapter": {"rank": 4}}}
+    whole = {"distill": {"sigma": None, "levels": {"kind": "teacher"}}}
+    found = resolved(adapted=adapted, whole=whole)
+    assert found.has("adapted", "lora") and not found.has("whole", "lora")
+    assert found.has("whole", "pipeline") and not found.has("classes", "pipeline")
+    with pytest.raises(config.ConfigError, match="whole.distill.adapter: null"):
+        found.spec("whole", "lora")
