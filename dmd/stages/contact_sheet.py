@@ -25,7 +25,7 @@ def new(sides: Mapping[str, Tensor], prompts: Sequence[str]) -> Figure:
     """
     columns = min(COLUMNS, len(prompts))
     rows = -(-len(prompts) // columns)
-    figure, axes = figures.new(rows, columns, size=(3.4 * columns, 2.3 * rows + 0.8))
+    figure, axes = figures.new(rows, columns, size=(3.4 * columns, 2.0 * rows + 0.8))
     for panel in axes.flat:
         panel.set_axis_off()
     for number, (panel, prompt) in enumerate(zip(axes.flat, prompts, strict=False)):

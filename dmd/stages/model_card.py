@@ -12,8 +12,7 @@ library_name: diffusers
 pipeline_tag: text-to-image
 tags: [text-to-image, one-step, distribution-matching-distillation]
 ---"""
-USE = """    import torch
-    from diffusers import DiffusionPipeline
+USE = """    from diffusers import DiffusionPipeline
 
     pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
     image = pipeline("a prompt", num_inference_steps=1, guidance_scale=0).images[0]
@@ -77,7 +76,9 @@ def _scores(paths: Sequence[Path]) -> str:
 def _training(facts: Mapping[str, Any]) -> dict[str, Any]:
     spec = facts["spec"]
     updates = sum(phase["updates"] for phase in spec["phases"])
-    return {"updates": updates, "phases": len(spec["phases"])} | {key: spec[key] for key in SETTINGS if key in spec}
+    return {"updates": updates, "phases": len(spec["phases"])} | {
+        key: spec[key] for key in SETTINGS if spec.get(key) is not None
+    }
 
 
 def _data(pairs: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,5 +101,5 @@ def _table(rows: Mapping[str, Any]) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_text(each)}" for key, each in value.items())
+        return ", ".join(f"{key} {_text(each)}" for key, each in value.items() if each is not None)
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -24,7 +24,7 @@ from dmd.stages.grid import save_grid
 
 GRID_IMAGES = 64
 LEVEL_FACTS = ("preconditioning", "scheduler", "sigma_data", "sigma_min", "sigma_max")
-KEPT_FACTS = ("network", *LEVEL_FACTS, "shape", "image_shape", "num_classes", "text")
+KEPT_FACTS = ("network", *LEVEL_FACTS, "shape", "image_shape", "num_classes", "text", "source_sha256")
 
 
 class Training:

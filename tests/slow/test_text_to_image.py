@@ -152,7 +152,8 @@ def test_exported_pipeline_draws_the_samples(finished):
     ours = load_codec(base / "teacher/autoencoder.safetensors").decode(latents)
     torch.testing.assert_close(theirs, (ours / 2 + 0.5).clamp(0, 1), atol=1e-4, rtol=0)
     card = (base / "export/pipeline/README.md").read_text()
-    assert f"# {NAME}" in card and "fd-inception" in card and "| updates | 6 |" in card
+    source = tensor_files.load_metadata(base / "teacher/denoiser.safetensors")["source_sha256"]
+    assert f"# {NAME}" in card and source in card and "fd-inception" in card and "| updates | 6 |" in card
 
 
 def test_generator_learnt_and_pictures_are_there(finished):
