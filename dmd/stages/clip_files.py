@@ -108,11 +108,14 @@ def _network(folder: Path, files: list[Path]) -> Any:
             )
     numbers = {key: config[key] for key in ("text_config", "vision_config", "projection_dim") if key in config}
     try:
-        network = CLIPModel(CLIPConfig(**numbers))
+        with torch.device("meta"):  # it is large, and all but the numbers of positions stands in its files
+            network = CLIPModel(CLIPConfig(**numbers))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"{folder}: CLIPModel: {error}") from error
     state = {name: value for name, value in pipelines.tensors_of(files).items() if not name.endswith("position_ids")}
     pipelines.check_weights(network, state, folder)
+    for part in (network.text_model.embeddings, network.vision_model.embeddings):
+        part.position_ids = torch.arange(part.position_ids.shape[-1])[None]
     return network
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dmd.config import read_yaml
+from dmd.config import load, read_yaml
+from dmd.experiments import Experiments
 from tests.workflow.conftest import REPOSITORY, jobs, snakemake
 
 FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -37,6 +38,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     put(found / shared["evaluate"]["clip"]["folder"] / "model.safetensors")
     put(found / shared["sample"]["prompts"]["file"])
     return found
+
+
+@pytest.fixture(scope="module")
+def experiments() -> Experiments:
+    return Experiments(load(REPOSITORY / "config.yaml", REPOSITORY / "workflow" / "schemas" / "config.schema.yaml"))
 
 
 @pytest.mark.parametrize(("experiment", "pairs"), [("sd15-cfg3", 250), ("sd15-cfg8", 1200)])
@@ -71,3 +77,30 @@ def test_pairs_of_fewer_are_the_first_blocks_of_all(folder):
     assert answer.returncode == 0, answer.stdout + answer.stderr
     blocks = set(re.findall(r"results/(\S+?)/pairs/blocks/(\d{5}-\d{5}).parquet", answer.stdout))
     assert blocks == {("sd15-cfg8", f"{first:05d}-{first + 9:05d}") for first in range(0, 2500, 10)}
+
+
+FEW = {"dpmsolver-4": ("dpmsolver++", 4), "unipc-4": ("unipc", 4)}
+FEW |= {f"ddim-{steps}": ("ddim", steps) for steps in (1, 2, 4)}
+
+
+def test_few_steps_are_of_the_same_teacher_at_the_same_guidance_on_the_same_captions(experiments):
+    for base, guidance, names in (("sd15-cfg3", 3.0, FEW), ("sd15-cfg8", 8.0, ("dpmsolver-4", "unipc-4"))):
+        for name in (f"{base}-{short}" for short in names):
+            spec = experiments.spec(name, "sample")
+            assert (spec["solver"]["name"], spec["solver"]["steps"]) == FEW[name.removeprefix(f"{base}-")]
+            assert spec["guidance"] == guidance and spec["num_samples"] == 30000
+            owners = {rule: experiments.owner(name, rule) for rule in ("teacher", "captions", "reference")}
+            assert owners == dict.fromkeys(owners, "sd15-cfg3") and experiments.owner(name, "sample") == name
+    assert experiments.owner("instaflow", "teacher") == experiments.owner("instaflow", "autoencoder") == "instaflow"
+    assert "guidance" not in experiments.spec("instaflow", "sample")
+
+
+def test_tables_of_text_to_image_start_no_job(folder):
+    tables = [f"results/tables/{name}.md" for name in ("table3", "table4")]
+    answer = snakemake(folder, "--cores", "1", *tables)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert set(jobs(answer.stdout + answer.stderr)) == {"tables"}
+    first, second = ((folder / table).read_text() for table in tables)
+    assert "| GigaGAN | COCO-30k | 9.09 | - | 1 | 0.130 |" in first and "GigaGAN: better than DMD" in first
+    assert "| DMD | COCO-30k | 11.5 | - | 1 | 0.0900 |" in first
+    assert "| DMD | COCO-30k | 14.9 | - | 1 | 0.320 |" in second
