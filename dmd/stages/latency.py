@@ -1,7 +1,8 @@
 """Stage latency: how long one image takes from its prompt to its pixels, and the share of each part.
 
 Measured as the paper does: a batch of one, text encoder and decoder included, after a warm-up, the median of many. The
-numbers are those of the machine they were measured on, which should do nothing else meanwhile.
+numbers are those of the machine they were measured on, which should do nothing else meanwhile. A LoRA (`sample.lora`)
+becomes part of the weights and takes no time, so it is left out.
 """
 
 from __future__ import annotations

@@ -91,6 +91,10 @@ def test_few_steps_are_of_the_same_teacher_at_the_same_guidance_on_the_same_capt
             assert spec["guidance"] == guidance and spec["num_samples"] == 30000
             owners = {rule: experiments.owner(name, rule) for rule in ("teacher", "captions", "reference")}
             assert owners == dict.fromkeys(owners, "sd15-cfg3") and experiments.owner(name, "sample") == name
+    for steps in (1, 2, 4):
+        spec = experiments.spec(f"sd15-lcm-lora-{steps}", "sample")
+        assert spec["solver"] == {"name": "lcm", "steps": steps} and "guidance" not in spec
+        assert spec["lora"]["sha256"] is None and experiments.owner(f"sd15-lcm-lora-{steps}", "teacher") == "sd15-cfg3"
     assert experiments.owner("instaflow", "teacher") == experiments.owner("instaflow", "autoencoder") == "instaflow"
     assert "guidance" not in experiments.spec("instaflow", "sample")
 
