@@ -46,6 +46,7 @@ MIDDLE: dict[str, Any] = {  # Stable Diffusion's layers at a fifth of its width
 LENGTH = 77  # tokens
 NUM = 2  # images of a batch, latents of noise
 ADAPTER = Adapter(rank=64, alpha=None, targets=None)
+NARROW = Adapter(rank=12, alpha=None, targets=None)  # the same part of the weights in the narrow network
 SIGMA = 14.6146  # of the last level of Stable Diffusion
 SETTINGS: dict[str, dict[str, Any]] = {
     "whole": {},
@@ -66,7 +67,8 @@ def main() -> None:
     torch.set_num_threads(setting.THREADS)
     figures: dict[str, Any] = {"measured": {}, "foretold": {}, "torch": torch.__version__, "rank": ADAPTER["rank"]}
     for name, chosen in SETTINGS.items():
-        figures["measured"][name] = measured(**chosen)
+        narrow = chosen | ({"adapter": NARROW} if "adapter" in chosen else {})
+        figures["measured"][name] = measured(**narrow)
         print(f"{name:32} {_line(figures['measured'][name])}", flush=True)
     for name, chosen in SETTINGS.items():
         figures["foretold"][name] = foretold(**chosen)

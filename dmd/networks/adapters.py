@@ -56,7 +56,8 @@ class Adapted(nn.Module):
     @property
     def frozen(self) -> list[Tensor]:
         """The network's own weights, which every adapter shares; they count as those of the network without adapter."""
-        return [] if self._name else list(original(self.carrier.state_dict()).values())
+        named = {**dict(self.carrier.named_parameters()), **dict(self.carrier.named_buffers())}
+        return [] if self._name else list(original(named).values())
 
     @property
     def checkpointing(self) -> bool:

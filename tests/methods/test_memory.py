@@ -13,6 +13,8 @@ from dmd.methods.memory import Activations, Line, activations, distill_parts, lp
 from dmd.methods.regression import l2_distance
 from dmd.methods.share import BUCKET, Share
 from dmd.networks import build
+from dmd.networks.adapters import carried, with_network
+from dmd.networks.lora import size
 from dmd.stages import memory
 
 UNET = {"kind": "ddpmpp", "resolution": 16, "channels": 3, "width": 32, "multipliers": [1, 2], "blocks": 2}
@@ -59,6 +61,40 @@ def test_counting_leaves_the_denoiser_as_it_was():
     activations(found, SHAPE)
     assert found.network.checkpointing and not any(parameter.requires_grad for parameter in found.parameters())
     assert all(parameter.grad is None for parameter in found.parameters())
+
+
+def test_adapters_count_alone_and_their_network_once():
+    whole = denoiser().requires_grad_(False)
+    weights, adapter = weight_bytes(whole), {"rank": 4, "alpha": None, "targets": None}
+    trained = 4 * size(whole.network, adapter).parameters
+    views = carried(whole.network, adapter, ("generator", "fake"), seed=0)
+    found = [weight_bytes(with_network(whole, view)) for view in views]
+    assert found == [weights, trained, trained] and trained < weights
+
+
+def test_plan_of_a_pass_with_an_adapter_is_what_a_real_one_holds():
+    views = carried(denoiser().network, {"rank": 4, "alpha": None, "targets": None}, ("generator",), seed=0)
+    found = with_network(denoiser(), views[1])
+    line = activations(found, SHAPE).kept
+    given = torch.randn(NUM, *SHAPE), torch.ones(NUM), torch.zeros(NUM, dtype=torch.int64)
+    found(*given).sum().backward()
+    gc.collect()
+    with Peak() as peak:
+        output = found(*given)
+        gc.collect()
+        alive = peak.now
+        output.square().mean().backward()
+    assert alive == pytest.approx(line.of(NUM), rel=0.1) and 0.8 < peak.most / line.of(NUM) < 1.1
+
+
+def test_parts_with_moments_of_8_bits_or_shared_are_smaller(distill_numbers):
+    found = Activations(kept=Line(10, 1), checkpointed=Line(2, 1), working=Line(1, 0))
+    numbers, sizes = distill_numbers | {"regression_weight": 0.0}, {"teacher": 4096, "trained": 8192}
+    numbers["optimiser"] = numbers["optimiser"] | {"kind": "8bit"}
+    assert list(distill_parts(numbers, Share(), found=found, lpips=0, **sizes).values())[1] == 8320  # a byte and scales
+    numbers |= {"compute": {"shard_parameters": True}}
+    parts = list(distill_parts(numbers, Share(0, 2), found=found, lpips=0, **sizes).values())
+    assert parts[:3] == [14336, 4160, 4096] and len(parts) == 4  # half of all; no exchange besides
 
 
 def test_parts_of_a_distillation_add_up(distill_numbers):
