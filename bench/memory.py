@@ -50,6 +50,7 @@ NARROW = Adapter(rank=12, alpha=None, targets=None)  # the same part of the weig
 SIGMA = 14.6146  # of the last level of Stable Diffusion
 SETTINGS: dict[str, dict[str, Any]] = {
     "whole": {},
+    "whole, checkpointed": {"checkpointed": True},
     "whole, 8 bits": {"kind": "8bit"},
     "whole, 8 bits, checkpointed": {"kind": "8bit", "checkpointed": True},
     "adapters": {"adapter": ADAPTER},
