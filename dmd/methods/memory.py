@@ -88,7 +88,9 @@ def distill_parts(
         lpips: bytes LPIPS holds.
     """
     line = found.checkpointed if numbers.get("compute", {}).get("gradient_checkpointing") else found.kept
-    matched, regressed = (share.largest(_most(numbers, f"{loss}_batch_size")) for loss in ("matching", "regression"))
+    matched, regressed = (
+        share.largest(largest_batch(numbers, f"{loss}_batch_size")) for loss in ("matching", "regression")
+    )
     shared = numbers["shared_noise"] and numbers["fake_score"]
     doubled = 1 if numbers.get("guidance", 1.0) == 1 else 2  # with and without the condition, in one pass
 
@@ -117,8 +119,8 @@ def distill_parts(
     return parts | {f"activations of {matched} matched images": matching}
 
 
-def _most(numbers: Mapping[str, Any], key: str) -> int:
-    """The largest batch of all phases."""
+def largest_batch(numbers: Mapping[str, Any], key: str) -> int:
+    """The largest batch of all phases, `key` matching_batch_size or regression_batch_size."""
     sizes = [phase[key] for phase in numbers.get("phases", []) if phase.get(key) is not None]
     return max(sizes if sizes and len(sizes) == len(numbers["phases"]) else [numbers[key], *sizes])
 

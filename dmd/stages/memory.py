@@ -9,7 +9,7 @@ from torch import nn
 
 from dmd.methods.counting import carriers, weight_bytes
 from dmd.methods.denoisers import Distance
-from dmd.methods.memory import activations, distill_parts, drawing_parts, lpips_bytes, working
+from dmd.methods.memory import activations, distill_parts, drawing_parts, largest_batch, lpips_bytes, working
 from dmd.methods.numbers import Numbers
 from dmd.methods.share import Share
 from dmd.networks.block import Block
@@ -40,7 +40,7 @@ def announce_distillation(
     """
     device = next(denoisers[1].parameters()).device
     teacher, trained = (weight_bytes(denoiser) for denoiser in denoisers)
-    regressed = share.largest(numbers["regression_batch_size"])
+    regressed = share.largest(largest_batch(numbers, "regression_batch_size"))
     lpips = max(lpips_bytes(distance, shape, regressed) for distance in distances)
     found = activations(denoisers[1], shape)
     parts = distill_parts(numbers, share, teacher=teacher, trained=trained, found=found, lpips=lpips)

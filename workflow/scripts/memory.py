@@ -9,11 +9,9 @@ Passes are counted on fake tensors: no weights are needed, and no memory is take
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +25,12 @@ sys.path.insert(0, str(ROOT))
 from dmd.artifacts import tensors as tensor_files  # noqa: E402
 from dmd.artifacts.files import canonical_json  # noqa: E402
 from dmd.config import load  # noqa: E402
-from dmd.diffusion.compute import DTYPES  # noqa: E402
-from dmd.diffusion.denoiser import Denoiser  # noqa: E402
+from dmd.distill_section import decoders  # noqa: E402
 from dmd.experiments import Experiments  # noqa: E402
 from dmd.methods.counting import weight_bytes  # noqa: E402
-from dmd.methods.memory import Activations, activations, distill_parts, lpips_bytes  # noqa: E402
-from dmd.methods.regression import GROUPS, Lpips  # noqa: E402
+from dmd.methods.memory import distill_parts, largest_batch  # noqa: E402
 from dmd.methods.share import Share  # noqa: E402
+from dmd.methods.unbuilt import counted, counted_distance  # noqa: E402
 from dmd.networks import build  # noqa: E402
 from dmd.networks.lora import size  # noqa: E402
 from dmd.networks.released import CIFAR10, IMAGENET64  # noqa: E402
@@ -88,11 +85,12 @@ def plan(experiments: Experiments, name: str) -> Iterator[str]:
     if network is None:
         yield f"memory of {name}: unknown until its teacher is there, whose file knows the network"
         return
-    found = needed(network, numbers)
+    codecs = autoencoders(experiments, name)
+    found = needed(network, numbers, codecs)
     yield f"memory of {name} on each of {numbers['processes']} GPUs, GiB: {sum(found.values()) / GIB:.3g} at least"
     yield from (f"  {size / GIB:8.3g}  {purpose}" for purpose, size in found.items())
     for variant, compute in VARIANTS.items():
-        total = sum(needed(network, {**numbers, "compute": compute}).values())
+        total = sum(needed(network, {**numbers, "compute": compute}, codecs).values())
         yield f"  {total / GIB:8.3g}  in all with {variant}"
 
 
@@ -132,58 +130,39 @@ def forward_operations(network: dict[str, Any]) -> int:
     return counter.get_total_flops()
 
 
-def needed(network: dict[str, Any], numbers: dict[str, Any]) -> dict[str, int]:
-    """Bytes by purpose on each GPU; `numbers` are those of section `distill`."""
+def needed(network: dict[str, Any], numbers: dict[str, Any], codecs: tuple[str, ...] = ()) -> dict[str, int]:
+    """Bytes by purpose on each GPU.
+
+    Args:
+        network: of teacher, generator and fake denoiser.
+        numbers: section `distill`.
+        codecs: what latents are decoded with for the regression loss: arguments of `Codec` in canonical JSON.
+    """
     compute = numbers["compute"]
     share = Share(0, numbers["processes"], compute.get("micro_batch_size"))
     with torch.device("meta"):
         built: Any = build(network)
     weights, shape = weight_bytes(built), (built.channels, built.resolution, built.resolution)
     found = counted(canonical_json(network), compute.get("dtype", "float32"))
-    distance = numbers["regression_distance"]
-    largest = share.largest(numbers["regression_batch_size"])
-    lpips = counted_lpips(distance["size"], shape, largest) if "size" in distance else 0
+    largest = share.largest(largest_batch(numbers, "regression_batch_size"))
+    distance = numbers["regression_distance"].get("size")
+    lpips = max(counted_distance(distance, shape, largest, codec) for codec in codecs or (None,))
     adapter = numbers.get("adapter")
     trained = 4 * size(built, adapter).parameters if adapter else weights
     return distill_parts(numbers, share, teacher=weights, trained=trained, found=found, lpips=lpips)  # type: ignore[arg-type]
-
-
-@cache
-def counted(network: str, dtype: str) -> Activations:
-    """Activations of an architecture in canonical JSON; the class embedding, a vector per image, is left out."""
-    numbers = json.loads(network)
-    with FakeTensorMode():
-        built: Any = build(_without_classes(numbers))
-        denoiser = Denoiser(built, sigma_data=0.5).eval()
-        denoiser.dtype = DTYPES[dtype]
-        return activations(denoiser, (built.channels, built.resolution, built.resolution))
-
-
-def _without_classes(network: dict[str, Any]) -> dict[str, Any]:
-    if network["kind"] == "unet2d":
-        return {**network, "config": {**network["config"], "num_class_embeds": None}}
-    return {**network, "num_classes": 0}
-
-
-@cache
-def counted_lpips(size: int, shape: tuple[int, ...], num: int) -> int:
-    """What LPIPS keeps; its weights do not matter."""
-    widths = (64, 128, 256, 512, 512)
-    with FakeTensorMode():
-        trunk, channels = {}, 3
-        for group, width in zip(GROUPS, widths, strict=True):
-            for layer in group:
-                trunk[f"features.{layer}.weight"] = torch.empty(width, channels, 3, 3)
-                trunk[f"features.{layer}.bias"] = torch.empty(width)
-                channels = width
-        heads = {f"lin{number}.model.1.weight": torch.empty(1, width, 1, 1) for number, width in enumerate(widths)}
-        return lpips_bytes(Lpips(trunk, heads, pooling="average", size=size), shape, num)
 
 
 def shard_bytes(network: dict[str, Any], num: int, *, arrays: int) -> int:
     """Bytes of shards of `num` items: per member a tar header, an npy header and the data, in blocks of 512."""
     blocks = math.ceil((128 + 4 * network["channels"] * network["resolution"] ** 2) / 512)
     return num * 512 * (arrays * (1 + blocks) + 2)
+
+
+def autoencoders(experiments: Experiments, name: str) -> tuple[str, ...]:
+    """Arguments of the codecs of an experiment's distillation, of those whose files are there, in canonical JSON."""
+    rules = decoders(experiments.section(name, "distill"))
+    paths = [Path("results", experiments.path(name, rule)) for rule in rules]
+    return tuple(canonical_json(tensor_files.load_metadata(path)["autoencoder"]) for path in paths if path.is_file())
 
 
 def architecture(experiments: Experiments, name: str) -> dict[str, Any] | None:
