@@ -1,7 +1,8 @@
-"""Stages against the sum of their parts, on one thread: python -m bench.parts [pairs] [distill] [shards] [compute].
+"""Stages against the sum of their parts, on one thread: python -m bench.parts [PART...].
 
-Prints every ratio with its range over interleaved repetitions. A run without names measures the first three and writes
-bench/results/parts-cpu.json; `compute`, an update under each switch of section `compute`, compiles for minutes.
+Parts are pairs, distill, shards, compute and feed. Prints every ratio with its range over interleaved repetitions.
+A run without names measures the first three and writes bench/results/parts-cpu.json; `compute`, an update under each
+switch of section `compute`, compiles for minutes.
 Exits 1 if a target is missed.
 """
 
@@ -19,16 +20,17 @@ from typing import Any
 
 import torch
 
-from bench import distill_step, pair_stage, setting, shard_files
+from bench import distill_step, feed, pair_stage, setting, shard_files
 
 OUTPUT = Path(__file__).parent / "results" / "parts-cpu.json"
 CLOCKS = ("cpu", "wall")
-REPETITIONS = {"pairs": 7, "distill": 7, "shards": 15, "compute": 5}
+REPETITIONS = {"pairs": 7, "distill": 7, "shards": 15, "compute": 5, "feed": 9}
 PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "pairs": pair_stage.measure,
     "distill": distill_step.measure,
     "shards": shard_files.measure,
     "compute": distill_step.measure_compute,
+    "feed": feed.measure,
 }
 RECORDED = ("pairs", "distill", "shards")
 

@@ -33,18 +33,21 @@ def counted(network: str, dtype: str) -> Activations:
 
 
 @cache
-def counted_distance(lpips: int | None, shape: tuple[int, ...], num: int, codec: str | None) -> int:
+def counted_distance(lpips: int | None, shape: tuple[int, ...], num: int, codec: str | None, dtype: str) -> int:
     """What a distance of the regression loss keeps of `num` images or latents; its weights do not matter.
 
     Args:
         lpips: side in pixels at which LPIPS sees images; None is the squared error.
         shape: (C, H, W) of an image or latent.
         codec: what decodes latents, arguments of `Codec` in canonical JSON; None where nothing is decoded.
+        dtype: of its passes, "float32" or "bfloat16".
     """
     with FakeTensorMode():
         distance: Distance = l2_distance if lpips is None else _lpips(lpips)
         if codec is not None:
-            distance = Decoded(distance, Codec(**json.loads(codec)).requires_grad_(False).eval())
+            decoder = Codec(**json.loads(codec)).requires_grad_(False).eval()
+            decoder.dtype = DTYPES[dtype]
+            distance = Decoded(distance, decoder)
         return lpips_bytes(distance, shape, num)
 
 

@@ -143,10 +143,11 @@ def needed(network: dict[str, Any], numbers: dict[str, Any], codecs: tuple[str, 
     with torch.device("meta"):
         built: Any = build(network)
     weights, shape = weight_bytes(built), (built.channels, built.resolution, built.resolution)
-    found = counted(canonical_json(network), compute.get("dtype", "float32"))
+    dtype = compute.get("dtype", "float32")
+    found = counted(canonical_json(network), dtype)
     largest = share.largest(largest_batch(numbers, "regression_batch_size"))
     distance = numbers["regression_distance"].get("size")
-    lpips = max(counted_distance(distance, shape, largest, codec) for codec in codecs or (None,))
+    lpips = max(counted_distance(distance, shape, largest, codec, dtype) for codec in codecs or (None,))
     adapter = numbers.get("adapter")
     trained = 4 * size(built, adapter).parameters if adapter else weights
     return distill_parts(numbers, share, teacher=weights, trained=trained, found=found, lpips=lpips)  # type: ignore[arg-type]
