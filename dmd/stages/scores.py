@@ -91,15 +91,12 @@ def kernel(repetitions: Sequence[Repetition], real: Reference, numbers: Mapping[
             distances = subset_kernel_distances(generated, compared, size=size, seed=seed)
             values.append(float(distances.mean()))
             stds.append(float(distances.std()))
-    real_distance = None
-    if real.beside:
-        (other,) = real.load(real.beside, "features")
-        real_distance = kernel_distance(other, compared)
+    other = real.load(real.beside, "features")[0] if real.beside else None
     return {
         "metric": real.metric("kid"),
         **spread(values),
         "subsets": None if size is None else {"size": size, "num": NUM_SUBSETS, "stds": stds},
-        "real_distance": real_distance,
+        "real_distance": None if other is None else kernel_distance(other, compared),
     }
 
 
@@ -113,16 +110,14 @@ def precision_and_kin(repetitions: Sequence[Repetition], real: Reference, number
         (generated,) = repetition.load("features")
         found.append(prdc(generated, compared, neighbours=neighbours, real_radii=radii))
         num_samples = len(generated)
-    others: Score | None = None
-    if real.beside:
-        other = real.load(real.beside, "features")[0][:num_samples]
-        scored = prdc(other, compared, neighbours=neighbours, real_radii=radii)
-        others = {"num_samples": len(other), **scored}
+    other = real.load(real.beside, "features")[0][:num_samples] if real.beside else None
     return {
         "metric": real.metric("prdc"),
         "neighbours": neighbours,
         **spreads(found),
-        "real": others,
+        "real": None
+        if other is None
+        else {"num_samples": len(other), **prdc(other, compared, neighbours=neighbours, real_radii=radii)},
     }
 
 
