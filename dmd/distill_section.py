@@ -69,5 +69,8 @@ def _phase(phase: Json, section: Json, pairs: Json) -> Iterator[str]:
     if pairs and phase["num_pairs"] is not None and phase["num_pairs"] > pairs["num_pairs"]:
         yield f"num_pairs: {phase['num_pairs']} of {pairs['num_pairs']}, the number in section pairs"
     for key in ("matching_batch_size", "regression_batch_size"):
-        if phase[key] is not None and phase[key] < section["processes"]:
-            yield f"{key}: {phase[key]} cannot be shared by {section['processes']} processes"
+        num, processes = phase[key], section["processes"]
+        if num is not None and num < processes:
+            yield f"{key}: {num} cannot be shared by {processes} processes"
+        elif num is not None and num % processes and section["compute"]["shard_parameters"]:
+            yield f"{key}: {num} has no equal parts for {processes} processes, as shard_parameters wants them"

@@ -200,6 +200,16 @@ def test_levels_name_their_kind_only_where_it_is_not_karras():
             {"distill": {"processes": 2, "phases": [{"updates": 1, "matching_batch_size": 1}]}},
             ["distill.phases[0].matching_batch_size: 1 cannot be shared by 2 processes"],
         ),
+        (
+            {
+                "distill": {
+                    "processes": 8,
+                    "compute": {"shard_parameters": True},
+                    "phases": [{"updates": 1, "matching_batch_size": 12}],
+                }
+            },
+            ["distill.phases[0].matching_batch_size: 12 has no equal parts for 8 processes"],
+        ),
         ({"distill": {"guidance": 0.5}}, ["distill.guidance", "0.5"]),
         ({"distill": {"guidance": 3}}, ["distill.guidance: 3.0, but a teacher of kind train knows no empty prompt"]),
         (
