@@ -74,7 +74,7 @@ def networks(begin: float, *, tiny: bool, only: str | None) -> dict[str, Callabl
     """What measures each network, in order; `only` is one of `NAMES`, `begin` the time the suite began at."""
     stage.set_threads(os.cpu_count() or 1)
     device = stage.choose_device("auto")  # with the switches of torch that stages work with
-    seconds = SECONDS if only else TEXT_SECONDS
+    seconds = SECONDS if only or tiny else TEXT_SECONDS
     text, pixels = gpu_text_parts.size(device, tiny=tiny), sizes(device, tiny=tiny)
     found = {TEXT: lambda: gpu_text.measure(text, lambda: time.monotonic() - begin > seconds)}
     for name, size in pixels.items():
