@@ -154,9 +154,13 @@ def _memory(distill: Json) -> Iterator[str]:
     place, processes = "distill.compute.shard_parameters", distill["processes"]
     if processes == 1:
         yield f"{place}: distill.processes is 1, there is nobody to share with"
-    for key in ("matching_batch_size", "regression_batch_size"):
-        if distill[key] % processes:
-            yield f"{place}: {processes} processes work in step, but cannot have equal parts of {key} {distill[key]}"
+    keys = ("matching_batch_size", "regression_batch_size")
+    sizes = {key: distill[key] for key in keys}
+    for index, phase in enumerate(distill["phases"]):
+        sizes |= {f"phases[{index}].{key}": phase[key] for key in keys if phase.get(key)}
+    for key, size in sizes.items():
+        if size % processes:
+            yield f"{place}: {processes} processes work in step, but cannot have equal parts of {key} {size}"
     if distill["compute"]["compile"]:
         yield f"{place}: compile is not possible besides"
     if distill["optimiser"]["kind"] != "fused":

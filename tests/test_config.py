@@ -141,6 +141,16 @@ def test_levels_name_their_kind_only_where_it_is_not_karras():
             ["shard_parameters: 5 processes", "equal parts of matching_batch_size 392"],
         ),
         (
+            {
+                "distill": {
+                    "compute": {"shard_parameters": True},
+                    "processes": 2,
+                    "phases": [{"updates": 1, "matching_batch_size": 7}],
+                }
+            },
+            ["equal parts of phases[0].matching_batch_size 7"],
+        ),
+        (
             {"distill": {"compute": {"shard_parameters": True}, "processes": 2, "optimiser": {"kind": "8bit"}}},
             ["shard_parameters: optimiser.kind is 8bit"],
         ),
