@@ -6,22 +6,36 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.functional import adaptive_avg_pool2d
 
 from dmd.artifacts import files
+from dmd.networks.autoencoder import Codec
 
 EDGE = 64  # pixels an image is enlarged to at least
+SIDE = 128  # pixels that a decoded image is averaged down to
 PLANE = 4.0  # half the width of the plane shown
 
 
 def save_grid(path: str | Path, images: torch.Tensor) -> None:
-    """Writes a PNG: images (B, C, H, W) in [-1, 1] row by row; points (B, 2, 1, 1) as dots in a plane."""
+    """Writes a PNG: images (B, C, H, W) in [-1, 1] row by row; points (B, 2, 1, 1) as dots in a plane.
+
+    Of more than three channels, which are those of latents, the first three are shown as colours.
+    """
     points = images.shape[1:] == (2, 1, 1)
     sheet = _plane(images.flatten(1).numpy()) if points else _sheet(images)
     with files.atomic(Path(path)) as temporary:
         Image.fromarray(sheet).save(temporary, format="png")
 
 
+@torch.no_grad()
+def decoded(latents: torch.Tensor, codec: Codec) -> torch.Tensor:
+    """Images (B, 3, h, w) of latents (B, C, H, W), decoded one by one, at most `SIDE` pixels wide."""
+    images = [codec.decode(latent) for latent in latents.split(1)]
+    return torch.cat([adaptive_avg_pool2d(image, min(SIDE, image.shape[-1])) for image in images])
+
+
 def _sheet(images: torch.Tensor) -> np.ndarray:
+    images = images if images.shape[1] == 1 else images[:, :3]
     scale = max(1, EDGE // images.shape[-1])
     levels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
     levels = levels.repeat_interleave(scale, -1).repeat_interleave(scale, -2).permute(0, 2, 3, 1)

@@ -12,6 +12,7 @@ from dmd.artifacts.pairs import PairReader
 from dmd.diffusion.compute import Compute, compile_network
 from dmd.diffusion.noise import seeded_noise
 from dmd.methods import state
+from dmd.methods.decoded import Decoded
 from dmd.methods.dmd import Distillation
 from dmd.methods.numbers import Batch, Numbers
 from dmd.methods.phases import Phase, phase_of, plan
@@ -20,7 +21,7 @@ from dmd.methods.share import Share
 from dmd.stages import agreement, checkpoints, memory, networks, processes, stage
 from dmd.stages.distance import DistanceFiles, regression_distances
 from dmd.stages.feed import Feed
-from dmd.stages.grid import save_grid
+from dmd.stages.grid import decoded, save_grid
 
 GRID_IMAGES = 64
 LEVEL_FACTS = ("preconditioning", "scheduler", "sigma_data", "sigma_min", "sigma_max")
@@ -155,7 +156,9 @@ class Training:
         if done % self.numbers["grid_every"] == 0 or done == total:
             image = self.distillation.generate_all(*self.fixed)
             if leads:
-                save_grid(self.folder / "grids" / f"{done:08d}.png", image.cpu())
+                codecs = [each.codec for each in self.distances.values() if isinstance(each, Decoded)]
+                shown = decoded(image, codecs[0]) if codecs else image
+                save_grid(self.folder / "grids" / f"{done:08d}.png", shown.cpu())
 
 
 def check_finite(row: dict[str, float], update: int, folder: Path) -> None:

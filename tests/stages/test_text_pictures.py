@@ -10,7 +10,7 @@ from dmd.artifacts import prompts as prompt_files
 from dmd.artifacts import tensors as tensor_files
 from dmd.loading import load_codec, load_text
 from dmd.sampler import Sampler
-from dmd.stages import autoencoder, contact_sheet, pictures, teacher, text_encoder
+from dmd.stages import autoencoder, contact_sheet, grid, pictures, teacher, text_encoder
 from dmd.stages.sides import Sides
 from tests.stable_diffusion_files import make_stable_diffusion
 
@@ -71,3 +71,16 @@ def test_long_prompts_are_shortened_and_no_formula(tmp_path):
     text = contact_sheet.shortened("word " * 100 + "$x$")
     assert len(text.splitlines()) == contact_sheet.LINES and text.endswith("...")
     assert contact_sheet.shortened("costs $5") == r"costs \$5"
+
+
+def test_grids_of_latents_show_what_they_decode_to(places, tmp_path):
+    codec = load_codec(places["autoencoder"])
+    latents = torch.randn(4, 4, 16, 16)
+    images = grid.decoded(latents, codec)
+    torch.testing.assert_close(images, codec.decode(latents), atol=1e-5, rtol=0)
+    large = grid.decoded(torch.randn(1, 4, 64, 64), codec)
+    assert large.shape == (1, 3, grid.SIDE, grid.SIDE)
+    grid.save_grid(tmp_path / "decoded.png", images)
+    grid.save_grid(tmp_path / "latents.png", latents)
+    assert Image.open(tmp_path / "decoded.png").size == Image.open(tmp_path / "latents.png").size == (128, 128)
+    assert {Image.open(tmp_path / name).mode for name in ("decoded.png", "latents.png")} == {"RGB"}
