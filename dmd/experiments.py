@@ -54,7 +54,7 @@ class Experiments(Specs):
             "pictures": ["teacher", "distill"],
             "export": ["distill"],
             "lora": ["distill"],
-            "pipeline": ["distill", "text_encoder", "autoencoder", "pairs_manifest"],
+            "pipeline": ["distill", "text_encoder", "autoencoder", "pairs_manifest", "prompts"],
         }.get(rule, [])
         if rule in ("sample", "latency"):
             sources = ["teacher" if self.section(experiment, "sample")["from"] == "teacher" else "distill"]

@@ -37,7 +37,8 @@ class Guided(nn.Module):
             raise ValueError(f"label: {tuple(label.shape[1:])} a sample, but empty has shape {tuple(self.empty.shape)}")
         labels = torch.cat([self.empty.to(label.dtype).expand_as(label), label])
         out = self.network(torch.cat([image, image]), torch.cat([condition, condition]), labels)
-        without, given = out.chunk(2)
+        # bfloat16 would round the difference once more, w times as large
+        without, given = out.to(torch.promote_types(out.dtype, torch.float32)).chunk(2)
         return without + self.guidance * (given - without)
 
 

@@ -18,10 +18,15 @@ USE = """    from diffusers import DiffusionPipeline
     image = pipeline("a prompt", num_inference_steps=1, guidance_scale=0).images[0]
 
 One step, guidance 0: the network is called once, and was never trained for more."""
-LICENCE = """The weights derive from those of the teacher (source sha256 below), so its licence binds them: for Stable
-Diffusion v1.5 that is CreativeML Open RAIL-M, whose restrictions on use have to be passed on. The prompts have a
-licence of their own (LAION's metadata: CC BY 4.0). The code that made this folder is Apache-2.0; it grants nothing of
-either."""
+TEACHER = """The weights derive from those of the teacher (its source sha256 is above), so its licence binds them; which
+one that is no file says. For Stable Diffusion v1.5 it is CreativeML Open RAIL-M, whose restrictions on use have to be
+passed on."""
+PROMPTS = {  # kind of the source -> whose they are
+    "laion": "The prompts are texts of LAION's metadata (CC BY 4.0); the pages they come from have terms of their own.",
+    "coco": "The prompts are captions of COCO (CC BY 4.0).",
+    "file": "The prompts are from a file of the user's own, whose licence no file says.",
+}
+CODE = "The code that made this folder is Apache-2.0; it grants nothing of either."
 SETTINGS: tuple[str, ...] = (
     "guidance",
     "regression_weight",
@@ -40,7 +45,7 @@ def card(
     Args:
         provenance: of the export: its spec (weights, experiment) and digests of inputs.
         facts: metadata of the generator.
-        pairs: of its manifest: `num_pairs`, `sha256` and the facts of the pairs.
+        pairs: facts of the pairs, `num_pairs`, `num_prompts`, and `prompts`, the section they were made by.
         scores: files as stage evaluate writes them.
     """
     spec = provenance["spec"]
@@ -53,7 +58,7 @@ def card(
         f"## Training\n\n{_table(_training(facts))}",
         f"## Data\n\n{_table(_data(pairs))}",
         f"## Files\n\n{_table(_digests(provenance, facts))}",
-        f"## Licence\n\n{LICENCE}",
+        f"## Licence\n\n{_licence(pairs)}",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -73,6 +78,10 @@ def _scores(paths: Sequence[Path]) -> str:
     return "\n".join(lines)
 
 
+def _licence(pairs: Mapping[str, Any]) -> str:
+    return "\n\n".join(filter(None, [TEACHER, PROMPTS.get(pairs["prompts"].get("kind", "")), CODE]))
+
+
 def _training(facts: Mapping[str, Any]) -> dict[str, Any]:
     spec = facts["spec"]
     updates = sum(phase["updates"] for phase in spec["phases"])
@@ -84,7 +93,8 @@ def _training(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _data(pairs: Mapping[str, Any]) -> dict[str, Any]:
     named = {"num_pairs": "pairs", "guidance": "guidance of the teacher", "network_calls": "network calls for a pair"}
     named |= {"first_timestep": "first timestep", "num_prompts": "prompts", "num_truncated": "prompts cut"}
-    return {title: pairs[key] for key, title in named.items() if key in pairs}
+    source = {key: value for key, value in pairs["prompts"].items() if key in ("kind", "threshold", "seed", "num")}
+    return {title: pairs[key] for key, title in named.items() if key in pairs} | {"source of the prompts": source}
 
 
 def _digests(provenance: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from dmd.artifacts import files, record
 from dmd.artifacts import manifest as manifests
+from dmd.artifacts import record
 from dmd.artifacts import tensors as tensor_files
+from dmd.artifacts.prompts import Prompts
 from dmd.stages import model_card, stage
 
 TIME = 999  # that DDIM's one "trailing" step of 1000 begins at; it ends at the x0 estimate
@@ -32,6 +33,7 @@ def run(
     text_encoder: Path,
     autoencoder: Path,
     manifest: Path,
+    prompts: Path,
     scores: list[Path] | None = None,
     output: Path,
     weights: str = "ema",
@@ -43,7 +45,7 @@ def run(
     Args:
         generator: distill/generator.safetensors, of a teacher of kind stable-diffusion.
         text_encoder, autoencoder: the teacher's, as they were imported.
-        manifest: of the pairs it was distilled with, for the card.
+        manifest, prompts: of the pairs it was distilled with, for the card.
         scores: fid.json and the like, for the card.
         output: export/pipeline/model_index.json; the other files lie beside and below it, see `layout.PIPELINE`.
         weights: "ema" or "raw".
@@ -55,7 +57,7 @@ def run(
     spec = {"weights": weights, "experiment": experiment}
     with record.exclusive(output):
         paths = {"generator": generator, "text_encoder": text_encoder, "autoencoder": autoencoder}
-        inputs = record.check_inputs(**paths, manifest=manifest, scores=scores)
+        inputs = record.check_inputs(**paths, manifest=manifest, prompts=prompts, scores=scores)
         writer = _Writer(output.parent, inputs)
         state, facts = _network(generator, weights)
         scheduler = _scheduler(facts, generator)
@@ -66,7 +68,7 @@ def run(
         _text(writer, text_encoder)
         _autoencoder(writer, autoencoder)
         provenance = record.provenance("pipeline", spec, inputs)
-        writer.write_text("README.md", model_card.card(provenance, facts, _pairs(manifest), scores or []))
+        writer.write_text("README.md", model_card.card(provenance, facts, _pairs(manifest, prompts), scores or []))
         index = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False, **PARTS}
         writer.write_json(output.name, {**index, "safety_checker": [None, None], "feature_extractor": [None, None]})
 
@@ -118,8 +120,10 @@ def _scheduler(facts: dict[str, Any], path: Path) -> dict[str, Any]:
 def _text(writer: _Writer, path: Path) -> None:
     tensors, facts = tensor_files.load(path)
     parts = facts["text_encoder"]
+    # the names of all published folders; transformers 5 reads them, too, and 4 reads no others
+    encoder = {f"text_model.{name}": value for name, value in _within("encoder.", tensors).items()}
     writer.write_json("text_encoder/config.json", {"architectures": ["CLIPTextModel"], **parts["config"]})
-    writer.write_weights("text_encoder/model.safetensors", _within("encoder.", tensors))
+    writer.write_weights("text_encoder/model.safetensors", encoder)
     for name in TOKENIZER:
         writer.write_text(f"tokenizer/{name}", parts["tokenizer"].get(name, "{}"))
 
@@ -134,10 +138,16 @@ def _within(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Te
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _pairs(path: Path) -> dict[str, Any]:
-    """Facts of the pairs, and how many."""
+def _pairs(path: Path, prompts: Path) -> dict[str, Any]:
+    """Facts of the pairs, how many there are, and of what prompts."""
     table, metadata = manifests.read_table(path)
-    return {**metadata["facts"], "num_pairs": table.num_rows, "sha256": files.sha256(path)}
+    texts = Prompts(prompts)
+    return {
+        **metadata["facts"],
+        "num_pairs": table.num_rows,
+        "num_prompts": len(texts),
+        "prompts": texts.metadata.get("spec", {}).get("source", {}),
+    }
 
 
 if __name__ == "__main__":

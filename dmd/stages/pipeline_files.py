@@ -48,7 +48,8 @@ def network_files(folder: Path, what: str, *, weights: str = WEIGHTS) -> list[Pa
     if not shards.exists():
         why = "other formats are not read: save them as safetensors"
         return [config, needed(folder / weights, f"the weights of the {what} ({why})")]
-    names = sorted(set(read_json(shards).get("weight_map", {}).values()))
+    places = read_json(shards).get("weight_map")
+    names = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
     if not names or any(Path(name).name != name for name in names):
         raise ValueError(f"{shards}: weight_map names no files beside it")
     return [config, shards, *(needed(folder / name, f"a part of the weights of the {what}") for name in names)]
@@ -76,10 +77,12 @@ def tensors_of(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
 
 def check_extent(config: dict[str, Any]) -> None:
     """ValueError if so many layers are asked for that making them, even without weights, would take long."""
-    layers, levels = config.get("layers_per_block", 2), config.get("block_out_channels", ())
-    deep = isinstance(layers, int) and layers > MAX_LAYERS
+    levels = config.get("block_out_channels", ())
+    found = [config.get(key, 1) for key in ("layers_per_block", "transformer_layers_per_block")]
+    counts = [count for each in found for count in (each if isinstance(each, list) else [each])]
+    deep = any(isinstance(count, int) and count > MAX_LAYERS for count in counts)
     if deep or (isinstance(levels, list) and len(levels) > MAX_LEVELS):
-        raise ValueError(f"more than {MAX_LAYERS} layers_per_block or {MAX_LEVELS} block_out_channels")
+        raise ValueError(f"more than {MAX_LAYERS} layers in a block or {MAX_LEVELS} block_out_channels")
 
 
 def check_weights(network: torch.nn.Module, state: dict[str, torch.Tensor], source: Path) -> None:

@@ -90,6 +90,7 @@ def _ours(rows: Sequence[Row]) -> list[str]:
     notes = [
         "Distance: mean ± standard deviation over trainings, or over sets of samples of one; lower is better.",
         *(note for kind, note in FLOORS.items() if any(row.get("floor_of") == kind for row in rows)),
+        *(f"{row['label']}: {row['note']}." for row in rows if _has(row, "note")),
     ]
     if compared_rows := [row for row in rows if "ratio" in row]:
         teachers = {(row["dataset"], row["teacher"]) for row in compared_rows}

@@ -85,6 +85,9 @@ def _row(row: Mapping[str, Any], scores: Mapping[str, Any], others: Mapping[str,
     for column, kind in BESIDE.items():
         if values := [others[kind][name]["value"] for name in row["experiments"] if name in others[kind]]:
             line[column] = statistics.fmean(values)
+    networks = {others["clips"][name].get("metric", "clip") for name in row["experiments"] if name in others["clips"]}
+    if unpinned := sorted(networks - {"clip"}):
+        line["note"] = f"CLIP score of {', '.join(unpinned)}, whose digest evaluate.clip.sha256 does not pin"
     if not present:
         return line
     for field in ("metric", "reference", "features", "network_calls"):

@@ -49,6 +49,8 @@ class Training:
         self.numbers = numbers = agreement.with_sigma(numbers, started, start)
         agreement.check(facts, started, pairs.metadata["facts"], numbers["sigma"], (teacher, start, manifest))
         self.phases, self.notes = plan(numbers)
+        if not self.phases:
+            raise ValueError(f"distill: no phase has a loss left to learn from ({'; '.join(self.notes)})")
         agreement.check_pairs(self.phases, pairs)
         compute = numbers.get("compute", Compute())
         self.distances = regression_distances(numbers, self.phases, files, self.device)

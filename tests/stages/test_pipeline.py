@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+import safetensors.torch
 import torch
 
 from dmd import torchvision_operators
 from dmd.artifacts import manifest as manifests
+from dmd.artifacts import prompts as prompt_files
 from dmd.artifacts import tensors as tensor_files
 from dmd.layout import PIPELINE
 from dmd.loading import load_codec, load_text
@@ -40,7 +43,9 @@ def exported(request, tmp_path_factory) -> tuple[Path, Path]:
     (folder / "fid.json").write_text(json.dumps(SCORE))
     output = folder / "export" / "pipeline" / "model_index.json"
     paths = {name: places[name] for name in ("generator", "text_encoder", "autoencoder")}
-    paths |= {"manifest": folder / "manifest.parquet"}
+    paths |= {"manifest": folder / "manifest.parquet", "prompts": folder / "prompts.parquet"}
+    source = {"kind": "laion", "threshold": 6.25, "files": [{"sha256": None}]}
+    prompt_files.write(paths["prompts"], [pa.array(PROMPTS)], lambda: {"spec": {"source": source}})
     pipeline.run(**paths, scores=[folder / "fid.json"], output=output, experiment="words")
     return folder, output.parent
 
@@ -48,6 +53,13 @@ def exported(request, tmp_path_factory) -> tuple[Path, Path]:
 def test_folder_holds_just_the_files_that_the_layout_names(exported):
     files = {path.relative_to(exported[1]).as_posix() for path in exported[1].rglob("*") if path.is_file()}
     assert {name for name in files if not Path(name).name.startswith(".")} == {*PIPELINE, "model_index.json"}
+
+
+def test_text_encoder_has_the_names_of_published_folders(exported):
+    found = safetensors.torch.load_file(exported[1] / "text_encoder" / "model.safetensors")
+    published = safetensors.torch.load_file(exported[0] / "sd" / "text_encoder" / "model.safetensors")
+    names = {f"text_model.{name.removeprefix('text_model.')}" for name in published}
+    assert set(found) == names
 
 
 def test_stock_pipeline_draws_what_our_sampler_draws(exported):
@@ -71,13 +83,23 @@ def test_stock_pipeline_draws_what_our_sampler_draws(exported):
 def test_card_says_what_made_the_folder_and_how_good_it_is(exported):
     text = (exported[1] / "README.md").read_text()
     source = tensor_files.load_metadata(exported[0] / "teacher.safetensors")["source_sha256"]
-    for part in ("# words", "| updates | 7 |", "| fd-inception | 12.35 | 0.5 | 8 | 1 |", "Open RAIL-M", "51", source):
+    for part in (
+        "# words",
+        "| updates | 7 |",
+        "| fd-inception | 12.35 | 0.5 | 8 | 1 |",
+        "Open RAIL-M",
+        "51",
+        source,
+        "LAION",
+        "| prompts | 2 |",
+    ):
         assert part in text
 
 
 def test_other_generators_have_no_pipeline(exported, tmp_path):
     folder = exported[0]
     paths = {name: folder / f"{name}.safetensors" for name in ("text_encoder", "autoencoder")}
+    paths |= {"prompts": folder / "prompts.parquet"}
     paths |= {"manifest": folder / "manifest.parquet", "output": tmp_path / "model_index.json"}
     with pytest.raises(ValueError, match="teacher.safetensors is no generator"):
         pipeline.run(generator=folder / "teacher.safetensors", **paths, experiment="words")

@@ -69,8 +69,8 @@ rule pictures:
     threads: cores
     resources:
         gpu=gpus,
-        mem_mb=memory(2000),
-        runtime=60,
+        mem_mb=memory(2000, "pictures"),
+        runtime=minutes(60, "pictures"),
     params:
         prompts=flag("prompts"),
         text_encoder=flag("text_encoder"),

@@ -139,8 +139,8 @@ rule latency:
     threads: cores
     resources:
         gpu=gpus,
-        mem_mb=memory(8000),
-        runtime=60,
+        mem_mb=memory(8000, "latency"),
+        runtime=minutes(60, "latency"),
     params:
         text_encoder=flag("text_encoder"),
         autoencoder=flag("autoencoder"),

@@ -31,6 +31,7 @@ rule pipeline:
         text_encoder=artifact("text_encoder"),
         autoencoder=artifact("autoencoder"),
         manifest=artifact("pairs_manifest"),
+        prompts=artifact("prompts"),
     output:
         index="results/{experiment}/export/pipeline/model_index.json",
         files=expand("results/{{experiment}}/export/pipeline/{file}", file=PIPELINE),
@@ -52,7 +53,7 @@ rule pipeline:
         version=VERSIONS["pipeline"],
     shell:
         "python -m dmd.stages.pipeline --generator {input.generator} --text-encoder {input.text_encoder} "
-        "--autoencoder {input.autoencoder} --manifest {input.manifest} --scores {params.scores} "
+        "--autoencoder {input.autoencoder} --manifest {input.manifest} --prompts {input.prompts} --scores {params.scores} "
         "--output {output.index} --spec {params.spec:q} --log {log}"
 
 
