@@ -90,7 +90,8 @@ def test_merged_weights_compute_what_network_and_adapter_do(architecture):
         plain.load_state_dict(lora.merged(begun, weights, scale=1.5))
         given = inputs(plain)
         expected = part(*given)
-        torch.testing.assert_close(plain(*given), expected, rtol=1e-5, atol=1e-6)
+        # W x + B A x and (W + B A) x round differently in each layer, and otherwise on each kind of processor
+        torch.testing.assert_close(plain(*given), expected, rtol=1e-4, atol=1e-5)
         plain.load_state_dict(begun)
         assert (plain(*given) - expected).abs().max() > 1e-3  # else nothing was added
 
