@@ -52,6 +52,7 @@ class Experiments(Specs):
             "evaluate": ["features", "reference"],
             "inception_score": ["features", "reference"],
             "pictures": ["teacher", "distill"],
+            "sheet": ["sample"],
             "export": ["distill"],
             "lora": ["distill"],
             "pipeline": ["distill", "text_encoder", "autoencoder", "pairs_manifest", "prompts"],
@@ -60,7 +61,9 @@ class Experiments(Specs):
             sources = ["teacher" if self.section(experiment, "sample")["from"] == "teacher" else "distill"]
         if rule in ("sample", "latency", "pictures") and "prompts" in self.section(experiment, "sample"):
             sources += ["captions", "text_encoder"]
-        if rule in ("pictures", "features"):
+        if rule == "sheet" and "prompts" in self.section(experiment, "sample"):
+            sources += ["captions"]
+        if rule in ("pictures", "sheet", "features"):
             sources += self.parts(experiment, "autoencoder")
         if rule == "distill":
             sources += decoders(self.section(experiment, "distill"))

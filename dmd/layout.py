@@ -26,6 +26,7 @@ FILES = {  # rule -> its (first) artifact
     "clip": "clip.json",
     "latency": "latency.json",
     "pictures": "pictures/grid.png",
+    "sheet": "pictures/samples.png",
     "export": "export/generator.onnx",
     "pipeline": "export/pipeline/model_index.json",
     "lora": "export/pytorch_lora_weights.safetensors",

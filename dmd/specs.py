@@ -22,6 +22,7 @@ SECTIONS = {
     "clip": "evaluate.clip",
     "latency": "evaluate.latency",
     "pictures": "distill",
+    "sheet": "sample",
     "export": "distill",
     "pipeline": "distill",
     "lora": "distill.adapter",
@@ -154,6 +155,9 @@ class Specs:
         kept = {key: sample[key] for key in ("weights", "first_seed")}  # noise of the samples, never of the pairs
         pairs = self.section(experiment, "pairs")
         return _switched({"solver": pairs["solver"], "guidance": pairs["guidance"], **kept})
+
+    def _sheet(self, experiment: str, section: Json) -> Json:
+        return {}
 
     def _lora(self, experiment: str, section: Json | None) -> Json:
         if section is None:

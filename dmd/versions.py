@@ -22,6 +22,7 @@ VERSIONS: dict[str, int] = {
     "tables": 1,
     "charts": 1,
     "pictures": 1,
+    "sheet": 1,
     "export": 1,
     "pipeline": 1,
     "lora": 1,

@@ -16,12 +16,19 @@ CHARACTERS = 42  # of a line below two images
 LINES = 3
 
 
-def new(sides: Mapping[str, Tensor], prompts: Sequence[str]) -> Figure:
+def compared(sides: Mapping[str, Tensor], prompts: Sequence[str]) -> Figure:
+    """`new` of two sides, images (N, C, H, W) in [-1, 1] by the title of their side."""
+    places = [f"{place} {title}" for place, title in zip(("left", "right"), sides, strict=True)]
+    return new(list(sides.values()), prompts, f"The same prompt and noise; {', '.join(places)}")
+
+
+def new(sides: Sequence[Tensor], prompts: Sequence[str], title: str) -> Figure:
     """One cell for each prompt: its images of all sides, left to right, and the prompt below.
 
     Args:
-        sides: images (N, C, H, W) in [-1, 1] by the title of their side.
+        sides: images (N, C, H, W) in [-1, 1], each.
         prompts: N of them.
+        title: above all.
     """
     columns = min(COLUMNS, len(prompts))
     rows = -(-len(prompts) // columns)
@@ -29,10 +36,10 @@ def new(sides: Mapping[str, Tensor], prompts: Sequence[str]) -> Figure:
     for panel in axes.flat:
         panel.set_axis_off()
     for number, (panel, prompt) in enumerate(zip(axes.flat, prompts, strict=False)):
-        images = [side[number] for side in sides.values()]
+        images = [side[number] for side in sides]
         figures.show_images(panel, torch.stack(images), columns=len(images), gap=max(1, images[0].shape[-1] // 64))
         panel.text(0.5, -0.03, shortened(prompt), transform=panel.transAxes, ha="center", va="top", fontsize=8)
-    figures.heading(figure, f"The same prompt and noise; {', '.join(_placed(list(sides)))}")
+    figures.heading(figure, title)
     return figure
 
 
@@ -40,7 +47,3 @@ def shortened(prompt: str) -> str:
     """A prompt in at most `LINES` lines; `$` would begin a formula."""
     lines = textwrap.wrap(" ".join(prompt.split()), CHARACTERS, max_lines=LINES, placeholder=" ...")
     return "\n".join(lines).replace("$", r"\$")
-
-
-def _placed(titles: list[str]) -> list[str]:
-    return [f"{place} {title}" for place, title in zip(("left", "right"), titles, strict=True)]

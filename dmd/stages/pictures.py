@@ -74,7 +74,7 @@ def run(
             texts = Texts(prompts, text_encoder, target, num=num_images)
             rows, states, _ = texts.of(range(num_images))
             images = sides.draw(seeds, given=rows, states=states)
-            figure = contact_sheet.new(images, Prompts(prompts).rows(rows.tolist()))
+            figure = contact_sheet.compared(images, Prompts(prompts).rows(rows.tolist()))
         else:
             points = sides.shape[1:] == (1, 1)
             figure = _grid(sides.draw(range(first_seed, first_seed + NUM_POINTS) if points else seeds))

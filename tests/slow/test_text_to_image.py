@@ -66,7 +66,11 @@ COUNTS: dict[str, Any] = {  # what is smaller than in the paper; all else is con
     "evaluate": {"kid_subset": 8, "clip": {"folder": "inputs/clip", "sha256": None}},
 }
 SCORES = [f"results/{NAME}/{score}.json" for score in ("fid", "clip")]
-OTHERS = [f"results/{NAME}/pictures/grid.png", f"results/{NAME}/export/pipeline/model_index.json"]
+OTHERS = [
+    f"results/{NAME}/pictures/grid.png",
+    f"results/{NAME}/pictures/samples.png",
+    f"results/{NAME}/export/pipeline/model_index.json",
+]
 
 
 def texts(num: int) -> list[str]:
@@ -164,6 +168,7 @@ def test_generator_learnt_and_pictures_are_there(finished):
     assert any(not torch.equal(generator[name], teacher["ema." + name[4:]]) for name in names)
     assert facts["sigma"] == pytest.approx(facts["sigma_max"])
     assert np.asarray(Image.open(base / "pictures/grid.png")).std() > 10
+    assert np.asarray(Image.open(base / "pictures/samples.png")).std() > 10
 
 
 def test_second_run_has_nothing_to_do_and_scores_are_made_again_of_samples(finished):

@@ -53,3 +53,38 @@ rule samples_manifest:
         version=VERSIONS["manifest"],
     shell:
         "python -m dmd.stages.manifest --blocks {input} --output {output} --spec {params.spec:q} --log {log}"
+
+
+# The first samples, whatever drew them, each with its prompt or class. On request.
+rule sheet:
+    input:
+        owned("sheet"),
+        block=lambda wildcards: blocks("sample")(wildcards)[0],
+        prompts=read_by("sheet", "captions"),
+        autoencoder=read_by("sheet", "autoencoder"),
+    output:
+        report(
+            "results/{experiment}/pictures/samples.png",
+            caption="../report/samples.rst",
+            category="pictures",
+            subcategory="{experiment}",
+        ),
+    log:
+        "results/{experiment}/logs/sheet.log",
+    benchmark:
+        "results/{experiment}/benchmarks/sheet.tsv"
+    conda:
+        "../../envs/dmd.yaml"
+    threads: cores
+    resources:
+        gpu=gpus,
+        mem_mb=memory(4000),
+        runtime=30,
+    params:
+        prompts=flag("prompts"),
+        autoencoder=flag("autoencoder"),
+        spec=spec("sheet"),
+        version=VERSIONS["sheet"],
+    shell:
+        "python -m dmd.stages.sheet --block {input.block} {params.prompts} {params.autoencoder} --output {output} "
+        "--spec {params.spec:q} --log {log}"

@@ -1,0 +1,53 @@
+"""Stage sheet: the first samples of an experiment, each with its prompt or class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dmd.artifacts import manifest, record
+from dmd.artifacts.prompts import Prompts
+from dmd.stages import contact_sheet, figures, stage
+from dmd.stages.sample_images import SampleImages
+
+NUM_IMAGES = 24
+
+
+def run(
+    *,
+    block: Path,
+    output: Path,
+    prompts: Path | None = None,
+    autoencoder: Path | None = None,
+    device: str = "cpu",
+    threads: int = 1,
+) -> None:
+    """Writes pictures/samples.png.
+
+    Args:
+        block: table of the first block of samples; what is shown was drawn for the scores, not chosen.
+        prompts: captions of the samples, where their condition is text.
+        autoencoder: where they are latents.
+
+    Raises:
+        ValueError: a damaged input, latents without an autoencoder, or points, which are no pictures.
+    """
+    stage.set_threads(threads)
+    with record.exclusive(output):
+        inputs = record.check_inputs(block=block, prompts=prompts, autoencoder=autoencoder)
+        samples = manifest.read(block)
+        facts = samples.metadata["facts"]
+        if facts["shape"][1:] == [1, 1]:
+            raise ValueError(f"{block} holds points of the plane: see pictures/grid.png of a distilled experiment")
+        place = stage.choose_device(device)
+        images, labels = next(iter(SampleImages(samples, batch_size=NUM_IMAGES, autoencoder=autoencoder, device=place)))
+        rows = labels.tolist()
+        texts = Prompts(prompts).rows(rows) if prompts else [f"class {row}" if row >= 0 else "" for row in rows]
+        calls = facts["network_calls"]
+        title = f"The first {len(images)} samples, {calls} network call{'s' if calls > 1 else ''} each"
+        figure = contact_sheet.new([images], texts, title)
+        with record.publish(output, stage="sheet", inputs=inputs) as temporary:
+            figures.save(figure, temporary)
+
+
+if __name__ == "__main__":
+    stage.main(run)
