@@ -38,17 +38,11 @@ def shard(networks: Iterable[nn.Module]) -> None:
 
 
 def gathered(value: Tensor) -> Tensor:
-    """The whole of a tensor that may be spread, on the CPU of the first process; others get an empty one.
+    """The whole of a tensor that may be spread, on the CPU; all processes have to call this together.
 
-    All processes have to call this together. One tensor at a time is whole on their devices.
+    One tensor at a time is whole on their devices.
     """
-    whole = value.full_tensor() if isinstance(value, DTensor) else value
-    return whole.cpu() if leads() else whole.new_empty(0, device="cpu")
-
-
-def leads() -> bool:
-    """Whether this is the first process, or the only one."""
-    return not distributed.is_initialized() or distributed.get_rank() == 0
+    return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
 
 
 def placed(value: Tensor, like: Tensor) -> Tensor:

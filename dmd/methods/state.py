@@ -16,16 +16,14 @@ from dmd.networks.lora import merged, original, scale
 def generator_weights(distillation: Distillation) -> dict[str, Tensor]:
     """Raw and averaged weights of the generator, `raw.*` and `ema.*`; of an adapter `lora.*` besides.
 
-    Those with an adapter are those of the network with the adapter added; `lora.*` is the averaged adapter. They are on
-    the CPU of the first process: what others get is of no use.
+    Those with an adapter are those of the network with the adapter added; `lora.*` is the averaged adapter. All are on
+    the CPU.
     """
     network, adapter = distillation.generator.network, distillation.numbers.get("adapter")
     average = _whole(distillation.average.module)
     if not isinstance(network, Adapted) or adapter is None:
         return _named("raw", _whole(network)) | _named("ema", average)
     begun, learnt = original(_whole(network.carrier)), _whole(network.adapter)
-    if not sharding.leads():
-        return {}
     raw, ema = (merged(begun, weights, scale=scale(adapter)) for weights in (learnt, average))
     return _named("raw", raw) | _named("ema", ema) | _named("lora", average)
 
