@@ -51,14 +51,14 @@ def test_hours_are_those_of_whole_updates(monkeypatch):
 
 
 @pytest.mark.slow
-def test_networks_of_all_modes_are_compiled(monkeypatch):
+def test_networks_of_all_modes_are_compiled():
     """More variants than torch's limit for one class would be measured uncompiled, and called compiled."""
     (size,) = gpu.sizes(torch.device("cpu"), tiny=True).values()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 6)
-    for _ in range(2):
-        figures = gpu_step.distill(size, Compute(), "default")
-    assert figures["shared_noise"]["update_ms"]["median"] > 0
-    assert torch._dynamo.config.fail_on_recompile_limit_hit
+    with torch._dynamo.config.patch(recompile_limit=6):
+        for _ in range(2):
+            figures = gpu_step.distill(size, Compute(), "default")
+        assert figures["shared_noise"]["update_ms"]["median"] > 0
+        assert torch._dynamo.config.fail_on_recompile_limit_hit
 
 
 def test_what_begins_too_late_is_left_out():
