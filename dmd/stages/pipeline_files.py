@@ -78,11 +78,13 @@ def tensors_of(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
 def check_extent(config: dict[str, Any]) -> None:
     """ValueError if so many layers are asked for that making them, even without weights, would take long."""
     levels = config.get("block_out_channels", ())
-    found = [config.get(key, 1) for key in ("layers_per_block", "transformer_layers_per_block")]
-    counts = [count for each in found for count in (each if isinstance(each, list) else [each])]
-    deep = any(isinstance(count, int) and count > MAX_LAYERS for count in counts)
-    if deep or (isinstance(levels, list) and len(levels) > MAX_LEVELS):
-        raise ValueError(f"more than {MAX_LAYERS} layers in a block or {MAX_LEVELS} block_out_channels")
+    if isinstance(levels, list) and len(levels) > MAX_LEVELS:
+        raise ValueError(f"more than {MAX_LEVELS} block_out_channels")
+    for key in ("layers_per_block", "transformer_layers_per_block"):
+        found = config.get(key, 1)
+        counts = found if isinstance(found, list) else [found]
+        if any(isinstance(count, int) and count > MAX_LAYERS for count in counts):
+            raise ValueError(f"more than {MAX_LAYERS} {key}")
 
 
 def check_weights(network: torch.nn.Module, state: dict[str, torch.Tensor], source: Path) -> None:
