@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from dmd.networks.layers import NoiseFeatures, check_integer, geometric, one_hot
+from dmd.networks.shapes import check_image
 
 _NUM_FREQUENCIES = 16
 
@@ -50,9 +51,7 @@ class MLP(nn.Module):
         Raises:
             ValueError: the image has another shape, or a label is not one of the classes.
         """
-        expected = (self.channels, self.resolution, self.resolution)
-        if image.shape[1:] != expected:
-            raise ValueError(f"image: shape {tuple(image.shape)} is not (B, {', '.join(map(str, expected))})")
+        check_image(self, image)
         hidden = self.first(torch.cat([image.flatten(1), self.noise(noise_condition)], dim=1))
         if self.label is not None:
             hidden = hidden + self.label(one_hot(label, self.num_classes))

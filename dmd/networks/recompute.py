@@ -4,7 +4,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
 from torch.utils.checkpoint import checkpoint
 
 Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
@@ -24,10 +23,3 @@ class Recomputing:
         """What `block` returns, of which only `given` is kept; `draws` says whether it takes random numbers."""
         more: dict[str, Any] = {} if self.contexts is None else {"context_fn": self.contexts}
         return checkpoint(block, *given, use_reentrant=False, preserve_rng_state=draws, **more)
-
-    def set_recomputing(self, network: torch.nn.Module, value: bool) -> None:
-        """Switches checkpointing of one of diffusers' networks."""
-        if value:
-            network.enable_gradient_checkpointing(self.recomputed)  # type: ignore[operator]
-        else:
-            network.disable_gradient_checkpointing()  # type: ignore[operator]

@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from dmd import torchvision_operators
-from dmd.networks.recompute import Recomputing
-from dmd.networks.unet2d_condition import check_shapes
+from dmd.networks.shapes import check_image, check_states
+from dmd.networks.wrapped import Wrapped
 
 
-class SD3(Recomputing, nn.Module):
+class SD3(Wrapped):
     """A transformer over patches of latents that sees text states and one pooled vector of the text.
 
     Its label is one tensor: text states, and the pooled vector as a last row; both filled with zeros up to the greater
@@ -28,34 +27,16 @@ class SD3(Recomputing, nn.Module):
         ValueError: arguments that SD3Transformer2DModel does not take or cannot use, or other output channels.
     """
 
+    word, holds = "sd3", "transformer"
     num_classes = 0
 
     def __init__(self, *, config: Mapping[str, Any]) -> None:
         super().__init__()
-        torchvision_operators.ensure()
-        from diffusers import SD3Transformer2DModel
-
-        numbers = {key: value for key, value in config.items() if not key.startswith("_")}
-        self.transformer: Any
-        try:
-            self.transformer = SD3Transformer2DModel(**numbers)
-        except (TypeError, ValueError, NotImplementedError) as error:
-            raise ValueError(f"network sd3: {error}") from error
+        self.transformer = self.made("SD3Transformer2DModel", config)
+        self.set_extent()
         found = self.transformer.config
-        self.resolution, self.channels = found["sample_size"], found["in_channels"]
         self._states, self._pooled = found["joint_attention_dim"], found["pooled_projection_dim"]
         self.text_width = max(self._states, self._pooled)
-        if found["out_channels"] != self.channels:
-            raise ValueError(f"network sd3: {found['out_channels']} output channels for {self.channels} of the image")
-
-    @property
-    def checkpointing(self) -> bool:
-        """Whether the backward pass computes each block once more instead of keeping what is inside it."""
-        return self.transformer.is_gradient_checkpointing
-
-    @checkpointing.setter
-    def checkpointing(self, value: bool) -> None:
-        self.set_recomputing(self.transformer, value)
 
     def forward(self, image: Tensor, noise_condition: Tensor, label: Tensor) -> Tensor:
         """image (B, C, R, R), noise_condition (B,): 1000 t, label float (B, L + 1, E) -> noise - x0 (B, C, R, R).
@@ -63,6 +44,7 @@ class SD3(Recomputing, nn.Module):
         Raises:
             ValueError: image or label have another shape.
         """
-        check_shapes(self, image, label)
+        check_image(self, image)
+        check_states(self, label)
         states, pooled = label[:, :-1, : self._states], label[:, -1, : self._pooled]
         return self.transformer(image, states, pooled, noise_condition.float()).sample

@@ -19,6 +19,7 @@ from dmd.networks.layers import (
     one_hot,
 )
 from dmd.networks.recompute import Recomputing
+from dmd.networks.shapes import check_image
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,7 @@ class UNet(Recomputing, nn.Module):
         Raises:
             ValueError: the image has another shape, or a label is not one of the classes.
         """
-        expected = (self.channels, self.resolution, self.resolution)
-        if image.shape[1:] != expected:
-            raise ValueError(f"image: shape {tuple(image.shape)} is not (B, {', '.join(map(str, expected))})")
+        check_image(self, image)
         with torch.autocast(image.device.type, enabled=False):
             embedding = self._embed(noise_condition, label)
         hidden, skips = self._encode(image, embedding)

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dmd import torchvision_operators
-from dmd.networks.recompute import Recomputing
+from dmd.networks.shapes import check_image
+from dmd.networks.wrapped import Wrapped
 
 
-class UNet2D(Recomputing, nn.Module):
+class UNet2D(Wrapped):
     """The network of an unconditional or class-conditional diffusers pipeline.
 
     A network with twice as many output as input channels learnt its variance, too; that half is left out.
@@ -23,39 +23,13 @@ class UNet2D(Recomputing, nn.Module):
             than a class, or another number of output channels.
     """
 
+    word, holds = "unet2d", "unet"
+
     def __init__(self, *, config: Mapping[str, Any]) -> None:
         super().__init__()
-        torchvision_operators.ensure()
-        from diffusers import UNet2DModel  # 20 s on a slow disk: only those who need it pay
-
-        numbers = {key: value for key, value in config.items() if not key.startswith("_")}
-        if numbers.get("class_embed_type") is not None:
-            raise ValueError(f"network unet2d: class_embed_type {numbers['class_embed_type']!r} is not known here")
-        self.unet: Any
-        try:
-            self.unet = UNet2DModel(**numbers)
-        except (TypeError, ValueError, NotImplementedError) as error:
-            raise ValueError(f"network unet2d: {error}") from error
-        found = self.unet.config
-        size = found["sample_size"]
-        sides = {size} if isinstance(size, int) else set(size or ())
-        if len(sides) != 1:
-            raise ValueError(f"network unet2d: sample_size {size!r} is no side of a square image")
-        self.resolution, self.channels = sides.pop(), found["in_channels"]
-        if found["out_channels"] not in (self.channels, 2 * self.channels):
-            raise ValueError(
-                f"network unet2d: {found['out_channels']} output channels for {self.channels} of the image"
-            )
-        self.num_classes = found["num_class_embeds"] or 0
-
-    @property
-    def checkpointing(self) -> bool:
-        """Whether the backward pass computes each block once more instead of keeping what is inside it."""
-        return self.unet.is_gradient_checkpointing
-
-    @checkpointing.setter
-    def checkpointing(self, value: bool) -> None:
-        self.set_recomputing(self.unet, value)
+        self.unet = self.made("UNet2DModel", config, absent=("class_embed_type",))
+        self.set_extent(variances=(1, 2))
+        self.num_classes = self.unet.config["num_class_embeds"] or 0
 
     def forward(self, image: Tensor, noise_condition: Tensor, label: Tensor) -> Tensor:
         """image (B, C, R, R), noise_condition (B,) float: time, label (B,) int64 -> (B, C, R, R).
@@ -63,9 +37,7 @@ class UNet2D(Recomputing, nn.Module):
         Raises:
             ValueError: the image has another shape, or a label is not one of the classes: -1 is none of them.
         """
-        expected = (self.channels, self.resolution, self.resolution)
-        if image.shape[1:] != expected:
-            raise ValueError(f"image: shape {tuple(image.shape)} is not (B, {', '.join(map(str, expected))})")
+        check_image(self, image)
         classes = None
         if self.num_classes:
             classes = self._checked(label)

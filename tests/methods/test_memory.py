@@ -29,13 +29,8 @@ def denoiser(**compute) -> Denoiser:
     return prepare(Denoiser(build(UNET), sigma_data=0.5).eval(), Compute(**compute))
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_plan_of_a_pass_is_what_a_real_one_holds(dtype, checkpointing):
-    """Alive after the forward pass, and at most until the end of a backward pass that adds to gradients."""
-    found = denoiser(dtype=dtype, gradient_checkpointing=checkpointing)
-    line = activations(found, SHAPE)
-    line = line.checkpointed if checkpointing else line.kept
+def held(found: Denoiser) -> tuple[int, int]:
+    """Bytes of a pass: alive after it, and at most until the end of a backward pass that adds to gradients."""
     given = torch.randn(NUM, *SHAPE), torch.ones(NUM), torch.zeros(NUM, dtype=torch.int64)
     found(*given).sum().backward()
     gc.collect()
@@ -44,8 +39,18 @@ def test_plan_of_a_pass_is_what_a_real_one_holds(dtype, checkpointing):
         gc.collect()
         alive = peak.now
         output.square().mean().backward()
+    return alive, peak.most
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_plan_of_a_pass_is_what_a_real_one_holds(dtype, checkpointing):
+    found = denoiser(dtype=dtype, gradient_checkpointing=checkpointing)
+    line = activations(found, SHAPE)
+    line = line.checkpointed if checkpointing else line.kept
+    alive, most = held(found)
     assert checkpointing or alive == pytest.approx(line.of(NUM), rel=0.1)
-    assert 0.8 < peak.most / line.of(NUM) < 1.1, (alive, peak.most, line)
+    assert 0.8 < most / line.of(NUM) < 1.1, (alive, most, line)
 
 
 def test_what_saves_memory_saves_it():
@@ -76,15 +81,8 @@ def test_plan_of_a_pass_with_an_adapter_is_what_a_real_one_holds():
     views = carried(denoiser().network, {"rank": 4, "alpha": None, "targets": None}, ("generator",), seed=0)
     found = with_network(denoiser(), views[1])
     line = activations(found, SHAPE).kept
-    given = torch.randn(NUM, *SHAPE), torch.ones(NUM), torch.zeros(NUM, dtype=torch.int64)
-    found(*given).sum().backward()
-    gc.collect()
-    with Peak() as peak:
-        output = found(*given)
-        gc.collect()
-        alive = peak.now
-        output.square().mean().backward()
-    assert alive == pytest.approx(line.of(NUM), rel=0.1) and 0.8 < peak.most / line.of(NUM) < 1.1
+    alive, most = held(found)
+    assert alive == pytest.approx(line.of(NUM), rel=0.1) and 0.8 < most / line.of(NUM) < 1.1
 
 
 def test_parts_with_moments_of_8_bits_or_shared_are_smaller(distill_numbers):

@@ -6,22 +6,16 @@ from typing import Any
 
 import pytest
 
-from dmd.stages import autoencoder, latency, teacher, text_encoder
-from tests.stable_diffusion_files import make_stable_diffusion
+from dmd.stages import latency
+from tests.text_files import import_all
 
 SPEC: dict[str, Any] = {"experiment": "tiny", "weights": "ema", "batch_sizes": [1, 2], "repeats": 3, "warmup": 1}
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("latency")
-    source = make_stable_diffusion(folder / "sd", resolution=8)
-    names = {"denoiser": "denoiser", "text_encoder": "text_encoder", "autoencoder": "autoencoder"}
-    paths = {name: folder / f"{file}.safetensors" for name, file in names.items()}
-    teacher.run(source=source, output=paths["denoiser"], kind="stable-diffusion", sha256=None)
-    text_encoder.run(source=source, output=paths["text_encoder"], sha256=None)
-    autoencoder.run(source=source, output=paths["autoencoder"], kind="stable-diffusion", sha256=None)
-    return paths
+    folder = import_all(tmp_path_factory.mktemp("latency"), resolution=8)
+    return {name: folder / f"{name}.safetensors" for name in ("denoiser", "text_encoder", "autoencoder")}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

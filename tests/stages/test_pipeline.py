@@ -16,8 +16,8 @@ from dmd.layout import PIPELINE
 from dmd.loading import load_codec, load_text
 from dmd.networks.lora import merged
 from dmd.sampler import Sampler
-from dmd.stages import autoencoder, lora, pipeline, teacher, text_encoder
-from tests.stable_diffusion_files import make_stable_diffusion
+from dmd.stages import lora, pipeline
+from tests.text_files import import_with_generator
 
 PROMPTS = ["a red house in the snow", "a photo of a cat"]
 SCORE = {"metric": "fd-inception", "value": 12.345, "std": 0.5, "num_samples": 8, "network_calls": 1}
@@ -27,17 +27,10 @@ SPEC = {"phases": [{"updates": 3}, {"updates": 4}], "guidance": 3.0, "optimiser"
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
 def exported(request, tmp_path_factory) -> tuple[Path, Path]:
     """Folder of the artifacts, and the exported one."""
-    folder = tmp_path_factory.mktemp("export")
-    source = make_stable_diffusion(folder / "sd", prediction=request.param)
-    places = {name: folder / f"{name}.safetensors" for name in ("teacher", "text_encoder", "autoencoder", "generator")}
-    teacher.run(output=places["teacher"], kind="stable-diffusion", source=source)
-    text_encoder.run(output=places["text_encoder"], source=source)
-    autoencoder.run(output=places["autoencoder"], source=source, kind="stable-diffusion")
-    tensors, facts = tensor_files.load(places["teacher"])
-    torch.manual_seed(1)
-    tensors = {name: value + 0.02 * torch.randn_like(value) for name, value in tensors.items() if name[:4] == "ema."}
-    facts |= {"kind": "generator", "sigma": facts["sigma_max"], "spec": SPEC}
-    tensor_files.write(places["generator"], tensors, facts)
+    places = import_with_generator(tmp_path_factory.mktemp("export"), prediction=request.param)
+    folder = places["generator"].parent
+    tensors, facts = tensor_files.load(places["generator"])
+    tensor_files.write(places["generator"], tensors, facts | {"spec": SPEC})
     table = manifests.SCHEMA.empty_table()
     manifests.write(folder / "manifest.parquet", table, {"facts": {"network_calls": 51, "guidance": 3.0}})
     (folder / "fid.json").write_text(json.dumps(SCORE))
@@ -57,7 +50,7 @@ def test_folder_holds_just_the_files_that_the_layout_names(exported):
 
 def test_text_encoder_has_the_names_of_published_folders(exported):
     found = safetensors.torch.load_file(exported[1] / "text_encoder" / "model.safetensors")
-    published = safetensors.torch.load_file(exported[0] / "sd" / "text_encoder" / "model.safetensors")
+    published = safetensors.torch.load_file(exported[0].parent / "source" / "text_encoder" / "model.safetensors")
     names = {f"text_model.{name.removeprefix('text_model.')}" for name in published}
     assert set(found) == names
 
@@ -82,7 +75,7 @@ def test_stock_pipeline_draws_what_our_sampler_draws(exported):
 
 def test_card_says_what_made_the_folder_and_how_good_it_is(exported):
     text = (exported[1] / "README.md").read_text()
-    source = tensor_files.load_metadata(exported[0] / "teacher.safetensors")["source_sha256"]
+    source = tensor_files.load_metadata(exported[0] / "denoiser.safetensors")["source_sha256"]
     for part in (
         "# words",
         "| updates | 7 |",
@@ -101,8 +94,8 @@ def test_other_generators_have_no_pipeline(exported, tmp_path):
     paths = {name: folder / f"{name}.safetensors" for name in ("text_encoder", "autoencoder")}
     paths |= {"prompts": folder / "prompts.parquet"}
     paths |= {"manifest": folder / "manifest.parquet", "output": tmp_path / "model_index.json"}
-    with pytest.raises(ValueError, match="teacher.safetensors is no generator"):
-        pipeline.run(generator=folder / "teacher.safetensors", **paths, experiment="words")
+    with pytest.raises(ValueError, match="denoiser.safetensors is no generator"):
+        pipeline.run(generator=folder / "denoiser.safetensors", **paths, experiment="words")
     tensors, facts = tensor_files.load(folder / "generator.safetensors")
     tensor_files.write(tmp_path / "lower.safetensors", tensors, facts | {"sigma": 3.0})
     with pytest.raises(ValueError, match="draws from sigma 3 of 1000 levels"):

@@ -1,18 +1,18 @@
 """The contact sheet: teacher and generator side by side, for the same prompt and noise."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 
 from dmd.artifacts import manifest as manifests
 from dmd.artifacts import prompts as prompt_files
-from dmd.artifacts import tensors as tensor_files
 from dmd.loading import load_codec, load_text
 from dmd.sampler import Sampler
-from dmd.stages import autoencoder, contact_sheet, grid, pictures, teacher, text_encoder
+from dmd.stages import contact_sheet, grid, pictures
 from dmd.stages.sides import Sides
-from tests.stable_diffusion_files import make_stable_diffusion
+from tests.text_files import import_with_generator
 
 PROMPTS = ["a red house in the snow", "a photo of a cat", "costs $5 or $6"]
 SOLVER = {"name": "pndm", "steps": 4, "spacing": "leading"}
@@ -21,18 +21,8 @@ SOLVER = {"name": "pndm", "steps": 4, "spacing": "leading"}
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     """Files of a tiny Stable Diffusion, a generator of other weights, three prompts and a log."""
-    import pyarrow as pa
-
     folder = tmp_path_factory.mktemp("sheet")
-    source = make_stable_diffusion(folder / "sd")
-    found = {name: folder / f"{name}.safetensors" for name in ("teacher", "text_encoder", "autoencoder", "generator")}
-    teacher.run(output=found["teacher"], kind="stable-diffusion", source=source)
-    text_encoder.run(output=found["text_encoder"], source=source)
-    autoencoder.run(output=found["autoencoder"], source=source, kind="stable-diffusion")
-    tensors, facts = tensor_files.load(found["teacher"])
-    torch.manual_seed(1)
-    tensors = {name: value + 0.02 * torch.randn_like(value) for name, value in tensors.items() if name[:4] == "ema."}
-    tensor_files.write(found["generator"], tensors, facts | {"kind": "generator", "sigma": facts["sigma_max"]})
+    found = import_with_generator(folder)
     found |= {"prompts": folder / "prompts.parquet", "table": folder / "log.parquet"}
     prompt_files.write(found["prompts"], [pa.array(PROMPTS)], lambda: {})
     manifests.write(found["table"], pa.table({"update": [0, 1], "fake_loss": [1.0, 0.5]}), {})
