@@ -191,8 +191,10 @@ def _seeds(experiment: Json) -> Iterator[str]:
                 f"{name}.first_seed: seeds {taken.start}..{taken.stop - 1} pass the last one, {NUM_SEEDS - 1}, "
                 f"and would repeat those from 0 on; first_seed may be {NUM_SEEDS - len(taken)} at most"
             )
-    if len(seeds) == 2 and max(map(min, seeds.values())) <= min(map(max, seeds.values())):
-        drawn, taught = seeds["sample"], seeds["pairs"]
+    if len(seeds) < 2:
+        return
+    drawn, taught = seeds["sample"], seeds["pairs"]
+    if max(drawn.start, taught.start) < min(drawn.stop, taught.stop):  # min and max of a range would walk through it
         yield (
             f"sample.first_seed: seeds {drawn.start}..{drawn.stop - 1} of the samples overlap "
             f"{taught.start}..{taught.stop - 1} of the pairs, "

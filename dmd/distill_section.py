@@ -8,6 +8,7 @@ from typing import Any
 
 Json = dict[str, Any]
 CADENCE = ("checkpoint_every", "grid_every", "log_every")  # how often it writes, not what it learns
+WATCHING = ("tensorboard",)  # what it writes besides, where it is on
 OFF: Json = {"guidance": 1.0, "match_pairs": False, "processes": 1, "adapter": None}
 DECODERS = {"tiny": "tiny_autoencoder", "full": "autoencoder"}  # name -> the rule that makes it
 LATENT = ("stable-diffusion",)  # kinds of teachers that always work on latents of prompts
@@ -23,7 +24,7 @@ def learnt_from(section: Json) -> Json:
         del levels["kind"]
     phases = [{key: value for key, value in phase.items() if value is not None} for phase in section["phases"]]
     off = {key for key, value in OFF.items() if section[key] == value}
-    kept = {key: value for key, value in section.items() if key not in {*CADENCE, *off, "start"}}
+    kept = {key: value for key, value in section.items() if key not in {*CADENCE, *WATCHING, *off, "start"}}
     optimiser = dict(section["optimiser"])
     if optimiser["kind"] == "fused":  # what there was before there were others
         del optimiser["kind"]
@@ -32,7 +33,7 @@ def learnt_from(section: Json) -> Json:
 
 def cadence(section: Json) -> Json:
     """The numbers beside the spec, whose change reruns nothing."""
-    return {key: section[key] for key in CADENCE}
+    return {key: section[key] for key in CADENCE} | {key: True for key in WATCHING if section[key]}
 
 
 def decoders(section: Json) -> list[str]:

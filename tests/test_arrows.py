@@ -32,6 +32,9 @@ ALLOWED = {
     "config": {"checks", "sources"},
     "specs": {"checks", "config", "distill_section"},
     "experiments": {"config", "distill_section", "layout", "sources", "specs"},
+    "job_log": set(),
+    "progress": {"experiments", "job_log", "layout"},
+    "status": {"config", "experiments", "progress"},
     "layout": set(),
     "sources": set(),
     "versions": set(),
@@ -62,5 +65,17 @@ def test_imports_follow_the_arrows():
 
 
 def test_configuration_needs_no_torch():
-    for name in ("checks", "config", "experiments", "specs", "layout", "versions", "__init__", "methods/phases"):
+    for name in (
+        "checks",
+        "config",
+        "experiments",
+        "specs",
+        "layout",
+        "versions",
+        "status",
+        "progress",
+        "job_log",
+        "__init__",
+        "methods/phases",
+    ):
         assert not any(each.split(".")[0] == "torch" for each in imported(PACKAGE / f"{name}.py"))

@@ -35,6 +35,7 @@ class Numbers(TypedDict):
     guidance: NotRequired[float]
     match_pairs: NotRequired[bool]
     processes: NotRequired[int]
+    tensorboard: NotRequired[bool]  # no part of what is learnt
     compute: NotRequired[Compute]
     adapter: NotRequired[Adapter | None]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -34,7 +35,7 @@ def run(
     Args:
         teacher: teacher/denoiser.safetensors, the real score.
         manifest: pairs/manifest.parquet.
-        output: distill/generator.safetensors; checkpoints/ and grids/ beside it are scratch.
+        output: distill/generator.safetensors; checkpoints/, grids/ and tensorboard/ beside it are scratch.
         table: distill/log.parquet, one row per `log_every` updates; `phase` is an index into `phases`, from 0.
         start: file that initialises generator and fake denoiser; the teacher's where absent.
         lpips: VGG16 weights, for regression_distance of kind lpips.
@@ -52,8 +53,9 @@ def run(
     with alone, processes.joined(numbers.get("processes", 1), stage.choose_device(numbers["device"])):
         inputs = record.check_inputs(teacher=teacher, manifest=manifest, start=start, lpips=lpips)
         inputs |= record.check_inputs(tiny_autoencoder=tiny_autoencoder, autoencoder=autoencoder)
-        provenance = record.provenance("distill", numbers, inputs)
-        key = checkpoints.checkpoint_key({**provenance, "spec": _without_cadence(numbers)})
+        spec = {name: value for name, value in numbers.items() if name != "tensorboard"}
+        provenance = record.provenance("distill", spec, inputs)
+        key = checkpoints.checkpoint_key({**provenance, "spec": _without_cadence(spec)})
         files = DistanceFiles(lpips, tiny_autoencoder, autoencoder)
         training = Training(teacher, manifest, start or teacher, files, output.parent, numbers)
         rows, weights = training.train(key), training.weights()
@@ -67,7 +69,7 @@ def run(
         checkpoints.clear(training.checkpoints)
 
 
-def _without_cadence(numbers: Numbers) -> dict[str, Any]:
+def _without_cadence(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the weights: how often a run writes scratch files and log rows does not.
 
     Where `log_every` changes on the way, rows from before keep the old cadence.

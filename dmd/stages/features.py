@@ -89,12 +89,14 @@ def _extract(
 ) -> dict[str, Tensor]:
     """The file's tensors."""
     values, predicted, labels, cosines = [], [], [], []
-    for image, label in stage.progress(images, total=len(images), unit="batches"):
+    status = stage.Progress(total=len(images), unit="batches")
+    for image, label in images:
         part, classes = extract(extractor, image, protocol["quantise"], protocol["resize"])
         values.append(part)
         predicted.append(classes)
         labels.append(label)
         cosines += [judge(image, label)] if judge else []
+        status.add(images=len(image))
     found = torch.cat(values)
     moments = Moments.of(found)
     return {

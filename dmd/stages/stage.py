@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from dmd.diffusion.compute import Compute, set_tf32
-from dmd.stages import leases, processes
+from dmd.stages import heartbeat, leases, processes
 
 Item = TypeVar("Item")
 STATUS_SECONDS = 10.0
@@ -49,7 +49,8 @@ def main(run: Callable[..., None]) -> None:
     _log.info("%s -m %s %s", sys.executable, _module_name(), shlex.join(sys.argv[1:]))
     try:
         _check_spec(spec, numbers)
-        run(**parsed, **spec)
+        with heartbeat.beating(log if processes.rank() == 0 else None):
+            run(**parsed, **spec)
     except (ValueError, OSError) as error:
         _fail(error)
     except torch.OutOfMemoryError as error:

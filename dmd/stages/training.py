@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from dmd.methods.schedule import learning_rate_factor
 from dmd.methods.share import Share
 from dmd.stages import agreement, checkpoints, memory, networks, processes, stage
 from dmd.stages.distance import DistanceFiles, regression_distances
+from dmd.stages.event_log import EventLog
 from dmd.stages.feed import Feed
 from dmd.stages.grid import decoded, save_grid
 
@@ -41,7 +43,8 @@ class Training:
         self, teacher: Path, manifest: Path, start: Path, files: DistanceFiles, folder: Path, numbers: Numbers
     ) -> None:
         self.folder = folder
-        self.checkpoints = folder / "checkpoints"
+        self.checkpoints, self.grids = folder / "checkpoints", folder / "grids"
+        self.events: EventLog | None = None
         self.device = stage.choose_device(numbers["device"])
         pairs = manifests.read(manifest)
         found = networks.load(teacher, start, numbers, self.device)
@@ -82,7 +85,7 @@ class Training:
         self._agree(first)
         stage.log(f"{self.num_pairs} pairs, {total} updates in {len(self.phases)} phases")
         status = stage.Progress(total=total, unit="updates", done=first)
-        with contextlib.closing(self.feed):
+        with contextlib.closing(self.feed), self._event_log(first, rows):
             for update in range(first, total):
                 phase = phase_of(self.phases, update)
                 with memory.explained(update, self.checkpoints):
@@ -90,6 +93,8 @@ class Training:
                 check_finite(row, update, self.checkpoints)
                 if update % self.numbers["log_every"] == 0:
                     rows.append({"update": update, "phase": phase.index, **row})
+                    if self.events:
+                        self.events.row(rows[-1])
                 self._keep(update + 1, total, key, rows)
                 status.add(images=self._num_images(phase))
         return rows
@@ -134,6 +139,17 @@ class Training:
                 columns[name].append(value)
         return {name: torch.stack(values).mean() for name, values in columns.items()}
 
+    @contextlib.contextmanager
+    def _event_log(self, first: int, rows: list[dict[str, float]]) -> Iterator[None]:
+        """Keeps TensorBoard's logs of the first process open, where they are asked for."""
+        if not self.numbers.get("tensorboard") or processes.rank() != 0:
+            yield
+            return
+        grids = sorted(path for path in self.grids.glob("[0-9]*.png") if int(path.stem) <= first)
+        self.events = EventLog(self.folder / "tensorboard", rows=rows, grids=grids)
+        with contextlib.closing(self.events):
+            yield
+
     def _num_images(self, phase: Phase) -> int:
         """Images that networks are trained on in an update of this phase."""
         matched = phase.matching or not phase.trains_generator
@@ -160,7 +176,9 @@ class Training:
             if leads:
                 codecs = [each.codec for each in self.distances.values() if isinstance(each, Decoded)]
                 shown = decoded(image, codecs[0]) if codecs else image
-                save_grid(self.folder / "grids" / f"{done:08d}.png", shown.cpu())
+                save_grid(path := self.grids / f"{done:08d}.png", shown.cpu())
+                if self.events:
+                    self.events.grid(path)
 
 
 def check_finite(row: dict[str, float], update: int, folder: Path) -> None:

@@ -21,6 +21,7 @@ SMALL = "experiments/small"
         (f"{SMALL}/distill/checkpoint_every", 7, []),
         (f"{SMALL}/distill/grid_every", 7, []),
         (f"{SMALL}/distill/log_every", 7, []),
+        (f"{SMALL}/distill/tensorboard", True, []),
         (f"{SMALL}/sample/first_seed", 7, ["sample", *AFTER_SAMPLE]),
         (f"{SMALL}/sample/repetitions", 2, ["sample", *AFTER_SAMPLE]),
         (f"{SMALL}/evaluate/neighbours", 4, ["evaluate", "tables"]),

@@ -1,0 +1,107 @@
+"""`python -m dmd.status` on the small experiment: what is done, waits, runs, was killed, or failed."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.workflow.conftest import ENVIRONMENT, REPOSITORY
+
+PYTHON = {**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}
+PATIENCE = 180.0  # seconds, on a machine that is busy with other things
+CHAIN = ["teacher", "reference", "pairs", "distill", "sample", "features", "evaluate"]
+LOG = "results/small/logs/distill.log"
+
+
+def status(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "dmd.status", *words]
+    return subprocess.run(line, capture_output=True, text=True, env=PYTHON, cwd=folder)
+
+
+def stages(folder: Path, *words: str) -> dict[str, dict]:
+    answer = status(folder, "--json", *words)
+    assert answer.returncode == 0, answer.stderr
+    return {found["stage"]: found for found in map(json.loads, answer.stdout.splitlines())}
+
+
+def start_distill(folder: Path) -> subprocess.Popen[bytes]:
+    """The stage by the command that its log begins with, as README says one may."""
+    words = shlex.split((folder / LOG).read_text().splitlines()[0])[1:]
+    shutil.rmtree(folder / "results/small/distill")
+    (folder / LOG).unlink()
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=PYTHON, cwd=folder)
+
+
+def test_status_of_a_finished_experiment_is_done_throughout(finished: Path):
+    found = stages(finished, "small")
+    assert [name for name in found if name in CHAIN] == CHAIN
+    assert {each["state"] for each in found.values()} == {"done"}
+    assert found["pairs"]["jobs"] == {"all": 3, "done": 3}  # two blocks and their manifest
+    assert found["distill"]["grid"] == "results/small/distill/grids/00000060.png"
+
+
+def test_status_tells_what_a_child_shares_from_what_it_waits_for(finished: Path):
+    found = stages(finished, "small-seed1")
+    assert {name: each["state"] for name, each in found.items()} == {
+        **dict.fromkeys(["teacher", "reference", "pairs"], "done"),
+        **dict.fromkeys(["distill", "sample", "features", "evaluate"], "waiting"),
+    }
+    assert found["pairs"]["owners"] == ["small"] and found["distill"]["owners"] == ["small-seed1"]
+    lines = status(finished, "small-seed1").stdout.splitlines()
+    assert lines[1].split() == ["small-seed1", "done*", "done*", "done*", *["waiting"] * 4]
+
+
+def test_status_lists_what_has_begun_and_refuses_unknown_names(finished: Path, tmp_path: Path):
+    rows = [line.split()[0] for line in status(finished).stdout.splitlines()[1:]]
+    assert rows[:2] == ["small", "small-csv"] and "small-seed1" not in rows
+    answer = status(finished, "smal")
+    assert answer.returncode == 1 and answer.stderr.startswith('error: unknown experiment "smal" (did you mean')
+    assert status(finished, "--results", str(tmp_path)).stdout.startswith("Nothing was begun yet")
+
+
+def test_status_calls_a_job_running_only_while_its_process_can_work(broken: Path):
+    process = start_distill(broken)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not list((broken / "results/small/distill/checkpoints").glob("[0-9]*.safetensors")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGSTOP)
+        found = stages(broken, "small")
+        assert found["distill"]["state"] == "running" and found["distill"]["logs"] == [LOG]
+        os.utime(broken / LOG, (time.time() - 10800,) * 2)  # three hours later
+        found = stages(broken, "small")
+        assert found["distill"]["state"] == "stopped" and found["distill"]["faults"][0]["silent_s"] >= 10800
+        assert f"no sign of life for 3.0 h, killed or suspended? ({LOG})" in status(broken, "small").stdout
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_status_names_the_error_of_a_stage_that_failed(broken: Path):
+    manifest = broken / "results/small/pairs/manifest.parquet"
+    manifest.write_bytes(manifest.read_bytes()[:-1] + b"x")
+    assert start_distill(broken).wait(PATIENCE) == 1
+    found = stages(broken, "small")["distill"]
+    assert found["state"] == "failed" and found["faults"][0]["log"] == LOG
+    assert found["faults"][0]["message"].startswith("error: results/small/pairs/manifest.parquet is damaged")
+
+
+@pytest.mark.parametrize("words", [["--json"], []])
+def test_status_again_and_again_ends_with_an_interrupt(finished: Path, words: list[str]):
+    line = [sys.executable, "-m", "dmd.status", "--watch", "0.1", *words, "small"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=PYTHON, cwd=finished) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        seen = [process.stdout.readline() for _ in range(30)]
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        assert process.wait(PATIENCE) == 0
+    assert first in seen
