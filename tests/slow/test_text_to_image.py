@@ -120,7 +120,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_scores_are_those_of_the_small_run(finished):
     fid, clip = (json.loads((finished / path).read_text()) for path in SCORES)
-    assert fid["metric"] == "fd-inception" and fid["network_calls"] == 1 and fid["num_samples"] == 16
+    assert fid["metric"] == "fd-inception-clean" and fid["network_calls"] == 1 and fid["num_samples"] == 16
     assert len(fid["values"]) == 1 and all(value > 0 for value in fid["values"])
     assert fid["protocol"]["resize"] == {"size": 32, "filter": "lanczos"}
     assert clip["metric"] == "clip-clip" and -1 < clip["value"] < 1
@@ -157,7 +157,7 @@ def test_exported_pipeline_draws_the_samples(finished):
     torch.testing.assert_close(theirs, (ours / 2 + 0.5).clamp(0, 1), atol=1e-4, rtol=0)
     card = (base / "export/pipeline/README.md").read_text()
     source = tensor_files.load_metadata(base / "teacher/denoiser.safetensors")["source_sha256"]
-    assert f"# {NAME}" in card and source in card and "fd-inception" in card and "| updates | 6 |" in card
+    assert f"# {NAME}" in card and source in card and "fd-inception-clean" in card and "| updates | 6 |" in card
 
 
 def test_generator_learnt_and_pictures_are_there(finished):
