@@ -13,7 +13,7 @@ from dmd import loading
 from dmd.diffusion.compute import Compute
 from dmd.diffusion.denoiser import Denoiser
 from dmd.methods.phases import plan
-from dmd.stages import stage, training
+from dmd.stages import checkpoints, stage, training
 from dmd.stages.distance import DistanceFiles
 
 NUM_PAIRS = 256
@@ -103,7 +103,7 @@ class _Updates:
     def next(self) -> None:
         update = len(self._rows)
         row = self._training.update(update, self._phase, self._phase.updates)
-        training.check_finite(row, update, self._training.checkpoints)
+        checkpoints.check_finite(row, update, self._training.checkpoints)
         self._rows.append({"update": update, "phase": 0, **row})
 
 

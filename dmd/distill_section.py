@@ -54,6 +54,9 @@ def contradictions(experiment: Json) -> Iterator[str]:
         yield f"distill.guidance: {section['guidance']}, but a teacher of kind {teacher['kind']} knows no empty prompt"
     if section["match_pairs"] and not (section["matching_weight"] and section["regression_weight"]):
         yield "distill.match_pairs: true, but matching_weight or regression_weight is 0: there is nothing to join"
+    nodes, processes = experiment.get("resources", {}).get("distill", {}).get("nodes", 1), section["processes"]
+    if processes % nodes:
+        yield f"resources.distill.nodes: {nodes} cannot share {processes} processes evenly (distill.processes)"
     latent = teacher.get("kind") in LATENT or teacher.get("latent")
     for rule in decoders(section) if teacher else ():
         if rule == "tiny_autoencoder" and "tiny_autoencoder" not in teacher:

@@ -462,7 +462,7 @@ def test_every_stage_takes_exactly_the_keys_of_its_spec():
     import importlib
     import inspect
 
-    from dmd.stages import stage
+    from dmd.stages import command_line
 
     found = config.load(ROOT / "config.yaml", ROOT / "workflow" / "schemas" / "config.schema.yaml")
     experiments = Experiments(found)
@@ -474,10 +474,10 @@ def test_every_stage_takes_exactly_the_keys_of_its_spec():
             numbers = {
                 name: parameter
                 for name, parameter in inspect.signature(run, eval_str=True).parameters.items()
-                if not stage._is_path(parameter.annotation)
+                if not command_line.is_path(parameter.annotation)
             }
             block = (0, 0) if rule in ("pairs", "sample") else None
-            stage._check_spec(experiments.spec(experiment, rule, block), numbers)
+            command_line.check_spec(experiments.spec(experiment, rule, block), numbers)
 
 
 def test_what_is_off_in_distill_is_no_part_of_its_spec():

@@ -1,6 +1,7 @@
 """Checkpoints of a distillation: everything an update changes, under a key that says which run it belongs to."""
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +80,12 @@ def kept(folder: Path) -> str:
     """Which checkpoint there is to go on from, for a message."""
     good = sorted(folder.glob("[0-9]*.safetensors"))
     return f"last good checkpoint {good[-1]}" if good else "no checkpoint was written yet"
+
+
+def check_finite(row: dict[str, float], update: int, folder: Path) -> None:
+    """ValueError if a value of a log row is not finite; empty bins of noise levels may be."""
+    bad = [name for name, value in row.items() if not math.isfinite(value) and not name.startswith("gap_bin")]
+    if not bad:
+        return
+    what = f"{', '.join(bad)} not finite at update {update}; {kept(folder)}"
+    raise ValueError(f"{what}: lower distill.optimiser.learning_rate")

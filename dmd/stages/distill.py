@@ -13,7 +13,7 @@ from dmd.artifacts import record
 from dmd.artifacts import tensors as tensor_files
 from dmd.diffusion.compute import Compute, set_tf32
 from dmd.methods.numbers import Numbers
-from dmd.stages import checkpoints, processes, stage
+from dmd.stages import checkpoints, processes, stage, stops
 from dmd.stages.distance import DistanceFiles
 from dmd.stages.training import Training
 
@@ -45,6 +45,7 @@ def run(
     Raises:
         ValueError: a damaged input, another architecture, or numbers that are not finite (with the update and the
             last good checkpoint).
+        Stopped: a signal came, and a checkpoint of the update at hand is written.
     """
     stage.set_threads(numbers["threads"])
     set_tf32(numbers.get("compute", Compute()))
@@ -58,15 +59,16 @@ def run(
         key = checkpoints.checkpoint_key({**provenance, "spec": _without_cadence(spec)})
         files = DistanceFiles(lpips, tiny_autoencoder, autoencoder)
         training = Training(teacher, manifest, start or teacher, files, output.parent, numbers)
-        rows, weights = training.train(key), training.weights()
-        if not leads:
-            return
-        metadata = {**provenance, **training.facts}
-        with record.publish(table, stage="distill", inputs=inputs) as temporary:
-            manifests.write(temporary, _log_table(rows), metadata)
-        with record.publish(output, stage="distill", inputs=inputs) as temporary:
-            tensor_files.write(temporary, weights, metadata)
-        checkpoints.clear(training.checkpoints)
+        with stops.held():  # from the first update until the generator is written
+            rows, weights = training.train(key), training.weights()
+            if not leads:
+                return
+            metadata = {**provenance, **training.facts}
+            with record.publish(table, stage="distill", inputs=inputs) as temporary:
+                manifests.write(temporary, _log_table(rows), metadata)
+            with record.publish(output, stage="distill", inputs=inputs) as temporary:
+                tensor_files.write(temporary, weights, metadata)
+            checkpoints.clear(training.checkpoints)
 
 
 def _without_cadence(numbers: Mapping[str, Any]) -> dict[str, Any]:

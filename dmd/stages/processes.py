@@ -5,11 +5,14 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed
+
+from dmd.stages import slurm
 
 PATIENCE = timedelta(hours=1)  # how long others wait while the first writes a checkpoint or draws a grid
 PARENT_DEATH = 1  # PR_SET_PDEATHSIG of prctl(2)
@@ -30,15 +33,30 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def launch(num: int, *, threads: int) -> None:
-    """Starts this command again under torchrun, in place of this process, where it is to be several and is not."""
-    if num == 1 or "RANK" in os.environ:
-        return
+def wanted(spec: Mapping[str, Any]) -> tuple[int, int]:
+    """Processes that a spec wants, and nodes that they are spread over: those of a job of SLURM, else this machine.
+
+    Raises:
+        ValueError: the nodes cannot have equal numbers of processes.
+    """
+    num = spec.get("processes", 1)
+    nodes = slurm.nodes() if num > 1 else 1
+    if num % nodes:
+        raise ValueError(f"processes: {num} cannot be shared evenly by the {nodes} nodes of this job")
+    return num, nodes
+
+
+def launch(num: int, nodes: int, *, threads: int) -> None:
+    """Starts this command again under torchrun, in place of this process, where it is to be several.
+
+    On several nodes of a job srun starts a torchrun on each.
+    """
     spec = sys.modules["__main__"].__spec__
-    if spec is not None:
+    if num > 1 and spec is not None:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num)]
-        os.execv(sys.executable, [*command, "-m", "--", spec.name, *sys.argv[1:]])
+        start, meeting = (slurm.srun(nodes), slurm.rendezvous(nodes)) if nodes > 1 else ([], ["--standalone"])
+        command = [*start, sys.executable, "-m", "dmd.stages.torchrun", *meeting, f"--nproc-per-node={num // nodes}"]
+        os.execvp(command[0], [*command, "-m", "--", spec.name, *sys.argv[1:]])
 
 
 @contextlib.contextmanager

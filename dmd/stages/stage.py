@@ -9,7 +9,6 @@ import shlex
 import sys
 import time
 import traceback
-import typing
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from dmd.diffusion.compute import Compute, set_tf32
-from dmd.stages import heartbeat, leases, processes
+from dmd.stages import command_line, heartbeat, leases, processes, slurm, stops
 
 Item = TypeVar("Item")
 STATUS_SECONDS = 10.0
@@ -27,30 +26,33 @@ _log = logging.getLogger("dmd")
 def main(run: Callable[..., None]) -> None:
     """Turns the Path parameters of `run` into flags and reads all others from --spec (JSON).
 
-    Exits 1 with one line for whatever a user or a file can cause; the traceback goes to the log. Of several
-    processes the first that fails says why.
+    Exits 1 with one line for whatever a user or a file can cause, `stops.EXIT_STATUS` after a signal; the traceback
+    goes to the log. Of several processes the first that fails says why.
     """
     parser = argparse.ArgumentParser(description=inspect.getdoc(run), formatter_class=argparse.RawTextHelpFormatter)
-    paths, numbers = _parameters(run)
+    paths, numbers = command_line.parameters(run)
     for name, parameter in paths.items():
-        many = _is_list(parameter.annotation)
+        number = "*" if command_line.is_list(parameter.annotation) else None
         required = parameter.default is inspect.Parameter.empty
-        default = None if required else parameter.default
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=Path, nargs="*" if many else None, required=required, default=default)
+        parser.add_argument(flag, type=Path, nargs=number, required=required, default=parameter.default)
     parser.add_argument("--spec", type=json.loads, nargs="+", default=[{}], help="numbers, as JSON; several add up")
     parser.add_argument("--log", type=Path, help="also write the log to this file")
     parsed = vars(parser.parse_args())
     spec = {name: value for part in parsed.pop("spec") for name, value in part.items()}
     log = parsed.pop("log")
-    _lease_gpus(spec)
-    processes.launch(spec.get("processes", 1), threads=spec.get("threads", 1))
+    _find_place(spec)
     _start_log(log)
     _log.info("%s -m %s %s", sys.executable, _module_name(), shlex.join(sys.argv[1:]))
     try:
-        _check_spec(spec, numbers)
+        stops.listen()
+        command_line.check_spec(spec, numbers)
         with heartbeat.beating(log if processes.rank() == 0 else None):
             run(**parsed, **spec)
+    except stops.Stopped as stop:
+        if processes.first_to_fail():
+            _log.error("%s%s", stop, slurm.requeue() if stops.asked() == "SIGUSR1" else "")
+        sys.exit(stops.status())
     except (ValueError, OSError) as error:
         _fail(error)
     except torch.OutOfMemoryError as error:
@@ -70,50 +72,22 @@ def _fail(error: Exception) -> None:
     sys.exit(1)
 
 
-def _lease_gpus(spec: dict[str, Any]) -> None:
-    """Before CUDA is used, and once for all processes of a job: those that torchrun starts have inherited a choice."""
-    if spec.get("device") == "auto" and "RANK" not in os.environ:
-        try:
-            leases.lease_visible(spec.get("processes", 1))
-        except ValueError as error:
-            sys.exit(f"error: {error}")
+def _find_place(spec: dict[str, Any]) -> None:
+    """GPUs and processes, before CUDA is used and once for a job: what torchrun starts has inherited both."""
+    if "RANK" in os.environ:
+        return
+    try:
+        num, nodes = processes.wanted(spec)
+        if spec.get("device") == "auto":
+            leases.lease_visible(num // nodes)
+        processes.launch(num, nodes, threads=spec.get("threads", 1))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
 def _module_name() -> str:
     spec = sys.modules["__main__"].__spec__
     return spec.name if spec else sys.argv[0]
-
-
-def _parameters(
-    run: Callable[..., None],
-) -> tuple[dict[str, inspect.Parameter], dict[str, inspect.Parameter]]:
-    paths: dict[str, inspect.Parameter] = {}
-    numbers: dict[str, inspect.Parameter] = {}
-    for name, parameter in inspect.signature(run, eval_str=True).parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:  # **numbers: Unpack[a TypedDict]
-            section = typing.get_args(parameter.annotation)[0]
-            for key in section.__required_keys__ | section.__optional_keys__:
-                default = inspect.Parameter.empty if key in section.__required_keys__ else None
-                numbers[key] = inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default)
-        else:
-            (paths if _is_path(parameter.annotation) else numbers)[name] = parameter
-    return paths, numbers
-
-
-def _is_path(annotation: Any) -> bool:
-    return annotation is Path or any(_is_path(part) for part in typing.get_args(annotation))
-
-
-def _is_list(annotation: Any) -> bool:
-    return typing.get_origin(annotation) is list or any(_is_list(part) for part in typing.get_args(annotation))
-
-
-def _check_spec(spec: dict[str, Any], numbers: dict[str, inspect.Parameter]) -> None:
-    required = {name for name, parameter in numbers.items() if parameter.default is inspect.Parameter.empty}
-    if missing := sorted(required - spec.keys()):
-        raise ValueError(f"--spec lacks {', '.join(missing)}")
-    if unknown := sorted(spec.keys() - numbers.keys()):
-        raise ValueError(f"--spec has unknown keys {', '.join(unknown)}; known: {', '.join(sorted(numbers))}")
 
 
 def _start_log(path: Path | None) -> None:
@@ -147,10 +121,10 @@ class Progress:
 
     def add(self, num: int = 1, *, images: int = 0) -> None:
         """Counts `num` more, which took `images` images where these are not what is counted."""
+        stops.check()
         self._count += num
         self._images += images
-        now = time.monotonic()
-        if now - self._last < STATUS_SECONDS and self._count < self._total:
+        if (now := time.monotonic()) - self._last < STATUS_SECONDS and self._count < self._total:
             return
         self._last = now
         seconds = max(now - self._begin, 1e-9)

@@ -1,7 +1,6 @@
 """The loop of stage distill: networks and data, update after update, from a checkpoint on where there is one."""
 
 import contextlib
-import math
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from dmd.methods.numbers import Batch, Numbers
 from dmd.methods.phases import Phase, phase_of, plan
 from dmd.methods.schedule import learning_rate_factor
 from dmd.methods.share import Share
-from dmd.stages import agreement, checkpoints, memory, networks, processes, shared_checks, stage
+from dmd.stages import agreement, checkpoints, memory, networks, processes, stage, stops
 from dmd.stages.distance import DistanceFiles, regression_distances
 from dmd.stages.event_log import EventLog
 from dmd.stages.feed import Feed
@@ -64,7 +63,7 @@ class Training:
             compile_network(denoiser, compute)
         distance = next(iter(self.distances.values()))
         self.distillation = Distillation(real, generator, fake, numbers, distance, share)
-        reader = PairReader(pairs, seed=numbers["seed"], once=shared_checks.once())
+        reader = PairReader(pairs, seed=numbers["seed"])
         self.num_pairs, self.feed = len(reader), Feed(reader, self.phases, numbers, share, facts=facts)
         self.facts = {
             **{key: started[key] for key in KEPT_FACTS if key in started},
@@ -77,7 +76,11 @@ class Training:
         self.fixed = noise, reader.texts(seed % len(reader) for seed in range(GRID_IMAGES)) if prompted else label
 
     def train(self, key: str) -> list[dict[str, float]]:
-        """All updates that are left; returns the log rows of every `log_every`-th of all."""
+        """All updates that are left; returns the log rows of every `log_every`-th of all.
+
+        Raises:
+            Stopped: a signal came to any process; a checkpoint was written after the update that it came in.
+        """
         for line in self.notes:
             stage.log(line)
         total = sum(phase.updates for phase in self.phases)
@@ -90,13 +93,18 @@ class Training:
                 phase = phase_of(self.phases, update)
                 with memory.explained(update, self.checkpoints):
                     row = self.update(update, phase, total)
-                check_finite(row, update, self.checkpoints)
+                checkpoints.check_finite(row, update, self.checkpoints)
                 if update % self.numbers["log_every"] == 0:
                     rows.append({"update": update, "phase": phase.index, **row})
                     if self.events:
                         self.events.row(rows[-1])
-                self._keep(update + 1, total, key, rows)
+                stopping = self._asked_to_stop() and update + 1 < total
+                self._keep(update + 1, total, key, rows, stopping=stopping)
                 status.add(images=self._num_images(phase))
+                if stopping:
+                    self._agree(update + 1)  # nobody ends before the checkpoint is written
+                    who = stops.asked() or "a signal to another process"
+                    raise stops.Stopped(f"stopped by {who} at update {update + 1} of {total}: run again to continue")
         return rows
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -162,12 +170,17 @@ class Training:
         if found != first * processes.count():
             raise ValueError(f"processes disagree on the checkpoint in {self.checkpoints}: one found update {first}")
 
-    def _keep(self, done: int, total: int, key: str, rows: list[dict[str, float]]) -> None:
+    def _asked_to_stop(self) -> bool:
+        """Whether a signal came to any process: all know the same after the same update."""
+        asked = torch.tensor(stops.asked() is not None, dtype=torch.int64, device=self.device)
+        return bool(self.distillation.share.add_up(asked))
+
+    def _keep(self, done: int, total: int, key: str, rows: list[dict[str, float]], *, stopping: bool) -> None:
         """Checkpoint and grid, where it is time: the first process writes them, others add the parts that they hold."""
         leads = processes.rank() == 0
         if not leads and not self.numbers.get("compute", Compute()).get("shard_parameters"):
             return
-        if done % self.numbers["checkpoint_every"] == 0 and done < total:
+        if stopping or done % self.numbers["checkpoint_every"] == 0 and done < total:
             learnt = state.state(self.distillation)
             if leads:
                 checkpoints.save(self.checkpoints, key=key, update=done, learnt=learnt, rows=rows)
@@ -179,12 +192,3 @@ class Training:
                 save_grid(path := self.grids / f"{done:08d}.png", shown.cpu())
                 if self.events:
                     self.events.grid(path)
-
-
-def check_finite(row: dict[str, float], update: int, folder: Path) -> None:
-    """ValueError if a value of a log row is not finite; empty bins of noise levels may be."""
-    bad = [name for name, value in row.items() if not math.isfinite(value) and not name.startswith("gap_bin")]
-    if not bad:
-        return
-    what = f"{', '.join(bad)} not finite at update {update}; {checkpoints.kept(folder)}"
-    raise ValueError(f"{what}: lower distill.optimiser.learning_rate")

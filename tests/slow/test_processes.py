@@ -2,17 +2,19 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from dmd.artifacts import manifest as manifests
-from dmd.artifacts import tensors
+from dmd.artifacts import record, tensors
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 pytestmark = pytest.mark.slow
@@ -56,6 +58,35 @@ def test_two_processes_train_as_one_and_continue_after_a_kill(
     begun = tensors.load(teacher_file)[0]
     moved = [(value - begun[name.replace("raw.", "ema.")]).abs().max() for name, value in alone.items()]
     assert max(moved) > 4e-3  # the tolerance is far below what was learnt
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("whom", ["torchrun", "the second worker"])
+def test_two_processes_stop_after_the_same_update_and_continue_to_the_same_bytes(
+    teacher_file, manifest_file, distill_numbers, tmp_path, whom, sharded
+):
+    numbers = distill_numbers | {"processes": 2, "checkpoint_every": 1000, "regression_batch_size": 4}
+    numbers |= {"compute": {"shard_parameters": True}} if sharded else {}
+    line = command(teacher_file, manifest_file, tmp_path / "stopped", numbers)
+    process = subprocess.Popen(line, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (tmp_path / "stopped" / "grids" / "00000004.png").exists():
+        time.sleep(0.001)
+    if whom == "torchrun":
+        process.send_signal(signal.SIGUSR1)
+        process.send_signal(signal.SIGTERM)
+    else:
+        second = [each for each in psutil.Process(process.pid).children() if each.environ()["RANK"] == "1"]
+        second[0].send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == os.EX_TEMPFAIL and "Traceback" not in said and "rror" not in said, said
+    (update,) = re.findall(r"stopped by [\w ]+ at update (\d+) of 16: run again to continue", said)
+    kept = [path.stem for path in (tmp_path / "stopped" / "checkpoints").glob("[0-9]*.safetensors")]
+    assert kept == [f"{int(update):08d}"]
+    whole = command(teacher_file, manifest_file, tmp_path / "whole", numbers)
+    for each in (line, whole):
+        assert subprocess.run(each, env=ENVIRONMENT, stderr=subprocess.DEVNULL).returncode == 0
+    found, expected = ([record.check(tmp_path / run / name) for name in NAMES] for run in ("stopped", "whole"))
+    assert found == expected
 
 
 @pytest.mark.parametrize(("shared_noise", "match_pairs"), [(True, False), (True, True), (False, True)])

@@ -1,0 +1,64 @@
+"""The job of SLURM that a stage runs in: its nodes, how they find each other, and how it is started again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+LOWEST_PORT, NUM_PORTS = 20000, 10000  # below those that systems hand out themselves
+
+
+def nodes() -> int:
+    """How many nodes this job has; 1 outside SLURM.
+
+    Snakemake's jobs have little of SLURM's environment left, so that the controller is asked.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return 1
+    return int(os.environ.get("SLURM_JOB_NUM_NODES") or _answer("squeue", "--noheader", f"--job={job}", "--format=%D"))
+
+
+def srun(num: int) -> list[str]:
+    """The beginning of a command that runs once on each of `num` nodes, with all that the job has there."""
+    job = os.environ["SLURM_JOB_ID"]
+    line = ["srun", f"--jobid={job}", f"--nodes={num}", f"--ntasks={num}", "--ntasks-per-node=1"]
+    return [*line, "--cpu-bind=none", "--kill-on-bad-exit=1"]
+
+
+def rendezvous(num: int) -> list[str]:
+    """Arguments of torchrun by which the agents of `num` nodes meet on the first one of the job."""
+    job = os.environ["SLURM_JOB_ID"]
+    names = _answer("squeue", "--noheader", f"--job={job}", "--format=%N")
+    first = _answer("scontrol", "show", "hostnames", names).split()[0]
+    facts = dict(each.split("=", 1) for each in _answer("scontrol", "show", "node", first).split() if "=" in each)
+    place = f"{facts['NodeAddr']}:{LOWEST_PORT + int(job) % NUM_PORTS}"
+    return [f"--nnodes={num}", "--rdzv-backend=c10d", f"--rdzv-endpoint={place}", f"--rdzv-id={job}"]
+
+
+def leads() -> bool:
+    """Whether this is the task of the first node, where agents meet."""
+    return os.environ.get("SLURM_NODEID") == "0"
+
+
+def requeue() -> str:
+    """Has SLURM start this batch job again, later; says in words what came of it, nothing outside SLURM."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return ""
+    try:
+        _answer("scontrol", "requeue", job)
+    except ValueError as error:
+        return f"; not requeued: {error}"
+    return f"; SLURM starts job {job} again"
+
+
+def _answer(*line: str) -> str:
+    """What a command of SLURM prints; ValueError says why there is nothing."""
+    try:
+        answer = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ValueError(f"{' '.join(line)}: {error}") from error
+    if answer.returncode or (line[0] == "squeue" and not answer.stdout.strip()):
+        raise ValueError(f"{' '.join(line)}: {answer.stderr.strip() or 'no answer'}")
+    return answer.stdout.strip()

@@ -1,0 +1,74 @@
+"""SIGTERM and SIGUSR1: distill writes a checkpoint and ends with status 75, and continued it ends in the same bytes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from dmd.artifacts import record
+
+NAMES = ("generator.safetensors", "log.parquet")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+PATIENCE = 120.0  # seconds, on a busy machine
+
+
+def command(teacher: Path, manifest: Path, folder: Path, numbers: dict) -> list[str]:
+    line = [sys.executable, "-m", "dmd.stages.distill", "--teacher", str(teacher), "--manifest", str(manifest)]
+    line += ["--output", str(folder / NAMES[0]), "--table", str(folder / NAMES[1])]
+    return [*line, "--log", str(folder / "log.txt"), "--spec", json.dumps(numbers)]
+
+
+def started(line: list[str], moment: Path) -> subprocess.Popen:
+    """A stage that runs, and has come as far as to write a file."""
+    process = subprocess.Popen(line, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + PATIENCE
+    while not moment.exists():
+        assert process.poll() is None and time.monotonic() < deadline, f"{moment} never came"
+        time.sleep(0.001)
+    return process
+
+
+def stopped_at(process: subprocess.Popen, name: str) -> int:
+    """The update that a stage says it was stopped at, after it ended."""
+    _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == os.EX_TEMPFAIL, said
+    (update, *_) = re.findall(rf"stopped by {name} at update (\d+) of \d+: run again to continue", said)
+    assert "Traceback" not in said and "error" not in said, said
+    return int(update)
+
+
+def checkpoints(folder: Path) -> list[int]:
+    return sorted(int(path.stem) for path in (folder / "checkpoints").glob("[0-9]*.safetensors"))
+
+
+def test_a_distillation_that_signals_stopped_continues_to_the_same_bytes(
+    teacher_file, manifest_file, distill_numbers, distilled_folder, tmp_path
+):
+    line = command(teacher_file, manifest_file, tmp_path, distill_numbers)
+    process = started(line, tmp_path / "grids" / "00000004.png")
+    for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
+        process.send_signal(each)
+    update = stopped_at(process, "SIG(?:TERM|USR1)")
+    assert checkpoints(tmp_path)[-1] == update and 4 <= update < 16
+    assert not (tmp_path / NAMES[0]).exists() and not list(tmp_path.rglob(".tmp*"))
+    answer = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True)
+    assert answer.returncode == 0 and f"continuing at update {update} from" in answer.stderr
+    assert [record.check(tmp_path / name) for name in NAMES] == [
+        record.check(distilled_folder / name) for name in NAMES
+    ]
+
+
+def test_pairs_that_a_signal_stopped_keep_whole_shards(teacher_file, pairs_numbers, tmp_path):
+    line = [sys.executable, "-m", "dmd.stages.pairs", "--teacher", str(teacher_file), "--output"]
+    line += [str(tmp_path / "blocks" / "b.parquet"), "--spec", json.dumps(pairs_numbers | {"last": 400})]
+    process = started(line, tmp_path / "00001.tar")
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == os.EX_TEMPFAIL and "Traceback" not in said, said
+    assert said.splitlines()[-1].endswith("stopped by SIGTERM before the end: run again, what is whole is kept")
+    assert (tmp_path / "00001.tar").exists() and not (tmp_path / "blocks" / "b.parquet").exists()
+    assert not list(tmp_path.rglob(".tmp*")) and not list(tmp_path.rglob("*.lock"))
