@@ -1,19 +1,22 @@
 """Parquet tables that say what lies where: one row per item, with the digest of the shard that holds it."""
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dmd.artifacts import files
 
 KEY = b"dmd"
+ROW_GROUP = 1 << 20  # rows; as many as pyarrow puts into one unless told otherwise
+BATCH = 1 << 16  # rows read at a time
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),  # "00000012", the tar members' name
@@ -42,19 +45,61 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A table (columns of `SCHEMA`), its shards in order, and its metadata."""
+    """A table with the columns of `SCHEMA`: shards in order, metadata, `len` rows, which are read when asked for."""
 
     path: Path
-    table: pa.Table
     shards: list[ShardFile]
     metadata: dict[str, Any]
+
+    def __len__(self) -> int:
+        return self.shards[-1].first + self.shards[-1].num if self.shards else 0
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """All rows and columns: of blocks, not of millions of rows."""
+        return read_table(self.path, repeated=("shard", "sha256"))[0]
+
+    def numbers(self, name: str) -> np.ndarray:
+        """One column of numbers, int64 (rows,)."""
+        values, done = np.empty(len(self), np.int64), 0
+        with _opened(self.path) as file:
+            for batch in file.iter_batches(BATCH, columns=[name]):
+                values[done : done + len(batch)] = batch.column(0).to_numpy()
+                done += len(batch)
+        return values
 
 
 def write(path: Path, table: pa.Table, metadata: Mapping[str, Any]) -> None:
     """Writes exactly `path`; the same table gives the same bytes."""
     columns = [pa.field(field.name, getattr(field.type, "value_type", field.type)) for field in table.schema]
-    schema = pa.schema(columns, metadata={KEY: files.canonical_json(metadata).encode()})
-    pq.write_table(table.cast(schema), path, compression="zstd")
+    pq.write_table(table.cast(_with_metadata(pa.schema(columns), metadata)), path, compression="zstd")
+
+
+def write_parts(path: Path, parts: Iterable[pa.Table], metadata: Mapping[str, Any]) -> None:
+    """Writes what `write` makes of all parts joined (columns of `SCHEMA`), with a row group of them in memory."""
+    schema = _with_metadata(SCHEMA, metadata)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for group in _row_groups(parts):
+            writer.write_table(group.cast(schema), row_group_size=ROW_GROUP)
+
+
+def _row_groups(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in tables of `ROW_GROUP`, the last of what is left."""
+    held: list[pa.Table] = []
+    room = ROW_GROUP
+    for part in parts:
+        while len(part):
+            held.append(part.slice(0, room))
+            part, room = part.slice(room), room - len(held[-1])
+            if not room:
+                yield pa.concat_tables(held)
+                held, room = [], ROW_GROUP
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _with_metadata(schema: pa.Schema, metadata: Mapping[str, Any]) -> pa.Schema:
+    return schema.with_metadata({KEY: files.canonical_json(metadata).encode()})
 
 
 def read_table(path: Path, *, repeated: Sequence[str] = ()) -> tuple[pa.Table, dict[str, Any]]:
@@ -63,31 +108,57 @@ def read_table(path: Path, *, repeated: Sequence[str] = ()) -> tuple[pa.Table, d
     Raises:
         ValueError: the file is missing, damaged, or has no `dmd` metadata.
     """
-    try:
+    with _readable(path):
         table = pq.read_table(path, read_dictionary=list(repeated))
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path} cannot be read ({error}): run `make verify`") from error
-    text = (table.schema.metadata or {}).get(KEY)
-    if text is None:
-        raise ValueError(f"{path} has no 'dmd' metadata: it was not written by a stage of this project")
-    return table, json.loads(text)
+    return table, _metadata(path, table.schema)
 
 
 def read(path: Path) -> Manifest:
-    """A manifest or block file; ValueError if its columns are not `SCHEMA`."""
-    table, metadata = read_table(path, repeated=("shard", "sha256"))
-    if table.schema.names != SCHEMA.names:
-        raise ValueError(f"{path} has columns {table.schema.names}, expected {SCHEMA.names}")
-    names = table["shard"].cast(pa.string()).combine_chunks()
-    starts = [0, *(np.flatnonzero(pc.not_equal(names[1:], names[:-1])) + 1).tolist()] if len(names) else []
+    """A manifest or block file; ValueError if it cannot be read, or its columns are not `SCHEMA`."""
+    with _readable(path):
+        schema = pq.read_schema(path)
+    metadata = _metadata(path, schema)
+    if schema.names != SCHEMA.names:
+        raise ValueError(f"{path} has columns {schema.names}, expected {SCHEMA.names}")
+    with _opened(path) as file:
+        starts = list(_starts(file))
+        stops = [*(first for first, *_ in starts[1:]), file.metadata.num_rows]
     shards = [
-        ShardFile(
-            path=path.parent / names[first].as_py(),
-            size=table["size"][first].as_py(),
-            sha256=table["sha256"][first].as_py(),
-            first=first,
-            num=stop - first,
-        )
-        for first, stop in zip(starts, [*starts[1:], len(names)], strict=True)
+        ShardFile(path=path.parent / name, size=size, sha256=sha256, first=first, num=stop - first)
+        for (first, name, size, sha256), stop in zip(starts, stops, strict=False)
     ]
-    return Manifest(path, table, shards, metadata)
+    return Manifest(path, shards, metadata)
+
+
+def _starts(file: pq.ParquetFile) -> Iterator[tuple[int, str, int, str]]:
+    """First row, name, size and sha256 of each shard, in order."""
+    done, last = 0, None
+    for batch in file.iter_batches(BATCH, columns=["shard", "size", "sha256"]):
+        shard, size, sha256 = batch.columns
+        codes, names = shard.indices.to_numpy(), shard.dictionary.to_pylist()
+        for row in (0, *(np.flatnonzero(codes[1:] != codes[:-1]) + 1).tolist()):
+            if (name := names[codes[row]]) != last:
+                yield done + row, name, size[row].as_py(), sha256[row].as_py()
+                last = name
+        done += len(batch)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    with _readable(path), pq.ParquetFile(path, read_dictionary=["shard", "sha256"]) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path} cannot be read ({error}): run `make verify`") from error
+
+
+def _metadata(path: Path, schema: pa.Schema) -> dict[str, Any]:
+    text = (schema.metadata or {}).get(KEY)
+    if text is None:
+        raise ValueError(f"{path} has no 'dmd' metadata: it was not written by a stage of this project")
+    return json.loads(text)

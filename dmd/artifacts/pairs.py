@@ -3,7 +3,7 @@
 import contextlib
 import resource
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -13,6 +13,12 @@ from dmd.artifacts.shards import Place, Shard
 
 DESCRIPTORS = 2  # of an open shard: its file and its memory map
 SPARE = 128  # descriptors for all else
+Once = Callable[[int, Callable[[], None]], None]  # calls the second, unless that was done for shard number the first
+
+
+def each(number: int, check: Callable[[], None]) -> None:
+    """A shard is checked by every reader that needs it."""
+    check()
 
 
 class PairReader:
@@ -21,13 +27,15 @@ class PairReader:
     Several threads may read.
     """
 
-    def __init__(self, manifest: Manifest, *, seed: int) -> None:
-        """Opens nothing yet; a shard is checked against the manifest when it is first needed."""
+    def __init__(self, manifest: Manifest, *, seed: int, once: Once = each) -> None:
+        """Opens nothing yet; a shard is checked against the manifest when it is first needed.
+
+        `once` may leave the comparison of digests to another process.
+        """
         self._manifest = manifest
-        self._seed = seed
-        self._offsets = manifest.table["offset"].to_numpy()
-        self._lengths = manifest.table["length"].to_numpy()
-        self._shard_of = np.repeat(np.arange(len(manifest.shards)), [shard.num for shard in manifest.shards])
+        self._seed, self._once = seed, once
+        self._offsets, self._lengths = manifest.numbers("offset"), manifest.numbers("length")
+        self._firsts = np.array([shard.first for shard in manifest.shards])
         self._most = most_open(len(manifest.shards))
         self._open: dict[int, Shard] = {}  # least recently used first
         self._checked: set[int] = set()
@@ -74,7 +82,7 @@ class PairReader:
         return int(self._order[1][place])
 
     def _item(self, row: int) -> dict[str, np.ndarray]:
-        number = int(self._shard_of[row])
+        number = int(np.searchsorted(self._firsts, row, side="right")) - 1
         shard = self._open.pop(number, None) or self._opened(number)
         self._open[number] = shard
         return shard.item(Place(int(self._offsets[row]), int(self._lengths[row])))
@@ -83,9 +91,10 @@ class PairReader:
         if len(self._open) == self._most:
             self._open.pop(next(iter(self._open))).close()
         file = self._manifest.shards[number]
-        shard = Shard(file.path, size=file.size, sha256=None if number in self._checked else file.sha256)
-        self._checked.add(number)
-        return shard
+        if number not in self._checked:
+            self._once(number, lambda: Shard(file.path, size=file.size, sha256=file.sha256).close())
+            self._checked.add(number)
+        return Shard(file.path, size=file.size)
 
 
 def _stacked(items: list[dict[str, np.ndarray]], name: str) -> torch.Tensor:

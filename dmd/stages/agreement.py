@@ -67,8 +67,8 @@ def check(teacher: Facts, start: Facts, pairs: Facts, sigma: float, paths: tuple
 def check_pairs(phases: Iterable[Phase], pairs: Manifest) -> None:
     """ValueError if a phase wants more pairs than the manifest holds."""
     for phase in phases:
-        if (phase.numbers["num_pairs"] or 0) > len(pairs.table):
+        if (phase.numbers["num_pairs"] or 0) > len(pairs):
             raise ValueError(
                 f"distill.phases[{phase.index}].num_pairs: {phase.numbers['num_pairs']}, "
-                f"but {pairs.path} holds {len(pairs.table)}"
+                f"but {pairs.path} holds {len(pairs)}"
             )

@@ -1,11 +1,12 @@
 """Helper stage manifest: one table over all blocks, after every shard was compared with its digest."""
 
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dmd.artifacts import manifest, record
 from dmd.artifacts.shards import Shard
@@ -27,44 +28,56 @@ def run(*, blocks: list[Path], output: Path, num: int, shard_size: int) -> None:
     """
     inputs = record.check_inputs(blocks=blocks)
     with record.exclusive(output):
-        tables, origins, facts = [], [], []
-        status = stage.Progress(total=num, unit="items")
-        for path in blocks:
-            block = manifest.read(path)
-            for file in block.shards:
-                with Shard(file.path, size=file.size, sha256=file.sha256):
-                    status.add(file.num)
-            facts.append(block.metadata["facts"])
-            origins.append({key: block.metadata[key] for key in ("stage", "version", "inputs")})
-            origins[-1]["facts"] = {key: value for key, value in facts[-1].items() if key not in COUNTED}
-            spec = block.metadata["spec"]
-            origins[-1]["spec"] = {key: value for key, value in spec.items() if key not in PLACE_KEYS}
-            tables.append(_moved(block, output.parent))
-        for path, origin in zip(blocks, origins, strict=True):
-            if origin != origins[0]:
-                raise ValueError(f"{path} and {blocks[0]} differ in inputs or spec: run snakemake again")
-        table = pa.concat_tables(tables).slice(0, num)
-        _check_numbering(table, num, shard_size)
+        found = [manifest.read(path) for path in blocks]
+        _check_origins(found)
+        held = sum(len(block) for block in found)
+        if held < num:
+            raise ValueError(f"the blocks hold {held} items, {num} were asked for")
+        if num % shard_size:
+            raise ValueError(f"num {num} must be a multiple of shard_size {shard_size}")
+        facts = total_facts([block.metadata["facts"] for block in found])
         spec = {"num": num, "shard_size": shard_size}
-        metadata = {**record.provenance("manifest", spec, inputs), "facts": total_facts(facts)}
+        metadata = {**record.provenance("manifest", spec, inputs), "facts": facts}
         with record.publish(output, stage="manifest", inputs=inputs) as temporary:
-            manifest.write(temporary, table, metadata)
+            manifest.write_parts(temporary, _parts(found, output.parent, num), metadata)
+
+
+def _check_origins(blocks: Sequence[manifest.Manifest]) -> None:
+    """ValueError unless all blocks were made of the same inputs by the same spec."""
+    for block in blocks:
+        if _origin(block) != _origin(blocks[0]):
+            raise ValueError(f"{block.path} and {blocks[0].path} differ in inputs or spec: run snakemake again")
+
+
+def _origin(block: manifest.Manifest) -> dict[str, Any]:
+    facts, spec = block.metadata["facts"], block.metadata["spec"]
+    return {
+        **{key: block.metadata[key] for key in ("stage", "version", "inputs")},
+        "facts": {key: value for key, value in facts.items() if key not in COUNTED},
+        "spec": {key: value for key, value in spec.items() if key not in PLACE_KEYS},
+    }
+
+
+def _parts(blocks: Sequence[manifest.Manifest], folder: Path, num: int) -> Iterator[pa.Table]:
+    """The first `num` rows of all blocks, block by block, once its shards were hashed."""
+    status, done = stage.Progress(total=sum(len(block) for block in blocks), unit="items"), 0
+    for block in blocks:
+        for file in block.shards:
+            with Shard(file.path, size=file.size, sha256=file.sha256):
+                status.add(file.num)
+        part = _moved(manifest.read(block.path), folder).slice(0, num - done)  # read anew: rows are not kept
+        if not np.array_equal(part["index"].to_numpy(), np.arange(done, done + len(part))):
+            raise ValueError("the blocks do not number their items 0, 1, 2, ... in order")
+        done += len(part)
+        yield part
 
 
 def _moved(block: manifest.Manifest, folder: Path) -> pa.Table:
     """The block's rows with shard paths relative to `folder`."""
-    paths = [os.path.relpath(file.path, folder) for file in block.shards for _ in range(file.num)]
+    paths = pa.array([os.path.relpath(file.path, folder) for file in block.shards], pa.string())
+    numbers = np.repeat(np.arange(len(block.shards)), [file.num for file in block.shards])
     place = block.table.schema.get_field_index("shard")
-    return block.table.set_column(place, manifest.SCHEMA.field("shard"), pa.array(paths, pa.string()))
-
-
-def _check_numbering(table: pa.Table, num: int, shard_size: int) -> None:
-    if len(table) != num:
-        raise ValueError(f"the blocks hold {len(table)} items, {num} were asked for")
-    if num % shard_size:
-        raise ValueError(f"num {num} must be a multiple of shard_size {shard_size}")
-    if not pc.all(pc.equal(table["index"], pa.array(np.arange(num)))).as_py():
-        raise ValueError("the blocks do not number their items 0, 1, 2, ... in order")
+    return block.table.set_column(place, manifest.SCHEMA.field("shard"), paths.take(pa.array(numbers)))
 
 
 if __name__ == "__main__":

@@ -140,11 +140,10 @@ def _within(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Te
 
 def _pairs(path: Path, prompts: Path) -> dict[str, Any]:
     """Facts of the pairs, how many there are, and of what prompts."""
-    table, metadata = manifests.read_table(path)
-    texts = Prompts(prompts)
+    pairs, texts = manifests.read(path), Prompts(prompts)
     return {
-        **metadata["facts"],
-        "num_pairs": table.num_rows,
+        **pairs.metadata["facts"],
+        "num_pairs": len(pairs),
         "num_prompts": len(texts),
         "prompts": texts.metadata.get("spec", {}).get("source", {}),
     }

@@ -41,7 +41,7 @@ class SampleImages:
 
     def __len__(self) -> int:
         """How many batches there are."""
-        return -(-len(self._samples.table) // self._batch_size)
+        return -(-len(self._samples) // self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         images: list[np.ndarray] = []

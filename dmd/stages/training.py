@@ -18,7 +18,7 @@ from dmd.methods.numbers import Batch, Numbers
 from dmd.methods.phases import Phase, phase_of, plan
 from dmd.methods.schedule import learning_rate_factor
 from dmd.methods.share import Share
-from dmd.stages import agreement, checkpoints, memory, networks, processes, stage, stops
+from dmd.stages import agreement, checkpoints, memory, networks, processes, shared_checks, stage, stops
 from dmd.stages.distance import DistanceFiles, regression_distances
 from dmd.stages.event_log import EventLog
 from dmd.stages.feed import Feed
@@ -63,7 +63,7 @@ class Training:
             compile_network(denoiser, compute)
         distance = next(iter(self.distances.values()))
         self.distillation = Distillation(real, generator, fake, numbers, distance, share)
-        reader = PairReader(pairs, seed=numbers["seed"])
+        reader = PairReader(pairs, seed=numbers["seed"], once=shared_checks.once())
         self.num_pairs, self.feed = len(reader), Feed(reader, self.phases, numbers, share, facts=facts)
         self.facts = {
             **{key: started[key] for key in KEPT_FACTS if key in started},

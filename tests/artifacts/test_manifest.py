@@ -1,12 +1,14 @@
 """Tables of items: round trip, same bytes, shards by row."""
 
 import math
+from itertools import accumulate, pairwise
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dmd.artifacts import manifest
+from dmd.artifacts import files, manifest
 
 METADATA = {"stage": "manifest", "facts": {"shape": [1, 8, 8], "sigma": 80.0}}
 
@@ -71,3 +73,41 @@ def test_a_missing_truncated_or_foreign_table_is_named(tmp_path):
     manifest.write(path, pa.table({"update": [0]}), {})
     with pytest.raises(ValueError, match=r"has columns \['update'\]"):
         manifest.read(path)
+
+
+@pytest.mark.parametrize("sizes", [(7,), (3, 2, 9), (1, 1, 1, 1), (8, 8, 8)])
+def test_parts_written_one_by_one_give_the_bytes_of_their_whole(tmp_path, monkeypatch, sizes):
+    """A row group is held until it is full, whatever parts its rows come in."""
+    monkeypatch.setattr(manifest, "ROW_GROUP", 4)
+    rows = table((max(sum(sizes) - 2, 0), 2))
+    edges = [0, *accumulate(sizes)]
+    parts = [rows.slice(start, stop - start) for start, stop in pairwise(edges)]
+    schema = manifest.SCHEMA.with_metadata({manifest.KEY: files.canonical_json(METADATA).encode()})
+    pq.write_table(pa.concat_tables(parts).cast(schema), tmp_path / "whole", 4, compression="zstd")
+    manifest.write_parts(tmp_path / "parts", parts, METADATA)
+    assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_part_of_the_size_of_a_stage_gives_the_bytes_of_write(tmp_path):
+    """Nothing that was written before changes: one row group, the same metadata."""
+    parts = [table((3, 2)), table((3, 2)).slice(0, 4)]
+    manifest.write(tmp_path / "whole", pa.concat_tables(parts), METADATA)
+    manifest.write_parts(tmp_path / "parts", iter(parts), METADATA)
+    assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_shards_and_numbers_are_the_same_in_batches_of_any_size(tmp_path, monkeypatch):
+    rows, path = table((3, 1, 5, 2)), tmp_path / "manifest.parquet"
+    pq.write_table(rows.replace_schema_metadata({manifest.KEY: b"{}"}), path, 4)  # shards that cross row groups
+    for size in (1, 2, 3, 64):
+        monkeypatch.setattr(manifest, "BATCH", size)
+        found = manifest.read(path)
+        assert [(shard.first, shard.num, shard.sha256) for shard in found.shards] == [
+            (0, 3, "digest0"),
+            (3, 1, "digest1"),
+            (4, 5, "digest2"),
+            (9, 2, "digest3"),
+        ]
+        assert len(found) == 11
+        for name in ("offset", "seed"):
+            assert found.numbers(name).dtype == np.int64 and found.numbers(name).tolist() == rows[name].to_pylist()

@@ -1,0 +1,45 @@
+"""Each shard is hashed by one process of a job: the others wait for what it found, and hash other shards meanwhile."""
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+from torch import distributed
+
+from dmd.artifacts.pairs import Once, each
+from dmd.stages import processes
+
+POLL_SECONDS = 0.05
+_GOOD = "good"
+
+
+def once() -> Once:
+    """What a `PairReader` of this process takes: alone it checks every shard itself."""
+    if processes.count() == 1:
+        return each
+    # a client of its own: a wait in the thread that reads ahead must not hold up the main thread's collectives
+    store, *_ = next(distributed.rendezvous("env://", timeout=timedelta(minutes=5)))
+    return _Shared(store)
+
+
+class _Shared:
+    """Through the store of torchrun: who asks first for a shard checks it, and says what came of it."""
+
+    def __init__(self, store: distributed.Store) -> None:
+        self._store = store
+
+    def __call__(self, number: int, check: Callable[[], None]) -> None:
+        """ValueError of the process that checked the shard, in all of them."""
+        key = f"dmd/shard/{number}"
+        if self._store.add(f"{key}/claims", 1) == 1:
+            try:
+                check()
+            except (ValueError, OSError) as error:
+                self._store.set(key, str(error))
+                raise
+            self._store.set(key, _GOOD)
+            return
+        while not self._store.check([key]):
+            time.sleep(POLL_SECONDS)
+        if (found := self._store.get(key).decode()) != _GOOD:
+            raise ValueError(found)
