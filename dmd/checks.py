@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from posixpath import normpath
 from typing import Any
 
 from dmd import distill_section
@@ -107,6 +108,18 @@ def unfit_inputs(inputs: Mapping[str, Json]) -> Iterator[str]:
             yield f"inputs.{name}.file: {entry['file']} is that of inputs.{other}, too"
         if entry["file"].split("/")[0] == "results":
             yield f"inputs.{name}.file: {entry['file']} lies in results/, where only the workflow writes"
+
+
+def unfit_storage(storage: Json | None) -> Iterator[str]:
+    """Contradictions of section `storage`."""
+    if storage is None:
+        return
+    if storage["prefix"].startswith("http") and not storage["keep"]:
+        yield f"storage.keep: false, but {storage['prefix']} is to read only: shards made here have no other place"
+    if storage["prefix"].startswith("http") and storage["endpoint"]:
+        yield f"storage.endpoint: {storage['endpoint']}, but {storage['prefix']} names its server itself"
+    if normpath(storage["cache"]).split("/")[0] == "results":
+        yield f"storage.cache: {storage['cache']} lies in results/, where only the workflow writes"
 
 
 def _noise_scales(experiment: Json) -> Iterator[str]:

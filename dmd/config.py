@@ -15,7 +15,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from dmd.checks import Json, contradictions, suggestion, unfit_inputs, unknown_experiment, unknown_names
+from dmd.checks import Json, contradictions, suggestion, unfit_inputs, unfit_storage, unknown_experiment, unknown_names
 from dmd.sources import SOURCES, placed, with_digests
 
 SWITCHES = ("kind", "name")
@@ -42,7 +42,8 @@ def read_yaml(path: Path) -> Json:
 
 
 def resolve(config: Json, schema: Json) -> Json:
-    """Merged and checked configuration: `experiments` (defaults filled), `parents`, `tables`, `charts`, `inputs`.
+    """Merged and checked configuration: `experiments` (defaults filled), `parents`, `tables`, `charts`, `inputs`,
+    `storage`.
 
     Each `file` is spelt in one way. A mapping of an experiment that names one gets its `sha256`: its own, else that of
     the input of that file, else None.
@@ -66,6 +67,7 @@ def resolve(config: Json, schema: Json) -> Json:
         _raise(f"{name}.{fault}" for fault in contradictions(experiment))
     _raise(unknown_names(merged, config))
     _raise(unfit_inputs(config["inputs"]))
+    _raise(unfit_storage(config["storage"]))
     digests = {entry["file"]: entry["sha256"] for entry in config["inputs"].values()}
     merged = {name: with_digests(experiment, digests) for name, experiment in merged.items()}
     return {**config, "experiments": merged, "parents": parents}

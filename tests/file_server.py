@@ -1,7 +1,7 @@
-"""A server on the loopback interface with one file, as well or badly behaved as a test asks for."""
+"""A server on the loopback interface with one file or a folder, as well or badly behaved as a test asks for."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +19,8 @@ class FileServer:
         kind: Content-Type of the content.
         length: whether Content-Length says how much is coming.
         drops: for each coming request after how many bytes of its body the connection is cut.
-        asked: header Range of each request so far.
+        asked: header Range of each GET so far.
+        folder: files by path; where it is None, every path is `content`.
         before: called before each answer.
     """
 
@@ -34,25 +35,35 @@ class FileServer:
     asked: list[str | None] = field(default_factory=list)
     before: Callable[[], object] = lambda: None
     url: str = ""
+    folder: Mapping[str, bytes] | None = None
 
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
+    def answer(self, request: BaseHTTPRequestHandler, *, body_too: bool = True) -> None:
+        content = self.content if self.folder is None else self.folder.get(request.path)
+        if content is None:
+            request.send_error(404)
+            return
+        if not body_too:
+            request.send_response(200)
+            request.send_header("Content-Length", str(len(content)))
+            request.end_headers()
+            return
         wanted = request.headers.get("Range")
         self.asked.append(wanted)
         self.before()
         if self.status not in (200, 206):
             request.send_error(self.status)
             return
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.ranges else 0
+        start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted and self.ranges else 0
         if self.careful and request.headers.get("If-Range", self.tag) != self.tag:
             start = 0
-        if start >= len(self.content):
+        if start >= len(content):
             request.send_error(416)
             return
-        body = self.content[start:]
+        body = content[start:]
         request.send_response(206 if start else self.status)
         request.send_header("Content-Type", self.kind)
         if start:
-            total = len(self.content)
+            total = len(content)
             request.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
         if self.tag:
             request.send_header("ETag", self.tag)
@@ -69,6 +80,9 @@ def serving(server: FileServer) -> Iterator[FileServer]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # noqa: N802 (the library's name)
             server.answer(self)
+
+        def do_HEAD(self) -> None:  # noqa: N802
+            server.answer(self, body_too=False)
 
         def log_message(self, *_: object) -> None:
             pass

@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dmd import layout
-from dmd.artifacts import files, record
+from dmd.artifacts import files, record, remote
 
 KINDS = frozenset({".safetensors", ".tar", ".parquet", ".json", ".onnx"})
 SCRATCH = frozenset({"checkpoints", "grids", "logs", "benchmarks"})
@@ -38,9 +38,13 @@ def audit(folder: Path) -> tuple[Reasons, Reasons, list[str]]:
     folder = _normal(folder)
     refuse_while_writing(folder)
     records, bad, strangers = _scan(folder)
-    bad |= _compare(records)
+    away = {path: entry for path, entry in records.items() if "stored" in entry and not path.is_file()}
+    bad |= _compare({path: entry for path, entry in records.items() if path not in away})
+    lost, unseen = _lost(away)
+    bad |= lost
     missing, notes = _compare_inputs(records, folder, bad)
     bad |= missing
+    notes += unseen
     notes += [f"{path}: has no record and is nothing that a stage makes; left alone" for path in strangers]
     return bad, _derived(records, bad), [*notes, f"{folder}: {len(records)} artifacts checked"]
 
@@ -94,6 +98,34 @@ def _compare(records: Records) -> Reasons:
                 altered = f"was altered: sha256 {digest[:12]}..., {entry['sha256'][:12]}... was recorded"
                 bad[path] = cut if size < entry["size"] else altered
     return bad
+
+
+def _lost(away: Records) -> tuple[Reasons, list[str]]:
+    """Of files that only a storage has: those that it has no longer, or in another size; notes where it says nothing.
+
+    Their bytes are compared with their digests by whoever reads them.
+    """
+    places: dict[tuple[str, str | None], dict[str, Path]] = {}
+    bad: Reasons = {}
+    for path, entry in away.items():
+        try:
+            stored = entry["stored"]
+            places.setdefault((stored["prefix"], stored["endpoint"]), {})[stored["name"]] = path
+        except (KeyError, TypeError):
+            bad[path] = "is missing, and its record does not say where it is stored"
+    notes = []
+    for (prefix, endpoint), names in places.items():
+        try:
+            sizes = remote.connect(prefix, endpoint=endpoint, log=lambda line: None).sizes(names)
+        except (ValueError, OSError) as error:
+            notes.append(f"{prefix}: {len(names)} files are there and not here; it could not be asked ({error})")
+            continue
+        notes.append(f"{prefix}: {len(names)} files are there and not here")
+        for name, path in names.items():
+            if sizes[name] != away[path]["size"]:
+                there = "is missing" if sizes[name] is None else f"has {sizes[name]} bytes, not {away[path]['size']},"
+                bad[path] = f"{there} in {prefix}, where it was stored"
+    return bad, notes
 
 
 def _compare_inputs(records: Records, folder: Path, bad: Reasons) -> tuple[Reasons, list[str]]:

@@ -10,6 +10,7 @@ import torch
 
 from dmd.artifacts.manifest import Manifest
 from dmd.artifacts.shards import Place, Shard
+from dmd.artifacts.storage import Storage, open_shard
 
 DESCRIPTORS = 2  # of an open shard: its file and its memory map
 SPARE = 128  # descriptors for all else
@@ -27,16 +28,19 @@ class PairReader:
     Several threads may read.
     """
 
-    def __init__(self, manifest: Manifest, *, seed: int, once: Once = each) -> None:
+    def __init__(self, manifest: Manifest, *, seed: int, once: Once = each, storage: Storage | None = None) -> None:
         """Opens nothing yet; a shard is checked against the manifest when it is first needed.
 
-        `once` may leave the comparison of digests to another process.
+        `once` may leave the comparison of digests to another process. Shards that are missing are downloaded from
+        `storage`, where there is one, and read from its cache.
         """
         self._manifest = manifest
         self._seed, self._once = seed, once
         self._offsets, self._lengths = manifest.numbers("offset"), manifest.numbers("length")
         self._firsts = np.array([shard.first for shard in manifest.shards])
-        self._most = most_open(len(manifest.shards))
+        self._storage = storage
+        fits = storage is None or storage.holds(manifest.shards)  # a file that is open takes room even if it is removed
+        self._most = most_open(len(manifest.shards)) if fits else 1
         self._open: dict[int, Shard] = {}  # least recently used first
         self._checked: set[int] = set()
         self._order: tuple[tuple[int, int], np.ndarray] = ((-1, 0), np.empty(0, np.int64))
@@ -62,6 +66,7 @@ class PairReader:
         """
         with self._lock:
             rows = [self._row(place, among or len(self)) for place in range(position, position + num)]
+            self._prepare(rows)
             items = [self._item(row) for row in rows]
             name = "text" if "text" in items[0] else "label"
             noise, label, image = (_stacked(items, each) for each in ("noise", name, "image"))
@@ -81,8 +86,18 @@ class PairReader:
             self._order = (epoch, num), np.random.default_rng([self._seed, epoch]).permutation(num)
         return int(self._order[1][place])
 
+    def _prepare(self, rows: list[int]) -> None:
+        """Downloads what a batch needs, several shards at once, if all will stay."""
+        if self._storage is not None and self._most > 1:
+            numbers = {self._number(row) for row in rows} - self._checked
+            self._storage.prepare([self._manifest.shards[number] for number in sorted(numbers)])
+
+    def _number(self, row: int) -> int:
+        """Of the shard that holds a row."""
+        return int(np.searchsorted(self._firsts, row, side="right")) - 1
+
     def _item(self, row: int) -> dict[str, np.ndarray]:
-        number = int(np.searchsorted(self._firsts, row, side="right")) - 1
+        number = self._number(row)
         shard = self._open.pop(number, None) or self._opened(number)
         self._open[number] = shard
         return shard.item(Place(int(self._offsets[row]), int(self._lengths[row])))
@@ -91,10 +106,10 @@ class PairReader:
         if len(self._open) == self._most:
             self._open.pop(next(iter(self._open))).close()
         file = self._manifest.shards[number]
-        if number not in self._checked:
-            self._once(number, lambda: Shard(file.path, size=file.size, sha256=file.sha256).close())
-            self._checked.add(number)
-        return Shard(file.path, size=file.size)
+        if number not in self._checked and (self._storage is None or file.path.is_file()):
+            self._once(number, lambda: open_shard(file, None).close())
+        self._checked.add(number)
+        return open_shard(file, self._storage, checked=True)
 
 
 def _stacked(items: list[dict[str, np.ndarray]], name: str) -> torch.Tensor:

@@ -80,18 +80,18 @@ def provenance(stage: str, spec: Mapping[str, Any], inputs: Inputs) -> dict[str,
     return {"stage": stage, "version": VERSIONS[stage], "spec": dict(spec), "inputs": digests}
 
 
+def entry(sha256: str, size: int, *, stage: str, inputs: Inputs) -> dict[str, Any]:
+    """The record of a file of `size` bytes that a stage makes."""
+    digests = {name: digest for group in inputs.values() for name, digest in group.items()}
+    return {"sha256": sha256, "size": size, "stage": stage, "version": VERSIONS[stage], "inputs": digests}
+
+
 @contextlib.contextmanager
 def publish(path: Path, *, stage: str, inputs: Inputs) -> Iterator[Path]:
     """Like `files.atomic`, and writes the record just before the artifact appears."""
     with files.atomic(path) as temporary:
         yield temporary
-        record = {
-            "sha256": files.sha256(temporary),
-            "size": temporary.stat().st_size,
-            "stage": stage,
-            "version": VERSIONS[stage],
-            "inputs": {name: digest for group in inputs.values() for name, digest in group.items()},
-        }
+        record = entry(files.sha256(temporary), temporary.stat().st_size, stage=stage, inputs=inputs)
         with files.atomic(sidecar(path)) as side:
             side.write_text(files.canonical_json(record) + "\n")
 

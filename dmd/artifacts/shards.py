@@ -64,11 +64,19 @@ def read_record(path: Path) -> dict[str, Any] | None:
     try:
         with open(path, "rb") as stream:
             head = stream.read(BLOCK_SIZE)
-            name, size = _member(head, 0)
-            if name != f"{RECORD_KEY}.json":
-                return None
-            return json.loads(stream.read(size))
+            return parse_record(head + stream.read(_member(head, 0)[1]))
     except (OSError, ValueError):
+        return None
+
+
+def parse_record(head: bytes) -> dict[str, Any] | None:
+    """The record in the first bytes of a shard; None if they are not those of such a shard, or too few."""
+    try:
+        name, size = _member(head, 0)
+        if name != f"{RECORD_KEY}.json":
+            return None
+        return json.loads(head[BLOCK_SIZE : BLOCK_SIZE + size])
+    except ValueError:
         return None
 
 

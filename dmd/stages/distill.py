@@ -11,9 +11,10 @@ import pyarrow as pa
 from dmd.artifacts import manifest as manifests
 from dmd.artifacts import record
 from dmd.artifacts import tensors as tensor_files
+from dmd.artifacts.storage import Place
 from dmd.diffusion.compute import Compute, set_tf32
 from dmd.methods.numbers import Numbers
-from dmd.stages import checkpoints, processes, stage, stops
+from dmd.stages import checkpoints, processes, stage, stops, stored
 from dmd.stages.distance import DistanceFiles
 from dmd.stages.training import Training
 
@@ -28,6 +29,7 @@ def run(
     lpips: Path | None = None,
     tiny_autoencoder: Path | None = None,
     autoencoder: Path | None = None,
+    storage: Place | None = None,
     **numbers: Unpack[Numbers],
 ) -> None:
     """Writes the generator and the log of its training.
@@ -40,6 +42,7 @@ def run(
         start: file that initialises generator and fake denoiser; the teacher's where absent.
         lpips: VGG16 weights, for regression_distance of kind lpips.
         tiny_autoencoder, autoencoder: what decodes latents, for a regression_distance with decoder tiny or full.
+        storage: where shards of pairs are that are not here; no part of what is learnt.
         numbers: section `distill` of the experiment, with device and threads.
 
     Raises:
@@ -58,7 +61,8 @@ def run(
         provenance = record.provenance("distill", spec, inputs)
         key = checkpoints.checkpoint_key({**provenance, "spec": _without_cadence(spec)})
         files = DistanceFiles(lpips, tiny_autoencoder, autoencoder)
-        training = Training(teacher, manifest, start or teacher, files, output.parent, numbers)
+        there = stored.opened(storage)
+        training = Training(teacher, manifest, start or teacher, files, output.parent, numbers, there)
         with stops.held():  # from the first update until the generator is written
             rows, weights = training.train(key), training.weights()
             if not leads:

@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 
 from dmd.artifacts import manifest, pinned, record, shards
+from dmd.artifacts.storage import Storage
 from dmd.diffusion import schedulers
 from dmd.diffusion.compute import Compute, compile_network, set_tf32
 from dmd.sampler import Sampler
-from dmd.stages import lora_file, memory, stage
+from dmd.stages import lora_file, memory, stage, stored
 from dmd.stages.texts import Texts
 
 PLACE_KEYS = ("first", "last", "num_samples")  # say which shards and how many, not what is in them
@@ -29,6 +30,7 @@ def draw_block(
     prompts: Path | None = None,
     text_encoder: Path | None = None,
     lora: Path | None = None,
+    storage: Storage | None = None,
 ) -> None:
     """Makes shards spec["first"] .. spec["last"] and the block file that lists them.
 
@@ -38,7 +40,8 @@ def draw_block(
 
     A tar that is whole and was made from the same spec is kept, so a job that was stopped, or a block that
     grew, makes only what is missing. Batches never cross shards and the last one is padded: an item depends on
-    its own seed, and a shard's bytes on nothing outside it.
+    its own seed, and a shard's bytes on nothing outside it. So is one that `storage` has, which all shards are copied
+    to.
 
     Raises:
         ValueError: the denoiser's file is damaged, or images are not finite.
@@ -54,18 +57,32 @@ def draw_block(
     numbers = range(spec["first"], spec["last"] + 1)
     paths = {number: output.parent.parent / f"{number:05d}.tar" for number in numbers}
     with record.exclusive(output):
-        missing = [number for number in numbers if not _is_made(paths[number], origin, number)]
+        made = {number: _is_made(paths[number], origin, number) for number in numbers}
+        whole = record.provenance(stage_name, spec, inputs)
+        if (
+            storage
+            and not all(made.values())
+            and stored.recall_block(storage, output, [*paths.values()], whole, inputs)
+        ):
+            return
+        if storage:
+            made = {each: stored.claim(storage, paths[each], origin, each, made=made[each]) for each in numbers}
+        missing = [number for number in numbers if not made[number]]
         stage.log(f"{len(missing)} shards of {spec['shard_size']} to make, {len(numbers) - len(missing)} kept")
         if missing:
             texts = None if prompts is None or text_encoder is None else (prompts, text_encoder)
             drawer = _Drawer(denoiser, weights, spec, keep_noise, texts, lora)
-            _draw_shards(missing, paths, drawer, origin, inputs)
-        facts = total_facts([(shards.read_record(path) or {})["facts"] for path in paths.values()])
-        tars = record.check_inputs(shards=list(paths.values()))
-        tables = [_rows(paths[number], tars["shards"], output.parent, spec["first_seed"]) for number in numbers]
-        metadata = {**record.provenance(stage_name, spec, inputs), "facts": facts}
-        with record.publish(output, stage=stage_name, inputs={**inputs, **tars}) as temporary:
+            _draw_shards(missing, paths, drawer, origin, inputs, storage)
+        tars, tables, facts = {}, [], []
+        for path in paths.values():
+            tars[str(path)], table, found = stored.listed(path, spec["first_seed"], storage)
+            tables.append(table)
+            facts.append(found)
+        metadata = {**whole, "facts": total_facts(facts)}
+        with record.publish(output, stage=stage_name, inputs={**inputs, "shards": tars}) as temporary:
             manifest.write(temporary, pa.concat_tables(tables), metadata)
+        if storage:
+            stored.settle(storage, output, [*paths.values()])
 
 
 def total_facts(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -92,6 +109,7 @@ def _draw_shards(
     drawer: "_Drawer",
     origin: dict[str, Any],
     inputs: record.Inputs,
+    storage: Storage | None,
 ) -> None:
     size = drawer.spec["shard_size"]
     status = stage.Progress(total=len(numbers) * size, unit="images")
@@ -103,6 +121,8 @@ def _draw_shards(
             found = {"origin": origin, "shard": number, "facts": drawer.facts}
             with record.publish(paths[number], stage=origin["stage"], inputs=inputs) as temporary:
                 shards.write(temporary, items, found)
+            if storage and storage.writable:
+                storage.upload(paths[number])
 
 
 class _Drawer:
@@ -165,22 +185,3 @@ def _optional_facts(sampler: Sampler, guidance: float) -> dict[str, Any]:
     if "image_shape" in sampler.metadata:
         facts |= {"codec": True, "image_shape": sampler.metadata["image_shape"]}
     return facts
-
-
-def _rows(path: Path, digests: dict[str, str], folder: Path, first_seed: int) -> pa.Table:
-    """The rows of one tar, paths relative to `folder`."""
-    with shards.Shard(path) as shard:
-        found = [(index, place, int(shard.item(place)["label"])) for index, place in shard.index()]
-    num = len(found)
-    columns = {
-        "key": [f"{index:08d}" for index, _, _ in found],
-        "shard": [f"../{path.name}"] * num,
-        "index": [index for index, _, _ in found],
-        "label": [label for _, _, label in found],
-        "seed": [first_seed + index for index, _, _ in found],
-        "offset": [place.offset for _, place, _ in found],
-        "length": [place.length for _, place, _ in found],
-        "size": [path.stat().st_size] * num,
-        "sha256": [digests[str(path)]] * num,
-    }
-    return pa.table(columns, schema=manifest.SCHEMA)

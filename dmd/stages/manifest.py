@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from dmd.artifacts import manifest, record
-from dmd.artifacts.shards import Shard
-from dmd.stages import stage
+from dmd.artifacts.storage import Place, open_shard
+from dmd.stages import stage, stored
 from dmd.stages.drawing import COUNTED, PLACE_KEYS, total_facts
 
 
-def run(*, blocks: list[Path], output: Path, num: int, shard_size: int) -> None:
+def run(*, blocks: list[Path], output: Path, num: int, shard_size: int, storage: Place | None = None) -> None:
     """Writes manifest.parquet.
 
     Args:
@@ -22,6 +22,7 @@ def run(*, blocks: list[Path], output: Path, num: int, shard_size: int) -> None:
         output: manifest.parquet; the paths in it are relative to its folder, so blocks may be another experiment's.
         num: items to list; blocks may hold more.
         shard_size: items in each shard.
+        storage: where shards are that are not here, and where the table is copied to.
 
     Raises:
         ValueError: blocks of different specs, a gap in the numbering, or a shard that differs from its digest.
@@ -30,16 +31,22 @@ def run(*, blocks: list[Path], output: Path, num: int, shard_size: int) -> None:
     with record.exclusive(output):
         found = [manifest.read(path) for path in blocks]
         _check_origins(found)
+        there = stored.opened(storage)
+        away = [file for block in found for file in block.shards if there and not file.path.is_file()]
         held = sum(len(block) for block in found)
         if held < num:
             raise ValueError(f"the blocks hold {held} items, {num} were asked for")
         if num % shard_size:
             raise ValueError(f"num {num} must be a multiple of shard_size {shard_size}")
+        if there:
+            stored.check(there, away)
         facts = total_facts([block.metadata["facts"] for block in found])
         spec = {"num": num, "shard_size": shard_size}
         metadata = {**record.provenance("manifest", spec, inputs), "facts": facts}
         with record.publish(output, stage="manifest", inputs=inputs) as temporary:
-            manifest.write_parts(temporary, _parts(found, output.parent, num), metadata)
+            manifest.write_parts(temporary, _parts(found, output.parent, num, {file.path for file in away}), metadata)
+        if there and there.writable:
+            there.upload(output)
 
 
 def _check_origins(blocks: Sequence[manifest.Manifest]) -> None:
@@ -58,13 +65,14 @@ def _origin(block: manifest.Manifest) -> dict[str, Any]:
     }
 
 
-def _parts(blocks: Sequence[manifest.Manifest], folder: Path, num: int) -> Iterator[pa.Table]:
-    """The first `num` rows of all blocks, block by block, once its shards were hashed."""
+def _parts(blocks: Sequence[manifest.Manifest], folder: Path, num: int, away: set[Path]) -> Iterator[pa.Table]:
+    """The first `num` rows of all blocks, block by block, once those of its shards that are not `away` were hashed."""
     status, done = stage.Progress(total=sum(len(block) for block in blocks), unit="items"), 0
     for block in blocks:
         for file in block.shards:
-            with Shard(file.path, size=file.size, sha256=file.sha256):
-                status.add(file.num)
+            if file.path not in away:
+                open_shard(file, None).close()
+            status.add(file.num)
         part = _moved(manifest.read(block.path), folder).slice(0, num - done)  # read anew: rows are not kept
         if not np.array_equal(part["index"].to_numpy(), np.arange(done, done + len(part))):
             raise ValueError("the blocks do not number their items 0, 1, 2, ... in order")

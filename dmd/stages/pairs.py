@@ -6,8 +6,9 @@ Pairs of a text teacher hold `text`, too, the states of their prompt, and the pr
 from pathlib import Path
 from typing import Any
 
+from dmd.artifacts.storage import Place
 from dmd.diffusion.compute import Compute
-from dmd.stages import stage
+from dmd.stages import stage, stored
 from dmd.stages.drawing import draw_block
 
 
@@ -29,6 +30,7 @@ def run(
     device: str = "cpu",
     threads: int = 1,
     compute: Compute | None = None,
+    storage: Place | None = None,
 ) -> None:
     """Writes pairs/{shard}.tar for shards first .. last and the block file that lists them.
 
@@ -46,6 +48,7 @@ def run(
         guidance: of a text teacher; 1 is none.
         dtype: "float32" or "float16", of the images on disk; noise is float32, text states are float16.
         compute: precision, layout and compilation of network passes; None is plain float32.
+        storage: where shards go, and are taken from if they were made of the same before; no part of what they are.
     """
     numbers: dict[str, Any] = {"solver": solver, "first_seed": first_seed, "batch_size": batch_size}
     numbers |= {"labels": labels, "shard_size": shard_size, "first": first, "last": last}
@@ -55,8 +58,17 @@ def run(
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype {dtype!r} is not one of 'float32', 'float16'")
     numbers |= {"dtype": dtype} if dtype != "float32" else {}
-    texts = {"prompts": prompts, "text_encoder": text_encoder}
-    draw_block(output, stage_name="pairs", denoiser=teacher, weights="ema", spec=numbers, keep_noise=True, **texts)
+    draw_block(
+        output,
+        stage_name="pairs",
+        denoiser=teacher,
+        weights="ema",
+        spec=numbers,
+        keep_noise=True,
+        prompts=prompts,
+        text_encoder=text_encoder,
+        storage=stored.opened(storage),
+    )
 
 
 if __name__ == "__main__":

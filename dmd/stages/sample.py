@@ -61,8 +61,17 @@ def run(
     numbers |= {"lora": lora} if lora else {}
     if num_samples % shard_size:
         raise ValueError(f"num_samples {num_samples} must be a multiple of shard_size {shard_size}")
-    given = {"prompts": prompts, "text_encoder": text_encoder, "lora": lora_file}
-    draw_block(output, stage_name="sample", denoiser=denoiser, weights=weights, spec=numbers, keep_noise=False, **given)
+    draw_block(
+        output,
+        stage_name="sample",
+        denoiser=denoiser,
+        weights=weights,
+        spec=numbers,
+        keep_noise=False,
+        prompts=prompts,
+        text_encoder=text_encoder,
+        lora=lora_file,
+    )
 
 
 if __name__ == "__main__":

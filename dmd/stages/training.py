@@ -9,6 +9,7 @@ import torch
 
 from dmd.artifacts import manifest as manifests
 from dmd.artifacts.pairs import PairReader
+from dmd.artifacts.storage import Storage
 from dmd.diffusion.compute import Compute, compile_network
 from dmd.diffusion.noise import seeded_noise
 from dmd.methods import state
@@ -39,7 +40,14 @@ class Training:
     """
 
     def __init__(
-        self, teacher: Path, manifest: Path, start: Path, files: DistanceFiles, folder: Path, numbers: Numbers
+        self,
+        teacher: Path,
+        manifest: Path,
+        start: Path,
+        files: DistanceFiles,
+        folder: Path,
+        numbers: Numbers,
+        storage: Storage | None = None,
     ) -> None:
         self.folder = folder
         self.checkpoints, self.grids = folder / "checkpoints", folder / "grids"
@@ -63,7 +71,7 @@ class Training:
             compile_network(denoiser, compute)
         distance = next(iter(self.distances.values()))
         self.distillation = Distillation(real, generator, fake, numbers, distance, share)
-        reader = PairReader(pairs, seed=numbers["seed"], once=shared_checks.once())
+        reader = PairReader(pairs, seed=numbers["seed"], once=shared_checks.once(), storage=storage)
         self.num_pairs, self.feed = len(reader), Feed(reader, self.phases, numbers, share, facts=facts)
         self.facts = {
             **{key: started[key] for key in KEPT_FACTS if key in started},

@@ -74,6 +74,12 @@ def spec(rule):
     return lambda wildcards: canonical_json(EXPERIMENTS.spec(wildcards.experiment, rule, block(wildcards)))
 
 
+def place(wildcards, output):
+    """Where shards of pairs lie when they are not in results/. It depends on the output, and so is no parameter that
+    Snakemake compares: another place makes nothing anew."""
+    return canonical_json({"storage": {**SETTINGS["storage"], "folder": "results"}} if SETTINGS["storage"] else {})
+
+
 def artifact(rule):
     """Path of the artifact of `rule` that an experiment uses, its own or its ancestor's."""
     return lambda wildcards: f"results/{EXPERIMENTS.path(wildcards.experiment, rule)}"

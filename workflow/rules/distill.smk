@@ -30,11 +30,13 @@ rule distill:
         spec=spec("distill"),
         # a parameter that depends on the output is none that Snakemake compares: another cadence trains nothing anew
         cadence=lambda wildcards, output: canonical_json(cadence(EXPERIMENTS.section(wildcards.experiment, "distill"))),
+        place=place,
         version=VERSIONS["distill"],
     shell:
         "python -m dmd.stages.distill --teacher {input.teacher} --manifest {input.manifest} "
         "{params.start} {params.lpips} {params.tiny_autoencoder} {params.autoencoder} "
-        "--output {output.generator} --table {output.table} --spec {params.spec:q} {params.cadence:q} --log {log}"
+        "--output {output.generator} --table {output.table} "
+        "--spec {params.spec:q} {params.cadence:q} {params.place:q} --log {log}"
 
 
 # Teacher and generator from the same noise, and the curves of the training.

@@ -22,10 +22,11 @@ rule pairs:
         prompts=flag("prompts"),
         text_encoder=flag("text_encoder"),
         spec=spec("pairs"),
+        place=place,
         version=VERSIONS["pairs"],
     shell:
         "python -m dmd.stages.pairs --teacher {input.teacher} {params.prompts} {params.text_encoder} --output {output} "
-        "--spec {params.spec:q} --log {log}"
+        "--spec {params.spec:q} {params.place:q} --log {log}"
 
 
 # One table over all pairs, after hashing every shard again.
@@ -48,6 +49,8 @@ rule pairs_manifest:
         runtime=minutes(60, "pairs_manifest"),
     params:
         spec=spec("pairs_manifest"),
+        place=place,
         version=VERSIONS["manifest"],
     shell:
-        "python -m dmd.stages.manifest --blocks {input} --output {output} --spec {params.spec:q} --log {log}"
+        "python -m dmd.stages.manifest --blocks {input} --output {output} "
+        "--spec {params.spec:q} {params.place:q} --log {log}"

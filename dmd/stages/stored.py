@@ -1,0 +1,142 @@
+"""What the stages of pairs leave in a storage, and what they take from it in place of drawing it again."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dmd.artifacts import files, manifest, record, shards
+from dmd.artifacts.manifest import ShardFile
+from dmd.artifacts.storage import Place, Storage, open_shard
+from dmd.stages import stage
+
+HEAD = 1 << 18  # bytes that hold the record which a shard begins with
+
+
+def opened(place: Place | None) -> Storage | None:
+    """The storage of a spec, None where it names none."""
+    return Storage(place, log=stage.log) if place else None
+
+
+def recall_block(
+    storage: Storage, output: Path, paths: Sequence[Path], provenance: Mapping[str, Any], inputs: record.Inputs
+) -> bool:
+    """Takes a block file from the storage if it was made of the same, and all its shards are here or there.
+
+    Its shards stay there; each gets a record that says so. False where something is missing or differs.
+    """
+    entry = storage.record(output)
+    if entry is None:
+        return False
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".tmp-") as folder:
+        copy = Path(folder, output.name)
+        storage.fetch(output, entry, copy)
+        block, content = manifest.read(copy), copy.read_bytes()
+    if _canonical({key: block.metadata.get(key) for key in provenance}) != _canonical(provenance):
+        stage.log(f"{storage.url(output)} was made from other inputs or numbers: it is made anew")
+        return False
+    own = {path.name: path for path in paths}
+    listed = {own[file.path.name]: file for file in block.shards if file.path.name in own}
+    if [*listed] != [*paths] or not _are_there(storage, listed):
+        return False
+    for path, file in listed.items():
+        if not path.is_file():
+            storage.note(path, record.entry(file.sha256, file.size, stage=provenance["stage"], inputs=inputs))
+    tars = {"shards": {str(path): file.sha256 for path, file in listed.items()}}
+    with record.publish(output, stage=provenance["stage"], inputs={**inputs, **tars}) as temporary:
+        temporary.write_bytes(content)
+    stage.log(f"{len(listed)} shards were drawn before: {storage.url(output)} lists them")
+    return True
+
+
+def claim(storage: Storage, path: Path, origin: Mapping[str, Any], number: int, *, made: bool) -> bool:
+    """Whether shard `number` need not be drawn: it is `made`, or the storage has it, made of the same.
+
+    Writes the record of one that is only there.
+
+    Raises:
+        ValueError: the storage has another shard of this name, which is not the one that this folder knew.
+    """
+    entry = storage.record(path)
+    if entry is None:
+        return made
+    found = shards.parse_record(storage.head(path, HEAD)) or {}
+    same = found.get("origin") == origin and found.get("shard") == number
+    if same and not made:
+        storage.note(path, entry)
+        return True
+    if storage.writable and (record.read(path) or {}).get("sha256") != entry["sha256"]:
+        raise ValueError(
+            f"{storage.url(path)} is not of this folder: sha256 {entry['sha256']}, made from other inputs or numbers, "
+            "or elsewhere. It is not replaced: name another storage.prefix, or remove it there"
+        )
+    return made
+
+
+def listed(path: Path, first_seed: int, storage: Storage | None) -> tuple[str, pa.Table, dict[str, Any]]:
+    """Digest, rows and facts of one shard, here or in the storage; paths in rows are relative to a folder beside it."""
+    entry = record.read(path)
+    digest = entry["sha256"] if entry and not path.is_file() else record.check(path)
+    file = ShardFile(path, entry["size"] if entry else path.stat().st_size, digest, 0, 0)
+    with open_shard(file, storage, checked=True) as shard:
+        found = [(index, place, int(shard.item(place)["label"])) for index, place in shard.index()]
+        facts = (shards.read_record(shard.path) or {})["facts"]
+    num = len(found)
+    columns = {
+        "key": [f"{index:08d}" for index, _, _ in found],
+        "shard": [f"../{path.name}"] * num,
+        "index": [index for index, _, _ in found],
+        "label": [label for _, _, label in found],
+        "seed": [first_seed + index for index, _, _ in found],
+        "offset": [place.offset for _, place, _ in found],
+        "length": [place.length for _, place, _ in found],
+        "size": [file.size] * num,
+        "sha256": [digest] * num,
+    }
+    return digest, pa.table(columns, schema=manifest.SCHEMA), facts
+
+
+def settle(storage: Storage, output: Path, paths: Sequence[Path]) -> None:
+    """Uploads a block file and those of its shards that are here, and removes them here where they are not kept."""
+    if not storage.writable:
+        return
+    here = [path for path in paths if path.is_file()]
+    for path in [*here, output]:
+        storage.upload(path)
+    if not storage.keep:
+        for path in here:
+            storage.drop(path)
+
+
+def check(storage: Storage, away: Sequence[ShardFile]) -> None:
+    """Compares sizes of shards that are only in the storage; whoever reads them compares digests.
+
+    Raises:
+        ValueError: one is missing there, or has another size.
+    """
+    for file, size in zip(away, storage.sizes([file.path for file in away]), strict=True):
+        if size != file.size:
+            found = "is not there" if size is None else f"has {size} bytes, {file.size} were recorded"
+            raise ValueError(f"{storage.url(file.path)} {found}: run `make verify`, then snakemake again")
+
+
+def _are_there(storage: Storage, listed: Mapping[Path, ShardFile]) -> bool:
+    """Whether each shard is here, with the digest that is listed, or in the storage."""
+    away = {path: file for path, file in listed.items() if not path.is_file()}
+    for path, file in listed.items():
+        if path not in away and (record.read(path) or {}).get("sha256") != file.sha256:
+            stage.log(f"{path} is another shard than that in {storage.prefix}: the one here counts")
+            return False
+    missing = [path for path, size in zip(away, storage.sizes([*away]), strict=True) if size != away[path].size]
+    for path in missing:
+        stage.log(f"{storage.url(path)} is missing, or has another size: it is made anew")
+    return not missing
+
+
+def _canonical(value: Mapping[str, Any]) -> str:
+    return files.canonical_json(dict(value))
