@@ -1,4 +1,4 @@
-# make demo | table2 | test | test-slow | check | bench | bench-gpu | bench-memory | plan | verify | prune | report.
+# make demo | table2 | test | test-slow | check | bench | bench-gpu | bench-memory | bench-scale | plan | verify | prune | report.
 # All of them make .venv first, once.
 PYTHON ?= python3
 CORES ?= all
@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(shell cksum < envs/requirements.txt | cut -d ' ' -f 1)
 SOURCES := dmd tests workflow/scripts $(wildcard bench)
 
-.PHONY: demo table2 test test-slow check bench bench-gpu bench-memory plan verify prune report
+.PHONY: demo table2 test test-slow check bench bench-gpu bench-memory bench-scale plan verify prune report
 
 demo: $(READY)
 	$(BIN)/snakemake --cores $(CORES)
@@ -40,6 +40,11 @@ bench-gpu: $(READY)
 # Memory of whole fine-tuning and of adapters: writes bench/results/memory.json.
 bench-memory: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.memory
+
+# Twelve million rows, thousands of jobs, and readers of pairs: writes bench/results/scale.json and readers.json.
+bench-scale: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.scale
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.readers
 
 # make plan EXPERIMENT=digits: jobs, network calls, time and disk of what a run would make.
 plan: $(READY)

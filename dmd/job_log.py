@@ -1,9 +1,9 @@
 """What the log of a job says of it.
 
-A log that ends in an error is that of a job that `failed`. Else the job is `running` if its log was touched in the last
-`SILENT_SECONDS` (a stage that works touches it every ten, see `dmd.stages.heartbeat`), and `stopped` if it was not: it
-was killed or suspended. A job without a log, or whose log ended well, is `waiting`. That holds on any machine that sees
-the folder, if clocks agree to about twenty seconds.
+A log that ends in an error is that of a job that `failed`; one that ends with a signal, of one that was `stopped`. Else
+the job is `running` if its log was touched in the last `SILENT_SECONDS` (a stage that works touches it every ten, see
+`dmd.stages.heartbeat`), and `stopped` if it was not: it was killed or suspended. A job without a log, or whose log
+ended well, is `waiting`. That holds on any machine that sees the folder, if clocks agree to about twenty seconds.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ SILENT_SECONDS = 40.0
 TAIL_SIZE = 16384  # bytes of a log that are looked at
 _STATUS = re.compile(r"^\S+ (\d+)/(\d+) (\w+), (\S+) \w+/s(?:, (\S+) images/s)?, \S+ s left$", re.M)
 _ERROR = re.compile(r"^\d\d:\d\d:\d\d (error(?: in process \d+ of \d+)?: .*)", re.M)
+_STOPPED = re.compile(r"^\d\d:\d\d:\d\d (stopped by .*)", re.M)
 _ENDED = re.compile(r"^\d\d:\d\d:\d\d done in ", re.M)
 
 
@@ -39,7 +40,7 @@ class Told:
 
     Attributes:
         silent: seconds since it was touched; None without a log.
-        message: the error it ends in.
+        message: the error or the signal it ends with.
     """
 
     state: str
@@ -60,6 +61,8 @@ def read(log: Path) -> Told:
     silent = max(time.time() - found.st_mtime, 0.0)
     if error := _ERROR.findall(text):
         return Told("failed", silent=silent, message=error[-1])
+    if stopped := _STOPPED.findall(text):
+        return Told("stopped", silent=silent, message=stopped[-1])
     if _ENDED.search(text):
         return Told("waiting", silent=silent)
     status = _STATUS.findall(text)

@@ -130,8 +130,8 @@ def _faults(stage: Stage) -> Iterator[str]:
         if job.told.state == "failed":
             yield f"{job.owner} {stage.name} failed: {job.told.message} ({job.log})"
         elif job.told.state == "stopped":
-            silent = _time(job.told.silent or 0.0)
-            yield f"{job.owner} {stage.name} stopped: no sign of life for {silent}, killed or suspended? ({job.log})"
+            silent = f"no sign of life for {_time(job.told.silent or 0.0)}, killed or suspended?"
+            yield f"{job.owner} {stage.name} {job.told.message or f'stopped: {silent}'} ({job.log})"
 
 
 def _owner(stage: Stage) -> str:

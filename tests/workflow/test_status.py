@@ -80,6 +80,11 @@ def test_status_calls_a_job_running_only_while_its_process_can_work(broken: Path
         found = stages(broken, "small")
         assert found["distill"]["state"] == "stopped" and found["distill"]["faults"][0]["silent_s"] >= 10800
         assert f"no sign of life for 3.0 h, killed or suspended? ({LOG})" in status(broken, "small").stdout
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGCONT)
+        process.wait(PATIENCE)
+        found = stages(broken, "small")["distill"]
+        assert found["state"] == "stopped" and found["faults"][0]["message"].startswith("stopped by SIGTERM at update")
     finally:
         process.kill()
         process.wait()

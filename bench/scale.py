@@ -1,0 +1,44 @@
+"""Twelve million pairs and thousands of jobs: `python -m bench.scale [rows|jobs]`; writes bench/results/scale.json."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+from bench import scale_jobs, scale_rows
+
+RESULTS = Path(__file__).parent / "results" / "scale.json"
+
+
+def main() -> None:
+    """Command line: see the module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", nargs="?", choices=("rows", "jobs"), help="only this, which is then only printed")
+    parser.add_argument("--rows", type=int, default=scale_rows.NUM_ROWS)
+    parser.add_argument("--seconds", type=float, default=scale_jobs.SECONDS, help="that a near-empty job takes")
+    parsed = parser.parse_args()
+    found: dict[str, object] = {"machine": machine(), "load_before": round(os.getloadavg()[0], 2)}
+    with tempfile.TemporaryDirectory() as folder:
+        if parsed.part != "jobs":
+            found["rows"] = scale_rows.measure(Path(folder, "rows"), parsed.rows)
+        if parsed.part != "rows":
+            Path(folder, "jobs").mkdir()
+            found["jobs"] = scale_jobs.measure(Path(folder, "jobs"), seconds=parsed.seconds)
+    found["load_after"] = round(os.getloadavg()[0], 2)
+    text = json.dumps(found, indent=1) + "\n"
+    print(text, end="")
+    if parsed.part is None:
+        RESULTS.write_text(text)
+
+
+def machine() -> str:
+    """Kind and cores of the processor."""
+    return f"{platform.machine()}, {os.cpu_count()} cores, no GPU"
+
+
+if __name__ == "__main__":
+    main()
