@@ -1,13 +1,15 @@
-# make demo | table2 | test | test-slow | check | bench | bench-gpu | bench-memory | bench-scale | plan | verify | prune | report.
+# make demo | table2 | test | test-slow | fuzz | check | bench | bench-gpu | bench-memory | bench-scale | plan | verify | prune | report.
 # All of them make .venv first, once.
 PYTHON ?= python3
 CORES ?= all
 EXPERIMENT ?=
+CASES ?= 1000
+SEED ?= 0
 BIN := .venv/bin
 READY := .venv/.ready-$(shell cksum < envs/requirements.txt | cut -d ' ' -f 1)
 SOURCES := dmd tests workflow/scripts $(wildcard bench)
 
-.PHONY: demo table2 test test-slow check bench bench-gpu bench-memory bench-scale plan verify prune report
+.PHONY: demo table2 test test-slow fuzz check bench bench-gpu bench-memory bench-scale plan verify prune report
 
 demo: $(READY)
 	$(BIN)/snakemake --cores $(CORES)
@@ -17,6 +19,11 @@ table2: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Damaged files and configurations for every reader: make fuzz CASES=3000 of each; `make test` has 50.
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED)
+	OMP_NUM_THREADS=1 DMD_FUZZ_CASES=$(CASES) $(BIN)/python -m pytest tests/fuzz/test_config.py
 
 # Full-size networks and every architecture: minutes, and gigabytes of memory.
 test-slow: $(READY)

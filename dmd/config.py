@@ -16,7 +16,7 @@ import jsonschema
 import yaml
 
 from dmd.checks import Json, contradictions, suggestion, unfit_inputs, unfit_storage, unknown_experiment, unknown_names
-from dmd.sources import SOURCES, placed, with_digests
+from dmd.sources import SOURCES, placed, unfit_values, with_digests
 
 SWITCHES = ("kind", "name")
 
@@ -34,7 +34,7 @@ def read_yaml(path: Path) -> Json:
     """One YAML mapping; ConfigError if the file is missing, broken or holds something else."""
     try:
         value = yaml.load(Path(path).read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected a mapping, found {type(value).__name__}")
@@ -55,6 +55,7 @@ def resolve(config: Json, schema: Json) -> Json:
     Raises:
         ConfigError: unknown key, wrong type or range, unknown or circular parent, contradicting numbers.
     """
+    _raise(unfit_values(config))
     config = filled(schema, placed(config), schema)
     _raise(_faults(schema, config, ""))
     written = config["experiments"]
@@ -127,6 +128,8 @@ def _merged_chain(name: str, written: Mapping[str, Json]) -> Json:
     chain: list[str] = []
     ancestor: str | None = name
     while ancestor is not None:
+        if not isinstance(ancestor, str):
+            raise ConfigError(f"{chain[-1]}.extends: {ancestor!r} is no name of an experiment")
         if ancestor in chain:
             raise ConfigError(f"experiments: extends goes in a circle: {' -> '.join([*chain, ancestor])}")
         if ancestor not in written:

@@ -14,6 +14,10 @@ from dmd.networks.autoencoder import Codec
 from dmd.networks.lora import merged
 from dmd.networks.text_encoder import Text
 
+MIXTURE = ("means", "stds", "weights")
+LARGE = ("unet2d-condition", "sd3")  # all that they hold stands in their files: nothing is drawn first and dropped
+LEVELS = ("sigma_data", "sigma", "sigma_min", "sigma_max")
+
 
 def load_denoiser(path: Path, *, weights: str = "ema") -> tuple[torch.nn.Module, dict[str, Any]]:
     """A frozen denoiser in eval mode (dropout off), on the CPU.
@@ -29,7 +33,10 @@ def load_denoiser(path: Path, *, weights: str = "ema") -> tuple[torch.nn.Module,
         ValueError: the file is damaged, or does not hold these weights.
     """
     tensors, metadata = tensor_files.load(path)
+    check_facts(metadata, path)
     if metadata["kind"] == "gaussian-mixture":
+        if missing := [name for name in MIXTURE if name not in tensors]:
+            raise ValueError(f"{path} holds no mixture: {', '.join(missing)} missing")
         exact = GaussianMixtureDenoiser(tensors["means"], tensors["stds"], tensors["weights"])
         return exact.requires_grad_(False).eval(), metadata
     prefix = f"{weights}."
@@ -37,16 +44,49 @@ def load_denoiser(path: Path, *, weights: str = "ema") -> tuple[torch.nn.Module,
     if not state:
         raise ValueError(f"{path} holds no {weights!r} weights")
     numbers = {"sigma_data": metadata["sigma_data"], "preconditioning": metadata.get("preconditioning")}
-    with _without_memory(metadata["network"]):
-        denoiser = new_denoiser(metadata["network"], **numbers)
+    network = metadata["network"]
+    if network.get("kind") not in LARGE:
+        check_network(network, state, path)
+    try:
+        with torch.device("meta") if network.get("kind") in LARGE else contextlib.nullcontext():
+            denoiser = new_denoiser(network, **numbers)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: preconditioning: {error}") from error
     load_network(denoiser, state, path)
     denoiser.scheduler = metadata.get("scheduler")
     return denoiser.requires_grad_(False).eval(), metadata
 
 
-def _without_memory(network: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
-    """Networks of text are large, and all that they hold stands in their files: none is drawn first and dropped."""
-    return torch.device("meta") if network["kind"] in ("unet2d-condition", "sd3") else contextlib.nullcontext()
+def check_facts(metadata: Mapping[str, Any], path: Path) -> None:
+    """ValueError unless a file says what a denoiser's file says, each of its type."""
+    for name in ("shape", "num_classes", "sigma_data", "kind"):
+        if name not in metadata:
+            raise ValueError(f"{path} holds no denoiser: it does not say {name}")
+    shape, classes = metadata["shape"], metadata["num_classes"]
+    if not isinstance(shape, list) or len(shape) != 3 or not all(type(side) is int and side > 0 for side in shape):
+        raise ValueError(f"{path}: shape {shape!r:.80} is no (channels, height, width)")
+    if type(classes) is not int or classes < 0:
+        raise ValueError(f"{path}: num_classes {classes!r:.80} is no number of classes")
+    for name in LEVELS:
+        value = metadata.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
+            raise ValueError(f"{path}: {name} {value!r:.80} is no noise level")
+    if metadata["kind"] != "gaussian-mixture" and not isinstance(metadata.get("network"), dict):
+        raise ValueError(f"{path} holds no denoiser: it does not say which network")
+
+
+def check_network(network: Mapping[str, Any], state: dict[str, torch.Tensor], path: Path) -> None:
+    """ValueError unless a network has just the weights `state`; it is made without memory, whatever size it claims."""
+    levels, numbers = network.get("multipliers", ()), [network.get(name, 0) for name in ("blocks", "layers")]
+    if isinstance(levels, list | tuple) and all(isinstance(number, int) for number in numbers):
+        if (blocks := max(len(levels) * numbers[0], numbers[1])) > len(state):
+            raise ValueError(f"{path} holds another architecture: {blocks} blocks for {len(state)} tensors")
+    try:
+        with torch.device("meta"):
+            denoiser = new_denoiser(dict(network), sigma_data=1.0)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0]:.300}") from error
+    load_network(denoiser, state, path)
 
 
 def new_denoiser(

@@ -181,7 +181,9 @@ def load(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} images cannot be drawn at once, at least 1 can")
     path = Path(path)
-    wanted = chosen(tensor_files.load_metadata(path), solver, steps, path)
+    metadata = tensor_files.load_metadata(path)
+    loading.check_facts(metadata, path)
+    wanted = chosen(metadata, solver, steps, path)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return Sampler(path, solver=wanted, weights=weights, device=device, batch_size=batch_size, guidance=guidance)

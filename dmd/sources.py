@@ -1,12 +1,36 @@
-"""Files and folders from outside, as sections of the configuration name them: their digests, known or not."""
+"""What a configuration is written of: values that JSON has, and files from outside with digests, known or not."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 SOURCES = ("file", "folder")  # keys beside which a `sha256` may stand
+
+MAX_VALUES, MAX_DEPTH = 1_000_000, 32  # what a YAML file of a few lines can exceed by repeating itself
+
+
+def unfit_values(value: Any) -> Iterator[str]:
+    """Faults of values that no JSON holds: numbers that are none, keys that are no text, nests without end."""
+    waiting, num = [("", value, 0)], 0
+    while waiting:
+        place, found, depth = waiting.pop()
+        where = place.lstrip(".") or "config"
+        num += 1
+        if depth > MAX_DEPTH or num > MAX_VALUES:
+            yield f"{where}: values within values, more than {MAX_DEPTH} deep or {MAX_VALUES} in all"
+            return
+        if isinstance(found, dict):
+            yield from (f"{where}: the key {key!r} is no text" for key in found if not isinstance(key, str))
+            waiting += [(f"{place}.{key}", item, depth + 1) for key, item in found.items()]
+        elif isinstance(found, list):
+            waiting += [(f"{place}[{index}]", item, depth + 1) for index, item in enumerate(found)]
+        elif isinstance(found, float) and not math.isfinite(found):
+            yield f"{where}: {found} is no number that can be used"
+        elif not isinstance(found, str | int | float | None):
+            yield f"{where}: {found!r} is a {type(found).__name__} to YAML; write it in quotes if it is text"
 
 
 def placed(value: Any) -> Any:

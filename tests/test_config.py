@@ -1,6 +1,7 @@
 """Experiments: inheritance, defaults, messages, and who owns which artifact."""
 
 import copy
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -512,3 +513,28 @@ def test_decoders_of_all_phases_are_upstream_of_a_distillation_of_latents():
     texts["teacher"] = {"kind": "stable-diffusion", "folder": "sd"}
     message = fault(text=texts | {"distill": {"regression_distance": distance}})
     assert "decoder: tiny, but section teacher names no tiny_autoencoder" in message
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"sigma": float("nan")}, "experiments.child.distill.sigma: nan is no number that can be used"),
+        ({"sigma": float("inf")}, "inf is no number"),
+        ({1: 2}, "the key 1 is no text"),
+        ({"seed": datetime.date(2001, 1, 1)}, "is a date to YAML"),
+    ],
+)
+def test_value_that_json_does_not_have_is_named(value: Any, message: str):
+    assert message in fault(child={"distill": value})
+
+
+def test_parent_that_is_no_name_is_named():
+    for value in ({"a": 1}, 5, ["base"]):
+        with pytest.raises(config.ConfigError, match="other.extends: .* is no name of an experiment"):
+            config.resolve({"experiments": {"other": {"extends": value}}}, SCHEMA)
+
+
+def test_file_that_is_no_text_is_named(tmp_path: Path):
+    (tmp_path / "config.yaml").write_bytes(b"a: \xff")
+    with pytest.raises(config.ConfigError, match="config.yaml: 'utf-8' codec"):
+        config.read_yaml(tmp_path / "config.yaml")

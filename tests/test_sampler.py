@@ -134,3 +134,28 @@ def test_a_label_for_a_denoiser_without_classes_is_refused(file, tmp_path):
 def test_the_package_alone_imports_nothing_of_its_own():
     code = "import sys, dmd; print([name for name in sys.modules if name.startswith(('dmd.', 'torch', 'numpy'))])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"network": {"kind": "ddpmpp"}}, "network ddpmpp: missing"),
+        ({"shape": [1, 0, 8]}, "shape .* is no"),
+        ({"num_classes": -1}, "num_classes -1"),
+        ({"sigma_data": "0.5"}, "sigma_data '0.5' is no noise level"),
+        ({"network": None}, "does not say which network"),
+    ],
+)
+def test_file_that_says_something_else_of_its_denoiser_is_named(teacher_file, tmp_path, changed, message):
+    weights, metadata = tensors.load(teacher_file)
+    tensors.save(tmp_path / "a.safetensors", weights, metadata | changed)
+    with pytest.raises(ValueError, match=f"a.safetensors.*{message}"):
+        dmd.load(tmp_path / "a.safetensors", device="cpu")
+
+
+def test_network_that_a_file_only_claims_takes_no_memory(teacher_file, tmp_path):
+    weights, metadata = tensors.load(teacher_file)
+    for claim in ({"width": 1 << 20}, {"blocks": 10**9}, {"multipliers": [1] * 5000}):
+        tensors.save(tmp_path / "a.safetensors", weights, metadata | {"network": metadata["network"] | claim})
+        with pytest.raises(ValueError, match="a.safetensors"):
+            dmd.load(tmp_path / "a.safetensors", device="cpu")

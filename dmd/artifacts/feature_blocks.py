@@ -13,6 +13,7 @@ from torch import Tensor
 from dmd.artifacts import tensors as tensor_files
 
 SHARED = ("features", "protocol", "num_samples", "labels", "network_calls")
+COUNTS = ("num_samples", "repetition", "first_index", "count", "first_seed")  # of each block
 OPTIONAL = ("clip",)  # shared, and None where no block has it
 
 
@@ -58,7 +59,7 @@ def group(paths: Sequence[Path], *, reference_sha256: str) -> tuple[list[Repetit
     """
     if not paths:
         raise ValueError("there are no blocks of features to evaluate")
-    blocks = sorted(((path, tensor_files.load_metadata(path)) for path in paths), key=_first_index)
+    blocks = sorted(((path, _facts(path)) for path in paths), key=_first_index)
     shared = {name: blocks[0][1][name] for name in SHARED} | {name: blocks[0][1].get(name) for name in OPTIONAL}
     grouped: dict[int, list[tuple[Path, dict[str, Any]]]] = {}
     for path, metadata in blocks:
@@ -69,6 +70,16 @@ def group(paths: Sequence[Path], *, reference_sha256: str) -> tuple[list[Repetit
                 raise ValueError(f"{path} has {name} {metadata.get(name)}, but {blocks[0][0]} has {value}")
         grouped.setdefault(metadata["repetition"], []).append((path, metadata))
     return [_repetition(number, found) for number, found in sorted(grouped.items())], shared
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """What a block says of itself; ValueError if it does not say all that a block says."""
+    found = tensor_files.load_metadata(path)
+    missing = [name for name in (*SHARED, "inputs") if name not in found]
+    missing += [name for name in COUNTS if not isinstance(found.get(name), int)]
+    if missing or not isinstance(found["inputs"], dict) or "reference" not in found["inputs"]:
+        raise ValueError(f"{path} is no block of features: it lacks {', '.join(missing) or 'inputs.reference'}")
+    return found
 
 
 def _first_index(block: tuple[Path, dict[str, Any]]) -> int:

@@ -17,6 +17,17 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def described(text: str | bytes, path: Path) -> dict[str, Any]:
+    """The JSON object that a file at `path` holds or carries as its metadata; ValueError names the file."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged, what it says of itself is no JSON ({error}): `make verify`") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged, what it says of itself is no JSON object: `make verify`")
+    return found
+
+
 def sha256(path: Path, *, advance: Callable[[int], object] | None = None) -> str:
     """Hex digest of a file's bytes, `advance` being told how many were read; OSError if it cannot be read."""
     digest = hashlib.sha256()

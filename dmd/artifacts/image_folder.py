@@ -21,7 +21,8 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "box": Image.Resampling.BOX,
 }
-DAMAGE = (OSError, SyntaxError, EOFError, Image.DecompressionBombError)
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow runs a program of its own for some others
+DAMAGE = (OSError, ValueError, TypeError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError)
 
 
 def names(folder: Path) -> list[str]:
@@ -128,7 +129,7 @@ def sha256(path: Path) -> bytes:
 def _eight_bit(path: Path, mode: str) -> Image.Image:
     """The upright image in an 8-bit mode."""
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
             opened.load()
             image = ImageOps.exif_transpose(opened)
     except DAMAGE as error:

@@ -1,7 +1,6 @@
 """Parquet tables that say what lies where: one row per item, with the digest of the shard that holds it."""
 
 import contextlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -117,9 +116,12 @@ def read(path: Path) -> Manifest:
     """A manifest or block file; ValueError if it cannot be read, or its columns are not `SCHEMA`."""
     with _readable(path):
         schema = pq.read_schema(path)
+        names = schema.names  # damaged ones cannot be decoded
     metadata = _metadata(path, schema)
-    if schema.names != SCHEMA.names:
-        raise ValueError(f"{path} has columns {schema.names}, expected {SCHEMA.names}")
+    if names != SCHEMA.names:
+        raise ValueError(f"{path} has columns {names}, expected {SCHEMA.names}")
+    if schema.types != SCHEMA.types:
+        raise ValueError(f"{path} has columns of {', '.join(map(str, schema.types))}, which no manifest has")
     with _opened(path) as file:
         starts = list(_starts(file))
         stops = [*(first for first, *_ in starts[1:]), file.metadata.num_rows]
@@ -135,6 +137,8 @@ def _starts(file: pq.ParquetFile) -> Iterator[tuple[int, str, int, str]]:
     done, last = 0, None
     for batch in file.iter_batches(BATCH, columns=["shard", "size", "sha256"]):
         shard, size, sha256 = batch.columns
+        if any(column.null_count for column in batch.columns):
+            raise ValueError("cells are empty")
         codes, names = shard.indices.to_numpy(), shard.dictionary.to_pylist()
         for row in (0, *(np.flatnonzero(codes[1:] != codes[:-1]) + 1).tolist()):
             if (name := names[codes[row]]) != last:
@@ -153,7 +157,7 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, IndexError, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read ({error}): run `make verify`") from error
 
 
@@ -161,4 +165,4 @@ def _metadata(path: Path, schema: pa.Schema) -> dict[str, Any]:
     text = (schema.metadata or {}).get(KEY)
     if text is None:
         raise ValueError(f"{path} has no 'dmd' metadata: it was not written by a stage of this project")
-    return json.loads(text)
+    return files.described(text, path)

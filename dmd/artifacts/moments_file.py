@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,10 @@ from torch import Tensor
 
 KEYS = ("mu", "sigma")
 LARGEST = 1 << 30  # bytes of one array: 11,000 features
+DAMAGE = (  # of zip files, and of numpy's headers in them
+    *(OSError, ValueError, EOFError, MemoryError, NotImplementedError, RuntimeError, SyntaxError),
+    *(struct.error, zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
 ASYMMETRY = 1e-6  # of the largest entry: rounding, no more
 
 
@@ -53,6 +60,6 @@ def _arrays(path: Path) -> list[np.ndarray]:
             found = [content[name] for name in KEYS]
         if kinds := [str(array.dtype) for array in found if array.dtype.kind != "f"]:
             raise ValueError(f"its values are {kinds[0]}, not real numbers")
-    except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise ValueError(f"{path} is no .npz of mu and sigma: {error}") from error
     return [array.astype(np.float64) for array in found]

@@ -69,7 +69,7 @@ class PairReader:
             self._prepare(rows)
             items = [self._item(row) for row in rows]
             name = "text" if "text" in items[0] else "label"
-            noise, label, image = (_stacked(items, each) for each in ("noise", name, "image"))
+            noise, label, image = (self._stacked(items, each) for each in ("noise", name, "image"))
         return noise, label, image
 
     def texts(self, rows: Iterable[int]) -> torch.Tensor:
@@ -78,7 +78,7 @@ class PairReader:
             items = [self._item(row) for row in rows]
             if "text" not in items[0]:
                 raise ValueError(f"{self._manifest.path}: its pairs hold no text states, but the teacher wants them")
-            return _stacked(items, "text")
+            return self._stacked(items, "text")
 
     def _row(self, position: int, num: int) -> int:
         epoch, place = divmod(position, num)
@@ -102,6 +102,14 @@ class PairReader:
         self._open[number] = shard
         return shard.item(Place(int(self._offsets[row]), int(self._lengths[row])))
 
+    def _stacked(self, items: list[dict[str, np.ndarray]], name: str) -> torch.Tensor:
+        """One field of all items; half-precision values become float32."""
+        try:
+            values = np.stack([item[name] for item in items])
+            return torch.from_numpy(values.astype(np.float32) if values.dtype == np.float16 else values)
+        except (KeyError, ValueError, TypeError) as error:
+            raise ValueError(f"{self._manifest.path}: its rows are no pairs of one shape: {name}: {error}") from error
+
     def _opened(self, number: int) -> Shard:
         if len(self._open) == self._most:
             self._open.pop(next(iter(self._open))).close()
@@ -110,12 +118,6 @@ class PairReader:
             self._once(number, lambda: open_shard(file, None).close())
         self._checked.add(number)
         return open_shard(file, self._storage, checked=True)
-
-
-def _stacked(items: list[dict[str, np.ndarray]], name: str) -> torch.Tensor:
-    """One field of all items; half-precision values become float32."""
-    values = np.stack([item[name] for item in items])
-    return torch.from_numpy(values.astype(np.float32) if values.dtype == np.float16 else values)
 
 
 def most_open(num: int) -> int:

@@ -51,16 +51,14 @@ def coco(path: Path, *, num: int | None, seed: int) -> list[str]:
         ValueError: the file is not of that layout or has fewer images, or a caption is empty or too long.
     """
     try:
-        found = [
-            (each["image_id"], each["id"], each["caption"]) for each in json.loads(path.read_bytes())["annotations"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = sorted(_caption(each) for each in json.loads(path.read_bytes())["annotations"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is no file of COCO captions (`annotations` of image_id, id, caption): {error}"
         ) from error
     first: dict[int, str] = {}
-    for image, number, caption in sorted(found):
-        text = first.setdefault(image, str(caption).strip())
+    for image, number, caption in found:
+        text = first.setdefault(image, caption)
         if not 0 < len(text) <= MOST_CHARACTERS:
             raise ValueError(f"{path}: caption {number} has {len(text)} characters, not 1 to {MOST_CHARACTERS}")
     if len(first) < (num or 1):
@@ -90,6 +88,14 @@ def laion(paths: list[Path], section: dict[str, Any], folder: Path, counts: Coun
         left = None if left is None else left - len(texts)
     if left is not None and left > 0:
         raise ValueError(f"prompts.num: {section['num']} were asked for, {counts['distinct']} are left: {dict(counts)}")
+
+
+def _caption(annotation: Any) -> tuple[int, int, str]:
+    image, number, text = (annotation[key] for key in ("image_id", "id", "caption"))
+    if not isinstance(image, int) or not isinstance(number, int) or not isinstance(text, str):
+        raise ValueError(f"numbers {image!r:.50}, {number!r:.50} or text {text!r:.50} are none")
+    text.encode()  # half a surrogate pair is no text, and no table takes it
+    return image, number, text.strip()
 
 
 def _spill(paths: list[Path], section: dict[str, Any], folder: Path, counts: Counter[str]) -> None:
@@ -151,8 +157,9 @@ def _batches(path: Path, columns: dict[str, str]) -> Iterator[pa.RecordBatch]:
             for name, kind in columns.items():
                 _check_column(path, table.schema_arrow, name, kind)
             for batch in table.iter_batches(BATCH_SIZE, columns=list(columns)):
+                batch.validate(full=True)  # text that is none would fail later, and name no file
                 yield batch.select(list(columns))
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, IndexError, UnicodeDecodeError, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read as a parquet table: {error}") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,14 +48,16 @@ class Prompts:
 
     def __init__(self, path: Path) -> None:
         """Reads the metadata; ValueError if the file is missing, damaged, or none of prompts."""
+        self._path = path
         try:
             self._file = pq.ParquetFile(path)
-        except (OSError, pa.ArrowException) as error:
+            columns = self._file.schema_arrow.names
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise ValueError(f"{path} cannot be read ({error}): run `make verify`") from error
         text = (self._file.metadata.metadata or {}).get(KEY)
-        if text is None or self._file.schema_arrow.names != [COLUMN]:
+        if text is None or columns != [COLUMN]:
             raise ValueError(f"{path} holds no prompts that a stage of this project wrote")
-        self.metadata: dict[str, Any] = json.loads(text)
+        self.metadata: dict[str, Any] = files.described(text, path)
         sizes = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
         self._ends = np.cumsum(sizes)
         self._group: tuple[int, pa.ChunkedArray] | None = None
@@ -71,6 +72,9 @@ class Prompts:
     def _row(self, row: int) -> str:
         group = int(np.searchsorted(self._ends, row, side="right"))
         if self._group is None or self._group[0] != group:
-            self._group = group, self._file.read_row_group(group)[COLUMN]
+            try:
+                self._group = group, self._file.read_row_group(group)[COLUMN]
+            except (OSError, ValueError, IndexError, pa.ArrowException) as error:
+                raise ValueError(f"{self._path} cannot be read ({error}): run `make verify`") from error
         column = self._group[1]
         return str(column[row - int(self._ends[group]) + len(column)].as_py())

@@ -27,9 +27,14 @@ def read(path: Path) -> dict[str, Any] | None:
     """The record of an artifact, None where there is none or it is damaged."""
     try:
         record = json.loads(sidecar(path).read_text())
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and "sha256" in record else None
+    if not isinstance(record, dict):
+        return None
+    digest, size, inputs = (record.get(key) for key in ("sha256", "size", "inputs"))
+    if not isinstance(digest, str) or not isinstance(size, int) or not isinstance(inputs, dict):
+        return None
+    return record if all(isinstance(found, str) for found in inputs.values()) else None
 
 
 def check(path: Path) -> str:

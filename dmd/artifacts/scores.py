@@ -15,7 +15,9 @@ def by_experiment(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
         try:
             score = json.loads(path.read_text(encoding="utf-8"))
             name = score["experiment"]
-        except (ValueError, KeyError, TypeError) as error:
+            if not isinstance(name, str):
+                raise ValueError(f"experiment {name!r:.50} is no name")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is not a score file: run `make verify`") from error
         if name in found:
             raise ValueError(f"{path}: there is another score of experiment {name!r}")

@@ -4,11 +4,9 @@ A shard starts with `__meta__/record.json`, which WebDataset skips. Readers firs
 with the manifest: WebDataset itself loses the tail of a truncated tar without a word.
 """
 
-import functools
-import io
 import json
-import math
 import mmap
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dmd.artifacts import files, ustar
+from dmd.artifacts import files, npy, ustar
 
 BLOCK_SIZE = ustar.BLOCK_SIZE
 RECORD_KEY = "__meta__/record"
+MEMBER = re.compile(r"([0-9]{8,15})\.([a-z][a-z0-9_-]*)\.npy")  # no other names: nothing of a tar is ever a path
 
 Item = dict[str, np.ndarray]  # field -> array: image, label, and noise in pairs
 
@@ -53,7 +52,7 @@ def write(path: Path, items: Iterable[tuple[int, Item]], record: Mapping[str, An
         for index, fields in items:
             parts: list[ustar.Bytes] = []
             for name, array in sorted((f"{name}.npy", np.asarray(array, order="C")) for name, array in fields.items()):
-                content: list[ustar.Bytes] = [_npy_header(array.shape, array.dtype), array.data]
+                content: list[ustar.Bytes] = [npy.header(array.shape, array.dtype), array.data]
                 parts += ustar.member(f"{index:08d}.{name}", content)
             written += ustar.write(stream, parts)
         ustar.write(stream, ustar.end(written))
@@ -64,7 +63,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     try:
         with open(path, "rb") as stream:
             head = stream.read(BLOCK_SIZE)
-            return parse_record(head + stream.read(_member(head, 0)[1]))
+            return parse_record(head + stream.read(min(_member(head, 0)[1], path.stat().st_size)))
     except (OSError, ValueError):
         return None
 
@@ -75,9 +74,10 @@ def parse_record(head: bytes) -> dict[str, Any] | None:
         name, size = _member(head, 0)
         if name != f"{RECORD_KEY}.json":
             return None
-        return json.loads(head[BLOCK_SIZE : BLOCK_SIZE + size])
-    except ValueError:
+        found = json.loads(head[BLOCK_SIZE : BLOCK_SIZE + size])
+    except (ValueError, RecursionError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def read(path: Path) -> Iterator[tuple[int, Item]]:
@@ -109,9 +109,14 @@ class Shard:
         self._map = mmap.mmap(self._stream.fileno(), 0, access=mmap.ACCESS_READ)
 
     def item(self, place: Place) -> Item:
-        """The fields of the item at `place`."""
-        members = self._walk(place.offset, place.offset + place.length)
-        return {member.field: _from_npy(self._map, member.data, member.size) for member in members}
+        """The fields of the item at `place`; ValueError if the shard is damaged, or has no such place."""
+        if not 0 <= place.offset <= place.offset + place.length <= len(self._map):
+            raise ValueError(f"{self.path} has {len(self._map)} bytes, none from {place.offset} for {place.length}")
+        members = list(self._walk(place.offset, place.offset + place.length))
+        try:
+            return {member.field: npy.array(self._map, member.data, member.size) for member in members}
+        except ValueError as error:
+            raise self._damaged(error) from error
 
     def items(self) -> Iterator[tuple[int, Item]]:
         """All items in order, as (global index, fields)."""
@@ -135,15 +140,19 @@ class Shard:
             try:
                 name, size = _member(self._map[start : start + BLOCK_SIZE], start)
             except ValueError as error:
-                raise ValueError(f"{self.path} is damaged: {error}: run `make verify`") from error
+                raise self._damaged(error) from error
             data = start + BLOCK_SIZE
             end = data + -(-size // BLOCK_SIZE) * BLOCK_SIZE
             if end > len(self._map):
                 raise ValueError(f"{self.path} is truncated inside {name}: run `make verify`")
             if not name.startswith("__meta__/"):
-                key, field, _ = name.split(".")
-                yield _Member(int(key), field, start, data, size, end)
+                if (found := MEMBER.fullmatch(name)) is None:
+                    raise self._damaged(f"member {name!r}")
+                yield _Member(int(found[1]), found[2], start, data, size, end)
             start = end
+
+    def _damaged(self, reason: object) -> ValueError:
+        return ValueError(f"{self.path} is damaged: {reason}: run `make verify`")
 
     def close(self) -> None:
         """Closes the file; arrays that still view it keep the map alive."""
@@ -158,34 +167,9 @@ class Shard:
 
 def _member(header: bytes, start: int) -> tuple[str, int]:
     try:
-        return header[:100].rstrip(b"\0").decode("ascii"), int(header[124:136].rstrip(b"\0 "), 8)
+        name, size = header[:100].rstrip(b"\0").decode("ascii"), int(header[124:136].rstrip(b"\0 "), 8)
     except ValueError as error:
         raise ValueError(f"not a tar header at byte {start}") from error
-
-
-@functools.lru_cache(maxsize=64)
-def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
-    stream = io.BytesIO()
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(stream, header)
-    return stream.getvalue()
-
-
-@functools.lru_cache(maxsize=64)
-def _parse_npy(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
-    stream = io.BytesIO(header)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("members are written in .npy format 1.0")
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
-    if fortran_order or dtype.hasobject:
-        raise ValueError("members hold plain numbers in C order")
-    return shape, dtype
-
-
-def _from_npy(data: mmap.mmap, start: int, size: int) -> np.ndarray:
-    length = 10 + int.from_bytes(data[start + 8 : start + 10], "little")
-    shape, dtype = _parse_npy(data[start : start + length])
-    count = math.prod(shape)
-    if length + count * dtype.itemsize != size:
-        raise ValueError(f"a .npy member of {size} bytes claims {count} values of {dtype}")
-    return np.frombuffer(data, dtype, count, start + length).reshape(shape)
+    if size < 0:
+        raise ValueError(f"not a tar header at byte {start}: it claims {size} bytes")
+    return name, size

@@ -1,7 +1,6 @@
 """Tensors with their metadata in one safetensors file; no pickle anywhere."""
 
 import errno
-import json
 import os
 import re
 from pathlib import Path
@@ -70,4 +69,4 @@ def load_metadata(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read ({error}): run `make verify`") from error
     if text is None:
         raise ValueError(f"{path} has no '{KEY}' metadata: it was not written by a stage of this project")
-    return json.loads(text)
+    return files.described(text, path)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dmd import loading
-from dmd.artifacts import pinned
+from dmd.artifacts import pinned, weights_file
 from dmd.diffusion.compute import DTYPES, Compute
 from dmd.methods.decoded import Decoded
 from dmd.methods.denoisers import Distance
@@ -65,5 +65,8 @@ def _distance(numbers: dict[str, Any], weights: Path | None, device: torch.devic
     if package is None or package.origin is None:
         raise ValueError("regression_distance of kind lpips needs the lpips package: its heads are read from there")
     heads = Path(package.origin).parent / "weights" / "v0.1" / "vgg.pth"
-    trunk, linear = (torch.load(path, map_location="cpu", weights_only=True) for path in (weights, heads))
-    return Lpips(trunk, linear, pooling=numbers["pooling"], size=numbers["size"]).to(device)
+    trunk, linear = weights_file.read(weights), weights_file.read(heads)
+    try:
+        return Lpips(trunk, linear, pooling=numbers["pooling"], size=numbers["size"]).to(device)
+    except ValueError as error:
+        raise ValueError(f"{weights}: {error}") from error

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from dmd.artifacts import pinned
+from dmd.artifacts import pinned, weights_file
 from dmd.artifacts import tensors as tensor_files
 from dmd.metrics.features import WEIGHTED, FeatureNetwork, build
 
@@ -58,9 +56,6 @@ def weights(path: Path, kind: str) -> dict[str, Tensor]:
     if kind == "digits32":
         return tensor_files.load(path)[0]
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as weights ({SOURCES[kind]}): {error}") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no named tensors ({SOURCES[kind]})")
-    return dict(state)
+        return weights_file.read(path)
+    except ValueError as error:
+        raise ValueError(f"{error} (wanted: {SOURCES[kind]})") from error

@@ -56,19 +56,9 @@ def load(
     state = {name.removeprefix("ema."): value for name, value in tensors.items() if name.startswith("ema.")}
     if bad := [name for name, value in state.items() if not value.isfinite().all()]:
         raise ValueError(f"{source}: weights that are not finite: {', '.join(bad[:5])}")
-    _check_extent(facts["network"], len(state), source)
-    with torch.device("meta"):
-        denoiser = loading.new_denoiser(facts["network"], sigma_data=facts["sigma_data"])
-    loading.load_network(denoiser, state, source)
+    loading.check_network(facts["network"], state, source)
     count = sum(value.numel() for value in state.values())
     limit = f", sigma up to {facts['sigma_max']:.6g}" if "sigma_max" in facts else ""
     stage.log(f"{source}: network {facts['network']['kind']}, {count} parameters, images {facts['shape']}{limit}")
     inputs = {"source": {str(path): found for path, found in digests.items()}}
     return tensors, {**facts, "source_sha256": digest}, inputs
-
-
-def _check_extent(network: dict[str, Any], num_tensors: int, source: Path) -> None:
-    """ValueError if a network would have more blocks than the file has tensors, before its layers are made."""
-    blocks = len(network.get("multipliers", ())) * network.get("blocks", 0)
-    if blocks > num_tensors:
-        raise ValueError(f"{source} holds another architecture: {blocks} blocks for {num_tensors} tensors")

@@ -5,13 +5,13 @@ names differ, the order of channels in attention (query, key and value one after
 label embedding, and the condition, which is 1000 ln(sigma) / 4.
 """
 
-import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from dmd.artifacts import weights_file
 
 HEAD_CHANNELS = 64
 CONDITION_SCALE = 1000.0
@@ -37,7 +37,9 @@ def load(path: Path, resolution: int) -> tuple[State, dict[str, Any]]:
     Raises:
         ValueError: the file holds anything but tensors, or the weights of another network.
     """
-    state = _read(path)
+    state = weights_file.read(path)
+    if bad := [key for key, value in state.items() if not value.is_floating_point()]:
+        raise ValueError(f"{path} holds something else than real numbers: {', '.join(bad[:3])[:200]}")
     try:
         architecture = _architecture(state, resolution)
         blocks = _block_names(architecture)
@@ -46,7 +48,7 @@ def load(path: Path, resolution: int) -> tuple[State, dict[str, Any]]:
             for key, found in state.items()
             for name, value in _converted(key, found, blocks)
         }
-    except (KeyError, ValueError, IndexError, RuntimeError) as error:
+    except (KeyError, ValueError, IndexError, RuntimeError, ArithmeticError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error).split("\n")[0]
         raise ValueError(f"{path} is no teacher of consistency models that can be used: {reason}") from error
     return weights, {
@@ -56,50 +58,6 @@ def load(path: Path, resolution: int) -> tuple[State, dict[str, Any]]:
         "shape": [architecture["channels"], resolution, resolution],
         "num_classes": architecture["num_classes"],
     }
-
-
-def _read(path: Path) -> State:
-    """A dict of tensors; torch's restricted reader runs nothing that a file names."""
-    try:
-        _check_claims(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        zipfile.BadZipFile,
-    ) as error:
-        reason = str(error).strip().split("\n")[0][:200]
-        raise ValueError(f"{path} cannot be read as a file of weights alone: {reason}") from error
-    if not isinstance(found, dict) or not found or not all(isinstance(key, str) for key in found):
-        raise ValueError(f"{path} holds no dict of names and tensors")
-    if bad := [key for key, value in found.items() if not isinstance(value, torch.Tensor)]:
-        raise ValueError(f"{path} holds something else than tensors: {', '.join(bad[:3])[:200]}")
-    if bad := [key for key, value in found.items() if not _stored(value)]:
-        raise ValueError(f"{path} holds tensors whose numbers are not all stored: {', '.join(bad[:3])[:200]}")
-    if sum(value.nbytes for value in found.values()) > path.stat().st_size:
-        raise ValueError(f"{path} holds tensors of more bytes than the file has")
-    return found
-
-
-def _check_claims(path: Path) -> None:
-    """ValueError if the parts of a zip file claim more bytes than it has: torch stores them as they are."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as parts:
-            claimed = sum(part.file_size for part in parts.infolist())
-        if claimed > path.stat().st_size:
-            raise ValueError(f"its parts claim {claimed} bytes, more than the file has")
-
-
-def _stored(value: torch.Tensor) -> bool:
-    """Whether a tensor is dense, in memory, of floating-point numbers, and claims no more of them than it stores."""
-    if value.layout != torch.strided or value.device.type != "cpu" or not value.is_floating_point():
-        return False
-    return 0 < value.nbytes <= value.untyped_storage().nbytes()
 
 
 def _architecture(state: State, resolution: int) -> dict[str, Any]:

@@ -274,3 +274,14 @@ def test_floating_point_pixels_are_refused_by_name(tmp_path):
     Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(ValueError, match=r"float\.tif holds floating-point"):
         dataset.load(folder_settings(tmp_path), "training")
+
+
+def test_file_that_pillow_would_give_to_a_program_is_no_image(tmp_path, monkeypatch):
+    from PIL import EpsImagePlugin, Image
+
+    Image.init()
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("a program was about to run"))
+    lines = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "a.png").write_bytes(lines)
+    with pytest.raises(ValueError, match="a.png cannot be read as an image"):
+        image_folder.read([tmp_path / "a.png"], resolution=8, channels=1, resize="box", crop="none")

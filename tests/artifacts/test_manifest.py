@@ -111,3 +111,19 @@ def test_shards_and_numbers_are_the_same_in_batches_of_any_size(tmp_path, monkey
         assert len(found) == 11
         for name in ("offset", "seed"):
             assert found.numbers(name).dtype == np.int64 and found.numbers(name).tolist() == rows[name].to_pylist()
+
+
+def test_empty_cells_other_types_and_damaged_metadata_are_named(tmp_path):
+    path = tmp_path / "manifest.parquet"
+    for name in ("shard", "size", "sha256"):
+        column = pa.array([None, *table()[name].to_pylist()[1:]], manifest.SCHEMA.field(name).type)
+        manifest.write(path, table().set_column(manifest.SCHEMA.get_field_index(name), name, column), METADATA)
+        with pytest.raises(ValueError, match=f"{path} cannot be read .cells are empty"):
+            manifest.read(path)
+    manifest.write(path, table().set_column(7, "size", pa.array(["1"] * 5)), METADATA)
+    with pytest.raises(ValueError, match=f"{path} has columns of .*, which no manifest has"):
+        manifest.read(path)
+    for text in (b"{", b"[]", b"\xff"):
+        pq.write_table(table().replace_schema_metadata({manifest.KEY: text}), path)
+        with pytest.raises(ValueError, match=f"{path} is damaged, what it says of itself is no JSON"):
+            manifest.read(path)

@@ -112,3 +112,13 @@ def test_a_lock_falls_with_its_process_and_leaves_no_file_after_an_exception(tmp
     with pytest.raises(RuntimeError), record.exclusive(path):
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "1.5", '{"sha256": true, "size": 1, "inputs": {}}', '{"sha256": "a", "inputs": {}}', "[" * 100_000]
+    + ['{"sha256": "a", "size": 1}', '{"sha256": "a", "size": 1, "inputs": {"b": 1}}'],
+)
+def test_record_without_all_that_a_record_says_is_none(tmp_path, text):
+    record.sidecar(tmp_path / "a").write_text(text)
+    assert record.read(tmp_path / "a") is None

@@ -148,3 +148,29 @@ def test_a_broken_header_and_a_missing_shard_are_named(tar):
     tar.unlink()
     with pytest.raises(ValueError, match=f"{tar} is missing"):
         shards.Shard(tar)
+
+
+@pytest.mark.parametrize(
+    "name", ["../00000031.image.npy", "/tmp/a.npy", "a/00000031.image.npy", "00000031.npy", "00000031.a.b.npy", "x"]
+)
+def test_a_member_of_another_name_is_refused(tar, name):
+    content = bytearray(tar.read_bytes())
+    with shards.Shard(tar) as shard:
+        (_, place) = list(shard.index())[1]
+    content[place.offset : place.offset + 100] = name.encode().ljust(100, b"\0")
+    tar.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{tar} is damaged: member '{name}'"):
+        list(shards.read(tar))
+
+
+def test_a_damaged_number_header_and_a_place_elsewhere_are_named(tar):
+    with shards.Shard(tar) as shard:
+        (_, place) = list(shard.index())[1]
+        for offset, length in ((-512, 512), (0, 1 << 40), (1 << 40, 512)):
+            with pytest.raises(ValueError, match=f"{tar} has [0-9]+ bytes, none from {offset} for {length}"):
+                shard.item(shards.Place(offset, length))
+    content = bytearray(tar.read_bytes())
+    content[place.offset + 512 + 20] = ord("(")  # numpy would go on with its own reading of a literal
+    tar.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{tar} is damaged"):
+        list(shards.read(tar))

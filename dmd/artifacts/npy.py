@@ -1,0 +1,44 @@
+"""Arrays in numpy's .npy format 1.0, as they stand in shards: plain numbers in C order."""
+
+import functools
+import io
+import math
+import mmap
+import tokenize
+
+import numpy as np
+
+DAMAGE = (SyntaxError, RecursionError, MemoryError, tokenize.TokenError)  # numpy reads a header as Python's literal
+
+
+@functools.lru_cache(maxsize=64)
+def header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    """What stands before the numbers of an array."""
+    stream = io.BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, described)
+    return stream.getvalue()
+
+
+def array(data: mmap.mmap, start: int, size: int) -> np.ndarray:
+    """A view of the array that `size` bytes of `data` from `start` on hold; ValueError if they hold none."""
+    length = 10 + int.from_bytes(data[start + 8 : start + 10], "little")
+    shape, dtype = _parsed(data[start : start + length])
+    count = math.prod(shape)
+    if count < 0 or length + count * dtype.itemsize != size:
+        raise ValueError(f"a .npy member of {size} bytes claims {count} values of {dtype}")
+    return np.frombuffer(data, dtype, count, start + length).reshape(shape)
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(content: bytes) -> tuple[tuple[int, ...], np.dtype]:
+    stream = io.BytesIO(content)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("members are written in .npy format 1.0")
+    try:
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    except DAMAGE as error:
+        raise ValueError(f"a .npy header cannot be read: {error}") from error
+    if fortran_order or dtype.hasobject:
+        raise ValueError("members hold plain numbers in C order")
+    return shape, dtype

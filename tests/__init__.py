@@ -1,0 +1,1 @@
+"""Mirrors the tree; a package, so that programs among the tests run by `python -m`."""

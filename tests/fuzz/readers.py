@@ -1,0 +1,287 @@
+"""The readers of files, each with a whole file that it reads, to be damaged."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors
+import torch
+from PIL import Image
+
+import dmd
+from dmd import config
+from dmd.artifacts import (
+    audit,
+    feature_blocks,
+    files,
+    image_folder,
+    manifest,
+    moments_file,
+    pairs,
+    prompt_sources,
+    record,
+    scores,
+    shards,
+)
+from dmd.artifacts import prompts as prompt_files
+from dmd.artifacts import tensors as tensor_files
+from dmd.networks import build
+from dmd.stages import checkpoints, feature_files, imports, teacher_openai
+from tests.edm_files import make_edm_pickle
+from tests.fuzz.mutations import JSON
+
+ROOT = Path(__file__).resolve().parents[2]
+SHAPE = {"resolution": 4, "channels": 1, "width": 8, "multipliers": [1], "blocks": 1, "attention": []}
+NETWORK = {"kind": "ddpmpp", "num_classes": 2, "dropout": 0.1, **SHAPE}
+HOSTILE = tuple(
+    b"cos\nsystem\n(S'touch executed'\ntR|\x8c\x02os\x8c\x06system\x93X\x0e\x00\x00\x00touch executed\x85R|"
+    b'cbuiltins\neval\n(S\'open("executed","w")\'\ntR|\x82\x01|Pexecuted\n|cposix\nsystem\n|torch.load|'
+    b"ctorch.storage\n_load_from_bytes\n|ccollections\nOrderedDict\n|ctorch._utils\n_rebuild_tensor_v2\n".split(b"|")
+)
+NAMES = (b"../../../etc/passwd", b"/etc/passwd", b"..", b"__meta__/", b".npy", b"0" * 12, b"7" * 11, b"-1")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Attributes:
+    make: writes a whole file below a folder; its path.
+    read: reads the file at a path, and what a stage would look at in it.
+    tokens: words of the format for `mutations.mutated`.
+    refused: the whole file already has to be.
+    """
+
+    make: Callable[[Path], Path]
+    read: Callable[[Path], object]
+    tokens: Sequence[bytes] = ()
+    refused: bool = False
+
+
+def _items(num: int = 4) -> list[tuple[int, shards.Item]]:
+    random = np.random.default_rng(0)
+    fields = {"image": (1, 4, 4), "noise": (1, 4, 4)}
+    drawn = [{name: random.standard_normal(shape).astype("f4") for name, shape in fields.items()} for _ in range(num)]
+    return [(index, {**item, "label": np.array(index % 2, "i8")}) for index, item in enumerate(drawn)]
+
+
+def _make_shard(folder: Path) -> Path:
+    shards.write(folder / "00000.tar", _items(), {"origin": {"stage": "pairs"}, "shard": 0, "facts": {}})
+    return folder / "00000.tar"
+
+
+def _read_shard(path: Path) -> None:
+    shards.read_record(path)
+    for _, item in shards.read(path):
+        assert all(value.nbytes <= path.stat().st_size for value in item.values())
+
+
+def _make_manifest(folder: Path) -> Path:
+    tar = _make_shard(folder)
+    with shards.Shard(tar) as shard:
+        places = list(shard.index())
+    num = len(places)
+    columns = {"key": [f"{index:08d}" for index, _ in places], "shard": ["00000.tar"] * num}
+    columns |= {"index": list(range(num)), "label": [0] * num, "seed": list(range(num))}
+    columns |= {name: [getattr(place, name) for _, place in places] for name in ("offset", "length")}
+    columns |= {"size": [tar.stat().st_size] * num, "sha256": [record.check(tar)] * num}
+    manifest.write(folder / "manifest.parquet", pa.table(columns, schema=manifest.SCHEMA), {"facts": {}})
+    return folder / "manifest.parquet"
+
+
+def _read_manifest(path: Path) -> None:
+    reader = pairs.PairReader(manifest.read(path), seed=0)
+    reader.batch(0, len(reader))
+
+
+def _make_prompts(folder: Path) -> Path:
+    texts = pa.array([f"prompt {number}, {'a' * (number % 7)}" for number in range(50)])
+    prompt_files.write(folder / "prompts.parquet", [texts], lambda: {"spec": {"source": {}}})
+    return folder / "prompts.parquet"
+
+
+def _make_rows(folder: Path) -> Path:
+    """The rows of a manifest as JSON, of which `_read_rows` makes one: damage inside a table, not of its format."""
+    table = pq.read_table(_make_manifest(folder))
+    (folder / "rows.json").write_text(json.dumps(table.to_pydict()))
+    return folder / "rows.json"
+
+
+def _read_rows(path: Path) -> None:
+    try:
+        table = pa.table(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, AttributeError, OverflowError, pa.ArrowException) as error:
+        raise ValueError(f"{path} makes no table") from error
+    made = path.with_name("manifest.parquet")
+    manifest.write(made, table, {"facts": {}})
+    _read_manifest(made)
+
+
+def _read_prompts(path: Path) -> None:
+    found = prompt_files.Prompts(path)
+    assert all(len(text) < 1 << 20 for text in found.rows(range(len(found))))
+
+
+def _make_table(folder: Path) -> Path:
+    table = {"text": [f"prompt {number}" for number in range(50)], "score": [number / 10 for number in range(50)]}
+    pq.write_table(pa.table(table), folder / "table.parquet")
+    return folder / "table.parquet"
+
+
+def _read_table(path: Path) -> None:
+    for _ in prompt_sources.column(path, "text"):
+        pass
+    for batch in prompt_sources._batches(path, {"text": "text", "score": "score"}):
+        prompt_sources._used(batch, 1.0, Counter())
+
+
+def _make_coco(folder: Path) -> Path:
+    captions = [{"image_id": number // 2, "id": number, "caption": f"caption {number}"} for number in range(20)]
+    (folder / "captions.json").write_text(json.dumps({"annotations": captions}))
+    return folder / "captions.json"
+
+
+def _make_tensors(folder: Path) -> Path:
+    network = build(NETWORK)
+    state = {f"ema.{name}": value for name, value in network.state_dict().items()}
+    facts = {"kind": "train", "network": NETWORK, "sigma_data": 0.5, "shape": [1, 4, 4], "num_classes": 2}
+    tensor_files.save(folder / "denoiser.safetensors", state, facts)
+    return folder / "denoiser.safetensors"
+
+
+def _read_tensors(path: Path) -> None:
+    tensor_files.load(path)
+    with safetensors.safe_open(path, framework="pt") as stream:
+        tensor_files.load_some(path, *stream.keys())
+
+
+def _make_checkpoint(folder: Path) -> Path:
+    learnt = {"network.generator.weight": torch.arange(12.0)}
+    checkpoints.save(folder, key="key", update=5, learnt=learnt, rows=[{"update": 0.0, "loss": 1.0}])
+    return folder / "00000005.safetensors"
+
+
+def _read_checkpoint(path: Path) -> None:
+    """Another content than the recorded one is ignored, whatever it is: there is nothing to restore into."""
+    if record.read(path)["sha256"] != files.sha256(path):  # type: ignore[index]
+        assert checkpoints.resume(path.parent, key="key", distillation=None) == (0, [])  # type: ignore[arg-type]
+
+
+def _make_sidecar(folder: Path) -> Path:
+    _make_checkpoint(folder)
+    return folder / ".00000005.safetensors.json"
+
+
+def _read_sidecar(path: Path) -> None:
+    record.read(path.parent / "00000005.safetensors")
+    audit.audit(path.parent)
+
+
+def _make_block(folder: Path) -> Path:
+    facts = {name: None for name in feature_blocks.SHARED} | {"num_samples": 4, "inputs": {"reference": "digest"}}
+    facts |= {"repetition": 0, "first_index": 0, "count": 4, "first_seed": 0}
+    tensor_files.save(folder / "00000-00000.safetensors", {"features": torch.zeros(4, 2)}, facts)
+    return folder / "00000-00000.safetensors"
+
+
+def _make_edm(folder: Path) -> Path:
+    make_edm_pickle(folder / "teacher.pkl", family="ddpmpp", augment=3, num_classes=2, **SHAPE)
+    return folder / "teacher.pkl"
+
+
+def _read_edm(path: Path) -> None:
+    imports.load("edm", path, sha256=None, resolution=None)
+
+
+def _make_openai(folder: Path, *, zipped: bool = True) -> Path:
+    """Our network in the names of OpenAI's: one level, one class embedding; the order of channels does not matter."""
+    shape = {"resolution": 8, "channels": 3, "width": 64, "multipliers": [1], "blocks": 1, "attention": []}
+    network = {"kind": "adm", "num_classes": 2, "dropout": 0.1, **shape}
+    blocks, parts = teacher_openai._block_names(network), teacher_openai.PARTS | teacher_openai.ATTENTION
+    names = {f"{ours}.{part}": f"{block}.{key}" for block, ours in blocks.items() for key, part in parts.items()}
+    names |= {ours: layer for layer, ours in (teacher_openai.ENDS | {"input_blocks.0.0": "enc.8x8_conv"}).items()}
+    names |= {f"dec.8x8_in0.{part}": f"middle_block.1.{key}" for key, part in teacher_openai.ATTENTION.items()}
+    names |= {f"dec.8x8_in0.{part}": f"middle_block.0.{key}" for key, part in teacher_openai.PARTS.items()}
+    state = {"label_emb.weight": torch.zeros(2, 256)}
+    for name, value in build(network).state_dict().items():
+        layer, _, kind = name.rpartition(".")
+        if layer != "map_label":
+            state[f"{names[layer]}.{kind}"] = value
+    torch.save(state, folder / "teacher.pt", _use_new_zipfile_serialization=zipped)
+    return folder / "teacher.pt"
+
+
+def _make_openai_of_old(folder: Path) -> Path:
+    return _make_openai(folder, zipped=False)
+
+
+def _read_openai(path: Path) -> None:
+    imports.load("openai", path, sha256=None, resolution=8)
+
+
+def _make_moments(folder: Path) -> Path:
+    np.savez(folder / "moments.npz", mu=np.zeros(6), sigma=np.eye(6))
+    return folder / "moments.npz"
+
+
+def _make_image(folder: Path, kind: str) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 9, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / f"image.{kind}")
+    return folder / f"image.{kind}"
+
+
+def _read_image(path: Path) -> None:
+    image_folder.read([path], resolution=8, channels=3, resize="lanczos", crop="center")
+
+
+def _make_score(folder: Path) -> Path:
+    (folder / "fid.json").write_text(json.dumps({"experiment": "digits", "metric": "fid", "value": 1.5}))
+    return folder / "fid.json"
+
+
+def _make_config(folder: Path) -> Path:
+    whole = (ROOT / "config.yaml").read_bytes()
+    (folder / "config.yaml").write_bytes(whole[whole.index(b"experiments:") :][:6000].rpartition(b"\n\n")[0] + b"\n")
+    return folder / "config.yaml"
+
+
+def _make_eps(folder: Path) -> Path:
+    """Under the name of a picture, what Pillow would give to a program to draw."""
+    lines = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    (folder / "image.png").write_bytes(lines)
+    return folder / "image.png"
+
+
+SCHEMA = config.read_yaml(ROOT / "workflow/schemas/config.schema.yaml")
+YAML = (b"&a [*a]", b"*a", b"<<:", b"!!python/object/apply:os.system ['touch executed']", b".nan", b"2001-99-99", b"- ")
+
+Image.init()  # of Pillow's formats
+
+READERS: dict[str, Reader] = {
+    "shard": Reader(_make_shard, _read_shard, NAMES),
+    "manifest": Reader(_make_manifest, _read_manifest, NAMES),
+    "rows": Reader(_make_rows, _read_rows, JSON),
+    "prompts": Reader(_make_prompts, _read_prompts),
+    "table of prompts": Reader(_make_table, _read_table),
+    "captions": Reader(_make_coco, lambda path: prompt_sources.coco(path, num=None, seed=0), JSON),
+    "tensors": Reader(_make_tensors, _read_tensors, JSON),
+    "denoiser": Reader(_make_tensors, lambda path: dmd.load(path, device="cpu"), JSON),
+    "checkpoint": Reader(_make_checkpoint, _read_checkpoint, JSON),
+    "record": Reader(_make_sidecar, _read_sidecar, JSON),
+    "features": Reader(_make_block, lambda path: feature_blocks.group([path], reference_sha256="digest"), JSON),
+    "score": Reader(_make_score, lambda path: scores.by_experiment([path]), JSON),
+    "edm": Reader(_make_edm, _read_edm, HOSTILE),
+    "openai": Reader(_make_openai, _read_openai, HOSTILE),
+    "openai of old": Reader(_make_openai_of_old, _read_openai, HOSTILE),
+    "inception": Reader(_make_openai, lambda path: feature_files.weights(path, "inception"), HOSTILE),
+    "moments": Reader(_make_moments, moments_file.load, (*HOSTILE, b"'|O'", b"'<f8'", b"(999999999,)")),
+    "png": Reader(lambda folder: _make_image(folder, "png"), _read_image, (b"IDAT", b"PLTE", b"tRNS", b"eXIf")),
+    "jpg": Reader(lambda folder: _make_image(folder, "jpg"), _read_image, (b"\xff\xd8", b"\xff\xe1", b"Exif\0\0")),
+    "gif": Reader(lambda folder: _make_image(folder, "gif"), _read_image),
+    "tif": Reader(lambda folder: _make_image(folder, "tif"), _read_image),
+    "eps": Reader(_make_eps, _read_image, refused=True),
+    "config": Reader(_make_config, lambda path: config.resolve(config.read_yaml(path), SCHEMA), (*YAML, *JSON)),
+}
