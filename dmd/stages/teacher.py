@@ -108,7 +108,8 @@ def _train(
     stage.log(f"{len(data)} images {shape}, sigma_data {sigma_data}, {count} parameters")
     label = data.labels if data.num_classes else torch.full_like(data.labels, -1)
     losses: list[torch.Tensor] = []
-    for num in stage.progress(range(training["updates"]), total=training["updates"], unit="updates"):
+    status = stage.Progress(total=training["updates"], unit="updates")
+    for num in range(training["updates"]):
         generator = update_generator("teacher", seed, num)
         chosen = torch.randint(len(data), (training["batch_size"],), generator=generator)
         losses.append(trainer.update(num, data.batch(chosen).to(device), label[chosen].to(device), generator).cpu())
@@ -116,6 +117,7 @@ def _train(
             raise ValueError(f"loss or gradient is not finite at update {num}: lower training.learning_rate")
         if (num + 1) % 500 == 0:
             stage.log(f"update {num + 1}: mean loss of the last 500 {torch.stack(losses[-500:])[:, 0].mean():.4f}")
+        status.add(images=training["batch_size"])
     tensors = {f"raw.{name}": value for name, value in denoiser.network.state_dict().items()}
     tensors |= {f"ema.{name}": value for name, value in trainer.average.module.state_dict().items()}
     facts = {
