@@ -1,4 +1,5 @@
-# make demo | table2 | test | test-slow | fuzz | check | bench | bench-gpu | bench-memory | bench-scale | plan | verify | prune | report.
+# make demo | table2 | test | test-slow | test-slurm | fuzz | check | bench | bench-gpu | bench-memory | bench-scale | plan |
+# verify | prune | report.
 # All of them make .venv first, once.
 PYTHON ?= python3
 CORES ?= all
@@ -9,7 +10,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(shell cksum < envs/requirements.txt | cut -d ' ' -f 1)
 SOURCES := dmd tests workflow/scripts $(wildcard bench)
 
-.PHONY: demo table2 test test-slow fuzz check bench bench-gpu bench-memory bench-scale plan verify prune report
+.PHONY: demo table2 test test-slow test-slurm fuzz check bench bench-gpu bench-memory bench-scale plan verify prune report
 
 demo: $(READY)
 	$(BIN)/snakemake --cores $(CORES)
@@ -28,6 +29,10 @@ fuzz: $(READY)
 # Full-size networks and every architecture: minutes, and gigabytes of memory.
 test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -s
+
+# The workflow on a SLURM of two nodes on this machine; root installs Debian's packages where they are missing.
+test-slurm: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm -s
 
 check: $(READY)
 	$(BIN)/ruff format --check $(SOURCES)

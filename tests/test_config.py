@@ -232,6 +232,11 @@ def test_levels_name_their_kind_only_where_it_is_not_karras():
             ["distill.regression_distance.decoder: a teacher of kind train makes no latents"],
         ),
         ({"distill": {"processes": 393}}, ["distill.processes: 393 cannot share matching_batch_size 392"]),
+        (
+            {"distill": {"processes": 4}, "resources": {"distill": {"nodes": 3}}},
+            ["resources.distill.nodes: 3 cannot share 4 processes evenly"],
+        ),
+        ({"resources": {"pairs": {"nodes": 2}}}, ["resources.pairs", '"nodes"']),
         ({"distill": {"compute": {"dtype": "float16"}}}, ["distill.compute.dtype", "float16"]),
         ({"sample": {"compute": {"micro_batch_size": 3}}}, ["sample.compute", '"micro_batch_size"']),
         ({"pairs": {"first_seed": 2**32}}, ["pairs.first_seed", "maximum of 4294967295"]),

@@ -1,6 +1,7 @@
 # Look-up of specs and paths; nothing else. Rules call these with the name of a rule.
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -151,6 +152,27 @@ def processes(wildcards):
     return EXPERIMENTS.section(wildcards.experiment, "distill")["processes"]
 
 
+def nodes(wildcards):
+    """Machines of a cluster that a distillation asks for."""
+    return asked(wildcards, "distill").get("nodes", 1)
+
+
+def per_node(wildcards):
+    """Processes of a distillation on each machine."""
+    return processes(wildcards) // nodes(wildcards)
+
+
+def several_nodes(value):
+    """A resource, or what it is of a job, that only a distillation on several machines asks for."""
+
+    def resource(wildcards):
+        if nodes(wildcards) == 1:
+            return None
+        return value(wildcards) if callable(value) else value
+
+    return resource
+
+
 def memory(megabytes, rule=None):
     """Megabytes, growing with each attempt; `resources` of the experiment may say another number for `rule`."""
     return lambda wildcards, attempt: asked(wildcards, rule).get("memory_mb", megabytes) * attempt
@@ -180,6 +202,9 @@ def measured(wildcards):
 
 
 shell.prefix(prefix())
+
+# Before its time limit SLURM sends SIGUSR1 to every process of a job; the stage heeds it, Snakemake must outlive it.
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 wildcard_constraints:

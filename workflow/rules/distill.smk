@@ -1,4 +1,5 @@
-# Algorithm 1: teacher and pairs become a one-step generator. With distill.processes the stage starts torchrun itself.
+# Algorithm 1: teacher and pairs become a one-step generator. With distill.processes the stage starts torchrun itself, on
+# several nodes of a cluster through srun. SLURM counts threads by task, one on each node, and memory by node.
 rule distill:
     input:
         owned("distill"),
@@ -17,11 +18,16 @@ rule distill:
         "results/{experiment}/benchmarks/distill.tsv"
     conda:
         "../../envs/dmd.yaml"
-    threads: lambda wildcards: cores(wildcards) * processes(wildcards)
+    threads: lambda wildcards: cores(wildcards) * per_node(wildcards)
     resources:
         gpu=lambda wildcards: gpus(wildcards) * processes(wildcards),
-        mem_mb=lambda wildcards, attempt: memory(4000, "distill")(wildcards, attempt) * processes(wildcards),
+        mem_mb=lambda wildcards, attempt: memory(4000, "distill")(wildcards, attempt) * per_node(wildcards),
         runtime=minutes(1440, "distill"),
+        nodes=nodes,
+        tasks=several_nodes(nodes),
+        mpi=several_nodes("srun"),
+        tasks_per_gpu=several_nodes(0),
+        gres=several_nodes(lambda wildcards: f"gpu:{per_node(wildcards)}" if gpus(wildcards) else None),
     params:
         start=flag("start"),
         lpips=flag("lpips"),
