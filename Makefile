@@ -1,5 +1,5 @@
 # make demo | table2 | test | test-slow | test-slurm | fuzz | check | bench | bench-gpu | bench-memory | bench-scale | plan |
-# verify | prune | report.
+# verify | prune | store | report.
 # All of them make .venv first, once.
 PYTHON ?= python3
 CORES ?= all
@@ -10,7 +10,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(shell cksum < envs/requirements.txt | cut -d ' ' -f 1)
 SOURCES := dmd tests workflow/scripts $(wildcard bench)
 
-.PHONY: demo table2 test test-slow test-slurm fuzz check bench bench-gpu bench-memory bench-scale plan verify prune report
+.PHONY: demo table2 test test-slow test-slurm fuzz check bench bench-gpu bench-memory bench-scale plan verify prune store report
 
 demo: $(READY)
 	$(BIN)/snakemake --cores $(CORES)
@@ -69,6 +69,10 @@ verify: $(READY)
 # make prune lists what no experiment owns; make prune DELETE=1 removes it.
 prune: $(READY)
 	@$(BIN)/python workflow/scripts/prune.py $(if $(DELETE),--delete)
+
+# Copies pairs that are in results/ to the storage of config.yaml.
+store: $(READY)
+	@$(BIN)/python workflow/scripts/store.py $(EXPERIMENT)
 
 report: $(READY)
 	$(BIN)/snakemake --report results/report.html

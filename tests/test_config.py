@@ -543,3 +543,30 @@ def test_file_that_is_no_text_is_named(tmp_path: Path):
     (tmp_path / "config.yaml").write_bytes(b"a: \xff")
     with pytest.raises(config.ConfigError, match="config.yaml: 'utf-8' codec"):
         config.read_yaml(tmp_path / "config.yaml")
+
+
+def test_storage_is_off_and_its_faults_are_named():
+    def place(**entry: Any) -> Any:
+        return config.resolve({"experiments": {"base": copy.deepcopy(BASE)}, "storage": entry}, SCHEMA)["storage"]
+
+    assert config.resolve({"experiments": {}}, SCHEMA)["storage"] is None
+    whole = {"prefix": "s3://bucket/a", "endpoint": None, "cache": ".cache/shards", "cache_gb": 200.0, "keep": True}
+    assert place(prefix="s3://bucket/a", cache_gb=200) == whole
+    for entry, words in [
+        ({"prefix": "ftp://bucket/a"}, "storage.prefix"),
+        ({"prefix": "http://server/a", "keep": False}, "storage.keep: false, but http://server/a is to read only"),
+        ({"prefix": "http://server/a", "endpoint": "http://b"}, "storage.endpoint: http://b"),
+        ({"prefix": "s3://bucket/a", "cache": "./results/cache"}, "storage.cache: ./results/cache lies in results/"),
+        ({"prefix": "s3://bucket/a", "cache_gb": 0}, "storage.cache_gb"),
+        ({"prefix": "s3://bucket/a", "folder": "b"}, 'storage: unknown key "folder"'),
+    ]:
+        with pytest.raises(config.ConfigError, match=words):
+            place(**entry)
+
+
+def test_storage_is_part_of_no_spec():
+    written = {"experiments": {"base": copy.deepcopy(BASE)}}
+    plain = Experiments(config.resolve(written, SCHEMA))
+    stored = Experiments(config.resolve({**written, "storage": {"prefix": "s3://bucket/a", "keep": False}}, SCHEMA))
+    for rule in ("pairs", "pairs_manifest", "distill"):
+        assert stored.spec("base", rule, (0, 1)) == plain.spec("base", rule, (0, 1))

@@ -62,15 +62,15 @@ def claim(storage: Storage, path: Path, origin: Mapping[str, Any], number: int, 
     Raises:
         ValueError: the storage has another shard of this name, which is not the one that this folder knew.
     """
-    entry = storage.record(path)
-    if entry is None:
+    entry, known = storage.record(path), (record.read(path) or {}).get("sha256")
+    if entry is None or (made and known == entry["sha256"]):
         return made
     found = shards.parse_record(storage.head(path, HEAD)) or {}
     same = found.get("origin") == origin and found.get("shard") == number
     if same and not made:
         storage.note(path, entry)
         return True
-    if storage.writable and (record.read(path) or {}).get("sha256") != entry["sha256"]:
+    if storage.writable and known != entry["sha256"]:
         raise ValueError(
             f"{storage.url(path)} is not of this folder: sha256 {entry['sha256']}, made from other inputs or numbers, "
             "or elsewhere. It is not replaced: name another storage.prefix, or remove it there"

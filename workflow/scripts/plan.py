@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from dmd.checks import unknown_experiment  # noqa: E402
-from dmd.config import ConfigError, load  # noqa: E402
+from dmd.config import ConfigError, Json, load  # noqa: E402
 from dmd.experiments import Experiments  # noqa: E402
 from workflow.scripts.rates import Job, Rates, group, job_of, measured_rates, network_calls, num_images, work  # noqa: E402
 
@@ -45,7 +45,8 @@ def main() -> None:
             parsed.record.write_text(json.dumps(rates, indent=1, sort_keys=True) + "\n")
         else:
             jobs = planned(experiments, parsed.experiment)
-            print(table(experiments, jobs, rates, sizes), flush=True)
+            away, line = stored(experiments, jobs, config["storage"])
+            print(table(experiments, [job for job in jobs if job not in away], rates, sizes) + line, flush=True)
             if parsed.experiment is not None and any(job.rule == "distill" for job in jobs):
                 from workflow.scripts import memory  # torch, which the table does without
 
@@ -70,6 +71,23 @@ def planned(experiments: Experiments, experiment: str | None) -> list[Job]:
         raise ConfigError(f"the dry run failed\n{(answer.stdout + answer.stderr).strip()}")
     jobs = re.findall(r"^(?:local)?rule (\w+):.*?^    output: (\S+?),?[ \n]", answer.stdout, re.M | re.S)
     return [job_of(rule, Path(output)) for rule, output in jobs]
+
+
+def stored(experiments: Experiments, jobs: list[Job], place: Json | None) -> tuple[set[Job], str]:
+    """Jobs of `pairs` whose block a storage has, and a line that says so; nothing where there is no storage."""
+    blocks = [job for job in jobs if job.rule == "pairs"]
+    if place is None or not blocks:
+        return set(), ""
+    from dmd.artifacts.storage import Storage
+
+    paths = [Path("results", experiments.path(job.experiment, "pairs", job.block or (0, 0))) for job in blocks]
+    try:
+        sizes = Storage({**place, "folder": "results"}).sizes(paths)
+    except ValueError as error:
+        return set(), f"\nThe storage could not be asked for blocks of pairs: {error}"
+    away = {job for job, size in zip(blocks, sizes, strict=True) if size is not None}
+    line = f"\n{len(away)} blocks of pairs lie in {place['prefix']} and are not counted: a job each takes them,"
+    return away, f"{line} unless they were made from another teacher or by other numbers." if away else ""
 
 
 def disk(experiments: Experiments, job: Job) -> int | None:

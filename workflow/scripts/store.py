@@ -1,0 +1,61 @@
+"""Copies pairs that were made before `storage` was named into it: python workflow/scripts/store.py EXPERIMENT
+
+Nothing is made anew. With `keep: false` shards then leave results/. What the storage has already is not sent again, and
+what it has of another origin is not replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from dmd.artifacts import manifest, record  # noqa: E402
+from dmd.artifacts.storage import Storage  # noqa: E402
+from dmd.config import load  # noqa: E402
+from dmd.experiments import Experiments  # noqa: E402
+
+
+def main() -> None:
+    """Command line: see the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", help="an experiment of config.yaml")
+    parsed = parser.parse_args()
+    try:
+        config = load(Path("config.yaml"), ROOT / "workflow" / "schemas" / "config.schema.yaml")
+        if config["storage"] is None:
+            raise ValueError("storage: null; name a prefix in config.yaml")
+        storage = Storage({**config["storage"], "folder": "results"}, log=lambda line: print(line, file=sys.stderr))
+        experiments = Experiments(config)
+        for block in experiments.blocks(parsed.experiment, "pairs"):
+            store(storage, Path("results", experiments.path(parsed.experiment, "pairs", block)))
+        table = Path("results", experiments.path(parsed.experiment, "pairs_manifest"))
+        if table.is_file():
+            store(storage, table)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def store(storage: Storage, path: Path) -> None:
+    """Copies a block file, or a manifest, and the shards that it lists and that are here; drops those not kept."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: run snakemake for it first, which stores it as well")
+    with record.exclusive(path):
+        here = [file.path for file in manifest.read(path).shards if file.path.is_file()]
+        for each in [*here, path]:
+            record.check(each)
+            there = storage.record(each)
+            if there is not None and there["sha256"] != (record.read(each) or {}).get("sha256"):
+                raise ValueError(f"{storage.url(each)} is another file, sha256 {there['sha256']}: it is not replaced")
+            storage.upload(each)
+        if not storage.keep:
+            for each in here:
+                storage.drop(each)
+    print(f"{path}: {len(here)} shards copied to {storage.prefix}")
+
+
+if __name__ == "__main__":
+    main()
