@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dmd.artifacts import files, record
 
 GIGABYTE = 10**9
+DIGEST = re.compile("[0-9a-f]{64}")
 Download = Callable[[Path], str]  # brings the file to a path, going on from what is there; returns its sha256
 
 
@@ -34,9 +36,11 @@ class Cache:
             size, sha256: of the file, in bytes.
 
         Raises:
-            ValueError: what came twice is another file, or the cache is smaller than the file.
+            ValueError: what came twice is another file, the cache is smaller than the file, or `sha256` is none.
             OSError: the disk is full.
         """
+        if not DIGEST.fullmatch(sha256):
+            raise ValueError(f"{url} is recorded with sha256 {sha256!r}, which is none: run `make verify`")
         path = self.folder / f"{sha256}{Path(url).suffix}"
         with record.exclusive(path, wait=True):
             if not self._is_whole(path, size, sha256):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from dmd.artifacts import files, record, remote
-from dmd.artifacts.cache import GIGABYTE, Cache
+from dmd.artifacts.cache import DIGEST, GIGABYTE, Cache
 from dmd.artifacts.manifest import ShardFile
 from dmd.artifacts.shards import Shard
 
@@ -73,7 +73,7 @@ class Storage:
         text = self._remote.read(self.name(record.sidecar(path)))
         with contextlib.suppress(ValueError, KeyError, TypeError):
             entry = json.loads(text or b"")
-            if self.sizes([path]) == [entry["size"]]:
+            if DIGEST.fullmatch(entry["sha256"]) and self.sizes([path]) == [entry["size"]]:
                 return entry
         return None
 

@@ -66,7 +66,7 @@ def draw_block(
         ):
             return
         if storage:
-            made = {each: stored.claim(storage, paths[each], origin, each, made=made[each]) for each in numbers}
+            made = {each: stored.claim(storage, paths[each], origin, each, inputs, made=made[each]) for each in numbers}
         missing = [number for number in numbers if not made[number]]
         stage.log(f"{len(missing)} shards of {spec['shard_size']} to make, {len(numbers) - len(missing)} kept")
         if missing:

@@ -54,7 +54,9 @@ def recall_block(
     return True
 
 
-def claim(storage: Storage, path: Path, origin: Mapping[str, Any], number: int, *, made: bool) -> bool:
+def claim(
+    storage: Storage, path: Path, origin: Mapping[str, Any], number: int, inputs: record.Inputs, *, made: bool
+) -> bool:
     """Whether shard `number` need not be drawn: it is `made`, or the storage has it, made of the same.
 
     Writes the record of one that is only there.
@@ -68,7 +70,7 @@ def claim(storage: Storage, path: Path, origin: Mapping[str, Any], number: int, 
     found = shards.parse_record(storage.head(path, HEAD)) or {}
     same = found.get("origin") == origin and found.get("shard") == number
     if same and not made:
-        storage.note(path, entry)
+        storage.note(path, record.entry(entry["sha256"], entry["size"], stage=origin["stage"], inputs=inputs))
         return True
     if storage.writable and known != entry["sha256"]:
         raise ValueError(

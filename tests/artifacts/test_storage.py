@@ -1,5 +1,6 @@
 """Shards in a storage: what is read has the recorded digest or is refused, whatever connections and disks do."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -205,6 +206,13 @@ def test_shard_that_is_nowhere_is_named(s3, pairs, away, tmp_path):
     elsewhere = Storage({**away, "prefix": "s3://bucket/elsewhere"})
     with pytest.raises(ValueError, match="s3://bucket/elsewhere/00000.tar is not there"):
         open_shard(pairs.shards[0], elsewhere)
+
+
+def test_digest_that_is_none_names_no_file_of_the_cache(tmp_path, pairs, away):
+    file = dataclasses.replace(pairs.shards[0], sha256="../../evil")
+    with pytest.raises(ValueError, match="recorded with sha256 '../../evil', which is none"):
+        open_shard(file, Storage(away))
+    assert not (tmp_path / "cache").exists() and not list(tmp_path.parent.glob("evil*"))
 
 
 def test_file_outside_the_mirrored_folder_has_no_place(tmp_path):

@@ -45,7 +45,7 @@ def main() -> None:
             parsed.record.write_text(json.dumps(rates, indent=1, sort_keys=True) + "\n")
         else:
             jobs = planned(experiments, parsed.experiment)
-            away, line = stored(experiments, jobs, config["storage"])
+            away, line = stored(experiments, jobs, config)
             print(table(experiments, [job for job in jobs if job not in away], rates, sizes) + line, flush=True)
             if parsed.experiment is not None and any(job.rule == "distill" for job in jobs):
                 from workflow.scripts import memory  # torch, which the table does without
@@ -73,9 +73,10 @@ def planned(experiments: Experiments, experiment: str | None) -> list[Job]:
     return [job_of(rule, Path(output)) for rule, output in jobs]
 
 
-def stored(experiments: Experiments, jobs: list[Job], place: Json | None) -> tuple[set[Job], str]:
+def stored(experiments: Experiments, jobs: list[Job], config: Json) -> tuple[set[Job], str]:
     """Jobs of `pairs` whose block a storage has, and a line that says so; nothing where there is no storage."""
     blocks = [job for job in jobs if job.rule == "pairs"]
+    place = config["storage"]
     if place is None or not blocks:
         return set(), ""
     from dmd.artifacts.storage import Storage
