@@ -40,21 +40,27 @@ def test_storage_named_later_makes_nothing_anew(planned: Callable[..., Counter[s
     assert planned({"storage": place}) == Counter()
 
 
-def test_pairs_copied_from_one_folder_are_distilled_in_another(finished: Path, broken: Path, tmp_path_factory, storage):
-    other = tmp_path_factory.mktemp("other")
-    for folder in (broken, other):
-        write_config(folder, edited({"storage": storage}))
+def test_finished_pairs_are_copied_and_nothing_is_made_anew(broken: Path, storage):
+    write_config(broken, edited({"storage": storage}))
     before = (broken / MANIFEST).read_bytes()
-    for shards in (2, 0):  # the second time they are there, and not here
-        assert f"00000-00001.parquet: {shards} shards copied to s3://bucket/folder" in script(
-            broken, "store.py", "small"
-        )
+    assert "00000-00001.parquet: 2 shards copied to s3://bucket/folder" in script(broken, "store.py", "small")
     assert not list((broken / "results/small/pairs").glob("*.tar"))
     answer = snakemake(broken, "--dry-run", TARGET)
     assert jobs(answer.stdout + answer.stderr) == Counter() and (broken / MANIFEST).read_bytes() == before
     checked = stage(broken, "verify", "results")
     assert checked.returncode == 0 and "4 files are there and not here" in checked.stdout
     assert "0 files" in script(broken, "prune.py")
+
+
+@pytest.mark.slow
+def test_pairs_drawn_in_one_folder_are_distilled_in_another(finished: Path, broken: Path, tmp_path_factory, storage):
+    other = tmp_path_factory.mktemp("other")
+    for folder in (broken, other):
+        write_config(folder, edited({"storage": storage}))
+    shutil.rmtree(broken / "results/small/pairs")
+    make(broken, "--cores", "2", MANIFEST)
+    assert (broken / MANIFEST).read_bytes() == (finished / MANIFEST).read_bytes()
+    assert not list((broken / "results/small/pairs").glob("*.tar"))
 
     shutil.copytree(finished / "photos", other / "photos")
     shutil.copytree(finished / "results/small/teacher", other / "results/small/teacher")
