@@ -38,7 +38,7 @@ def audit(folder: Path) -> tuple[Reasons, Reasons, list[str]]:
     folder = _normal(folder)
     refuse_while_writing(folder)
     records, bad, strangers = _scan(folder)
-    away = {path: entry for path, entry in records.items() if "stored" in entry and not path.is_file()}
+    away = {path: entry for path, entry in records.items() if record.stored(entry) and not path.is_file()}
     bad |= _compare({path: entry for path, entry in records.items() if path not in away})
     lost, unseen = _lost(away)
     bad |= lost
@@ -108,11 +108,8 @@ def _lost(away: Records) -> tuple[Reasons, list[str]]:
     places: dict[tuple[str, str | None], dict[str, Path]] = {}
     bad: Reasons = {}
     for path, entry in away.items():
-        try:
-            stored = entry["stored"]
-            places.setdefault((stored["prefix"], stored["endpoint"]), {})[stored["name"]] = path
-        except (KeyError, TypeError):
-            bad[path] = "is missing, and its record does not say where it is stored"
+        if place := record.stored(entry):
+            places.setdefault(place[:2], {})[place[2]] = path
     notes = []
     for (prefix, endpoint), names in places.items():
         try:

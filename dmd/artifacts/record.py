@@ -37,6 +37,17 @@ def read(path: Path) -> dict[str, Any] | None:
     return record if all(isinstance(found, str) for found in inputs.values()) else None
 
 
+def stored(record: Mapping[str, Any] | None) -> tuple[str, str | None, str] | None:
+    """Prefix, endpoint and name of a file that is in a storage; None where its record does not say so."""
+    place = (record or {}).get("stored")
+    prefix, endpoint, name = (
+        place.get(key) if isinstance(place, dict) else 0 for key in ("prefix", "endpoint", "name")
+    )
+    if isinstance(prefix, str) and isinstance(name, str) and (endpoint is None or isinstance(endpoint, str)):
+        return prefix, endpoint, name
+    return None
+
+
 def check(path: Path) -> str:
     """Digest of a file, after comparing it with the file's record where there is one.
 

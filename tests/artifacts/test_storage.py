@@ -248,5 +248,19 @@ def test_verify_takes_no_shard_for_lost_that_the_storage_has(s3, tmp_path, pairs
     assert set(bad) == {Path("results/00003.tar"), block} and not block.exists()
 
 
+@pytest.mark.parametrize(
+    "place", [1, {}, {"prefix": 1, "endpoint": None, "name": "a"}, {"prefix": "s3://a", "name": [1]}]
+)
+def test_record_that_does_not_say_where_a_shard_is_stored_makes_it_missing(tmp_path, pairs, place, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = pairs.shards[0]
+    entry = record.entry(file.sha256, file.size, stage="pairs", inputs={})
+    record.sidecar(file.path).write_text(json.dumps({**entry, "stored": place}))
+    shutil.move(file.path, tmp_path / "elsewhere.tar")
+    assert verify(folder=Path("results"), delete=False)[Path("results/00000.tar")] == "is missing"
+    with pytest.raises(ValueError, match="00000.tar is missing"):
+        open_shard(file, None)
+
+
 def record_of(pairs) -> record.Inputs:
     return {"shards": {os.path.relpath(file.path): file.sha256 for file in pairs.shards}}
