@@ -1,6 +1,7 @@
 """Parquet tables that say what lies where: one row per item, with the digest of the shard that holds it."""
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,7 +114,15 @@ def read_table(path: Path, *, repeated: Sequence[str] = ()) -> tuple[pa.Table, d
 
 
 def read(path: Path) -> Manifest:
-    """A manifest or block file; ValueError if it cannot be read, or its columns are not `SCHEMA`."""
+    """A manifest or block file.
+
+    Its shards lie below the folder two above its own, which is that of all experiments (a manifest may list the shards
+    of its experiment's parent, `../../parent/pairs/00000.tar`), for a block file that of its experiment. Where the
+    user has put a link in the place of a folder or a shard there, it is followed: the digest still has to fit.
+
+    Raises:
+        ValueError: it cannot be read, its columns are not `SCHEMA`, or it names a shard elsewhere.
+    """
     with _readable(path):
         schema = pq.read_schema(path)
         names = schema.names  # damaged ones cannot be decoded
@@ -126,10 +135,19 @@ def read(path: Path) -> Manifest:
         starts = list(_starts(file))
         stops = [*(first for first, *_ in starts[1:]), file.metadata.num_rows]
     shards = [
-        ShardFile(path=path.parent / name, size=size, sha256=sha256, first=first, num=stop - first)
+        ShardFile(path=_placed(path, name), size=size, sha256=sha256, first=first, num=stop - first)
         for (first, name, size, sha256), stop in zip(starts, stops, strict=False)
     ]
     return Manifest(path, shards, metadata)
+
+
+def _placed(path: Path, name: str) -> Path:
+    """Path of the shard `name` of the manifest at `path`; ValueError if it leads out of the tree, or to no shard."""
+    top = os.path.abspath(path.parent / os.pardir / os.pardir)
+    whole = os.path.abspath(path.parent / name)
+    if os.path.isabs(name) or "\0" in name or os.path.commonpath([whole, top]) != top or Path(name).suffix != ".tar":
+        raise ValueError(f"{path} lists {name!r:.200}, which is no shard below {top}: run `make verify`")
+    return path.parent / name
 
 
 def _starts(file: pq.ParquetFile) -> Iterator[tuple[int, str, int, str]]:

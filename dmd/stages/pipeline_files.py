@@ -50,7 +50,7 @@ def network_files(folder: Path, what: str, *, weights: str = WEIGHTS) -> list[Pa
         return [config, needed(folder / weights, f"the weights of the {what} ({why})")]
     places = read_json(shards).get("weight_map")
     names = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
-    if not names or any(Path(name).name != name for name in names):
+    if not names or any(Path(name).name != name or name == ".." for name in names):
         raise ValueError(f"{shards}: weight_map names no files beside it")
     return [config, shards, *(needed(folder / name, f"a part of the weights of the {what}") for name in names)]
 

@@ -127,3 +127,28 @@ def test_empty_cells_other_types_and_damaged_metadata_are_named(tmp_path):
         pq.write_table(table().replace_schema_metadata({manifest.KEY: text}), path)
         with pytest.raises(ValueError, match=f"{path} is damaged, what it says of itself is no JSON"):
             manifest.read(path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/etc/passwd", "/a/00000.tar", "../../../00000.tar", "../../../../etc/passwd", "a/../../../../00000.tar", "..", ""]
+    + ["../00000.npy", "00000", "../\x0000000.tar", "../../../tree-beside/00000.tar"],
+)
+def test_manifest_that_leads_out_of_its_tree_is_refused(tmp_path, name):
+    path = tmp_path / "tree" / "experiment" / "pairs" / "manifest.parquet"
+    path.parent.mkdir(parents=True)
+    manifest.write(path, table().set_column(1, "shard", pa.array([name] * 5)), METADATA)
+    with pytest.raises(ValueError, match=f"{path} .*which is no shard below {tmp_path}/tree:"):
+        manifest.read(path)
+
+
+def test_manifest_may_list_the_shards_of_a_parent_and_follow_links_of_the_user(tmp_path):
+    path = tmp_path / "tree" / "child" / "pairs" / "manifest.parquet"
+    elsewhere = tmp_path / "disk"
+    elsewhere.mkdir()
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "child").symlink_to(elsewhere)
+    path.parent.mkdir()
+    name = "../../parent/pairs/00000.tar"
+    manifest.write(path, table().set_column(1, "shard", pa.array([name] * 5)), METADATA)
+    assert [shard.path for shard in manifest.read(path).shards] == [path.parent / name]

@@ -36,7 +36,7 @@ def test_two_processes_with_half_of_the_parameters_each_update_as_one(distill_nu
         worker.stdin.close()
     for worker in workers:
         assert worker.wait(300) == 0, worker.stderr.read()
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for case, one, other in zip(sharded_updates.cases(numbers, places), first, second, strict=True):
         alone = sharded_updates.updated(case, Share(micro_batch_size=3))
         assert one.keys() == other.keys() == alone.keys()

@@ -35,7 +35,7 @@ def test_two_processes_of_unequal_parts_update_as_one(distill_numbers, tmp_path,
         worker.stdin.close()
     for worker in workers:
         assert worker.wait(120) == 0, worker.stderr and worker.stderr.read()
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     alone = updated(numbers, share.Share())
     assert all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(first, second, strict=True))
     torch.testing.assert_close(first[0], alone[0], rtol=1e-4, atol=1e-5)

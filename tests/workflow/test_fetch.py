@@ -31,8 +31,8 @@ def configured(folder: Path, **entry: Any) -> None:
     config = copy.deepcopy(SMALL)
     config["experiments"]["small"]["distill"]["regression_distance"] = {"kind": "lpips", "file": FILE, "size": 16}
     config["inputs"] = {
-        "vgg16": {"file": FILE, **entry},
-        "other": {"file": "inputs/other.pkl", "url": "http://127.0.0.1:9/other.pkl"},
+        "vgg16": {"file": FILE, "sha256": None, **entry},
+        "other": {"file": "inputs/other.pkl", "url": "http://127.0.0.1:9/other.pkl", "sha256": None},
     }
     write_config(folder, config)
 
@@ -104,11 +104,13 @@ def test_file_that_appears_after_the_jobs_were_planned_is_kept(tmp_path: Path, s
     [
         ({"a": {"file": "results/a"}}, "inputs.a.file: results/a lies in results/"),
         ({"a": {"file": "x/a"}, "b": {"file": "x/a"}}, "inputs.b.file: x/a is that of inputs.a, too"),
+        ({"a": {"file": "x/a", "sha256": ...}}, "inputs.a: 'sha256' is a required property"),
         ({"a": {"file": "x/a", "sha256": "1234567"}}, "inputs.a.sha256: '1234567' does not match '^[0-9a-f]{8,64}$'"),
     ],
 )
 def test_contradicting_inputs_are_refused(tmp_path: Path, inputs: dict[str, Any], message: str):
-    entries = {name: {"url": "http://127.0.0.1:9/a", **entry} for name, entry in inputs.items()}
+    entries = {name: {"url": "http://127.0.0.1:9/a", "sha256": None, **entry} for name, entry in inputs.items()}
+    entries = {name: {key: value for key, value in each.items() if value is not ...} for name, each in entries.items()}
     write_config(tmp_path, {**SMALL, "inputs": entries})
     answer = snakemake(tmp_path, "--dry-run")
     assert answer.returncode != 0 and message in answer.stderr
