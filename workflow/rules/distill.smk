@@ -1,5 +1,5 @@
 # Algorithm 1: teacher and pairs become a one-step generator. With distill.processes the stage starts torchrun itself, on
-# several nodes of a cluster through srun. SLURM counts threads by task, one on each node, and memory by node.
+# several nodes of a cluster through srun. SLURM counts threads by task, one on each node, memory and `gres` by node.
 rule distill:
     input:
         owned("distill"),
@@ -20,7 +20,7 @@ rule distill:
         "../../envs/dmd.yaml"
     threads: lambda wildcards: cores(wildcards) * per_node(wildcards)
     resources:
-        gpu=lambda wildcards: gpus(wildcards) * processes(wildcards),
+        gpu=lambda wildcards: gpus(wildcards) * processes(wildcards) if nodes(wildcards) == 1 else None,
         mem_mb=lambda wildcards, attempt: memory(4000, "distill")(wildcards, attempt) * per_node(wildcards),
         runtime=minutes(1440, "distill"),
         nodes=nodes,
