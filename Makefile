@@ -1,16 +1,17 @@
-# make demo | table2 | test | test-slow | test-slurm | fuzz | check | bench | bench-gpu | bench-memory | bench-scale | plan |
-# verify | prune | store | report.
+# make demo | table2 | test | test-slow | test-slurm | fuzz | test-faults | check | bench | bench-gpu | bench-memory |
+# bench-scale | plan | verify | prune | store | report.
 # All of them make .venv first, once.
 PYTHON ?= python3
 CORES ?= all
 EXPERIMENT ?=
 CASES ?= 1000
 SEED ?= 0
+RUNS ?= 100
 BIN := .venv/bin
 READY := .venv/.ready-$(shell cksum < envs/requirements.txt | cut -d ' ' -f 1)
 SOURCES := dmd tests workflow/scripts $(wildcard bench)
 
-.PHONY: demo table2 test test-slow test-slurm fuzz check bench bench-gpu bench-memory bench-scale plan verify prune store report
+.PHONY: demo table2 test test-slow test-slurm fuzz test-faults check bench bench-gpu bench-memory bench-scale plan verify prune store report
 
 demo: $(READY)
 	$(BIN)/snakemake --cores $(CORES)
@@ -25,6 +26,10 @@ test: $(READY)
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED)
 	OMP_NUM_THREADS=1 DMD_FUZZ_CASES=$(CASES) $(BIN)/python -m pytest tests/fuzz/test_config.py
+
+# Faults at random moments of a small chain, one in each run, about a minute each: writes bench/results/faults.json.
+test-faults: $(READY)
+	$(BIN)/python -m tests.faults --runs $(RUNS) --seed $(SEED) --output bench/results/faults.json
 
 # Full-size networks and every architecture: minutes, and gigabytes of memory.
 test-slow: $(READY)
