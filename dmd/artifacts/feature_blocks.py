@@ -96,7 +96,7 @@ def _repetition(number: int, blocks: list[tuple[Path, dict[str, Any]]]) -> Repet
         expected += metadata["count"]
     if expected != (number + 1) * num_samples:
         raise ValueError(
-            f"repetition {number} ends before sample {expected}, but its {num_samples} samples end before "
-            f"{(number + 1) * num_samples}"
+            f"{blocks[-1][0]}: repetition {number} ends before sample {expected}, but its {num_samples} samples end "
+            f"before {(number + 1) * num_samples}"
         )
     return Repetition([path for path, _ in blocks], blocks[0][1]["first_seed"])

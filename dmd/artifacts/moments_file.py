@@ -58,6 +58,8 @@ def _arrays(path: Path) -> list[np.ndarray]:
             raise ValueError(f"array {too_large[0]} has {sizes[f'{too_large[0]}.npy']} bytes")
         with np.load(path, allow_pickle=False) as content:
             found = [content[name] for name in KEYS]
+        if odd := [name for name, array in zip(KEYS, found, strict=True) if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{odd[0]} is no array")
         if kinds := [str(array.dtype) for array in found if array.dtype.kind != "f"]:
             raise ValueError(f"its values are {kinds[0]}, not real numbers")
     except DAMAGE as error:

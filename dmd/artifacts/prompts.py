@@ -63,7 +63,7 @@ class Prompts:
         self._group: tuple[int, pa.ChunkedArray] | None = None
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self._ends[-1]) if len(self._ends) else 0
 
     def rows(self, rows: Iterable[int]) -> list[str]:
         """The prompts of these rows, each 0 .. len - 1; neighbours are read together."""
@@ -73,8 +73,12 @@ class Prompts:
         group = int(np.searchsorted(self._ends, row, side="right"))
         if self._group is None or self._group[0] != group:
             try:
-                self._group = group, self._file.read_row_group(group)[COLUMN]
+                found = self._file.read_row_group(group)[COLUMN]
             except (OSError, ValueError, IndexError, pa.ArrowException) as error:
                 raise ValueError(f"{self._path} cannot be read ({error}): run `make verify`") from error
+            there, claimed = len(found) - found.null_count, self._file.metadata.row_group(group).num_rows
+            if there != claimed:
+                raise ValueError(f"{self._path} claims {claimed} prompts where {there} are: run `make verify`")
+            self._group = group, found
         column = self._group[1]
         return str(column[row - int(self._ends[group]) + len(column)].as_py())

@@ -73,6 +73,20 @@ def test_files_of_other_kinds_are_refused(tmp_path):
         moments_file.load(path)
 
 
+def test_members_that_are_no_arrays_and_zip_files_of_another_kind_are_refused(tmp_path):
+    path, whole = tmp_path / "m.npz", written(tmp_path / "whole.npz").read_bytes()
+    path.write_bytes(whole.replace(b"\x93NUMPY", b"\x92NUMPY", 1))
+    with pytest.raises(ValueError, match="m.npz is no .npz of mu and sigma"):
+        moments_file.load(path)
+    entry = whole.rindex(b"PK\x01\x02")
+    for place, value in ((6, 125), (8, 1), (8, 32), (10, 77)):  # version, encrypted, patched, compression
+        content = bytearray(whole)
+        content[entry + place] = value
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="m.npz is no .npz of mu and sigma"):
+            moments_file.load(path)
+
+
 def test_an_array_that_claims_more_than_it_holds_is_refused(tmp_path):
     path = tmp_path / "m.npz"
     header = written(tmp_path / "whole.npz")

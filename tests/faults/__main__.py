@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--kind", help="only faults whose name has this in it")
     parser.add_argument("--first", type=int, default=0, help="number of the first run: with --runs 1 just that one")
     parser.add_argument("--output", type=Path, help="figures as JSON")
+    parser.add_argument("--at-once", type=int, default=1, help="runs at a time")
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--lock", type=Path, help="a file that is locked (shared) during each run")
     parsed = parser.parse_args()
@@ -74,11 +76,15 @@ def _campaign(folder: Path, kinds: list[Any], parsed: argparse.Namespace) -> dic
     wanted = chain.digests(whole)
     print(f"seed {parsed.seed}, {len(wanted)} files compared, undisturbed run {time.monotonic() - began:.0f} s")
     runs: list[dict[str, Any]] = []
-    number = parsed.first
-    while sum(run["struck"] for run in runs) < parsed.runs and number < parsed.first + 3 * parsed.runs:
+
+    def one(number: int) -> dict[str, Any]:
         with _locked(parsed.lock):
-            runs.append(_run(folder / f"run-{number}", whole, wanted, number, kinds[number % len(kinds)], parsed))
-        number += 1
+            return _run(folder / f"run-{number}", whole, wanted, number, kinds[number % len(kinds)], parsed)
+
+    with ThreadPoolExecutor(parsed.at_once) as pool:
+        while sum(run["struck"] for run in runs) < parsed.runs and len(runs) < 3 * parsed.runs:
+            begin = parsed.first + len(runs)
+            runs += pool.map(one, range(begin, begin + parsed.at_once))
     counted = [run for run in runs if run["struck"]]
     by_kind = {kind.name: _counts([run for run in counted if run["kind"] == kind.name]) for kind in kinds}
     machine = f"{platform.machine()}, {os.cpu_count()} CPU cores, Linux {platform.release().split('-')[0]}"
@@ -132,8 +138,9 @@ def _run(
         fault.recover()
     entry = {"number": number, "kind": kind.name, "from": stage, "told": fault.told, "struck": struck}
     entry |= {"outcome": outcome, "why": why[-600:], "status": status, "traceback": "Traceback" in first}
-    print(f"{number:4} {kind.name:22} from {stage:9} {fault.told[:60]:60} {outcome if struck else 'missed'}", end="")
-    print(f"  {time.monotonic() - began:.0f} s{'  ' + why[-200:] if outcome in ('lost', 'wrong') else ''}", flush=True)
+    line = f"{number:4} {kind.name:22} from {stage:9} {fault.told[:60]:60} {outcome if struck else 'missed'}"
+    more = f"  {why[-200:]}" if outcome in ("lost", "wrong") else ""
+    print(f"{line}  {time.monotonic() - began:.0f} s{more}", flush=True)
     if not (parsed.keep and outcome in ("lost", "wrong")):
         shutil.rmtree(folder)
     return entry

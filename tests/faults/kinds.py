@@ -315,7 +315,7 @@ class OutOfMemory(Fault):
     name = "out of memory"
 
     def prepare(self) -> None:
-        self.group = MEMORY / f"dmd-faults-{os.getpid()}"
+        self.group = MEMORY / f"dmd-faults-{os.getpid()}-{self.folder.name}"
         self.grouped = os.geteuid() == 0 and (MEMORY / "cgroup.procs").exists() and self.chosen.random() < 0.5
 
     def strike(self, run: Run) -> bool:

@@ -172,3 +172,12 @@ def test_a_file_that_is_no_table_or_another_than_pinned_is_named(tmp_path):
         made(tmp_path, [tmp_path / "gone.parquet"], FILE)
     with pytest.raises(ValueError, match="holds no prompts that a stage of this project wrote"):
         Prompts(table(path, prompt=["a"]))
+
+
+def test_file_with_an_empty_cell_or_without_rows_is_told(tmp_path):
+    path = tmp_path / "p.parquet"
+    prompts.write(path, [pa.array(["a", None])], lambda: {})
+    with pytest.raises(ValueError, match=f"{path} claims 2 prompts where 1 are"):
+        prompts.Prompts(path).rows([0])
+    prompts.write(path, [], lambda: {})
+    assert len(prompts.Prompts(path)) == 0
