@@ -47,7 +47,7 @@ def write_teacher(path: Path, network: dict[str, Any] = NETWORK) -> None:
 def write_exact_teacher(path: Path, *, resolution: int) -> None:
     """A Gaussian around grey, whose denoiser costs next to nothing."""
     tensors = {"means": torch.zeros(1, 3, resolution, resolution), "stds": torch.ones(1), "weights": torch.ones(1)}
-    _write(path, tensors, {"num_classes": NUM_CLASSES}, resolution=resolution)
+    _write(path, tensors, {"num_classes": NUM_CLASSES, "sigma_data": 1.0}, resolution=resolution)
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any], *, resolution: int) -> None:

@@ -63,12 +63,16 @@ def test_a_distillation_that_signals_stopped_continues_to_the_same_bytes(
 
 
 def test_pairs_that_a_signal_stopped_keep_whole_shards(teacher_file, pairs_numbers, tmp_path):
-    line = [sys.executable, "-m", "dmd.stages.pairs", "--teacher", str(teacher_file), "--output"]
-    line += [str(tmp_path / "blocks" / "b.parquet"), "--spec", json.dumps(pairs_numbers | {"last": 400})]
-    process = started(line, tmp_path / "00001.tar")
+    block = tmp_path / "blocks" / "b.parquet"
+    line = [sys.executable, "-m", "dmd.stages.pairs", "--teacher", str(teacher_file), "--output", str(block), "--spec"]
+    process = started([*line, json.dumps(pairs_numbers | {"last": 400})], tmp_path / "00001.tar")
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == os.EX_TEMPFAIL and "Traceback" not in said, said
     assert said.splitlines()[-1].endswith("stopped by SIGTERM before the end: run again, what is whole is kept")
-    assert (tmp_path / "00001.tar").exists() and not (tmp_path / "blocks" / "b.parquet").exists()
-    assert not list(tmp_path.rglob(".tmp*")) and not list(tmp_path.rglob("*.lock"))
+    assert not block.exists() and not list(tmp_path.rglob(".tmp*"))
+    whole = (tmp_path / "00001.tar").stat()
+    again = subprocess.run([*line, json.dumps(pairs_numbers | {"last": 2})], env=ENVIRONMENT, capture_output=True)
+    assert again.returncode == 0 and block.exists(), again.stderr
+    after = (tmp_path / "00001.tar").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (whole.st_ino, whole.st_mtime_ns)
