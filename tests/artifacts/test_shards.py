@@ -151,7 +151,7 @@ def test_a_broken_header_and_a_missing_shard_are_named(tar):
 
 
 @pytest.mark.parametrize(
-    "name", ["../00000031.image.npy", "/tmp/a.npy", "a/00000031.image.npy", "00000031.npy", "00000031.a.b.npy", "x"]
+    "name", ["../00000031.image.npy", "/a.npy", "a/00000031.image.npy", "00000031.npy", "00000031.a.b.npy", "x"]
 )
 def test_a_member_of_another_name_is_refused(tar, name):
     content = bytearray(tar.read_bytes())
