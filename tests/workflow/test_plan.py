@@ -1,5 +1,6 @@
 """Plan and prune, on the small experiment that was run."""
 
+import copy
 import re
 import subprocess
 import sys
@@ -65,6 +66,22 @@ def test_resources_of_an_experiment_replace_those_of_rules(tmp_path: Path):
     asked = {rule: line for rule, line in re.findall(r"^rule (\w+):.*?^    resources: (.*?)$", answer, re.M | re.S)}
     assert "mem_mb=9000," in asked["distill"] and "runtime=150" in asked["distill"]
     assert "mem_mb=2000," in asked["pairs"] and "runtime=240" in asked["pairs"]
+
+
+def test_manifest_names_each_block_in_twelve_bytes(tmp_path: Path):
+    """A job's command is one word to the kernel, which takes no longer one than 128 KiB: ten thousand blocks."""
+    config = copy.deepcopy(SMALL)
+    config["experiments"]["larger"] = {"extends": "small", "pairs": {"num_pairs": 800}}
+    write_config(tmp_path, config)
+    (tmp_path / "photos").mkdir()
+    answer = make(tmp_path, "--dry-run", "-p", "results/larger/pairs/manifest.parquet")
+    (job,) = re.findall(r"^rule pairs_manifest:.*?^Shell command: (.*?)$", answer, re.M | re.S)
+    words = job.split("--blocks ")[1].split(" --output ")[0]
+    assert len(words) < 12 * 100 + 100
+    expanded = subprocess.run(["bash", "-c", f"printf '%s\n' {words}"], capture_output=True, text=True, check=True)
+    assert expanded.stdout.split() == [
+        f"results/small/pairs/blocks/{first:05}-{first + 1:05}.parquet" for first in range(0, 200, 2)
+    ]
 
 
 def test_plan_of_a_finished_experiment_is_empty(finished: Path):

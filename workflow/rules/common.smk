@@ -104,6 +104,13 @@ def blocks(rule):
     ]
 
 
+def braced(wildcards, input):
+    """Blocks as one word of bash, their folder once: a command, which is one word to the kernel, may have 128 KiB."""
+    paths = [Path(path) for path in input]
+    names = ",".join(path.stem for path in paths)
+    return f"{shlex.quote(str(paths[0].parent))}/{f'{{{names}}}' if len(paths) > 1 else names}{paths[0].suffix}"
+
+
 def read_by(rule, source):
     """Path of the artifact of rule `source` where the experiment's `rule` reads one, else nothing."""
 

@@ -48,9 +48,10 @@ rule pairs_manifest:
         mem_mb=memory(2000, "pairs_manifest"),
         runtime=minutes(60, "pairs_manifest"),
     params:
+        blocks=braced,
         spec=spec("pairs_manifest"),
         place=place,
         version=VERSIONS["manifest"],
     shell:
-        "python -m dmd.stages.manifest --blocks {input} --output {output} "
+        "python -m dmd.stages.manifest --blocks {params.blocks} --output {output} "
         "--spec {params.spec:q} {params.place:q} --log {log}"
