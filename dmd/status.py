@@ -81,7 +81,7 @@ def described(stage: Stage) -> dict[str, Any]:
 
 
 def text(stages: list[Stage]) -> Iterator[str]:
-    """A table of experiments and stages, then a line for each stage that runs, failed or stopped."""
+    """A table of experiments and stages, then lines for stages that run, failed or stopped, and the newest grids."""
     if not stages:
         yield "Nothing was begun yet. Name experiments to see what they wait for."
         return
@@ -96,7 +96,7 @@ def text(stages: list[Stage]) -> Iterator[str]:
         yield "* of the experiment that it extends"
     told: set[str] = set()
     for stage in stages:
-        for line in [*_running(stage), *_faults(stage)]:
+        for line in [*_running(stage), *_faults(stage), *_grid(stage)]:
             if line not in told:  # what is shared is told once
                 yield line
             told.add(line)
@@ -121,8 +121,8 @@ def _running(stage: Stage) -> Iterator[str]:
         parts += [f"{_time(stage.seconds_left)} left"] if stage.seconds_left is not None else []
     else:
         parts.append("no status line yet")
-    parts += [str(stage.grid)] if stage.grid else []
-    yield f"{_owner(stage)} {stage.name}: {', '.join(parts)}"
+    owner = next(job.owner for job in stage.jobs if job.told.state == "running")
+    yield f"{owner} {stage.name}: {', '.join(parts)}"
 
 
 def _faults(stage: Stage) -> Iterator[str]:
@@ -134,8 +134,9 @@ def _faults(stage: Stage) -> Iterator[str]:
             yield f"{job.owner} {stage.name} {job.told.message or f'stopped: {silent}'} ({job.log})"
 
 
-def _owner(stage: Stage) -> str:
-    return next(job.owner for job in stage.jobs if job.told.state == "running")
+def _grid(stage: Stage) -> Iterator[str]:
+    if stage.grid:
+        yield f"{stage.jobs[0].owner} {stage.name}, newest grid: {stage.grid}"
 
 
 def _time(seconds: float) -> str:

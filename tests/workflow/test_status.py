@@ -17,6 +17,7 @@ from tests.workflow.conftest import ENVIRONMENT, REPOSITORY
 PYTHON = {**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}
 PATIENCE = 180.0  # seconds, on a machine that is busy with other things
 CHAIN = ["teacher", "reference", "pairs", "distill", "sample", "features", "evaluate"]
+GRID = "results/small/distill/grids/00000010.png"
 LOG = "results/small/logs/distill.log"
 
 
@@ -45,6 +46,8 @@ def test_status_of_a_finished_experiment_is_done_throughout(finished: Path):
     assert {each["state"] for each in found.values()} == {"done"}
     assert found["pairs"]["jobs"] == {"all": 3, "done": 3}  # two blocks and their manifest
     assert found["distill"]["grid"] == "results/small/distill/grids/00000060.png"
+    lines = status(finished, "small").stdout.splitlines()
+    assert lines[2:] == ["small distill, newest grid: results/small/distill/grids/00000060.png"]
 
 
 def test_status_tells_what_a_child_shares_from_what_it_waits_for(finished: Path):
@@ -74,12 +77,16 @@ def test_status_calls_a_job_running_only_while_its_process_can_work(broken: Path
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGSTOP)
+        (broken / GRID).parent.mkdir()
+        (broken / GRID).touch()
         found = stages(broken, "small")
         assert found["distill"]["state"] == "running" and found["distill"]["logs"] == [LOG]
         os.utime(broken / LOG, (time.time() - 10800,) * 2)  # three hours later
         found = stages(broken, "small")
         assert found["distill"]["state"] == "stopped" and found["distill"]["faults"][0]["silent_s"] >= 10800
-        assert f"no sign of life for 3.0 h, killed or suspended? ({LOG})" in status(broken, "small").stdout
+        said = status(broken, "small").stdout
+        assert f"no sign of life for 3.0 h, killed or suspended? ({LOG})" in said
+        assert f"small distill, newest grid: {GRID}" in said.splitlines()
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGCONT)
         process.wait(PATIENCE)
