@@ -22,10 +22,11 @@ table2: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Damaged files and configurations for every reader: make fuzz CASES=3000 of each; `make test` has 50.
+# Damaged files and configurations for every reader: make fuzz CASES=3000 SEED=1, so many of each; `make test` has 50.
 fuzz: $(READY)
+	@echo "make fuzz CASES=$(CASES) SEED=$(SEED)"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED)
-	OMP_NUM_THREADS=1 DMD_FUZZ_CASES=$(CASES) $(BIN)/python -m pytest tests/fuzz/test_config.py
+	OMP_NUM_THREADS=1 DMD_FUZZ_CASES=$(CASES) $(BIN)/python -m pytest --hypothesis-seed=$(SEED) tests/fuzz/test_config.py
 
 # Faults at random moments of a small chain, one in each run, about a minute each: writes bench/results/faults.json.
 test-faults: $(READY)

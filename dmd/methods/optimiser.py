@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from dmd.methods.share import Share
 KINDS = ("fused", "8bit")
 BLOCK = 256  # values of a moment that have one scale, where they have 8 bits
 SMALLEST = 4096  # values from which on they have
+STATE = {"step", "exp_avg", "exp_avg_sq"}  # of a parameter
+NAME = re.compile(r"(0|[1-9][0-9]{0,8})\.(step|exp_avg|exp_avg_sq)(?:\.(codes|scale))?")
 
 
 class Optimiser:
@@ -53,6 +56,7 @@ class Optimiser:
         )
         # generated code pays on GPUs; on a CPU it would take minutes before the first step
         eager = kind == "8bit" and parameters[0].device.type == "cpu"
+        self._kind = kind
         self._stance = "force_eager" if eager else None
 
     def update(self) -> Tensor:
@@ -82,29 +86,48 @@ class Optimiser:
 
     def tensors(self) -> dict[str, Tensor]:
         """Moments and step of each parameter, `{number}.{name}`; of those of 8 bits codes and scales."""
-        found: dict[str, Tensor] = {}
+        return {key: sharding.gathered(value) for key, value in self._kept()}
+
+    def _kept(self) -> Iterator[tuple[str, Tensor]]:
         for number, parameter in enumerate(self._parameters):
             for name, value in self.adamw.state.get(parameter, {}).items():
                 if hasattr(value, "codes"):
-                    found |= {f"{number}.{name}.codes": value.codes, f"{number}.{name}.scale": value.scale}
+                    yield f"{number}.{name}.codes", value.codes
+                    yield f"{number}.{name}.scale", value.scale
                 else:
-                    found[f"{number}.{name}"] = sharding.gathered(value)
-        return found
+                    yield f"{number}.{name}", value
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Sets the state to what `tensors` returned."""
+        """Sets the state to what `tensors` returned.
+
+        Raises:
+            ValueError: no update of this network leaves tensors of these names, shapes and dtypes.
+        """
         self.adamw.state.clear()
         for key, value in tensors.items():
-            number, name, *part = key.split(".")
-            parameter = self._parameters[int(number)]
-            state = self.adamw.state[parameter]
-            if part:
-                state.setdefault(name, self._empty_moment(parameter, name))
-                getattr(state[name], part[0]).copy_(value)
-            elif value.shape == parameter.shape:  # in its memory layout, which fused kernels rely on
-                state[name] = torch.empty_like(parameter).copy_(sharding.placed(value, parameter))
-            else:
-                state[name] = value.to(parameter.device) if self.adamw.defaults.get("fused") else value
+            if not (found := NAME.fullmatch(key)) or int(found[1]) >= len(self._parameters):
+                raise ValueError(f"{key} is of no parameter of {len(self._parameters)}")
+            self._set(key, self._parameters[int(found[1])], found[2], found[3], value)
+        whole = all(state.keys() == STATE for state in self.adamw.state.values())
+        if not whole or {key for key, _ in self._kept()} != tensors.keys():
+            raise ValueError("moments or steps of some parameters are missing")
+
+    def _set(self, key: str, parameter: Tensor, name: str, part: str | None, value: Tensor) -> None:
+        state, step = self.adamw.state[parameter], torch.zeros(())
+        if name == "step":
+            sharding.check_like(key, value, step)
+            state[name] = value.to(parameter.device) if self.adamw.defaults.get("fused") else value
+        elif part and self._coded(parameter):
+            moment = getattr(state.setdefault(name, self._empty_moment(parameter, name)), part)
+            sharding.check_like(key, value, moment)
+            moment.copy_(value)
+        elif not self._coded(parameter):  # in its memory layout, which fused kernels rely on
+            sharding.check_like(key, value, parameter)
+            state[name] = torch.empty_like(parameter).copy_(sharding.placed(value, parameter))
+
+    def _coded(self, parameter: Tensor) -> bool:
+        """Whether its moments have 8 bits."""
+        return self._kind == "8bit" and parameter.numel() >= SMALLEST and parameter.numel() % BLOCK == 0
 
     def _empty_moment(self, parameter: Tensor, name: str) -> Tensor:
         from torchao.optim.subclass_8bit import OptimState8bit

@@ -55,9 +55,25 @@ def placed(value: Tensor, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def load(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Sets weights and buffers, spread or not; KeyError for one that is missing."""
-    for name, value in module.state_dict().items():
+    """Sets weights and buffers, spread or not.
+
+    Raises:
+        ValueError: `tensors` are not those of the module by name, shape and dtype; nothing was set.
+    """
+    found = module.state_dict()
+    if odd := sorted(found.keys() ^ tensors.keys()):
+        raise ValueError(f"{odd[0]} is {'missing' if odd[0] in found else 'unknown'}, with {len(odd) - 1} other names")
+    for name, value in found.items():
+        check_like(name, tensors[name], value)
+    for name, value in found.items():
         value.copy_(placed(tensors[name], value))
+
+
+def check_like(name: str, value: Tensor, like: Tensor) -> None:
+    """ValueError unless a whole tensor has the shape and dtype of one that may be spread."""
+    if value.shape != like.shape or value.dtype != like.dtype:
+        given, wanted = ((tuple(each.shape), str(each.dtype).removeprefix("torch.")) for each in (value, like))
+        raise ValueError(f"{name} is {given[1]} {given[0]}, not {wanted[1]} {wanted[0]}")
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:

@@ -39,11 +39,19 @@ def state(distillation: Distillation) -> dict[str, Tensor]:
 
 
 def restore(distillation: Distillation, tensors: Mapping[str, Tensor]) -> None:
-    """Sets a distillation to what `state` returned."""
-    for name, module in _modules(distillation).items():
-        sharding.load(module, _part(f"network.{name}", tensors))
-    for name, optimiser in _optimisers(distillation).items():
-        optimiser.restore(_part(f"optimiser.{name}", tensors))
+    """Sets a distillation to what `state` returned.
+
+    Raises:
+        ValueError: `state` of this distillation returns other names, shapes or dtypes; it may be set in part then.
+    """
+    modules = {f"network.{name}.": module for name, module in _modules(distillation).items()}
+    optimisers = {f"optimiser.{name}.": optimiser for name, optimiser in _optimisers(distillation).items()}
+    if odd := sorted(name for name in tensors if not name.startswith((*modules, *optimisers))):
+        raise ValueError(f"{odd[0]} is unknown, with {len(odd) - 1} other names")
+    for prefix, module in modules.items():
+        sharding.load(module, _part(prefix, tensors))
+    for prefix, optimiser in optimisers.items():
+        optimiser.restore(_part(prefix, tensors))
 
 
 def _modules(distillation: Distillation) -> dict[str, nn.Module]:
@@ -67,5 +75,4 @@ def _named(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _part(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    start = f"{prefix}."
-    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

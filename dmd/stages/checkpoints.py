@@ -9,7 +9,7 @@ import torch
 
 from dmd.artifacts import files, record
 from dmd.artifacts import tensors as tensor_files
-from dmd.methods import state
+from dmd.methods import sharding, state
 from dmd.methods.dmd import Distillation
 from dmd.stages import stage
 
@@ -47,6 +47,9 @@ def resume(folder: Path, *, key: str, distillation: Distillation) -> tuple[int, 
 
     Returns:
         The next update and the log rows so far: (0, []) where there is none.
+
+    Raises:
+        ValueError: a checkpoint of this key, whole as far as its record says, holds something else than `save` writes.
     """
     for path in sorted(folder.glob("[0-9]*.safetensors"), reverse=True):
         try:
@@ -58,13 +61,39 @@ def resume(folder: Path, *, key: str, distillation: Distillation) -> tuple[int, 
         if metadata.get("key") != key:
             stage.log(f"ignoring checkpoint {path}: it belongs to another spec, version or input")
             continue
-        state.restore(distillation, {name[6:]: value for name, value in tensors.items() if name.startswith("state.")})
-        columns = {name[4:]: value.tolist() for name, value in tensors.items() if name.startswith("log.")}
-        num = len(next(iter(columns.values()), []))
-        rows = [{name: column[row] for name, column in columns.items()} for row in range(num)]
-        stage.log(f"continuing at update {metadata['update']} from {path}")
-        return metadata["update"], rows
+        try:
+            update, rows = _update(path, metadata), _rows(_named("log.", tensors))
+            if odd := [name for name in tensors if not name.startswith(("log.", "state."))]:
+                raise ValueError(f"{odd[0]} is unknown")
+            state.restore(distillation, _named("state.", tensors))
+        except ValueError as error:
+            raise ValueError(f"{path} is no checkpoint to go on from ({error}): remove it and run again") from error
+        stage.log(f"continuing at update {update} from {path}")
+        return update, rows
     return 0, []
+
+
+def _update(path: Path, metadata: dict[str, Any]) -> int:
+    update = metadata.get("update")
+    if type(update) is not int or path.stem != f"{update:08d}":
+        raise ValueError(f"its update is {update!r}")
+    return update
+
+
+def _named(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _rows(columns: dict[str, torch.Tensor]) -> list[dict[str, float]]:
+    """Rows of the log."""
+    num = next(iter(columns.values())).numel() if columns else 0
+    for name, column in columns.items():
+        sharding.check_like(f"log.{name}", column, torch.empty(num, dtype=torch.float64))
+    values = {name: column.tolist() for name, column in columns.items()}
+    for name in ("update", "phase") if columns else ():
+        if not all(value.is_integer() and 0 <= value < 2**31 for value in values.get(name, [math.nan])):
+            raise ValueError(f"log.{name} is no column of numbers of {name}s")
+    return [{name: column[row] for name, column in values.items()} for row in range(num)]
 
 
 def clear(folder: Path) -> None:

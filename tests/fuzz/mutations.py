@@ -1,6 +1,7 @@
 """What happens to files: bytes that flip, vanish, repeat or claim other sizes, and text that names something else."""
 
 import random
+import re
 import struct
 from collections.abc import Sequence
 
@@ -59,7 +60,11 @@ def _place(size: int, chosen: random.Random) -> int:
 
 
 def mutated_json(text: bytes, chosen: random.Random) -> bytes:
-    """JSON in which a value became another, at a place where one stood."""
+    """JSON in which a value became another, or a string, a name perhaps, another of its strings."""
+    strings = list(re.finditer(rb'"[^"]*"', text))
+    if strings and chosen.random() < 0.3:
+        one, other = chosen.choice(strings), chosen.choice(strings)
+        return text[: one.start()] + other[0] + text[one.end() :]
     places = [at for at, byte in enumerate(text) if byte in b":[,"]
     at = chosen.choice(places) + 1
     end = min((found for mark in b",]}" if (found := text.find(bytes([mark]), at)) >= 0), default=len(text))

@@ -1,6 +1,7 @@
 """The readers of files, each with a whole file that it reads, to be damaged."""
 
 import json
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,14 +31,17 @@ from dmd.artifacts import (
 )
 from dmd.artifacts import prompts as prompt_files
 from dmd.artifacts import tensors as tensor_files
+from dmd.methods import state
 from dmd.networks import build
 from dmd.stages import checkpoints, feature_files, imports, teacher_openai
 from tests.edm_files import make_edm_pickle
 from tests.fuzz.mutations import JSON
+from tests.small_distillation import distillation
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = {"resolution": 4, "channels": 1, "width": 8, "multipliers": [1], "blocks": 1, "attention": []}
 NETWORK = {"kind": "ddpmpp", "num_classes": 2, "dropout": 0.1, **SHAPE}
+DISTILLATION = distillation()
 HOSTILE = tuple(
     b"cos\nsystem\n(S'touch executed'\ntR|\x8c\x02os\x8c\x06system\x93X\x0e\x00\x00\x00touch executed\x85R|"
     b'cbuiltins\neval\n(S\'open("executed","w")\'\ntR|\x82\x01|Pexecuted\n|cposix\nsystem\n|torch.load|'
@@ -159,15 +163,58 @@ def _read_tensors(path: Path) -> None:
 
 
 def _make_checkpoint(folder: Path) -> Path:
-    learnt = {"network.generator.weight": torch.arange(12.0)}
-    checkpoints.save(folder, key="key", update=5, learnt=learnt, rows=[{"update": 0.0, "loss": 1.0}])
+    rows = [{"update": 0.0, "phase": 0.0, "loss": 1.0}, {"update": 1.0, "phase": 0.0, "gap": 2.0}]
+    checkpoints.save(folder, key="key", update=5, learnt=state.state(DISTILLATION), rows=rows)
     return folder / "00000005.safetensors"
 
 
 def _read_checkpoint(path: Path) -> None:
-    """Another content than the recorded one is ignored, whatever it is: there is nothing to restore into."""
-    if record.read(path)["sha256"] != files.sha256(path):  # type: ignore[index]
-        assert checkpoints.resume(path.parent, key="key", distillation=None) == (0, [])  # type: ignore[arg-type]
+    """Damage is ignored; what was written as it stands, in seven of eight cases, is refused or restored whole."""
+    content = path.read_bytes()
+    if zlib.crc32(content) % 8 == 0:
+        if record.read(path)["sha256"] != files.sha256(path):  # type: ignore[index]
+            assert checkpoints.resume(path.parent, key="key", distillation=DISTILLATION) == (0, [])
+        return
+    with record.publish(path, stage="distill", inputs={}) as temporary:
+        temporary.write_bytes(content)
+    _resume(path)
+
+
+def _resume(path: Path) -> None:
+    """What comes back is all that the file holds."""
+    found = DISTILLATION
+    update, rows = checkpoints.resume(path.parent, key="key", distillation=found)
+    if update == 0:
+        assert rows == []
+        return
+    assert update == 5
+    tensors, _ = tensor_files.load(path)
+    learnt = {f"state.{name}": value for name, value in state.state(found).items()}
+    assert learnt.keys() == {name for name in tensors if not name.startswith("log.")}
+    assert all(value.numpy().tobytes() == tensors[name].numpy().tobytes() for name, value in learnt.items())
+    assert all(len(row) == len(tensors) - len(learnt) for row in rows)
+
+
+def _make_learnt(folder: Path) -> Path:
+    """What a checkpoint holds as JSON, of which `_read_learnt` makes one: damage inside it, not of its format."""
+    tensors, metadata = tensor_files.load(_make_checkpoint(folder))
+    held = {name: [str(value.dtype).removeprefix("torch."), value.tolist()] for name, value in tensors.items()}
+    (folder / "learnt.json").write_text(json.dumps({"metadata": metadata, "tensors": held}))
+    return folder / "learnt.json"
+
+
+def _read_learnt(path: Path) -> None:
+    made = path.with_name("00000005.safetensors")
+    try:
+        held = json.loads(path.read_bytes())
+        tensors = {
+            name: torch.tensor(value, dtype=getattr(torch, kind)) for name, (kind, value) in held["tensors"].items()
+        }
+        with record.publish(made, stage="distill", inputs={}) as temporary:
+            tensor_files.write(temporary, tensors, dict(held["metadata"]))
+    except Exception as error:
+        raise ValueError(f"{path} makes no checkpoint") from error
+    _resume(made)
 
 
 def _make_sidecar(folder: Path) -> Path:
@@ -270,6 +317,7 @@ READERS: dict[str, Reader] = {
     "tensors": Reader(_make_tensors, _read_tensors, JSON),
     "denoiser": Reader(_make_tensors, lambda path: dmd.load(path, device="cpu"), JSON),
     "checkpoint": Reader(_make_checkpoint, _read_checkpoint, JSON),
+    "learnt": Reader(_make_learnt, _read_learnt, JSON),
     "record": Reader(_make_sidecar, _read_sidecar, JSON),
     "features": Reader(_make_block, lambda path: feature_blocks.group([path], reference_sha256="digest"), JSON),
     "score": Reader(_make_score, lambda path: scores.by_experiment([path]), JSON),

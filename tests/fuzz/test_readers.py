@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = int(os.environ.get("DMD_FUZZ_CASES", "50"))
-READERS = 23
+READERS = 24
 
 
 def test_every_reader_reads_or_refuses_with_a_message(tmp_path: Path):
