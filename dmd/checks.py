@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
-from posixpath import normpath
+from pathlib import Path
 from typing import Any
 
 from dmd import distill_section
@@ -118,7 +119,7 @@ def unfit_storage(storage: Json | None) -> Iterator[str]:
         yield f"storage.keep: false, but {storage['prefix']} is to read only: shards made here have no other place"
     if storage["prefix"].startswith("http") and storage["endpoint"]:
         yield f"storage.endpoint: {storage['endpoint']}, but {storage['prefix']} names its server itself"
-    if normpath(storage["cache"]).split("/")[0] == "results":
+    if Path(os.path.relpath(storage["cache"])).parts[:1] == ("results",):
         yield f"storage.cache: {storage['cache']} lies in results/, where only the workflow writes"
 
 

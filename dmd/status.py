@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("experiments", nargs="*", help="only these; else all that something was made or begun for")
     parser.add_argument("--config", type=Path, default=Path("config.yaml"))
     parser.add_argument("--results", type=Path, default=Path("results"))
-    parser.add_argument("--watch", type=float, metavar="SECONDS", help="show it again every so many seconds")
+    parser.add_argument("--watch", type=_seconds, metavar="SECONDS", help="show it again every so many seconds")
     parser.add_argument("--json", action="store_true", help="one JSON object per stage and line")
     parsed = parser.parse_args()
     try:
@@ -47,8 +48,14 @@ def main() -> None:
         pass
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; python would flush once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         sys.exit(f"error: {error}")
+
+
+def _seconds(text: str) -> float:
+    if not 0 < (number := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no positive number of seconds")
+    return number
 
 
 def found(folder: Path, experiments: Experiments, names: list[str]) -> list[Stage]:

@@ -15,7 +15,7 @@ class FileServer:
         ranges: whether Range is honoured; where not, every answer is the whole file.
         careful: whether If-Range is honoured.
         tag: ETag of the content, None for none.
-        status: of every answer; other ones than 200 and 206 come with a page of their own.
+        status: of every answer to GET; head_status to HEAD; other ones than 200 and 206 come with a page of their own.
         kind: Content-Type of the content.
         length: whether Content-Length says how much is coming.
         drops: for each coming request after how many bytes of its body the connection is cut.
@@ -29,6 +29,7 @@ class FileServer:
     careful: bool = True
     tag: str | None = '"one"'
     status: int = 200
+    head_status: int = 200
     kind: str = "application/octet-stream"
     length: bool = True
     drops: list[int] = field(default_factory=list)
@@ -43,7 +44,7 @@ class FileServer:
             request.send_error(404)
             return
         if not body_too:
-            request.send_response(200)
+            request.send_response(self.head_status)
             request.send_header("Content-Length", str(len(content)))
             request.end_headers()
             return

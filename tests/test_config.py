@@ -2,6 +2,7 @@
 
 import copy
 import datetime
+import os
 from pathlib import Path
 from typing import Any
 
@@ -554,9 +555,13 @@ def test_storage_is_off_and_its_faults_are_named():
     assert place(prefix="s3://bucket/a", cache_gb=200) == whole
     for entry, words in [
         ({"prefix": "ftp://bucket/a"}, "storage.prefix"),
+        ({"prefix": "https://me:secret@server/a"}, "storage.prefix"),
+        ({"prefix": "https://server/a?sig=secret"}, "storage.prefix"),
+        ({"prefix": "s3://bucket/a", "endpoint": "https://me:secret@server"}, "storage.endpoint"),
         ({"prefix": "http://server/a", "keep": False}, "storage.keep: false, but http://server/a is to read only"),
         ({"prefix": "http://server/a", "endpoint": "http://b"}, "storage.endpoint: http://b"),
         ({"prefix": "s3://bucket/a", "cache": "./results/cache"}, "storage.cache: ./results/cache lies in results/"),
+        ({"prefix": "s3://bucket/a", "cache": os.path.abspath("results/c")}, "results/c lies in results/"),
         ({"prefix": "s3://bucket/a", "cache_gb": 0}, "storage.cache_gb"),
         ({"prefix": "s3://bucket/a", "folder": "b"}, 'storage: unknown key "folder"'),
     ]:

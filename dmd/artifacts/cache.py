@@ -13,6 +13,8 @@ from dmd.artifacts import files, record
 
 GIGABYTE = 10**9
 DIGEST = re.compile("[0-9a-f]{64}")
+_ENTRY = re.compile(r"[0-9a-f]{64}(\.\w+)?")  # other files in the folder are not ours
+_PARTIAL = re.compile(r"\.[0-9a-f]{64}(\.\w+)?\.(?P<size>\d+)\.part")
 Download = Callable[[Path], str]  # brings the file to a path, going on from what is there; returns its sha256
 
 
@@ -85,18 +87,19 @@ class Cache:
         )
 
     def _make_room(self, size: int, url: str, keep: tuple[str, str]) -> None:
-        """Removes the least recently used files that nobody holds until `size` more bytes fit."""
+        """Removes the least recently used files that nobody holds, until `size` bytes fit: those of `keep` in all."""
         if size > self.limit:
             raise ValueError(
                 f"{url} has {size / GIGABYTE:.3g} GB, but storage.cache_gb is {self.limit / GIGABYTE:g}: raise it"
             )
         with record.exclusive(self.folder / "room", wait=True):
-            kept = {path: found for path in self.folder.iterdir() if (found := _extent(path)) is not None}
+            others = [path for path in self.folder.iterdir() if path.name not in keep]
+            kept = {path: found for path in others if (found := _extent(path)) is not None}
             total = sum(num for _, num in kept.values())
             for path, (_, num) in sorted(kept.items(), key=lambda each: each[1]):
                 if total + size <= self.limit:
                     return
-                if path.name not in keep and self._removed(path):
+                if self._removed(path):
                     total -= num
 
     def _removed(self, path: Path) -> bool:
@@ -113,10 +116,10 @@ class Cache:
 
 def _extent(path: Path) -> tuple[float, int] | None:
     """Time of last use, and bytes that a file has or will have; None of files that are not of the cache."""
-    with contextlib.suppress(OSError, ValueError):
-        if path.name.endswith(".part"):
-            return path.stat().st_mtime, int(path.name.split(".")[-2])
-        if not path.name.startswith("."):
+    with contextlib.suppress(OSError):
+        if path.is_file() and (found := _PARTIAL.fullmatch(path.name)):
+            return path.stat().st_mtime, int(found["size"])
+        if path.is_file() and _ENTRY.fullmatch(path.name):
             return path.stat().st_mtime, path.stat().st_size
     return None
 

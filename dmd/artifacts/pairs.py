@@ -17,7 +17,7 @@ SPARE = 128  # descriptors for all else
 Once = Callable[[int, Callable[[], None]], None]  # calls the second, unless that was done for shard number the first
 
 
-def each(number: int, check: Callable[[], None]) -> None:
+def unshared(number: int, check: Callable[[], None]) -> None:
     """A shard is checked by every reader that needs it."""
     check()
 
@@ -28,7 +28,7 @@ class PairReader:
     Several threads may read.
     """
 
-    def __init__(self, manifest: Manifest, *, seed: int, once: Once = each, storage: Storage | None = None) -> None:
+    def __init__(self, manifest: Manifest, *, seed: int, once: Once = unshared, storage: Storage | None = None) -> None:
         """Opens nothing yet; a shard is checked against the manifest when it is first needed.
 
         `once` may leave the comparison of digests to another process. Shards that are missing are downloaded from

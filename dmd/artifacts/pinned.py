@@ -49,16 +49,15 @@ def described(sha256: str) -> str:
 
 def remember(path: Path, digest: str, size: int, **facts: Any) -> None:
     """Writes the record of the file that lies, or will lie, at `path`."""
-    with files.atomic(record.sidecar(path)) as side:
-        side.write_text(files.canonical_json({"sha256": digest, "size": size, "inputs": {}, **facts}) + "\n")
+    record.write(path, {"sha256": digest, "size": size, "inputs": {}, **facts})
 
 
 def _compare(path: Path, found: str, key: str) -> None:
     """Records a digest, or compares it with the recorded one."""
     try:
-        if record.read(path) is None:
+        if record.known(path) is None:
             with record.exclusive(path, wait=True):
-                if record.read(path) is None:  # nobody was faster
+                if record.known(path) is None:  # nobody was faster
                     remember(path, found, path.stat().st_size)
     except OSError as error:
         raise ValueError(

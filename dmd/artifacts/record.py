@@ -1,11 +1,13 @@
 """What an artifact was made from: digests of inputs, and a sidecar that lets `verify` find damage.
 
 Beside each artifact `name` lies `.name.json`: size and sha256 of the artifact, and the digest of each input by
-path. A block file counts the tars it lists among its inputs.
+path. A block file counts the tars it lists among its inputs. Each record has a digest of itself, so that a bit that
+flips in one is noticed, too; those of earlier versions have none.
 """
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +18,8 @@ from dmd.artifacts import files
 from dmd.versions import VERSIONS
 
 Inputs = dict[str, dict[str, str]]  # name of the input -> {path: sha256}
+SEAL = "record"  # key of the sha256 of the canonical JSON of all else
+_KEYS = frozenset({"sha256", "size", "inputs", "stage", "version", "stored", "url", SEAL})
 
 
 def sidecar(path: Path) -> Path:
@@ -26,15 +30,46 @@ def sidecar(path: Path) -> Path:
 def read(path: Path) -> dict[str, Any] | None:
     """The record of an artifact, None where there is none or it is damaged."""
     try:
-        record = json.loads(sidecar(path).read_text())
-    except (FileNotFoundError, ValueError, RecursionError):
+        return parse(sidecar(path).read_bytes())
+    except FileNotFoundError:
         return None
-    if not isinstance(record, dict):
+
+
+def known(path: Path) -> dict[str, Any] | None:
+    """The record of an artifact, None where there is none; ValueError if there is one that is damaged."""
+    entry, side = read(path), sidecar(path)
+    if entry is None and side.is_file():
+        raise ValueError(
+            f"{side} is damaged, the record of {path}: `make verify` removes both, then run snakemake again; if no "
+            "stage makes that file, compare it with what its publisher says and remove the record alone"
+        )
+    return entry
+
+
+def parse(text: bytes) -> dict[str, Any] | None:
+    """The record that a file holds, without its seal; None if it is none, or other bits than were written."""
+    try:
+        record = json.loads(text)
+        if not isinstance(record, dict) or not record.keys() <= _KEYS:
+            return None
+        if (seal := record.pop(SEAL, None)) is not None and seal != _seal(record):
+            return None
+    except (ValueError, RecursionError):
         return None
     digest, size, inputs = (record.get(key) for key in ("sha256", "size", "inputs"))
     if not isinstance(digest, str) or not isinstance(size, int) or not isinstance(inputs, dict):
         return None
     return record if all(isinstance(found, str) for found in inputs.values()) else None
+
+
+def write(path: Path, entry: Mapping[str, Any]) -> None:
+    """Writes the record of the file that lies, or will lie, at `path`."""
+    with files.atomic(sidecar(path)) as side:
+        side.write_text(files.canonical_json({**entry, SEAL: _seal(entry)}) + "\n")
+
+
+def _seal(entry: Mapping[str, Any]) -> str:
+    return hashlib.sha256(files.canonical_json(dict(entry)).encode()).hexdigest()
 
 
 def stored(record: Mapping[str, Any] | None) -> tuple[str, str | None, str] | None:
@@ -62,8 +97,8 @@ def check(path: Path) -> str:
 
 
 def compare(path: Path, digest: str) -> None:
-    """ValueError if the file's record names another digest than `digest`, which is the file's."""
-    record = read(path)
+    """ValueError if the file's record is damaged, or names another digest than `digest`, which is the file's."""
+    record = known(path)
     if not record or record["sha256"] == digest:
         return
     if record.get("stage", "fetch") == "fetch":  # no stage makes it
@@ -107,9 +142,7 @@ def publish(path: Path, *, stage: str, inputs: Inputs) -> Iterator[Path]:
     """Like `files.atomic`, and writes the record just before the artifact appears."""
     with files.atomic(path) as temporary:
         yield temporary
-        record = entry(files.sha256(temporary), temporary.stat().st_size, stage=stage, inputs=inputs)
-        with files.atomic(sidecar(path)) as side:
-            side.write_text(files.canonical_json(record) + "\n")
+        write(path, entry(files.sha256(temporary), temporary.stat().st_size, stage=stage, inputs=inputs))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
-from dmd.artifacts import files, record, remote
+from dmd.artifacts import record, remote
 from dmd.artifacts.cache import DIGEST, GIGABYTE, Cache
 from dmd.artifacts.manifest import ShardFile
 from dmd.artifacts.shards import Shard
@@ -24,7 +23,7 @@ from dmd.artifacts.shards import Shard
 AT_ONCE = 8  # downloads
 
 
-class Place(TypedDict, total=False):
+class Settings(TypedDict, total=False):
     """Section `storage` of the configuration, and `folder`, the local one that the prefix mirrors."""
 
     prefix: str
@@ -38,12 +37,12 @@ class Place(TypedDict, total=False):
 class Storage:
     """Where the shards of a folder are when they are not in it. Connects when it is first asked."""
 
-    def __init__(self, place: Place, *, log: Callable[[str], None] = lambda line: None) -> None:
-        self.prefix, self.keep = place["prefix"].rstrip("/"), place.get("keep", True)
-        self.endpoint, self._folder, self._log = place.get("endpoint"), Path(place["folder"]), log
+    def __init__(self, settings: Settings, *, log: Callable[[str], None] = lambda line: None) -> None:
+        self.prefix, self.keep = settings["prefix"].rstrip("/"), settings.get("keep", True)
+        self.endpoint, self._folder, self._log = settings.get("endpoint"), Path(settings["folder"]), log
         self.writable = not self.prefix.startswith("http")
-        limit = int(place["cache_gb"] * GIGABYTE)
-        self.cache = Cache(Path(place["cache"]), limit=limit, log=log)
+        limit = int(settings["cache_gb"] * GIGABYTE)
+        self.cache = Cache(Path(settings["cache"]), limit=limit, log=log)
 
     @cached_property
     def _remote(self) -> remote.Remote:
@@ -69,13 +68,15 @@ class Storage:
         return [found[name] for name in names]
 
     def record(self, path: Path) -> dict[str, Any] | None:
-        """The record of a file in the storage, None where there is none or the file has another size."""
-        text = self._remote.read(self.name(record.sidecar(path)))
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            entry = json.loads(text or b"")
-            if DIGEST.fullmatch(entry["sha256"]) and self.sizes([path]) == [entry["size"]]:
-                return entry
-        return None
+        """The record of a file in the storage, None where there is none or the file has another size.
+
+        Raises:
+            StorageError: the storage does not say.
+        """
+        entry = record.parse(self._remote.read(self.name(record.sidecar(path))) or b"")
+        if entry is None or not DIGEST.fullmatch(entry["sha256"]):
+            return None
+        return entry if self.sizes([path]) == [entry["size"]] else None
 
     def head(self, path: Path, num: int) -> bytes:
         """The first `num` bytes of a file in the storage."""
@@ -96,7 +97,7 @@ class Storage:
         Raises:
             ValueError: what is read back differs, or the file has no record.
         """
-        if not isinstance(self._remote, remote.ObjectStorage):
+        if not (self.writable and isinstance(self._remote, remote.ObjectStorage)):  # the second for mypy
             raise ValueError(f"{self.url(path)} cannot be written: storage.prefix of a web server is to read only")
         own = record.read(path)
         if own is None:
@@ -120,8 +121,7 @@ class Storage:
     def note(self, path: Path, entry: dict[str, Any]) -> None:
         """Writes the record of a file that is only in the storage."""
         stored = {"prefix": self.prefix, "name": self.name(path), "endpoint": self.endpoint}
-        with files.atomic(record.sidecar(path)) as side:
-            side.write_text(files.canonical_json({**entry, "stored": stored}) + "\n")
+        record.write(path, {**entry, "stored": stored})
 
     @contextlib.contextmanager
     def cached(self, file: ShardFile) -> Iterator[Path]:
@@ -170,8 +170,8 @@ def open_shard(file: ShardFile, storage: Storage | None, *, checked: bool = Fals
     Raises:
         ValueError: the shard is nowhere, or differs from what its manifest says.
     """
-    if storage is None and not file.path.is_file() and (place := record.stored(record.read(file.path))):
-        where = f"{place[0]}/{place[2]}"
+    if storage is None and not file.path.is_file() and (there := record.stored(record.read(file.path))):
+        where = f"{there[0]}/{there[2]}"
         raise ValueError(f"{file.path} is not here but at {where}: give `storage`, with that prefix, to read it")
     if storage is None or file.path.is_file():
         return Shard(file.path, size=file.size, sha256=None if checked else file.sha256)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 import requests
@@ -14,7 +15,9 @@ from dmd.artifacts import download
 from dmd.artifacts.download import Download, DownloadError
 from dmd.artifacts.remote import StorageError
 
+Value = TypeVar("Value")
 REQUESTS = 16  # at once, each about another file
+PART_SIZE = 1 << 18  # bytes
 
 
 class WebFolder:
@@ -29,11 +32,7 @@ class WebFolder:
             return dict(zip(wanted, pool.map(self._size, wanted), strict=True))
 
     def read(self, name: str, num: int | None = None) -> bytes | None:
-        answer = self._answer("GET", name)
-        if answer is None:
-            return None
-        with answer:
-            return answer.content if num is None else next(answer.iter_content(num), b"")
+        return self._answer("GET", name, lambda answer: _content(answer, num))
 
     def download(self, name: str, partial: Path, size: int) -> str:
         try:
@@ -45,24 +44,33 @@ class WebFolder:
         return f"{self.prefix}/{quote(name)}"
 
     def _size(self, name: str) -> int | None:
-        answer = self._answer("HEAD", name)
-        return None if answer is None else int(answer.headers.get("Content-Length", -1))
+        return self._answer("HEAD", name, lambda answer: int(answer.headers.get("Content-Length", -1)))
 
-    def _answer(self, verb: str, name: str) -> requests.Response | None:
-        """What the server answers, its body still to come; None where it has no such file."""
+    def _answer(self, verb: str, name: str, take: Callable[[requests.Response], Value]) -> Value | None:
+        """What `take` makes of the server's answer, its body still to come; None where it has no such file."""
         url, headers = self._url(name), {"Accept-Encoding": "identity"}
         for attempt in range(download.TRIES):
             try:
-                answer = requests.request(verb, url, headers=headers, timeout=download.TIMEOUT, stream=True)
-                if answer.status_code == 404:
-                    return None
-                if answer.status_code in (200, 206):
-                    return answer
-                reason = f"the server answers {answer.status_code} {answer.reason}"
-                if answer.status_code not in download.BUSY:
-                    raise StorageError(f"{url}: {reason}")
+                with requests.request(verb, url, headers=headers, timeout=download.TIMEOUT, stream=True) as answer:
+                    if answer.status_code == 404:
+                        return None
+                    if answer.status_code in (200, 206):
+                        return take(answer)
+                    reason = f"the server answers {answer.status_code} {answer.reason}"
+                    if answer.status_code not in download.BUSY:
+                        raise StorageError(f"{url}: {reason}")
             except requests.RequestException as error:
                 reason = str(error)
             if attempt + 1 < download.TRIES:
                 time.sleep(download.PAUSE * 2**attempt)
         raise StorageError(f"{url}: {reason} ({download.TRIES} times in a row)")
+
+
+def _content(answer: requests.Response, num: int | None) -> bytes:
+    """The body of an answer, or its first `num` bytes, however small the parts that it comes in."""
+    content = b""
+    for part in answer.iter_content(PART_SIZE):
+        content += part
+        if num is not None and len(content) >= num:
+            return content[:num]
+    return content

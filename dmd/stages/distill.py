@@ -11,7 +11,7 @@ import pyarrow as pa
 from dmd.artifacts import manifest as manifests
 from dmd.artifacts import record
 from dmd.artifacts import tensors as tensor_files
-from dmd.artifacts.storage import Place
+from dmd.artifacts.storage import Settings
 from dmd.diffusion.compute import Compute, set_tf32
 from dmd.methods.numbers import Numbers
 from dmd.stages import checkpoints, processes, stage, stops, stored
@@ -29,7 +29,7 @@ def run(
     lpips: Path | None = None,
     tiny_autoencoder: Path | None = None,
     autoencoder: Path | None = None,
-    storage: Place | None = None,
+    storage: Settings | None = None,
     **numbers: Unpack[Numbers],
 ) -> None:
     """Writes the generator and the log of its training.

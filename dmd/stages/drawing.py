@@ -15,7 +15,7 @@ from dmd.sampler import Sampler
 from dmd.stages import lora_file, memory, stage, stored
 from dmd.stages.texts import Texts
 
-PLACE_KEYS = ("first", "last", "num_samples")  # say which shards and how many, not what is in them
+RANGE_KEYS = ("first", "last", "num_samples")  # say which shards and how many, not what is in them
 COUNTED = ("num_truncated",)  # facts of a shard that add up; all others are those of every shard
 
 
@@ -52,12 +52,14 @@ def draw_block(
     if (lora is None) != (spec.get("lora") is None):
         raise ValueError("--lora-file and `lora` of the spec are given together, or neither")
     inputs = record.check_inputs(denoiser=denoiser, prompts=prompts, text_encoder=text_encoder, lora=lora)
-    shard_spec = {key: value for key, value in spec.items() if key not in PLACE_KEYS}
+    shard_spec = {key: value for key, value in spec.items() if key not in RANGE_KEYS}
     origin = record.provenance(stage_name, shard_spec, inputs)
     numbers = range(spec["first"], spec["last"] + 1)
     paths = {number: output.parent.parent / f"{number:05d}.tar" for number in numbers}
     with record.exclusive(output):
         made = {number: _is_made(paths[number], origin, number) for number in numbers}
+        if storage:
+            _forget([number for number in numbers if not made[number]], paths, origin)
         whole = record.provenance(stage_name, spec, inputs)
         if (
             storage
@@ -101,6 +103,15 @@ def _is_made(path: Path, origin: dict[str, Any], number: int) -> bool:
         stage.log(f"making {path} again: {error}")
         return False
     return True
+
+
+def _forget(numbers: list[int], paths: dict[int, Path], origin: dict[str, Any]) -> None:
+    """Removes tars that are damaged or of other numbers: those of the storage take their place, or new ones."""
+    for number in numbers:
+        if paths[number].is_file():
+            with record.exclusive(paths[number], wait=True):  # a block of another size may just make it
+                if not _is_made(paths[number], origin, number):
+                    paths[number].unlink(missing_ok=True)
 
 
 def _draw_shards(

@@ -75,8 +75,8 @@ class _Status:
 
 def _recorded(output: Path, sha256: str | None) -> str | None:
     """Digest of the file that was there before, None where `sha256` is whole and decides alone."""
-    known = record.read(output)
-    return known["sha256"] if known and len(sha256 or "") < pinned.WHOLE else None
+    known = record.known(output) if len(sha256 or "") < pinned.WHOLE else None
+    return known["sha256"] if known else None
 
 
 def _wanted(download: Download, output: Path, sha256: str | None, recorded: str | None) -> str:

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from dmd.artifacts import manifest, record
-from dmd.artifacts.storage import Place, open_shard
+from dmd.artifacts.storage import Settings, open_shard
 from dmd.stages import stage, stored
-from dmd.stages.drawing import COUNTED, PLACE_KEYS, total_facts
+from dmd.stages.drawing import COUNTED, RANGE_KEYS, total_facts
 
 
-def run(*, blocks: list[Path], output: Path, num: int, shard_size: int, storage: Place | None = None) -> None:
+def run(*, blocks: list[Path], output: Path, num: int, shard_size: int, storage: Settings | None = None) -> None:
     """Writes manifest.parquet.
 
     Args:
@@ -61,7 +61,7 @@ def _origin(block: manifest.Manifest) -> dict[str, Any]:
     return {
         **{key: block.metadata[key] for key in ("stage", "version", "inputs")},
         "facts": {key: value for key, value in facts.items() if key not in COUNTED},
-        "spec": {key: value for key, value in spec.items() if key not in PLACE_KEYS},
+        "spec": {key: value for key, value in spec.items() if key not in RANGE_KEYS},
     }
 
 

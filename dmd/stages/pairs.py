@@ -6,7 +6,7 @@ Pairs of a text teacher hold `text`, too, the states of their prompt, and the pr
 from pathlib import Path
 from typing import Any
 
-from dmd.artifacts.storage import Place
+from dmd.artifacts.storage import Settings
 from dmd.diffusion.compute import Compute
 from dmd.stages import stage, stored
 from dmd.stages.drawing import draw_block
@@ -30,7 +30,7 @@ def run(
     device: str = "cpu",
     threads: int = 1,
     compute: Compute | None = None,
-    storage: Place | None = None,
+    storage: Settings | None = None,
 ) -> None:
     """Writes pairs/{shard}.tar for shards first .. last and the block file that lists them.
 

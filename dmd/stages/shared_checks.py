@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from torch import distributed
 
-from dmd.artifacts.pairs import Once, each
+from dmd.artifacts.pairs import Once, unshared
 from dmd.stages import processes
 
 POLL_SECONDS = 0.05
@@ -16,7 +16,7 @@ _GOOD = "good"
 def once() -> Once:
     """What a `PairReader` of this process takes: alone it checks every shard itself."""
     if processes.count() == 1:
-        return each
+        return unshared
     # a client of its own: a wait in the thread that reads ahead must not hold up the main thread's collectives
     store, *_ = next(distributed.rendezvous("env://", timeout=timedelta(minutes=5)))
     return _Shared(store)

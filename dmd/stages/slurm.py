@@ -41,11 +41,16 @@ def leads() -> bool:
     return os.environ.get("SLURM_NODEID") == "0"
 
 
-def requeue() -> str:
-    """Has SLURM start this batch job again, later; says in words what came of it, nothing outside SLURM."""
+def requeue(*, advanced: bool) -> str:
+    """Has SLURM start this batch job again, later; says in words what came of it, nothing outside SLURM.
+
+    One that has not `advanced` within its time limit would meet it again, for ever: it counts as failed.
+    """
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return ""
+    if not advanced:
+        return "; not requeued, since its time limit leaves no time to get further: raise `hours` in `resources`"
     try:
         _answer("scontrol", "requeue", job)
     except ValueError as error:

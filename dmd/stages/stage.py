@@ -41,27 +41,29 @@ def main(run: Callable[..., None]) -> None:
     parsed = vars(parser.parse_args())
     spec = {name: value for part in parsed.pop("spec") for name, value in part.items()}
     log = parsed.pop("log")
-    _find_place(spec)
     _start_log(log)
-    _log.info("%s -m %s %s", sys.executable, _module_name(), shlex.join(sys.argv[1:]))
     try:
         stops.listen()
+        _claim_devices(spec)
+        _log.info("%s -m %s %s", sys.executable, _module_name(), shlex.join(sys.argv[1:]))
         command_line.check_spec(spec, numbers)
         with heartbeat.beating(log if processes.rank() == 0 else None):
             run(**parsed, **spec)
     except stops.Stopped as stop:
         if processes.first_to_fail():
-            _log.error("%s%s", stop, slurm.requeue() if stops.asked() == "SIGUSR1" else "")
+            _log.error("%s%s", stop, slurm.requeue(advanced=stop.advanced) if stops.asked() == "SIGUSR1" else "")
         sys.exit(stops.status())
     except (ValueError, OSError) as error:
         _fail(error)
     except torch.OutOfMemoryError as error:
         what = str(error).splitlines()[0]
         _fail(ValueError(f"GPU memory does not suffice: {what} Lower the batch size, or set compute.dtype bfloat16"))
-    except RuntimeError as error:
-        if processes.count() == 1:
-            raise
-        _fail(error)
+    except Exception as error:
+        if isinstance(error, RuntimeError) and processes.count() > 1:  # often but the echo of another's failure
+            _fail(error)
+        _log.debug("%s", traceback.format_exc())
+        _log.error("error: %s: %s", type(error).__name__, error)
+        raise
 
 
 def _fail(error: Exception) -> None:
@@ -72,17 +74,14 @@ def _fail(error: Exception) -> None:
     sys.exit(1)
 
 
-def _find_place(spec: dict[str, Any]) -> None:
+def _claim_devices(spec: dict[str, Any]) -> None:
     """GPUs and processes, before CUDA is used and once for a job: what torchrun starts has inherited both."""
     if "RANK" in os.environ:
         return
-    try:
-        num, nodes = processes.wanted(spec)
-        if spec.get("device") == "auto":
-            leases.lease_visible(num // nodes)
-        processes.launch(num, nodes, threads=spec.get("threads", 1))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    num, nodes = processes.wanted(spec)
+    if spec.get("device") == "auto":
+        leases.lease_visible(num // nodes)
+    processes.launch(num, nodes, threads=spec.get("threads", 1))
 
 
 def _module_name() -> str:

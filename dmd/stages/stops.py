@@ -16,7 +16,15 @@ _held = False
 
 
 class Stopped(BaseException):
-    """A signal ended the stage; no library takes it for a failure of its own."""
+    """A signal ended the stage; no library takes it for a failure of its own.
+
+    Attributes:
+        advanced: whether it is known to be further than when it began, so that it ends if it is started often enough.
+    """
+
+    def __init__(self, message: str, *, advanced: bool = False) -> None:
+        super().__init__(message)
+        self.advanced = advanced
 
 
 def listen() -> None:

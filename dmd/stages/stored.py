@@ -11,15 +11,15 @@ import pyarrow as pa
 
 from dmd.artifacts import files, manifest, record, shards
 from dmd.artifacts.manifest import ShardFile
-from dmd.artifacts.storage import Place, Storage, open_shard
+from dmd.artifacts.storage import Settings, Storage, open_shard
 from dmd.stages import stage
 
 HEAD = 1 << 18  # bytes that hold the record which a shard begins with
 
 
-def opened(place: Place | None) -> Storage | None:
+def opened(settings: Settings | None) -> Storage | None:
     """The storage of a spec, None where it names none."""
-    return Storage(place, log=stage.log) if place else None
+    return Storage(settings, log=stage.log) if settings else None
 
 
 def recall_block(
@@ -35,8 +35,14 @@ def recall_block(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".tmp-") as folder:
         copy = Path(folder, output.name)
-        storage.fetch(output, entry, copy)
-        block, content = manifest.read(copy), copy.read_bytes()
+        try:
+            storage.fetch(output, entry, copy)
+            block, content = manifest.read(copy), copy.read_bytes()
+        except ValueError as error:
+            if storage.writable:
+                raise
+            stage.log(f"{error}; it cannot be removed there, so that the block is made here")
+            return False
     if _canonical({key: block.metadata.get(key) for key in provenance}) != _canonical(provenance):
         stage.log(f"{storage.url(output)} was made from other inputs or numbers: it is made anew")
         return False

@@ -112,7 +112,8 @@ class Training:
                 if stopping:
                     self._agree(update + 1)  # nobody ends before the checkpoint is written
                     who = stops.asked() or "a signal to another process"
-                    raise stops.Stopped(f"stopped by {who} at update {update + 1} of {total}: run again to continue")
+                    told = f"stopped by {who} at update {update + 1} of {total}: run again to continue"
+                    raise stops.Stopped(told, advanced=True)
         return rows
 
     def weights(self) -> dict[str, torch.Tensor]:

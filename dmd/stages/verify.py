@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from dmd.artifacts import record
-from dmd.artifacts.audit import audit
+from dmd.artifacts.audit import audit, records_now
 
 
 def main() -> None:
@@ -43,8 +44,9 @@ def run(*, folder: Path, delete: bool) -> dict[Path, str]:
         The reason for each bad file; empty if all is well.
 
     Raises:
-        ValueError: the folder is missing, or a stage is writing into it now.
+        ValueError: the folder is missing, or a stage is writing into it now, or wrote meanwhile what would be removed.
     """
+    before = records_now(folder)
     damaged, derived, notes = audit(folder)
     bad = damaged | derived
     for path, reason in bad.items():
@@ -54,12 +56,24 @@ def run(*, folder: Path, delete: bool) -> dict[Path, str]:
     if bad and not delete:
         print("kept; with --delete (`make verify`) they are removed")
     elif bad:
-        for path in bad:
-            path.unlink(missing_ok=True)
-            record.sidecar(path).unlink(missing_ok=True)
+        _remove(bad, before)
         print("removed; a plain run (`snakemake --cores all`) remakes what its targets need of:")
         print("\n".join(f"    {path}" for path in sorted(bad)))
     return bad
+
+
+def _remove(bad: Iterable[Path], before: Mapping[Path, tuple[int, int]]) -> None:
+    """Removes artifacts and their records, those made from others first: what is left then is found again."""
+    for path in reversed(list(bad)):
+        with record.exclusive(path):
+            side = record.sidecar(path)
+            now = (side.stat().st_ino, side.stat().st_mtime_ns) if side.exists() else None
+            if now != before.get(path):
+                raise ValueError(
+                    f"a stage wrote {path} while this looked; it is kept. Run it again when no stage works"
+                )
+            path.unlink(missing_ok=True)
+            side.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

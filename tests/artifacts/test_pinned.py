@@ -39,6 +39,15 @@ def test_digest_that_is_not_whole_is_recorded_at_first_use_and_may_not_change(pa
     assert pinned.check(path, None) == hashlib.sha256(b"other weights").hexdigest()
 
 
+def test_damaged_record_is_named_and_not_written_anew(path):
+    pinned.check(path, None)
+    side = record.sidecar(path)
+    side.write_text(side.read_text().replace(DIGEST, DIGEST[::-1]))
+    with pytest.raises(ValueError, match="weights.bin.json is damaged, .*compare it with what its publisher says"):
+        pinned.check(path, None)
+    assert pinned.check(path, DIGEST) == DIGEST
+
+
 def test_change_behind_equal_first_digits_is_noticed(path):
     pinned.remember(path, f"{DIGEST[:8]}{'0' * 56}", 7)
     with pytest.raises(ValueError, match="has changed"):

@@ -1,5 +1,6 @@
 """Records find damage; a second writer is refused."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -57,6 +58,27 @@ def test_check_names_a_flipped_truncated_and_missing_file(artifact):
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "\udcff"])
 def test_a_damaged_record_counts_as_none(artifact, text):
     record.sidecar(artifact).write_bytes(text.encode(errors="surrogateescape"))
+    assert record.read(artifact) is None
+
+
+def test_a_record_in_which_any_bit_flipped_is_damaged_and_so_is_what_it_is_of(artifact):
+    side = record.sidecar(artifact)
+    text, entry = side.read_bytes(), record.read(artifact)
+    assert record.parse(text) == entry
+    for place, bit in itertools.product(range(len(text)), range(8)):
+        flipped = bytearray(text)
+        flipped[place] ^= 1 << bit
+        assert record.parse(bytes(flipped)) is None, bytes(flipped)
+    side.write_bytes(text.replace(b"evaluate", b"evaluade"))
+    with pytest.raises(ValueError, match=f"{side} is damaged, the record of {artifact}: `make verify`"):
+        record.check(artifact)
+
+
+def test_a_record_of_earlier_versions_has_no_digest_of_itself_and_counts(artifact):
+    side, entry = record.sidecar(artifact), record.read(artifact)
+    side.write_text(files.canonical_json(entry) + "\n")
+    assert record.read(artifact) == entry and record.check(artifact) == entry["sha256"]
+    side.write_text(files.canonical_json({**entry, "recorb": "0"}) + "\n")
     assert record.read(artifact) is None
 
 

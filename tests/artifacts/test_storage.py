@@ -12,7 +12,9 @@ import pytest
 
 from dmd.artifacts import download, files, manifest, record, remote
 from dmd.artifacts.pairs import PairReader
-from dmd.artifacts.storage import Place, Storage, open_shard
+from dmd.artifacts.remote import StorageError
+from dmd.artifacts.storage import Settings, Storage, open_shard
+from dmd.artifacts.web_folder import WebFolder
 from dmd.stages.verify import run as verify
 from tests import file_server, s3_server
 from tests.artifacts.test_pairs import build, labels
@@ -47,14 +49,14 @@ def pairs(tmp_path) -> manifest.Manifest:
     return found
 
 
-def place(tmp_path, endpoint: str | None = None) -> Place:
+def place(tmp_path, endpoint: str | None = None) -> Settings:
     folders = {"folder": str(tmp_path / "results"), "cache": str(tmp_path / "cache")}
     return {**folders, "prefix": f"s3://{s3_server.BUCKET}/{tmp_path.name}", "cache_gb": 1.0, "endpoint": endpoint}
 
 
 @pytest.fixture
-def away(s3, tmp_path, pairs) -> Place:
-    """The place of a storage that has all four shards, which are not here any more."""
+def away(s3, tmp_path, pairs) -> Settings:
+    """Settings of a storage that has all four shards, which are not here any more."""
     storage = Storage(place(tmp_path, s3.endpoint))
     for file in pairs.shards:
         storage.upload(file.path)
@@ -181,6 +183,26 @@ def test_cache_smaller_than_the_pairs_gives_the_same_pairs_and_says_so(s3, tmp_p
     assert lines[0].startswith("WARNING") and "raise it" in lines[0] and len(cached(tmp_path)) == 2
 
 
+def test_cache_removes_no_file_but_its_own(s3, tmp_path, pairs, away):
+    own = tmp_path / "cache" / "thesis.pkl"
+    (own.parent / "folder").mkdir(parents=True)
+    own.write_bytes(bytes(2 * pairs.shards[0].size))
+    small = Storage({**away, "cache_gb": 2 * pairs.shards[0].size / 1e9})
+    assert whole_epoch(pairs, small) and own.stat().st_size == 2 * pairs.shards[0].size
+    tars = sorted(f"{file.sha256}.tar" for file in pairs.shards)
+    assert {"thesis.pkl", "folder"} < {*cached(tmp_path)} and len({*cached(tmp_path)} & {*tars}) == 2
+
+
+def test_download_that_goes_on_is_counted_once(s3, tmp_path, pairs, away):
+    first, second = pairs.shards[:2]
+    storage = Storage({**away, "cache_gb": (first.size + second.size) / 1e9})
+    open_shard(first, storage).close()
+    partial = tmp_path / "cache" / f".{second.sha256}.tar.{second.size}.part"
+    partial.write_bytes(s3_bytes(storage, second)[: second.size // 2])
+    open_shard(second, storage).close()
+    assert cached(tmp_path) == sorted(f"{file.sha256}.tar" for file in (first, second))
+
+
 def test_cache_too_small_for_one_shard_is_refused(pairs, away):
     storage = Storage({**away, "cache_gb": (pairs.shards[0].size - 1) / 1e9})
     with pytest.raises(ValueError, match="00000.tar has .* GB, but storage.cache_gb is .*: raise it"):
@@ -260,6 +282,39 @@ def test_record_that_does_not_say_where_a_shard_is_stored_makes_it_missing(tmp_p
     assert verify(folder=Path("results"), delete=False)[Path("results/00000.tar")] == "is missing"
     with pytest.raises(ValueError, match="00000.tar is missing"):
         open_shard(file, None)
+
+
+def test_storage_that_does_not_answer_is_not_taken_for_empty(tmp_path, pairs, monkeypatch):
+    monkeypatch.setattr(download, "TRIES", 2)
+    monkeypatch.setattr(download, "PAUSE", 0.01)
+    path = pairs.shards[0].path
+    served = {f"/deep/{each.name}": each.read_bytes() for each in (tmp_path / "results").iterdir()}
+    with file_server.serving(file_server.FileServer(b"", folder=served)) as server:
+        storage = Storage({**place(tmp_path), "prefix": server.url.replace("weights.bin", "deep")})
+        assert storage.record(path) == record.read(path)
+        server.head_status = 503
+        with pytest.raises(StorageError, match="00000.tar: the server answers 503 .*2 times in a row"):
+            storage.record(path)
+        server.head_status, server.status = 200, 500
+        with pytest.raises(StorageError, match=".00000.tar.json: the server answers 500"):
+            storage.record(path)
+
+
+@pytest.mark.parametrize("num", [None, 5000])
+def test_connection_dropped_within_a_small_file_is_made_again(tmp_path, monkeypatch, num):
+    monkeypatch.setattr(download, "PAUSE", 0.01)
+    content = os.urandom(1 << 20)
+    with file_server.serving(file_server.FileServer(content, drops=[100, 4000])) as server:
+        folder = WebFolder(server.url.rpartition("/")[0], log=print)
+        assert folder.read("weights.bin", num) == content[:num]
+        assert len(server.asked) == 3
+        server.drops[:] = [100] * 99
+        with pytest.raises(StorageError, match=f"{server.url}: .*{download.TRIES} times in a row"):
+            folder.read("weights.bin", num)
+
+
+def s3_bytes(storage: Storage, file: manifest.ShardFile) -> bytes:
+    return storage.head(file.path, file.size)
 
 
 def record_of(pairs) -> record.Inputs:

@@ -11,6 +11,7 @@ from typing import TypedDict, Unpack
 import pytest
 import torch
 
+from dmd import job_log
 from dmd.stages import stage
 
 
@@ -100,9 +101,24 @@ def test_a_gpu_too_small_is_one_line_that_says_what_helps(monkeypatch, capsys):
     assert "error: GPU memory does not suffice: Tried to allocate 2 GiB. Lower the batch size" in line
 
 
-def test_a_bug_is_not_disguised_as_a_bad_input(monkeypatch):
-    with pytest.raises(KeyError):
-        call(monkeypatch, *spec(), error=KeyError("bug"))
+@pytest.mark.parametrize("error", [KeyError("bug"), RuntimeError("cuDNN")])
+def test_a_bug_is_not_disguised_as_a_bad_input_and_stands_in_the_log(monkeypatch, tmp_path, error):
+    with pytest.raises(type(error)):
+        call(monkeypatch, *spec(), "--log", str(tmp_path / "log"), error=error)
+    told = job_log.read(tmp_path / "log")
+    assert (told.state, told.message) == ("failed", f"error: {type(error).__name__}: {error}")
+    assert "Traceback (most recent call last)" in (tmp_path / "log").read_text()
+
+
+def test_processes_that_cannot_be_shared_by_the_nodes_stand_in_the_log(monkeypatch, tmp_path):
+    (tmp_path / "log").write_text("00:00:00 stopped by SIGUSR1 at update 3 of 5: run again to continue\n")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    with pytest.raises(SystemExit):
+        call(monkeypatch, *spec(processes=3), "--log", str(tmp_path / "log"))
+    assert job_log.read(tmp_path / "log").message == (
+        "error: processes: 3 cannot be shared evenly by the 2 nodes of this job"
+    )
 
 
 def test_a_stage_of_its_own_process_ends_with_one_line_and_code_one(tmp_path):

@@ -62,6 +62,22 @@ def test_a_distillation_that_signals_stopped_continues_to_the_same_bytes(
     ]
 
 
+def test_a_job_is_requeued_only_if_it_got_further(teacher_file, manifest_file, distill_numbers, tmp_path, monkeypatch):
+    """One whose time limit ends before its first update would else be started again for ever."""
+    monkeypatch.setitem(ENVIRONMENT, "SLURM_JOB_ID", "2147483647")
+    line = command(teacher_file, manifest_file, tmp_path, distill_numbers)
+    for moment, told in (
+        (tmp_path / "log.txt", "before the end: .*; not requeued, since its time limit leaves no time to get further"),
+        (tmp_path / "grids" / "00000002.png", "at update .*; not requeued: scontrol requeue 2147483647: "),
+    ):
+        process = started(line, moment)
+        while not moment.stat().st_size:  # of the log: the first line comes once signals are heard
+            time.sleep(0.001)
+        process.send_signal(signal.SIGUSR1)
+        _, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == os.EX_TEMPFAIL and re.search(f"stopped by SIGUSR1 {told}", said), said
+
+
 def test_pairs_that_a_signal_stopped_keep_whole_shards(teacher_file, pairs_numbers, tmp_path):
     block = tmp_path / "blocks" / "b.parquet"
     line = [sys.executable, "-m", "dmd.stages.pairs", "--teacher", str(teacher_file), "--output", str(block), "--spec"]

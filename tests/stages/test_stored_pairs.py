@@ -9,7 +9,7 @@ from dmd.artifacts import download, record, tensors
 from dmd.artifacts.storage import Storage
 from dmd.stages import distill, manifest, pairs
 from dmd.stages.verify import run as verify
-from tests import s3_server
+from tests import file_server, s3_server
 
 BLOCK = "00000-00001.parquet"
 TARS = ("00000.tar", "00001.tar")
@@ -159,11 +159,44 @@ def test_shard_that_the_storage_lost_is_found_by_verify_and_made_again(machine, 
     assert block.read_bytes() == (manifest_file.parent / "blocks" / BLOCK).read_bytes()
 
 
+@pytest.mark.parametrize("what", ["damaged", "another"])
+def test_tar_of_this_folder_that_is_wrong_gives_way_to_that_of_the_storage(machine, s3, manifest_file, what):
+    two = machine("two", keep=True)
+    two.draw(**({"first_seed": 5, "storage": None} if what == "another" else {"storage": None}))
+    machine("one").draw()
+    if what == "damaged":
+        tar = two.folder / "pairs" / TARS[0]
+        content = bytearray(tar.read_bytes())
+        content[-1100] ^= 1
+        tar.write_bytes(content)
+    (two.folder / "pairs" / "blocks" / BLOCK).unlink()
+    s3.asked.clear()
+    two.draw()
+    assert not s3.tars("PUT") and two.manifest().read_bytes() == manifest_file.read_bytes()
+    assert two.tars() == ([] if what == "another" else [TARS[1]])
+
+
+def test_damaged_block_of_a_web_server_is_drawn_here(machine, manifest_file, said):
+    one = machine("one", keep=True)
+    one.draw()
+    served = {f"/deep/{path.relative_to(one.folder)}": path.read_bytes() for path in one.folder.rglob("*.*")}
+    name = f"/deep/pairs/blocks/{BLOCK}"
+    served[name] = served[name][:-1] + b"x"
+    with file_server.serving(file_server.FileServer(b"", folder=served)) as server:
+        two = machine("two", keep=True)
+        two.place |= {"prefix": server.url.replace("weights.bin", "deep"), "endpoint": None}
+        assert two.draw().read_bytes() == (manifest_file.parent / "blocks" / BLOCK).read_bytes()
+    assert (
+        f"{BLOCK} is damaged" in said.text and "it cannot be removed there, so that the block is made here" in said.text
+    )
+
+
 def test_storage_that_cannot_be_asked_makes_no_shard_lost(machine, monkeypatch, capsys):
     one = machine("one")
     one.draw()
-    for side in (one.folder / "pairs").glob(".*.tar.json"):
-        side.write_text(side.read_text().replace(one.place["endpoint"], "http://127.0.0.1:9"))
+    for name in TARS:
+        entry = record.read(tar := one.folder / "pairs" / name)
+        record.write(tar, {**entry, "stored": {**entry["stored"], "endpoint": "http://127.0.0.1:9"}})
     monkeypatch.setattr(download, "TRIES", 1)
     assert verify(folder=one.folder, delete=True) == {}
     assert "it could not be asked" in capsys.readouterr().out

@@ -103,6 +103,40 @@ def test_without_delete_it_names_but_removes_nothing():
     assert all(path.is_file() for path in EVERYTHING | {record.sidecar(GENERATOR)})
 
 
+def test_artifact_that_a_stage_wrote_meanwhile_is_kept(monkeypatch):
+    looked = verify.audit
+
+    def slow(folder):
+        found = looked(folder)
+        write(GENERATOR, "generator", TEACHER, MANIFEST)  # the same bytes again
+        return found
+
+    flip(GENERATOR)
+    monkeypatch.setattr(verify, "audit", slow)
+    with pytest.raises(ValueError, match=f"a stage wrote {GENERATOR} while this looked; it is kept"):
+        bad()
+    assert record.check(GENERATOR) and not SCORE.exists()
+    monkeypatch.setattr(verify, "audit", looked)
+    assert bad() == set()
+
+
+def test_artifact_that_a_stage_writes_is_not_removed(monkeypatch):
+    looked = verify.audit
+
+    def slow(folder):
+        found = looked(folder)
+        lock.__enter__()
+        return found
+
+    flip(MANIFEST)
+    lock = record.exclusive(GENERATOR)
+    monkeypatch.setattr(verify, "audit", slow)
+    with pytest.raises(ValueError, match=f"another process is writing {GENERATOR}"):
+        bad()
+    lock.__exit__(None, None, None)
+    assert GENERATOR.exists() and MANIFEST.exists()
+
+
 def test_artifact_of_an_input_made_anew_is_named_and_kept(capsys):
     write(TEACHER, "retrained teacher")
     assert bad() == set()

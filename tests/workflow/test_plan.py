@@ -97,6 +97,16 @@ def test_prune_keeps_a_whole_result(finished: Path):
     assert script("prune.py", finished).startswith("0 files")
 
 
+def test_prune_keeps_curves_of_trainings_and_logs_of_a_cluster(tmp_path: Path):
+    write_config(tmp_path, SMALL)
+    kept = ["small/distill/tensorboard/events.out", "logs/slurm/rule_pairs/small/7.log"]
+    for name in (*kept, "gone/distill/tensorboard/events.out"):
+        path = tmp_path / "results" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    assert script("prune.py", tmp_path).splitlines()[:-1] == ["results/gone/distill/tensorboard/events.out"]
+
+
 def test_prune_keeps_what_a_child_adds_to_its_parent(tmp_path: Path):
     whole = SMALL["experiments"]["small"]
     parent = {name: section for name, section in whole.items() if name not in ("distill", "sample")}

@@ -20,7 +20,7 @@ from dmd.config import Json, load  # noqa: E402
 from dmd.experiments import BLOCK_RULES, Experiments  # noqa: E402
 from dmd.layout import BESIDE, FILES, TARS  # noqa: E402
 
-SCRATCH = ("checkpoints", "grids")
+SCRATCH = ("checkpoints", "grids", "tensorboard")
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def unowned(results: Path, config: Json) -> list[Path]:
     """Files below `results` that neither are an artifact of an experiment nor belong to one."""
     experiments = Experiments(config)
     owned = {"README.md", "report.html", *shared_files(config)}
-    scratch: set[str] = set()
+    scratch = {"logs/slurm"}
     for experiment in experiments.merged:
         for rule in FILES:
             if not experiments.has(experiment, rule):
