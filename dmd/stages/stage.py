@@ -20,6 +20,7 @@ from dmd.stages import command_line, heartbeat, leases, processes, slurm, stops
 
 Item = TypeVar("Item")
 STATUS_SECONDS = 10.0
+REFUSALS = ("can't allocate memory", "cannot allocate memory", "bad_alloc", "failed to map", "can't start new thread")
 _log = logging.getLogger("dmd")
 
 
@@ -59,11 +60,20 @@ def main(run: Callable[..., None]) -> None:
         what = str(error).splitlines()[0]
         _fail(ValueError(f"GPU memory does not suffice: {what} Lower the batch size, or set compute.dtype bfloat16"))
     except Exception as error:
+        if _lacks_memory(error):
+            what = " ".join(f"{type(error).__name__} {error}".split())[:200]
+            _fail(ValueError(f"memory does not suffice: {what}; more for a stage: `resources` in config.yaml"))
         if isinstance(error, RuntimeError) and processes.count() > 1:  # often but the echo of another's failure
             _fail(error)
         _log.debug("%s", traceback.format_exc())
         _log.error("error: %s: %s", type(error).__name__, error)
         raise
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether Python, torch, a thread or a library that is only loaded now was refused memory."""
+    told = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in told for words in REFUSALS)
 
 
 def _fail(error: Exception) -> None:

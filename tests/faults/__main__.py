@@ -1,38 +1,46 @@
 """The fault campaign: python -m tests.faults --runs 100 --seed 0
 
-Every run takes a finished chain back to a random stage, lets it go on, strikes it with one fault at a random moment,
-takes the way back that README tells, and compares all artifacts with those of the run that nothing disturbed:
+Every run takes a finished chain back to a random stage, lets it go on, strikes it with one fault at a random moment of
+a stage (or, one in five, while a stage still loads), takes the way back that README tells, and compares all artifacts
+with those of the run that nothing disturbed: `judging` says what survived, stopped, lost and wrong mean.
 
-survived    they are equal, byte for byte
-stopped     the rerun ends with a message that names the damaged file, or the process that is in its way
-lost        the rerun fails otherwise, or artifacts are missing
-wrong       the rerun says that all is well, but bytes differ
-
-Exit status 1: something was lost or wrong. Everything lies in one temporary folder, which is removed with its mounts;
---keep leaves the folders of runs that were lost or wrong. --output FILE writes the figures as JSON.
+Exit status 1: something was lost or wrong, whether the fault struck or not. Everything lies in one temporary folder,
+which is removed with its mounts; --keep leaves the folders of runs that were lost or wrong. --output FILE holds the
+figures as JSON after every run. --again NUMBER ... runs those once more and puts them in place of theirs in FILE.
 """
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
 import platform
 import random
+import re
 import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
-from collections import Counter
+import traceback
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tests.faults import chain
-from tests.faults.kinds import KINDS, Damage, Fault
+from tests.faults import chain, judging, report
+from tests.faults.disks import Damage
+from tests.faults.fault import Fault
+from tests.faults.kinds import KINDS
 
-OUTCOMES = ("survived", "stopped", "lost", "wrong")
-CAUSES = ("another process is writing", "is damaged", "is truncated", "truncated?", "is missing", "cannot be read")
+
+class Whole(NamedTuple):
+    """The run that nothing disturbed: its folder, the digests of all its artifacts, the times of its stages."""
+
+    folder: Path
+    wanted: dict[str, str]
+    times: Mapping[str, chain.Times]
 
 
 def main() -> None:
@@ -41,7 +49,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=100, help="faults that struck")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", help="only faults whose name has this in it")
-    parser.add_argument("--first", type=int, default=0, help="number of the first run: with --runs 1 just that one")
+    parser.add_argument("--first", type=int, default=0, help="number of the first run")
+    parser.add_argument("--again", type=int, nargs="+", metavar="NUMBER", help="just these runs")
     parser.add_argument("--output", type=Path, help="figures as JSON")
     parser.add_argument("--at-once", type=int, default=1, help="runs at a time")
     parser.add_argument("--keep", action="store_true")
@@ -54,151 +63,131 @@ def main() -> None:
         kinds.remove(kind)
     folder = Path(tempfile.mkdtemp(prefix="dmd-faults-"))
     try:
-        report = _campaign(folder, kinds, parsed)
+        found = Campaign(parsed, kinds, _undisturbed(folder / "undisturbed", parsed.seed)).all()
     finally:
         if not parsed.keep:
             shutil.rmtree(folder, ignore_errors=True)
-    if parsed.output is not None:
-        parsed.output.write_text(json.dumps(report, indent=1) + "\n")
-    _print(report)
-    sys.exit(1 if report["all"]["lost"] + report["all"]["wrong"] else 0)
+    report.show(found)
+    sys.exit(1 if found["all"]["lost"] + found["all"]["wrong"] else 0)
 
 
-def _campaign(folder: Path, kinds: list[Any], parsed: argparse.Namespace) -> dict[str, Any]:
-    """All runs: their outcomes by kind, and each run."""
+def _undisturbed(folder: Path, seed: int) -> Whole:
+    folder.mkdir()
+    chain.configure(folder)
     began = time.monotonic()
-    whole = folder / "undisturbed"
-    whole.mkdir()
-    chain.configure(whole)
-    status, output = chain.make(whole, "--cores", "2", chain.FID)
+    status, output = chain.make(folder, "--cores", "2", chain.FID)
     if status:
         sys.exit(f"the chain itself fails:\n{output}")
-    wanted = chain.digests(whole)
-    print(f"seed {parsed.seed}, {len(wanted)} files compared, undisturbed run {time.monotonic() - began:.0f} s")
-    runs: list[dict[str, Any]] = []
+    whole = Whole(folder, chain.digests(folder), chain.times(folder))
+    took = ", ".join(f"{name} {times.start:.1f}+{times.work:.1f}" for name, times in whole.times.items())
+    print(f"seed {seed}, {len(whole.wanted)} files compared, undisturbed run {time.monotonic() - began:.0f} s: {took}")
+    return whole
 
-    def one(number: int) -> dict[str, Any]:
-        with _locked(parsed.lock):
-            return _run(folder / f"run-{number}", whole, wanted, number, kinds[number % len(kinds)], parsed)
 
-    with ThreadPoolExecutor(parsed.at_once) as pool:
-        while sum(run["struck"] for run in runs) < parsed.runs and len(runs) < 3 * parsed.runs:
-            begin = parsed.first + len(runs)
-            runs += pool.map(one, range(begin, begin + parsed.at_once))
-    counted = [run for run in runs if run["struck"]]
-    by_kind = {kind.name: _counts([run for run in counted if run["kind"] == kind.name]) for kind in kinds}
-    machine = f"{platform.machine()}, {os.cpu_count()} CPU cores, Linux {platform.release().split('-')[0]}"
-    report = {"seed": parsed.seed, "machine": machine, "python": platform.python_version()}
-    report |= {"minutes": round((time.monotonic() - began) / 60, 1), "all": _counts(counted), "kinds": by_kind}
-    return report | {"missed": len(runs) - len(counted), "runs": runs}
+class Campaign:
+    """Runs of one seed; several may go on at once."""
+
+    def __init__(self, parsed: argparse.Namespace, kinds: list[type[Fault]], whole: Whole) -> None:
+        self.parsed, self.kinds, self.whole = parsed, kinds, whole
+        self.runs: dict[int, dict[str, Any]] = {}
+        self.before, self.began, self.lock = 0.0, time.monotonic(), threading.Lock()
+        if parsed.again:
+            kept = json.loads(parsed.output.read_text()) if parsed.output and parsed.output.exists() else {}
+            self.runs = {run["number"]: run for run in kept.get("runs", []) if run["number"] not in parsed.again}
+            self.before = kept.get("minutes", 0.0)
+
+    def all(self) -> dict[str, Any]:
+        """All runs: the report of them."""
+        wanted, numbers = self.parsed.runs, iter(range(self.parsed.first, self.parsed.first + 3 * self.parsed.runs))
+        if self.parsed.again:
+            wanted, numbers = sys.maxsize, iter(self.parsed.again)
+
+        def work() -> None:
+            while True:
+                with self.lock:
+                    enough = sum(map(report.counts, self.runs.values())) >= wanted
+                    number = None if enough else next(numbers, None)
+                if number is None:
+                    return
+                with _locked(self.parsed.lock):
+                    self._add(self.one(number))
+
+        with ThreadPoolExecutor(self.parsed.at_once) as pool:
+            for each in [pool.submit(work) for _ in range(self.parsed.at_once)]:
+                each.result()
+        return self._report()
+
+    def _add(self, run: dict[str, Any]) -> None:
+        with self.lock:
+            self.runs[run["number"]] = run
+            if self.parsed.output is not None:
+                report.write(self.parsed.output, self._report())
+
+    def _report(self) -> dict[str, Any]:
+        machine = f"{platform.machine()}, {os.cpu_count()} CPU cores, Linux {platform.release().split('-')[0]}"
+        minutes = round(self.before + (time.monotonic() - self.began) / 60, 1)
+        found = {"seed": self.parsed.seed, "machine": machine, "python": platform.python_version(), "minutes": minutes}
+        runs = [self.runs[number] for number in sorted(self.runs)]
+        return found | report.figures(runs, [kind.name for kind in self.kinds])
+
+    def one(self, number: int) -> dict[str, Any]:
+        """One run with one fault: what was done and how it ended."""
+        began, folder = time.monotonic(), self.whole.folder.with_name(f"run-{number}")
+        chosen, kind = random.Random(f"{self.parsed.seed} {number}"), self.kinds[number % len(self.kinds)]
+        stages = [name for name in chain.STAGES if name != "teacher" or not issubclass(kind, Damage)]
+        first = chosen.choices(stages, [chain.STAGES[name].weight for name in stages])[0]
+        shutil.copytree(self.whole.folder, folder, symlinks=True, ignore=shutil.ignore_patterns("said-*"))
+        chain.forget(folder, first)
+        fault = kind(folder, chosen, self.whole.folder, self.whole.times)
+        fault.skipped = chosen.randrange(max(1, chain.STAGES[first].jobs - 1))
+        entry = {"number": number, "kind": kind.name, "from": first, "struck": False, "outcome": "lost", "why": ""}
+        entry |= {"status": -1, "continued": None}
+        _tried(fault, self.whole.wanted, entry)
+        entry |= {"told": fault.told, "stage": fault.stage, "when": fault.when, "why": entry["why"][-1500:]}
+        bad, seconds = entry["outcome"] in report.BAD, time.monotonic() - began
+        outcome = entry["outcome"] if report.counts(entry) else "missed"
+        place = f"{fault.stage} {fault.when}".strip()
+        line = f"{number:4} {kind.name:22} from {first:9} {place:38} {fault.told[:60]:60} {outcome}  {seconds:.0f} s"
+        print(f"{line}{'  ' + entry['why'][-400:] if bad else ''}", flush=True)
+        if not (self.parsed.keep and bad):
+            shutil.rmtree(folder, ignore_errors=True)
+        return entry
+
+
+def _tried(fault: Fault, wanted: dict[str, str], entry: dict[str, Any]) -> None:
+    """Strikes, goes the way back, and writes into `entry` how that ended; whatever is raised, the run is lost."""
+    run, said = None, list[str]()
+    try:
+        fault.prepare()
+        run = chain.Run(fault.folder, "--cores", "2", chain.FID, environment=fault.environment)
+        entry["struck"] = fault.strike(run)
+        entry["status"] = run.ended()
+        bad = judging.of_run(fault, entry["status"], run.output, wanted)
+        if fault.unlock and fault.chosen.random() < 0.5:
+            run.outlived()  # the other half meets the job that goes on
+        fault.recover()
+        entry["outcome"], entry["why"] = judging.of_return(fault, wanted, run, said)
+        if bad and entry["outcome"] != "wrong":
+            entry["outcome"], entry["why"] = bad
+        updates = re.findall(r"continuing at update (\d+)", "".join(said))
+        entry["continued"] = int(updates[-1]) if updates else None
+    except Exception:
+        entry["outcome"], entry["why"] = "lost", traceback.format_exc()
+    finally:
+        with contextlib.suppress(Exception):  # what it raised above is told
+            if run is not None:
+                run.kill()
+            fault.recover()
 
 
 @contextlib.contextmanager
-def _locked(path: Path | None) -> Any:
-    import fcntl
-
+def _locked(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
     with open(path) as stream:
         fcntl.flock(stream, fcntl.LOCK_SH)
         yield
-
-
-def _run(
-    folder: Path, whole: Path, wanted: dict[str, str], number: int, kind: Any, parsed: argparse.Namespace
-) -> dict[str, Any]:
-    """One run with one fault: what was done and how it ended. A fault that came too late did not strike."""
-    chosen = random.Random(f"{parsed.seed} {number}")
-    stages = [name for name in chain.STAGES if name != "teacher" or not issubclass(kind, Damage)]
-    stage = chosen.choices(stages, [chain.STAGES[name].weight for name in stages])[0]
-    shutil.copytree(whole, folder, symlinks=True, ignore=shutil.ignore_patterns("said-*"))
-    chain.forget(folder, stage)
-    fault, began = kind(folder, chosen, whole), time.monotonic()
-    fault.skipped = chosen.randrange(max(1, chain.STAGES[stage].jobs - 1))
-    run, struck, outcome, why = None, False, "lost", ""
-    try:
-        fault.prepare()
-        run = chain.Run(folder, "--cores", "2", chain.FID, environment=fault.environment)
-        struck = fault.strike(run)
-        status = run.ended()
-        first = run.output
-        silent = _silent(folder, fault, wanted) if status == 0 else []
-        if fault.unlock and chosen.random() < 0.5:
-            run.outlived()  # the other half meets the job that goes on
-        fault.recover()
-        outcome, why = _returned(folder, fault, wanted, run)
-        if silent:
-            outcome, why = "wrong", f"the run itself said that all is well, but differing: {silent}"
-    except (RuntimeError, AssertionError) as error:
-        why, status, first = str(error), -1, ""
-    finally:
-        if run is not None:
-            run.kill()
-        fault.recover()
-    entry = {"number": number, "kind": kind.name, "from": stage, "told": fault.told, "struck": struck}
-    entry |= {"outcome": outcome, "why": why[-600:], "status": status, "traceback": "Traceback" in first}
-    line = f"{number:4} {kind.name:22} from {stage:9} {fault.told[:60]:60} {outcome if struck else 'missed'}"
-    more = f"  {why[-200:]}" if outcome in ("lost", "wrong") else ""
-    print(f"{line}  {time.monotonic() - began:.0f} s{more}", flush=True)
-    if not (parsed.keep and outcome in ("lost", "wrong")):
-        shutil.rmtree(folder)
-    return entry
-
-
-def _returned(folder: Path, fault: Fault, wanted: dict[str, str], run: chain.Run) -> tuple[str, str]:
-    """The way back, and what is there at its end."""
-    if fault.unlock:
-        status, output = chain.make(folder, "--unlock")
-        if status:
-            return "lost", f"--unlock: {output}"
-    if fault.altered:
-        status, output = chain.verify(folder)
-        if status == 2:
-            return "lost", f"verify: {output}"
-    status, output = chain.make(folder, "--cores", "2", chain.FID)
-    if status:
-        named = [line for line in output.splitlines() if " error: " in line or line.startswith("error: ")]
-        if not any(cause in line for line in named for cause in CAUSES) or "Traceback" in output:
-            return "lost", output
-        run.outlived()
-        if "another process is writing" not in output:
-            return "stopped", named[-1]
-        status, output = chain.make(folder, "--cores", "2", chain.FID)  # it has ended, as the message asks
-        if status:
-            return "lost", output
-        return _compared(folder, wanted, "stopped")
-    return _compared(folder, wanted, "survived")
-
-
-def _compared(folder: Path, wanted: dict[str, str], outcome: str) -> tuple[str, str]:
-    found = chain.digests(folder)
-    if missing := sorted(set(wanted) - set(found)):
-        return "lost", f"missing: {missing}"
-    if differing := sorted(name for name in found if found[name] != wanted.get(name)):
-        return "wrong", f"differing: {differing}"
-    return outcome, ""
-
-
-def _silent(folder: Path, fault: Fault, wanted: dict[str, str]) -> list[str]:
-    """Artifacts that a run left others than they should be, although it succeeded; not the damaged files themselves."""
-    altered = {str(path.relative_to("results")) for path in fault.altered}
-    found = chain.digests(folder)
-    return [name for name in sorted({*wanted} - altered) if found.get(name) != wanted[name]]
-
-
-def _counts(runs: list[dict[str, Any]]) -> dict[str, int]:
-    found = Counter(run["outcome"] for run in runs)
-    ended = sum(run["status"] != 0 for run in runs)
-    return {"tried": len(runs), "ended the run": ended} | {name: found[name] for name in OUTCOMES}
-
-
-def _print(report: dict[str, Any]) -> None:
-    print(f"\nseed {report['seed']}, {report['machine']}, {report['minutes']} min, {report['missed']} came too late")
-    names = list(report["all"])
-    print(f"| fault | {' | '.join(names)} |\n|---{'|---:' * len(names)}|")
-    for name, counts in {**report["kinds"], "all": report["all"]}.items():
-        print(f"| {name} | {' | '.join(str(counts[each]) for each in names)} |")
 
 
 if __name__ == "__main__":

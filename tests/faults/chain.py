@@ -1,8 +1,10 @@
 """The reduced chain that faults strike: points of the plane, all stages from teacher to score, seconds of work each."""
 
 import contextlib
+import csv
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -34,25 +36,25 @@ EXPERIMENT: dict[str, Any] = {
     "teacher": {
         "kind": "train",
         "network": {"kind": "mlp", "width": 32, "layers": 3},
-        "training": {"updates": 200, "batch_size": 64, "learning_rate": 0.001, "ema_decay": 0.9},
+        "training": {"updates": 300, "batch_size": 64, "learning_rate": 0.001, "ema_decay": 0.9},
     },
     "reference": {"features": {"kind": "coordinates"}, "floor_draws": 3},
     "pairs": {
-        "num_pairs": 96,
+        "num_pairs": 384,
         "shard_size": 16,
-        "shards_per_job": 2,
-        "batch_size": 16,
-        "solver": {"name": "heun", "steps": 18},
+        "shards_per_job": 12,
+        "batch_size": 8,
+        "solver": {"name": "heun", "steps": 24},
     },
     "distill": {
         "matching_batch_size": 32,
         "regression_batch_size": 32,
         "optimiser": {"learning_rate": 0.0004, "warmup": 5},
-        "phases": [{"updates": 120, "fake_updates": 2}],
+        "phases": [{"updates": 240, "fake_updates": 2}],
         "checkpoint_every": 10,
-        "grid_every": 60,
+        "grid_every": 80,
     },
-    "sample": {"num_samples": 200, "shard_size": 50, "shards_per_job": 4, "batch_size": 50},
+    "sample": {"num_samples": 1200, "shard_size": 50, "shards_per_job": 24, "batch_size": 4},
     "evaluate": {"neighbours": 3},
 }
 
@@ -66,9 +68,9 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "teacher": Stage(["teacher"], 10, 1),
+    "teacher": Stage(["teacher"], 8, 1),
     "reference": Stage(["reference"], 3, 1),
-    "pairs": Stage(["pairs/0*", "pairs/.0*", "pairs/blocks"], 8, 3),
+    "pairs": Stage(["pairs/0*", "pairs/.0*", "pairs/blocks"], 7, 3),
     "manifest": Stage(["pairs/manifest.parquet", "pairs/.manifest.parquet.json"], 5, 2),
     "distill": Stage(["distill"], 4, 4),
     "sample": Stage(["samples"], 3, 3),
@@ -85,13 +87,32 @@ def configure(folder: Path) -> None:
 
 
 def forget(folder: Path, stage: str) -> None:
-    """Removes what `stage` and those after it have made (of "reference" itself and what reads it)."""
+    """Removes what `stage` and those after it have made (of "reference" itself and what reads it), and all logs."""
     names = list(STAGES)
     after = [stage, *names[names.index("features") :]] if stage == "reference" else names[names.index(stage) :]
     for name in set(after) - ({"reference"} - {stage}):
         for pattern in STAGES[name].patterns:
             for path in (folder / "results" / NAME).glob(pattern):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(folder / "results" / NAME / "logs")
+
+
+class Times(NamedTuple):
+    """start: seconds from the start of a stage to its log; work: from there to its end."""
+
+    start: float
+    work: float
+
+
+def times(folder: Path) -> dict[str, Times]:
+    """How long each stage of a whole run took, by the name of its log."""
+    found = {}
+    for log in sorted((folder / "results" / NAME / "logs").glob("*.log")):
+        work = float(re.findall(r"done in ([\d.]+) s", log.read_text())[-1])
+        with open(folder / "results" / NAME / "benchmarks" / f"{log.stem}.tsv") as stream:
+            whole = float(list(csv.DictReader(stream, delimiter="\t"))[-1]["s"])
+        found[log.stem] = Times(max(whole - work, 0.0), work)
+    return found
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -113,13 +134,14 @@ class Run:
 
     def __init__(self, folder: Path, *words: str, environment: dict[str, str] | None = None) -> None:
         self.folder = folder
-        self._said = open(folder / f"said-{time.monotonic_ns()}.txt", "w+b")  # noqa: SIM115 (closed by ended)
+        self._said = folder / f"said-{time.monotonic_ns()}.txt"
         line = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile")]
         line += ["--directory", str(folder), "--workflow-profile", str(ROOT / "profiles/default")]
         own = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
-        self.process = subprocess.Popen(
-            [*line, *words], stdout=self._said, stderr=self._said, env=own, cwd=folder, start_new_session=True
-        )
+        with open(self._said, "ab") as said:
+            self.process = subprocess.Popen(
+                [*line, *words], stdout=said, stderr=said, env=own, cwd=folder, start_new_session=True
+            )
 
     @property
     def alive(self) -> bool:
@@ -166,8 +188,13 @@ class Run:
 
     @property
     def output(self) -> str:
-        self._said.seek(0)
-        return self._said.read().decode(errors="replace")
+        return self._said.read_text(errors="replace")
+
+
+def log_of(process: psutil.Process, folder: Path) -> Path | None:
+    """The log that the command of a stage names."""
+    words = _line(process)
+    return folder / words[words.index("--log") + 1] if "--log" in words[:-1] else None
 
 
 def make(folder: Path, *words: str, patience: float = PATIENCE) -> tuple[int, str]:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TypedDict, Unpack
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,6 +100,17 @@ def test_a_gpu_too_small_is_one_line_that_says_what_helps(monkeypatch, capsys):
         call(monkeypatch, *spec(), error=torch.OutOfMemoryError("Tried to allocate 2 GiB.\nMore"))
     line = capsys.readouterr().err.splitlines()[-1]
     assert "error: GPU memory does not suffice: Tried to allocate 2 GiB. Lower the batch size" in line
+
+
+@pytest.mark.parametrize("ask", [lambda: np.empty(1 << 56), lambda: torch.empty(1 << 56), lambda: bytearray(1 << 62)])
+def test_memory_that_does_not_suffice_is_one_line_that_says_what_helps(monkeypatch, capsys, ask):
+    with pytest.raises((MemoryError, RuntimeError)) as refused:
+        ask()
+    with pytest.raises(SystemExit) as stopped:
+        call(monkeypatch, *spec(), error=refused.value)
+    lines = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 1 and len([line for line in lines if "error: memory does not suffice: " in line]) == 1
+    assert "`resources` in config.yaml" in lines[-1] and not any("Traceback" in line for line in lines)
 
 
 @pytest.mark.parametrize("error", [KeyError("bug"), RuntimeError("cuDNN")])
