@@ -101,6 +101,7 @@ def _module_name() -> str:
 
 def _start_log(path: Path | None) -> None:
     _log.setLevel(logging.DEBUG)
+    logging.raiseExceptions = False  # where a disk is full or read-only the screen still has each line, and only that
     leads = processes.rank() == 0
     screen = logging.StreamHandler(sys.stderr)
     screen.setLevel(logging.INFO if leads else logging.ERROR)

@@ -27,9 +27,9 @@ class Numbers(TypedDict):
 def plain_log():
     """Takes away what `main` adds to the logger."""
     log = logging.getLogger("dmd")
-    before, level = list(log.handlers), log.level
+    before, level, raising = list(log.handlers), log.level, logging.raiseExceptions
     yield
-    log.handlers, log.level = before, level
+    log.handlers, log.level, logging.raiseExceptions = before, level, raising
 
 
 def call(monkeypatch, *words: str, error: Exception | None = None) -> dict:
@@ -93,6 +93,14 @@ def test_an_error_is_one_line_on_screen_and_a_traceback_in_the_log(monkeypatch, 
     screen = capsys.readouterr().err
     assert f"error: {error}" in screen.splitlines()[-1] and "Traceback" not in screen
     assert "Traceback" in log.read_text() and f"error: {error}" in log.read_text()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_log_that_cannot_be_written_leaves_the_one_line_on_screen(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        call(monkeypatch, *spec(), "--log", "/dev/full", error=OSError("that disk"))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].endswith("error: that disk") and not [line for line in lines if "Traceback" in line]
 
 
 def test_a_gpu_too_small_is_one_line_that_says_what_helps(monkeypatch, capsys):
