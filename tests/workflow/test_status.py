@@ -1,5 +1,6 @@
 """`python -m dmd.status` on the small experiment: what is done, waits, runs, was killed, or failed."""
 
+import functools
 import json
 import os
 import shlex
@@ -109,7 +110,10 @@ def test_status_names_the_error_of_a_stage_that_failed(broken: Path):
 @pytest.mark.parametrize("words", [["--json"], []])
 def test_status_again_and_again_ends_with_an_interrupt(finished: Path, words: list[str]):
     line = [sys.executable, "-m", "dmd.status", "--watch", "0.1", *words, "small"]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=PYTHON, cwd=finished) as process:
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # jobs in the background of a shell do not
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, text=True, env=PYTHON, cwd=finished, preexec_fn=heed
+    ) as process:
         assert process.stdout is not None
         first = process.stdout.readline()
         seen = [process.stdout.readline() for _ in range(30)]
