@@ -36,7 +36,8 @@ test-faults: $(READY)
 test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -s
 
-# The workflow on a SLURM of two nodes on this machine; root installs Debian's packages where they are missing.
+# The workflow on a SLURM of two nodes on this machine; root installs Debian's packages where they are missing. No part of
+# .ci/run, which would then take more than half an hour.
 test-slurm: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm -s
 

@@ -80,7 +80,17 @@ def phase_of(phases: list[Phase], update: int) -> Phase:
 
 def num_passes(numbers: Mapping[str, Any]) -> int:
     """Network passes of a whole distillation, in batches of the section; a pass whose gradient is taken counts 3."""
-    total = 0.0
+    matching, regression = image_passes(numbers)
+    return round(matching / numbers["matching_batch_size"] + regression / numbers["regression_batch_size"])
+
+
+def image_passes(numbers: Mapping[str, Any]) -> tuple[int, int]:
+    """Passes of a network over one image in a whole distillation, counted as in `num_passes`.
+
+    Returns:
+        Those for distribution matching and the fake denoiser, and those for regression.
+    """
+    totals = [0, 0]
     real = 1 if numbers.get("guidance", 1.0) == 1 else 2  # guidance asks with and without the condition
     for phase in plan(numbers)[0]:
         sizes = {key: phase.numbers[key] for key in ("matching_batch_size", "regression_batch_size")}
@@ -92,7 +102,6 @@ def num_passes(numbers: Mapping[str, Any]) -> int:
         update = (3 * (phase.matching + num_fake) + generated + scores) * sizes["matching_batch_size"]
         if phase.matching and phase.regression and numbers.get("match_pairs"):
             update += (scores + 3 * bool(num_fake)) * sizes["regression_batch_size"]
-        update /= numbers["matching_batch_size"]
-        update += 3 * phase.regression * sizes["regression_batch_size"] / numbers["regression_batch_size"]
-        total += phase.updates * update
-    return round(total)
+        totals[0] += phase.updates * update
+        totals[1] += phase.updates * 3 * phase.regression * sizes["regression_batch_size"]
+    return totals[0], totals[1]

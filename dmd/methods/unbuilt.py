@@ -26,7 +26,7 @@ OWN = ("adm", "ddpmpp", "ncsnpp", "mlp")  # kinds of networks that take num_clas
 def counted(network: str, dtype: str) -> Activations:
     """Activations of an architecture in canonical JSON; the class embedding, a vector per image, is left out."""
     with FakeTensorMode():
-        built: Any = build(_without_classes(json.loads(network)))
+        built: Any = build(without_classes(json.loads(network)))
         denoiser = Denoiser(built, sigma_data=0.5).eval()
         denoiser.dtype = DTYPES[dtype]
         return activations(denoiser, (built.channels, built.resolution, built.resolution))
@@ -62,7 +62,8 @@ def _lpips(size: int) -> Lpips:
     return Lpips(trunk, heads, pooling="average", size=size)
 
 
-def _without_classes(network: dict[str, Any]) -> dict[str, Any]:
+def without_classes(network: dict[str, Any]) -> dict[str, Any]:
+    """An architecture that takes no class, whose embedding is a vector per image."""
     if network["kind"] == "unet2d":
         return {**network, "config": {**network["config"], "num_class_embeds": None}}
     return {**network, "num_classes": 0} if network["kind"] in OWN else network

@@ -181,8 +181,8 @@ def several_nodes(value):
 
 
 def memory(megabytes, rule=None):
-    """Megabytes, growing with each attempt; `resources` of the experiment may say another number for `rule`."""
-    return lambda wildcards, attempt: asked(wildcards, rule).get("memory_mb", megabytes) * attempt
+    """Megabytes, half of them more with each attempt; `resources` of the experiment may say another number for `rule`."""
+    return lambda wildcards, attempt: asked(wildcards, rule).get("memory_mb", megabytes) * (attempt + 1) // 2
 
 
 def minutes(number, rule):

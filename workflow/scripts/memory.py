@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,9 +29,9 @@ from dmd.config import load  # noqa: E402
 from dmd.distill_section import decoders  # noqa: E402
 from dmd.experiments import Experiments  # noqa: E402
 from dmd.methods.counting import weight_bytes  # noqa: E402
-from dmd.methods.memory import distill_parts, largest_batch  # noqa: E402
+from dmd.methods.memory import TEXT_LENGTH, distill_parts, largest_batch  # noqa: E402
 from dmd.methods.share import Share  # noqa: E402
-from dmd.methods.unbuilt import counted, counted_distance  # noqa: E402
+from dmd.methods.unbuilt import counted, counted_distance, without_classes  # noqa: E402
 from dmd.networks import build  # noqa: E402
 from dmd.networks.lora import size  # noqa: E402
 from dmd.networks.released import CIFAR10, IMAGENET64  # noqa: E402
@@ -124,9 +125,12 @@ def operations() -> Iterator[str]:
 
 def forward_operations(network: dict[str, Any]) -> int:
     """Floating-point operations of a forward pass of one image; a multiplication with its addition counts as two."""
-    with FakeTensorMode(), FlopCounterMode(display=False) as counter, torch.no_grad():
-        image = torch.zeros(1, network["channels"], network["resolution"], network["resolution"])
-        build({**network, "num_classes": 0})(image, torch.zeros(1), torch.full((1,), -1))
+    plain = sdpa_kernel(SDPBackend.MATH)  # the counter overlooks the products of other kernels of attention
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter, torch.no_grad(), plain:
+        built: Any = build(without_classes(network))
+        width = getattr(built, "text_width", 0)
+        condition = torch.zeros(1, TEXT_LENGTH, width) if width else torch.full((1,), -1)
+        built(torch.zeros(1, built.channels, built.resolution, built.resolution), torch.zeros(1), condition)
     return counter.get_total_flops()
 
 

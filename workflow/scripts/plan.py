@@ -92,15 +92,18 @@ def stored(experiments: Experiments, jobs: list[Job], config: Json) -> tuple[set
 
 
 def disk(experiments: Experiments, job: Job) -> int | None:
-    """Bytes of the shards of a job: per member a tar header, an npy header and the data, in blocks of 512.
-
-    None where nothing says yet how large the images are.
-    """
+    """Bytes of the shards of a job, None where nothing says yet how large the images are."""
     if job.rule not in SHARD_RULES:
         return 0
-    if (extents := image_size(experiments, job.experiment)) is None:
-        return None
-    values, text = extents
+    extents = image_size(experiments, job.experiment)
+    return None if extents is None else shard_bytes(experiments, job, *extents)
+
+
+def shard_bytes(experiments: Experiments, job: Job, values: int, text: int) -> int:
+    """Bytes of the shards of a job: per member a tar header, an npy header and the data, in blocks of 512.
+
+    values, text: how many numbers an image has, and its text states.
+    """
     half = experiments.section(job.experiment, job.rule).get("dtype") == "float16"
     members = [8, values * (2 if half else 4)]  # label, image
     if job.rule == "pairs":

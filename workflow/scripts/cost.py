@@ -1,0 +1,113 @@
+"""Prints what experiments cost on a cluster, from start to fid.json: jobs of SLURM, disk, and hours of a GPU.
+
+python workflow/scripts/cost.py [EXPERIMENT...]    of these, or of the paper's five, in Markdown
+
+Jobs and disk follow from config.yaml and profiles/slurm; nothing has to be there yet. Hours are arithmetic of the
+networks (no LPIPS, no decoder, no features, nothing computed twice) over a rate that is assumed: --rate says another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from dmd.config import Json, load, read_yaml  # noqa: E402
+from dmd.experiments import BLOCK_RULES, Experiments  # noqa: E402
+from dmd.methods.phases import image_passes  # noqa: E402
+from dmd.networks.released import CIFAR10, IMAGENET64, SD15  # noqa: E402
+from workflow.scripts.memory import architecture, forward_operations  # noqa: E402
+from workflow.scripts.plan import SHARD_RULES, image_size, shard_bytes  # noqa: E402
+from workflow.scripts.rates import Job, network_calls  # noqa: E402
+
+PAPER: dict[str, dict[str, Any]] = {  # experiment -> network of its teacher, whose file need not be there
+    "cifar10-uncond": CIFAR10 | {"num_classes": 0},
+    "cifar10-cond": CIFAR10,
+    "imagenet64": IMAGENET64,
+    "sd15-cfg3": SD15,
+    "sd15-cfg8": SD15,
+}
+RATE = 200.0  # TFLOP/s
+COLUMNS = ("network calls", "jobs on GPUs", "jobs on CPUs", "pairs and samples")
+HOURS = ("GPU hours: pairs", "distill", "samples")
+
+
+def main() -> None:
+    """Command line: see the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiments", nargs="*", default=list(PAPER), help="experiments of config.yaml")
+    parser.add_argument("--rate", type=float, default=RATE, help="TFLOP/s that a GPU sustains (%(default)s)")
+    parsed = parser.parse_args()
+    if not parsed.rate > 0:
+        parser.error(f"--rate must be more than 0, got {parsed.rate}")
+    try:
+        experiments = Experiments(load(Path("config.yaml"), ROOT / "workflow" / "schemas" / "config.schema.yaml"))
+        print("\n".join(table(experiments, parsed.experiments, rate=parsed.rate)))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def table(experiments: Experiments, names: list[str], *, rate: float) -> Iterator[str]:
+    """A row for each experiment; hours of one GPU at `rate` TFLOP/s."""
+    profile = read_yaml(ROOT / "profiles" / "slurm" / "config.yaml")
+    yield f"| experiment | {' | '.join(COLUMNS + HOURS)} |"
+    yield f"|---|{'---:|' * len(COLUMNS + HOURS)}"
+    for name in names:
+        jobs = needed(experiments, name)
+        calls = sum(network_calls(experiments, job) for job in jobs)
+        counts = " | ".join(f"{num:,}" for num in (calls, *submitted(jobs, profile)))
+        network, extents = known(experiments, name)
+        size = sum(shard_bytes(experiments, job, *extents) for job in jobs if job.rule in SHARD_RULES)
+        once = forward_operations(network)
+        hours = " | ".join(f"{num * once / (rate * 1e12) / 3600:,.1f}" for num in passes(experiments, name, jobs))
+        yield f"| `{name}` | {counts} | {size / 1e9:,.1f} GB | {hours} |"
+
+
+def needed(experiments: Experiments, name: str, rule: str = "evaluate") -> set[Job]:
+    """The jobs that an artifact takes where nothing is made yet; files to fetch have none."""
+    owner = experiments.owner(name, rule)
+    blocks = experiments.blocks(name, rule) if rule in BLOCK_RULES else [None]
+    found = {Job(rule, owner, block) for block in blocks}
+    return found.union(*(needed(experiments, *source[::-1]) for source in experiments.upstream(name, rule)))
+
+
+def submitted(jobs: set[Job], profile: Json) -> tuple[int, int]:
+    """How many jobs of SLURM they are in partitions of GPUs, and how many in the default one; a group's are one."""
+    default = profile["default-resources"]["slurm_partition"]
+    elsewhere = {
+        rule for rule, asked in profile["set-resources"].items() if asked.get("slurm_partition", default) != default
+    }
+    groups = dict(entry.split("=") for entry in profile["groups"])
+    found = {(job.rule in elsewhere, groups.get(job.rule, job.rule), job.experiment, job.block) for job in jobs}
+    num = sum(on_gpu for on_gpu, *_ in found)
+    return num, len(found) - num
+
+
+def known(experiments: Experiments, name: str) -> tuple[dict[str, Any], tuple[int, int]]:
+    """The teacher's network, and how many numbers an image and its text states have."""
+    network = PAPER.get(experiments.owner(name, "teacher")) or architecture(experiments, name)
+    extents = image_size(experiments, name)
+    if network is None or (extents is None and "channels" not in network):
+        raise ValueError(f"{name}: its teacher's file is not there, which knows the network")
+    return network, extents or (network["channels"] * network["resolution"] ** 2, 0)
+
+
+def passes(experiments: Experiments, name: str, jobs: set[Job]) -> tuple[int, int, int]:
+    """Passes of a network over one image: of pairs, of distill (those with their gradient count 3) and of samples."""
+    totals = dict.fromkeys(SHARD_RULES, 0)
+    for job in jobs:
+        if job.rule in SHARD_RULES:
+            guided = experiments.section(job.experiment, job.rule).get("guidance", 1.0) != 1.0  # asks twice
+            totals[job.rule] += network_calls(experiments, job) * (1 + guided)
+    distills = any(job.rule == "distill" for job in jobs)
+    distilled = sum(image_passes(experiments.section(name, "distill"))) if distills else 0
+    return totals["pairs"], distilled, totals["sample"]
+
+
+if __name__ == "__main__":
+    main()
