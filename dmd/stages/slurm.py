@@ -50,7 +50,7 @@ def requeue(*, advanced: bool) -> str:
     if job is None:
         return ""
     if not advanced:
-        return "; not requeued, since its time limit leaves no time to get further: raise `hours` in `resources`"
+        return "; not requeued, since its time limit leaves no time to get further: ask for a longer one"
     try:
         _answer("scontrol", "requeue", job)
     except ValueError as error:
