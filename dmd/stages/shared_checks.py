@@ -25,11 +25,11 @@ def once() -> Once:
 class _Shared:
     """Through the store of torchrun: who asks first for a shard checks it, and says what came of it."""
 
-    def __init__(self, store: distributed.Store) -> None:
-        self._store = store
+    def __init__(self, store: distributed.Store, *, patience: float = processes.PATIENCE.total_seconds()) -> None:
+        self._store, self._patience = store, patience
 
     def __call__(self, number: int, check: Callable[[], None]) -> None:
-        """ValueError of the process that checked the shard, in all of them."""
+        """ValueError of the process that checked the shard, in all of them; or because it does not come to an end."""
         key = f"dmd/shard/{number}"
         if self._store.add(f"{key}/claims", 1) == 1:
             try:
@@ -39,7 +39,10 @@ class _Shared:
                 raise
             self._store.set(key, _GOOD)
             return
+        deadline = time.monotonic() + self._patience
         while not self._store.check([key]):
+            if time.monotonic() > deadline:
+                raise ValueError(f"shard {number}: the process that hashes it has not ended in {self._patience:g} s")
             time.sleep(POLL_SECONDS)
         if (found := self._store.get(key).decode()) != _GOOD:
             raise ValueError(found)
