@@ -62,8 +62,8 @@ bench-memory: $(READY)
 
 # Twelve million rows, thousands of jobs, and readers of pairs: writes bench/results/scale.json and readers.json.
 bench-scale: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.scale
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.readers
+	export OMP_NUM_THREADS=1; status=0; \
+	for part in scale readers; do $(BIN)/python -m bench.$$part || status=1; done; exit $$status
 
 # make plan EXPERIMENT=digits: jobs, network calls, time and disk of what a run would make.
 plan: $(READY)

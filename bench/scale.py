@@ -1,4 +1,7 @@
-"""Twelve million pairs and thousands of jobs: `python -m bench.scale [rows|jobs]`; writes bench/results/scale.json."""
+"""Twelve million pairs and thousands of jobs: `python -m bench.scale [rows|jobs]`; writes bench/results/scale.json.
+
+Exits 1 if a target is missed.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import argparse
 import json
 import os
 import platform
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from bench import scale_jobs, scale_rows
 
@@ -16,12 +21,12 @@ RESULTS = Path(__file__).parent / "results" / "scale.json"
 
 def main() -> None:
     """Command line: see the module."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="?", choices=("rows", "jobs"), help="only this, which is then only printed")
     parser.add_argument("--rows", type=int, default=scale_rows.NUM_ROWS)
     parser.add_argument("--seconds", type=float, default=scale_jobs.SECONDS, help="that a near-empty job takes")
     parsed = parser.parse_args()
-    found: dict[str, object] = {"machine": machine(), "load_before": round(os.getloadavg()[0], 2)}
+    found: dict[str, Any] = {"machine": machine(), "load_before": round(os.getloadavg()[0], 2)}
     with tempfile.TemporaryDirectory() as folder:
         if parsed.part != "jobs":
             found["rows"] = scale_rows.measure(Path(folder, "rows"), parsed.rows)
@@ -33,6 +38,14 @@ def main() -> None:
     print(text, end="")
     if parsed.part is None:
         RESULTS.write_text(text)
+    parts = {part: found[part]["targets"] for part in ("rows", "jobs") if part in found}
+    end({f"{part}.{name}": each for part, targets in parts.items() for name, each in targets.items()})
+
+
+def end(targets: dict[str, dict[str, Any]]) -> None:
+    """Exit status 1, and their names, if targets were missed."""
+    if missed := [f"{name} {each['target']}" for name, each in targets.items() if not each["met"]]:
+        sys.exit(f"missed: {', '.join(missed)}")
 
 
 def machine() -> str:

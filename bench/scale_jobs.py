@@ -13,13 +13,16 @@ from typing import Any
 
 import yaml
 
+from bench import clock
 from dmd.config import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SNAKEMAKE = Path(sys.executable).with_name("snakemake")
-NUM_SHARDS = 10_000
-PER_JOB = 6  # shards: 1,667 jobs of pairs
-SECONDS, CORES = 1.0, 8  # of a near-empty job, and how many at a time
+SHARDS = {"many": 10_000, "more": 12_000}  # of pairs: of the dry run, and of the run
+PER_JOB = 6  # shards: 1,667 and 2,000 jobs of pairs
+SECONDS, CORES = 2.0, 8  # of a near-empty job, and how many at a time
+MOST_JOBS, MOST_SECONDS, MOST_MIB = 1999, 15.0, 953  # of a plan: below 2,000, and 1 GB
+MOST_OVER_JOBS = 1.5  # of a run, over what its jobs alone take
 EMPTY = """() {
   sleep ${DMD_JOB_SECONDS};
   while [ $# -gt 0 ]; do
@@ -30,19 +33,31 @@ EMPTY = """() {
 
 
 def measure(folder: Path, *, seconds: float = SECONDS) -> dict[str, Any]:
-    """Jobs, seconds and MiB of each; `seconds` is what one job of the run takes."""
+    """Jobs, seconds and MiB of each, and how they stand to the targets; `seconds` is what one job of the run takes."""
     put_inputs(folder)
     found: dict[str, Any] = {}
-    targets = ["results/sd15-cfg8/fid.json", "results/sd15-cfg8/clip.json"]
-    found["dry_run_sd15_cfg8"] = snakemake(folder, "--dry-run", *targets)
+    wanted = ["results/sd15-cfg8/fid.json", "results/sd15-cfg8/clip.json"]
+    found["dry_run_sd15_cfg8"] = snakemake(folder, "--dry-run", *wanted)
     found["dry_run_10000_shards"] = snakemake(folder, "--dry-run", "results/many/fid.json")
-    target = "results/many/pairs/manifest.parquet"
+    target = "results/more/pairs/manifest.parquet"
     run = snakemake(folder, "--cores", str(CORES), target, seconds=seconds)
     least = run["jobs"] * seconds / CORES
     found["run"] = {**run, "seconds_of_a_job": seconds, "at_a_time": CORES, "seconds_of_jobs_alone": round(least, 1)}
     found["run"]["over_jobs_alone"] = round(run["seconds"] / least, 3)
     found["no_op"] = snakemake(folder, "--cores", str(CORES), target)
-    return found
+    return found | {"targets": targets(found)}
+
+
+def targets(found: dict[str, Any]) -> dict[str, Any]:
+    """Targets of the figures by name, and whether they are met."""
+    plans = [name for name in found if name.startswith("dry_run")]
+    judged = {f"{name}.jobs": clock.target(found[name]["jobs"], most=MOST_JOBS) for name in plans}
+    for name in (*plans, "no_op"):
+        judged[f"{name}.seconds"] = clock.target(found[name]["seconds"], most=MOST_SECONDS)
+        judged[f"{name}.peak_mib"] = clock.target(found[name]["peak_mib"], most=MOST_MIB)
+    judged["run.jobs"] = clock.target(found["run"]["jobs"], least=SHARDS["more"] / PER_JOB)
+    judged["run.over_jobs_alone"] = clock.target(found["run"]["over_jobs_alone"], most=MOST_OVER_JOBS)
+    return judged
 
 
 def snakemake(folder: Path, *words: str, seconds: float = 0.0) -> dict[str, Any]:
@@ -60,14 +75,15 @@ def snakemake(folder: Path, *words: str, seconds: float = 0.0) -> dict[str, Any]
         raise RuntimeError(f"snakemake ended with {process.returncode}\n{text[-2000:]}")
     jobs = len(re.findall(r"^(?:local)?rule \w+:$", text, re.M))
     took = {"seconds": round(time.monotonic() - begin, 1), "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1)}
-    return {"jobs": jobs, **took, "peak_mib": round(usage.ru_maxrss / 1024)}
+    return {"jobs": jobs, **took, "peak_mib": round(usage.ru_maxrss / 1024), "load": round(os.getloadavg()[0], 2)}
 
 
 def put_inputs(folder: Path) -> None:
-    """The shipped configuration with an experiment of many shards, and empty files where sd15-cfg8 wants its own."""
+    """The shipped configuration with experiments of many shards, and empty files where sd15-cfg8 wants its own."""
     config = read_yaml(ROOT / "config.yaml")
-    pairs = {"num_pairs": NUM_SHARDS * 4, "shard_size": 4, "shards_per_job": PER_JOB}
-    config["experiments"]["many"] = {"extends": "digits", "pairs": {**pairs, "first_seed": 2**30}}
+    for number, (name, num) in enumerate(SHARDS.items()):  # seeds apart: neither shares the blocks of the other
+        pairs = {"num_pairs": num * 4, "shard_size": 4, "shards_per_job": PER_JOB, "first_seed": 2**30 + number * 2**20}
+        config["experiments"][name] = {"extends": "digits", "pairs": pairs}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     shared, last = config["experiments"]["sd15-cfg3"], config["experiments"]["sd15-cfg8"]
     weights = shared["reference"]["features"]["file"], shared["distill"]["regression_distance"]["file"]

@@ -59,6 +59,8 @@ class Prompts:
             raise ValueError(f"{path} holds no prompts that a stage of this project wrote")
         self.metadata: dict[str, Any] = files.described(text, path)
         sizes = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
+        if any(size < 0 for size in sizes):
+            raise ValueError(f"{path} claims {min(sizes)} prompts in a row group: run `make verify`")
         self._ends = np.cumsum(sizes)
         self._group: tuple[int, pa.ChunkedArray] | None = None
 
