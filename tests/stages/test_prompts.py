@@ -181,3 +181,17 @@ def test_file_with_an_empty_cell_or_without_rows_is_told(tmp_path):
         prompts.Prompts(path).rows([0])
     prompts.write(path, [], lambda: {})
     assert len(prompts.Prompts(path)) == 0
+
+
+def test_file_that_claims_less_than_no_row_is_told(tmp_path):
+    path = tmp_path / "p.parquet"
+    prompts.write(path, [pa.array(["a", "b"])], lambda: {})
+    content, said = path.read_bytes(), []
+    for place in range(content.index(b"PAR1", 4) - 400, len(content) - 8):  # lowest bit of a number there: its sign
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            len(prompts.Prompts(path))
+        except ValueError as error:
+            said.append(str(error))
+    assert f"{path} claims -3 prompts in a row group: run `make verify`" in said
+    assert all(str(path) in each for each in said)
