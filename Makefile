@@ -7,6 +7,7 @@ EXPERIMENT ?=
 CASES ?= 1000
 SEED ?= 0
 RUNS ?= 100
+AT_ONCE ?= 1
 BIN := .venv/bin
 READY := .venv/.ready-$(shell cksum < envs/requirements.txt | cut -d ' ' -f 1)
 SOURCES := dmd tests workflow/scripts $(wildcard bench)
@@ -28,9 +29,10 @@ fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED)
 	OMP_NUM_THREADS=1 DMD_FUZZ_CASES=$(CASES) $(BIN)/python -m pytest --hypothesis-seed=$(SEED) tests/fuzz/test_config.py
 
-# Faults at random moments of a small chain, one in each run, about a minute each: writes bench/results/faults.json.
+# Faults in the midst of a small chain, one in each run, about a minute each: writes bench/results/faults.json after
+# every run. AT_ONCE=2 runs them two at a time.
 test-faults: $(READY)
-	$(BIN)/python -m tests.faults --runs $(RUNS) --seed $(SEED) --output bench/results/faults.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --runs $(RUNS) --seed $(SEED) --at-once $(AT_ONCE) --output bench/results/faults.json
 
 # Full-size networks and every architecture: minutes, and gigabytes of memory.
 test-slow: $(READY)

@@ -147,7 +147,7 @@ def _placed(path: Path, name: str) -> Path:
     whole = os.path.abspath(path.parent / name)
     if os.path.isabs(name) or "\0" in name or os.path.commonpath([whole, top]) != top or Path(name).suffix != ".tar":
         raise ValueError(f"{path} lists {name!r:.200}, which is no shard below {top}: run `make verify`")
-    return path.parent / name
+    return Path(os.path.normpath(path.parent / name))  # as messages should name it, and where its writer has put it
 
 
 def _starts(file: pq.ParquetFile) -> Iterator[tuple[int, str, int, str]]:
