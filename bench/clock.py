@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -79,6 +77,8 @@ def target(value: float, *, least: float = 0, most: float = 0) -> dict[str, Any]
 @contextlib.contextmanager
 def plain_torch() -> Iterator[None]:
     """torch as it comes, for the bare side: without the deterministic algorithms that stages ask for."""
+    import torch  # not above: what is started by a process that has it seems to need its memory
+
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)
     try:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 HEAVY = ("diffusers", "transformers", "torchvision", "lpips", "sklearn", "scipy", "matplotlib", "pandas", "onnx")
-HEAVY += ("onnxruntime", "onnxscript", "torch_fidelity", "peft", "torchao")
+HEAVY += ("onnxruntime", "onnxscript", "torch_fidelity", "peft", "torchao", "sympy")
 STAGES = ("teacher", "reference", "pairs", "manifest", "distill", "sample", "features", "evaluate")
 STAGES += ("inception_score", "text_encoder", "autoencoder")
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dmd.methods.counting import carriers
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def shard(networks: Iterable[nn.Module]) -> None:
@@ -37,18 +41,26 @@ def shard(networks: Iterable[nn.Module]) -> None:
                 module.set_force_sum_reduction_for_comms(True)
 
 
+def is_spread(value: Tensor) -> TypeGuard[DTensor]:
+    """Whether a process holds only its part of a tensor. Until `shard` imports what spreads them, none is."""
+    module = sys.modules.get("torch.distributed.tensor")  # to import it takes a second: sympy
+    return module is not None and isinstance(value, module.DTensor)
+
+
 def gathered(value: Tensor) -> Tensor:
     """The whole of a tensor that may be spread, on the CPU; all processes have to call this together.
 
     One tensor at a time is whole on their devices.
     """
-    return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+    return (value.full_tensor() if is_spread(value) else value).cpu()
 
 
 def placed(value: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, spread as `like` is; each process keeps its part of its own copy."""
-    if not isinstance(like, DTensor):
+    if not is_spread(like):
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     whole = value.to(like.device)
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 

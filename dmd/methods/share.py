@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import distributed
-from torch.distributed.tensor import DTensor
+
+from dmd.methods.sharding import is_spread
 
 BUCKET = 2**24  # gradient values that travel together
 
@@ -67,7 +68,7 @@ class Share:
         if self.processes == 1:
             return
         found = (parameter.grad for parameter in parameters if parameter.grad is not None)
-        for bucket in _buckets(gradient for gradient in found if not isinstance(gradient, DTensor)):
+        for bucket in _buckets(gradient for gradient in found if not is_spread(gradient)):
             flat = self.add_up(torch.cat([gradient.reshape(-1) for gradient in bucket]))
             sizes = [gradient.numel() for gradient in bucket]
             for gradient, values in zip(bucket, flat.split(sizes), strict=True):
