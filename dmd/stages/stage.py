@@ -107,8 +107,11 @@ def _start_log(path: Path | None) -> None:
     screen.setLevel(logging.INFO if leads else logging.ERROR)
     handlers: list[logging.Handler] = [screen]
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(path, mode="w" if leads else "a", delay=not leads))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handlers.append(logging.FileHandler(path, mode="w" if leads else "a", delay=not leads))
+        except OSError as error:
+            sys.exit(f"error: cannot write the log {path}: {error}")
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
         _log.addHandler(handler)

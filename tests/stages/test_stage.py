@@ -95,6 +95,12 @@ def test_an_error_is_one_line_on_screen_and_a_traceback_in_the_log(monkeypatch, 
     assert "Traceback" in log.read_text() and f"error: {error}" in log.read_text()
 
 
+def test_a_log_that_cannot_be_opened_is_one_line_before_any_work(monkeypatch, tmp_path):
+    (tmp_path / "logs").write_text("no folder")
+    with pytest.raises(SystemExit, match=f"error: cannot write the log {tmp_path}/logs/stage.log: "):
+        call(monkeypatch, *spec(), "--log", str(tmp_path / "logs/stage.log"), error=AssertionError("it worked"))
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_log_that_cannot_be_written_leaves_the_one_line_on_screen(monkeypatch, capsys):
     with pytest.raises(SystemExit):
