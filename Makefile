@@ -41,7 +41,7 @@ test-slow: $(READY)
 # The workflow on a SLURM of two nodes on this machine; root installs Debian's packages where they are missing. No part of
 # .ci/run, which would then take more than half an hour.
 test-slurm: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm -s
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/slurm -m slurm -s
 
 check: $(READY)
 	$(BIN)/ruff format --check $(SOURCES)

@@ -22,6 +22,7 @@ SMALL = "experiments/small"
         (f"{SMALL}/distill/grid_every", 7, []),
         (f"{SMALL}/distill/log_every", 7, []),
         (f"{SMALL}/distill/tensorboard", True, []),
+        (f"{SMALL}/resources", {"teacher": {"memory_mb": 9000}, "distill": {"hours": 2}}, []),
         (f"{SMALL}/sample/first_seed", 7, ["sample", *AFTER_SAMPLE]),
         (f"{SMALL}/sample/repetitions", 2, ["sample", *AFTER_SAMPLE]),
         (f"{SMALL}/evaluate/neighbours", 4, ["evaluate", "tables"]),
