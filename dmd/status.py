@@ -8,6 +8,7 @@ there, `snakemake -n` whether they are of the numbers that config.yaml has now.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -53,9 +54,10 @@ def main() -> None:
 
 
 def _seconds(text: str) -> float:
-    if not 0 < (number := float(text)) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no positive number of seconds")
-    return number
+    with contextlib.suppress(ValueError):
+        if 0 < (number := float(text)) < math.inf:
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} is no positive number of seconds")
 
 
 def found(folder: Path, experiments: Experiments, names: list[str]) -> list[Stage]:

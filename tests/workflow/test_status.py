@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflow.conftest import ENVIRONMENT, REPOSITORY
+from tests.workflow.conftest import ENVIRONMENT, REPOSITORY, SMALL, write_config
 
 PYTHON = {**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}
 PATIENCE = 180.0  # seconds, on a machine that is busy with other things
@@ -121,3 +121,18 @@ def test_status_again_and_again_ends_with_an_interrupt(finished: Path, words: li
         process.stdout.read()
         assert process.wait(PATIENCE) == 0
     assert first in seen
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
+def test_status_again_after_no_time_is_refused(tmp_path: Path, seconds: str):
+    answer = status(tmp_path, "--watch", seconds)
+    assert answer.returncode == 2 and "Traceback" not in answer.stderr
+    assert answer.stderr.endswith(f"argument --watch: '{seconds}' is no positive number of seconds\n")
+
+
+def test_status_of_results_that_cannot_be_read_is_one_line(tmp_path: Path):
+    write_config(tmp_path, SMALL)
+    (tmp_path / "results").symlink_to("results")
+    answer = status(tmp_path)
+    assert answer.returncode == 1 and answer.stdout == ""
+    assert len(answer.stderr.splitlines()) == 1 and answer.stderr.startswith("error: ") and "results" in answer.stderr
