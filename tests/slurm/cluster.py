@@ -29,7 +29,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=10
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -49,12 +49,16 @@ EnforcePartLimits=ALL
 ReturnToService=2
 MinJobAge=3600
 GresTypes=gpu
-NodeName=n1 NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 RealMemory=12000 Gres=gpu:2
-NodeName=n2 NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 RealMemory=12000 Gres=gpu:2
+NodeName=n1 NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 RealMemory=12000 Gres=gpu:h100:2 Weight=2
+NodeName=n2 NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 RealMemory=12000 Gres=gpu:a100:2 Weight=1
 PartitionName=cpu Nodes=n1,n2 Default=YES State=UP
 PartitionName=gpu Nodes=n1,n2 State=UP
 """
-DEVICES = f"{MARK}\nAutoDetect=off\nNodeName=n[1-2] Name=gpu File=/dev/null,/dev/zero\n"
+DEVICES = f"""{MARK}
+AutoDetect=off
+NodeName=n1 Name=gpu Type=h100 File=/dev/null,/dev/zero
+NodeName=n2 Name=gpu Type=a100 File=/dev/null,/dev/zero
+"""
 
 
 @dataclass(frozen=True)
@@ -96,13 +100,13 @@ def running() -> Iterator[Path]:
 
     Exits where the machine has a SLURM configuration of its own, or this process may not write one.
     """
-    if os.geteuid() != 0:
-        sys.exit("the cluster's daemons and /etc/slurm need root")
     for name in ("slurm.conf", "gres.conf"):
         if (PLACE / name).exists() and not (PLACE / name).read_text().startswith(MARK):
             sys.exit(f"{PLACE / name} exists: this machine belongs to a cluster, which is left alone")
         if (PLACE / name).exists() and _answers():
             sys.exit(f"{PLACE / name}: another run of this test has its cluster up; wait for it")
+    if os.geteuid() != 0:
+        sys.exit("the cluster's daemons and /etc/slurm need root")
     folder = Path(tempfile.mkdtemp(prefix="dmd-slurm-"))
     folder.chmod(0o755)
     daemons: list[Daemon] = []
