@@ -11,14 +11,16 @@ STAGES = ("teacher", "reference", "pairs", "manifest", "distill", "sample", "fea
 STAGES += ("inception_score", "text_encoder", "autoencoder")
 
 
-def imported(statement: str) -> set[str]:
-    """Heavy packages that a fresh interpreter has loaded after a statement."""
-    code = f"import sys; {statement}; print(*[name for name in {HEAVY!r} if name in sys.modules])"
-    return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
+def imported(*statements: str) -> list[set[str]]:
+    """Heavy packages that a fresh interpreter has loaded after each of some statements."""
+    look = f"print(*[name for name in {HEAVY!r} if name in sys.modules])"
+    code = "\n".join(["import sys", *(f"{statement}; {look}" for statement in statements)])
+    answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return [set(line.split()) for line in answer.stdout.splitlines()]
 
 
 def test_stages_of_the_chain_import_no_heavy_package_before_they_need_it():
-    assert imported("; ".join(f"import dmd.stages.{name}" for name in STAGES)) == set()
+    assert imported("; ".join(f"import dmd.stages.{name}" for name in STAGES)) == [set()]
 
 
 @pytest.mark.parametrize(
@@ -35,5 +37,5 @@ def test_digits_alone_bring_scikit_learn():
     mixture |= {"num_training": 4, "num_held_out": 4, "seed": 0}
     digits = {"kind": "digits", "split_seed": 0, "num_training": 4}
     load = "from dmd.artifacts import dataset; dataset.load({!r}, 'training')"
-    assert imported(load.format(mixture)) == set()
-    assert "sklearn" in imported(load.format(digits))
+    before, after = imported(load.format(mixture), load.format(digits))
+    assert before == set() and "sklearn" in after

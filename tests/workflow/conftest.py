@@ -1,6 +1,7 @@
 """A small experiment on a folder of pictures, run once for real; tests look at it, edit it, or break a copy."""
 
 import copy
+import fcntl
 import hashlib
 import os
 import re
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.workflow import dry_runs
 from tests.workflow.photos import write_photos
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -83,6 +85,8 @@ def command(folder: Path, *words: str) -> list[str]:
 def snakemake(folder: Path, *words: str, **settings: Any) -> subprocess.CompletedProcess[str]:
     """Runs `command` and waits; `settings` are those of subprocess.run."""
     line = command(folder, *words)
+    if {"-n", "--dry-run"} & {*words} and not settings:
+        return dry_runs.run(line, folder, ENVIRONMENT)
     return subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, cwd=folder, **settings)
 
 
@@ -134,12 +138,23 @@ def edited(edits: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the default target is made, two jobs at a time; left as it is found."""
-    folder = tmp_path_factory.mktemp("finished")
-    write_config(folder, SMALL)
-    write_photos(folder / "photos")
-    make(folder, "--cores", "2", "all", CSV_TEACHER)
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder in which the default target is made, two jobs at a time; left as it is found.
+
+    Of several processes of pytest one makes it, and each has a copy.
+    """
+    shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
+    made, folder = shared / "made", tmp_path_factory.mktemp("finished")
+    with open(shared / "made.lock", "w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        if not (shared / "made.whole").exists():
+            shutil.rmtree(made, ignore_errors=True)
+            made.mkdir()
+            write_config(made, SMALL)
+            write_photos(made / "photos")
+            make(made, "--cores", "2", "all", CSV_TEACHER)
+            (shared / "made.whole").touch()
+    shutil.copytree(made, folder, dirs_exist_ok=True)
     return folder
 
 
