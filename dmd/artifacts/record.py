@@ -37,11 +37,15 @@ def read(path: Path) -> dict[str, Any] | None:
 
 def known(path: Path) -> dict[str, Any] | None:
     """The record of an artifact, None where there is none; ValueError if there is one that is damaged."""
-    entry, side = read(path), sidecar(path)
-    if entry is None and side.is_file():
+    side = sidecar(path)
+    try:
+        entry = parse(side.read_bytes())
+    except FileNotFoundError:
+        return None
+    if entry is None:
         raise ValueError(
-            f"{side} is damaged, the record of {path}: `make verify` removes both, then run snakemake again; if no "
-            "stage makes that file, compare it with what its publisher says and remove the record alone"
+            f"{side} is damaged, the record of {path}: `make verify` removes both, then run snakemake again; of a file "
+            "outside results/ remove the record alone, it is then written anew of what is there"
         )
     return entry
 

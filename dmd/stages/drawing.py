@@ -58,13 +58,11 @@ def draw_block(
     paths = {number: output.parent.parent / f"{number:05d}.tar" for number in numbers}
     with record.exclusive(output):
         made = {number: _is_made(paths[number], origin, number) for number in numbers}
-        if storage:
-            _forget([number for number in numbers if not made[number]], paths, origin)
         whole = record.provenance(stage_name, spec, inputs)
         if (
             storage
             and not all(made.values())
-            and stored.recall_block(storage, output, [*paths.values()], whole, inputs)
+            and stored.recall_block(storage, output, {paths[each]: made[each] for each in numbers}, whole, inputs)
         ):
             return
         if storage:
@@ -103,15 +101,6 @@ def _is_made(path: Path, origin: dict[str, Any], number: int) -> bool:
         stage.log(f"making {path} again: {error}")
         return False
     return True
-
-
-def _forget(numbers: list[int], paths: dict[int, Path], origin: dict[str, Any]) -> None:
-    """Removes tars that are damaged or of other numbers: those of the storage take their place, or new ones."""
-    for number in numbers:
-        if paths[number].is_file():
-            with record.exclusive(paths[number], wait=True):  # a block of another size may just make it
-                if not _is_made(paths[number], origin, number):
-                    paths[number].unlink(missing_ok=True)
 
 
 def _draw_shards(

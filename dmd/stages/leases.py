@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ STATUS_SECONDS = 10.0
 POLL_SECONDS = 0.5
 
 
-def lease_visible(num: int) -> None:
+def lease_visible(num: int, *, log: Callable[[str], None]) -> None:
     """Leases `num` GPUs for this process, what it executes and what it starts, through CUDA_VISIBLE_DEVICES.
 
     Does nothing where there is no choice: fewer than two cards, or a scheduler that has assigned them. To be called
@@ -32,7 +31,7 @@ def lease_visible(num: int) -> None:
         return
     if num > len(cards):
         raise ValueError(f"{num} GPUs wanted, but there are {len(cards)}: {', '.join(cards)}")
-    found = lease(cards, num, folder=Path(tempfile.gettempdir()), log=lambda line: print(line, file=sys.stderr))
+    found = lease(cards, num, folder=Path(tempfile.gettempdir()), log=log)
     if "CUDA_VISIBLE_DEVICES" not in os.environ:  # cards are numbers: of the same order in every job
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(found)

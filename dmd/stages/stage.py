@@ -62,7 +62,7 @@ def main(run: Callable[..., None]) -> None:
     except Exception as error:
         if _lacks_memory(error):
             what = " ".join(f"{type(error).__name__} {error}".split())[:200]
-            _fail(ValueError(f"memory does not suffice: {what}; more for a stage: `resources` in config.yaml"))
+            _fail(ValueError(f"memory does not suffice: {what}; on a cluster `resources` asks for more"))
         if isinstance(error, RuntimeError) and processes.count() > 1:  # often but the echo of another's failure
             _fail(error)
         _log.debug("%s", traceback.format_exc())
@@ -90,7 +90,7 @@ def _claim_devices(spec: dict[str, Any]) -> None:
         return
     num, nodes = processes.wanted(spec)
     if spec.get("device") == "auto":
-        leases.lease_visible(num // nodes)
+        leases.lease_visible(num // nodes, log=_log.info)
     processes.launch(num, nodes, threads=spec.get("threads", 1))
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from dmd.artifacts import files, manifest, record, shards
 from dmd.artifacts.manifest import ShardFile
+from dmd.artifacts.remote import StorageError
 from dmd.artifacts.storage import Settings, Storage, open_shard
 from dmd.stages import stage
 
@@ -23,11 +24,16 @@ def opened(settings: Settings | None) -> Storage | None:
 
 
 def recall_block(
-    storage: Storage, output: Path, paths: Sequence[Path], provenance: Mapping[str, Any], inputs: record.Inputs
+    storage: Storage, output: Path, made: Mapping[Path, bool], provenance: Mapping[str, Any], inputs: record.Inputs
 ) -> bool:
     """Takes a block file from the storage if it was made of the same, and all its shards are here or there.
 
-    Its shards stay there; each gets a record that says so. False where something is missing or differs.
+    Its shards stay there; each gets a record that says so, and what is here of it without being `made` goes. False
+    where something is missing or differs.
+
+    Raises:
+        StorageError: the storage does not say.
+        ValueError: the block file is damaged there, and can be removed.
     """
     entry = storage.record(output)
     if entry is None:
@@ -39,20 +45,20 @@ def recall_block(
             storage.fetch(output, entry, copy)
             block, content = manifest.read(copy), copy.read_bytes()
         except ValueError as error:
-            if storage.writable:
+            if storage.writable or isinstance(error, StorageError):
                 raise
             stage.log(f"{error}; it cannot be removed there, so that the block is made here")
             return False
     if _canonical({key: block.metadata.get(key) for key in provenance}) != _canonical(provenance):
         stage.log(f"{storage.url(output)} was made from other inputs or numbers: it is made anew")
         return False
-    own = {path.name: path for path in paths}
+    own = {path.name: path for path in made}
     listed = {own[file.path.name]: file for file in block.shards if file.path.name in own}
-    if [*listed] != [*paths] or not _are_there(storage, listed):
+    if [*listed] != [*made] or not _are_there(storage, listed, made):
         return False
     for path, file in listed.items():
-        if not path.is_file():
-            storage.note(path, record.entry(file.sha256, file.size, stage=provenance["stage"], inputs=inputs))
+        if not made[path]:
+            _leave(storage, path, record.entry(file.sha256, file.size, stage=provenance["stage"], inputs=inputs))
     tars = {"shards": {str(path): file.sha256 for path, file in listed.items()}}
     with record.publish(output, stage=provenance["stage"], inputs={**inputs, **tars}) as temporary:
         temporary.write_bytes(content)
@@ -65,9 +71,10 @@ def claim(
 ) -> bool:
     """Whether shard `number` need not be drawn: it is `made`, or the storage has it, made of the same.
 
-    Writes the record of one that is only there.
+    Writes the record of one that is only there, in place of what is here without being `made`.
 
     Raises:
+        StorageError: the storage does not say.
         ValueError: the storage has another shard of this name, which is not the one that this folder knew.
     """
     entry, known = storage.record(path), (record.read(path) or {}).get("sha256")
@@ -76,7 +83,7 @@ def claim(
     found = shards.parse_record(storage.head(path, HEAD)) or {}
     same = found.get("origin") == origin and found.get("shard") == number
     if same and not made:
-        storage.note(path, record.entry(entry["sha256"], entry["size"], stage=origin["stage"], inputs=inputs))
+        _leave(storage, path, record.entry(entry["sha256"], entry["size"], stage=origin["stage"], inputs=inputs))
         return True
     if storage.writable and known != entry["sha256"]:
         raise ValueError(
@@ -133,9 +140,16 @@ def check(storage: Storage, away: Sequence[ShardFile]) -> None:
             raise ValueError(f"{storage.url(file.path)} {found}: run `make verify`, then snakemake again")
 
 
-def _are_there(storage: Storage, listed: Mapping[Path, ShardFile]) -> bool:
-    """Whether each shard is here, with the digest that is listed, or in the storage."""
-    away = {path: file for path, file in listed.items() if not path.is_file()}
+def _leave(storage: Storage, path: Path, entry: dict[str, Any]) -> None:
+    """Writes the record of a shard that is only in the storage; a tar that is here is damaged, or of other numbers."""
+    with record.exclusive(path, wait=True):  # a job whose block has the same shard may just publish it
+        storage.note(path, entry)
+        path.unlink(missing_ok=True)
+
+
+def _are_there(storage: Storage, listed: Mapping[Path, ShardFile], made: Mapping[Path, bool]) -> bool:
+    """Whether each shard is `made` here, with the digest that is listed, or in the storage."""
+    away = {path: file for path, file in listed.items() if not made[path]}
     for path, file in listed.items():
         if path not in away and (record.read(path) or {}).get("sha256") != file.sha256:
             stage.log(f"{path} is another shard than that in {storage.prefix}: the one here counts")

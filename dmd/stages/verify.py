@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from dmd.artifacts import record
@@ -62,18 +62,22 @@ def run(*, folder: Path, delete: bool) -> dict[Path, str]:
     return bad
 
 
-def _remove(bad: Iterable[Path], before: Mapping[Path, tuple[int, int]]) -> None:
+def _remove(bad: Collection[Path], before: Mapping[Path, tuple[int, int]]) -> None:
     """Removes artifacts and their records, those made from others first: what is left then is found again."""
+    for path in bad:
+        _refuse_if_written(path, before)
     for path in reversed(list(bad)):
         with record.exclusive(path):
-            side = record.sidecar(path)
-            now = (side.stat().st_ino, side.stat().st_mtime_ns) if side.exists() else None
-            if now != before.get(path):
-                raise ValueError(
-                    f"a stage wrote {path} while this looked; it is kept. Run it again when no stage works"
-                )
+            _refuse_if_written(path, before)
             path.unlink(missing_ok=True)
-            side.unlink(missing_ok=True)
+            record.sidecar(path).unlink(missing_ok=True)
+
+
+def _refuse_if_written(path: Path, before: Mapping[Path, tuple[int, int]]) -> None:
+    side = record.sidecar(path)
+    now = (side.stat().st_ino, side.stat().st_mtime_ns) if side.exists() else None
+    if now != before.get(path):
+        raise ValueError(f"a stage wrote {path} while this looked; it is kept. Run it again when no stage works")
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def test_cards_are_those_that_may_be_used(environment, cards):
 def test_without_a_choice_nothing_changes(monkeypatch, cards):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", cards)
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    leases.lease_visible(1)
+    leases.lease_visible(1, log=print)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == cards
 
 
@@ -117,14 +117,14 @@ def test_leased_card_is_the_visible_one(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")  # the numbers are meant in the user's order
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    leases.lease_visible(1)
+    leases.lease_visible(1, log=print)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5" and os.environ["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
     with pytest.raises(ValueError, match="3 GPUs wanted, but there are 2: 5, 6"):
-        leases.lease_visible(3)
+        leases.lease_visible(3, log=print)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    leases.lease_visible(1)
+    leases.lease_visible(1, log=print)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0" and os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 

@@ -124,7 +124,7 @@ def test_memory_that_does_not_suffice_is_one_line_that_says_what_helps(monkeypat
         call(monkeypatch, *spec(), error=refused.value)
     lines = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 1 and len([line for line in lines if "error: memory does not suffice: " in line]) == 1
-    assert "`resources` in config.yaml" in lines[-1] and not any("Traceback" in line for line in lines)
+    assert "on a cluster `resources` asks for more" in lines[-1] and not any("Traceback" in line for line in lines)
 
 
 @pytest.mark.parametrize("error", [KeyError("bug"), RuntimeError("cuDNN")])

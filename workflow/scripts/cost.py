@@ -9,6 +9,7 @@ networks (no LPIPS, no decoder, no features, nothing computed twice) over a rate
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +48,9 @@ def main() -> None:
         parser.error(f"--rate must be more than 0, got {parsed.rate}")
     try:
         experiments = Experiments(load(Path("config.yaml"), ROOT / "workflow" / "schemas" / "config.schema.yaml"))
-        print("\n".join(table(experiments, parsed.experiments, rate=parsed.rate)))
+        print("\n".join(table(experiments, parsed.experiments, rate=parsed.rate)), flush=True)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough; python would flush once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
