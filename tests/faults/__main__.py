@@ -25,7 +25,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,6 +91,7 @@ class Campaign:
         self.parsed, self.kinds, self.whole = parsed, kinds, whole
         self.runs: dict[int, dict[str, Any]] = {}
         self.before, self.began, self.lock = 0.0, time.monotonic(), threading.Lock()
+        self.over = False  # interrupted: runs that go on end, no other begins
         if parsed.again:
             kept = json.loads(parsed.output.read_text()) if parsed.output and parsed.output.exists() else {}
             self.runs = {run["number"]: run for run in kept.get("runs", []) if run["number"] not in parsed.again}
@@ -106,15 +107,19 @@ class Campaign:
             while True:
                 with self.lock:
                     enough = sum(map(report.counts, self.runs.values())) >= wanted
-                    number = None if enough else next(numbers, None)
+                    number = None if enough or self.over else next(numbers, None)
                 if number is None:
                     return
                 with _locked(self.parsed.lock):
                     self._add(self.one(number))
 
         with ThreadPoolExecutor(self.parsed.at_once) as pool:
-            for each in [pool.submit(work) for _ in range(self.parsed.at_once)]:
-                each.result()
+            try:
+                for each in as_completed([pool.submit(work) for _ in range(self.parsed.at_once)]):
+                    each.result()
+            except BaseException:
+                self.over = True
+                raise
         return self._report()
 
     def _add(self, run: dict[str, Any]) -> None:

@@ -179,6 +179,25 @@ def test_whatever_is_raised_loses_one_run_and_leaves_the_others(whole: Path, tmp
     assert [each["number"] for each in again["runs"]] == [each["number"] for each in found["runs"]]
 
 
+class Interrupted(Broken):
+    """The tenth run brings an interrupt with it."""
+
+    name = "interrupted"
+
+    def prepare(self) -> None:
+        if self.folder.name == "run-10":
+            raise KeyboardInterrupt
+        super().prepare()
+
+
+def test_interrupt_lets_no_further_run_begin(whole: Path, tmp_path: Path):
+    parsed = argparse.Namespace(seed=3, runs=500, first=0, again=None, at_once=2, output=None, lock=None, keep=False)
+    state = campaign.Campaign(parsed, [Interrupted], campaign.Whole(whole, chain.digests(whole), {}))
+    with pytest.raises(KeyboardInterrupt):
+        state.all()
+    assert 9 <= len(state.runs) < 100 and 10 not in state.runs
+
+
 WORKING = """
 import sys, time
 time.sleep(0.4)
