@@ -49,14 +49,10 @@ def audit(folder: Path) -> tuple[Reasons, Reasons, list[str]]:
     return bad, _derived(records, bad), [*notes, f"{folder}: {len(records)} artifacts checked"]
 
 
-def records_now(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Inode and time of each record below `folder`, by artifact: both are others once a stage has written it anew."""
-    found = {}
-    for side in _walk(_normal(folder)):
-        if side.name.startswith(".") and side.suffix == ".json":
-            with contextlib.suppress(FileNotFoundError):
-                found[side.with_name(side.name[1:-5])] = (side.stat().st_ino, side.stat().st_mtime_ns)
-    return found
+def records_now(folder: Path) -> dict[Path, tuple[int, int] | None]:
+    """What `record.written` says of each record below `folder`, by artifact."""
+    sides = [path for path in _walk(_normal(folder)) if path.name.startswith(".") and path.suffix == ".json"]
+    return {artifact: record.written(artifact) for artifact in (side.with_name(side.name[1:-5]) for side in sides)}
 
 
 def refuse_while_writing(folder: Path) -> None:

@@ -29,10 +29,17 @@ def sidecar(path: Path) -> Path:
 
 def read(path: Path) -> dict[str, Any] | None:
     """The record of an artifact, None where there is none or it is damaged."""
-    try:
-        return parse(sidecar(path).read_bytes())
-    except FileNotFoundError:
-        return None
+    with contextlib.suppress(ValueError):
+        return known(path)
+    return None
+
+
+def written(path: Path) -> tuple[int, int] | None:
+    """Inode and time of the record of an artifact, others once a stage has written it anew; None where there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        found = sidecar(path).stat()
+        return found.st_ino, found.st_mtime_ns
+    return None
 
 
 def known(path: Path) -> dict[str, Any] | None:

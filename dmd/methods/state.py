@@ -49,9 +49,9 @@ def restore(distillation: Distillation, tensors: Mapping[str, Tensor]) -> None:
     if odd := sorted(name for name in tensors if not name.startswith((*modules, *optimisers))):
         raise ValueError(f"{odd[0]} is unknown, with {len(odd) - 1} other names")
     for prefix, module in modules.items():
-        sharding.load(module, _part(prefix, tensors))
+        sharding.load(module, part(prefix, tensors))
     for prefix, optimiser in optimisers.items():
-        optimiser.restore(_part(prefix, tensors))
+        optimiser.restore(part(prefix, tensors))
 
 
 def _modules(distillation: Distillation) -> dict[str, nn.Module]:
@@ -74,5 +74,6 @@ def _named(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{name}.{key}": value for key, value in tensors.items()}
 
 
-def _part(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def part(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -62,10 +62,10 @@ def resume(folder: Path, *, key: str, distillation: Distillation) -> tuple[int, 
             stage.log(f"ignoring checkpoint {path}: it belongs to another spec, version or input")
             continue
         try:
-            update, rows = _update(path, metadata), _rows(_named("log.", tensors))
+            update, rows = _update(path, metadata), _rows(state.part("log.", tensors))
             if odd := [name for name in tensors if not name.startswith(("log.", "state."))]:
                 raise ValueError(f"{odd[0]} is unknown")
-            state.restore(distillation, _named("state.", tensors))
+            state.restore(distillation, state.part("state.", tensors))
         except ValueError as error:
             raise ValueError(f"{path} is no checkpoint to go on from ({error}): remove it and run again") from error
         stage.log(f"continuing at update {update} from {path}")
@@ -78,10 +78,6 @@ def _update(path: Path, metadata: dict[str, Any]) -> int:
     if type(update) is not int or path.stem != f"{update:08d}":
         raise ValueError(f"its update is {update!r}")
     return update
-
-
-def _named(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _rows(columns: dict[str, torch.Tensor]) -> list[dict[str, float]]:

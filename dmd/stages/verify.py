@@ -62,7 +62,7 @@ def run(*, folder: Path, delete: bool) -> dict[Path, str]:
     return bad
 
 
-def _remove(bad: Collection[Path], before: Mapping[Path, tuple[int, int]]) -> None:
+def _remove(bad: Collection[Path], before: Mapping[Path, tuple[int, int] | None]) -> None:
     """Removes artifacts and their records, those made from others first: what is left then is found again."""
     for path in bad:
         _refuse_if_written(path, before)
@@ -73,10 +73,8 @@ def _remove(bad: Collection[Path], before: Mapping[Path, tuple[int, int]]) -> No
             record.sidecar(path).unlink(missing_ok=True)
 
 
-def _refuse_if_written(path: Path, before: Mapping[Path, tuple[int, int]]) -> None:
-    side = record.sidecar(path)
-    now = (side.stat().st_ino, side.stat().st_mtime_ns) if side.exists() else None
-    if now != before.get(path):
+def _refuse_if_written(path: Path, before: Mapping[Path, tuple[int, int] | None]) -> None:
+    if record.written(path) != before.get(path):
         raise ValueError(f"a stage wrote {path} while this looked; it is kept. Run it again when no stage works")
 
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import time
+from abc import abstractmethod
 from pathlib import Path
 
 from tests.faults import chain
@@ -32,9 +33,9 @@ class Mounted(Fault):
         shutil.copytree(self.kept, self.results, dirs_exist_ok=True, symlinks=True)
         shutil.rmtree(self.kept)
 
+    @abstractmethod
     def mount(self) -> None:
         """Mounts results/."""
-        raise NotImplementedError
 
     def recover(self) -> None:
         if not self.mounted:
@@ -149,9 +150,9 @@ class Damage(Fault):
         self.told = f"{path.relative_to(self.folder / 'results')}{self.told}"
         self.when = BETWEEN
 
+    @abstractmethod
     def damage(self, content: bytearray) -> None:
         """Changes the content."""
-        raise NotImplementedError
 
     def strike(self, run: Run) -> bool:
         return True
