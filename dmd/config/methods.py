@@ -1,0 +1,175 @@
+"""Section `method` of each method, one class each; the union at the end knows them by `name`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from dmd.config.method import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
+from dmd.config.section import Count, Many, Path, Pinned, Positive, Section, Weight, Whole
+
+Decoder = Literal["none", "tiny", "full"]
+DECODER = "of latents: compared are images that the teacher's autoencoder makes of them"
+
+
+class KarrasLevels(Section):
+    """Noise levels of EDM teachers (Karras et al. 2022, Eq. 5), and the range that the matching loss draws from."""
+
+    kind: Literal["karras"] = "karras"
+    count: Annotated[Count, Field(ge=2)] = 1000
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 80.0
+    rho: Positive = 7.0
+    min_index: Whole = 20
+    max_index: Whole = 980
+
+    @model_validator(mode="after")
+    def _range(self) -> KarrasLevels:
+        if not self.min_index <= self.max_index < self.count:
+            raise ValueError(f"indices {self.min_index}..{self.max_index} are no range within 0..{self.count - 1}")
+        return self
+
+
+class TeacherLevels(Section):
+    """The discrete noise levels that the teacher was trained on."""
+
+    kind: Literal["teacher"]
+    min_index: Whole = 20
+    max_index: Whole = 980
+
+    @model_validator(mode="after")
+    def _range(self) -> TeacherLevels:
+        if self.min_index > self.max_index:
+            raise ValueError(f"indices {self.min_index}..{self.max_index} are no range")
+        return self
+
+
+class L2Distance(Section):
+    """Mean squared error."""
+
+    kind: Literal["l2"]
+    decoder: Decoder = Field("none", description=DECODER)
+
+
+class LpipsDistance(Section):
+    """LPIPS on VGG16 features (Zhang et al. 2018)."""
+
+    kind: Literal["lpips"]
+    file: Path
+    sha256: Pinned = None
+    pooling: Literal["average", "max"] = "average"
+    size: Annotated[Count, Field(ge=16, description="side in pixels")] = 224
+    decoder: Decoder = Field("none", description=DECODER)
+
+
+def _karras(value: Any) -> Any:
+    """Levels that name no kind are Karras's."""
+    return {"kind": "karras", **value} if isinstance(value, dict) else value
+
+
+Levels = Annotated[KarrasLevels | TeacherLevels, Field(discriminator="kind"), BeforeValidator(_karras)]
+Distance = Annotated[L2Distance | LpipsDistance, Field(discriminator="kind")]
+
+
+class DmdPhase(Phase):
+    """A phase of DMD; null is the section's own."""
+
+    train: Literal["both", "fake"] = Field("both", description="fake: the fake denoiser alone; `updates` counts it")
+    matching_scale: Weight = 1.0
+    regression_scale: Weight = 1.0
+    fake_updates: Whole = Field(1, description="per update of the student")
+    max_index: Whole | None = Field(None, description="of the matching loss")
+    num_pairs: Count | None = Field(None, description="the first pairs of the manifest; null = all")
+    decoder: Decoder | None = None
+    matching_batch_size: Count | None = None
+    regression_batch_size: Count | None = None
+
+
+class Dmd(MethodSection):
+    """Distribution Matching Distillation (Yin et al. 2023)."""
+
+    name: Literal["dmd"]
+    sigma: Positive | None = Field(80.0, description="noise level of the student's input; null = the teacher's last")
+    levels: Levels = KarrasLevels()
+    weighting: Literal["eq8", "sigma/alpha", "sigma3/alpha", "sigma2/alpha"] = "eq8"
+    alpha_factor: bool = False
+    fake_score: bool = Field(True, description="false = follow the real score alone")
+    guidance: float = Field(1.0, ge=1, description="classifier-free, of the real score alone; 1 = none")
+    match_pairs: bool = Field(False, description="images of the pairs' noise join the matching and fake losses")
+    matching_weight: Weight = 1.0
+    regression_weight: Weight = 0.25
+    regression_distance: Distance = L2Distance(kind="l2")
+    matching_batch_size: Count = 392
+    regression_batch_size: Count = 392
+    shared_noise: bool = Field(False, description="one noised batch for matching and fake loss")
+    phases: Annotated[Many[DmdPhase], Field(min_length=1)] = (DmdPhase(updates=300000),)
+
+    def roles(self) -> dict[str, Role]:
+        """Teacher (real score), student (generator) and fake denoiser (fake score)."""
+        return {
+            TEACHER: Role(Source.TEACHER, Mode.FROZEN, guidance=self.guidance),
+            STUDENT: Role(Source.START, Mode.TRAINED),
+            "fake": Role(Source.START, Mode.TRAINED),
+        }
+
+    def reads(self) -> frozenset[str]:
+        """Pairs, where a phase has a regression loss."""
+        return frozenset({"pairs"} if any("regression" in self.losses(phase) for phase in self.phases) else ())
+
+    def losses(self, phase: Phase) -> frozenset[str]:
+        """Of matching, regression and fake those that are left: a weight of 0 is off in every phase.
+
+        A phase of the fake denoiser alone has none where the matching loss never uses the fake score.
+        """
+        assert isinstance(phase, DmdPhase)
+        if phase.train == "fake":
+            return frozenset({"fake"} if self.matching_weight and self.fake_score else ())
+        names = {"matching"} if self.matching_weight * phase.matching_scale else set()
+        names |= {"regression"} if self.regression_weight * phase.regression_scale else set()
+        return frozenset(
+            names | ({"fake"} if "matching" in names and self.fake_score and phase.fake_updates else set())
+        )
+
+    def notes(self, phase: Phase) -> list[str]:
+        """Fake updates that are not made. ValueError if shared noise has no fake update to use its gradient."""
+        assert isinstance(phase, DmdPhase)
+        losses = self.losses(phase)
+        if "matching" in losses and self.shared_noise and not phase.fake_updates:
+            raise ValueError("shared_noise needs fake_updates of at least 1, or its gradient is lost")
+        if phase.train == "both" and phase.fake_updates and "fake" not in losses:
+            return [f"the fake score is not used, fake_updates {phase.fake_updates} not made"]
+        return []
+
+    def decoders(self) -> tuple[str, ...]:
+        """Decoders of latents that a phase names, `none` apart, in order of first use."""
+        names = [phase.decoder or self.regression_distance.decoder for phase in self.phases]
+        return tuple(dict.fromkeys(name for name in names if name != "none"))
+
+
+class DenoisingPhase(Phase):
+    """A phase of the training of a denoiser."""
+
+
+class Denoising(MethodSection):
+    """EDM's objective (Karras et al. 2022, Table 1): how a teacher is trained on images."""
+
+    name: Literal["denoising"]
+    batch_size: Count
+    sigma_log_mean: float = Field(-1.2, description="of ln(sigma)")
+    sigma_log_std: Positive = 1.2
+    label_dropout: float = Field(
+        0.0, ge=0, lt=1, description="part of the images whose label is left out, so that the denoiser can be guided"
+    )
+    phases: Annotated[Many[DenoisingPhase], Field(min_length=1)]
+
+    def roles(self) -> dict[str, Role]:
+        """The student alone, which becomes the teacher of others."""
+        return {STUDENT: Role(Source.NEW, Mode.TRAINED)}
+
+    def reads(self) -> frozenset[str]:
+        """Images."""
+        return frozenset({"images"})
+
+
+Method = Annotated[Dmd, Field(discriminator="name")]

@@ -1,0 +1,118 @@
+"""What every training has besides its method: optimisers, schedule, precision, processes, cadence."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from dmd.config.method import STUDENT, MethodSection
+from dmd.config.methods import Denoising, Method
+from dmd.config.section import Count, Decay, Many, Positive, Section, Weight, Whole
+
+CADENCE = ("checkpoint_every", "grid_every", "log_every", "tensorboard")  # how often it writes, not what it learns
+
+
+class Optimiser(Section):
+    """AdamW of one trained network."""
+
+    kind: Literal["fused", "8bit"] = Field("fused", description="8bit: moments of a byte each, torchao's AdamW8bit")
+    learning_rate: Positive = 5.0e-5
+    weight_decay: Weight = 0.01
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
+    gradient_clip: Positive = Field(10.0, description="L2 norm")
+
+
+class Schedule(Section):
+    """Learning rates over updates."""
+
+    warmup: Whole = Field(500, description="updates")
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    over: Literal["run", "phase"] = Field("run", description="what warmup and decay count: all updates, or a phase's")
+
+
+class Compute(Section):
+    """How passes of a network are computed."""
+
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of passes; parameters stay float32")
+    tf32: bool = Field(False, description="float32 products of GPUs from 10-bit factors")
+    channels_last: bool = False
+    compile: bool = Field(False, description="torch.compile; the first passes take minutes")
+
+
+class TrainingCompute(Compute):
+    """The same, and what spares memory in a training."""
+
+    gradient_checkpointing: bool = Field(False, description="keep block inputs only; a pass more")
+    micro_batch_size: Count | None = Field(None, description="images in a pass with gradient; null = the whole batch")
+    shard_parameters: bool = Field(False, description="processes share weights, gradients and moments, too (FSDP2)")
+
+
+class Adapter(Section):
+    """LoRA: one frozen network is the teacher, and carries an adapter for each trained network."""
+
+    rank: Count = 64
+    alpha: Positive | None = Field(None, description="an adapter counts alpha / rank; null = rank")
+    targets: Annotated[Many[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = Field(
+        None, description="last parts of the names of Linear and Conv2d layers; null = all of them"
+    )
+
+
+class Training(Section):
+    """One training of any method.
+
+    `optimisers` is by role; keys that a role leaves out are the student's, then the method's defaults.
+    """
+
+    method: MethodSection
+    optimisers: dict[str, Optimiser] = {}
+    schedule: Schedule = Schedule()
+    ema_decay: Decay = Field(0.999, description="of the student's moving average, per update")
+    seed: Whole = 0
+    processes: Count = Field(1, description="a GPU each; they share every batch")
+    compute: TrainingCompute = TrainingCompute()
+    checkpoint_every: Count = 1000
+    grid_every: Count = 1000
+    log_every: Count = 1
+    tensorboard: bool = Field(False, description="log rows and grids for TensorBoard, scratch")
+
+    @field_validator("optimisers", mode="before")
+    @classmethod
+    def _by_role(cls, value: Any, info: ValidationInfo) -> Any:
+        """Every trained role, whole: its own keys over the student's over the method's defaults."""
+        method = info.data.get("method")
+        if not isinstance(method, MethodSection) or not isinstance(value, dict):
+            return value
+        if not all(isinstance(entry, dict) for entry in value.values()):
+            return value
+        shared = value.get(STUDENT, {})
+        roles = {role: {**method.optimiser_defaults.get(role, {}), **shared} for role in method.trained}
+        return {role: {**roles.get(role, {}), **value.get(role, {})} for role in {**roles, **value}}
+
+    @model_validator(mode="after")
+    def _fits(self) -> Training:
+        if odd := [role for role in self.optimisers if role not in self.method.trained]:
+            known = ", ".join(self.method.trained)
+            raise ValueError(f"optimisers: method {self.method.name} trains no {odd[0]}; it trains {known}")
+        for switch in self.method.refuses:
+            if getattr(self.compute, switch):
+                raise ValueError(f"compute.{switch}: method {self.method.name} cannot take it")
+        return self
+
+    def learnt_from(self) -> dict[str, Any]:
+        """The spec without cadence: what decides the weights."""
+        return {key: value for key, value in self.spec().items() if key not in CADENCE}
+
+
+class TeacherTraining(Training):
+    """Section `teacher.training`."""
+
+    method: Denoising
+
+
+class Distill(Training):
+    """Section `distill`."""
+
+    method: Method
+    start: str | None = Field(None, description="experiment whose teacher initialises the trained networks")
+    adapter: Adapter | None = None
