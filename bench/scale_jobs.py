@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from bench import clock
-from dmd.config import read_yaml
+from dmd.config import read_file
 
 ROOT = Path(__file__).resolve().parents[1]
 SNAKEMAKE = Path(sys.executable).with_name("snakemake")
@@ -80,13 +80,13 @@ def snakemake(folder: Path, *words: str, seconds: float = 0.0) -> dict[str, Any]
 
 def put_inputs(folder: Path) -> None:
     """The shipped configuration with experiments of many shards, and empty files where sd15-cfg8 wants its own."""
-    config = read_yaml(ROOT / "config.yaml")
+    config = read_file(ROOT / "config.yaml")
     for number, (name, num) in enumerate(SHARDS.items()):  # seeds apart: neither shares the blocks of the other
         pairs = {"num_pairs": num * 4, "shard_size": 4, "shards_per_job": PER_JOB, "first_seed": 2**30 + number * 2**20}
         config["experiments"][name] = {"extends": "digits", "pairs": pairs}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     shared, last = config["experiments"]["sd15-cfg3"], config["experiments"]["sd15-cfg8"]
-    weights = shared["reference"]["features"]["file"], shared["distill"]["regression_distance"]["file"]
+    weights = shared["reference"]["features"]["file"], shared["distill"]["method"]["regression_distance"]["file"]
     paths = [*(each["file"] for each in last["prompts"]["files"]), shared["sample"]["prompts"]["file"], *weights]
     for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
         paths += [f"{shared['teacher']['folder']}/{part}/{name}" for name in ("config.json", "model.safetensors")]

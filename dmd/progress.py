@@ -12,34 +12,15 @@ from functools import cached_property
 from pathlib import Path
 
 from dmd import job_log
-from dmd.experiments import BLOCK_RULES, Experiments
+from dmd.config import RULES, Experiments
 from dmd.job_log import Pace, Told
-from dmd.layout import BESIDE, FILES
 
-STAGES = {  # stage -> rules of its jobs
-    "teacher": ("teacher", "text_encoder", "autoencoder", "tiny_autoencoder"),
-    "reference": ("reference",),
-    "prompts": ("prompts", "captions"),
-    "pairs": ("pairs", "pairs_manifest"),
-    "distill": ("distill",),
-    "sample": ("sample", "samples_manifest"),
-    "features": ("features",),
-    "evaluate": ("evaluate", "inception_score", "clip", "latency"),
-    "pictures": ("pictures", "sheet"),
-    "export": ("export", "pipeline", "lora"),
-}
+STAGES: dict[str, list[str]] = {}  # stage -> rules of its jobs
+for _name, _rule in RULES.items():
+    if _rule.files:
+        STAGES.setdefault(_rule.shown, []).append(_name)
 CHAIN = ("evaluate", "sample", "distill", "pairs_manifest", "reference", "teacher")  # the first it has is its end
-ON_REQUEST = (
-    "samples_manifest",
-    "inception_score",
-    "clip",
-    "latency",
-    "pictures",
-    "sheet",
-    "export",
-    "pipeline",
-    "lora",
-)
+ON_REQUEST = tuple(name for name, rule in RULES.items() if rule.on_request)
 STATES = ("running", "failed", "stopped", "waiting", "done")  # a stage is the first of these that one of its jobs is
 
 
@@ -148,9 +129,9 @@ class Results:
 
     def _of(self, experiment: str, rule: str) -> list[Job]:
         owner = self._experiments.owner(experiment, rule)
-        if rule not in BLOCK_RULES:
+        if not RULES[rule].blocks:
             return [self._job(owner, rule, None, 0)]
-        size = self._experiments.section(experiment, "pairs" if rule == "pairs" else "sample")["shard_size"]
+        size = self._experiments.section(experiment, "pairs" if rule == "pairs" else "sample").shard_size
         blocks = self._experiments.blocks(experiment, rule)
         return [self._job(owner, rule, block, (block[1] - block[0] + 1) * size) for block in blocks]
 
@@ -158,7 +139,7 @@ class Results:
         key = (owner, rule, block)
         if key not in self._jobs:
             first, last = block or (0, 0)
-            names = [FILES[rule].format(first=first, last=last), *BESIDE.get(rule, ())]
+            names = [name.format(first=first, last=last) for name in RULES[rule].files]
             place = f"-{first:05d}-{last:05d}" if block else ""
             log = self._folder / owner / "logs" / f"{rule}{place}.log"
             done = all(self._exists(self._folder / owner / name) for name in names)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dmd import loading
 from dmd.artifacts import tensors as tensor_files
-from dmd.checks import NUM_SEEDS
+from dmd.config.sections import NUM_SEEDS
 from dmd.default_solver import chosen, with_sigma
 from dmd.diffusion.compute import Compute, prepare
 from dmd.diffusion.denoiser import Denoiser

@@ -18,11 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dmd.config import ConfigError, load
-from dmd.experiments import Experiments
+from dmd.config import ConfigError, Experiments, load
 from dmd.progress import STAGES, Results, Stage
 
-SCHEMA = Path(__file__).resolve().parents[1] / "workflow" / "schemas" / "config.schema.yaml"
 UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 
 
@@ -36,7 +34,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object per stage and line")
     parsed = parser.parse_args()
     try:
-        experiments = Experiments(load(parsed.config, SCHEMA))
+        experiments = Experiments(load(parsed.config))
         while True:
             stages = found(parsed.results, experiments, parsed.experiments)
             lines = [json.dumps(described(stage)) for stage in stages] if parsed.json else list(text(stages))

@@ -2,9 +2,13 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from dmd.config.training import Distill, TeacherTraining
+from dmd.methods.numbers import Numbers
 
 torch.set_num_threads(1)
 
@@ -13,19 +17,11 @@ TEACHER = {
     "dataset": {"kind": "digits", "split_seed": 0, "num_training": 64},
     "network": {"kind": "ddpmpp", "width": 8, "multipliers": [1], "blocks": 1, "attention": [8], "dropout": 0.0},
     "training": {
-        "updates": 12,
-        "batch_size": 16,
-        "learning_rate": 2.0e-3,
-        "warmup": 2,
-        "decay": "cosine",
-        "weight_decay": 0.01,
-        "betas": [0.9, 0.999],
-        "gradient_clip": 1.0,
+        "method": {"name": "denoising", "batch_size": 16, "phases": [{"updates": 12}]},
+        "optimisers": {"student": {"learning_rate": 2.0e-3, "gradient_clip": 1.0}},
+        "schedule": {"warmup": 2, "decay": "cosine"},
         "ema_decay": 0.8,
-        "sigma_log_mean": -1.2,
-        "sigma_log_std": 1.2,
     },
-    "seed": 0,
 }
 SOLVER = {"name": "heun", "steps": 3, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 PAIRS = {
@@ -88,6 +84,30 @@ DISTILL = {
 }
 
 
+def with_section(numbers: dict, *, still: bool = False) -> dict:
+    """Arguments of stage distill: keys as in `DISTILL` become a section, all others stay; `still` learns nothing."""
+    given = dict(numbers)
+    own = {key: given.pop(key) for key in [*given] if key in Numbers.__annotations__}
+    device, threads = own.pop("device"), own.pop("threads")
+    optimiser = dict(own.pop("optimiser"))
+    rate = optimiser.pop("fake_learning_rate")
+    schedule = {key: optimiser.pop(key) for key in ("warmup", "decay")}
+    section = {key: own.pop(key) for key in [*own] if key in Distill.model_fields}
+    section["method"] = {"name": "dmd", **own}
+    section["optimisers"] = {"student": optimiser, "fake": {} if rate is None else {"learning_rate": rate}}
+    section["schedule"] = schedule
+    distill = Distill.model_validate(section)
+    if still:  # the configuration has no rate of 0
+        rates = {role: each.model_copy(update={"learning_rate": 0.0}) for role, each in distill.optimisers.items()}
+        distill = distill.model_copy(update={"optimisers": rates})
+    return {**given, "distill": distill, "device": device, "threads": threads}
+
+
+def with_training(numbers: dict, **changed: Any) -> dict:
+    """Arguments of stage teacher: `training` becomes a section, with some of its keys changed."""
+    return {**numbers, "training": TeacherTraining.model_validate({**numbers["training"], **changed})}
+
+
 @pytest.fixture
 def teacher_numbers() -> dict:
     """Spec of a tiny digits teacher."""
@@ -112,7 +132,7 @@ def teacher_file(tmp_path_factory) -> Path:
     from dmd.stages import teacher
 
     path = tmp_path_factory.mktemp("chain") / "teacher" / "denoiser.safetensors"
-    teacher.run(output=path, **copy.deepcopy(TEACHER))
+    teacher.run(output=path, **with_training(TEACHER))
     return path
 
 
@@ -135,7 +155,7 @@ def distilled_folder(teacher_file, manifest_file) -> Path:
 
     folder = teacher_file.parent.parent / "distill"
     outputs = {"output": folder / "generator.safetensors", "table": folder / "log.parquet"}
-    distill.run(teacher=teacher_file, manifest=manifest_file, **outputs, **copy.deepcopy(DISTILL))
+    distill.run(teacher=teacher_file, manifest=manifest_file, **outputs, **with_section(DISTILL))
     return folder
 
 

@@ -9,9 +9,9 @@ ALLOWED = {
     "networks": {"networks", "torchvision_operators"},
     "methods": {"methods", "diffusion", "networks"},
     "metrics": {"metrics", "torchvision_operators"},
-    "artifacts": {"artifacts", "versions", "layout"},
+    "artifacts": {"artifacts", "config"},
     "loading": {"artifacts", "diffusion", "networks"},
-    "sampler": {"loading", "artifacts", "diffusion", "checks", "default_solver"},
+    "sampler": {"loading", "artifacts", "config", "diffusion", "default_solver"},
     "default_solver": {"diffusion"},
     "text_sampler": {"sampler", "loading"},
     "stages": {
@@ -21,23 +21,16 @@ ALLOWED = {
         "artifacts",
         "diffusion",
         "networks",
-        "versions",
+        "config",
         "torchvision_operators",
         "loading",
         "sampler",
     },
     "torchvision_operators": set(),
-    "checks": {"distill_section"},
-    "distill_section": set(),
-    "config": {"checks", "sources"},
-    "specs": {"checks", "config", "distill_section"},
-    "experiments": {"config", "distill_section", "layout", "sources", "specs"},
+    "config": {"config"},
     "job_log": set(),
-    "progress": {"experiments", "job_log", "layout"},
-    "status": {"config", "experiments", "progress"},
-    "layout": set(),
-    "sources": set(),
-    "versions": set(),
+    "progress": {"config", "job_log"},
+    "status": {"config", "progress"},
     "__init__": {"sampler", "text_sampler"},  # inside load, when it is called
 }
 FORBIDDEN = {"snakemake", "workflow"}
@@ -65,17 +58,6 @@ def test_imports_follow_the_arrows():
 
 
 def test_configuration_needs_no_torch():
-    for name in (
-        "checks",
-        "config",
-        "experiments",
-        "specs",
-        "layout",
-        "versions",
-        "status",
-        "progress",
-        "job_log",
-        "__init__",
-        "methods/phases",
-    ):
-        assert not any(each.split(".")[0] == "torch" for each in imported(PACKAGE / f"{name}.py"))
+    paths = [PACKAGE / f"{name}.py" for name in ("status", "progress", "job_log", "__init__", "methods/phases")]
+    for path in [*paths, PACKAGE / "stages" / "section_numbers.py", *(PACKAGE / "config").glob("*.py")]:
+        assert not any(each.split(".")[0] == "torch" for each in imported(path)), path

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dmd import config
+from dmd.config import reading
 
 ROOT = Path(__file__).resolve().parents[1]
 TREES = ("dmd", "bench", "workflow")
@@ -26,7 +28,7 @@ REQUIRED = {  # function, or the name of a method -> (keyword, what it has to be
     "torch.load": ("weights_only", "True"),
     "numpy.load": ("allow_pickle", "False"),
     ".from_pretrained": ("local_files_only", "True"),
-    "yaml.load": ("Loader", "getattr(yaml, 'CSafeLoader', yaml.SafeLoader)"),
+    "yaml.load": ("Loader", "KeysOnceLoader"),  # that of dmd.config.reading, a safe one
 }
 COMMANDS = re.compile(r"(?<![\w-])(?:curl|wget|aria2c|scp|rsync|git clone)(?![\w-])")
 INSTALLERS = re.compile(r"(?:pip|conda|mamba) install")
@@ -103,6 +105,10 @@ def test_nothing_reads_pickles_runs_text_or_fetches_by_itself():
     found = [fault for path in files for fault in python_faults(str(path.relative_to(ROOT)), path.read_text())]
     found += [fault for path in rules for fault in rule_faults(str(path.relative_to(ROOT)), path.read_text())]
     assert not found
+
+
+def test_loader_of_yaml_is_a_safe_one():
+    assert issubclass(reading.KeysOnceLoader, (yaml.SafeLoader, yaml.CSafeLoader))
 
 
 def test_torch_loads_weights_alone_in_tests_too():

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from dmd import config
-from dmd.experiments import Experiments
-from tests.test_config import BASE as CLASSES
-from tests.test_config import SCHEMA
+from dmd.config import Experiments
+from tests.config.test_experiments import BASE as CLASSES
 
 FILE = {"kind": "file", "file": "prompts.parquet"}
+METHOD = {"name": "dmd", "sigma": None, "levels": {"kind": "teacher"}}
 TEXT: dict[str, Any] = {
     "teacher": {"kind": "stable-diffusion", "folder": "sd"},
     "prompts": FILE,
@@ -27,7 +27,7 @@ def resolved(**children: dict[str, Any]) -> Experiments:
     """`text`, `classes` and the given children of `text`."""
     written = {"text": copy.deepcopy(TEXT), "classes": copy.deepcopy(CLASSES)}
     written |= {name: {"extends": "text", **section} for name, section in children.items()}
-    return Experiments(config.resolve({"experiments": written}, SCHEMA))
+    return Experiments(config.resolve({"experiments": written}))
 
 
 def test_specs_mention_guidance_and_precision_only_where_they_are_on():
@@ -99,7 +99,10 @@ def test_more_pairs_are_new_blocks_of_the_same_specs():
         ),
         ({"teacher": {"kind": "edm", "file": "x"}}, ["child.pairs.solver.name: pndm", "kind edm has none"]),
         ({"teacher": {"kind": "edm", "file": "x"}}, ["child.pairs.guidance: 3.0", "edm knows no guidance"]),
-        ({"distill": {}}, ["child.distill.sigma: 80.0, but pndm starts at the teacher's last level: write null"]),
+        (
+            {"distill": {"method": {"name": "dmd"}}},
+            ["child.distill.method.sigma: 80.0, but pndm starts at the teacher's last level: write null"],
+        ),
         (
             {"sample": {"from": "generator", "guidance": 3, "solver": {"name": "one-step"}}},
             ["child.sample.guidance: 3.0, but a one-step generator is drawn without"],
@@ -116,12 +119,12 @@ def test_fault_of_texts_is_named(section, words):
 def test_teacher_of_text_needs_prompts(drop, place):
     alone = {"teacher": TEXT["teacher"], drop: {key: TEXT[drop][key] for key in TEXT[drop] if key != "prompts"}}
     with pytest.raises(config.ConfigError, match=f"alone.{place}: a teacher of kind stable-diffusion needs texts"):
-        config.resolve({"experiments": {"alone": alone}}, SCHEMA)
+        config.resolve({"experiments": {"alone": alone}})
 
 
 def test_adapter_file_needs_an_adapter():
-    adapted = {"distill": {"sigma": None, "levels": {"kind": "teacher"}, "adapter": {"rank": 4}}}
-    whole = {"distill": {"sigma": None, "levels": {"kind": "teacher"}}}
+    adapted = {"distill": {"method": METHOD, "adapter": {"rank": 4}}}
+    whole = {"distill": {"method": METHOD}}
     found = resolved(adapted=adapted, whole=whole)
     assert found.has("adapted", "lora") and not found.has("whole", "lora")
     assert found.has("whole", "pipeline") and not found.has("classes", "pipeline")

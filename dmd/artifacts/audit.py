@@ -12,8 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dmd import layout
 from dmd.artifacts import files, record, remote
+from dmd.config.rules import is_artifact
 
 KINDS = frozenset({".safetensors", ".tar", ".parquet", ".json", ".onnx"})
 SCRATCH = frozenset({"checkpoints", "grids", "logs", "benchmarks"})
@@ -83,7 +83,7 @@ def _scan(folder: Path) -> tuple[Records, Reasons, list[Path]]:
         elif path.suffix in KINDS and not path.name.startswith("."):
             unrecorded[path] = path
     unrecorded = {artifact: path for artifact, path in unrecorded.items() if artifact not in records}
-    known = {artifact for artifact in unrecorded if layout.is_artifact(artifact.relative_to(folder))}
+    known = {artifact for artifact in unrecorded if is_artifact(artifact.relative_to(folder))}
     strangers = [path for artifact, path in unrecorded.items() if artifact not in known]
     return records, {artifact: "has no readable record" for artifact in unrecorded if artifact in known}, strangers
 

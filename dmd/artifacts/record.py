@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dmd.artifacts import files
-from dmd.versions import VERSIONS
+from dmd.config.rules import VERSIONS
 
 Inputs = dict[str, dict[str, str]]  # name of the input -> {path: sha256}
 SEAL = "record"  # key of the sha256 of the canonical JSON of all else
@@ -35,7 +35,7 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def written(path: Path) -> tuple[int, int] | None:
-    """Inode and time of the record of an artifact, others once a stage has written it anew; None where there is none."""
+    """Inode and time of the record of an artifact, others once a stage wrote it anew; None where there is none."""
     with contextlib.suppress(FileNotFoundError):
         found = sidecar(path).stat()
         return found.st_ino, found.st_mtime_ns

@@ -99,6 +99,14 @@ class MethodSection(Section):
         """Lines on what a phase asks for and does not get. ValueError if it contradicts the section."""
         return []
 
+    def batch_sizes(self) -> dict[str, int]:
+        """Sizes of the batches that processes share, by the key of each: `batch_size`, `phases[0].batch_size`."""
+        return {}
+
+    def decoders(self) -> tuple[str, ...]:
+        """Decoders of latents that a phase names: tiny, full."""
+        return ()
+
     @property
     def trained(self) -> tuple[str, ...]:
         """Roles that have an optimiser, the student first."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from dmd.config.method import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
-from dmd.config.section import Count, Many, Path, Pinned, Positive, Section, Weight, Whole
+from dmd.config.section import NAMED, Count, Many, Path, Pinned, Positive, Section, Weight, Whole, refuse
 
 Decoder = Literal["none", "tiny", "full"]
 DECODER = "of latents: compared are images that the teacher's autoencoder makes of them"
@@ -56,7 +57,7 @@ class LpipsDistance(Section):
     """LPIPS on VGG16 features (Zhang et al. 2018)."""
 
     kind: Literal["lpips"]
-    file: Path
+    file: Path = NAMED
     sha256: Pinned = None
     pooling: Literal["average", "max"] = "average"
     size: Annotated[Count, Field(ge=16, description="side in pixels")] = 224
@@ -105,6 +106,31 @@ class Dmd(MethodSection):
     shared_noise: bool = Field(False, description="one noised batch for matching and fake loss")
     phases: Annotated[Many[DmdPhase], Field(min_length=1)] = (DmdPhase(updates=300000),)
 
+    @model_validator(mode="after")
+    def _fits(self) -> Dmd:
+        refuse([*self._contradictions(), *(line for index in range(len(self.phases)) for line in self._phase(index))])
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        if self.match_pairs and not (self.matching_weight and self.regression_weight):
+            yield "match_pairs: true, but matching_weight or regression_weight is 0: there is nothing to join"
+        if not any(self.losses(phase) for phase in self.phases):
+            yield "phases: no phase has a loss left to learn from: all of its weights are 0"
+
+    def _phase(self, index: int) -> Iterator[str]:
+        phase, levels, place = self.phases[index], self.levels, f"phases[{index}]"
+        try:
+            self.notes(phase)
+        except ValueError as error:
+            yield f"{place}.fake_updates: {error}"
+        if phase.fake_updates > 1 and (phase.train == "fake" or not phase.matching_scale):
+            why = "train is fake: `updates` counts them" if phase.train == "fake" else "matching_scale is 0"
+            yield f"{place}.fake_updates: {phase.fake_updates} would not be made, {why}"
+        first, last = levels.min_index, phase.max_index
+        end = levels.count - 1 if isinstance(levels, KarrasLevels) else None
+        if last is not None and (last < first or (end is not None and last > end)):
+            yield f"{place}.max_index: {last} is not within {first}{' or more' if end is None else f'..{end}'}"
+
     def roles(self) -> dict[str, Role]:
         """Teacher (real score), student (generator) and fake denoiser (fake score)."""
         return {
@@ -141,6 +167,14 @@ class Dmd(MethodSection):
             return [f"the fake score is not used, fake_updates {phase.fake_updates} not made"]
         return []
 
+    def batch_sizes(self) -> dict[str, int]:
+        """Those of the section, then those of the phases that have their own."""
+        keys = ("matching_batch_size", "regression_batch_size")
+        sizes = {key: getattr(self, key) for key in keys}
+        for index, phase in enumerate(self.phases):
+            sizes |= {f"phases[{index}].{key}": size for key in keys if (size := getattr(phase, key)) is not None}
+        return sizes
+
     def decoders(self) -> tuple[str, ...]:
         """Decoders of latents that a phase names, `none` apart, in order of first use."""
         names = [phase.decoder or self.regression_distance.decoder for phase in self.phases]
@@ -166,6 +200,10 @@ class Denoising(MethodSection):
     def roles(self) -> dict[str, Role]:
         """The student alone, which becomes the teacher of others."""
         return {STUDENT: Role(Source.NEW, Mode.TRAINED)}
+
+    def batch_sizes(self) -> dict[str, int]:
+        """The one batch."""
+        return {"batch_size": self.batch_size}
 
     def reads(self) -> frozenset[str]:
         """Images."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_serializer, field_validator, model_validator
 
+from dmd.config.messages import suggestion
 from dmd.config.method import STUDENT, MethodSection
 from dmd.config.methods import Denoising, Method
-from dmd.config.section import Count, Decay, Many, Positive, Section, Weight, Whole
+from dmd.config.section import Count, Decay, Many, Positive, Section, Weight, Whole, refuse, without_paths
 
 CADENCE = ("checkpoint_every", "grid_every", "log_every", "tensorboard")  # how often it writes, not what it learns
 
@@ -65,7 +67,7 @@ class Training(Section):
     """
 
     method: MethodSection
-    optimisers: dict[str, Optimiser] = {}
+    optimisers: dict[str, Optimiser] = Field({}, validate_default=True, description="by role")
     schedule: Schedule = Schedule()
     ema_decay: Decay = Field(0.999, description="of the student's moving average, per update")
     seed: Whole = 0
@@ -85,19 +87,62 @@ class Training(Section):
             return value
         if not all(isinstance(entry, dict) for entry in value.values()):
             return value
-        shared = value.get(STUDENT, {})
+        try:
+            Optimiser.model_validate(shared := value.get(STUDENT, {}))
+        except ValidationError:
+            shared = {}  # its faults are named once, not for each role
         roles = {role: {**method.optimiser_defaults.get(role, {}), **shared} for role in method.trained}
         return {role: {**roles.get(role, {}), **value.get(role, {})} for role in {**roles, **value}}
 
+    @field_serializer("optimisers")
+    def _whole(self, value: dict[str, Optimiser]) -> dict[str, Any]:
+        """Every key: what a role leaves out would be the student's or the method's, not the general default."""
+        return {role: optimiser.whole() for role, optimiser in value.items()}
+
     @model_validator(mode="after")
     def _fits(self) -> Training:
-        if odd := [role for role in self.optimisers if role not in self.method.trained]:
-            known = ", ".join(self.method.trained)
-            raise ValueError(f"optimisers: method {self.method.name} trains no {odd[0]}; it trains {known}")
+        refuse(self._contradictions())
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        yield from self._odd_roles()
+        yield from self._uneven_batches()
+        yield from self._memory()
+
+    def _odd_roles(self) -> Iterator[str]:
+        name, trained = self.method.name, self.method.trained
+        for role in self.optimisers:
+            if role not in trained:
+                close, known = suggestion(role, trained), ", ".join(trained)
+                yield f"optimisers.{role}: method {name} trains no {role}{close}; it trains {known}"
         for switch in self.method.refuses:
             if getattr(self.compute, switch):
-                raise ValueError(f"compute.{switch}: method {self.method.name} cannot take it")
-        return self
+                yield f"compute.{switch}: method {name} cannot take it"
+
+    def _uneven_batches(self) -> Iterator[str]:
+        """Batches that the processes cannot share."""
+        num, sharded = self.processes, self.compute.shard_parameters
+        for key, size in self.method.batch_sizes().items():
+            if size < num:
+                yield f"processes: {num} cannot share method.{key} {size}"
+            elif size % num and sharded:
+                yield (
+                    f"compute.shard_parameters: {num} processes work in step, but cannot have equal parts of "
+                    f"method.{key} {size}"
+                )
+
+    def _memory(self) -> Iterator[str]:
+        """Ways to spare memory that exclude each other."""
+        if not self.compute.shard_parameters:
+            return
+        place = "compute.shard_parameters"
+        if self.processes == 1:
+            yield f"{place}: processes is 1, there is nobody to share with"
+        if self.compute.compile:
+            yield f"{place}: compile is not possible besides"
+        if other := [role for role, optimiser in self.optimisers.items() if optimiser.kind != "fused"]:
+            kind = self.optimisers[other[0]].kind
+            yield f"{place}: optimisers.{other[0]}.kind is {kind}, but only fused works on shared moments"
 
     def learnt_from(self) -> dict[str, Any]:
         """The spec without cadence: what decides the weights."""
@@ -116,3 +161,16 @@ class Distill(Training):
     method: Method
     start: str | None = Field(None, description="experiment whose teacher initialises the trained networks")
     adapter: Adapter | None = None
+
+    def _contradictions(self) -> Iterator[str]:
+        yield from super()._contradictions()
+        if self.adapter is not None and self.start is not None:
+            yield f"start: {self.start}, but the network that carries distill.adapter is the teacher"
+
+    def learnt_from(self) -> dict[str, Any]:
+        """The spec without cadence and paths: what decides the weights."""
+        return without_paths({key: value for key, value in super().learnt_from().items() if key != "start"})
+
+    def cadence(self) -> dict[str, Any]:
+        """What stands beside the spec, whose change reruns nothing."""
+        return {key: value for key, value in self.spec().items() if key in CADENCE}

@@ -4,7 +4,7 @@ import contextlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import pyarrow as pa
 
@@ -12,10 +12,11 @@ from dmd.artifacts import manifest as manifests
 from dmd.artifacts import record
 from dmd.artifacts import tensors as tensor_files
 from dmd.artifacts.storage import Settings
+from dmd.config.training import Distill
 from dmd.diffusion.compute import Compute, set_tf32
-from dmd.methods.numbers import Numbers
 from dmd.stages import checkpoints, processes, stage, stops, stored
 from dmd.stages.distance import DistanceFiles
+from dmd.stages.section_numbers import numbers_of
 from dmd.stages.training import Training
 
 
@@ -30,7 +31,9 @@ def run(
     tiny_autoencoder: Path | None = None,
     autoencoder: Path | None = None,
     storage: Settings | None = None,
-    **numbers: Unpack[Numbers],
+    distill: Distill,
+    device: str = "cpu",
+    threads: int = 1,
 ) -> None:
     """Writes the generator and the log of its training.
 
@@ -43,14 +46,15 @@ def run(
         lpips: VGG16 weights, for regression_distance of kind lpips.
         tiny_autoencoder, autoencoder: what decodes latents, for a regression_distance with decoder tiny or full.
         storage: where shards of pairs are that are not here; no part of what is learnt.
-        numbers: section `distill` of the experiment, with device and threads.
+        distill: the section of the experiment; paths that it names do not count.
 
     Raises:
         ValueError: a damaged input, another architecture, or numbers that are not finite (with the update and the
             last good checkpoint).
         Stopped: a signal came, and a checkpoint of the update at hand is written.
     """
-    stage.set_threads(numbers["threads"])
+    numbers = numbers_of(distill, device, threads)
+    stage.set_threads(threads)
     set_tf32(numbers.get("compute", Compute()))
     leads = processes.rank() == 0
     alone = record.exclusive(output) if leads else contextlib.nullcontext()

@@ -10,6 +10,7 @@ from typing import Any
 from dmd.artifacts import feature_blocks, record
 from dmd.artifacts import tensors as tensor_files
 from dmd.artifacts.feature_blocks import Repetition
+from dmd.config.sections import Evaluate
 from dmd.stages import scores, stage
 from dmd.stages.scores import Reference
 
@@ -106,4 +107,4 @@ def write(path: Path, score: dict[str, Any], inputs: record.Inputs) -> None:
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    stage.main(run, Evaluate)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from dmd.artifacts import pinned, record
 from dmd.artifacts.download import Download, DownloadError
+from dmd.config.rules import VERSIONS
 from dmd.stages import stage
-from dmd.versions import VERSIONS
 
 
 def run(*, output: Path, url: str, sha256: str | None = None, size: int | None = None) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dmd.artifacts import record
 from dmd.artifacts.feature_blocks import Repetition
+from dmd.config.sections import InceptionScore
 from dmd.metrics.inception_score import inception_scores
 from dmd.stages import feature_files, scores, stage
 from dmd.stages.evaluate import compared, write
@@ -67,4 +68,4 @@ def _logits(repetition: Repetition, classifier: Tensor) -> Iterator[Tensor]:
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    stage.main(run, InceptionScore)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dmd import loading
 from dmd.artifacts import record
+from dmd.config.sections import Latency, Sample
 from dmd.diffusion.noise import seeded_noise
 from dmd.diffusion.solver import solve
 from dmd.networks.autoencoder import Codec
@@ -184,4 +185,4 @@ class Chain:
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    stage.main(run, Latency, Sample)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dmd.artifacts.storage import Settings
+from dmd.config.sections import Pairs
 from dmd.diffusion.compute import Compute
 from dmd.stages import stage, stored
 from dmd.stages.drawing import draw_block
@@ -72,4 +73,4 @@ def run(
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    stage.main(run, Pairs)

@@ -12,6 +12,7 @@ from torch import Tensor
 from dmd.artifacts import dataset as datasets
 from dmd.artifacts import moments_file, pinned, record
 from dmd.artifacts import tensors as tensor_files
+from dmd.config.sections import Reference
 from dmd.metrics import frechet, resizing
 from dmd.metrics.features import FeatureNetwork, check_levels, extract
 from dmd.metrics.moments import Moments
@@ -181,4 +182,4 @@ def _summary(floor: list[float]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    stage.main(run, Reference)

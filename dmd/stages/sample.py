@@ -6,6 +6,7 @@ Where these are latents, latents are what is kept; the label of a sample made of
 from pathlib import Path
 from typing import Any
 
+from dmd.config.sections import Sample
 from dmd.diffusion.compute import Compute
 from dmd.stages import stage
 from dmd.stages.drawing import draw_block
@@ -75,4 +76,4 @@ def run(
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    stage.main(run, Sample)

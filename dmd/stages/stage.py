@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from dmd.config.section import Section
 from dmd.diffusion.compute import Compute, set_tf32
 from dmd.stages import command_line, heartbeat, leases, processes, slurm, stops
 
@@ -24,8 +25,10 @@ REFUSALS = ("can't allocate memory", "cannot allocate memory", "bad_alloc", "fai
 _log = logging.getLogger("dmd")
 
 
-def main(run: Callable[..., None]) -> None:
+def main(run: Callable[..., None], *sections: type[Section]) -> None:
     """Turns the Path parameters of `run` into flags and reads all others from --spec (JSON).
+
+    What the spec leaves out has the defaults of `sections`, see `command_line.arguments`.
 
     Exits 1 with one line for whatever a user or a file can cause, `stops.EXIT_STATUS` after a signal; the traceback
     goes to the log. Of several processes the first that fails says why.
@@ -47,9 +50,9 @@ def main(run: Callable[..., None]) -> None:
         stops.listen()
         _claim_devices(spec)
         _log.info("%s -m %s %s", sys.executable, _module_name(), shlex.join(sys.argv[1:]))
-        command_line.check_spec(spec, numbers)
+        given = command_line.arguments(spec, numbers, sections)
         with heartbeat.beating(log if processes.rank() == 0 else None):
-            run(**parsed, **spec)
+            run(**parsed, **given)
     except stops.Stopped as stop:
         if processes.first_to_fail():
             _log.error("%s%s", stop, slurm.requeue(advanced=stop.advanced) if stops.asked() == "SIGUSR1" else "")

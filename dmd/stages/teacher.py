@@ -10,9 +10,11 @@ from dmd import loading
 from dmd.artifacts import dataset as datasets
 from dmd.artifacts import record
 from dmd.artifacts import tensors as tensor_files
+from dmd.config.training import TeacherTraining
 from dmd.methods.denoising import DenoiserTraining
 from dmd.methods.schedule import update_generator
 from dmd.stages import imports, stage
+from dmd.stages.section_numbers import teacher_numbers_of
 
 
 def run(
@@ -25,8 +27,7 @@ def run(
     latent: bool = False,
     dataset: dict[str, Any] | None = None,
     network: dict[str, Any] | None = None,
-    training: dict[str, Any] | None = None,
-    seed: int = 0,
+    training: TeacherTraining | None = None,
     device: str = "cpu",
     threads: int = 1,
 ) -> None:
@@ -42,14 +43,13 @@ def run(
         latent: a pipeline of kind diffusers works on latents of its vae. One of pixels is refused then, and vice versa.
         dataset: section `dataset` of the experiment.
         network: architecture without what the dataset says (channels, resolution, classes). Kind train only.
-        training: updates, batch_size, learning rate, ... Kind train only.
-        seed: of initial weights and of every update. Kind train only.
+        training: the section of the experiment; its seed is of initial weights and of every update. Kind train only.
 
     Raises:
         ValueError: a dataset or source that cannot be used, numbers that do not fit, or a loss that is not finite.
     """
     stage.set_threads(threads)
-    spec: dict[str, Any] = {"kind": kind, "dataset": dataset, "seed": seed, "device": device, "threads": threads}
+    spec: dict[str, Any] = {"kind": kind, "dataset": dataset, "device": device, "threads": threads}
     inputs: record.Inputs = {}
     with record.exclusive(output):
         if kind in imports.KINDS and source is not None:
@@ -62,8 +62,9 @@ def run(
         elif kind == "gaussian-mixture" and dataset is not None:
             tensors, facts = _mixture(dataset)
         elif kind == "train" and dataset is not None and network is not None and training is not None:
-            spec |= {"network": network, "training": training}
-            tensors, facts = _train(dataset, network, training, seed, stage.choose_device(device))
+            spec |= {"network": network, "training": training.learnt_from()}
+            numbers = teacher_numbers_of(training)
+            tensors, facts = _train(dataset, network, numbers, numbers["seed"], stage.choose_device(device))
         else:
             raise ValueError(
                 f"teacher kind {kind!r}: 'train' needs dataset, network and training, 'gaussian-mixture' a dataset, "

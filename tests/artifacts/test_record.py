@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from dmd.artifacts import files, record
-from dmd.versions import VERSIONS
+from dmd.config.rules import VERSIONS
 
 
 @pytest.fixture

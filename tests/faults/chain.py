@@ -36,7 +36,12 @@ EXPERIMENT: dict[str, Any] = {
     "teacher": {
         "kind": "train",
         "network": {"kind": "mlp", "width": 32, "layers": 3},
-        "training": {"updates": 300, "batch_size": 64, "learning_rate": 0.001, "ema_decay": 0.9},
+        "training": {
+            "method": {"name": "denoising", "batch_size": 64, "phases": [{"updates": 300}]},
+            "optimisers": {"student": {"learning_rate": 0.001, "weight_decay": 0.0, "gradient_clip": 1.0}},
+            "schedule": {"warmup": 0},
+            "ema_decay": 0.9,
+        },
     },
     "reference": {"features": {"kind": "coordinates"}, "floor_draws": 3},
     "pairs": {
@@ -47,10 +52,14 @@ EXPERIMENT: dict[str, Any] = {
         "solver": {"name": "heun", "steps": 24},
     },
     "distill": {
-        "matching_batch_size": 32,
-        "regression_batch_size": 32,
-        "optimiser": {"learning_rate": 0.0004, "warmup": 5},
-        "phases": [{"updates": 240, "fake_updates": 2}],
+        "method": {
+            "name": "dmd",
+            "matching_batch_size": 32,
+            "regression_batch_size": 32,
+            "phases": [{"updates": 240, "fake_updates": 2}],
+        },
+        "optimisers": {"student": {"learning_rate": 0.0004}},
+        "schedule": {"warmup": 5},
         "checkpoint_every": 10,
         "grid_every": 80,
     },

@@ -302,7 +302,6 @@ def _make_eps(folder: Path) -> Path:
     return folder / "image.png"
 
 
-SCHEMA = config.read_yaml(ROOT / "workflow/schemas/config.schema.yaml")
 YAML = (b"&a [*a]", b"*a", b"<<:", b"!!python/object/apply:os.system ['touch executed']", b".nan", b"2001-99-99", b"- ")
 
 Image.init()  # of Pillow's formats
@@ -331,5 +330,5 @@ READERS: dict[str, Reader] = {
     "gif": Reader(lambda folder: _make_image(folder, "gif"), _read_image),
     "tif": Reader(lambda folder: _make_image(folder, "tif"), _read_image),
     "eps": Reader(_make_eps, _read_image, refused=True),
-    "config": Reader(_make_config, lambda path: config.resolve(config.read_yaml(path), SCHEMA), (*YAML, *JSON)),
+    "config": Reader(_make_config, lambda path: config.resolve(config.read_yaml(path)), (*YAML, *JSON)),
 }

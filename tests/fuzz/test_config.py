@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 
 from dmd import config
 from dmd.artifacts.files import canonical_json
-from dmd.experiments import Experiments
-from dmd.layout import FILES
+from dmd.config import Experiments
+from dmd.config.rules import ARTIFACTS
 
 ROOT = Path(__file__).resolve().parents[2]
-SCHEMA = config.read_yaml(ROOT / "workflow" / "schemas" / "config.schema.yaml")
-WHOLE = config.read_yaml(ROOT / "config.yaml")
+WHOLE = config.read_file(ROOT / "config.yaml")
 CASES = int(os.environ.get("DMD_FUZZ_CASES", "300"))
 BOUNDED = settings(
     max_examples=CASES,
@@ -48,7 +47,8 @@ def small(*names: str) -> dict[str, Any]:
 
 
 SHIPPED = [
-    small(*names) for names in (["digits", "digits-seed1"], ["toy2d", "toy2d-start"], ["cifar10-cond"], ["sd15-cfg3"])
+    small(*names)
+    for names in (["digits", "digits-no-matching"], ["toy2d", "toy2d-start"], ["cifar10-cond"], ["sd15-cfg3"])
 ]
 
 
@@ -95,13 +95,13 @@ def edited(draw: st.DrawFn) -> dict[str, Any]:
 def used(written: Any) -> bool:
     """Whether a configuration is used, every spec and path of it; if not, it was refused as it should."""
     try:
-        found = config.resolve(written, SCHEMA)
+        found = config.resolve(written)
     except config.ConfigError as error:
         assert ": " in str(error) and len(str(error)) > 8, error
         return False
     experiments = Experiments(found)
     for name in experiments.merged:
-        for rule in FILES:
+        for rule in ARTIFACTS:
             try:
                 assert json.loads(canonical_json(experiments.spec(name, rule, (0, 0)))) is not None
                 assert experiments.owner(name, rule) in experiments.merged

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from dmd.config import merge, read_yaml
+from dmd.config import merge, read_file
 from tests.edm_files import make_edm_pickle
 from tests.inception_files import write_inception
 from tests.vgg_files import write_vgg
@@ -30,10 +30,8 @@ COUNTS: dict[str, Any] = {  # what is smaller than in the paper; all else is con
     "reference": {"floor_draws": 1},
     "pairs": {"num_pairs": 4, "shard_size": 2, "shards_per_job": 1, "batch_size": 2, "solver": {"steps": 4}},
     "distill": {
-        "matching_batch_size": 2,
-        "regression_batch_size": 1,
-        "phases": [{"updates": 2}],
-        "optimiser": {"warmup": 1},
+        "method": {"matching_batch_size": 2, "regression_batch_size": 1, "phases": [{"updates": 2}]},
+        "schedule": {"warmup": 1},
         "checkpoint_every": 1,
         "grid_every": 2,
     },
@@ -46,7 +44,7 @@ FEATURES = 2048
 
 def tiny_configuration() -> dict[str, Any]:
     """config.yaml with smaller counts, and digests that any file of the format has."""
-    config = read_yaml(REPOSITORY / "config.yaml")
+    config = read_file(REPOSITORY / "config.yaml")
     for name in EXPERIMENTS:
         config["experiments"][name] = merge(config["experiments"][name], COUNTS)
     for each in config["inputs"].values():

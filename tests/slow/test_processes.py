@@ -15,6 +15,7 @@ import torch
 
 from dmd.artifacts import manifest as manifests
 from dmd.artifacts import record, tensors
+from tests.conftest import with_section
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 pytestmark = pytest.mark.slow
@@ -24,7 +25,9 @@ NAMES = ("generator.safetensors", "log.parquet")
 def command(teacher: Path, manifest: Path, folder: Path, numbers: dict) -> list[str]:
     line = [sys.executable, "-m", "dmd.stages.distill", "--teacher", str(teacher), "--manifest", str(manifest)]
     line += ["--output", str(folder / NAMES[0]), "--table", str(folder / NAMES[1])]
-    return [*line, "--log", str(folder / "log.txt"), "--spec", json.dumps(numbers)]
+    given = with_section(numbers)
+    spec = given["distill"].spec() | {"device": given["device"], "threads": given["threads"]}
+    return [*line, "--log", str(folder / "log.txt"), "--spec", json.dumps(spec)]
 
 
 def killed_after(line: list[str], update: int, folder: Path) -> None:

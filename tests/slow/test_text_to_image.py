@@ -18,7 +18,7 @@ from dmd import torchvision_operators
 from dmd.artifacts import shards
 from dmd.artifacts import tensors as tensor_files
 from dmd.artifacts.prompts import Prompts
-from dmd.config import merge, read_yaml
+from dmd.config import merge, read_file
 from dmd.diffusion.noise import seeded_noise
 from dmd.loading import load_codec
 from tests.clip_files import make_clip
@@ -44,11 +44,13 @@ COUNTS: dict[str, Any] = {  # what is smaller than in the paper; all else is con
         "compute": {"dtype": "float32"},
     },
     "distill": {
-        "regression_distance": {"size": 32},
-        "matching_batch_size": 4,
-        "regression_batch_size": 2,
-        "phases": [{"updates": 6}],
-        "optimiser": {"warmup": 1},
+        "method": {
+            "regression_distance": {"size": 32},
+            "matching_batch_size": 4,
+            "regression_batch_size": 2,
+            "phases": [{"updates": 6}],
+        },
+        "schedule": {"warmup": 1},
         "processes": 1,
         "checkpoint_every": 3,
         "grid_every": 6,
@@ -105,7 +107,7 @@ def write_inputs(folder: Path) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the experiment ran to its scores."""
     folder = tmp_path_factory.mktemp("text")
-    config = read_yaml(REPOSITORY / "config.yaml")
+    config = read_file(REPOSITORY / "config.yaml")
     config["experiments"][NAME] = merge(config["experiments"][NAME], COUNTS)
     for each in config["inputs"].values():
         each["sha256"] = None

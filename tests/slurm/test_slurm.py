@@ -38,7 +38,12 @@ DIGITS: dict[str, Any] = {
     "teacher": {
         "kind": "train",
         "network": {"kind": "ddpmpp", "width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4]},
-        "training": {"updates": 40, "batch_size": 16, "learning_rate": 0.004, "ema_decay": 0.8},
+        "training": {
+            "method": {"name": "denoising", "batch_size": 16, "phases": [{"updates": 40}]},
+            "optimisers": {"student": {"learning_rate": 0.004, "weight_decay": 0.0, "gradient_clip": 1.0}},
+            "schedule": {"warmup": 0},
+            "ema_decay": 0.8,
+        },
     },
     "reference": {"features": {"kind": "pixels", "size": 2}, "protocol": {"quantise": 17}, "floor_draws": 2},
     "pairs": {
@@ -49,10 +54,14 @@ DIGITS: dict[str, Any] = {
         "solver": {"name": "heun", "steps": 18},
     },
     "distill": {
-        "matching_batch_size": 8,
-        "regression_batch_size": 8,
-        "optimiser": {"learning_rate": 0.001, "warmup": 2, "decay": "cosine"},
-        "phases": [{"updates": 20, "matching_scale": 0.0, "fake_updates": 0}, {"updates": 240, "fake_updates": 2}],
+        "method": {
+            "name": "dmd",
+            "matching_batch_size": 8,
+            "regression_batch_size": 8,
+            "phases": [{"updates": 20, "matching_scale": 0.0, "fake_updates": 0}, {"updates": 240, "fake_updates": 2}],
+        },
+        "optimisers": {"student": {"learning_rate": 0.001}},
+        "schedule": {"warmup": 2, "decay": "cosine"},
         "checkpoint_every": 1000,
         "grid_every": 10,
     },

@@ -19,6 +19,7 @@ from dmd.artifacts import manifest as manifests
 from dmd.artifacts import record, tensors
 from dmd.methods.readings import Readings
 from dmd.stages import distill, teacher
+from tests.conftest import with_section, with_training
 
 NAMES = ("generator.safetensors", "log.parquet")
 UPDATES = 16
@@ -37,9 +38,9 @@ def run(teacher_file, manifest_file, distill_numbers, caplog):
     """Distils into a folder, with some inputs or numbers changed."""
     caplog.set_level(logging.INFO, logger="dmd")
 
-    def distilled(folder: Path, **changed) -> Path:
+    def distilled(folder: Path, *, still: bool = False, **changed) -> Path:
         given = {"teacher": teacher_file, "manifest": manifest_file, **distill_numbers, **changed}
-        distill.run(output=folder / NAMES[0], table=folder / NAMES[1], **given)
+        distill.run(output=folder / NAMES[0], table=folder / NAMES[1], **with_section(given, still=still))
         return folder
 
     return distilled
@@ -120,9 +121,8 @@ def test_a_seed_changes_the_generator(run, distilled_folder, tmp_path):
 
 def test_start_initialises_the_generator(run, distill_numbers, teacher_numbers, tmp_path):
     start = tmp_path / "start.safetensors"
-    teacher.run(output=start, **teacher_numbers | {"seed": 4})
-    still = distill_numbers["optimiser"] | {"learning_rate": 0.0, "fake_learning_rate": None}
-    run(tmp_path / "out", start=start, optimiser=still, grid_every=1000)
+    teacher.run(output=start, **with_training(teacher_numbers, seed=4))
+    run(tmp_path / "out", start=start, still=True, grid_every=1000)
     made, begun = (tensors.load(path)[0] for path in (tmp_path / "out" / NAMES[0], start))
     names = [name for name in begun if name.startswith("ema.")]
     assert names and all(torch.equal(made[f"raw.{name[4:]}"], begun[name]) for name in names)

@@ -8,6 +8,7 @@ import torch
 from dmd import loading
 from dmd.artifacts import record, tensors
 from dmd.stages import distill, teacher
+from tests.conftest import with_section, with_training
 
 NAMES = ("generator.safetensors", "log.parquet")
 ADAPTER = {"rank": 3, "alpha": 6.0, "targets": None}
@@ -17,10 +18,10 @@ ADAPTER = {"rank": 3, "alpha": 6.0, "targets": None}
 def run(teacher_file, manifest_file, distill_numbers):
     """Distils into a folder with adapters, with some inputs or numbers changed."""
 
-    def distilled(folder, **changed):
+    def distilled(folder, *, still=False, **changed):
         given = {"teacher": teacher_file, "manifest": manifest_file, **distill_numbers, "grid_every": 100}
         given |= {"adapter": ADAPTER, **changed}
-        distill.run(output=folder / NAMES[0], table=folder / NAMES[1], **given)
+        distill.run(output=folder / NAMES[0], table=folder / NAMES[1], **with_section(given, still=still))
         return tensors.load(folder / NAMES[0])
 
     return distilled
@@ -49,8 +50,7 @@ def eight_bits(numbers: dict) -> dict:
 
 
 def test_a_generator_without_updates_is_the_teacher_bit_for_bit(run, distill_numbers, teacher_file, tmp_path):
-    still = distill_numbers["optimiser"] | {"learning_rate": 0.0, "fake_learning_rate": None}
-    made, metadata = run(tmp_path, optimiser=still)
+    made, metadata = run(tmp_path, still=True)
     begun = {name: value for name, value in tensors.load(teacher_file)[0].items() if name.startswith("ema.")}
     for name, value in begun.items():
         assert torch.equal(made[name], value) and torch.equal(made[f"raw.{name[4:]}"], value)
@@ -131,6 +131,6 @@ def test_compiled_networks_with_adapters_learn_the_same(run, distill_numbers, tm
 
 
 def test_adapters_of_another_start_are_refused(run, teacher_numbers, tmp_path):
-    teacher.run(output=tmp_path / "start", **teacher_numbers | {"seed": 4})
+    teacher.run(output=tmp_path / "start", **with_training(teacher_numbers, seed=4))
     with pytest.raises(ValueError, match="the network that carries the adapters is the teacher"):
         run(tmp_path, start=tmp_path / "start")

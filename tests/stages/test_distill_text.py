@@ -21,6 +21,7 @@ from dmd.metrics.moments import Moments
 from dmd.stages import agreement, autoencoder, distill, pairs
 from dmd.stages import manifest as manifest_stage
 from dmd.stages.feed import Feed
+from tests.conftest import with_section
 from tests.stable_diffusion_files import make_tiny_autoencoder
 from tests.text_files import PROMPTS, import_all, write_prompts
 
@@ -57,7 +58,7 @@ def numbers(distill_numbers) -> dict:
 
 def run(folder: Path, chain: Path, numbers: dict, **files) -> Path:
     given = {"teacher": chain / "teacher" / "denoiser.safetensors", "manifest": chain / "pairs" / "manifest.parquet"}
-    distill.run(output=folder / NAMES[0], table=folder / NAMES[1], **{**given, **files}, **numbers)
+    distill.run(output=folder / NAMES[0], table=folder / NAMES[1], **{**given, **files}, **with_section(numbers))
     return folder
 
 

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from dmd.artifacts import manifest as manifests
 from dmd.artifacts import record
 from dmd.stages import distill
+from tests.conftest import with_section
 
 NAMES = ("generator.safetensors", "log.parquet")
 
@@ -21,7 +22,7 @@ NAMES = ("generator.safetensors", "log.parquet")
 def run(teacher_file, manifest_file, distill_numbers):
     def distilled(folder: Path, *, tensorboard: bool = True) -> Path:
         given = {"teacher": teacher_file, "manifest": manifest_file, **distill_numbers, "tensorboard": tensorboard}
-        distill.run(output=folder / NAMES[0], table=folder / NAMES[1], **given)
+        distill.run(output=folder / NAMES[0], table=folder / NAMES[1], **with_section(given))
         return folder
 
     return distilled

@@ -9,6 +9,7 @@ import torch
 from dmd.artifacts import manifest as manifests
 from dmd.artifacts import record, tensors
 from dmd.stages import distill, manifest
+from tests.conftest import with_section
 
 NAMES = ("generator.safetensors", "log.parquet")
 OWN = {"max_index": 500, "num_pairs": 6, "matching_batch_size": 3, "regression_batch_size": 4}
@@ -21,7 +22,7 @@ def run(teacher_file, manifest_file, distill_numbers):
 
     def distilled(folder: Path, **changed) -> Path:
         given = {"teacher": teacher_file, "manifest": manifest_file, **distill_numbers, **changed}
-        distill.run(output=folder / NAMES[0], table=folder / NAMES[1], **given)
+        distill.run(output=folder / NAMES[0], table=folder / NAMES[1], **with_section(given))
         return folder
 
     return distilled

@@ -12,7 +12,7 @@ from dmd import torchvision_operators
 from dmd.artifacts import manifest as manifests
 from dmd.artifacts import prompts as prompt_files
 from dmd.artifacts import tensors as tensor_files
-from dmd.layout import PIPELINE
+from dmd.config.rules import PIPELINE
 from dmd.loading import load_codec, load_text
 from dmd.networks.lora import merged
 from dmd.sampler import Sampler

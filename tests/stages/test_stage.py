@@ -6,17 +6,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TypedDict, Unpack
 
 import numpy as np
 import pytest
 import torch
 
 from dmd import job_log
+from dmd.config.section import Section
 from dmd.stages import stage
 
 
-class Numbers(TypedDict):
+class Numbers(Section):
     """Numbers of the stage below."""
 
     weight: float
@@ -37,7 +37,7 @@ def call(monkeypatch, *words: str, error: Exception | None = None) -> dict:
     found = {}
 
     def run(*, teacher_file: Path, blocks: list[Path], output: Path, start: Path | None = None,
-            steps: int, seed: int = 7, **numbers: Unpack[Numbers]) -> None:  # fmt: skip
+            steps: int, seed: int = 7, numbers: Numbers) -> None:  # fmt: skip
         found.update(locals())
         if error:
             raise error
@@ -54,13 +54,13 @@ def spec(**changed) -> list[str]:
 def test_paths_become_flags_and_numbers_come_from_the_spec(monkeypatch):
     found = call(monkeypatch, *spec())
     assert found["teacher_file"] == Path("t") and found["blocks"] == [Path("a"), Path("b")] and found["start"] is None
-    assert (found["steps"], found["seed"], found["numbers"]) == (3, 7, {"weight": 0.5, "name": "x"})
+    assert (found["steps"], found["seed"], found["numbers"].whole()) == (3, 7, {"weight": 0.5, "name": "x"})
     assert call(monkeypatch, *spec(seed=8), "--start", "s")["start"] == Path("s")
 
 
 def test_several_objects_of_a_spec_add_up(monkeypatch):
     found = call(monkeypatch, "--spec", '{"steps": 3, "weight": 0.5}', '{"name": "x"}', "--blocks", "a")
-    assert (found["steps"], found["numbers"]) == (3, {"weight": 0.5, "name": "x"})
+    assert (found["steps"], found["numbers"].whole()) == (3, {"weight": 0.5, "name": "x"})
 
 
 def test_a_missing_path_is_refused_before_any_work(monkeypatch, capsys):
@@ -72,9 +72,10 @@ def test_a_missing_path_is_refused_before_any_work(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--spec", "{}"], "--spec lacks name, steps, weight"),
-        (spec(stepz=3), "--spec has unknown keys stepz; known: name, seed, steps, weight"),
-        (spec(output="x"), "--spec has unknown keys output"),
+        (["--spec", "{}"], "--spec lacks steps"),
+        (["--spec", '{"steps": 3, "name": "x"}'], '--spec: lacks the key "weight", which has no default'),
+        (spec(stepz=3), '--spec: unknown key "stepz"; keys are: weight, name'),
+        (spec(output="x"), '--spec: unknown key "output"; keys are: weight, name'),
     ],
 )
 def test_missing_and_unknown_spec_keys_are_one_line_each(monkeypatch, capsys, words, message):
@@ -150,7 +151,7 @@ def test_processes_that_cannot_be_shared_by_the_nodes_stand_in_the_log(monkeypat
 def test_a_stage_of_its_own_process_ends_with_one_line_and_code_one(tmp_path):
     damaged = tmp_path / "denoiser.safetensors"
     damaged.write_bytes(b"nothing")
-    numbers = {"solver": {"name": "one-step"}, "first_seed": 0, "batch_size": 1, "labels": "random"}
+    numbers = {"solver": {"name": "heun"}, "first_seed": 0, "batch_size": 1, "labels": "random"}
     numbers |= {"shard_size": 1, "first": 0, "last": 0}
     output = tmp_path / "pairs" / "blocks" / "00000-00000.parquet"
     command = [sys.executable, "-m", "dmd.stages.pairs", "--teacher", str(damaged), "--output", str(output)]

@@ -10,6 +10,7 @@ from dmd.artifacts.storage import Storage
 from dmd.stages import distill, manifest, pairs
 from dmd.stages.verify import run as verify
 from tests import file_server, s3_server
+from tests.conftest import with_section
 
 BLOCK = "00000-00001.parquet"
 TARS = ("00000.tar", "00001.tar")
@@ -99,7 +100,7 @@ def test_machine_with_nothing_draws_nothing_and_distills_the_same_bytes(
         manifest=two.folder / "pairs" / "manifest.parquet",
         storage=two.place,
         **outputs,
-        **distill_numbers,
+        **with_section(distill_numbers),
     )
     assert outputs["output"].read_bytes() == (distilled_folder / "generator.safetensors").read_bytes()
     assert not s3.drops and len(list((two.folder.parent / "cache").glob("*.tar"))) == 2

@@ -6,6 +6,7 @@ import torch
 from dmd import loading
 from dmd.artifacts import record, tensors
 from dmd.stages import teacher
+from tests.conftest import with_training
 
 MIXTURE = {
     "kind": "gaussian-mixture",
@@ -20,7 +21,7 @@ MIXTURE = {
 
 def test_teacher_from_nothing_has_the_same_bytes_again(teacher_file, teacher_numbers, tmp_path):
     torch.rand(3)  # the global generator stands elsewhere
-    teacher.run(output=tmp_path / "denoiser.safetensors", **teacher_numbers)
+    teacher.run(output=tmp_path / "denoiser.safetensors", **with_training(teacher_numbers))
     assert (tmp_path / "denoiser.safetensors").read_bytes() == teacher_file.read_bytes()
     assert record.check(teacher_file)
 
@@ -30,13 +31,14 @@ def test_teacher_says_what_it_is(teacher_file, teacher_numbers):
     assert metadata["shape"] == [1, 8, 8] and metadata["num_classes"] == 10 and metadata["kind"] == "train"
     assert metadata["network"] == {**teacher_numbers["network"], "channels": 1, "resolution": 8, "num_classes": 10}
     assert 0.5 < metadata["sigma_data"] < 1
-    assert metadata["spec"] == {**teacher_numbers, "device": "cpu", "threads": 1}
+    training = with_training(teacher_numbers)["training"].learnt_from()
+    assert metadata["spec"] == {**teacher_numbers, "training": training, "device": "cpu", "threads": 1}
     raw, ema = ({name[4:] for name in found if name.startswith(prefix)} for prefix in ("raw.", "ema."))
     assert raw == ema and any(not torch.equal(found[f"raw.{name}"], found[f"ema.{name}"]) for name in raw)
 
 
 def test_another_seed_gives_other_weights(teacher_file, teacher_numbers, tmp_path):
-    teacher.run(output=tmp_path / "t", **teacher_numbers | {"seed": 1})
+    teacher.run(output=tmp_path / "t", **with_training(teacher_numbers, seed=1))
     one, other = (tensors.load(path)[0] for path in (teacher_file, tmp_path / "t"))
     assert not torch.equal(one["ema.map_layer0.weight"], other["ema.map_layer0.weight"])
 
@@ -52,9 +54,9 @@ def test_mixture_teacher_is_the_exact_denoiser_of_its_dataset(tmp_path):
 
 
 def test_a_diverging_teacher_stops_with_the_update_and_leaves_nothing(teacher_numbers, tmp_path):
-    teacher_numbers["training"] |= {"learning_rate": 1e30, "warmup": 0}
+    teacher_numbers["training"] |= {"optimisers": {"student": {"learning_rate": 1e30}}, "schedule": {"warmup": 0}}
     with pytest.raises(ValueError, match=r"not finite at update \d+: lower training.learning_rate"):
-        teacher.run(output=tmp_path / "t", **teacher_numbers)
+        teacher.run(output=tmp_path / "t", **with_training(teacher_numbers))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -70,7 +72,7 @@ def test_a_diverging_teacher_stops_with_the_update_and_leaves_nothing(teacher_nu
 )
 def test_teacher_refuses_numbers_that_do_not_fit(teacher_numbers, tmp_path, changed, message):
     with pytest.raises(ValueError, match=message):
-        teacher.run(output=tmp_path / "t", **teacher_numbers | changed)
+        teacher.run(output=tmp_path / "t", **with_training(teacher_numbers) | changed)
     assert list(tmp_path.iterdir()) == []
 
 

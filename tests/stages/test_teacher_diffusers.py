@@ -14,6 +14,7 @@ from dmd import loading, torchvision_operators
 from dmd.artifacts import manifest as manifests
 from dmd.artifacts import record, tensors
 from dmd.stages import autoencoder, distill, manifest, pairs, teacher
+from tests.conftest import with_section
 
 UNET = {"sample_size": 8, "in_channels": 3, "out_channels": 3, "block_out_channels": (16, 32), "layers_per_block": 1}
 UNET |= {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
@@ -179,7 +180,7 @@ def test_dmd_runs_on_a_teacher_with_discrete_time(num_classes, latent, tmp_path,
     numbers = distill_numbers | {"sigma": sigma, "phases": [phase], "grid_every": 5}
     numbers |= {"levels": {"kind": "teacher", "min_index": 20, "max_index": 980}, "weighting": "sigma/alpha"}
     outputs = {"output": tmp_path / "d" / "generator.safetensors", "table": tmp_path / "d" / "log.parquet"}
-    distill.run(teacher=source, manifest=tmp_path / "pairs" / "manifest.parquet", **outputs, **numbers)
+    distill.run(teacher=source, manifest=tmp_path / "pairs" / "manifest.parquet", **outputs, **with_section(numbers))
     table, _ = manifests.read_table(outputs["table"])
     assert len(table) == 2
     for name in ("matching_loss", "regression_loss", "fake_loss", "generator_gradient_norm", "fake_gradient_norm"):

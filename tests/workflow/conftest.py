@@ -36,7 +36,12 @@ SMALL: dict[str, Any] = {
             "teacher": {
                 "kind": "train",
                 "network": {"kind": "ddpmpp", "width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4]},
-                "training": {"updates": 40, "batch_size": 16, "learning_rate": 0.004, "ema_decay": 0.8},
+                "training": {
+                    "method": {"name": "denoising", "batch_size": 16, "phases": [{"updates": 40}]},
+                    "optimisers": {"student": {"learning_rate": 0.004, "weight_decay": 0.0, "gradient_clip": 1.0}},
+                    "schedule": {"warmup": 0},
+                    "ema_decay": 0.8,
+                },
             },
             "reference": {
                 "features": {"kind": "pixels", "size": 2},
@@ -51,15 +56,19 @@ SMALL: dict[str, Any] = {
                 "solver": {"name": "heun", "steps": 18},
             },
             "distill": {
-                "matching_batch_size": 4,
-                "regression_batch_size": 4,
-                "optimiser": {"learning_rate": 0.001, "warmup": 2, "decay": "cosine"},
+                "method": {
+                    "name": "dmd",
+                    "matching_batch_size": 4,
+                    "regression_batch_size": 4,
+                    "phases": [
+                        {"updates": 20, "matching_scale": 0.0, "fake_updates": 0},
+                        {"updates": 10, "train": "fake"},
+                        {"updates": 30, "fake_updates": 2},
+                    ],
+                },
+                "optimisers": {"student": {"learning_rate": 0.001}},
+                "schedule": {"warmup": 2, "decay": "cosine"},
                 "ema_decay": 0.9,
-                "phases": [
-                    {"updates": 20, "matching_scale": 0.0, "fake_updates": 0},
-                    {"updates": 10, "train": "fake"},
-                    {"updates": 30, "fake_updates": 2},
-                ],
                 "checkpoint_every": 5,
             },
             "sample": {"num_samples": 32, "shard_size": 16, "shards_per_job": 2, "batch_size": 16},

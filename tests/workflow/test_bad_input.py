@@ -14,14 +14,17 @@ from tests.workflow.photos import write_photo
 from tests.workflow.test_damage import alter, truncate
 
 TEACHER, GENERATOR = "teacher/denoiser.safetensors", "distill/generator.safetensors"
-DIVERGING = {"training": {"learning_rate": 1e30, "gradient_clip": 1e30}}
+DIVERGING = {"training": {"optimisers": {"student": {"learning_rate": 1e30, "gradient_clip": 1e30}}}}
 EXPERIMENTS: dict[str, dict[str, Any]] = {
     "empty": {"extends": "small", "dataset": {"folder": "empty"}},
     "cut": {"extends": "small", "dataset": {"folder": "cut"}},
     "oblong": {"extends": "small", "dataset": {"crop": "none"}},
     "unlabelled": {"extends": "small", "dataset": {"folder": "unlabelled"}},
     "diverging": {"extends": "small", "teacher": DIVERGING},
-    "diverging-distill": {"extends": "small", "distill": {"optimiser": {"learning_rate": 1e30, "warmup": 0}}},
+    "diverging-distill": {
+        "extends": "small",
+        "distill": {"optimisers": {"student": {"learning_rate": 1e30}}, "schedule": {"warmup": 0}},
+    },
     "flipped-shard": SMALL["experiments"]["small"],
     "cut-shard": SMALL["experiments"]["small"],
 }
@@ -40,9 +43,12 @@ REFUSED = {  # experiment -> what is asked of it, and parts of the message
 @pytest.mark.parametrize(
     ("edits", "message"),
     [
-        ({"distill/sigmas": 80.0}, 'small.distill: unknown key "sigmas" (did you mean "sigma"?)'),
-        ({"distill/optimiser/learning_rate": "5e-5"}, "'5e-5' is a string to YAML, not a number; write 5.0e-05"),
-        ({"distill/sigma": 40.0}, "small.distill.sigma: 40.0 differs from pairs.solver.sigma_max 80.0"),
+        ({"distill/method/sigmas": 80.0}, 'small.distill.method: unknown key "sigmas" (did you mean "sigma"?)'),
+        (
+            {"distill/optimisers/student/learning_rate": "5e-5"},
+            "'5e-5' is a string to YAML, not a number; write 5.0e-05",
+        ),
+        ({"distill/method/sigma": 40.0}, "small.distill.method.sigma: 40.0 differs from pairs.solver.sigma_max 80.0"),
         ({"extends": "small-seed1"}, "extends goes in a circle: small -> small-seed1 -> small"),
     ],
 )

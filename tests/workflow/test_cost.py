@@ -4,26 +4,24 @@ from pathlib import Path
 
 import pytest
 
-from dmd.config import load, read_yaml
-from dmd.experiments import Experiments
+from dmd.config import Experiments, load, read_yaml
 from tests.workflow.conftest import REPOSITORY, SMALL, write_config
 from workflow.scripts import cost, plan
 from workflow.scripts.memory import PAPER, forward_operations
 
 PROFILE = read_yaml(REPOSITORY / "profiles" / "slurm" / "config.yaml")
-SCHEMA = REPOSITORY / "workflow" / "schemas" / "config.schema.yaml"
 
 
 @pytest.fixture(scope="module")
 def experiments() -> Experiments:
-    return Experiments(load(REPOSITORY / "config.yaml", SCHEMA))
+    return Experiments(load(REPOSITORY / "config.yaml"))
 
 
 def test_cost_counts_the_jobs_of_a_dry_run(tmp_path: Path, monkeypatch):
     write_config(tmp_path, SMALL)
     (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path)
-    small = Experiments(load(Path("config.yaml"), SCHEMA))
+    small = Experiments(load(Path("config.yaml")))
     assert cost.needed(small, "small-seed1") == set(plan.planned(small, "small-seed1"))
 
 
@@ -65,4 +63,4 @@ def test_cost_of_a_network_that_nothing_knows_yet_is_refused(tmp_path: Path, mon
     write_config(tmp_path, {"experiments": {"other": other}, "tables": {"demo": rows, "table2": rows}})
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="other: its teacher's file is not there"):
-        list(cost.table(Experiments(load(Path("config.yaml"), SCHEMA)), ["other"], rate=1.0))
+        list(cost.table(Experiments(load(Path("config.yaml"))), ["other"], rate=1.0))

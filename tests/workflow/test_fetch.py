@@ -29,7 +29,11 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
 def configured(folder: Path, **entry: Any) -> None:
     """The small experiment with LPIPS, whose trunk is the input `vgg16`; another input that nothing names."""
     config = copy.deepcopy(SMALL)
-    config["experiments"]["small"]["distill"]["regression_distance"] = {"kind": "lpips", "file": FILE, "size": 16}
+    config["experiments"]["small"]["distill"]["method"]["regression_distance"] = {
+        "kind": "lpips",
+        "file": FILE,
+        "size": 16,
+    }
     config["inputs"] = {
         "vgg16": {"file": FILE, "sha256": None, **entry},
         "other": {"file": "inputs/other.pkl", "url": "http://127.0.0.1:9/other.pkl", "sha256": None},

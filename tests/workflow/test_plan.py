@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from dmd.artifacts import record, tensors
-from dmd.config import load
-from dmd.experiments import Experiments
+from dmd.config import Experiments, load
 from tests.workflow.conftest import REPOSITORY, SMALL, edited, jobs, make, snakemake, write_config
 from workflow.scripts import plan
 from workflow.scripts.rates import Job, group
@@ -46,7 +45,7 @@ def test_export_needs_the_generator_alone_and_lies_with_it(tmp_path: Path):
 
 
 def test_plan_knows_the_size_of_images_from_the_teacher_and_pools_rates_by_it(tmp_path: Path, monkeypatch):
-    experiments = Experiments(load(REPOSITORY / "config.yaml", REPOSITORY / "workflow/schemas/config.schema.yaml"))
+    experiments = Experiments(load(REPOSITORY / "config.yaml"))
     monkeypatch.chdir(tmp_path)
     path = Path("results", experiments.path("imagenet64", "teacher"))
     path.parent.mkdir(parents=True)

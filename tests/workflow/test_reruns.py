@@ -13,11 +13,11 @@ SMALL = "experiments/small"
 @pytest.mark.parametrize(
     ("place", "value", "jobs"),
     [
-        (f"{SMALL}/teacher/training/updates", 4, ["teacher", "pairs", "pairs", *AFTER_PAIRS]),
+        (f"{SMALL}/teacher/training/method/phases", [{"updates": 4}], ["teacher", "pairs", "pairs", *AFTER_PAIRS]),
         (f"{SMALL}/reference/floor_draws", 3, ["reference", *AFTER_SAMPLE]),
         (f"{SMALL}/pairs/solver/steps", 3, ["pairs", "pairs", *AFTER_PAIRS]),
         (f"{SMALL}/pairs/num_pairs", 32, ["pairs", "pairs", *AFTER_PAIRS]),
-        (f"{SMALL}/distill/regression_weight", 0.5, ["distill", *AFTER_DISTILL]),
+        (f"{SMALL}/distill/method/regression_weight", 0.5, ["distill", *AFTER_DISTILL]),
         (f"{SMALL}/distill/checkpoint_every", 7, []),
         (f"{SMALL}/distill/grid_every", 7, []),
         (f"{SMALL}/distill/log_every", 7, []),
@@ -38,7 +38,7 @@ def test_nothing_reruns_without_an_edit(planned):
 
 
 def test_default_written_out_reruns_nothing(planned):
-    assert planned({f"{SMALL}/distill/alpha_factor": False, f"{SMALL}/distill/sigma": 80}) == Counter()
+    assert planned({f"{SMALL}/distill/method/alpha_factor": False, f"{SMALL}/distill/method/sigma": 80}) == Counter()
 
 
 def test_seed_shares_teacher_reference_and_pairs(planned):

@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 
 from dmd import config, loading
-from dmd.experiments import Experiments
+from dmd.config import Experiments
 from dmd.stages import verify
 from tests.stable_diffusion_files import make_stable_diffusion, make_tiny_autoencoder
-from tests.workflow.conftest import REPOSITORY, jobs, make, snakemake, write_config
+from tests.workflow.conftest import jobs, make, snakemake, write_config
 from workflow.scripts.prune import unowned
 
-SCHEMA = REPOSITORY / "workflow" / "schemas" / "config.schema.yaml"
 TEACHER = {"kind": "stable-diffusion", "folder": "inputs/sd", "tiny_autoencoder": {"folder": "inputs/tiny"}}
 CONFIG = {
     "experiments": {
@@ -35,7 +34,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_each_file_of_a_teacher_has_its_owner():
-    found = Experiments(config.resolve(CONFIG, config.read_yaml(SCHEMA)))
+    found = Experiments(config.resolve(CONFIG))
     owners = {rule: found.owner("tinier", rule) for rule in ("teacher", *PARTS)}
     assert owners == {"teacher": "text", "text_encoder": "text", "autoencoder": "text", "tiny_autoencoder": "tinier"}
     assert found.parts("text", *PARTS) == list(PARTS) and found.parts("pixels", *PARTS) == []
@@ -59,7 +58,7 @@ def test_rules_make_what_the_stages_need_and_the_folder_may_go(folder, monkeypat
     assert states.shape[1:] == loading.load_empty(denoiser).shape
     assert loading.load_codec(codec).channels == loading.load_codec(tiny).channels == 4
     monkeypatch.chdir(folder)
-    loaded = config.load(folder / "config.yaml", SCHEMA)
+    loaded = config.load(folder / "config.yaml")
     assert unowned(Path("results"), loaded) == []
     text.write_bytes(text.read_bytes()[:-1])
     assert list(verify.run(folder=Path("results"), delete=False)) == [text.relative_to(folder)]

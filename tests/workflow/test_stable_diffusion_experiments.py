@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dmd.config import load, read_yaml
-from dmd.experiments import Experiments
+from dmd.config import Experiments, load, read_yaml
 from tests.workflow.conftest import REPOSITORY, jobs, snakemake
 
 FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -25,6 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped configuration with empty files in place of those that have no address."""
     found = tmp_path_factory.mktemp("sd15")
     shutil.copy(REPOSITORY / "config.yaml", found / "config.yaml")
+    shutil.copytree(REPOSITORY / "config", found / "config")
     config = read_yaml(found / "config.yaml")["experiments"]
     for name in ("sd15-cfg3", "sd15-cfg8"):
         for each in config[name]["prompts"]["files"]:
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def experiments() -> Experiments:
-    return Experiments(load(REPOSITORY / "config.yaml", REPOSITORY / "workflow" / "schemas" / "config.schema.yaml"))
+    return Experiments(load(REPOSITORY / "config.yaml"))
 
 
 @pytest.mark.parametrize(("experiment", "pairs"), [("sd15-cfg3", 250), ("sd15-cfg8", 1200)])
@@ -69,7 +69,7 @@ def test_pairs_of_fewer_are_the_first_blocks_of_all(folder):
     """An experiment that was begun with 2.5 million pairs plans the same blocks, by name and by specification."""
     config = read_yaml(folder / "config.yaml")
     config["experiments"]["begun"] = {"extends": "sd15-cfg8", "pairs": {"num_pairs": 2500000}}
-    config["experiments"]["begun"]["distill"] = {"phases": [{"updates": 21100}]}
+    config["experiments"]["begun"]["distill"] = {"method": {"phases": [{"updates": 21100}]}}
     begun = folder / "begun.yaml"
     begun.write_text(yaml.safe_dump(config, sort_keys=False))
     target = "results/begun/pairs/manifest.parquet"

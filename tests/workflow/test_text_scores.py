@@ -10,13 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from dmd import config
-from dmd.experiments import Experiments
+from dmd.config import Experiments
 from tests.clip_files import make_clip
 from tests.stable_diffusion_files import make_stable_diffusion
-from tests.workflow.conftest import REPOSITORY, jobs, snakemake, write_config
+from tests.workflow.conftest import jobs, snakemake, write_config
 from tests.workflow.photos import write_photos
 
-SCHEMA = REPOSITORY / "workflow" / "schemas" / "config.schema.yaml"
 SOLVER = {"name": "ddim", "steps": 2}
 CONFIG: dict[str, Any] = {
     "experiments": {
@@ -97,7 +96,7 @@ def test_table_runs_clip_but_never_a_stopwatch(folder):
 
 
 def test_ownership_follows_samples_and_the_network_that_judges():
-    found = Experiments(config.resolve(CONFIG, config.read_yaml(SCHEMA)))
+    found = Experiments(config.resolve(CONFIG))
     assert found.owner("text-more-steps", "sample") == found.owner("text-more-steps", "features") == "text-more-steps"
     assert found.owner("text-more-steps", "captions") == found.owner("text-more-steps", "reference") == "text"
     assert found.owner("text-other-clip", "sample") == "text" and found.owner("text-other-clip", "clip") != "text"
@@ -118,4 +117,4 @@ def test_clip_without_captions_is_refused():
         "evaluate": {"clip": {"folder": "inputs/clip"}},
     }
     with pytest.raises(config.ConfigError, match="digits.evaluate.clip: needs sample.prompts"):
-        config.resolve(broken, config.read_yaml(SCHEMA))
+        config.resolve(broken)

@@ -8,12 +8,8 @@ from pathlib import Path
 from snakemake_interface_executor_plugins.settings import DeploymentMethod
 
 from dmd.artifacts.files import canonical_json, sha256
-from dmd.checks import suggestion
-from dmd.config import ConfigError, read_yaml, resolve
-from dmd.distill_section import cadence
-from dmd.experiments import Experiments
-from dmd.layout import PIPELINE
-from dmd.versions import VERSIONS
+from dmd.config import RULES, ConfigError, Experiments, read_yaml, reading, resolve, suggestion
+from dmd.config.rules import PIPELINE
 
 ROOT = Path(workflow.basedir)
 PAPER = read_yaml(ROOT / "workflow" / "resources" / "paper.yaml")  # published tables
@@ -27,13 +23,29 @@ def refuse(message):
 def settings():
     """The whole configuration, merged and checked."""
     try:
-        found = resolve(config, read_yaml(ROOT / "workflow" / "schemas" / "config.schema.yaml"))
+        settings = resolve(written())
     except ConfigError as error:
         refuse(f"the configuration cannot be used\n{error}")
-    for name, table in found["tables"].items():
-        if (paper := table["paper"]) is not None and paper not in PAPER:
+    for name, table in settings.tables.items():
+        if (paper := table.paper) is not None and paper not in PAPER:
             refuse(f'tables.{name}.paper: unknown table "{paper}"{suggestion(paper, PAPER)}; known: {", ".join(PAPER)}')
-    return found
+    return settings
+
+
+def written():
+    """What Snakemake's `config` says, and what the files of it include: all of them are read once more, by our reader.
+
+    As in Snakemake, --configfile goes over the file that the Snakefile names, and --config over both.
+    """
+    given = workflow.config_settings.configfiles
+    own = [path for path in workflow.configfiles if path not in given]
+    later = [path for path in given if not any(os.path.realpath(path) == os.path.realpath(each) for each in own)]
+    if workflow.config_settings.replace_workflow_config:
+        own = []
+    whole = {}
+    for path in [*own, *later]:
+        reading.update(whole, reading.read_file(Path(path)))
+    return reading.update(whole, workflow.config_settings.config)
 
 
 SETTINGS = settings()
@@ -78,7 +90,7 @@ def spec(rule):
 def place(wildcards, output):
     """Where shards of pairs lie when they are not in results/. It depends on the output, and so is no parameter that
     Snakemake compares: another place makes nothing anew."""
-    return canonical_json({"storage": {**SETTINGS["storage"], "folder": "results"}} if SETTINGS["storage"] else {})
+    return canonical_json({"storage": SETTINGS.storage.settings("results")} if SETTINGS.storage else {})
 
 
 def artifact(rule):
@@ -128,13 +140,12 @@ def decoder(wildcards):
 
 def sampled(wildcards):
     """The denoiser that the samples come from: teacher or generator."""
-    source = EXPERIMENTS.section(wildcards.experiment, "sample")["from"]
-    return artifact("teacher" if source == "teacher" else "distill")(wildcards)
+    return artifact("distill" if EXPERIMENTS.distilled(wildcards.experiment) else "teacher")(wildcards)
 
 
 def start(wildcards):
     """The teacher file that initialises generator and fake denoiser, where it is not the teacher."""
-    name = EXPERIMENTS.section(wildcards.experiment, "distill")["start"]
+    name = EXPERIMENTS.section(wildcards.experiment, "distill").start
     return f"results/{EXPERIMENTS.path(name, 'teacher')}" if name else []
 
 
@@ -146,22 +157,22 @@ def flag(name):
 
 def gpus(wildcards):
     """GPUs of a job: an experiment with `device: cpu` asks for none."""
-    return int(EXPERIMENTS.whole(wildcards.experiment)["device"] != "cpu")
+    return int(EXPERIMENTS.whole(wildcards.experiment).device != "cpu")
 
 
 def cores(wildcards):
     """Threads of torch, from the config: their number changes bytes."""
-    return EXPERIMENTS.whole(wildcards.experiment)["threads"]
+    return EXPERIMENTS.whole(wildcards.experiment).threads
 
 
 def processes(wildcards):
     """Processes that share the batches of a distillation."""
-    return EXPERIMENTS.section(wildcards.experiment, "distill")["processes"]
+    return EXPERIMENTS.section(wildcards.experiment, "distill").processes
 
 
 def nodes(wildcards):
     """Machines of a cluster that a distillation asks for."""
-    return asked(wildcards, "distill").get("nodes", 1)
+    return asked(wildcards, "distill").nodes
 
 
 def per_node(wildcards):
@@ -182,19 +193,22 @@ def several_nodes(value):
 
 def memory(megabytes, rule=None):
     """Megabytes, half of them more with each attempt; `resources` of the experiment may say another number for `rule`."""
-    return lambda wildcards, attempt: asked(wildcards, rule).get("memory_mb", megabytes) * (attempt + 1) // 2
+
+    def look_up(wildcards, attempt):
+        own = asked(wildcards, rule).memory_mb if rule else None
+        return (own or megabytes) * (attempt + 1) // 2
+
+    return look_up
 
 
 def minutes(number, rule):
     """Minutes that a job may take, unless `resources` of the experiment says other hours."""
-    return lambda wildcards: (
-        round(60 * asked(wildcards, rule)["hours"]) if "hours" in asked(wildcards, rule) else number
-    )
+    return lambda wildcards: round(60 * asked(wildcards, rule).hours) if asked(wildcards, rule).hours else number
 
 
 def asked(wildcards, rule):
     """What `resources` of the experiment says of a rule; no part of any spec."""
-    return EXPERIMENTS.whole(wildcards.experiment)["resources"].get(rule, {}) if rule else {}
+    return getattr(EXPERIMENTS.whole(wildcards.experiment).resources, rule)
 
 
 def training_log(wildcards):

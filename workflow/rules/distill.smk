@@ -6,7 +6,7 @@ rule distill:
         teacher=artifact("teacher"),
         manifest=artifact("pairs_manifest"),
         start=start,
-        lpips=given("distill", "regression_distance"),
+        lpips=given("distill", "method", "regression_distance"),
         tiny_autoencoder=read_by("distill", "tiny_autoencoder"),
         autoencoder=read_by("distill", "autoencoder"),
     output:
@@ -35,9 +35,9 @@ rule distill:
         autoencoder=flag("autoencoder"),
         spec=spec("distill"),
         # a parameter that depends on the output is none that Snakemake compares: another cadence trains nothing anew
-        cadence=lambda wildcards, output: canonical_json(cadence(EXPERIMENTS.section(wildcards.experiment, "distill"))),
+        cadence=lambda wildcards, output: canonical_json(EXPERIMENTS.section(wildcards.experiment, "distill").cadence()),
         place=place,
-        version=VERSIONS["distill"],
+        version=RULES["distill"].version,
     shell:
         "python -m dmd.stages.distill --teacher {input.teacher} --manifest {input.manifest} "
         "{params.start} {params.lpips} {params.tiny_autoencoder} {params.autoencoder} "
@@ -84,7 +84,7 @@ rule pictures:
         text_encoder=flag("text_encoder"),
         autoencoder=flag("autoencoder"),
         spec=spec("pictures"),
-        version=VERSIONS["pictures"],
+        version=RULES["pictures"].version,
     shell:
         "python -m dmd.stages.pictures --teacher {input.teacher} --generator {input.generator} --table {input.table} "
         "{params.prompts} {params.text_encoder} {params.autoencoder} "

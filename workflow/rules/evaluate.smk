@@ -27,7 +27,7 @@ rule features:
         clip=clip_folder,
         captions=flag("captions"),
         spec=spec("features"),
-        version=VERSIONS["features"],
+        version=RULES["features"].version,
     shell:
         "python -m dmd.stages.features --block {input.block} --reference {input.reference} {params.network} "
         "{params.autoencoder} {params.clip} {params.captions} "
@@ -61,7 +61,7 @@ rule evaluate:
     params:
         teacher=flag("teacher"),
         spec=spec("evaluate"),
-        version=VERSIONS["evaluate"],
+        version=RULES["evaluate"].version,
     shell:
         "python -m dmd.stages.evaluate --reference {input.reference} --features {input.features} {params.teacher} "
         "--fid {output.fid} --kid {output.kid} --prdc {output.prdc} --classes {output.classes} "
@@ -90,7 +90,7 @@ rule inception_score:
         runtime=60,
     params:
         spec=spec("inception_score"),
-        version=VERSIONS["inception_score"],
+        version=RULES["inception_score"].version,
     shell:
         "python -m dmd.stages.inception_score --reference {input.reference} --features {input.features} "
         "--network {input.network} --output {output} --spec {params.spec:q} --log {log}"
@@ -116,7 +116,7 @@ rule clip:
         runtime=60,
     params:
         spec=spec("clip"),
-        version=VERSIONS["clip"],
+        version=RULES["clip"].version,
     shell:
         "python -m dmd.stages.clip --features {input.features} --output {output} --spec {params.spec:q} --log {log}"
 
@@ -145,7 +145,7 @@ rule latency:
         text_encoder=flag("text_encoder"),
         autoencoder=flag("autoencoder"),
         spec=spec("latency"),
-        version=VERSIONS["latency"],
+        version=RULES["latency"].version,
     shell:
         "python -m dmd.stages.latency --denoiser {input.denoiser} {params.text_encoder} {params.autoencoder} "
         "--output {output} --spec {params.spec:q} --log {log}"

@@ -18,7 +18,7 @@ rule export:
         runtime=60,
     params:
         spec=spec("export"),
-        version=VERSIONS["export"],
+        version=RULES["export"].version,
     shell:
         "python -m dmd.stages.export --generator {input.generator} --output {output} --spec {params.spec:q} --log {log}"
 
@@ -50,7 +50,7 @@ rule pipeline:
         scores=measured,
         digests=lambda wildcards: [sha256(Path(path)) for path in measured(wildcards)],
         spec=spec("pipeline"),
-        version=VERSIONS["pipeline"],
+        version=RULES["pipeline"].version,
     shell:
         "python -m dmd.stages.pipeline --generator {input.generator} --text-encoder {input.text_encoder} "
         "--autoencoder {input.autoencoder} --manifest {input.manifest} --prompts {input.prompts} --scores {params.scores} "
@@ -77,6 +77,6 @@ rule lora:
         runtime=60,
     params:
         spec=spec("lora"),
-        version=VERSIONS["lora"],
+        version=RULES["lora"].version,
     shell:
         "python -m dmd.stages.lora --generator {input.generator} --output {output} --spec {params.spec:q} --log {log}"

@@ -17,6 +17,6 @@ rule fetch:
         runtime=240,
     params:
         spec=fetch_spec,
-        version=VERSIONS["fetch"],
+        version=RULES["fetch"].version,
     shell:
         "python -m dmd.stages.fetch --output {output:q} --spec {params.spec:q} --log {log:q}"

@@ -9,18 +9,18 @@ def given(section, *keys):
     def look_up(wildcards):
         entry = EXPERIMENTS.section(wildcards.experiment, section)
         for key in keys:
-            entry = entry.get(key) or {}
+            entry = getattr(entry, key, None)
         place = ".".join([wildcards.experiment, section, *keys])
-        if "files" in entry:
-            return [present(each, f"{place}.files[{number}]") for number, each in enumerate(entry["files"])]
-        return present(entry, place) if "file" in entry else []
+        if hasattr(entry, "files"):
+            return [present(each, f"{place}.files[{number}]") for number, each in enumerate(entry.files)]
+        return present(entry, place) if hasattr(entry, "file") else []
 
     return look_up
 
 
 def present(entry, place):
     """The file of an entry of the config; stops unless it is there or can be fetched."""
-    file, sha256 = entry["file"], entry["sha256"]
+    file, sha256 = entry.file, entry.sha256
     if file not in MISSING and not os.path.exists(file):
         refuse(
             f"{place}.file: {file} is missing; put the file{f' with sha256 {sha256}' if sha256 else ''} there, "
@@ -31,19 +31,20 @@ def present(entry, place):
 
 def missing_inputs():
     """Inputs by file that are not there now. Only these have a job: what is in place is a source, never an output."""
-    return {entry["file"]: entry for entry in SETTINGS["inputs"].values() if not os.path.exists(entry["file"])}
+    return {entry.file: entry for entry in SETTINGS.inputs.values() if not os.path.exists(entry.file)}
 
 
 def fetch_spec(wildcards):
     """Where a missing input comes from, and what is known of it."""
-    return canonical_json({key: MISSING[wildcards.file][key] for key in ("url", "sha256", "size")})
+    entry = MISSING[wildcards.file]
+    return canonical_json({"url": entry.url, "sha256": entry.sha256, "size": entry.size})
 
 
 def saved(section):
     """Configurations and weights in the folder of a section, as diffusers saved them, or nothing."""
 
     def look_up(wildcards):
-        folder = EXPERIMENTS.section(wildcards.experiment, section).get("folder")
+        folder = getattr(EXPERIMENTS.section(wildcards.experiment, section), "folder", None)
         if folder is None:
             return []
         found = [path for kind in ("json", "safetensors", "txt") for path in sorted(Path(folder).rglob(f"*.{kind}"))]
@@ -59,32 +60,27 @@ def source(section):
 
     def look_up(wildcards):
         entry = EXPERIMENTS.section(wildcards.experiment, section)
-        path = entry.get("file") or entry.get("folder")
+        path = getattr(entry, "file", None) or getattr(entry, "folder", None)
         return f"--source {shlex.quote(path)}" if path else ""
 
     return look_up
 
 
-def judged(wildcards):
-    """Whether CLIP sees the samples."""
-    return "clip" in EXPERIMENTS.whole(wildcards.experiment).get("evaluate", {})
-
-
 def clip_files(wildcards):
     """Configurations and weights of CLIP, or nothing."""
-    return saved("evaluate.clip")(wildcards) if judged(wildcards) else []
+    return saved("evaluate.clip")(wildcards) if EXPERIMENTS.judged(wildcards.experiment) else []
 
 
 def clip_folder(wildcards):
     """`--clip-network FOLDER` where CLIP sees the samples, else nothing."""
-    if not judged(wildcards):
+    if not EXPERIMENTS.judged(wildcards.experiment):
         return ""
-    return f"--clip-network {shlex.quote(EXPERIMENTS.section(wildcards.experiment, 'evaluate.clip')['folder'])}"
+    return f"--clip-network {shlex.quote(EXPERIMENTS.section(wildcards.experiment, 'evaluate.clip').folder)}"
 
 
 def taught_with(wildcards):
     """The dataset, for a teacher that is trained on it."""
-    return dataset(wildcards) if EXPERIMENTS.section(wildcards.experiment, "teacher")["kind"] == "train" else []
+    return dataset(wildcards) if EXPERIMENTS.section(wildcards.experiment, "teacher").kind == "train" else []
 
 
 def dataset(wildcards):
@@ -92,13 +88,13 @@ def dataset(wildcards):
 
     A file that is added, removed or replaced changes its folder; one that is overwritten in place is the newest then.
     """
-    entry = EXPERIMENTS.whole(wildcards.experiment).get("dataset", {})
-    if entry.get("kind") != "images":
+    entry = EXPERIMENTS.whole(wildcards.experiment).dataset
+    if entry is None or entry.kind != "images":
         return []
-    if not os.path.isdir(entry["folder"]):
-        refuse(f"{wildcards.experiment}.dataset.folder: {entry['folder']} is not a folder")
-    files = [entry["labels"]] if entry["labels"].endswith(".csv") else []
-    return files + contents(entry["folder"])
+    if not os.path.isdir(entry.folder):
+        refuse(f"{wildcards.experiment}.dataset.folder: {entry.folder} is not a folder")
+    files = [entry.labels] if entry.labels.endswith(".csv") else []
+    return files + contents(entry.folder)
 
 
 @functools.cache
@@ -115,13 +111,13 @@ def contents(folder):
 def trained_on(wildcards):
     """The teacher whose images the reference is of, where files of images were read for both."""
     whole = EXPERIMENTS.whole(wildcards.experiment)
-    images = whole.get("dataset", {}).get("kind") == "images" and whole.get("teacher", {}).get("kind") == "train"
+    images = getattr(whole.dataset, "kind", "") == "images" and getattr(whole.teacher, "kind", "") == "train"
     return artifact("teacher")(wildcards) if images and compared_with(wildcards) else []
 
 
 def compared_with(wildcards):
     """What the real images are read from; nothing where their moments are given."""
-    return [] if "moments" in EXPERIMENTS.section(wildcards.experiment, "reference") else dataset(wildcards)
+    return [] if EXPERIMENTS.section(wildcards.experiment, "reference").moments else dataset(wildcards)
 
 
 MISSING = missing_inputs()

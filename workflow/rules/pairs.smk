@@ -23,7 +23,7 @@ rule pairs:
         text_encoder=flag("text_encoder"),
         spec=spec("pairs"),
         place=place,
-        version=VERSIONS["pairs"],
+        version=RULES["pairs"].version,
     shell:
         "python -m dmd.stages.pairs --teacher {input.teacher} {params.prompts} {params.text_encoder} --output {output} "
         "--spec {params.spec:q} {params.place:q} --log {log}"
@@ -51,7 +51,7 @@ rule pairs_manifest:
         blocks=braced,
         spec=spec("pairs_manifest"),
         place=place,
-        version=VERSIONS["manifest"],
+        version=RULES["pairs_manifest"].version,
     shell:
         "python -m dmd.stages.manifest --blocks {params.blocks} --output {output} "
         "--spec {params.spec:q} {params.place:q} --log {log}"

@@ -18,7 +18,7 @@ rule prompts:
         runtime=minutes(120, "prompts"),
     params:
         spec=spec("prompts"),
-        version=VERSIONS["prompts"],
+        version=RULES["prompts"].version,
     shell:
         "python -m dmd.stages.prompts --files {input.files:q} --output {output} --spec {params.spec:q} --log {log}"
 
@@ -43,6 +43,6 @@ rule captions:
         runtime=minutes(120, "captions"),
     params:
         spec=spec("captions"),
-        version=VERSIONS["prompts"],
+        version=RULES["captions"].version,
     shell:
         "python -m dmd.stages.prompts --files {input.files:q} --output {output} --spec {params.spec:q} --log {log}"

@@ -22,7 +22,7 @@ rule reference:
         network=flag("network"),
         statistics=flag("statistics"),
         spec=spec("reference"),
-        version=VERSIONS["reference"],
+        version=RULES["reference"].version,
     shell:
         "python -m dmd.stages.reference {params.network} {params.statistics} --output {output} "
         "--spec {params.spec:q} --log {log}"

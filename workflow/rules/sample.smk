@@ -24,7 +24,7 @@ rule sample:
         text_encoder=flag("text_encoder"),
         lora_file=flag("lora_file"),
         spec=spec("sample"),
-        version=VERSIONS["sample"],
+        version=RULES["sample"].version,
     shell:
         "python -m dmd.stages.sample --denoiser {input.denoiser} {params.prompts} {params.text_encoder} "
         "{params.lora_file} --output {output} --spec {params.spec:q} --log {log}"
@@ -50,7 +50,7 @@ rule samples_manifest:
         runtime=60,
     params:
         spec=spec("samples_manifest"),
-        version=VERSIONS["manifest"],
+        version=RULES["samples_manifest"].version,
     shell:
         "python -m dmd.stages.manifest --blocks {input} --output {output} --spec {params.spec:q} --log {log}"
 
@@ -84,7 +84,7 @@ rule sheet:
         prompts=flag("prompts"),
         autoencoder=flag("autoencoder"),
         spec=spec("sheet"),
-        version=VERSIONS["sheet"],
+        version=RULES["sheet"].version,
     shell:
         "python -m dmd.stages.sheet --block {input.block} {params.prompts} {params.autoencoder} --output {output} "
         "--spec {params.spec:q} --log {log}"

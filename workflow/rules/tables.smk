@@ -32,7 +32,7 @@ rule tables:
             for path in sum((shown(metric, wildcards) for metric in ("fid", "classes", "clip")), timed(wildcards))
         ],
         spec=table_spec,
-        version=VERSIONS["tables"],
+        version=RULES["tables"].version,
     shell:
         "python -m dmd.stages.tables --scores {input.scores} {params.shown_scores} "
         "--classes {input.classes} {params.shown_classes} --clips {input.clips} {params.shown_clips} "
@@ -57,6 +57,6 @@ rule charts:
         runtime=10,
     params:
         spec=chart_spec,
-        version=VERSIONS["charts"],
+        version=RULES["charts"].version,
     shell:
         "python -m dmd.stages.charts --inputs {input} --output {output} --spec {params.spec:q} --log {log}"

@@ -21,7 +21,7 @@ rule teacher:
     params:
         source=source("teacher"),
         spec=spec("teacher"),
-        version=VERSIONS["teacher"],
+        version=RULES["teacher"].version,
     shell:
         "python -m dmd.stages.teacher {params.source} --output {output} --spec {params.spec:q} --log {log}"
 
@@ -47,7 +47,7 @@ rule text_encoder:
     params:
         source=source("teacher"),
         spec=spec("text_encoder"),
-        version=VERSIONS["text_encoder"],
+        version=RULES["text_encoder"].version,
     shell:
         "python -m dmd.stages.text_encoder {params.source} --output {output} --spec {params.spec:q} --log {log}"
 
@@ -73,7 +73,7 @@ rule autoencoder:
     params:
         source=source("teacher"),
         spec=spec("autoencoder"),
-        version=VERSIONS["autoencoder"],
+        version=RULES["autoencoder"].version,
     shell:
         "python -m dmd.stages.autoencoder {params.source} --output {output} --spec {params.spec:q} --log {log}"
 
@@ -99,6 +99,6 @@ rule tiny_autoencoder:
     params:
         source=source("teacher.tiny_autoencoder"),
         spec=spec("tiny_autoencoder"),
-        version=VERSIONS["autoencoder"],
+        version=RULES["tiny_autoencoder"].version,
     shell:
         "python -m dmd.stages.autoencoder {params.source} --output {output} --spec {params.spec:q} --log {log}"

@@ -18,13 +18,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from dmd.config import Json, load, read_yaml  # noqa: E402
-from dmd.experiments import BLOCK_RULES, Experiments  # noqa: E402
+from dmd.config import RULES, Experiments, Json, load, read_yaml  # noqa: E402
 from dmd.methods.phases import image_passes  # noqa: E402
 from dmd.networks.released import CIFAR10, IMAGENET64, SD15  # noqa: E402
 from workflow.scripts.memory import architecture, forward_operations  # noqa: E402
 from workflow.scripts.plan import SHARD_RULES, image_size, shard_bytes  # noqa: E402
-from workflow.scripts.rates import Job, network_calls  # noqa: E402
+from workflow.scripts.rates import Job, distill_numbers, network_calls  # noqa: E402
 
 PAPER: dict[str, dict[str, Any]] = {  # experiment -> network of its teacher, whose file need not be there
     "cifar10-uncond": CIFAR10 | {"num_classes": 0},
@@ -47,7 +46,7 @@ def main() -> None:
     if not parsed.rate > 0:
         parser.error(f"--rate must be more than 0, got {parsed.rate}")
     try:
-        experiments = Experiments(load(Path("config.yaml"), ROOT / "workflow" / "schemas" / "config.schema.yaml"))
+        experiments = Experiments(load())
         print("\n".join(table(experiments, parsed.experiments, rate=parsed.rate)), flush=True)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; python would flush once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,7 +73,7 @@ def table(experiments: Experiments, names: list[str], *, rate: float) -> Iterato
 def needed(experiments: Experiments, name: str, rule: str = "evaluate") -> set[Job]:
     """The jobs that an artifact takes where nothing is made yet; files to fetch have none."""
     owner = experiments.owner(name, rule)
-    blocks = experiments.blocks(name, rule) if rule in BLOCK_RULES else [None]
+    blocks = experiments.blocks(name, rule) if RULES[rule].blocks else [None]
     found = {Job(rule, owner, block) for block in blocks}
     return found.union(*(needed(experiments, *source[::-1]) for source in experiments.upstream(name, rule)))
 
@@ -105,10 +104,10 @@ def passes(experiments: Experiments, name: str, jobs: set[Job]) -> tuple[int, in
     totals = dict.fromkeys(SHARD_RULES, 0)
     for job in jobs:
         if job.rule in SHARD_RULES:
-            guided = experiments.section(job.experiment, job.rule).get("guidance", 1.0) != 1.0  # asks twice
+            guided = experiments.section(job.experiment, job.rule).guidance != 1.0  # asks twice
             totals[job.rule] += network_calls(experiments, job) * (1 + guided)
     distills = any(job.rule == "distill" for job in jobs)
-    distilled = sum(image_passes(experiments.section(name, "distill"))) if distills else 0
+    distilled = sum(image_passes(distill_numbers(experiments, name))) if distills else 0
     return totals["pairs"], distilled, totals["sample"]
 
 

@@ -25,9 +25,8 @@ sys.path.insert(0, str(ROOT))
 
 from dmd.artifacts import tensors as tensor_files  # noqa: E402
 from dmd.artifacts.files import canonical_json  # noqa: E402
-from dmd.config import load  # noqa: E402
-from dmd.distill_section import decoders  # noqa: E402
-from dmd.experiments import Experiments  # noqa: E402
+from dmd.config import Experiments, load  # noqa: E402
+from dmd.config.sections import DECODERS  # noqa: E402
 from dmd.methods.counting import weight_bytes  # noqa: E402
 from dmd.methods.memory import TEXT_LENGTH, distill_parts, largest_batch  # noqa: E402
 from dmd.methods.share import Share  # noqa: E402
@@ -35,6 +34,7 @@ from dmd.methods.unbuilt import counted, counted_distance, without_classes  # no
 from dmd.networks import build  # noqa: E402
 from dmd.networks.lora import size  # noqa: E402
 from dmd.networks.released import CIFAR10, IMAGENET64  # noqa: E402
+from workflow.scripts.rates import distill_numbers  # noqa: E402
 
 GIB = 2**30
 LPIPS = {"kind": "lpips", "size": 224}
@@ -73,16 +73,16 @@ def main() -> None:
             print("\n".join([*paper(), "", *operations()]))
         elif not parsed.experiments:
             parser.error("name an experiment, or give --paper")
-        config = load(Path("config.yaml"), ROOT / "workflow" / "schemas" / "config.schema.yaml")
+        experiments = Experiments(load())
         for name in parsed.experiments:
-            print("\n".join(plan(Experiments(config), name)))
+            print("\n".join(plan(experiments, name)))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
 def plan(experiments: Experiments, name: str) -> Iterator[str]:
     """Memory of one experiment's distillation, by purpose, then in total at other settings."""
-    numbers, network = experiments.section(name, "distill"), architecture(experiments, name)
+    numbers, network = distill_numbers(experiments, name), architecture(experiments, name)
     if network is None:
         yield f"memory of {name}: unknown until its teacher is there, whose file knows the network"
         return
@@ -97,13 +97,13 @@ def plan(experiments: Experiments, name: str) -> Iterator[str]:
 
 def paper() -> Iterator[str]:
     """The paper's experiments as a table: GiB on each GPU, and GB of disk."""
-    shipped = Experiments(load(ROOT / "config.yaml", ROOT / "workflow" / "schemas" / "config.schema.yaml"))
+    shipped = Experiments(load(ROOT / "config.yaml"))
     yield f"| experiment | GPUs | as in config.yaml | {' | '.join(VARIANTS)} | pairs, disk | samples, disk |"
     yield f"|---|---:|{'---:|' * (len(VARIANTS) + 3)}"
     for name, (network, batch, pairs, _, _) in PAPER.items():
         for processes in (1, 7):
             totals = []
-            for compute in (shipped.section(CONFIGURED[name], "distill")["compute"], *VARIANTS.values()):
+            for compute in (shipped.section(CONFIGURED[name], "distill").compute.whole(), *VARIANTS.values()):
                 numbers: dict[str, Any] = {"compute": compute, "processes": processes, "matching_batch_size": batch}
                 numbers |= {"regression_batch_size": batch, "regression_weight": 0.25, "regression_distance": LPIPS}
                 totals.append(sum(needed(network, {**numbers, "shared_noise": False, "fake_score": True}).values()))
@@ -165,23 +165,24 @@ def shard_bytes(network: dict[str, Any], num: int, *, arrays: int) -> int:
 
 def autoencoders(experiments: Experiments, name: str) -> tuple[str, ...]:
     """Arguments of the codecs of an experiment's distillation, of those whose files are there, in canonical JSON."""
-    rules = decoders(experiments.section(name, "distill"))
-    paths = [Path("results", experiments.path(name, rule)) for rule in rules]
+    decoders = experiments.section(name, "distill").method.decoders()
+    paths = [Path("results", experiments.path(name, rule)) for key, rule in DECODERS.items() if key in decoders]
     return tuple(canonical_json(tensor_files.load_metadata(path)["autoencoder"]) for path in paths if path.is_file())
 
 
 def architecture(experiments: Experiments, name: str) -> dict[str, Any] | None:
     """The network of generator and fake denoiser: that of the teacher's file, else as the configuration says."""
-    source = experiments.section(name, "distill")["start"] or name
+    source = experiments.section(name, "distill").start or name
     path = Path("results", experiments.path(source, "teacher"))
     if path.is_file():
         return tensor_files.load_metadata(path).get("network")
-    teacher, dataset = experiments.section(source, "teacher"), experiments.whole(source).get("dataset", {})
-    if teacher["kind"] != "train":
+    teacher, dataset = experiments.section(source, "teacher"), experiments.section(source, "dataset")
+    if teacher.kind != "train":
         return None
     known = {"digits": (1, 8, 10), "gaussian-mixture": (2, 1, 0)}
-    channels, resolution, classes = known.get(dataset["kind"], (dataset.get("channels"), dataset.get("resolution"), 0))
-    return {**teacher["network"], "channels": channels, "resolution": resolution, "num_classes": classes}
+    own = getattr(dataset, "channels", None), getattr(dataset, "resolution", None), 0
+    channels, resolution, classes = known.get(dataset.kind, own)
+    return {**teacher.network.whole(), "channels": channels, "resolution": resolution, "num_classes": classes}
 
 
 if __name__ == "__main__":

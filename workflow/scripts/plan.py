@@ -22,9 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from dmd.checks import unknown_experiment  # noqa: E402
-from dmd.config import ConfigError, Json, load  # noqa: E402
-from dmd.experiments import Experiments  # noqa: E402
+from dmd.config import ConfigError, Configuration, Experiments, load, unknown_experiment  # noqa: E402
+from dmd.config.sections import ImageDataset  # noqa: E402
 from workflow.scripts.rates import Job, Rates, group, job_of, measured_rates, network_calls, num_images, work  # noqa: E402
 
 SHARD_RULES = ("pairs", "sample")  # rules that make shards
@@ -37,10 +36,10 @@ def main() -> None:
     parser.add_argument("--record", type=Path, help="write the rates of finished jobs to this file")
     parsed = parser.parse_args()
     try:
-        config = load(Path("config.yaml"), ROOT / "workflow" / "schemas" / "config.schema.yaml")
+        config = load()
         experiments = Experiments(config)
         rates = measured_rates(experiments)
-        sizes = {entry["file"]: entry["size"] for entry in config["inputs"].values()}
+        sizes = {entry.file: entry.size for entry in config.inputs.values()}
         if parsed.record:
             parsed.record.write_text(json.dumps(rates, indent=1, sort_keys=True) + "\n")
         else:
@@ -73,21 +72,21 @@ def planned(experiments: Experiments, experiment: str | None) -> list[Job]:
     return [job_of(rule, Path(output)) for rule, output in jobs]
 
 
-def stored(experiments: Experiments, jobs: list[Job], config: Json) -> tuple[set[Job], str]:
+def stored(experiments: Experiments, jobs: list[Job], config: Configuration) -> tuple[set[Job], str]:
     """Jobs of `pairs` whose block a storage has, and a line that says so; nothing where there is no storage."""
     blocks = [job for job in jobs if job.rule == "pairs"]
-    place = config["storage"]
+    place = config.storage
     if place is None or not blocks:
         return set(), ""
     from dmd.artifacts.storage import Storage
 
     paths = [Path("results", experiments.path(job.experiment, "pairs", job.block or (0, 0))) for job in blocks]
     try:
-        sizes = Storage({**place, "folder": "results"}).sizes(paths)
+        sizes = Storage(place.settings("results")).sizes(paths)
     except ValueError as error:
         return set(), f"\nThe storage could not be asked for blocks of pairs: {error}"
     away = {job for job, size in zip(blocks, sizes, strict=True) if size is not None}
-    line = f"\n{len(away)} blocks of pairs lie in {place['prefix']} and are not counted: a job each takes them,"
+    line = f"\n{len(away)} blocks of pairs lie in {place.prefix} and are not counted: a job each takes them,"
     return away, f"{line} unless they were made from another teacher or by other numbers." if away else ""
 
 
@@ -104,7 +103,7 @@ def shard_bytes(experiments: Experiments, job: Job, values: int, text: int) -> i
 
     values, text: how many numbers an image has, and its text states.
     """
-    half = experiments.section(job.experiment, job.rule).get("dtype") == "float16"
+    half = getattr(experiments.section(job.experiment, job.rule), "dtype", "float32") == "float16"
     members = [8, values * (2 if half else 4)]  # label, image
     if job.rule == "pairs":
         members += [4 * values, *([2 * text] if text else [])]  # noise, text states
@@ -123,12 +122,13 @@ def image_size(experiments: Experiments, experiment: str) -> tuple[int, int] | N
 
         metadata = tensors.load_metadata(path)
         return math.prod(metadata["shape"]), math.prod(metadata.get("text", {"none": 0}).values())
-    if experiments.section(experiment, "teacher")["kind"] == "stable-diffusion":
+    if experiments.section(experiment, "teacher").kind == "stable-diffusion":
         return 4 * 64 * 64, 77 * 768
-    if (dataset := experiments.whole(experiment).get("dataset")) is None:
+    if (dataset := experiments.whole(experiment).dataset) is None:
         return None
-    side, channels = {"digits": (8, 1), "gaussian-mixture": (1, 2)}.get(dataset["kind"], (0, 0))
-    return int(dataset.get("channels", channels) * dataset.get("resolution", side) ** 2), 0
+    if isinstance(dataset, ImageDataset):
+        return dataset.channels * dataset.resolution**2, 0
+    return {"digits": 64, "gaussian-mixture": 2}[dataset.kind], 0
 
 
 def table(experiments: Experiments, jobs: list[Job], rates: Rates, sizes: Mapping[str, int | None]) -> str:

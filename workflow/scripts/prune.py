@@ -16,9 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from dmd.artifacts.audit import refuse_while_writing  # noqa: E402
-from dmd.config import Json, load  # noqa: E402
-from dmd.experiments import BLOCK_RULES, Experiments  # noqa: E402
-from dmd.layout import BESIDE, FILES, TARS  # noqa: E402
+from dmd.config import RULES, Configuration, Experiments, load  # noqa: E402
+from dmd.config.rules import ARTIFACTS  # noqa: E402
 
 SCRATCH = ("checkpoints", "grids", "tensorboard")
 
@@ -29,7 +28,7 @@ def main() -> None:
     parser.add_argument("--delete", action="store_true", help="remove them")
     parsed = parser.parse_args()
     try:
-        config = load(Path("config.yaml"), ROOT / "workflow" / "schemas" / "config.schema.yaml")
+        config = load()
         refuse_while_writing(Path("results"))
         found = unowned(Path("results"), config)
     except ValueError as error:
@@ -45,13 +44,13 @@ def main() -> None:
     print(f"{len(found)} files, {size / 2**20:.1f} MiB, {verb}")
 
 
-def unowned(results: Path, config: Json) -> list[Path]:
+def unowned(results: Path, config: Configuration) -> list[Path]:
     """Files below `results` that neither are an artifact of an experiment nor belong to one."""
     experiments = Experiments(config)
     owned = {"README.md", "report.html", *shared_files(config)}
     scratch = {"logs/slurm"}
     for experiment in experiments.merged:
-        for rule in FILES:
+        for rule in ARTIFACTS:
             if not experiments.has(experiment, rule):
                 continue
             owner = experiments.owner(experiment, rule)
@@ -67,27 +66,27 @@ def unowned(results: Path, config: Json) -> list[Path]:
 def files_of(experiments: Experiments, experiment: str, rule: str, owner: str) -> Iterator[str]:
     """Artifacts, tars, logs and benchmarks of one rule of one experiment."""
     jobs = [rule]
-    if rule in BLOCK_RULES:
+    if RULES[rule].blocks:
         blocks = experiments.blocks(experiment, rule)
         jobs = [f"{rule}-{first:05d}-{last:05d}" for first, last in blocks]
         yield from (experiments.path(experiment, rule, block) for block in blocks)
-        if rule in TARS:
-            yield from (f"{owner}/{TARS[rule].format(shard=shard)}" for shard in range(blocks[-1][1] + 1))
+        if tars := RULES[rule].tars:
+            yield from (f"{owner}/{tars.format(shard=shard)}" for shard in range(blocks[-1][1] + 1))
     else:
         yield experiments.path(experiment, rule)
-    yield from (f"{owner}/{name}" for name in BESIDE.get(rule, ()))
+    yield from (f"{owner}/{name}" for name in RULES[rule].files[1:])
     for job in jobs:
         yield from (f"{owner}/logs/{job}.log", f"{owner}/benchmarks/{job}.tsv")
 
 
-def shared_files(config: Json) -> Iterator[str]:
+def shared_files(config: Configuration) -> Iterator[str]:
     """Tables, charts, and logs of what was fetched."""
-    for name in config["tables"]:
+    for name in config.tables:
         yield from (f"tables/{name}.md", f"tables/{name}.csv", f"logs/tables-{name}.log")
-    for name in config["charts"]:
+    for name in config.charts:
         yield from (f"tables/{name}.png", f"logs/charts-{name}.log")
-    for entry in config["inputs"].values():
-        yield f"logs/fetch/{entry['file']}.log"
+    for entry in config.inputs.values():
+        yield f"logs/fetch/{entry.file}.log"
 
 
 def is_owned(path: Path, owned: set[str], scratch: set[str]) -> bool:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dmd.experiments import Experiments
-from dmd.layout import FILES, TABLES
+from dmd.config import Experiments
+from dmd.config.rules import ARTIFACTS, TABLES
 from dmd.methods.phases import num_passes
+from dmd.stages.section_numbers import numbers_of
 
 Rates = dict[str, dict[str, float]]  # owner of the teacher -> rule -> CPU seconds per unit of work
 BLOCK = re.compile(r"(\d{5})-(\d{5})")
@@ -45,27 +46,34 @@ def num_images(experiments: Experiments, job: Job) -> int:
     if job.block is None or job.rule not in ("pairs", "sample", "features"):
         return 0
     section = experiments.section(job.experiment, "pairs" if job.rule == "pairs" else "sample")
-    return (job.block[1] - job.block[0] + 1) * int(section["shard_size"])
+    return (job.block[1] - job.block[0] + 1) * int(section.shard_size)
 
 
 def network_calls(experiments: Experiments, job: Job) -> int:
     """Calls of the network per image, times images: Heun's last step has one, its others two; PNDM's second is two."""
     if job.rule not in ("pairs", "sample"):
         return 0
-    solver = experiments.section(job.experiment, job.rule)["solver"]
-    steps = solver.get("steps", 1)
+    solver = experiments.section(job.experiment, job.rule).solver
+    steps = getattr(solver, "steps", 1)
     calls = {"heun": 2 * steps - 1, "heun-discrete": 2 * steps - 1, "pndm": steps + 1}
-    return num_images(experiments, job) * int(calls.get(solver["name"], steps))
+    return num_images(experiments, job) * int(calls.get(solver.name, steps))
 
 
 def work(experiments: Experiments, job: Job) -> int:
     """Units of work of a job: updates (teacher), passes of a network over a batch, one with its gradient counted 3
     (distill), network calls on an image (pairs, sample), images (features), or 1 (all others)."""
     if job.rule == "teacher":
-        return int(experiments.section(job.experiment, "teacher").get("training", {}).get("updates", 1))
+        training = getattr(experiments.section(job.experiment, "teacher"), "training", None)
+        return sum(phase.updates for phase in training.method.phases) if training else 1
     if job.rule == "distill":
-        return num_passes(experiments.section(job.experiment, "distill"))
+        return num_passes(distill_numbers(experiments, job.experiment))
     return network_calls(experiments, job) or num_images(experiments, job) or 1
+
+
+def distill_numbers(experiments: Experiments, experiment: str) -> Any:
+    """The numbers of an experiment's distillation."""
+    whole = experiments.whole(experiment)
+    return numbers_of(experiments.section(experiment, "distill"), whole.device, whole.threads)
 
 
 def group(experiments: Experiments, experiment: str) -> str:
@@ -95,7 +103,7 @@ def _finished(experiments: Experiments) -> Iterator[tuple[Path, Job]]:
     for path in sorted(Path("results").glob("*/benchmarks/*.tsv")):
         rule = BLOCK.sub("", path.stem).rstrip("-")
         job = job_of(rule, Path("results", path.parts[1], path.name))
-        if rule in FILES and job.experiment in experiments.merged and experiments.has(job.experiment, rule):
+        if rule in ARTIFACTS and job.experiment in experiments.merged and experiments.has(job.experiment, rule):
             yield path, job
 
 

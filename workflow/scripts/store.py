@@ -15,8 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 from dmd.artifacts import manifest, record  # noqa: E402
 from dmd.artifacts.storage import Storage  # noqa: E402
-from dmd.config import load  # noqa: E402
-from dmd.experiments import Experiments  # noqa: E402
+from dmd.config import Experiments, load  # noqa: E402
 
 
 def main() -> None:
@@ -25,10 +24,10 @@ def main() -> None:
     parser.add_argument("experiment", help="an experiment of config.yaml")
     parsed = parser.parse_args()
     try:
-        config = load(Path("config.yaml"), ROOT / "workflow" / "schemas" / "config.schema.yaml")
-        if config["storage"] is None:
+        config = load()
+        if config.storage is None:
             raise ValueError("storage: null; name a prefix in config.yaml")
-        storage = Storage({**config["storage"], "folder": "results"}, log=lambda line: print(line, file=sys.stderr))
+        storage = Storage(config.storage.settings("results"), log=lambda line: print(line, file=sys.stderr))
         experiments = Experiments(config)
         for block in experiments.blocks(parsed.experiment, "pairs"):
             store(storage, Path("results", experiments.path(parsed.experiment, "pairs", block)))

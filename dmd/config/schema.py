@@ -1,0 +1,83 @@
+"""The JSON schema of config.yaml, for editors: `python -m dmd.config.schema` writes it.
+
+It is of the file as written: an experiment may leave out what it inherits, so nothing of it is required.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from dmd.config.sections import NAME, Experiment, File
+
+PATH = Path(__file__).resolve().parents[2] / "workflow" / "schemas" / "config.schema.json"
+SEEDS = {
+    "type": "array",
+    "minItems": 1,
+    "uniqueItems": True,
+    "items": {"type": "integer", "minimum": 0},
+    "description": "the first is this experiment; each other one adds NAME-seedN. Not inherited",
+}
+
+
+def schema() -> dict[str, Any]:
+    """The schema of the whole file."""
+    parts = models_json_schema([(File, "validation"), (Experiment, "validation")])[1]["$defs"]
+    whole: dict[str, Any] = parts.pop("File")
+    used = _references(parts["Experiment"], parts)
+    parts |= {name: _partial(parts[name]) for name in used | {"Experiment"}}
+    parts["Experiment"]["properties"] = {
+        "extends": {"type": "string", "pattern": NAME, "description": "the experiment that the rest is inherited from"},
+        **parts["Experiment"]["properties"],
+    }
+    parts["Distill"]["properties"]["seeds"] = SEEDS
+    whole["properties"]["experiments"]["patternProperties"] = {NAME: {"$ref": "#/$defs/Experiment"}}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole, "$defs": parts}
+
+
+def _references(value: Any, parts: dict[str, Any]) -> set[str]:
+    """Names of all parts that a value is made of."""
+    names: set[str] = set()
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            if (name := str(item.get("$ref", "")).removeprefix("#/$defs/")) and name not in names:
+                names.add(name)
+                waiting.append(parts[name])
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
+    return names
+
+
+def _partial(value: Any) -> Any:
+    """A schema in which nothing is required, and which of several sections it is may be inherited."""
+    if isinstance(value, list):
+        return [_partial(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {key: item for key, item in value.items() if key != "discriminator" and not _is_list(key, item, "required")}
+    return {"anyOf" if key == "oneOf" else key: _partial(item) for key, item in kept.items()}
+
+
+def _is_list(key: str, item: Any, wanted: str) -> bool:
+    return key == wanted and isinstance(item, list)
+
+
+def text() -> str:
+    """The file as it is tracked."""
+    return json.dumps(schema(), indent=1) + "\n"
+
+
+def main() -> None:
+    """Writes the file."""
+    PATH.write_text(text())
+    print(PATH)
+
+
+if __name__ == "__main__":
+    main()

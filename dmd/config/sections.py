@@ -1,0 +1,741 @@
+"""Sections of an experiment other than its trainings, and the parts of the file around them. No torch here."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, WrapValidator, model_validator
+
+from dmd.config.method import TEACHER
+from dmd.config.methods import Dmd
+from dmd.config.section import NAMED, Count, Decay, Digest, Many, Path, Pinned, Positive, Section, Whole, refuse
+from dmd.config.training import Compute, Distill, TeacherTraining
+
+NUM_SEEDS = 2**32  # torch's generator on the CPU keeps the low 32 bits of a seed
+NAME = "^[a-z0-9][a-z0-9-]*$"
+RESERVED = ("tables", "logs")  # folders of results/ that are no experiment
+IMPORTED = ("edm", "diffusers", "openai", "stable-diffusion")  # teachers that come from files and need no dataset
+LATENT = ("stable-diffusion",)  # kinds of teachers that always work on latents of prompts
+DECODERS = {"tiny": "tiny_autoencoder", "full": "autoencoder"}  # decoder of latents -> the rule that makes it
+
+
+def _free(name: str) -> str:
+    if name in RESERVED:
+        raise ValueError(f"{name} is a folder of results/ that is no experiment's; take another name")
+    return name
+
+
+def _count_or_all(value: Any, handler: Any) -> Any:
+    """One message for both cases of a union of a number and a word."""
+    try:
+        return handler(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is neither a count of at least 1 nor 'all'") from None
+
+
+Name = Annotated[str, Field(pattern=NAME), AfterValidator(_free)]
+NoiseSeed = Annotated[Whole, Field(le=NUM_SEEDS - 1, description="the generator of noise keeps 32 bits of a seed")]
+Guidance = Annotated[float, Field(ge=1, description="classifier-free, of a text teacher; 1 = none")]
+Text = Annotated[str, Field(min_length=1)]
+PinnedFolder = Annotated[
+    str | None,
+    Field(
+        pattern="^[0-9a-f]{8,64}$",
+        description="source_sha256 of the metadata of what is made of the folder, or its first digits; null = any",
+    ),
+]
+
+
+class DigitsDataset(Section):
+    """scikit-learn's handwritten digits, 8x8 pixels."""
+
+    kind: Literal["digits"]
+    split_seed: Whole = 0
+    num_training: Annotated[Count, Field(le=1796)] = 1000
+
+
+class ImageDataset(Section):
+    """A folder of images."""
+
+    kind: Literal["images"]
+    folder: Path = NAMED
+    labels: str = Field(
+        "none", pattern=r"^(none|folders|.*\.csv)$", description="none, folders or the path of a .csv file"
+    )
+    resolution: Count
+    channels: Literal[1, 3] = 3
+    resize: Literal["lanczos", "bicubic", "box"] = "lanczos"
+    crop: Literal["center", "none"] = "center"
+    split_seed: Whole = 0
+    num_held_out: Annotated[Count | Literal["all"], WrapValidator(_count_or_all)] = Field(
+        description="all: nothing is trained on them"
+    )
+
+
+class MixtureDataset(Section):
+    """Points of a Gaussian mixture in the plane."""
+
+    kind: Literal["gaussian-mixture"]
+    means: Annotated[Many[Annotated[tuple[float, float], Field(strict=False)]], Field(min_length=1)]
+    stds: Annotated[Many[Positive], Field(min_length=1)]
+    weights: Annotated[Many[Positive], Field(min_length=1)]
+    num_training: Count
+    num_held_out: Count
+    seed: Whole = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> MixtureDataset:
+        lengths = {key: len(getattr(self, key)) for key in ("means", "stds", "weights")}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"means, stds and weights differ in length: {lengths}")
+        return self
+
+
+class UNet(Section):
+    """The U-Nets of EDM (Karras et al. 2022) and ADM (Dhariwal and Nichol 2021)."""
+
+    kind: Literal["adm", "ddpmpp", "ncsnpp"]
+    width: Count = Field(description="channels at multiplier 1")
+    multipliers: Annotated[Many[Count], Field(min_length=1)]
+    blocks: Count = Field(description="per level")
+    attention: Many[Count] = Field(description="resolutions with attention")
+    dropout: Decay = 0.0
+
+
+class Mlp(Section):
+    """A multilayer perceptron, for points of the plane."""
+
+    kind: Literal["mlp"]
+    width: Count
+    layers: Count
+
+
+class TrainedTeacher(Section):
+    """A denoiser trained on the dataset."""
+
+    kind: Literal["train"]
+    network: Annotated[UNet | Mlp, Field(discriminator="kind")]
+    training: TeacherTraining
+
+
+class MixtureTeacher(Section):
+    """The exact denoiser of a dataset of kind gaussian-mixture."""
+
+    kind: Literal["gaussian-mixture"]
+
+
+class EdmTeacher(Section):
+    """A file that NVIDIA released with EDM."""
+
+    kind: Literal["edm"]
+    file: Path = NAMED
+    sha256: Pinned = None
+
+
+class OpenaiTeacher(Section):
+    """The EDM teacher of the consistency models (Song et al. 2023), as OpenAI released it."""
+
+    kind: Literal["openai"]
+    file: Path = NAMED
+    sha256: Pinned = None
+    resolution: Count = Field(64, description="side of the images; the file does not say it")
+
+
+class DiffusersTeacher(Section):
+    """A pipeline saved by diffusers."""
+
+    kind: Literal["diffusers"]
+    folder: Path = Field(NAMED, description="from the folder of config.yaml")
+    sha256: PinnedFolder = None
+    latent: bool = Field(False, description="the pipeline works on latents of its vae, an AutoencoderKL")
+
+
+class TinyAutoencoder(Section):
+    """An AutoencoderTiny saved by diffusers, which decodes latents faster."""
+
+    folder: Path = NAMED
+    sha256: PinnedFolder = None
+
+
+class StableDiffusionTeacher(Section):
+    """A Stable Diffusion pipeline saved by diffusers."""
+
+    kind: Literal["stable-diffusion"]
+    folder: Path = Field(NAMED, description="from the folder of config.yaml")
+    sha256: PinnedFolder = None
+    tiny_autoencoder: TinyAutoencoder | None = None
+
+
+class DigitsFeatures(Section):
+    """The small classifier of digits that the repository ships."""
+
+    kind: Literal["digits32"]
+    file: Path = NAMED
+    sha256: Digest
+
+
+class CoordinateFeatures(Section):
+    """Points themselves."""
+
+    kind: Literal["coordinates"]
+
+
+class PixelFeatures(Section):
+    """Pixels of the image in a small size."""
+
+    kind: Literal["pixels"]
+    size: Count = Field(8, description="side in pixels after area resizing")
+
+
+class InceptionFeatures(Section):
+    """The Inception network of 2015 (Szegedy et al.), which FID is defined by."""
+
+    kind: Literal["inception"]
+    file: Path = NAMED
+    sha256: Pinned = None
+    batch_size: Count = Field(64, description="images at once, enlarged to 299x299")
+    resize: Literal["tf", "clean"] = Field(
+        "tf", description="how: inside the network, or as clean-fid does (Pillow, bicubic)"
+    )
+
+
+class Resize(Section):
+    """Another size of 8-bit images before the feature network sees them."""
+
+    size: Count = Field(description="of both sides, in pixels")
+    filter: Literal["lanczos", "bicubic", "box"] = Field("lanczos", description="of Pillow")
+
+
+class Protocol(Section):
+    """What is done to images before the feature network sees them."""
+
+    quantise: Annotated[Count, Field(ge=2)] | None = Field(None, description="grey levels; null = float images")
+    resize: Resize | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Protocol:
+        if self.resize and self.quantise != 256:
+            raise ValueError(f"resize: works on 8-bit images, so quantise must be 256, not {self.quantise}")
+        return self
+
+
+class Moments(Section):
+    """.npz of mean (mu) and covariance (sigma) of real features, in place of a dataset."""
+
+    file: Path = NAMED
+    sha256: Pinned = None
+
+
+class Reference(Section):
+    """The real data that samples are compared with."""
+
+    features: Annotated[
+        DigitsFeatures | CoordinateFeatures | PixelFeatures | InceptionFeatures, Field(discriminator="kind")
+    ]
+    protocol: Protocol = Protocol()
+    moments: Moments | None = Field(None, description="in place of a dataset; null drops the parent's")
+    against: Literal["held_out", "training"] = Field("held_out", description="the split of the dataset")
+    floor_draws: Count = 20
+    seed: Whole = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Reference:
+        refuse(self._contradictions())
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        if self.moments and "against" in self.model_fields_set:
+            yield f"against: {self.against} is a split of a dataset, but reference.moments stands for it"
+        if self.features.kind == "inception" and self.protocol.quantise != 256:
+            levels = self.protocol.quantise
+            yield f"protocol.quantise: {levels}, but features of kind inception are those of 8-bit images: 256"
+
+
+class PromptFile(Section):
+    """All rows of a table, in their order."""
+
+    kind: Literal["file"]
+    file: Path = Field(NAMED, description="parquet")
+    sha256: Pinned = None
+    column: Text = "prompt"
+
+
+class CocoPrompts(Section):
+    """The first caption of each of `num` images, drawn by `seed`."""
+
+    kind: Literal["coco"]
+    file: Path = Field(NAMED, description="annotations/captions_val2014.json")
+    sha256: Pinned = None
+    num: Count | None = Field(None, description="null = all images")
+    seed: Whole = 0
+
+
+class PinnedFile(Section):
+    """A file from outside."""
+
+    file: Path = NAMED
+    sha256: Pinned = None
+
+
+class LaionPrompts(Section):
+    """Distinct texts of rows with a score of `threshold` or more, in an order that `seed` decides."""
+
+    kind: Literal["laion"]
+    files: Annotated[Many[PinnedFile], Field(min_length=1, description="parquet")]
+    text_column: Text = "TEXT"
+    score_column: Text = "AESTHETIC_SCORE"
+    threshold: float
+    num: Count | None = Field(None, description="of prompts; null = all")
+    seed: Whole = 0
+
+
+class OdeSolver(Section):
+    """The deterministic sampler of EDM (Karras et al. 2022, Algorithm 1), or its first order."""
+
+    name: Literal["heun", "euler"]
+    steps: Count = 18
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 80.0
+    rho: Positive = 7.0
+
+
+class ScheduledSolver(Section):
+    """A scheduler of diffusers with the noise levels of the teacher."""
+
+    name: Literal["pndm", "ddim", "dpmsolver++", "unipc", "heun-discrete", "euler-discrete", "lcm"]
+    steps: Count
+    spacing: Literal["leading", "trailing", "linspace"] | None = Field(
+        None, description="of timesteps; null: the scheduler's own"
+    )
+
+
+class OneStepSolver(Section):
+    """One call of a generator."""
+
+    name: Literal["one-step"]
+
+
+class FlowSolver(Section):
+    """Euler steps of a rectified flow (Liu et al. 2023)."""
+
+    name: Literal["rectified-flow"]
+    steps: Count
+
+
+PairSolver = Annotated[OdeSolver | ScheduledSolver, Field(discriminator="name")]
+SampleSolver = Annotated[OneStepSolver | OdeSolver | ScheduledSolver | FlowSolver, Field(discriminator="name")]
+Dataset = Annotated[DigitsDataset | ImageDataset | MixtureDataset, Field(discriminator="kind")]
+Teacher = Annotated[
+    TrainedTeacher | MixtureTeacher | EdmTeacher | DiffusersTeacher | OpenaiTeacher | StableDiffusionTeacher,
+    Field(discriminator="kind"),
+]
+Prompts = Annotated[PromptFile | CocoPrompts | LaionPrompts, Field(discriminator="kind")]
+
+
+class Pairs(Section):
+    """Noises and the images that the teacher's ODE makes of them."""
+
+    num_pairs: Count
+    shard_size: Count = Field(description="pairs in one tar")
+    shards_per_job: Count = 1
+    first_seed: NoiseSeed = 2147483648
+    batch_size: Count = 64
+    labels: Literal["random", "balanced"] = "random"
+    solver: PairSolver = OdeSolver(name="heun")
+    guidance: Guidance = 1.0
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="of the images on disk; noise is float32, text float16"
+    )
+    compute: Compute = Compute()
+
+    @property
+    def seeds(self) -> range:
+        """Seeds of the noise."""
+        return range(self.first_seed, self.first_seed + self.num_pairs)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Pairs:
+        refuse([*_uneven("num_pairs", self.num_pairs, self.shard_size), *_seeds_at_end(self.seeds)])
+        return self
+
+
+class Lora(Section):
+    """LoRA of others, as LCM-LoRA is distributed (pytorch_lora_weights.safetensors), added to the teacher's weights."""
+
+    file: Path = NAMED
+    sha256: Pinned = None
+    scale: float = Field(1.0, description="how much of it is added")
+
+
+class Sample(Section):
+    """Images of the generator or of the teacher, to be scored."""
+
+    source: Literal["generator", "teacher"] = Field("generator", alias="from")
+    weights: Literal["ema", "raw"] = Field("ema", description="of a generator")
+    lora: Lora | None = None
+    solver: SampleSolver = OneStepSolver(name="one-step")
+    prompts: Prompts | None = None
+    guidance: Guidance = 1.0
+    num_samples: Count = Field(description="per repetition")
+    repetitions: Count = 1
+    shard_size: Count = Field(description="samples in one tar")
+    shards_per_job: Count = 1
+    first_seed: NoiseSeed = 0
+    batch_size: Count = 64
+    labels: Literal["random", "balanced"] = "random"
+    compute: Compute = Compute()
+
+    @property
+    def seeds(self) -> range:
+        """Seeds of the noise of all repetitions."""
+        return range(self.first_seed, self.first_seed + self.num_samples * self.repetitions)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Sample:
+        refuse(self._contradictions())
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        yield from _uneven("num_samples", self.num_samples, self.shard_size)
+        yield from _seeds_at_end(self.seeds)
+        generated = self.source == "generator"
+        if generated != (self.solver.name == "one-step"):
+            wants = "one-step" if generated else "heun or euler, or a scheduler"
+            yield f"solver.name: from {self.source} wants {wants}, not {self.solver.name}"
+        if generated and self.guidance != 1:
+            yield f"guidance: {self.guidance}, but a one-step generator is drawn without"
+        if generated and self.lora is not None:
+            yield f"lora: {self.lora.file} is added to a teacher, but sample.from is generator"
+
+
+class InceptionScore(Section):
+    """How the Inception Score is computed, on request."""
+
+    splits: Count = 10
+    seed: Annotated[Whole, Field(le=NUM_SEEDS - 1)] = Field(2020, description="of the shuffle; torch-fidelity's")
+
+
+class Clip(Section):
+    """CLIP score of samples and their captions (sample.prompts): clip.json."""
+
+    folder: Path = Field(
+        NAMED, description="CLIPModel, tokenizer and image processor as transformers saves them; safetensors"
+    )
+    sha256: PinnedFolder = Field(
+        None,
+        description="of names and digests of its files, see clip.json, or the first digits; null = any, and the score "
+        "is called after the folder",
+    )
+    prefix: str = Field("A photo depicts ", description="what each caption begins with")
+
+
+class Latency(Section):
+    """How latency.json is measured, on request."""
+
+    batch_sizes: Annotated[Many[Count], Field(min_length=1)] = Field(
+        (1,), description="images at once; the first is the one that counts"
+    )
+    repeats: Count = Field(30, description="batches whose median is taken")
+    warmup: Whole = Field(5, description="batches before them")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float16", description="of weights and passes; the paper's"
+    )
+    decoder: Literal["full", "tiny"] = Field(
+        "full", description="the autoencoder of the teacher or teacher.tiny_autoencoder"
+    )
+
+
+class Evaluate(Section):
+    """Scores of samples."""
+
+    neighbours: Count = 3
+    kid_subset: Annotated[Count, Field(ge=2)] | None = Field(
+        None, description="samples; null = all; 1000 = torch-fidelity's default"
+    )
+    inception_score: InceptionScore = InceptionScore()
+    clip: Clip | None = None
+    latency: Latency = Latency()
+    seed: Whole = 0
+
+
+class Asked(Section):
+    """What a cluster is asked for, where it is not what the rule says."""
+
+    memory_mb: Count | None = Field(None, description="of the CPU; of distill for each process")
+    hours: Positive | None = None
+
+
+class AskedNodes(Asked):
+    """The same, of a distillation."""
+
+    nodes: Count = Field(1, description="machines; each gets an equal part of distill.processes")
+
+
+class Resources(Section):
+    """What a cluster is asked for, for each job of a rule; changes no bytes."""
+
+    teacher: Asked = Asked()
+    reference: Asked = Asked()
+    prompts: Asked = Asked()
+    captions: Asked = Asked()
+    pairs: Asked = Asked()
+    pairs_manifest: Asked = Asked()
+    distill: AskedNodes = AskedNodes()
+    sample: Asked = Asked()
+    features: Asked = Asked()
+    evaluate: Asked = Asked()
+    pictures: Asked = Asked()
+    latency: Asked = Asked()
+
+
+class Experiment(Section):
+    """One experiment, merged with what it extends."""
+
+    device: Literal["auto", "cpu"] = "auto"
+    threads: Count = Field(1, description="torch threads; more or fewer give other bytes")
+    resources: Resources = Resources()
+    dataset: Dataset | None = None
+    teacher: Teacher | None = None
+    reference: Reference | None = None
+    prompts: Prompts | None = None
+    pairs: Pairs | None = None
+    distill: Distill | None = None
+    sample: Sample | None = None
+    evaluate: Evaluate | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_empty_section(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            empty = [key for key, section in value.items() if section is None and key in cls.model_fields]
+            refuse(f"{key}: null is no section; leave the key out" for key in empty)
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Experiment:
+        refuse([*self._data_contradictions(), *self._text_contradictions(), *self._distill_contradictions()])
+        return self
+
+    def _data_contradictions(self) -> Iterator[str]:
+        """Between the dataset and what is made from it, and between ranges of seeds."""
+        dataset, reference = self.dataset, self.reference
+        all_held_out = isinstance(dataset, ImageDataset) and dataset.num_held_out == "all"
+        if isinstance(self.teacher, MixtureTeacher) and not isinstance(dataset, MixtureDataset):
+            found = dataset.kind if dataset else None
+            yield f"teacher.kind: gaussian-mixture needs a dataset of that kind, not {found}"
+        if isinstance(self.teacher, TrainedTeacher) and all_held_out:
+            yield "dataset.num_held_out: all images are held out, but teacher.kind is train: none is left to train on"
+        if reference and not reference.moments and dataset is None:
+            yield "reference: needs a section dataset, or reference.moments with a file of mean and covariance"
+        if reference and not reference.moments and "against" in reference.model_fields_set and all_held_out:
+            yield f"reference.against: {reference.against} is a split, but dataset.num_held_out is all"
+        if self.evaluate and self.evaluate.clip and not (self.sample and self.sample.prompts):
+            yield "evaluate.clip: needs sample.prompts, the captions that images are compared with"
+        if self.pairs and self.sample:
+            drawn, taught = self.sample.seeds, self.pairs.seeds
+            if max(drawn.start, taught.start) < min(drawn.stop, taught.stop):
+                yield (
+                    f"sample.first_seed: seeds {drawn.start}..{drawn.stop - 1} of the samples overlap "
+                    f"{taught.start}..{taught.stop - 1} of the pairs, "
+                    "but nothing may be scored on noise it was regressed on"
+                )
+
+    def _text_contradictions(self) -> Iterator[str]:
+        """Prompts and guidance belong to teachers of text, schedulers to teachers that have one."""
+        if self.teacher is None:
+            return
+        kind = self.teacher.kind
+        text = kind in LATENT
+        for section, key, prompts in (
+            (self.pairs, "pairs", self.prompts),
+            (self.sample, "sample", self.sample and self.sample.prompts),
+        ):
+            if section is None:
+                continue
+            if bool(prompts) != text:
+                place, word = (
+                    ("prompts" if key == "pairs" else "sample.prompts"),
+                    ("needs texts that" if text else "knows no text, but"),
+                )
+                yield f"{place}: a teacher of kind {kind} {word} {key} are made of"
+            if section.guidance != 1 and not text:
+                yield f"{key}.guidance: {section.guidance}, but a teacher of kind {kind} knows no guidance"
+            if isinstance(section.solver, ScheduledSolver | FlowSolver) and kind not in (
+                "stable-diffusion",
+                "diffusers",
+            ):
+                name = section.solver.name
+                yield f"{key}.solver.name: {name} takes the scheduler of the teacher, which kind {kind} has none of"
+
+    def _distill_contradictions(self) -> Iterator[str]:
+        """Between the distillation and the pairs, the teacher and the machines."""
+        if self.distill is None:
+            return
+        method, nodes = self.distill.method, self.resources.distill.nodes
+        if self.distill.processes % nodes:
+            processes = self.distill.processes
+            yield f"resources.distill.nodes: {nodes} cannot share {processes} processes evenly (distill.processes)"
+        if isinstance(method, Dmd):
+            yield from self._dmd_contradictions(method)
+        if self.teacher is None:
+            return
+        kind = self.teacher.kind
+        guidance = method.roles()[TEACHER].guidance if TEACHER in method.roles() else 1
+        if guidance != 1 and kind not in LATENT:
+            yield f"distill.method.guidance: {guidance}, but a teacher of kind {kind} knows no empty prompt"
+        for name in method.decoders():
+            if name == "tiny" and getattr(self.teacher, "tiny_autoencoder", None) is None:
+                yield "distill.method.regression_distance.decoder: tiny, but section teacher names no tiny_autoencoder"
+            if kind not in LATENT and not getattr(self.teacher, "latent", False):
+                yield f"distill.method.regression_distance.decoder: a teacher of kind {kind} makes no latents"
+
+    def _dmd_contradictions(self, method: Dmd) -> Iterator[str]:
+        """Between DMD and the pairs."""
+        if self.pairs is None:
+            return
+        for index, phase in enumerate(method.phases):
+            if phase.num_pairs is not None and phase.num_pairs > self.pairs.num_pairs:
+                of = f"{phase.num_pairs} of {self.pairs.num_pairs}, the number in section pairs"
+                yield f"distill.method.phases[{index}].num_pairs: {of}"
+        if method.sigma is None:
+            return
+        solver, place = self.pairs.solver, "distill.method.sigma"
+        if not isinstance(solver, OdeSolver):
+            yield f"{place}: {method.sigma}, but {solver.name} starts at the teacher's last level: write null"
+        elif method.sigma != solver.sigma_max:
+            yield (
+                f"{place}: {method.sigma} differs from pairs.solver.sigma_max {solver.sigma_max}, "
+                "but pairs teach the generator only at its own noise scale"
+            )
+
+
+class Published(Section):
+    """The row of `paper` that measures the same, to stand beside it."""
+
+    label: str
+    dataset: str | None = None
+
+
+class Row(Section):
+    """A row of a table: the mean over its experiments, and their spread."""
+
+    label: str
+    experiments: Annotated[Many[str], Field(min_length=1, description="one with `seeds` stands for all of them")]
+    seeds: Literal["all", "first"] = Field("all", description="first: the experiment alone, not its other seeds")
+    run: bool = Field(True, description="false: show the scores that are there, never start a job for one that is not")
+    published: Published | None = None
+
+
+class Table(Section):
+    """results/tables/NAME.md and .csv."""
+
+    title: str = ""
+    paper: str | None = Field(None, description="a table of workflow/resources/paper.yaml to print beside ours")
+    rows: Annotated[Many[Row], Field(min_length=1)]
+
+
+class Series(Section):
+    """A line of a chart; each point is the mean over its experiments."""
+
+    label: str
+    points: Annotated[Many[Annotated[Many[str], Field(min_length=1)]], Field(min_length=1)]
+    seeds: Literal["all", "first"] = Field("all", description="first: the experiments alone, not their other seeds")
+
+
+class Chart(Section):
+    """results/tables/NAME.png."""
+
+    kind: Literal["calls", "pairs", "figure3"]
+    title: str = ""
+    series: Annotated[Many[Series], Field(min_length=1)]
+
+
+class Input(Section):
+    """A file from outside."""
+
+    url: str = Field(pattern="^https?://")
+    file: Path = Field(description="where it belongs; sections name the same path")
+    sha256: Pinned
+    size: Count | None = Field(None, description="bytes; null = unknown")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Input:
+        if self.file.split("/")[0] == "results":
+            raise ValueError(f"file: {self.file} lies in results/, where only the workflow writes")
+        return self
+
+
+class Storage(Section):
+    """Where shards of pairs lie, or go to, besides results/; part of no spec."""
+
+    prefix: str = Field(
+        pattern=r"^(s3|gs|https?)://[^/@?#]+(/[^?#]*)?$",
+        description="s3:// or gs:// and bucket and folder; http(s):// to read only; no password, which every log would "
+        "show: docs/storage.md says where it belongs",
+    )
+    endpoint: str | None = Field(
+        None,
+        pattern="^https?://[^/@?#]+$",
+        description="server of an s3:// or gs:// prefix; null = that of AWS or Google",
+    )
+    cache: Path = Field(
+        ".cache/shards", description="folder for copies of what is read, from the folder of config.yaml"
+    )
+    cache_gb: Positive = Field(200.0, description="10^9 bytes; the least recently used copies make room")
+    keep: bool = Field(True, description="false: shards are removed from results/ once they have arrived")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Storage:
+        refuse(self._contradictions())
+        return self
+
+    def settings(self, folder: str) -> Any:
+        """What a stage is given: the section, and the local folder that the prefix mirrors."""
+        return {**self.whole(), "folder": folder}
+
+    def _contradictions(self) -> Iterator[str]:
+        if self.prefix.startswith("http") and not self.keep:
+            yield f"keep: false, but {self.prefix} is to read only: shards made here have no other place"
+        if self.prefix.startswith("http") and self.endpoint:
+            yield f"endpoint: {self.endpoint}, but {self.prefix} names its server itself"
+        if pathlib.Path(os.path.relpath(self.cache)).parts[:1] == ("results",):
+            yield f"cache: {self.cache} lies in results/, where only the workflow writes"
+
+
+class File(Section):
+    """config.yaml, or what it includes, apart from the experiments themselves, which are merged first."""
+
+    include: Many[Path] = Field((), description="further files, from the folder of this one")
+    experiments: dict[Name, dict[str, Any]]
+    tables: dict[Name, Table] = {}
+    charts: dict[Name, Chart] = {}
+    inputs: dict[Name, Input] = {}
+    storage: Storage | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> File:
+        refuse(self._contradictions())
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """Inputs of the same file; files are spelt in one way."""
+        owners: dict[str, str] = {}
+        for name, entry in self.inputs.items():
+            if (other := owners.setdefault(entry.file, name)) != name:
+                yield f"inputs.{name}.file: {entry.file} is that of inputs.{other}, too"
+
+
+def _uneven(key: str, num: int, shard_size: int) -> Iterator[str]:
+    if num % shard_size:
+        yield f"{key}: {num} is not a multiple of shard_size {shard_size}"
+
+
+def _seeds_at_end(seeds: range) -> Iterator[str]:
+    if seeds.stop > NUM_SEEDS:
+        yield (
+            f"first_seed: seeds {seeds.start}..{seeds.stop - 1} pass the last one, {NUM_SEEDS - 1}, "
+            f"and would repeat those from 0 on; first_seed may be {NUM_SEEDS - (seeds.stop - seeds.start)} at most"
+        )
