@@ -152,3 +152,32 @@ def test_prune_removes_what_no_experiment_owns_and_only_that(finished: Path):
     assert all(path.exists() for path in stray)
     script("prune.py", finished, "--delete")
     assert {path for path in (finished / "results").rglob("*") if path.is_file()} == before
+
+
+def test_included_experiments_are_planned_wherever_the_configuration_is_named(tmp_path: Path):
+    """Those of the file that the Snakefile names, and those of --configfile, whose own values go over both."""
+    (tmp_path / "photos").mkdir()
+    write_config(tmp_path, {**SMALL, "include": ["more.yaml"]})
+    (tmp_path / "more.yaml").write_text("experiments: {more: {extends: small, distill: {seeds: [4, 5]}}}\n")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "over.yaml").write_text("include: [most.yaml]\nexperiments: {small: {sample: {repetitions: 2}}}\n")
+    (other / "most.yaml").write_text("experiments: {most: {extends: more}}\n")
+    target = "results/more-seed5/fid.json"
+    answer = snakemake(tmp_path, "--dry-run", target)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert jobs(answer.stdout)["sample"] == 1
+    over = ["--configfile", str(other / "over.yaml"), "--", target, "results/most/fid.json"]
+    answer = snakemake(tmp_path, "--dry-run", *over)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert jobs(answer.stdout)["sample"] == 4  # two repetitions of more-seed5, and of more, whose samples are most's
+
+
+def test_key_that_stands_twice_is_refused_before_any_job(tmp_path: Path):
+    write_config(tmp_path, SMALL)
+    with open(tmp_path / "config.yaml", "a") as stream:
+        stream.write("storage: null\nstorage: null\n")
+    answer = snakemake(tmp_path, "--dry-run")
+    assert (
+        answer.returncode != 0 and 'config.yaml: the key "storage" stands twice in a mapping: in line' in answer.stderr
+    )
