@@ -20,12 +20,13 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from dmd.config.experiment import Chart, Experiment, File, Input, Storage, Table
 from dmd.config.messages import ConfigError, faults, raise_faults, unknown_experiment
 from dmd.config.methods import Method
 from dmd.config.reading import Json, placed, read_file, unfit_values, unpinned, with_digests
 from dmd.config.rules import RULES, SCORES, Named, Rule
 from dmd.config.section import NAMED, SOURCES, Section
-from dmd.config.sections import DECODERS, Chart, Experiment, File, Input, Storage, Table
+from dmd.config.sections import DECODERS
 
 SWITCHES = ("kind", "name")
 SEED_STEP = 1_000_000  # between the first seeds of the samples of two seeds of a training

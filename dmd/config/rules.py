@@ -14,9 +14,10 @@ from fnmatch import fnmatchcase
 from pathlib import PurePath
 from typing import Any
 
+from dmd.config.experiment import Experiment
 from dmd.config.messages import ConfigError
 from dmd.config.section import Section, without_paths
-from dmd.config.sections import IMPORTED, Experiment, InceptionFeatures
+from dmd.config.sections import IMPORTED, InceptionFeatures
 
 Json = dict[str, Any]
 METRICS = ("fid", "kid", "prdc", "classes", "memorisation")

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from dmd.config.sections import NAME, Experiment, File
+from dmd.config.experiment import NAME, Experiment, File
 
 PATH = Path(__file__).resolve().parents[2] / "workflow" / "schemas" / "config.schema.json"
 SEEDS = {

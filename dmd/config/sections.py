@@ -1,31 +1,18 @@
-"""Sections of an experiment other than its trainings, and the parts of the file around them. No torch here."""
+"""Sections of an experiment other than its trainings. No torch here."""
 
 from __future__ import annotations
 
-import os
-import pathlib
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, WrapValidator, model_validator
+from pydantic import Field, WrapValidator, model_validator
 
-from dmd.config.method import TEACHER
-from dmd.config.methods import Dmd
 from dmd.config.section import NAMED, Count, Decay, Digest, Many, Path, Pinned, Positive, Section, Whole, refuse
-from dmd.config.training import Compute, Distill, TeacherTraining
+from dmd.config.training import Compute, TeacherTraining
 
 NUM_SEEDS = 2**32  # torch's generator on the CPU keeps the low 32 bits of a seed
-NAME = "^[a-z0-9][a-z0-9-]*$"
-RESERVED = ("tables", "logs")  # folders of results/ that are no experiment
 IMPORTED = ("edm", "diffusers", "openai", "stable-diffusion")  # teachers that come from files and need no dataset
-LATENT = ("stable-diffusion",)  # kinds of teachers that always work on latents of prompts
 DECODERS = {"tiny": "tiny_autoencoder", "full": "autoencoder"}  # decoder of latents -> the rule that makes it
-
-
-def _free(name: str) -> str:
-    if name in RESERVED:
-        raise ValueError(f"{name} is a folder of results/ that is no experiment's; take another name")
-    return name
 
 
 def _count_or_all(value: Any, handler: Any) -> Any:
@@ -36,7 +23,6 @@ def _count_or_all(value: Any, handler: Any) -> Any:
         raise ValueError(f"{value!r} is neither a count of at least 1 nor 'all'") from None
 
 
-Name = Annotated[str, Field(pattern=NAME), AfterValidator(_free)]
 NoiseSeed = Annotated[Whole, Field(le=NUM_SEEDS - 1, description="the generator of noise keeps 32 bits of a seed")]
 Guidance = Annotated[float, Field(ge=1, description="classifier-free, of a text teacher; 1 = none")]
 Text = Annotated[str, Field(min_length=1)]
@@ -459,273 +445,6 @@ class Evaluate(Section):
     clip: Clip | None = None
     latency: Latency = Latency()
     seed: Whole = 0
-
-
-class Asked(Section):
-    """What a cluster is asked for, where it is not what the rule says."""
-
-    memory_mb: Count | None = Field(None, description="of the CPU; of distill for each process")
-    hours: Positive | None = None
-
-
-class AskedNodes(Asked):
-    """The same, of a distillation."""
-
-    nodes: Count = Field(1, description="machines; each gets an equal part of distill.processes")
-
-
-class Resources(Section):
-    """What a cluster is asked for, for each job of a rule; changes no bytes."""
-
-    teacher: Asked = Asked()
-    reference: Asked = Asked()
-    prompts: Asked = Asked()
-    captions: Asked = Asked()
-    pairs: Asked = Asked()
-    pairs_manifest: Asked = Asked()
-    distill: AskedNodes = AskedNodes()
-    sample: Asked = Asked()
-    features: Asked = Asked()
-    evaluate: Asked = Asked()
-    pictures: Asked = Asked()
-    latency: Asked = Asked()
-
-
-class Experiment(Section):
-    """One experiment, merged with what it extends."""
-
-    device: Literal["auto", "cpu"] = "auto"
-    threads: Count = Field(1, description="torch threads; more or fewer give other bytes")
-    resources: Resources = Resources()
-    dataset: Dataset | None = None
-    teacher: Teacher | None = None
-    reference: Reference | None = None
-    prompts: Prompts | None = None
-    pairs: Pairs | None = None
-    distill: Distill | None = None
-    sample: Sample | None = None
-    evaluate: Evaluate | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_empty_section(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            empty = [key for key, section in value.items() if section is None and key in cls.model_fields]
-            refuse(f"{key}: null is no section; leave the key out" for key in empty)
-        return value
-
-    @model_validator(mode="after")
-    def _fits(self) -> Experiment:
-        refuse([*self._data_contradictions(), *self._text_contradictions(), *self._distill_contradictions()])
-        return self
-
-    def _data_contradictions(self) -> Iterator[str]:
-        """Between the dataset and what is made from it, and between ranges of seeds."""
-        dataset, reference = self.dataset, self.reference
-        all_held_out = isinstance(dataset, ImageDataset) and dataset.num_held_out == "all"
-        if isinstance(self.teacher, MixtureTeacher) and not isinstance(dataset, MixtureDataset):
-            found = dataset.kind if dataset else None
-            yield f"teacher.kind: gaussian-mixture needs a dataset of that kind, not {found}"
-        if isinstance(self.teacher, TrainedTeacher) and all_held_out:
-            yield "dataset.num_held_out: all images are held out, but teacher.kind is train: none is left to train on"
-        if reference and not reference.moments and dataset is None:
-            yield "reference: needs a section dataset, or reference.moments with a file of mean and covariance"
-        if reference and not reference.moments and "against" in reference.model_fields_set and all_held_out:
-            yield f"reference.against: {reference.against} is a split, but dataset.num_held_out is all"
-        if self.evaluate and self.evaluate.clip and not (self.sample and self.sample.prompts):
-            yield "evaluate.clip: needs sample.prompts, the captions that images are compared with"
-        if self.pairs and self.sample:
-            drawn, taught = self.sample.seeds, self.pairs.seeds
-            if max(drawn.start, taught.start) < min(drawn.stop, taught.stop):
-                yield (
-                    f"sample.first_seed: seeds {drawn.start}..{drawn.stop - 1} of the samples overlap "
-                    f"{taught.start}..{taught.stop - 1} of the pairs, "
-                    "but nothing may be scored on noise it was regressed on"
-                )
-
-    def _text_contradictions(self) -> Iterator[str]:
-        """Prompts and guidance belong to teachers of text, schedulers to teachers that have one."""
-        if self.teacher is None:
-            return
-        kind = self.teacher.kind
-        text = kind in LATENT
-        for section, key, prompts in (
-            (self.pairs, "pairs", self.prompts),
-            (self.sample, "sample", self.sample and self.sample.prompts),
-        ):
-            if section is None:
-                continue
-            if bool(prompts) != text:
-                place, word = (
-                    ("prompts" if key == "pairs" else "sample.prompts"),
-                    ("needs texts that" if text else "knows no text, but"),
-                )
-                yield f"{place}: a teacher of kind {kind} {word} {key} are made of"
-            if section.guidance != 1 and not text:
-                yield f"{key}.guidance: {section.guidance}, but a teacher of kind {kind} knows no guidance"
-            if isinstance(section.solver, ScheduledSolver | FlowSolver) and kind not in (
-                "stable-diffusion",
-                "diffusers",
-            ):
-                name = section.solver.name
-                yield f"{key}.solver.name: {name} takes the scheduler of the teacher, which kind {kind} has none of"
-
-    def _distill_contradictions(self) -> Iterator[str]:
-        """Between the distillation and the pairs, the teacher and the machines."""
-        if self.distill is None:
-            return
-        method, nodes = self.distill.method, self.resources.distill.nodes
-        if self.distill.processes % nodes:
-            processes = self.distill.processes
-            yield f"resources.distill.nodes: {nodes} cannot share {processes} processes evenly (distill.processes)"
-        if isinstance(method, Dmd):
-            yield from self._dmd_contradictions(method)
-        if self.teacher is None:
-            return
-        kind = self.teacher.kind
-        guidance = method.roles()[TEACHER].guidance if TEACHER in method.roles() else 1
-        if guidance != 1 and kind not in LATENT:
-            yield f"distill.method.guidance: {guidance}, but a teacher of kind {kind} knows no empty prompt"
-        for name in method.decoders():
-            if name == "tiny" and getattr(self.teacher, "tiny_autoencoder", None) is None:
-                yield "distill.method.regression_distance.decoder: tiny, but section teacher names no tiny_autoencoder"
-            if kind not in LATENT and not getattr(self.teacher, "latent", False):
-                yield f"distill.method.regression_distance.decoder: a teacher of kind {kind} makes no latents"
-
-    def _dmd_contradictions(self, method: Dmd) -> Iterator[str]:
-        """Between DMD and the pairs."""
-        if self.pairs is None:
-            return
-        for index, phase in enumerate(method.phases):
-            if phase.num_pairs is not None and phase.num_pairs > self.pairs.num_pairs:
-                of = f"{phase.num_pairs} of {self.pairs.num_pairs}, the number in section pairs"
-                yield f"distill.method.phases[{index}].num_pairs: {of}"
-        if method.sigma is None:
-            return
-        solver, place = self.pairs.solver, "distill.method.sigma"
-        if not isinstance(solver, OdeSolver):
-            yield f"{place}: {method.sigma}, but {solver.name} starts at the teacher's last level: write null"
-        elif method.sigma != solver.sigma_max:
-            yield (
-                f"{place}: {method.sigma} differs from pairs.solver.sigma_max {solver.sigma_max}, "
-                "but pairs teach the generator only at its own noise scale"
-            )
-
-
-class Published(Section):
-    """The row of `paper` that measures the same, to stand beside it."""
-
-    label: str
-    dataset: str | None = None
-
-
-class Row(Section):
-    """A row of a table: the mean over its experiments, and their spread."""
-
-    label: str
-    experiments: Annotated[Many[str], Field(min_length=1, description="one with `seeds` stands for all of them")]
-    seeds: Literal["all", "first"] = Field("all", description="first: the experiment alone, not its other seeds")
-    run: bool = Field(True, description="false: show the scores that are there, never start a job for one that is not")
-    published: Published | None = None
-
-
-class Table(Section):
-    """results/tables/NAME.md and .csv."""
-
-    title: str = ""
-    paper: str | None = Field(None, description="a table of workflow/resources/paper.yaml to print beside ours")
-    rows: Annotated[Many[Row], Field(min_length=1)]
-
-
-class Series(Section):
-    """A line of a chart; each point is the mean over its experiments."""
-
-    label: str
-    points: Annotated[Many[Annotated[Many[str], Field(min_length=1)]], Field(min_length=1)]
-    seeds: Literal["all", "first"] = Field("all", description="first: the experiments alone, not their other seeds")
-
-
-class Chart(Section):
-    """results/tables/NAME.png."""
-
-    kind: Literal["calls", "pairs", "figure3"]
-    title: str = ""
-    series: Annotated[Many[Series], Field(min_length=1)]
-
-
-class Input(Section):
-    """A file from outside."""
-
-    url: str = Field(pattern="^https?://")
-    file: Path = Field(description="where it belongs; sections name the same path")
-    sha256: Pinned
-    size: Count | None = Field(None, description="bytes; null = unknown")
-
-    @model_validator(mode="after")
-    def _fits(self) -> Input:
-        if self.file.split("/")[0] == "results":
-            raise ValueError(f"file: {self.file} lies in results/, where only the workflow writes")
-        return self
-
-
-class Storage(Section):
-    """Where shards of pairs lie, or go to, besides results/; part of no spec."""
-
-    prefix: str = Field(
-        pattern=r"^(s3|gs|https?)://[^/@?#]+(/[^?#]*)?$",
-        description="s3:// or gs:// and bucket and folder; http(s):// to read only; no password, which every log would "
-        "show: docs/storage.md says where it belongs",
-    )
-    endpoint: str | None = Field(
-        None,
-        pattern="^https?://[^/@?#]+$",
-        description="server of an s3:// or gs:// prefix; null = that of AWS or Google",
-    )
-    cache: Path = Field(
-        ".cache/shards", description="folder for copies of what is read, from the folder of config.yaml"
-    )
-    cache_gb: Positive = Field(200.0, description="10^9 bytes; the least recently used copies make room")
-    keep: bool = Field(True, description="false: shards are removed from results/ once they have arrived")
-
-    @model_validator(mode="after")
-    def _fits(self) -> Storage:
-        refuse(self._contradictions())
-        return self
-
-    def settings(self, folder: str) -> Any:
-        """What a stage is given: the section, and the local folder that the prefix mirrors."""
-        return {**self.whole(), "folder": folder}
-
-    def _contradictions(self) -> Iterator[str]:
-        if self.prefix.startswith("http") and not self.keep:
-            yield f"keep: false, but {self.prefix} is to read only: shards made here have no other place"
-        if self.prefix.startswith("http") and self.endpoint:
-            yield f"endpoint: {self.endpoint}, but {self.prefix} names its server itself"
-        if pathlib.Path(os.path.relpath(self.cache)).parts[:1] == ("results",):
-            yield f"cache: {self.cache} lies in results/, where only the workflow writes"
-
-
-class File(Section):
-    """config.yaml, or what it includes, apart from the experiments themselves, which are merged first."""
-
-    include: Many[Path] = Field((), description="further files, from the folder of this one")
-    experiments: dict[Name, dict[str, Any]]
-    tables: dict[Name, Table] = {}
-    charts: dict[Name, Chart] = {}
-    inputs: dict[Name, Input] = {}
-    storage: Storage | None = None
-
-    @model_validator(mode="after")
-    def _fits(self) -> File:
-        refuse(self._contradictions())
-        return self
-
-    def _contradictions(self) -> Iterator[str]:
-        """Inputs of the same file; files are spelt in one way."""
-        owners: dict[str, str] = {}
-        for name, entry in self.inputs.items():
-            if (other := owners.setdefault(entry.file, name)) != name:
-                yield f"inputs.{name}.file: {entry.file} is that of inputs.{other}, too"
 
 
 def _uneven(key: str, num: int, shard_size: int) -> Iterator[str]:

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from dmd.config import RULES, schema, sections, training
+from dmd.config import RULES, experiment, schema, training
+from dmd.config.experiment import Experiment
 from dmd.config.rules import ARTIFACTS, VERSIONS, is_artifact
-from dmd.config.sections import Evaluate, Experiment, InceptionScore, Latency, Pairs, Reference, Sample
+from dmd.config.sections import Evaluate, InceptionScore, Latency, Pairs, Reference, Sample
 from dmd.stages import command_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,7 +126,7 @@ def models(annotation: Any) -> set[type[BaseModel]]:
 
 def defaults() -> dict[str, dict[str, Any]]:
     """Every default of every section of an experiment, but those that reach no spec."""
-    chosen = models(Experiment) - {Experiment, sections.Resources, sections.Asked, sections.AskedNodes}
+    chosen = models(Experiment) - {Experiment, experiment.Resources, experiment.Asked, experiment.AskedNodes}
     found: dict[str, dict[str, Any]] = {}
     for each in sorted(chosen, key=lambda model: model.__name__):
         optional = {name: field for name, field in each.model_fields.items() if not field.is_required()}

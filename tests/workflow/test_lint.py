@@ -20,12 +20,3 @@ def test_conda_environment_has_the_pins_of_pip():
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", pin) for pin in pins)
     environment = yaml.safe_load((REPOSITORY / "envs" / "dmd.yaml").read_text())
     assert [entry for entry in environment["dependencies"] if isinstance(entry, dict)] == [{"pip": pins}]
-
-
-def test_every_rule_names_the_versioned_stage_it_runs():
-    text = "\n".join(path.read_text() for path in (REPOSITORY / "workflow" / "rules").glob("*.smk"))
-    rules = re.findall(
-        r"^rule \w+:\n(?:.*\n)*?        version=VERSIONS\[\"(\w+)\"\],\n(?:.*\n)*?.*stages\.(\w+)", text, re.M
-    )
-    assert len(rules) == len(re.findall(r"^rule \w+:", text, re.M))
-    assert all(version == stage for version, stage in rules)
