@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from dmd.artifacts import manifest, pinned, record, shards
 from dmd.artifacts.storage import Storage
+from dmd.config import training
 from dmd.diffusion import schedulers
 from dmd.diffusion.compute import Compute, compile_network, set_tf32
 from dmd.sampler import Sampler
@@ -16,6 +17,7 @@ from dmd.stages import lora_file, memory, stage, stored
 from dmd.stages.texts import Texts
 
 RANGE_KEYS = ("first", "last", "num_samples")  # say which shards and how many, not what is in them
+PLAIN: Any = training.Compute().whole()  # how passes are computed where a spec does not say
 COUNTED = ("num_truncated",)  # facts of a shard that add up; all others are those of every shard
 
 

@@ -10,7 +10,7 @@ from dmd.artifacts.storage import Settings
 from dmd.config.sections import Pairs
 from dmd.diffusion.compute import Compute
 from dmd.stages import stage, stored
-from dmd.stages.drawing import draw_block
+from dmd.stages.drawing import PLAIN, draw_block
 
 
 def run(
@@ -53,12 +53,10 @@ def run(
     """
     numbers: dict[str, Any] = {"solver": solver, "first_seed": first_seed, "batch_size": batch_size}
     numbers |= {"labels": labels, "shard_size": shard_size, "first": first, "last": last}
-    numbers |= {"device": device, "threads": threads}
-    numbers |= {"compute": compute} if compute else {}
-    numbers |= {"guidance": guidance} if guidance != 1 else {}
+    numbers |= {"device": device, "threads": threads, "guidance": guidance, "dtype": dtype}
+    numbers |= {"compute": PLAIN | (compute or {})}
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype {dtype!r} is not one of 'float32', 'float16'")
-    numbers |= {"dtype": dtype} if dtype != "float32" else {}
     draw_block(
         output,
         stage_name="pairs",

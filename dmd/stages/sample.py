@@ -9,7 +9,7 @@ from typing import Any
 from dmd.config.sections import Sample
 from dmd.diffusion.compute import Compute
 from dmd.stages import stage
-from dmd.stages.drawing import draw_block
+from dmd.stages.drawing import PLAIN, draw_block
 
 
 def run(
@@ -56,10 +56,8 @@ def run(
         "shard_size": shard_size,
         "num_samples": num_samples,
     }
-    numbers |= {"first": first, "last": last, "device": device, "threads": threads}
-    numbers |= {"compute": compute} if compute else {}
-    numbers |= {"guidance": guidance} if guidance != 1 else {}
-    numbers |= {"lora": lora} if lora else {}
+    numbers |= {"first": first, "last": last, "device": device, "threads": threads, "guidance": guidance}
+    numbers |= {"compute": PLAIN | (compute or {}), "lora": lora}
     if num_samples % shard_size:
         raise ValueError(f"num_samples {num_samples} must be a multiple of shard_size {shard_size}")
     draw_block(

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from dmd.artifacts import record
+from tests.conftest import with_section
 
 NAMES = ("generator.safetensors", "log.parquet")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -19,7 +20,9 @@ PATIENCE = 120.0  # seconds, on a busy machine
 def command(teacher: Path, manifest: Path, folder: Path, numbers: dict) -> list[str]:
     line = [sys.executable, "-m", "dmd.stages.distill", "--teacher", str(teacher), "--manifest", str(manifest)]
     line += ["--output", str(folder / NAMES[0]), "--table", str(folder / NAMES[1])]
-    return [*line, "--log", str(folder / "log.txt"), "--spec", json.dumps(numbers)]
+    given = with_section(numbers)
+    spec = given["distill"].spec() | {"device": given["device"], "threads": given["threads"]}
+    return [*line, "--log", str(folder / "log.txt"), "--spec", json.dumps(spec)]
 
 
 def started(line: list[str], moment: Path) -> subprocess.Popen:

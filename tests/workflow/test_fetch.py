@@ -108,7 +108,7 @@ def test_file_that_appears_after_the_jobs_were_planned_is_kept(tmp_path: Path, s
     [
         ({"a": {"file": "results/a"}}, "inputs.a.file: results/a lies in results/"),
         ({"a": {"file": "x/a"}, "b": {"file": "x/a"}}, "inputs.b.file: x/a is that of inputs.a, too"),
-        ({"a": {"file": "x/a", "sha256": ...}}, "inputs.a: 'sha256' is a required property"),
+        ({"a": {"file": "x/a", "sha256": ...}}, 'inputs.a: lacks the key "sha256", which has no default'),
         ({"a": {"file": "x/a", "sha256": "1234567"}}, "inputs.a.sha256: '1234567' does not match '^[0-9a-f]{8,64}$'"),
     ],
 )

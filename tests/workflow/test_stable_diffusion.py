@@ -39,8 +39,8 @@ def test_each_file_of_a_teacher_has_its_owner():
     assert owners == {"teacher": "text", "text_encoder": "text", "autoencoder": "text", "tiny_autoencoder": "tinier"}
     assert found.parts("text", *PARTS) == list(PARTS) and found.parts("pixels", *PARTS) == []
     assert found.parts("latent", *PARTS) == ["autoencoder"] and found.owner("latent", "teacher") == "latent"
-    assert found.spec("text", "teacher") == {"kind": "stable-diffusion", "sha256": None}
-    assert found.spec("pixels", "teacher") == {"kind": "diffusers", "sha256": None}
+    assert found.spec("text", "teacher") == {"kind": "stable-diffusion"}
+    assert found.spec("pixels", "teacher") == {"kind": "diffusers"}
 
 
 def test_rules_make_what_the_stages_need_and_the_folder_may_go(folder, monkeypatch):

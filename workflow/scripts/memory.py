@@ -176,9 +176,10 @@ def architecture(experiments: Experiments, name: str) -> dict[str, Any] | None:
     path = Path("results", experiments.path(source, "teacher"))
     if path.is_file():
         return tensor_files.load_metadata(path).get("network")
-    teacher, dataset = experiments.section(source, "teacher"), experiments.section(source, "dataset")
+    teacher = experiments.section(source, "teacher")
     if teacher.kind != "train":
         return None
+    dataset = experiments.section(source, "dataset")
     known = {"digits": (1, 8, 10), "gaussian-mixture": (2, 1, 0)}
     own = getattr(dataset, "channels", None), getattr(dataset, "resolution", None), 0
     channels, resolution, classes = known.get(dataset.kind, own)
