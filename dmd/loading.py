@@ -168,5 +168,5 @@ def check_noise_scale(metadata: dict[str, Any], sigma: float, path: Path) -> Non
     if limit is not None and sigma > limit * (1 + 1e-6):
         raise ValueError(
             f"{path} knows noise up to sigma {limit:.6g}, not {sigma:.6g}: "
-            "lower distill.sigma and sigma_max of the solvers to it"
+            "lower distill.method.sigma and sigma_max of the solvers to it"
         )

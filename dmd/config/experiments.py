@@ -219,8 +219,7 @@ def _merged(chain: Sequence[Json]) -> Json:
 
 
 def _method_name(experiment: Json) -> Any:
-    method = _part(experiment, "distill", "method")
-    return method.get("name")
+    return _part(experiment, "distill", "method").get("name")
 
 
 def _optimisers(experiment: Json) -> Json:
@@ -433,7 +432,7 @@ class Experiments:
         spec = self._spec(experiment, rule)
         named = self._named(experiment)
         section = self._section_of(named, RULES[rule])
-        values = [section.model_dump(exclude={"tiny_autoencoder"})] if section is not None else []
+        values = [section.model_dump(exclude={"tiny_autoencoder"})]
         if rule == "features" and self.judged(experiment):
             values.append(self.section(experiment, "evaluate.clip").model_dump())
         return spec, upstream, [path for value in values for path in unpinned(value)]

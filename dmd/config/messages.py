@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 TAGS = ("kind", "name")  # keys that say which section of several a mapping is
-_OF_KEY = re.compile(r"^([a-z_]+(?:\[\d+\])?(?:\.[a-z_]+(?:\[\d+\])?)*): ", re.S)
+_OF_KEY = re.compile(r"^([a-z]\w*(?:\[\d+\])?(?:\.[a-z]\w*(?:\[\d+\])?)*): ", re.S)
 _LIMITS = {  # type of an error -> its limit in the context, and words before it
     "greater_than_equal": ("ge", "less than the minimum of"),
     "greater_than": ("gt", "not greater than"),

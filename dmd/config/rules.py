@@ -16,10 +16,10 @@ from typing import Any
 
 from dmd.config.experiment import Experiment
 from dmd.config.messages import ConfigError
+from dmd.config.reading import Json
 from dmd.config.section import Section, without_paths
 from dmd.config.sections import IMPORTED, InceptionFeatures
 
-Json = dict[str, Any]
 METRICS = ("fid", "kid", "prdc", "classes", "memorisation")
 PIPELINE = (  # files of export/pipeline/ besides its first
     "README.md",
@@ -203,10 +203,6 @@ def _pictures(experiment: Named, section: Section) -> Json:
     return {**drawn, "weights": sample.weights, "first_seed": sample.first_seed}  # noise of the samples, never of pairs
 
 
-def _sheet(experiment: Named, section: Section) -> Json:
-    return {}
-
-
 def _weights(experiment: Named) -> str:
     return experiment.whole.sample.weights if experiment.whole.sample else "ema"
 
@@ -370,7 +366,6 @@ RULES: dict[str, Rule] = {
         "sheet",
         1,
         section="sample",
-        spec=_sheet,
         files=("pictures/samples.png",),
         computed=True,
         shown="pictures",

@@ -60,12 +60,12 @@ def _partial(value: Any) -> Any:
         return [_partial(item) for item in value]
     if not isinstance(value, dict):
         return value
-    kept = {key: item for key, item in value.items() if key != "discriminator" and not _is_list(key, item, "required")}
+    kept = {
+        key: item
+        for key, item in value.items()
+        if key != "discriminator" and not (key == "required" and isinstance(item, list))
+    }
     return {"anyOf" if key == "oneOf" else key: _partial(item) for key, item in kept.items()}
-
-
-def _is_list(key: str, item: Any, wanted: str) -> bool:
-    return key == wanted and isinstance(item, list)
 
 
 def text() -> str:

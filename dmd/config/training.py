@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_serializer, field_validator, model_validator
@@ -150,9 +150,29 @@ class Training(Section):
 
 
 class TeacherTraining(Training):
-    """Section `teacher.training`."""
+    """Section `teacher.training`. What its trainer cannot do is refused here, before anything runs."""
 
     method: Denoising
+
+    def _contradictions(self) -> Iterator[str]:
+        yield from super()._contradictions()
+        yield from (f"{place}: not possible in the training of a teacher" for place in self._changed())
+        if len(self.method.phases) > 1:
+            yield "method.phases: more than one is not possible in the training of a teacher"
+
+    def _changed(self) -> Iterator[str]:
+        """Keys that are not at their default, of those that this trainer lacks."""
+        lacking: list[tuple[str, Section, Iterable[str]]] = [
+            ("", self, ("processes", *CADENCE)),
+            ("compute.", self.compute, TrainingCompute.model_fields),
+            ("schedule.", self.schedule, ("over",)),
+            ("optimisers.student.", self.optimisers[STUDENT], ("kind",)),
+            ("method.", self.method, ("label_dropout",)),
+            ("method.phases[0].", self.method.phases[0], ("learning_rate_scale", "fresh_optimiser")),
+        ]
+        for place, section, keys in lacking:
+            fields = type(section).model_fields
+            yield from (f"{place}{key}" for key in keys if getattr(section, key) != fields[key].default)
 
 
 class Distill(Training):
@@ -166,6 +186,11 @@ class Distill(Training):
         yield from super()._contradictions()
         if self.adapter is not None and self.start is not None:
             yield f"start: {self.start}, but the network that carries distill.adapter is the teacher"
+        if self.schedule.over != "run":
+            yield f"schedule.over: {self.schedule.over} is not possible in a distillation"
+        student, fake = self.optimisers[STUDENT], self.optimisers["fake"]
+        if fake.model_copy(update={"learning_rate": student.learning_rate}) != student:
+            yield "optimisers.fake: may differ from optimisers.student in learning_rate alone"
 
     def learnt_from(self) -> dict[str, Any]:
         """The spec without cadence and paths: what decides the weights."""

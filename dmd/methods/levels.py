@@ -12,7 +12,7 @@ def noise_table(levels: dict[str, Any], teacher: object) -> tuple[torch.Tensor, 
     """Alpha and sigma of each level, sigma = sigma_t / alpha ascending.
 
     Args:
-        levels: `distill.levels`: `kind` karras (where absent: count, sigma_min, sigma_max, rho; alpha is 1) or
+        levels: `distill.method.levels`: `kind` karras (where absent: count, sigma_min, sigma_max, rho; alpha is 1) or
             teacher, the table a network with discrete time was trained on; min_index, max_index of the matching loss.
         teacher: the real score.
 
@@ -27,9 +27,12 @@ def noise_table(levels: dict[str, Any], teacher: object) -> tuple[torch.Tensor, 
         return torch.ones_like(sigmas), sigmas
     table = teacher.table if isinstance(teacher, Denoiser) else None
     if table is None:
-        raise ValueError("distill.levels.kind teacher: this teacher has no noise table of its own; use kind karras")
+        raise ValueError(
+            "distill.method.levels.kind teacher: this teacher has no noise table of its own; use kind karras"
+        )
     if levels["max_index"] >= len(table[0]):
         raise ValueError(
-            f"distill.levels.max_index: {levels['max_index']} is beyond the teacher's table of {len(table[0])} levels"
+            f"distill.method.levels.max_index: {levels['max_index']} is beyond the teacher's table of "
+            f"{len(table[0])} levels"
         )
     return table[0].float(), table[1].float()

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Phase:
-    """One entry of `distill.phases` with its place: updates first .. first + updates - 1, pairs read before it.
+    """One entry of `distill.method.phases` with its place: updates first .. first + updates - 1, pairs read before it.
 
     Attributes:
         index: its place in the config's list, from 0; phases that were skipped count.

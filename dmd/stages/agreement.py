@@ -22,7 +22,9 @@ def with_sigma(numbers: Numbers, started: Facts, path: Path) -> Numbers:
     """
     if numbers["sigma"] is None:
         if started.get("sigma_max") is None:
-            raise ValueError(f"distill.sigma: null is the last noise level of {path}, which names none; give a number")
+            raise ValueError(
+                f"distill.method.sigma: null is the last noise level of {path}, which names none; give a number"
+            )
         numbers = {**numbers, "sigma": float(started["sigma_max"])}
     loading.check_noise_scale(dict(started), numbers["sigma"], path)
     return numbers
@@ -54,7 +56,7 @@ def check(teacher: Facts, start: Facts, pairs: Facts, sigma: float, paths: tuple
         )
     if pairs.get("sigma") is not None and not math.isclose(pairs["sigma"], sigma, rel_tol=1e-6):
         raise ValueError(
-            f"{paths[2]} was solved from sigma {pairs['sigma']}, distill.sigma is {sigma}: "
+            f"{paths[2]} was solved from sigma {pairs['sigma']}, distill.method.sigma is {sigma}: "
             "pairs teach the generator only at its own noise scale"
         )
     levels = (start.get("preconditioning") or {}).get("alphas_cumprod")
@@ -69,6 +71,6 @@ def check_pairs(phases: Iterable[Phase], pairs: Manifest) -> None:
     for phase in phases:
         if (phase.numbers["num_pairs"] or 0) > len(pairs):
             raise ValueError(
-                f"distill.phases[{phase.index}].num_pairs: {phase.numbers['num_pairs']}, "
+                f"distill.method.phases[{phase.index}].num_pairs: {phase.numbers['num_pairs']}, "
                 f"but {pairs.path} holds {len(pairs)}"
             )

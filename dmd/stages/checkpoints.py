@@ -113,4 +113,4 @@ def check_finite(row: dict[str, float], update: int, folder: Path) -> None:
     if not bad:
         return
     what = f"{', '.join(bad)} not finite at update {update}; {kept(folder)}"
-    raise ValueError(f"{what}: lower distill.optimiser.learning_rate")
+    raise ValueError(f"{what}: lower distill.optimisers.student.learning_rate")

@@ -45,7 +45,9 @@ def regression_distances(
 def _codec(name: str, files: DistanceFiles, compute: Compute) -> Codec:
     path, flag = (files.tiny, "--tiny-autoencoder") if name == "tiny" else (files.full, "--autoencoder")
     if path is None:
-        raise ValueError(f"distill.regression_distance.decoder {name}: needs the autoencoder's file: give {flag}")
+        raise ValueError(
+            f"distill.method.regression_distance.decoder {name}: needs the autoencoder's file: give {flag}"
+        )
     codec = loading.load_codec(path)
     codec.dtype = DTYPES[compute.get("dtype", "float32")]
     codec.checkpointing = bool(compute.get("gradient_checkpointing"))

@@ -18,7 +18,7 @@ from dmd.stages import checkpoints, stage
 GIB = 2**30
 ADVICE = (
     "lower distill.compute.micro_batch_size, set gradient_checkpointing or dtype bfloat16 there, "
-    "optimiser.kind 8bit, an adapter, or more distill.processes"
+    "distill.optimisers.student.kind 8bit, an adapter, or more distill.processes"
 )
 
 

@@ -76,7 +76,7 @@ def _real_score(teacher: torch.nn.Module, path: Path, guidance: float) -> torch.
     if guidance == 1:
         return teacher
     if not isinstance(teacher, Denoiser):
-        raise ValueError(f"distill.guidance: {guidance:g}, but {path} holds no network that could be guided")
+        raise ValueError(f"distill.method.guidance: {guidance:g}, but {path} holds no network that could be guided")
     return guided(teacher, loading.load_empty(path), guidance)
 
 

@@ -1,4 +1,4 @@
-"""The numbers of the trainers of today, from the sections that the configuration has."""
+"""What the trainers of denoisers and generators take, from the sections of the configuration."""
 
 from __future__ import annotations
 
@@ -11,18 +11,10 @@ if TYPE_CHECKING:
 
 
 def numbers_of(distill: Distill, device: str, threads: int) -> Numbers:
-    """What `Training` and `Distillation` take.
-
-    Raises:
-        ValueError: another schedule than one over the whole run, or optimisers that differ in more than their rate.
-    """
+    """What `Training` and `Distillation` take; the section refuses what they cannot do."""
     section = distill.whole()
     method = section["method"]
     student, fake = section["optimisers"]["student"], section["optimisers"]["fake"]
-    if fake | {"learning_rate": 0} != student | {"learning_rate": 0}:
-        raise ValueError("distill.optimisers: student and fake may differ in learning_rate alone")
-    if section["schedule"]["over"] != "run":
-        raise ValueError("distill.schedule.over: phase is not possible yet")
     distance = {key: value for key, value in method.pop("regression_distance").items() if key != "file"}
     numbers: Any = {key: value for key, value in method.items() if key != "name"}
     numbers["regression_distance"] = distance
@@ -33,15 +25,9 @@ def numbers_of(distill: Distill, device: str, threads: int) -> Numbers:
 
 
 def teacher_numbers_of(training: TeacherTraining) -> dict[str, Any]:
-    """What `DenoiserTraining` takes, and the seed.
-
-    Raises:
-        ValueError: what it does not know.
-    """
+    """What `DenoiserTraining` takes, and the seed; the section refuses what it cannot do."""
     section = training.whole()
-    method, (phase, *others) = section["method"], section["method"]["phases"]
-    if others or phase["learning_rate_scale"] != 1 or method["label_dropout"]:
-        raise ValueError("teacher.training: several phases, learning_rate_scale and label_dropout are not possible yet")
+    method, (phase,) = section["method"], section["method"]["phases"]
     numbers = {key: method[key] for key in ("batch_size", "sigma_log_mean", "sigma_log_std")}
     student = section["optimisers"]["student"]
     numbers |= {key: student[key] for key in ("learning_rate", "weight_decay", "betas", "gradient_clip")}

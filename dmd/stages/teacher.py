@@ -63,8 +63,7 @@ def run(
             tensors, facts = _mixture(dataset)
         elif kind == "train" and dataset is not None and network is not None and training is not None:
             spec |= {"network": network, "training": training.learnt_from()}
-            numbers = teacher_numbers_of(training)
-            tensors, facts = _train(dataset, network, numbers, numbers["seed"], stage.choose_device(device))
+            tensors, facts = _train(dataset, network, teacher_numbers_of(training), stage.choose_device(device))
         else:
             raise ValueError(
                 f"teacher kind {kind!r}: 'train' needs dataset, network and training, 'gaussian-mixture' a dataset, "
@@ -95,14 +94,13 @@ def _train(
     dataset: dict[str, Any],
     network: dict[str, Any],
     training: dict[str, Any],
-    seed: int,
     device: torch.device,
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     data = datasets.load(dataset, "training")
     shape = [*data.batch(torch.tensor([0])).shape[1:]]
     sigma_data = round(_standard_deviation(data), 6)
     architecture = {**network, "channels": shape[0], "resolution": shape[-1], "num_classes": data.num_classes}
-    torch.manual_seed(seed)
+    torch.manual_seed(training["seed"])
     denoiser = loading.new_denoiser(architecture, sigma_data=sigma_data).to(device)
     trainer = DenoiserTraining(denoiser, training)
     count = sum(parameter.numel() for parameter in denoiser.parameters())
@@ -111,11 +109,12 @@ def _train(
     losses: list[torch.Tensor] = []
     status = stage.Progress(total=training["updates"], unit="updates")
     for num in range(training["updates"]):
-        generator = update_generator("teacher", seed, num)
+        generator = update_generator("teacher", training["seed"], num)
         chosen = torch.randint(len(data), (training["batch_size"],), generator=generator)
         losses.append(trainer.update(num, data.batch(chosen).to(device), label[chosen].to(device), generator).cpu())
         if not losses[-1].isfinite().all():
-            raise ValueError(f"loss or gradient is not finite at update {num}: lower training.learning_rate")
+            advice = "lower teacher.training.optimisers.student.learning_rate"
+            raise ValueError(f"loss or gradient is not finite at update {num}: {advice}")
         if (num + 1) % 500 == 0:
             stage.log(f"update {num + 1}: mean loss of the last 500 {torch.stack(losses[-500:])[:, 0].mean():.4f}")
         status.add(images=training["batch_size"])

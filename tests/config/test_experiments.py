@@ -427,7 +427,10 @@ def test_decoders_of_all_phases_are_upstream_of_a_distillation_of_latents():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"sigma": float("nan")}, "experiments.child.distill.sigma: nan is no number that can be used"),
+        (
+            {"method": {"sigma": float("nan")}},
+            "experiments.child.distill.method.sigma: nan is no number that can be used",
+        ),
         ({"sigma": float("inf")}, "inf is no number"),
         ({1: 2}, "the key 1 is no text"),
         ({"seed": datetime.date(2001, 1, 1)}, "is a date to YAML"),

@@ -212,7 +212,7 @@ def test_numbers_that_are_not_finite_stop_with_the_update_and_the_last_good_chec
 
 
 def test_pairs_of_another_sigma_or_shape_are_refused(run, manifest_file, tmp_path):
-    with pytest.raises(ValueError, match="solved from sigma 80.0, distill.sigma is 79.5"):
+    with pytest.raises(ValueError, match="solved from sigma 80.0, distill.method.sigma is 79.5"):
         run(tmp_path, sigma=79.5)
     table, metadata = manifests.read_table(manifest_file)
     metadata["facts"]["shape"] = [3, 8, 8]

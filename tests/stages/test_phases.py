@@ -87,7 +87,7 @@ def test_pairs_beyond_the_number_of_a_phase_are_never_read(run, both, manifest_f
     with pytest.raises(ValueError, match="00001.tar"):
         run(tmp_path / "all", phases=[both | {"num_pairs": 6}, both], **given)
     assert (tmp_path / "all" / "grids" / "00000004.png").exists()  # the first phase was through
-    with pytest.raises(ValueError, match=r"distill.phases\[1\].num_pairs: 13, but .* holds 12"):
+    with pytest.raises(ValueError, match=r"distill.method.phases\[1\].num_pairs: 13, but .* holds 12"):
         run(tmp_path / "more", phases=[both, both | {"num_pairs": 13}])
 
 
@@ -112,5 +112,5 @@ def test_pairs_join_the_matching_batch_where_they_are_told_to(run, both, tmp_pat
 
 
 def test_sigma_null_is_the_last_level_of_the_start(run, both, tmp_path):
-    with pytest.raises(ValueError, match="distill.sigma: null is the last noise level of .* which names none"):
+    with pytest.raises(ValueError, match="distill.method.sigma: null is the last noise level of .* which names none"):
         run(tmp_path, phases=[both], sigma=None)

@@ -55,7 +55,9 @@ def test_mixture_teacher_is_the_exact_denoiser_of_its_dataset(tmp_path):
 
 def test_a_diverging_teacher_stops_with_the_update_and_leaves_nothing(teacher_numbers, tmp_path):
     teacher_numbers["training"] |= {"optimisers": {"student": {"learning_rate": 1e30}}, "schedule": {"warmup": 0}}
-    with pytest.raises(ValueError, match=r"not finite at update \d+: lower training.learning_rate"):
+    with pytest.raises(
+        ValueError, match=r"not finite at update \d+: lower teacher.training.optimisers.student.learning_rate"
+    ):
         teacher.run(output=tmp_path / "t", **with_training(teacher_numbers))
     assert list(tmp_path.iterdir()) == []
 

@@ -195,7 +195,9 @@ def test_dmd_runs_on_a_teacher_with_discrete_time(num_classes, latent, tmp_path,
 def test_noise_beyond_the_teachers_is_refused(tmp_path, pairs_numbers):
     saved(tmp_path / "p", levels={"num_train_timesteps": 100})
     imported(tmp_path / "p", tmp_path / "t")
-    with pytest.raises(ValueError, match="knows noise up to sigma .*, not 80: lower distill.sigma and sigma_max"):
+    with pytest.raises(
+        ValueError, match="knows noise up to sigma .*, not 80: lower distill.method.sigma and sigma_max"
+    ):
         pairs.run(teacher=tmp_path / "t", output=tmp_path / "blocks" / "b.parquet", **pairs_numbers)
 
 

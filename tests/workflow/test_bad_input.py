@@ -33,7 +33,7 @@ REFUSED = {  # experiment -> what is asked of it, and parts of the message
     "cut": (TEACHER, ("cut/dusk/00.png cannot be read as an image",)),
     "oblong": (TEACHER, (".png is 40 x 24 pixels: not square", "dataset.crop is none")),
     "unlabelled": (TEACHER, ("unlabelled/loose.png has no label",)),
-    "diverging": (TEACHER, ("not finite at update", "lower training.learning_rate")),
+    "diverging": (TEACHER, ("not finite at update", "lower teacher.training.optimisers.student.learning_rate")),
     "diverging-distill": (GENERATOR, ("not finite at update", "checkpoint")),
     "flipped-shard": (GENERATOR, ("flipped-shard/pairs/00001.tar is damaged", "make verify")),
     "cut-shard": (GENERATOR, ("cut-shard/pairs/00001.tar has ", "truncated?", "make verify")),
