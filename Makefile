@@ -1,5 +1,5 @@
 # make demo | table2 | test | test-slow | test-slurm | fuzz | test-faults | check | bench | bench-gpu | bench-memory |
-# bench-scale | plan | verify | prune | store | report.
+# bench-scale | bench-trainers | compare-first-house | plan | verify | prune | store | report.
 # All of them make .venv first, once.
 PYTHON ?= python3
 CORES ?= all
@@ -12,7 +12,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(shell cksum < envs/requirements.txt | cut -d ' ' -f 1)
 SOURCES := dmd tests workflow/scripts $(wildcard bench)
 
-.PHONY: demo table2 test test-slow test-slurm fuzz test-faults check bench bench-gpu bench-memory bench-scale plan verify prune store report
+.PHONY: demo table2 test test-slow test-slurm fuzz test-faults check bench bench-gpu bench-memory bench-scale bench-trainers compare-first-house plan verify prune store report
 
 demo: $(READY)
 	$(BIN)/snakemake --cores $(CORES)
@@ -66,6 +66,16 @@ bench-memory: $(READY)
 bench-scale: $(READY)
 	export OMP_NUM_THREADS=1; status=0; \
 	for part in scale readers; do $(BIN)/python -m bench.$$part || status=1; done; exit $$status
+
+# Updates and pairs of this tree against those of commit 29f82d6, in turn: writes bench/results/trainers.json.
+# make bench-trainers SEGMENTS=2 is quick, and its intervals are wide.
+bench-trainers: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.trainers $(if $(SEGMENTS),--segments $(SEGMENTS))
+
+# Every stage of this tree against commit 29f82d6, from equal inputs; exits 1 if one makes anything else.
+# make compare-first-house QUICK=1 shortens updates, pairs and samples; CASE=toy2d takes one case.
+compare-first-house: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.first_house $(CASE) $(if $(QUICK),--quick)
 
 # make plan EXPERIMENT=digits: jobs, network calls, time and disk of what a run would make.
 plan: $(READY)

@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from bench import clock, setting
+from bench import clock, setting, updates
 from dmd import loading
 from dmd.diffusion.compute import Compute
 from dmd.diffusion.denoiser import Denoiser
-from dmd.methods.phases import plan
-from dmd.stages import checkpoints, stage, training
-from dmd.stages.distance import DistanceFiles
+from dmd.stages import stage
 
 NUM_PAIRS = 256
 SWITCHES: dict[str, Compute] = {
@@ -33,7 +31,7 @@ def measure(folder: Path, *, repetitions: int) -> dict[str, Any]:
     An update is the stage's own: data read, noise drawn, both losses, both optimisers, moving average, log row.
     """
     teacher, manifest = _inputs(folder)
-    own, shared = (_Updates(teacher, manifest, folder, shared_noise=shared) for shared in (False, True))
+    own, shared = (_updates(teacher, manifest, shared_noise=shared) for shared in (False, True))
     passes = _Passes(teacher)
     steps, shared_steps, parts = [], [], []
     for _ in range(repetitions + 1):
@@ -62,15 +60,14 @@ def measure_compute(folder: Path, *, repetitions: int) -> dict[str, Any]:
     """
     teacher, manifest = _inputs(folder)
     passes = _Passes(teacher)
-    updates = {
-        name: _Updates(teacher, manifest, folder, shared_noise=False, compute=compute)
-        for name, compute in SWITCHES.items()
+    found = {
+        name: _updates(teacher, manifest, shared_noise=False, compute=compute) for name, compute in SWITCHES.items()
     }
     sums: list[clock.Cost] = []
-    steps: dict[str, list[clock.Cost]] = {name: [] for name in updates}
+    steps: dict[str, list[clock.Cost]] = {name: [] for name in found}
     for repetition in range(repetitions + 1):
         sums.append(sum(passes.costs().values(), clock.Cost(0.0, 0.0)))
-        for name, one in updates.items():
+        for name, one in found.items():
             steps[name].append(clock.cost(one.next))
             print(f"compute  {name}, update {repetition}: {steps[name][-1].cpu:.3g} s of CPU", flush=True)
     return {f"{name}_over_float32_passes": clock.ratios(each[1:], sums[1:]) for name, each in steps.items()}
@@ -87,24 +84,9 @@ def _inputs(folder: Path) -> tuple[Path, Path]:
     return teacher, manifest
 
 
-class _Updates:
-    """Update after update of the stage."""
-
-    def __init__(
-        self, teacher: Path, manifest: Path, folder: Path, *, shared_noise: bool, compute: Compute | None = None
-    ) -> None:
-        numbers = setting.distill_numbers(shared_noise=shared_noise)
-        if compute:
-            numbers["compute"] = {**compute}
-        self._training = training.Training(teacher, manifest, teacher, DistanceFiles(), folder, numbers)
-        (self._phase,), _ = plan(numbers)
-        self._rows: list[dict[str, float]] = []
-
-    def next(self) -> None:
-        update = len(self._rows)
-        row = self._training.update(update, self._phase, self._phase.updates)
-        checkpoints.check_finite(row, update, self._training.checkpoints)
-        self._rows.append({"update": update, "phase": 0, **row})
+def _updates(teacher: Path, manifest: Path, *, shared_noise: bool, compute: Compute | None = None) -> updates.Updates:
+    section = setting.distill(shared_noise=shared_noise, compute=compute)
+    return updates.from_files(teacher, manifest, section)
 
 
 class _Passes:
@@ -112,9 +94,9 @@ class _Passes:
 
     def __init__(self, teacher: Path) -> None:
         self._teacher, self._generator, self._fake = (_network(teacher) for _ in range(3))
-        numbers = setting.distill_numbers(shared_noise=False)
-        self._clip = numbers["optimiser"]["gradient_clip"]
-        self._average = AveragedModel(self._generator, multi_avg_fn=get_ema_multi_avg_fn(numbers["ema_decay"]))
+        section = setting.distill(shared_noise=False)
+        self._clip = section.optimisers["student"].gradient_clip
+        self._average = AveragedModel(self._generator, multi_avg_fn=get_ema_multi_avg_fn(section.ema_decay))
         self._optimisers = [
             torch.optim.AdamW(network.requires_grad_(True).parameters(), lr=1.0e-6, fused=True)
             for network in (self._generator, self._fake)

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from bench import clock, setting
+from dmd import loading
 from dmd.artifacts import manifest
 from dmd.artifacts.pairs import PairReader
-from dmd.methods.numbers import Numbers
-from dmd.methods.phases import plan
-from dmd.methods.share import Share
-from dmd.stages.feed import Feed
+from dmd.methods.base import Facts
+from dmd.methods.parts.distances import l2_distance
+from dmd.train.data import BatchLoader, NoiseStream, PairStream, Stream
+from dmd.train.parallel import BatchSplit
+from dmd.train.trainer import assemble, loader, plan
 
 RESOLUTION = 64  # pixels, 3 channels: three quarters of a latent of Stable Diffusion
 BATCH_SIZE = 512  # of the matching and of the regression loss
 PROCESSES = 8
+NETWORK = {"kind": "mlp", "channels": 3, "resolution": RESOLUTION, "width": 2, "layers": 1, "num_classes": 0}
 
 
 def measure(folder: Path, *, repetitions: int) -> dict[str, Any]:
@@ -25,7 +28,7 @@ def measure(folder: Path, *, repetitions: int) -> dict[str, Any]:
     setting.write_exact_teacher(teacher, resolution=RESOLUTION)
     solver = {**setting.SOLVER, "name": "euler", "steps": 1}
     setting.draw_pairs(teacher, block, first=0, last=1, shard_size=BATCH_SIZE, solver=solver)
-    asked, eighth, ahead = _feed(block, Share()), _feed(block, Share(0, PROCESSES)), _feed(block, Share())
+    asked, eighth, ahead = (_loader(block, split) for split in (BatchSplit(), BatchSplit(0, PROCESSES), BatchSplit()))
     found: dict[str, list[float]] = {"when_asked": [], "by_one_of_eight_processes": [], "read_ahead": []}
     for update in range(repetitions + 1):
         found["when_asked"].append(_waited(asked, 2 * update))  # each second one: nothing was prepared
@@ -36,14 +39,20 @@ def measure(folder: Path, *, repetitions: int) -> dict[str, Any]:
     return {f"seconds_{name}": clock.spread(values[1:]) for name, values in found.items()}
 
 
-def _feed(block: Path, share: Share) -> Feed:
-    numbers: Numbers = setting.distill_numbers(shared_noise=False)
-    numbers |= {"matching_batch_size": BATCH_SIZE, "regression_batch_size": BATCH_SIZE}
-    facts = {"shape": (3, RESOLUTION, RESOLUTION), "num_classes": 0}
-    return Feed(PairReader(manifest.read(block), seed=0), plan(numbers)[0], numbers, share, facts=facts)
+def _loader(block: Path, split: BatchSplit) -> BatchLoader:
+    """That of a training whose networks are never asked."""
+    section = setting.distill(shared_noise=False, batch_size=BATCH_SIZE)
+    facts = Facts((3, RESOLUTION, RESOLUTION), 0, 0.5)
+    modules = {role: loading.new_denoiser(NETWORK, sigma_data=0.5) for role in section.method.roles()}
+    found = assemble(section, modules, facts, distances={"none": l2_distance}, split=split, start=False)
+    streams: dict[str, Stream] = {
+        "noise": NoiseStream(facts),
+        "pairs": PairStream(PairReader(manifest.read(block), seed=0)),
+    }
+    return loader(found, streams, plan(section.method)[0], stage="distill")
 
 
-def _waited(feed: Feed, update: int) -> float:
+def _waited(feed: BatchLoader, update: int) -> float:
     begin = time.monotonic()
     feed.take(update)
     return time.monotonic() - begin

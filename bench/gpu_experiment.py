@@ -8,14 +8,10 @@ from typing import Any
 
 import torch
 
-from bench import setting
+from bench import setting, updates
 from bench.gpu_passes import Size, fresh, milliseconds
 from dmd.diffusion.compute import set_tf32
-from dmd.methods.numbers import Numbers
-from dmd.methods.phases import plan
-from dmd.methods.regression import GROUPS, Lpips
-from dmd.stages import training
-from dmd.stages.distance import DistanceFiles
+from dmd.methods.parts.distances import GROUPS, Lpips
 
 WIDTHS = (64, 128, 256, 512, 512)  # channels of VGG16's groups
 
@@ -28,12 +24,11 @@ def measure(size: Size) -> dict[str, Any]:
     fresh()
     set_tf32(size.compute)
     with tempfile.TemporaryDirectory() as name:
-        found = _training(size, Path(name))
-        (phase,), _ = plan(found.numbers)
-        numbers = iter(range(phase.updates))
+        found = _updates(size, Path(name))
         if size.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(size.device)
-        step = milliseconds(lambda: found.update(next(numbers), phase, phase.updates), size)
+        step = milliseconds(found.next, size)
+        found.close()
     figures: dict[str, Any] = {
         "images": size.whole,
         "micro_batch_size": size.batch_size,
@@ -60,21 +55,15 @@ def lpips(size: int) -> Lpips:
     return Lpips(trunk, heads, pooling="average", size=size)
 
 
-def _training(size: Size, folder: Path) -> training.Training:
-    """The stage's own loop on a teacher of random weights and one update's pairs."""
+def _updates(size: Size, folder: Path) -> updates.Updates:
+    """The stage's own, on a teacher of random weights and one update's pairs."""
     teacher, manifest = folder / "teacher" / "denoiser.safetensors", folder / "pairs" / "blocks" / "pairs.parquet"
     setting.write_teacher(teacher, size.network)
     exact = folder / "exact" / "denoiser.safetensors"  # pairs cost nothing: what they show does not matter
     setting.write_exact_teacher(exact, resolution=size.network["resolution"])
     solver = {**setting.SOLVER, "name": "euler", "steps": 1}
     setting.draw_pairs(exact, manifest, first=0, last=0, shard_size=size.whole, solver=solver)
-    numbers: Numbers = {
-        **setting.distill_numbers(shared_noise=False),
-        "matching_batch_size": size.whole,
-        "regression_batch_size": size.whole,
-        "compute": {**size.compute, "micro_batch_size": size.batch_size},
-        "device": "auto",
-    }
-    found = training.Training(teacher, manifest, teacher, DistanceFiles(), folder, numbers)
-    found.distances = {"none": lpips(size.lpips).to(size.device)}
-    return found
+    compute = {**size.compute, "micro_batch_size": size.batch_size}
+    section = setting.distill(shared_noise=False, batch_size=size.whole, compute=compute)
+    distance = lpips(size.lpips).to(size.device)
+    return updates.from_files(teacher, manifest, section, device=size.device, distance=distance)

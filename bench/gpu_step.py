@@ -9,21 +9,17 @@ from typing import Any
 
 import torch
 
-from bench import setting
+from bench import setting, updates
 from bench.gpu_passes import Size, batch, denoiser, fresh, milliseconds, synchronise
 from dmd.diffusion.compute import Compute
 from dmd.diffusion.solver import solve
-from dmd.methods.counting import weight_bytes
-from dmd.methods.dmd import Distillation
-from dmd.methods.memory import activations, distill_parts
-from dmd.methods.numbers import Batch
-from dmd.methods.regression import l2_distance
-from dmd.methods.schedule import update_generator
-from dmd.methods.share import Share
+from dmd.train.data import Stream
+from dmd.train.networks import NetworkSet
+from dmd.train.trainer import Trainer
+from dmd.train.watch import memory_plan, watch
 
 SOLVER = {"name": "heun", "steps": 4, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 NUM_CALLS = 7  # of Heun in 4 steps
-PHASE = {"matching_scale": 1.0, "regression_scale": 1.0}
 
 
 def pairs(size: Size, compute: Compute, mode: str | None) -> dict[str, Any]:
@@ -53,25 +49,16 @@ def distill(size: Size, compute: Compute, mode: str | None) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for shared in (False, True):
         fresh()
-        parts = [denoiser(size, compute, mode) for _ in range(3)]
-        numbers = setting.distill_numbers(shared_noise=shared)
-        numbers |= {"matching_batch_size": size.batch_size, "regression_batch_size": size.batch_size}
-        plan = _plan(size, compute, shared)
-        found = Distillation(parts[0].requires_grad_(False), parts[1], parts[2], numbers, l2_distance)
-        image, _, label = (part.cpu() for part in batch(size))
-        given = Batch(image, label, (image, label, image))
-
-        def update(found: Distillation = found, given: Batch = given, shared: bool = shared) -> None:
-            random = update_generator("distill", 0, 0)
-            made, row = found.generator_update(given, PHASE, random)
-            row |= found.fake_update(made, given.label, random, has_gradient=shared)
-            torch.stack([value.double() for value in row.values()]).tolist()
-
+        eager = _trainer(size, compute, None, shared)
+        plan = memory_plan(eager, watch(eager, _streams(size)), lambda num: 0)
+        del eager
+        found = updates.Updates(_trainer(size, compute, mode, shared), _streams(size))
         if size.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(size.device)
-        step = milliseconds(update, size)
+        step = milliseconds(found.next, size)
         peak = torch.cuda.max_memory_allocated(size.device) if size.device.type == "cuda" else 0  # of updates alone
-        passes = _passes(size, found)
+        found.close()
+        passes = _passes(size, found.trainer.networks)
         bare = sum(passes.values()) - (passes["fake forward"] if shared else 0.0)
         name = "shared_noise" if shared else "own_noise"
         figures[name] = {
@@ -82,55 +69,58 @@ def distill(size: Size, compute: Compute, mode: str | None) -> dict[str, Any]:
         }
         if size.device.type == "cuda":
             figures[name]["peak_gib"] = round(peak / 2**30, 3)
-        del found, parts
+        del found
     return figures
 
 
-def _plan(size: Size, compute: Compute, shared: bool) -> dict[str, int]:
-    eager = denoiser(size, compute)
-    weights = weight_bytes(eager)
-    numbers = setting.distill_numbers(shared_noise=shared) | {"compute": compute}
-    numbers |= {"matching_batch_size": size.batch_size, "regression_batch_size": size.batch_size}
-    found = activations(eager, size.shape)
-    return distill_parts(numbers, Share(), teacher=weights, trained=weights, found=found, lpips=0)  # type: ignore[arg-type]
+def _trainer(size: Size, compute: Compute, mode: str | None, shared: bool) -> Trainer:
+    """A training whose networks compute as asked, and are compiled in a mode."""
+    section = setting.distill(shared_noise=shared, batch_size=size.batch_size)
+    modules = {role: denoiser(size, compute, mode) for role in section.method.roles()}
+    return updates.trainer(section, modules, size.shape, num_classes=size.network["num_classes"])
 
 
-def _passes(size: Size, found: Distillation) -> dict[str, float]:
+def _streams(size: Size) -> dict[str, Stream]:
+    image, _, label = (part.cpu() for part in batch(size))
+    rows = {"noise": image, "label": label}
+    return {"noise": updates.Given(rows), "pairs": updates.Given({**rows, "image": image})}
+
+
+def _passes(size: Size, found: NetworkSet) -> dict[str, float]:
     """Milliseconds of each pass and optimiser step of an update, called alone."""
     given = batch(size)
     gradient = torch.randn_like(given[0])
+    found.train_only(("student", "fake"))
 
-    def train(network: torch.nn.Module) -> None:
-        network(*given).backward(gradient)
+    def train(role: str) -> None:
+        found[role](*given).backward(gradient)
 
-    def call(network: torch.nn.Module) -> None:
+    def call(role: str) -> None:
         with torch.no_grad():
-            network(*given)
+            found[role](*given)
 
-    teacher = found.teacher
-    assert isinstance(teacher, torch.nn.Module)
-    generator = milliseconds(lambda: train(found.generator), size)["median"]
-    fake = milliseconds(lambda: train(found.fake), size)["median"]
+    student = milliseconds(lambda: train("student"), size)["median"]
+    fake = milliseconds(lambda: train("fake"), size)["median"]
     return {
-        "generator forward and backward, twice": 2 * generator,
-        "teacher forward": milliseconds(lambda: call(teacher), size)["median"],
-        "fake forward": milliseconds(lambda: call(found.fake), size)["median"],
+        "student forward and backward, twice": 2 * student,
+        "teacher forward": milliseconds(lambda: call("teacher"), size)["median"],
+        "fake forward": milliseconds(lambda: call("fake"), size)["median"],
         "fake forward and backward": fake,
         "optimisers, clipping and moving average": _step_alone(found, train, size),
     }
 
 
-def _step_alone(found: Distillation, train: Callable[[torch.nn.Module], None], size: Size) -> float:
+def _step_alone(found: NetworkSet, train: Callable[[str], None], size: Size) -> float:
     """Milliseconds of both optimisers, clips and the moving average; passes that make gradients are not counted."""
     times = []
     for _ in range(size.repetitions):
-        train(found.generator)
-        train(found.fake)
+        for role in found.optimisers:
+            train(role)
         synchronise(size.device)
         start = time.perf_counter()
-        found.generator_optimiser.update()
-        found.fake_optimiser.update()
-        found.average.update_parameters(found.generator.network)
+        for optimiser in found.optimisers.values():
+            optimiser.update()
+        found.average_student()
         synchronise(size.device)
         times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times)

@@ -16,6 +16,7 @@ from bench import gpu_text_step
 from bench.attempts import Over, attempted
 from bench.gpu_passes import HALF, fresh, milliseconds
 from bench.gpu_text_parts import GUIDANCE, TextSize, codec, denoiser, last_sigma, text
+from dmd.diffusion.calls import Calls
 from dmd.diffusion.compute import RECOMPILE_LIMIT, Compute, set_tf32
 from dmd.diffusion.guidance import guided
 from dmd.diffusion.solver import solve
@@ -83,7 +84,7 @@ def one_step(size: TextSize, over: Over, *, compiled: bool) -> dict[str, Any]:
         decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for module in (generator.network, decoder.autoencoder.decoder, encoder.encoder):
             _compile(size, module)
-    solver = {"name": "one-step", "sigma": last_sigma(generator)}
+    solver = {"name": "student", "calls": Calls((last_sigma(generator),)).facts()}
     numbers: dict[str, Any] = {"solver": solver, "shape": size.shape, "num_classes": 0, "device": size.device}
     chain = Chain(generator, encoder, decoder, torch.bfloat16, **numbers)
     return {

@@ -12,66 +12,59 @@ from typing import Any
 
 import torch
 
-from bench import gpu_experiment, setting
+from bench import gpu_experiment, setting, updates
 from bench.gpu_passes import fresh, milliseconds, synchronise
 from bench.gpu_text_parts import GUIDANCE, TextSize, codec, denoiser, last_sigma
+from dmd.config.training import Distill
 from dmd.diffusion.compute import Compute
 from dmd.diffusion.denoiser import Denoiser
 from dmd.diffusion.guidance import guided
-from dmd.methods.counting import weight_bytes
-from dmd.methods.decoded import Decoded
-from dmd.methods.dmd import Distillation
-from dmd.methods.memory import activations, distill_parts, lpips_bytes
-from dmd.methods.numbers import Batch, Numbers
-from dmd.methods.schedule import update_generator
-from dmd.methods.share import Share
-from dmd.networks.adapters import carried, trained, with_network
+from dmd.methods.parts.decoded import Decoded
+from dmd.networks.adapters import carried, with_network
 from dmd.networks.lora import Adapter
+from dmd.train.data import Stream
+from dmd.train.memory import distance_bytes
+from dmd.train.networks import NetworkSet
+from dmd.train.watch import memory_plan, watch
 
 COMPUTE = Compute(dtype="bfloat16", gradient_checkpointing=True)
 UPDATES, MATCHED = 20_000, 2304  # of the paper's run on LAION-Aesthetics 6.25+: updates, and matched images of each
 CARDS = (1, 8, 72)
-PHASE = {"matching_scale": 1.0, "regression_scale": 1.0}
 
 
 def measure(size: TextSize, adapter: Adapter | None) -> dict[str, Any]:
     """Milliseconds and peak memory of an update, the memory plan, and hours of the paper's run by arithmetic.
 
     Args:
-        adapter: of generator and fake denoiser, which share the teacher's network; None trains two more networks.
+        adapter: of student and fake denoiser, which share the teacher's network; None trains two more networks.
     """
     fresh()
-    real, generator, fake = _denoisers(size, adapter)
-    numbers, share = _numbers(size, generator, adapter), Share(micro_batch_size=size.micro_batch_size)
-    distance = _distance(size)
-    plan = _plan(size, numbers, share, (real, generator), distance)
-    found = Distillation(real, generator, fake, numbers, distance, share)
-    batch = _batch(size, numbers)
-
-    def update() -> None:
-        random = update_generator("distill", 0, 0)
-        made, row = found.generator_update(batch, PHASE, random)
-        row |= found.fake_update(made, batch.joined_label, random)
-        torch.stack([value.double() for value in row.values()]).tolist()
-
+    matched, regressed = 2 * size.micro_batch_size, size.micro_batch_size
+    modules, distance = _denoisers(size, adapter), _distance(size)
+    section = _section(modules["student"], matched=matched, regressed=regressed)
+    trainer = updates.trainer(section, modules, size.shape, text=True, sigma_data=1.0, distance=distance)
+    streams = _streams(size, matched=matched, regressed=regressed)
+    plan = memory_plan(trainer, watch(trainer, streams), lambda num: distance_bytes(distance, size.shape, num))
+    found = updates.Updates(trainer, streams)
     cuda = size.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(size.device)
-    step = milliseconds(update, size)
+    step = milliseconds(found.next, size)
+    found.close()
     peak = {"peak_gib": _gib(torch.cuda.max_memory_allocated(size.device))} if cuda else {}
-    alone = _optimisers_alone(found, size)
+    alone = _optimisers_alone(trainer.networks, size)
     return {
-        "matched": numbers["matching_batch_size"],
-        "regressed": numbers["regression_batch_size"],
+        "matched": matched,
+        "regressed": regressed,
         "micro_batch_size": size.micro_batch_size,
         "adapter": adapter,
         "compute": dict(COMPUTE),
-        "trained_parameters": sum(weight.numel() for weight in generator.parameters()),
+        "trained_parameters": sum(weight.numel() for weight in trainer.networks.weights("student").parameters()),
         "update_ms": step,
         "optimisers_ms": round(alone, 3),
         **peak,
         "planned_gib": {name: _gib(size) for name, size in plan.items()} | {"sum": _gib(sum(plan.values()))},
-        "hours": hours(step["median"], alone, matched=numbers["matching_batch_size"]),
+        "hours": hours(step["median"], alone, matched=matched),
     }
 
 
@@ -90,30 +83,29 @@ def hours(update: float, alone: float, *, matched: int) -> dict[str, float]:
     return found
 
 
-def _denoisers(size: TextSize, adapter: Adapter | None) -> tuple[Denoiser, Denoiser, Denoiser]:
-    """Real score under guidance, generator, fake denoiser, as stage distill makes them."""
-    empty = size.states()
+def _denoisers(size: TextSize, adapter: Adapter | None) -> dict[str, Denoiser]:
+    """Real score under guidance, student, fake denoiser, as stage distill makes them."""
+    roles = ("teacher", "student", "fake")
     if adapter is None:
-        real, generator, fake = (denoiser(size, COMPUTE) for _ in range(3))
+        found = {role: denoiser(size, COMPUTE) for role in roles}
     else:
         carrier = denoiser(size, COMPUTE)
-        networks = carried(carrier.network, adapter, ("generator", "fake"), seed=0)
-        real, generator, fake = (with_network(carrier, network) for network in networks)
-    return guided(real, empty, GUIDANCE), generator, fake
+        views = carried(carrier.network, adapter, roles[1:], seed=0)
+        found = {role: with_network(carrier, view) for role, view in zip(roles, views, strict=True)}
+    return found | {"teacher": guided(found["teacher"], size.states(), GUIDANCE)}
 
 
-def _numbers(size: TextSize, generator: Denoiser, adapter: Adapter | None) -> Numbers:
-    return {
-        **setting.distill_numbers(shared_noise=False),
-        "sigma": last_sigma(generator),
-        "levels": {"kind": "teacher", "min_index": 20, "max_index": 980},
-        "matching_batch_size": 2 * size.micro_batch_size,
-        "regression_batch_size": size.micro_batch_size,
-        "guidance": GUIDANCE,
-        "match_pairs": True,
-        "compute": {**COMPUTE, "micro_batch_size": size.micro_batch_size},
-        "adapter": adapter,
-    }
+def _section(student: Denoiser, *, matched: int, regressed: int) -> Distill:
+    return setting.distill(
+        shared_noise=False,
+        batch_size=matched,
+        compute={**COMPUTE, "micro_batch_size": regressed},
+        regression_batch_size=regressed,
+        sigma=last_sigma(student),
+        levels={"kind": "teacher"},
+        guidance=GUIDANCE,
+        match_pairs=True,
+    )
 
 
 def _distance(size: TextSize) -> Decoded:
@@ -123,35 +115,25 @@ def _distance(size: TextSize) -> Decoded:
     return Decoded(gpu_experiment.lpips(size.lpips).to(size.device), decoder)
 
 
-def _plan(
-    size: TextSize, numbers: Numbers, share: Share, denoisers: tuple[Denoiser, Denoiser], distance: Decoded
-) -> dict[str, int]:
-    """Bytes by purpose, as stage distill logs them; blocks of diffusers are counted as if not checkpointed."""
-    teacher, learnt = (weight_bytes(denoiser) for denoiser in denoisers)
-    lpips = lpips_bytes(distance, size.shape, share.largest(numbers["regression_batch_size"]))
-    found = activations(denoisers[1], size.shape)
-    return distill_parts(numbers, share, teacher=teacher, trained=learnt, found=found, lpips=lpips)
-
-
-def _batch(size: TextSize, numbers: Numbers) -> Batch:
+def _streams(size: TextSize, *, matched: int, regressed: int) -> dict[str, Stream]:
     """Noise, text states and pairs on the CPU, as they are read."""
-    matched, regressed = numbers["matching_batch_size"], numbers["regression_batch_size"]
-    pairs = (size.noise(regressed).cpu(), size.states(regressed).cpu(), size.noise(regressed).cpu())
-    return Batch(size.noise(matched).cpu(), size.states(matched).cpu(), pairs)
+    noise = {"noise": size.noise(matched).cpu(), "label": size.states(matched).cpu()}
+    pairs = {"noise": size.noise(regressed).cpu(), "label": size.states(regressed).cpu()}
+    return {"noise": updates.Given(noise), "pairs": updates.Given({**pairs, "image": size.noise(regressed).cpu()})}
 
 
-def _optimisers_alone(found: Distillation, size: TextSize) -> float:
+def _optimisers_alone(found: NetworkSet, size: TextSize) -> float:
     """Milliseconds of both optimisers, clips and the moving average."""
     times = []
     for _ in range(size.repetitions):
-        for each in (found.generator, found.fake):
-            for weight in each.parameters():
+        for role in found.optimisers:
+            for weight in found.weights(role).parameters():
                 weight.grad = torch.zeros_like(weight)
         synchronise(size.device)
         start = time.perf_counter()
-        found.generator_optimiser.update()
-        found.fake_optimiser.update()
-        found.average.update_parameters(trained(found.generator.network))
+        for optimiser in found.optimisers.values():
+            optimiser.update()
+        found.average_student()
         synchronise(size.device)
         times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times)

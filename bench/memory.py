@@ -17,20 +17,16 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bench import setting
+from bench import setting, updates
 from dmd.diffusion.compute import Compute, prepare
 from dmd.diffusion.denoiser import Denoiser
-from dmd.methods.counting import Peak, weight_bytes
-from dmd.methods.dmd import Distillation
-from dmd.methods.numbers import Batch, Numbers
-from dmd.methods.optimiser import moment_bytes
-from dmd.methods.regression import l2_distance
-from dmd.methods.schedule import update_generator
-from dmd.methods.share import Share
 from dmd.networks import build
 from dmd.networks.adapters import carried, with_network
 from dmd.networks.lora import Adapter, size, targets
 from dmd.networks.released import SD15
+from dmd.train.counting import Peak, weight_bytes
+from dmd.train.optimiser import moment_bytes
+from dmd.train.trainer import Trainer, loader, plan
 
 OUTPUT = Path(__file__).parent / "results" / "memory.json"
 MIDDLE: dict[str, Any] = {  # Stable Diffusion's layers at a fifth of its width
@@ -78,22 +74,27 @@ def main() -> None:
 
 
 def measured(*, adapter: Adapter | None = None, kind: str = "fused", checkpointed: bool = False) -> dict[str, float]:
-    """Bytes, in MB, of two updates of generator and fake denoiser of the middle network, in float32."""
+    """Bytes, in MB, of two updates of student and fake denoiser of the middle network, in float32."""
     torch.manual_seed(0)
-    found = _distillation(_numbers(kind), adapter, checkpointed)
+    found = _trainer(kind, adapter, checkpointed)
     text, noise = torch.randn(NUM, LENGTH, MIDDLE["config"]["cross_attention_dim"]), torch.randn(NUM, 4, 32, 32)
-    batch = Batch(noise, text, (torch.randn_like(noise), text, torch.randn_like(noise)))
-    networks = (found.teacher, found.generator.network, found.fake.network, found.average)
-    weights = sum(weight_bytes(network) for network in networks)  # type: ignore[arg-type, misc]
+    streams = {
+        "noise": updates.Given({"noise": noise, "label": text}),
+        "pairs": updates.Given({"noise": torch.randn_like(noise), "label": text, "image": torch.randn_like(noise)}),
+    }
+    phases, _ = plan(found.training.method)
+    rows = loader(found, streams, phases, stage="distill")
+    steps = [rows.take(update) for update in range(2)]
+    rows.close()
+    networks = found.networks
+    weights = sum(weight_bytes(networks[role]) for role in networks) + weight_bytes(networks.average)
     gc.collect()
-    phase = {"matching_scale": 1.0, "regression_scale": 1.0}
     with Peak() as peak:
         for update in range(2):
-            image, _ = found.generator_update(batch, phase, update_generator("distill", 0, update))
-            found.fake_update(image, text, update_generator("distill", 1, update))
+            found.update(phases.clock(update), steps[update])
             gc.collect()
-    moments = [value for each in (found.generator_optimiser, found.fake_optimiser) for value in each.tensors().values()]
-    trained = sum(parameter.numel() for parameter in found.generator.parameters())
+    moments = [value for each in networks.optimisers.values() for value in each.tensors().values()]
+    trained = sum(parameter.numel() for parameter in networks.weights("student").parameters())
     figures = {"weights": weights, "moments": sum(value.numel() * value.element_size() for value in moments)}
     figures |= {"peak": weights + peak.most}
     return {"trained_millions": trained / 1e6} | {f"{name}_mb": value / 1e6 for name, value in figures.items()}
@@ -159,26 +160,30 @@ def _pass_bytes(denoiser: Denoiser, num: int, shape: tuple[int, ...], width: int
     return peak.most
 
 
-def _distillation(numbers: Numbers, adapter: Adapter | None, checkpointed: bool) -> Distillation:
+def _trainer(kind: str, adapter: Adapter | None, checkpointed: bool) -> Trainer:
+    """A distillation of three networks, or of one with two adapters, at its first update."""
     levels = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
     alphas = torch.cumprod(1 - levels, 0).tolist()
     discrete = {"kind": "discrete", "alphas_cumprod": alphas, "prediction": "epsilon"}
-    parts = []
-    for _ in range(1 if adapter else 3):
-        made = Denoiser(build(MIDDLE), sigma_data=1.0, preconditioning=discrete).eval().requires_grad_(False)
-        parts.append(prepare(made, Compute(gradient_checkpointing=checkpointed)))
+    section = setting.distill(
+        shared_noise=False,
+        batch_size=NUM,
+        optimiser={"kind": kind, "gradient_clip": 1.0},
+        levels={"kind": "teacher"},
+        sigma=SIGMA,
+    )
+    roles = list(section.method.roles())  # the teacher first
+    parts: list[Denoiser] = []
+    for _ in range(1 if adapter else len(roles)):
+        made = Denoiser(build(MIDDLE), sigma_data=1.0, preconditioning=discrete)
+        prepare(made, Compute(gradient_checkpointing=checkpointed))
+        parts.append(made)
     if adapter:
-        views = carried(parts[0].network, adapter, ("generator", "fake"), seed=0)  # type: ignore[arg-type]
-        parts = [with_network(parts[0], view) for view in views]
-    teacher, generator, fake = parts
-    return Distillation(teacher, generator, fake, numbers, l2_distance, Share())  # type: ignore[arg-type]
-
-
-def _numbers(kind: str) -> Numbers:
-    numbers: Any = setting.distill_numbers(shared_noise=False)
-    optimiser = numbers["optimiser"] | {"kind": kind, "gradient_clip": 1.0}
-    levels = {"kind": "teacher", "min_index": 20, "max_index": 980}
-    return numbers | {"optimiser": optimiser, "levels": levels, "sigma": SIGMA}
+        carrier = parts[0]
+        parts = [with_network(carrier, view) for view in carried(carrier.network, adapter, roles[1:], seed=0)]
+    found = updates.trainer(section, dict(zip(roles, parts, strict=True)), (4, 32, 32), text=True, sigma_data=1.0)
+    found.start()
+    return found
 
 
 def _line(figures: dict[str, float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from dmd import loading
 from dmd.artifacts import record
 from dmd.artifacts import tensors as tensor_files
-from dmd.methods.numbers import Numbers
+from dmd.config.training import Distill
 from dmd.stages import pairs
 
 THREADS = 1
@@ -75,30 +76,17 @@ def draw_pairs(
     )
 
 
-def distill_numbers(*, shared_noise: bool) -> Numbers:
-    """The paper's settings for CIFAR-10, one fake update per generator update, batches of `BATCH_SIZE`."""
-    grid = {"count": 1000, "rho": 7.0, "sigma_min": 0.002, "sigma_max": SIGMA_MAX}
-    rate = {"learning_rate": 5.0e-5, "fake_learning_rate": None, "warmup": 500, "decay": "constant"}
-    phase = {"train": "both", "matching_scale": 1.0, "regression_scale": 1.0, "fake_updates": 1}
-    return {
-        "sigma": SIGMA_MAX,
-        "levels": {**grid, "min_index": 20, "max_index": 980},
-        "weighting": "eq8",
-        "alpha_factor": False,
-        "fake_score": True,
-        "matching_weight": 1.0,
-        "regression_weight": 0.25,
-        "regression_distance": {"kind": "l2"},
-        "matching_batch_size": BATCH_SIZE,
-        "regression_batch_size": BATCH_SIZE,
-        "shared_noise": shared_noise,
-        "optimiser": {**rate, "weight_decay": 0.01, "betas": [0.9, 0.999], "gradient_clip": 10.0},
-        "ema_decay": 0.999,
-        "phases": [{**phase, "updates": 300000, "learning_rate_scale": 1.0, "fresh_optimiser": False}],
-        "seed": 0,
-        "checkpoint_every": 1000,
-        "grid_every": 1000,
-        "log_every": 1,
-        "device": "cpu",
-        "threads": THREADS,
-    }
+def distill(
+    *,
+    shared_noise: bool,
+    batch_size: int = BATCH_SIZE,
+    compute: Mapping[str, object] | None = None,
+    optimiser: Mapping[str, object] | None = None,
+    **method: object,
+) -> Distill:
+    """The paper's settings for CIFAR-10, one fake update per update of the student; further keys are the method's."""
+    sizes: dict[str, object] = {"matching_batch_size": batch_size, "regression_batch_size": batch_size}
+    section = {"name": "dmd", "shared_noise": shared_noise, **sizes, **method}
+    return Distill.model_validate(
+        {"method": section, "compute": dict(compute or {}), "optimisers": {"student": dict(optimiser or {})}}
+    )

@@ -36,6 +36,7 @@ def load(
     solver: str | None = ...,
     steps: int | None = ...,
     guidance: float = ...,
+    calls: int | None = ...,
 ) -> Sampler: ...
 @overload
 def load(
@@ -49,6 +50,7 @@ def load(
     solver: str | None = ...,
     steps: int | None = ...,
     guidance: float = ...,
+    calls: int | None = ...,
 ) -> TextSampler: ...
 def load(
     path: str | Path,
@@ -61,6 +63,7 @@ def load(
     solver: str | None = None,
     steps: int | None = None,
     guidance: float = 1.0,
+    calls: int | None = None,
 ) -> Sampler | TextSampler:
     """A callable that draws images: `dmd.load(path)(num=16, label=3, seed=0)` is float32 (16, C, H, W), about -1 to 1.
 
@@ -78,7 +81,9 @@ def load(
         solver: of a teacher, "heun" (where None) or "euler"; of one of text, the name of a scheduler ("pndm" where
             None).
         steps: of a teacher's solver, 18 where None: 35 calls with Heun, 18 with Euler; 50 of a scheduler.
-        guidance: of a teacher of text; 1 is none.
+        guidance: of a teacher of text, or one that was trained with label dropout; 1 is none.
+        calls: of a student whose file holds weights for several numbers of network calls, one of them; those that its
+            training ended with where None.
 
     Returns:
         A `dmd.sampler.Sampler`, with `shape`, `num_classes`, `sigma`, `solver`, `device`, `metadata`; with a text
@@ -86,10 +91,10 @@ def load(
 
     Raises:
         ValueError: a file is damaged or holds no such weights, files do not belong together, or a solver or guidance
-            is named for a one-step generator.
+            is named for a student.
     """
     numbers: dict[str, Any] = {"weights": weights, "device": device, "batch_size": batch_size, "solver": solver}
-    numbers |= {"steps": steps, "guidance": guidance}
+    numbers |= {"steps": steps, "guidance": guidance, "calls": calls}
     if text_encoder is None:
         if autoencoder is not None:
             raise ValueError("autoencoder: it decodes what a denoiser draws of text: give text_encoder, too")

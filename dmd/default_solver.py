@@ -6,24 +6,26 @@ from pathlib import Path
 from typing import Any
 
 from dmd.diffusion import schedulers
+from dmd.diffusion.calls import Calls
 from dmd.diffusion.solver import SOLVERS
+from dmd.loading import student_calls
 
 GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}  # of EDM (Karras et al. 2022, Table 1)
 
 
 def chosen(metadata: dict[str, Any], name: str | None, steps: int | None, path: Path) -> dict[str, Any]:
-    """The solver of `dmd.load`: one step for a generator; for a teacher the named one, or one that suits it.
+    """The solver of `dmd.load`: its own calls for a student; for a teacher the named one, or one that suits it.
 
     Teachers of text come with a scheduler: PNDM in 50 steps (51 calls). All others: Heun in 18 steps (35 calls), within
     the noise levels the teacher was made for.
 
     Raises:
-        ValueError: a solver or steps for a generator, or an unknown solver.
+        ValueError: a solver or steps for a student, or an unknown solver.
     """
     if metadata["kind"] == "generator":
-        if steps is not None or name not in (None, "one-step"):
-            raise ValueError(f"{path} is a one-step generator: solver {name!r} and steps {steps} are for teachers")
-        return {"name": "one-step"}
+        if steps is not None or name not in (None, "student"):
+            raise ValueError(f"{path} is a student: solver {name!r} and steps {steps} are for teachers")
+        return {"name": "student"}
     if metadata.get("scheduler") and name in (None, *schedulers.NAMES):
         return {"name": name or "pndm", "steps": 50 if steps is None else steps}
     if name not in (None, *SOLVERS):
@@ -35,16 +37,14 @@ def chosen(metadata: dict[str, Any], name: str | None, steps: int | None, path: 
 
 
 def with_sigma(solver: dict[str, Any], metadata: dict[str, Any], path: Path) -> tuple[dict[str, Any], float]:
-    """A solver that one-step knows its level of, and the level that drawing starts from.
+    """A solver that knows a student's calls, its own or those of its file, and the level that drawing starts from.
 
-    One step without sigma is that of the generator's distillation; schedulers start at the teacher's last level.
+    Schedulers start at the teacher's last level.
 
     Raises:
-        ValueError: one step of what is no generator.
+        ValueError: solver student of what is no student.
     """
-    if solver["name"] != "one-step":
+    if solver["name"] != "student":
         return solver, solver["sigma_max"] if "sigma_max" in solver else metadata["sigma_max"]
-    if "sigma" not in solver and "sigma" not in metadata:
-        raise ValueError(f"{path} is no generator: solver one-step needs the sigma it was distilled at")
-    solver = {"sigma": metadata.get("sigma"), **solver}
-    return solver, solver["sigma"]
+    calls = Calls.of(solver["calls"]) if "calls" in solver else student_calls(metadata, path)
+    return {"name": "student", "calls": calls.facts()}, calls.sigmas[0]

@@ -2,12 +2,14 @@
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dmd.artifacts import tensors as tensor_files
+from dmd.diffusion.calls import Calls
 from dmd.diffusion.denoiser import Denoiser, GaussianMixtureDenoiser
 from dmd.networks import build
 from dmd.networks.autoencoder import Codec
@@ -19,21 +21,46 @@ LARGE = ("unet2d-condition", "sd3")  # all that they hold stands in their files:
 LEVELS = ("sigma_data", "sigma", "sigma_min", "sigma_max")
 
 
-def load_denoiser(path: Path, *, weights: str = "ema") -> tuple[torch.nn.Module, dict[str, Any]]:
+@dataclass(frozen=True)
+class DenoiserFile:
+    """A denoiser's file that was looked at, and its metadata."""
+
+    path: Path
+    facts: Mapping[str, Any]
+
+
+def look_at(path: Path) -> DenoiserFile:
+    """What a denoiser's file says of itself; ValueError if it is none."""
+    metadata = tensor_files.load_metadata(path)
+    check_facts(metadata, path)
+    return DenoiserFile(path, metadata)
+
+
+def load_denoiser(
+    path: Path, *, weights: str = "ema", calls: int | None = None
+) -> tuple[torch.nn.Module, dict[str, Any]]:
     """A frozen denoiser in eval mode (dropout off), on the CPU.
 
     Args:
         path: teacher/denoiser.safetensors or distill/generator.safetensors.
         weights: "ema" or "raw"; both kinds of file that were trained hold both.
+        calls: of a student, one of those that its file holds weights for; None is the student that training ended
+            with. Those of earlier rounds are averages only.
 
     Returns:
-        The denoiser, and the file's metadata: `shape` (C, H, W), `num_classes`, `sigma_data`, `kind`, ...
+        The denoiser, and the file's metadata: `shape` (C, H, W), `num_classes`, `sigma_data`, `kind`, ...; with `calls`
+        its keys `calls` and `sigma` are those of the weights that were read.
 
     Raises:
         ValueError: the file is damaged, or does not hold these weights.
     """
     tensors, metadata = tensor_files.load(path)
     check_facts(metadata, path)
+    if calls is not None:
+        own, chosen = student_calls(metadata, path), student_calls(metadata, path, calls=calls)
+        if len(own.sigmas) != calls:
+            weights = f"{weights}@{calls}"
+        metadata |= {"sigma": chosen.sigmas[0], "calls": chosen.facts()}
     if metadata["kind"] == "gaussian-mixture":
         if missing := [name for name in MIXTURE if name not in tensors]:
             raise ValueError(f"{path} holds no mixture: {', '.join(missing)} missing")
@@ -55,6 +82,27 @@ def load_denoiser(path: Path, *, weights: str = "ema") -> tuple[torch.nn.Module,
     load_network(denoiser, state, path)
     denoiser.scheduler = metadata.get("scheduler")
     return denoiser.requires_grad_(False).eval(), metadata
+
+
+def student_calls(metadata: Mapping[str, Any], path: Path, *, calls: int | None = None) -> Calls:
+    """How a student is sampled with so many calls; None is the number that its training ended with.
+
+    Raises:
+        ValueError: the file is of no student, says nothing that could be its calls, or holds no weights for so many.
+    """
+    own, kept = metadata.get("calls"), metadata.get("calls_kept", {})
+    if not isinstance(own, dict) or not isinstance(kept, dict):
+        raise ValueError(f"{path} is no student: it does not say the calls it was distilled for")
+    try:
+        last = Calls.of(own)
+        if calls is None or len(last.sigmas) == calls:
+            return last
+        if str(calls) in kept:
+            return Calls.of(kept[str(calls)])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    known = ", ".join([*kept, str(len(last.sigmas))])
+    raise ValueError(f"{path} holds no weights for {calls} calls; it has those for {known}")
 
 
 def check_facts(metadata: Mapping[str, Any], path: Path) -> None:
@@ -145,13 +193,18 @@ def load_text(path: Path) -> Text:
 
 
 def load_empty(path: Path) -> torch.Tensor:
-    """Text states (L, E) of the empty prompt, for guidance, of teacher/denoiser.safetensors.
+    """What stands for no condition under guidance, of teacher/denoiser.safetensors.
+
+    Text states (L, E) of the empty prompt, or the label -1 () of a denoiser that was trained with label dropout.
 
     Raises:
-        ValueError: the file is damaged, or its denoiser knows no prompts.
+        ValueError: the file is damaged, or its denoiser never learnt to do without a condition.
     """
-    if "text" not in tensor_files.load_metadata(path):
-        raise ValueError(f"{path} knows no prompts: it has no text states of the empty one")
+    metadata = tensor_files.load_metadata(path)
+    if "text" not in metadata:
+        if metadata.get("label_dropout"):
+            return torch.tensor(-1)
+        raise ValueError(f"{path} cannot be guided: it knows no prompts, and was not trained with label_dropout")
     return tensor_files.load_some(path, "text.empty")[0]
 
 
@@ -162,7 +215,7 @@ def _of_kind(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, 
     return tensors, metadata
 
 
-def check_noise_scale(metadata: dict[str, Any], sigma: float, path: Path) -> None:
+def check_noise_scale(metadata: Mapping[str, Any], sigma: float, path: Path) -> None:
     """ValueError if `sigma` is beyond the largest noise level that the denoiser in `path` was trained on."""
     limit = metadata.get("sigma_max")
     if limit is not None and sigma > limit * (1 + 1e-6):

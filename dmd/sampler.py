@@ -13,11 +13,12 @@ from dmd import loading
 from dmd.artifacts import tensors as tensor_files
 from dmd.config.sections import NUM_SEEDS
 from dmd.default_solver import chosen, with_sigma
+from dmd.diffusion.calls import Calls
 from dmd.diffusion.compute import Compute, prepare
 from dmd.diffusion.denoiser import Denoiser
 from dmd.diffusion.guidance import guided
-from dmd.diffusion.noise import seeded_noise
-from dmd.diffusion.solver import solve
+from dmd.diffusion.noise import seeded_draws
+from dmd.diffusion.solver import Keep, solve
 
 MOST_AT_ONCE = 64  # images per network call, where nobody chose
 
@@ -32,16 +33,18 @@ class Batch(NamedTuple):
         label: int64 (B,), -1 where there are no classes.
         image: float32 (B, C, H, W), about -1 to 1.
         network_calls: that each image took.
+        trajectory: float32 (B, M, C, H, W), the states after the steps that were asked for; None where none were.
     """
 
     noise: Tensor
     label: Tensor
     image: Tensor
     network_calls: int
+    trajectory: Tensor | None = None
 
 
 class Sampler:
-    """Draws images of a teacher or a one-step generator.
+    """Draws images of a teacher or a student.
 
     Attributes:
         shape: (C, H, W) of an image.
@@ -64,16 +67,18 @@ class Sampler:
         compute: Compute | None = None,
         guidance: float = 1.0,
         adapter: Mapping[str, Tensor] | None = None,
+        calls: int | None = None,
     ) -> None:
-        """Reads `path`; a solver one-step without sigma takes the one the generator was distilled at.
+        """Reads `path`; solver student makes the calls that the student was distilled for.
 
-        An `adapter`, as `dmd.networks.lora.merged` takes it, is added to the weights.
+        An `adapter`, as `dmd.networks.lora.merged` takes it, is added to the weights. Of a student whose file holds
+        weights for several numbers of calls, `calls` names one; None takes those that training ended with.
 
         Raises:
-            ValueError: the file is damaged, holds no such weights, is no generator though one step is asked for,
+            ValueError: the file is damaged, holds no such weights, is no student though one is asked for,
                 knows no noise level as large as the solver's, or no empty prompt, which guidance above 1 needs.
         """
-        denoiser, self.metadata = loading.load_denoiser(path, weights=weights)
+        denoiser, self.metadata = loading.load_denoiser(path, weights=weights, calls=calls)
         if adapter is not None:
             loading.add_adapter(denoiser, adapter, path)
         self.device, self.batch_size = torch.device(device), batch_size
@@ -85,6 +90,8 @@ class Sampler:
         self.num_classes: int = self.metadata["num_classes"]
         self.solver, self.sigma = with_sigma(solver, self.metadata, path)
         loading.check_noise_scale(self.metadata, self.sigma, path)
+        calls = self.solver.get("calls")
+        self._num_fresh = Calls.of(calls).num_fresh if calls else 0
 
     def __call__(self, num: int = 1, *, label: Label = None, seed: int = 0) -> Tensor:
         """Images of seeds seed, seed + 1, ..., the same ones that stage `sample` draws of them.
@@ -115,6 +122,7 @@ class Sampler:
         labels: str = "random",
         given: Tensor | None = None,
         states: Tensor | None = None,
+        kept_steps: Sequence[int] = (),
     ) -> Iterator[Batch]:
         """Batches in the order of `seeds`; a short last batch is padded while it is drawn.
 
@@ -122,6 +130,7 @@ class Sampler:
             labels: how each seed draws its label, "random" or "balanced".
             given: int64 labels, one per seed, that replace those drawn.
             states: text states (N, L, E), one per seed, that the network sees in place of the labels.
+            kept_steps: steps of a solver heun or euler, from 1, after which the state is kept.
 
         Raises:
             ValueError: images that are not finite, or a network of text without text states.
@@ -132,18 +141,32 @@ class Sampler:
         for start in range(0, len(seeds), size):
             some = list(seeds[start : start + size])
             num, padding = len(some), [some[-1]] * (size - len(some))
-            noise, label = seeded_noise(some + padding, self.shape, num_classes=self.num_classes, labels=labels)
+            noise, label, fresh = seeded_draws(
+                some + padding, self.shape, num_classes=self.num_classes, labels=labels, num_fresh=self._num_fresh
+            )
             if given is not None:
                 label[:num] = given[start : start + size]
             condition = label
             if states is not None:
                 given_states = states[start : start + num]
                 condition = torch.cat([given_states, given_states[-1:].expand(len(padding), -1, -1)])
-            image, calls = solve(self.denoiser, noise.to(self.device), condition.to(self.device), self.solver)
+            further = [each.to(self.device) for each in fresh]
+            given_noise, given_condition = noise.to(self.device), condition.to(self.device)
+            kept: dict[int, Tensor] = {}
+            image, calls = solve(
+                self.denoiser,
+                given_noise,
+                given_condition,
+                self.solver,
+                further.__getitem__,
+                _keeper(kept) if kept_steps else None,
+            )
             if not image[:num].isfinite().all():
                 bad = [one for one, pixels in zip(some, image, strict=False) if not pixels.isfinite().all()]
                 raise ValueError(f"images of seeds {bad[:5]} are not finite: the denoiser is damaged or diverged")
-            yield Batch(noise[:num], label[:num], image[:num].cpu(), calls)
+            after = [kept[step][:num].to(noise.dtype).cpu() for step in kept_steps]
+            trajectory = torch.stack(after, 1) if kept_steps else None
+            yield Batch(noise[:num], label[:num], image[:num].cpu(), calls, trajectory)
 
     def _given(self, label: int | Sequence[int] | Tensor, num: int) -> Tensor:
         """int64 (num,) from one label or many."""
@@ -157,6 +180,15 @@ class Sampler:
             known = f"0 .. {self.num_classes - 1}" if self.num_classes else "none, it was made without"
             raise ValueError(f"label: {bad[0]} is no class of this denoiser; its classes are {known}")
         return found
+
+
+def _keeper(kept: dict[int, Tensor]) -> Keep:
+    """Copies the state after each step into `kept`."""
+
+    def keep(step: int, state: Tensor) -> None:
+        kept[step] = state.clone()
+
+    return keep
 
 
 def check_seeds(num: int, seed: int) -> None:
@@ -176,6 +208,7 @@ def load(
     solver: str | None,
     steps: int | None,
     guidance: float = 1.0,
+    calls: int | None = None,
 ) -> Sampler:
     """See `dmd.load`."""
     if batch_size is not None and batch_size < 1:
@@ -186,11 +219,12 @@ def load(
     wanted = chosen(metadata, solver, steps, path)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Sampler(path, solver=wanted, weights=weights, device=device, batch_size=batch_size, guidance=guidance)
+    numbers: dict[str, Any] = {"weights": weights, "batch_size": batch_size, "guidance": guidance, "calls": calls}
+    return Sampler(path, solver=wanted, device=device, **numbers)
 
 
 def _empty(path: Path, metadata: dict[str, Any], guidance: float) -> Tensor:
     """Text states (L, E) of the empty prompt, which guidance leads away from."""
     if metadata["kind"] == "generator":
-        raise ValueError(f"guidance {guidance:g}: {path} is a one-step generator, which is drawn without")
+        raise ValueError(f"guidance {guidance:g}: {path} is a student, which is drawn without")
     return loading.load_empty(path)

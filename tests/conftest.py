@@ -1,14 +1,12 @@
-"""The smallest real chain: a digits teacher, two shards of pairs, their manifest; numbers of a distillation."""
+"""The smallest real chain: a digits teacher, two shards of pairs, their manifest; the section of a distillation."""
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from dmd.config.training import Distill, TeacherTraining
-from dmd.methods.numbers import Numbers
+from tests.trainings import distil, train
 
 torch.set_num_threads(1)
 
@@ -33,84 +31,28 @@ PAIRS = {
     "first": 0,
     "last": 1,
 }
-PHASE = {
-    "train": "both",
-    "matching_scale": 1.0,
-    "regression_scale": 1.0,
-    "fake_updates": 1,
-    "learning_rate_scale": 1.0,
-    "fresh_optimiser": False,
-}
 DISTILL = {
-    "sigma": 80.0,
-    "levels": {
-        "count": 1000,
-        "rho": 7.0,
-        "sigma_min": 0.002,
-        "sigma_max": 80.0,
-        "min_index": 20,
-        "max_index": 980,
+    "method": {
+        "name": "dmd",
+        "matching_batch_size": 4,
+        "regression_batch_size": 5,
+        "phases": [
+            {"updates": 4, "matching_scale": 0.0, "fake_updates": 0},
+            {"updates": 3, "train": "fake"},
+            {"updates": 9, "fake_updates": 2, "learning_rate_scale": 0.5},
+        ],
     },
-    "weighting": "eq8",
-    "alpha_factor": False,
-    "fake_score": True,
-    "matching_weight": 1.0,
-    "regression_weight": 0.25,
-    "regression_distance": {"kind": "l2"},
-    "matching_batch_size": 4,
-    "regression_batch_size": 5,
-    "shared_noise": False,
-    "optimiser": {
-        "learning_rate": 1.0e-3,
-        "fake_learning_rate": None,
-        "weight_decay": 0.01,
-        "betas": [0.9, 0.999],
-        "warmup": 2,
-        "decay": "cosine",
-        "gradient_clip": 10.0,
-    },
+    "optimisers": {"student": {"learning_rate": 1.0e-3}},
+    "schedule": {"warmup": 2, "decay": "cosine"},
     "ema_decay": 0.9,
-    "phases": [
-        {**PHASE, "updates": 4, "matching_scale": 0.0, "fake_updates": 0},
-        {**PHASE, "updates": 3, "train": "fake"},
-        {**PHASE, "updates": 9, "fake_updates": 2, "learning_rate_scale": 0.5},
-    ],
-    "seed": 0,
     "checkpoint_every": 3,
     "grid_every": 1,
-    "log_every": 1,
-    "device": "cpu",
-    "threads": 1,
 }
-
-
-def with_section(numbers: dict, *, still: bool = False) -> dict:
-    """Arguments of stage distill: keys as in `DISTILL` become a section, all others stay; `still` learns nothing."""
-    given = dict(numbers)
-    own = {key: given.pop(key) for key in [*given] if key in Numbers.__annotations__}
-    device, threads = own.pop("device"), own.pop("threads")
-    optimiser = dict(own.pop("optimiser"))
-    rate = optimiser.pop("fake_learning_rate")
-    schedule = {key: optimiser.pop(key) for key in ("warmup", "decay")}
-    section = {key: own.pop(key) for key in [*own] if key in Distill.model_fields}
-    section["method"] = {"name": "dmd", **own}
-    section["optimisers"] = {"student": optimiser, "fake": {} if rate is None else {"learning_rate": rate}}
-    section["schedule"] = schedule
-    distill = Distill.model_validate(section)
-    if still:  # the configuration has no rate of 0
-        rates = {role: each.model_copy(update={"learning_rate": 0.0}) for role, each in distill.optimisers.items()}
-        distill = distill.model_copy(update={"optimisers": rates})
-    return {**given, "distill": distill, "device": device, "threads": threads}
-
-
-def with_training(numbers: dict, **changed: Any) -> dict:
-    """Arguments of stage teacher: `training` becomes a section, with some of its keys changed."""
-    return {**numbers, "training": TeacherTraining.model_validate({**numbers["training"], **changed})}
 
 
 @pytest.fixture
 def teacher_numbers() -> dict:
-    """Spec of a tiny digits teacher."""
+    """What stage teacher takes for a tiny digits teacher; see `trainings.train`."""
     return copy.deepcopy(TEACHER)
 
 
@@ -121,19 +63,15 @@ def pairs_numbers() -> dict:
 
 
 @pytest.fixture
-def distill_numbers() -> dict:
-    """Spec of a distillation of 16 updates in three phases."""
+def distill_section() -> dict:
+    """Section of a distillation of 16 updates in three phases; see `trainings.changed` and `trainings.distil`."""
     return copy.deepcopy(DISTILL)
 
 
 @pytest.fixture(scope="session")
 def teacher_file(tmp_path_factory) -> Path:
     """A trained tiny teacher; not to be changed."""
-    from dmd.stages import teacher
-
-    path = tmp_path_factory.mktemp("chain") / "teacher" / "denoiser.safetensors"
-    teacher.run(output=path, **with_training(TEACHER))
-    return path
+    return train(tmp_path_factory.mktemp("chain") / "teacher" / "denoiser.safetensors", TEACHER)
 
 
 @pytest.fixture(scope="session")
@@ -151,12 +89,7 @@ def manifest_file(teacher_file) -> Path:
 @pytest.fixture(scope="session")
 def distilled_folder(teacher_file, manifest_file) -> Path:
     """A distillation of `DISTILL` that nothing stopped; not to be changed."""
-    from dmd.stages import distill
-
-    folder = teacher_file.parent.parent / "distill"
-    outputs = {"output": folder / "generator.safetensors", "table": folder / "log.parquet"}
-    distill.run(teacher=teacher_file, manifest=manifest_file, **outputs, **with_section(DISTILL))
-    return folder
+    return distil(teacher_file.parent.parent / "distill", DISTILL, teacher=teacher_file, manifest=manifest_file)
 
 
 @pytest.fixture(scope="session")

@@ -1,34 +1,34 @@
 """The smallest distillation, of points, for what keeps and restores it."""
 
-from typing import Any
-
 import torch
 
 from dmd.diffusion.denoiser import Denoiser
-from dmd.methods.dmd import Distillation
-from dmd.methods.regression import l2_distance
+from dmd.methods.base import Facts
 from dmd.networks import build
+from dmd.train.trainer import Trainer
+from tests.trainings import Given, Updates
 
 NETWORK = {"kind": "mlp", "channels": 2, "resolution": 1, "width": 4, "layers": 1, "num_classes": 0}
-NUMBERS: Any = {
-    "levels": {"count": 10, "rho": 7.0, "sigma_min": 0.002, "sigma_max": 80.0},
-    "optimiser": {
-        "learning_rate": 1e-3,
-        "fake_learning_rate": None,
-        "weight_decay": 0.01,
-        "betas": [0.9, 0.999],
-        "gradient_clip": 10.0,
+SECTION = {
+    "method": {
+        "name": "dmd",
+        "levels": {"count": 10, "min_index": 0, "max_index": 9},
+        "matching_batch_size": 2,
+        "regression_weight": 0.0,
+        "phases": [{"updates": 1}],
     },
+    "optimisers": {"student": {"learning_rate": 1e-3}},
     "ema_decay": 0.9,
 }
+ROWS = {"noise": torch.ones(2, 2, 1, 1), "label": torch.full((2,), -1)}
 
 
-def distillation() -> Distillation:
-    """After a step of both optimisers."""
-    found = Distillation(*(Denoiser(build(NETWORK), sigma_data=0.5) for _ in range(3)), NUMBERS, l2_distance)
-    optimisers = found.generator_optimiser, found.fake_optimiser
-    for denoiser, optimiser in zip((found.generator, found.fake), optimisers, strict=True):
-        for parameter in denoiser.parameters():
-            parameter.grad = torch.ones_like(parameter)
-        optimiser.update()
-    return found
+def distillation() -> Trainer:
+    """After an update."""
+    modules = {role: Denoiser(build(NETWORK), sigma_data=0.5) for role in ("teacher", "student", "fake")}
+    for module in modules.values():
+        for parameter in module.parameters():
+            parameter.data += 0.1
+    found = Updates(SECTION, modules, Facts((2, 1, 1), 0, 0.5), {"noise": Given(ROWS)})
+    found.update(0)
+    return found.trainer

@@ -7,21 +7,23 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dmd"
 ALLOWED = {
     "diffusion": {"diffusion", "torchvision_operators"},
     "networks": {"networks", "torchvision_operators"},
-    "methods": {"methods", "diffusion", "networks"},
+    "methods": {"methods", "config", "diffusion", "networks"},
+    "train": {"train", "methods", "config", "artifacts", "diffusion", "networks", "loading"},  # and no stage
     "metrics": {"metrics", "torchvision_operators"},
     "artifacts": {"artifacts", "config"},
     "loading": {"artifacts", "diffusion", "networks"},
     "sampler": {"loading", "artifacts", "config", "diffusion", "default_solver"},
-    "default_solver": {"diffusion"},
+    "default_solver": {"diffusion", "loading"},
     "text_sampler": {"sampler", "loading"},
     "stages": {
         "stages",
+        "train",
         "methods",
+        "config",
         "metrics",
         "artifacts",
         "diffusion",
         "networks",
-        "config",
         "torchvision_operators",
         "loading",
         "sampler",
@@ -58,6 +60,27 @@ def test_imports_follow_the_arrows():
 
 
 def test_configuration_needs_no_torch():
-    paths = [PACKAGE / f"{name}.py" for name in ("status", "progress", "job_log", "__init__", "methods/phases")]
-    for path in [*paths, PACKAGE / "stages" / "section_numbers.py", *(PACKAGE / "config").glob("*.py")]:
+    paths = [PACKAGE / f"{name}.py" for name in ("status", "progress", "job_log", "__init__")]
+    for path in [*paths, *(PACKAGE / "config").glob("*.py")]:
         assert not any(each.split(".")[0] == "torch" for each in imported(path)), path
+
+
+def test_methods_know_neither_each_other_nor_dicts_of_anything():
+    methods = [path for path in (PACKAGE / "methods").glob("*.py") if path.stem not in ("__init__", "base")]
+    assert {path.stem for path in methods} >= {"dmd", "denoising"}
+    for path in methods:
+        others = {f"dmd.methods.{other.stem}" for other in methods} - {f"dmd.methods.{path.stem}"}
+        assert not {name for name in imported(path) if name.startswith(tuple(others))}, path
+        classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+        assert all(ast.unparse(base).startswith("Method[") for each in classes for base in each.bases), path
+    for room in ("methods", "train"):
+        for path in (PACKAGE / room).rglob("*.py"):
+            assert "dict[str, Any]" not in path.read_text(), path
+
+
+def test_trainer_names_no_method():
+    """What a method needs, it says through its interface."""
+    methods = {path.stem for path in (PACKAGE / "methods").glob("*.py")} - {"__init__", "base", "counting", "memory"}
+    assert {"dmd", "denoising"} <= methods
+    for path in (PACKAGE / "train").glob("*.py"):
+        assert not {name for name in imported(path) if name.startswith(tuple(f"dmd.methods.{one}" for one in methods))}

@@ -12,7 +12,7 @@ from dmd.artifacts import shards, tensors
 from dmd.stages import sample
 
 NUMBERS = {"weights": "ema", "first_seed": 0, "labels": "random", "shard_size": 8, "num_samples": 16}
-NUMBERS |= {"first": 0, "last": 1, "solver": {"name": "one-step"}}
+NUMBERS |= {"first": 0, "last": 1, "solver": {"name": "student"}}
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +110,10 @@ def test_what_cannot_be_loaded_is_refused(file, teacher_file, tmp_path):
     for path, numbers, message in (
         (tmp_path / "none.safetensors", {}, "none.safetensors cannot be read"),
         (file, {"weights": "best"}, "holds no 'best' weights"),
-        (file, {"steps": 4}, "is a one-step generator: solver None and steps 4 are for teachers"),
-        (file, {"solver": "heun"}, "is a one-step generator: solver 'heun'"),
+        (file, {"steps": 4}, "is a student: solver None and steps 4 are for teachers"),
+        (file, {"solver": "heun"}, "is a student: solver 'heun'"),
         (file, {"batch_size": 0}, "batch_size: 0 images"),
-        (teacher_file, {"solver": "one-step"}, "solver 'one-step': .* is a teacher, it takes one of"),
+        (teacher_file, {"solver": "student"}, "solver 'student': .* is a teacher, it takes one of"),
         (teacher_file, {"steps": 0}, "need num >= 1"),
     ):
         with pytest.raises(ValueError, match=message):

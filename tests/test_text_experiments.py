@@ -104,8 +104,8 @@ def test_more_pairs_are_new_blocks_of_the_same_specs():
             ["child.distill.method.sigma: 80.0, but pndm starts at the teacher's last level: write null"],
         ),
         (
-            {"sample": {"from": "generator", "guidance": 3, "solver": {"name": "one-step"}}},
-            ["child.sample.guidance: 3.0, but a one-step generator is drawn without"],
+            {"sample": {"from": "generator", "guidance": 3, "solver": {"name": "student"}}},
+            ["child.sample.guidance: 3.0, but a student is drawn without"],
         ),
     ],
 )

@@ -17,7 +17,7 @@ def import_all(folder: Path, **numbers: object) -> Path:
     """Writes `source` (the pipeline) and `teacher` (its three files) into `folder`; returns the latter."""
     source = make_stable_diffusion(folder / "source", **numbers)
     out = folder / "teacher"
-    teacher.run(output=out / "denoiser.safetensors", kind="stable-diffusion", source=source)
+    teacher.run(output=out / "denoiser.safetensors", table=out / "log.parquet", kind="stable-diffusion", source=source)
     text_encoder.run(output=out / "text_encoder.safetensors", source=source)
     autoencoder.run(output=out / "autoencoder.safetensors", source=source, kind="stable-diffusion")
     return out
@@ -31,7 +31,11 @@ def import_with_generator(folder: Path, **numbers: object) -> dict[str, Path]:
     weights, facts = tensor_files.load(found["teacher"])
     torch.manual_seed(1)
     weights = {name: value + 0.02 * torch.randn_like(value) for name, value in weights.items() if name[:4] == "ema."}
-    tensor_files.write(found["generator"], weights, facts | {"kind": "generator", "sigma": facts["sigma_max"]})
+    tensor_files.write(
+        found["generator"],
+        weights,
+        facts | {"kind": "generator", "sigma": facts["sigma_max"], "calls": {"sigmas": [facts["sigma_max"]]}},
+    )
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,11 @@ class Dataset:
     @property
     def images(self) -> Tensor:
         """All images as float32 in [-1, 1], shape (N, C, H, W)."""
-        return _scaled(self.stored)
+        return scaled(self.stored)
 
     def batch(self, indices: Tensor) -> Tensor:
         """The images at int64 `indices` (B,) as float32 in [-1, 1], shape (B, C, H, W)."""
-        return _scaled(self.stored[indices])
+        return scaled(self.stored[indices])
 
 
 def load(dataset: Mapping[str, Any], split: str) -> Dataset:
@@ -99,20 +99,41 @@ def _gaussian_mixture(dataset: Mapping[str, Any], split: str) -> Dataset:
 
 def _images(dataset: Mapping[str, Any], split: str) -> Dataset:
     """Image files of a folder; see `image_folder` for what becomes of each kind of file."""
-    folder = Path(dataset["folder"])
-    names = image_folder.names(folder)
-    labels, num_classes = image_folder.labels(folder, names, dataset["labels"])
-    chosen = _of_folder(dataset, len(names), split)
-    pixels = image_folder.read(
-        [folder / names[i] for i in chosen],
-        resolution=dataset["resolution"],
-        channels=dataset["channels"],
-        resize=dataset["resize"],
-        crop=dataset["crop"],
-    )
-    index = json.dumps([names, labels]).encode()
-    digest = _digest(dataset, index, *(image_folder.sha256(folder / name) for name in names))
-    return Dataset(torch.from_numpy(pixels), torch.tensor(labels, dtype=torch.int64)[chosen], num_classes, digest)
+    folder = Folder(dataset)
+    labels, chosen = folder.labels, folder.chosen(split)
+    return Dataset(folder.read(chosen), labels[chosen], folder.num_classes, folder.sha256)
+
+
+class Folder:
+    """Images of a folder, which are read when they are asked for.
+
+    Attributes:
+        labels: int64 (N,) of all files in their order, -1 where there are no classes.
+        num_classes: 0 where there are none.
+    """
+
+    def __init__(self, dataset: Mapping[str, Any]) -> None:
+        """Lists the files; ValueError names one that has no label."""
+        self._dataset, self._folder = dataset, Path(dataset["folder"])
+        self._names = image_folder.names(self._folder)
+        labels, self.num_classes = image_folder.labels(self._folder, self._names, dataset["labels"])
+        self.labels = torch.tensor(labels, dtype=torch.int64)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of all files, their names and labels, and of the settings that shape the images."""
+        index = json.dumps([self._names, self.labels.tolist()]).encode()
+        return _digest(self._dataset, index, *(image_folder.sha256(self._folder / name) for name in self._names))
+
+    def chosen(self, split: str) -> np.ndarray:
+        """Indices of the files of a split."""
+        return _of_folder(self._dataset, len(self._names), split)
+
+    def read(self, chosen: np.ndarray) -> Tensor:
+        """Some images, uint8 (n, C, H, W)."""
+        keys = ("resolution", "channels", "resize", "crop")
+        paths = [self._folder / self._names[index] for index in chosen]
+        return torch.from_numpy(image_folder.read(paths, **{key: self._dataset[key] for key in keys}))
 
 
 def _of_folder(dataset: Mapping[str, Any], num: int, split: str) -> np.ndarray:
@@ -147,5 +168,26 @@ def _digest(dataset: Mapping[str, Any], *contents: bytes) -> str:
     return digest.hexdigest()
 
 
-def _scaled(stored: Tensor) -> Tensor:
+def parts(dataset: Mapping[str, Any], split: str, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The split in pieces of `size`: `stored` and `labels` as in `Dataset`; of a folder one piece is in memory."""
+    if dataset.get("kind") == "images":
+        folder = Folder(dataset)
+        for indices in np.array_split(chosen := folder.chosen(split), range(size, len(chosen), size)):
+            yield folder.read(indices), folder.labels[indices]
+        return
+    whole = load(dataset, split)
+    yield from zip(whole.stored.split(size), whole.labels.split(size), strict=True)
+
+
+def described(dataset: Mapping[str, Any]) -> tuple[int, str]:
+    """Number of classes, and digest, of a whole dataset."""
+    if dataset.get("kind") == "images":
+        folder = Folder(dataset)
+        return folder.num_classes, folder.sha256
+    whole = load(dataset, "training")
+    return whole.num_classes, whole.sha256
+
+
+def scaled(stored: Tensor) -> Tensor:
+    """Stored images as float32 in [-1, 1]."""
     return stored.to(torch.float32) / 127.5 - 1 if stored.dtype == torch.uint8 else stored

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dmd.artifacts import files
+from dmd.artifacts.shards import Shard
 
 KEY = b"dmd"
 ROW_GROUP = 1 << 20  # rows; as many as pyarrow puts into one unless told otherwise
@@ -67,6 +68,34 @@ class Manifest:
                 values[done : done + len(batch)] = batch.column(0).to_numpy()
                 done += len(batch)
         return values
+
+
+def rows_of(shard: Shard, name: str, *, size: int, sha256: str, first_seed: int | None) -> pa.Table:
+    """The rows of one shard.
+
+    Args:
+        name: path of the shard, relative to the folder of the table.
+        size, sha256: of its file.
+        first_seed: item i was drawn from seed first_seed + i; None writes -1.
+    """
+    found = [(index, place, int(shard.item(place)["label"])) for index, place in shard.index()]
+    columns = {
+        "key": [f"{index:08d}" for index, _, _ in found],
+        "shard": [name] * len(found),
+        "index": [index for index, _, _ in found],
+        "label": [label for _, _, label in found],
+        "seed": [-1 if first_seed is None else first_seed + index for index, _, _ in found],
+        "offset": [place.offset for _, place, _ in found],
+        "length": [place.length for _, place, _ in found],
+        "size": [size] * len(found),
+        "sha256": [sha256] * len(found),
+    }
+    return pa.table(columns, schema=SCHEMA)
+
+
+def joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """All rows, in order."""
+    return pa.concat_tables(tables)
 
 
 def write(path: Path, table: pa.Table, metadata: Mapping[str, Any]) -> None:

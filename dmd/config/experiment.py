@@ -25,6 +25,7 @@ from dmd.config.sections import (
     Reference,
     Sample,
     ScheduledSolver,
+    States,
     Teacher,
     TrainedTeacher,
 )
@@ -84,6 +85,7 @@ class Experiment(Section):
     teacher: Teacher | None = None
     reference: Reference | None = None
     prompts: Prompts | None = None
+    states: States | None = None
     pairs: Pairs | None = None
     distill: Distill | None = None
     sample: Sample | None = None
@@ -126,6 +128,18 @@ class Experiment(Section):
                     "but nothing may be scored on noise it was regressed on"
                 )
 
+    @property
+    def _guidable(self) -> bool:
+        """Whether the teacher answers without a condition, too."""
+        dropout = isinstance(self.teacher, TrainedTeacher) and self.teacher.training.method.label_dropout
+        return bool(dropout) or (self.teacher is not None and self.teacher.kind in LATENT)
+
+    @property
+    def _unguided(self) -> str:
+        kind = self.teacher.kind if self.teacher else "none"
+        more = "was trained without label_dropout" if kind == "train" else "knows no guidance"
+        return f"a teacher of kind {kind} {more}"
+
     def _text_contradictions(self) -> Iterator[str]:
         """Prompts and guidance belong to teachers of text, schedulers to teachers that have one."""
         if self.teacher is None:
@@ -144,8 +158,8 @@ class Experiment(Section):
                     ("needs texts that" if text else "knows no text, but"),
                 )
                 yield f"{place}: a teacher of kind {kind} {word} {key} are made of"
-            if section.guidance != 1 and not text:
-                yield f"{key}.guidance: {section.guidance}, but a teacher of kind {kind} knows no guidance"
+            if section.guidance != 1 and not self._guidable:
+                yield f"{key}.guidance: {section.guidance}, but {self._unguided}"
             if isinstance(section.solver, ScheduledSolver | FlowSolver) and kind not in (
                 "stable-diffusion",
                 "diffusers",
@@ -166,10 +180,12 @@ class Experiment(Section):
         if self.teacher is None:
             return
         kind = self.teacher.kind
+        if kind in LATENT and self.states is None and self.pairs is None:
+            yield "distill: text states of prompts are those of section pairs or states, and there is neither"
         guidance = method.roles()[TEACHER].guidance if TEACHER in method.roles() else 1
-        if guidance != 1 and kind not in LATENT:
-            yield f"distill.method.guidance: {guidance}, but a teacher of kind {kind} knows no empty prompt"
-        for name in method.decoders():
+        if guidance != 1 and not self._guidable:
+            yield f"distill.method.guidance: {guidance}, but {self._unguided}"
+        for name in [each for each in method.decoders() if each != "none"]:
             if name == "tiny" and getattr(self.teacher, "tiny_autoencoder", None) is None:
                 yield "distill.method.regression_distance.decoder: tiny, but section teacher names no tiny_autoencoder"
             if kind not in LATENT and not getattr(self.teacher, "latent", False):

@@ -2,7 +2,8 @@
 
 `extends: other` inherits: mappings merge deeply, lists replace, and a mapping whose `kind` or `name` differs from its
 parent's replaces it whole; one that names another `file` or `folder` does not inherit the `sha256` of its parent's.
-`distill.seeds` of NAME makes NAME its first seed and adds an experiment NAME-seedN for each other one.
+`distill.seeds` of NAME makes NAME its first seed and adds an experiment NAME-seedN for each other one, which extends
+seed N of what NAME extends where there is one, else NAME.
 
 An experiment owns an artifact when the spec of its rule, or of any rule upstream, differs from the parent's; otherwise
 the parent's artifact is its own too, and nothing is computed twice. Ownership is per rule: more pairs means another
@@ -94,7 +95,8 @@ def resolve(written: Json) -> Configuration:
         except ConfigError as error:
             found[name] = str(error).split("\n")
     for name, own in found.items():
-        inherited = found.get(parents[name] or "", [])  # named once, where they stand
+        named = (parents[name], *(first for first, group in groups.items() if name in group[1:]))
+        inherited = [fault for other in named for fault in found.get(other or "", [])]  # named once, where they stand
         lines += [f"{name}{fault}" for fault in own if fault not in inherited]
     if not lines:
         tables, charts = _listed(file, groups)
@@ -162,11 +164,20 @@ def _with_seeds(written: Mapping[str, Json]) -> tuple[dict[str, Json], dict[str,
             if other in written:
                 lines.append(f"{place}: seed {seed} is the experiment {other}, but there is another of that name")
                 continue
-            sections[other] = {"extends": name, "distill": {"seed": seed}}
+            shared = seed in _further_seeds(section.get("extends"), written)
+            parent = f"{section['extends']}-seed{seed}" if shared else name
+            sections[other] = (sections[name] if shared else {}) | {"extends": parent}
+            sections[other] = merge(sections[other], {"distill": {"seed": seed}})
             if _has_sample(name, written):
-                sections[other]["sample"] = {"first_seed": seed * SEED_STEP}
+                sections[other] = merge(sections[other], {"sample": {"first_seed": seed * SEED_STEP}})
             groups[other] = (other,)
     return sections, groups, lines
+
+
+def _further_seeds(name: Any, written: Mapping[str, Json]) -> list[int]:
+    """Seeds of an experiment besides its first."""
+    seeds = _part(written.get(name) if isinstance(name, str) else None, "distill").get("seeds")
+    return seeds[1:] if isinstance(seeds, list) and _are_seeds(seeds) else []
 
 
 def _are_seeds(value: Any) -> bool:
@@ -369,8 +380,10 @@ class Experiments:
         """(rule, experiment) of the artifacts that a rule reads, before ownership."""
         sources = {
             "pairs": ["teacher", *(["prompts", "text_encoder"] if self.whole(experiment).prompts else [])],
+            "states": ["prompts", "text_encoder"],
+            "states_manifest": ["states"],
             "pairs_manifest": ["pairs"],
-            "distill": ["teacher", "pairs_manifest"],
+            "distill": ["teacher"],
             "samples_manifest": ["sample"],
             "features": ["sample", "reference"],
             "clip": ["features"],
@@ -390,9 +403,18 @@ class Experiments:
             sources += ["captions"]
         if rule in ("pictures", "sheet", "features"):
             sources += self.parts(experiment, "autoencoder")
+        if rule == "teacher" and self.section(experiment, "teacher").kind == "train":
+            sources = ["images"]
+        if rule == "reference" and self.section(experiment, "reference").moments is None:
+            sources = ["images"]
         if rule == "distill":
-            named = self.section(experiment, "distill").method.decoders()
-            sources += [each for name, each in DECODERS.items() if name in named]
+            method = self.section(experiment, "distill").method
+            reads, text = method.reads(), self.has(experiment, "text_encoder")
+            encoded = text and self.whole(experiment).states is not None  # else text states are those of the pairs
+            sources += ["pairs_manifest"] if reads & {"pairs", "trajectories"} or (text and not encoded) else []
+            sources += ["states_manifest"] if encoded and "pairs_manifest" not in sources else []
+            sources += ["images"] if "images" in reads else []
+            sources += [each for name, each in DECODERS.items() if name in method.decoders()]
         if rule == "features" and self.judged(experiment):
             sources += ["captions"]
         if rule == "latency":
@@ -443,10 +465,10 @@ class Experiments:
         return f"{self.owner(experiment, rule)}/{name}"
 
     def blocks(self, experiment: str, rule: str) -> list[tuple[int, int]]:
-        """First and last shard of each block of `pairs` or `sample`; blocks never cross a repetition."""
+        """First and last shard of each block of `pairs`, `states` or `sample`; blocks never cross a repetition."""
         section = self._section_of(self._named(experiment), RULES[rule])
         repetitions = getattr(section, "repetitions", 1)
-        num = section.num_pairs if rule == "pairs" else section.num_samples
+        num = getattr(section, {"pairs": "num_pairs", "states": "num_states"}.get(rule, "num_samples"))
         shards, per_job = num // section.shard_size, section.shards_per_job
         return [
             (start * shards + first, start * shards + min(first + per_job, shards) - 1)

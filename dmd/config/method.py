@@ -28,6 +28,7 @@ class Source(Enum):
     TEACHER = "teacher"  # the teacher's file
     START = "start"  # the file of `distill.start`, else the teacher's
     NEW = "new"  # random ones, of the architecture that the method makes
+    STUDENT = "student"  # those that the student begins with
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,14 @@ class MethodSection(Section):
     """Section `method` of a training. Each method has `name`, its tag, and `phases`.
 
     Attributes:
-        optimiser_defaults: keys of an optimiser by role, where the method's differ from the general ones.
-        refuses: switches of `compute` that the method cannot take.
+        optimiser_defaults: keys of an optimiser by role, where the method's differ from the general ones; those of the
+            student are every role's that has none of its own.
+        schedule_defaults: keys of the schedule, where the method's differ from the general ones.
+        refuses: switches of `compute` that the method cannot take away from their defaults, or "adapter".
     """
 
     optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    schedule_defaults: ClassVar[Mapping[str, Any]] = {}
     refuses: ClassVar[tuple[str, ...]] = ()
     name: str
     phases: Sequence[Phase]
@@ -95,17 +99,22 @@ class MethodSection(Section):
         """Names of the losses that a phase has; one without any is skipped."""
         return frozenset({STUDENT})
 
+    def distance(self) -> Section | None:
+        """The section of the distance of images that losses use, None where they use none."""
+        return None
+
+    def decoders(self) -> tuple[str, ...]:
+        """Decoders of latents that the distance goes through in some phase, in order of first use; "none" is one."""
+        return ()
+
     def notes(self, phase: Phase) -> list[str]:
         """Lines on what a phase asks for and does not get. ValueError if it contradicts the section."""
         return []
 
     def batch_sizes(self) -> dict[str, int]:
         """Sizes of the batches that processes share, by the key of each: `batch_size`, `phases[0].batch_size`."""
-        return {}
-
-    def decoders(self) -> tuple[str, ...]:
-        """Decoders of latents that a phase names: tiny, full."""
-        return ()
+        size: int | None = getattr(self, "batch_size", None)
+        return {} if size is None else {"batch_size": size}
 
     @property
     def trained(self) -> tuple[str, ...]:

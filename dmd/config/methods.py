@@ -167,6 +167,10 @@ class Dmd(MethodSection):
             return [f"the fake score is not used, fake_updates {phase.fake_updates} not made"]
         return []
 
+    def distance(self) -> Section:
+        """Of the regression loss."""
+        return self.regression_distance
+
     def batch_sizes(self) -> dict[str, int]:
         """Those of the section, then those of the phases that have their own."""
         keys = ("matching_batch_size", "regression_batch_size")
@@ -176,9 +180,9 @@ class Dmd(MethodSection):
         return sizes
 
     def decoders(self) -> tuple[str, ...]:
-        """Decoders of latents that a phase names, `none` apart, in order of first use."""
-        names = [phase.decoder or self.regression_distance.decoder for phase in self.phases]
-        return tuple(dict.fromkeys(name for name in names if name != "none"))
+        """Those of phases that have something to learn."""
+        phases = [phase for phase in self.phases if self.losses(phase)]
+        return tuple(dict.fromkeys(phase.decoder or self.regression_distance.decoder for phase in phases))
 
 
 class DenoisingPhase(Phase):

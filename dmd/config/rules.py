@@ -97,10 +97,19 @@ def _teacher(experiment: Named, section: Any) -> Json:
     if section.kind in IMPORTED:
         return {key: value for key, value in without_paths(section.spec()).items() if key != "tiny_autoencoder"}
     spec = section.whole()
-    if section.kind == "train":
-        whole = experiment.whole
-        spec |= {"training": section.training.learnt_from(), "device": whole.device, "threads": whole.threads}
-    return spec | {"dataset": experiment.section("dataset").whole()}
+    if section.kind != "train":
+        return spec | {"dataset": _dataset(experiment)}
+    whole = experiment.whole
+    return spec | {"training": section.training.learnt_from(), "device": whole.device, "threads": whole.threads}
+
+
+def _dataset(experiment: Named) -> Json:
+    return _without(without_paths(experiment.section("dataset").whole()), "shard_size")
+
+
+def _images(experiment: Named, section: Any) -> Json:
+    whole = section.whole()
+    return {"dataset": _without(whole, "shard_size"), "shard_size": section.shard_size}
 
 
 def _text_encoder(experiment: Named, section: Any) -> Json:
@@ -123,8 +132,6 @@ def _reference(experiment: Named, section: Any) -> Json:
     spec = without_paths(section.spec()) | {"features": _features_of(section)}
     if section.moments:
         spec |= {"moments": {"sha256": section.moments.sha256}}
-    else:
-        spec |= {"dataset": experiment.section("dataset").whole()}
     return spec | {"num_samples": experiment.section("sample").num_samples}
 
 
@@ -138,6 +145,14 @@ def _prompts(experiment: Named, section: Section) -> Json:
 
 def _pairs(experiment: Named, section: Section) -> Json:
     return _without(section.spec(), "num_pairs", "shards_per_job")
+
+
+def _states(experiment: Named, section: Any) -> Json:
+    return {"shard_size": section.shard_size}
+
+
+def _states_manifest(experiment: Named, section: Any) -> Json:
+    return {"num": section.num_states, "shard_size": section.shard_size}
 
 
 def _pairs_manifest(experiment: Named, section: Any) -> Json:
@@ -193,7 +208,7 @@ def _scored(experiment: Named, section: Section) -> Json:
 
 def _latency(experiment: Named, section: Section) -> Json:
     sample = _sample(experiment, experiment.section("sample"))
-    kept: Json = {key: sample[key] for key in ("solver", "weights", "guidance") if key in sample}
+    kept: Json = {key: sample[key] for key in ("solver", "weights", "guidance", "calls") if key in sample}
     return {**_without(section.spec(), "decoder"), **kept, "experiment": experiment.name}
 
 
@@ -227,8 +242,22 @@ def _without(spec: Json, *keys: str) -> Json:
 
 RULES: dict[str, Rule] = {
     "fetch": Rule("fetch", 1),
+    "images": Rule(
+        "images",
+        1,
+        section="dataset",
+        spec=_images,
+        files=("images/manifest.parquet",),
+        tars="images/{shard:05d}.tar",
+        shown="images",
+    ),
     "teacher": Rule(
-        "teacher", 2, section="teacher", spec=_teacher, files=("teacher/denoiser.safetensors",), shown="teacher"
+        "teacher",
+        3,
+        section="teacher",
+        spec=_teacher,
+        files=("teacher/denoiser.safetensors", "teacher/log.parquet"),
+        shown="teacher",
     ),
     "text_encoder": Rule(
         "text_encoder",
@@ -256,7 +285,7 @@ RULES: dict[str, Rule] = {
     ),
     "reference": Rule(
         "reference",
-        3,
+        4,
         section="reference",
         spec=_reference,
         files=("reference/reference.safetensors",),
@@ -268,6 +297,20 @@ RULES: dict[str, Rule] = {
     ),
     "captions": Rule(
         "prompts", 1, section="sample.prompts", spec=_prompts, files=("captions/captions.parquet",), shown="prompts"
+    ),
+    "states": Rule(
+        "states",
+        1,
+        section="states",
+        spec=_states,
+        files=("states/blocks/{first:05d}-{last:05d}.parquet",),
+        tars="states/{shard:05d}.tar",
+        blocks=True,
+        computed=True,
+        shown="states",
+    ),
+    "states_manifest": Rule(
+        "manifest", 1, section="states", spec=_states_manifest, files=("states/manifest.parquet",), shown="states"
     ),
     "pairs": Rule(
         "pairs",
@@ -285,7 +328,7 @@ RULES: dict[str, Rule] = {
     ),
     "distill": Rule(
         "distill",
-        2,
+        3,
         section="distill",
         spec=_distill,
         files=("distill/generator.safetensors", "distill/log.parquet"),

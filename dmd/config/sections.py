@@ -35,12 +35,16 @@ PinnedFolder = Annotated[
 ]
 
 
+SHARD_SIZE = Field(10000, description="images in one tar")
+
+
 class DigitsDataset(Section):
     """scikit-learn's handwritten digits, 8x8 pixels."""
 
     kind: Literal["digits"]
     split_seed: Whole = 0
     num_training: Annotated[Count, Field(le=1796)] = 1000
+    shard_size: Count = SHARD_SIZE
 
 
 class ImageDataset(Section):
@@ -56,6 +60,7 @@ class ImageDataset(Section):
     resize: Literal["lanczos", "bicubic", "box"] = "lanczos"
     crop: Literal["center", "none"] = "center"
     split_seed: Whole = 0
+    shard_size: Count = SHARD_SIZE
     num_held_out: Annotated[Count | Literal["all"], WrapValidator(_count_or_all)] = Field(
         description="all: nothing is trained on them"
     )
@@ -71,6 +76,7 @@ class MixtureDataset(Section):
     num_training: Count
     num_held_out: Count
     seed: Whole = 0
+    shard_size: Count = SHARD_SIZE
 
     @model_validator(mode="after")
     def _fits(self) -> MixtureDataset:
@@ -298,10 +304,10 @@ class ScheduledSolver(Section):
     )
 
 
-class OneStepSolver(Section):
+class StudentSolver(Section):
     """One call of a generator."""
 
-    name: Literal["one-step"]
+    name: Literal["student"]
 
 
 class FlowSolver(Section):
@@ -312,7 +318,7 @@ class FlowSolver(Section):
 
 
 PairSolver = Annotated[OdeSolver | ScheduledSolver, Field(discriminator="name")]
-SampleSolver = Annotated[OneStepSolver | OdeSolver | ScheduledSolver | FlowSolver, Field(discriminator="name")]
+SampleSolver = Annotated[StudentSolver | OdeSolver | ScheduledSolver | FlowSolver, Field(discriminator="name")]
 Dataset = Annotated[DigitsDataset | ImageDataset | MixtureDataset, Field(discriminator="kind")]
 Teacher = Annotated[
     TrainedTeacher | MixtureTeacher | EdmTeacher | DiffusersTeacher | OpenaiTeacher | StableDiffusionTeacher,
@@ -335,6 +341,9 @@ class Pairs(Section):
     dtype: Literal["float32", "float16"] = Field(
         "float32", description="of the images on disk; noise is float32, text float16"
     )
+    kept_states: Whole = Field(
+        0, description="of each trajectory, evenly spaced in the steps of heun or euler, the last one the image"
+    )
     compute: Compute = Compute()
 
     @property
@@ -344,7 +353,28 @@ class Pairs(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Pairs:
-        refuse([*_uneven("num_pairs", self.num_pairs, self.shard_size), *_seeds_at_end(self.seeds)])
+        refuse(self._contradictions())
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        yield from _uneven("num_pairs", self.num_pairs, self.shard_size)
+        yield from _seeds_at_end(self.seeds)
+        if self.kept_states and self.solver.name not in ("heun", "euler"):
+            yield f"kept_states: {self.kept_states}, but solver {self.solver.name} keeps none; heun or euler do"
+        elif self.kept_states > self.solver.steps:
+            yield f"kept_states: {self.kept_states} states, but the solver makes {self.solver.steps} steps"
+
+
+class States(Section):
+    """Prompts that are encoded once, for a distillation of text that reads no pairs."""
+
+    num_states: Count = Field(description="prompts; from their number on they come again")
+    shard_size: Count = Field(description="text states in one tar")
+    shards_per_job: Count = 1
+
+    @model_validator(mode="after")
+    def _fits(self) -> States:
+        refuse(_uneven("num_states", self.num_states, self.shard_size))
         return self
 
 
@@ -361,8 +391,11 @@ class Sample(Section):
 
     source: Literal["generator", "teacher"] = Field("generator", alias="from")
     weights: Literal["ema", "raw"] = Field("ema", description="of a generator")
+    calls: Count | None = Field(
+        None, description="of a generator whose file holds weights for several numbers of calls; null = the last"
+    )
     lora: Lora | None = None
-    solver: SampleSolver = OneStepSolver(name="one-step")
+    solver: SampleSolver = StudentSolver(name="student")
     prompts: Prompts | None = None
     guidance: Guidance = 1.0
     num_samples: Count = Field(description="per repetition")
@@ -388,11 +421,13 @@ class Sample(Section):
         yield from _uneven("num_samples", self.num_samples, self.shard_size)
         yield from _seeds_at_end(self.seeds)
         generated = self.source == "generator"
-        if generated != (self.solver.name == "one-step"):
-            wants = "one-step" if generated else "heun or euler, or a scheduler"
+        if generated != (self.solver.name == "student"):
+            wants = "student" if generated else "heun or euler, or a scheduler"
             yield f"solver.name: from {self.source} wants {wants}, not {self.solver.name}"
         if generated and self.guidance != 1:
-            yield f"guidance: {self.guidance}, but a one-step generator is drawn without"
+            yield f"guidance: {self.guidance}, but a student is drawn without"
+        if not generated and self.calls is not None:
+            yield f"calls: {self.calls}, but sample.from is teacher: its solver has steps"
         if generated and self.lora is not None:
             yield f"lora: {self.lora.file} is added to a teacher, but sample.from is generator"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_serializer, field_validator, model_validator
@@ -63,12 +63,13 @@ class Adapter(Section):
 class Training(Section):
     """One training of any method.
 
-    `optimisers` is by role; keys that a role leaves out are the student's, then the method's defaults.
+    `optimisers` is by role; keys that a role leaves out are the student's, then the method's defaults. Those that
+    `schedule` leaves out are the method's defaults, too.
     """
 
     method: MethodSection
     optimisers: dict[str, Optimiser] = Field({}, validate_default=True, description="by role")
-    schedule: Schedule = Schedule()
+    schedule: Schedule = Field(Schedule(), validate_default=True)
     ema_decay: Decay = Field(0.999, description="of the student's moving average, per update")
     seed: Whole = 0
     processes: Count = Field(1, description="a GPU each; they share every batch")
@@ -91,8 +92,20 @@ class Training(Section):
             Optimiser.model_validate(shared := value.get(STUDENT, {}))
         except ValidationError:
             shared = {}  # its faults are named once, not for each role
-        roles = {role: {**method.optimiser_defaults.get(role, {}), **shared} for role in method.trained}
+        defaults = method.optimiser_defaults
+        roles = {role: {**defaults.get(STUDENT, {}), **defaults.get(role, {}), **shared} for role in method.trained}
         return {role: {**roles.get(role, {}), **value.get(role, {})} for role in {**roles, **value}}
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _scheduled(cls, value: Any, info: ValidationInfo) -> Any:
+        """Its own keys over the method's defaults."""
+        method = info.data.get("method")
+        if isinstance(value, Schedule):
+            value = value.model_dump(include=value.model_fields_set)
+        if not isinstance(method, MethodSection) or not isinstance(value, dict):
+            return value
+        return {**method.schedule_defaults, **value}
 
     @field_serializer("optimisers")
     def _whole(self, value: dict[str, Optimiser]) -> dict[str, Any]:
@@ -115,8 +128,8 @@ class Training(Section):
             if role not in trained:
                 close, known = suggestion(role, trained), ", ".join(trained)
                 yield f"optimisers.{role}: method {name} trains no {role}{close}; it trains {known}"
-        for switch in self.method.refuses:
-            if getattr(self.compute, switch):
+        for switch in set(self.method.refuses) & set(TrainingCompute.model_fields):
+            if getattr(self.compute, switch) != TrainingCompute.model_fields[switch].default:
                 yield f"compute.{switch}: method {name} cannot take it"
 
     def _uneven_batches(self) -> Iterator[str]:
@@ -144,35 +157,24 @@ class Training(Section):
             kind = self.optimisers[other[0]].kind
             yield f"{place}: optimisers.{other[0]}.kind is {kind}, but only fused works on shared moments"
 
+    def spec(self) -> dict[str, Any]:
+        """What differs from the defaults; the schedule whole where the method has defaults of its own."""
+        own = {"schedule": self.schedule.whole()} if self.method.schedule_defaults else {}
+        return super().spec() | own
+
     def learnt_from(self) -> dict[str, Any]:
         """The spec without cadence: what decides the weights."""
         return {key: value for key, value in self.spec().items() if key not in CADENCE}
 
+    def cadence(self) -> dict[str, Any]:
+        """What stands beside the spec, whose change reruns nothing."""
+        return {key: value for key, value in self.spec().items() if key in CADENCE}
+
 
 class TeacherTraining(Training):
-    """Section `teacher.training`. What its trainer cannot do is refused here, before anything runs."""
+    """Section `teacher.training`."""
 
     method: Denoising
-
-    def _contradictions(self) -> Iterator[str]:
-        yield from super()._contradictions()
-        yield from (f"{place}: not possible in the training of a teacher" for place in self._changed())
-        if len(self.method.phases) > 1:
-            yield "method.phases: more than one is not possible in the training of a teacher"
-
-    def _changed(self) -> Iterator[str]:
-        """Keys that are not at their default, of those that this trainer lacks."""
-        lacking: list[tuple[str, Section, Iterable[str]]] = [
-            ("", self, ("processes", *CADENCE)),
-            ("compute.", self.compute, TrainingCompute.model_fields),
-            ("schedule.", self.schedule, ("over",)),
-            ("optimisers.student.", self.optimisers[STUDENT], ("kind",)),
-            ("method.", self.method, ("label_dropout",)),
-            ("method.phases[0].", self.method.phases[0], ("learning_rate_scale", "fresh_optimiser")),
-        ]
-        for place, section, keys in lacking:
-            fields = type(section).model_fields
-            yield from (f"{place}{key}" for key in keys if getattr(section, key) != fields[key].default)
 
 
 class Distill(Training):
@@ -186,16 +188,11 @@ class Distill(Training):
         yield from super()._contradictions()
         if self.adapter is not None and self.start is not None:
             yield f"start: {self.start}, but the network that carries distill.adapter is the teacher"
-        if self.schedule.over != "run":
-            yield f"schedule.over: {self.schedule.over} is not possible in a distillation"
-        student, fake = self.optimisers[STUDENT], self.optimisers["fake"]
-        if fake.model_copy(update={"learning_rate": student.learning_rate}) != student:
-            yield "optimisers.fake: may differ from optimisers.student in learning_rate alone"
+        if self.adapter is not None and "adapter" in self.method.refuses:
+            yield f"adapter: method {self.method.name} cannot take one"
+        if self.adapter is not None and getattr(self.method, "dropout", False):
+            yield "adapter: goes without method.dropout, which would drop in the network that all roles share"
 
     def learnt_from(self) -> dict[str, Any]:
         """The spec without cadence and paths: what decides the weights."""
         return without_paths({key: value for key, value in super().learnt_from().items() if key != "start"})
-
-    def cadence(self) -> dict[str, Any]:
-        """What stands beside the spec, whose change reruns nothing."""
-        return {key: value for key, value in self.spec().items() if key in CADENCE}

@@ -40,20 +40,29 @@ def log_normal_sigmas(num: int, *, mean: float, std: float, generator: torch.Gen
 def seeded_noise(
     seeds: Iterable[int], shape: tuple[int, ...], *, num_classes: int, labels: str = "random"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit noise and a label for each seed: noise first, then the label, from that seed alone.
+    """The first noise and the label of `seeded_draws`."""
+    return seeded_draws(seeds, shape, num_classes=num_classes, labels=labels)[:2]
+
+
+def seeded_draws(
+    seeds: Iterable[int], shape: tuple[int, ...], *, num_classes: int, labels: str = "random", num_fresh: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """Unit noise and a label for each seed: noise first, then the label, then further noise, from that seed alone.
 
     Args:
         seeds: one per item.
         shape: (C, H, W) of one item.
         num_classes: 0 gives label -1.
         labels: "random" draws uniformly; "balanced" takes seed modulo num_classes.
+        num_fresh: how many further noises each seed draws.
 
     Returns:
-        noise float32 (B, C, H, W), label int64 (B,).
+        noise float32 (B, C, H, W), label int64 (B,), and `num_fresh` further noises like the first.
     """
     if labels not in ("random", "balanced"):
         raise ValueError(f"labels must be 'random' or 'balanced', got {labels!r}")
     noise, label = [], []
+    fresh: list[list[torch.Tensor]] = [[] for _ in range(num_fresh)]
     generator = torch.Generator()
     for seed in seeds:
         generator.manual_seed(seed)
@@ -64,4 +73,6 @@ def seeded_noise(
             label.append(seed % num_classes)
         else:
             label.append(int(torch.randint(num_classes, (), generator=generator)))
-    return torch.stack(noise), torch.tensor(label)
+        for draws in fresh:
+            draws.append(torch.randn(shape, generator=generator))
+    return torch.stack(noise), torch.tensor(label), [torch.stack(draws) for draws in fresh]

@@ -1,52 +1,51 @@
-"""Training of a teacher: one update of EDM's objective (Karras et al. 2022, Table 1)."""
+"""Training of a denoiser on images: EDM's objective (Karras et al. 2022, arXiv 2206.00364, Table 1).
 
-from typing import Any
+E || D(x + sigma n; sigma) - x ||^2 weighted by the preconditioning's own lambda(sigma), ln sigma ~ N(mean, std^2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
+from dmd.config import methods as sections
 from dmd.diffusion.denoiser import Denoiser, per_sample
 from dmd.diffusion.noise import log_normal_sigmas
 from dmd.diffusion.objective import denoising_loss
-from dmd.methods.schedule import learning_rate_factor
+from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
 
 
-class DenoiserTraining:
-    """A denoiser, its moving average and its optimiser.
+@dataclass
+class Denoising(Method[sections.Denoising]):
+    """How a teacher is trained; the student is what becomes the teacher of others."""
 
-    Attributes:
-        denoiser: raw weights, in train mode (dropout on, as its architecture says).
-        average: torch's AveragedModel of the network.
-    """
+    @classmethod
+    def steps(cls, config: sections.Denoising, clock: Clock) -> tuple[Step, ...]:
+        """One step of the student on one batch of images, with dropout as the network's architecture says."""
+        return (Step("student", ("student",), (Part("images", config.batch_size, "images"),), dropout=("student",)),)
 
-    def __init__(self, denoiser: Denoiser, numbers: dict[str, Any]) -> None:
-        """numbers: the `teacher.training` section (updates, batch_size, learning_rate, ...)."""
-        self.denoiser = denoiser.train()
-        self.numbers = numbers
-        self.average = AveragedModel(denoiser.network, multi_avg_fn=get_ema_multi_avg_fn(numbers["ema_decay"]))
-        self.optimiser = torch.optim.AdamW(
-            denoiser.network.parameters(),
-            lr=numbers["learning_rate"],
-            betas=tuple(numbers["betas"]),
-            weight_decay=numbers["weight_decay"],
-            fused=True,
-        )
+    def draw(self, step: Step, clock: Clock, random: torch.Generator) -> Mapping[str, Rows]:
+        """Noise level, noise, and which labels are left out."""
+        config, num = self.config, self.config.batch_size
+        sigma = log_normal_sigmas(num, mean=config.sigma_log_mean, std=config.sigma_log_std, generator=random)
+        rows = {"sigma": sigma, "noise": torch.randn((num, *self.facts.shape), generator=random)}
+        if config.label_dropout:
+            rows["kept"] = torch.rand(num, generator=random) >= config.label_dropout
+        return {"images": rows}
 
-    def update(self, num: int, image: torch.Tensor, label: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Update number `num` on clean images (B, C, H, W); returns the loss and the gradient norm, shape (2,)."""
-        numbers = self.numbers
-        sigma = log_normal_sigmas(
-            len(image), mean=numbers["sigma_log_mean"], std=numbers["sigma_log_std"], generator=generator
-        ).to(image.device)
-        noise = torch.randn(image.shape, generator=generator).to(image.device)
-        denoised = self.denoiser(image + per_sample(sigma, image) * noise, sigma, label)
-        loss = denoising_loss(denoised, image, weight=self.denoiser.loss_weight(sigma))
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.denoiser.network.parameters(), numbers["gradient_clip"])
-        factor = learning_rate_factor(num, total=numbers["updates"], warmup=numbers["warmup"], decay=numbers["decay"])
-        for group in self.optimiser.param_groups:
-            group["lr"] = numbers["learning_rate"] * factor
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-        self.average.update_parameters(self.denoiser.network)
-        return torch.stack([loss.detach(), norm.detach()])
+    def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
+        """The denoising loss of noised images."""
+        student, image, sigma, label = self.networks["student"], rows["image"], rows["sigma"], rows["label"]
+        assert isinstance(student, Denoiser)
+        if "kept" in rows:
+            label = torch.where(rows["kept"], label, -1)
+        denoised = student(image + per_sample(sigma, image) * rows["noise"], sigma, label)
+        loss = denoising_loss(denoised, image, weight=student.loss_weight(sigma))
+        log.scalar("loss/denoising", loss, len(image))
+        return loss
+
+
+METHOD = Denoising

@@ -1,93 +1,199 @@
-"""Distribution Matching Distillation (Yin et al. 2023, Algorithm 1): one update of generator and fake denoiser."""
+"""Distribution Matching Distillation (Yin et al. 2023, arXiv 2311.18828, Algorithms 1 to 3).
 
-from dataclasses import dataclass, field
-from typing import Any
+The student G(z) = D(scale z; sigma) is one call of a denoiser. One update of it follows
+
+    matching     (Eqs. 7, 8)   w_t (fake_x0 - real_x0), the gradient from the fake to the real distribution
+    regression   (Section 3.3) distance of G(z) to the end of the teacher's ODE from the same z,
+
+and the fake denoiser is then trained on the images just generated, by the denoising loss (Eq. 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
-from dmd.methods import sharding
-from dmd.methods.losses import Losses
-from dmd.methods.numbers import Batch, Label
-from dmd.methods.optimiser import Optimiser
-from dmd.methods.readings import Readings
-from dmd.networks.adapters import trained
+from dmd.config import methods as sections
+from dmd.config.method import PlannedPhase
+from dmd.diffusion.calls import Calls
+from dmd.diffusion.denoiser import Denoiser, per_sample, start_scale
+from dmd.diffusion.objective import denoising_loss
+from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
+from dmd.methods.parts.levels import noise_table
+from dmd.methods.parts.matching import matching_gradient, matching_loss
+
+NUM_BINS = 10  # of noise levels in the log
 
 
 @dataclass
-class Distillation(Losses):
-    """The denoisers of DMD and their losses, with everything an update changes.
+class Dmd(Method[sections.Dmd]):
+    """DMD with all its switches.
 
     Attributes:
-        average: moving average of the generator's network, or of its adapter.
-        generator_optimiser, fake_optimiser: of the two trained networks.
+        sigma: noise level of the student's input.
+        alphas, sigmas: of each noise level, float32 (T,), sigma ascending.
+        distance: of the regression loss, in the phase at hand.
     """
 
-    average: AveragedModel = field(init=False)
-    generator_optimiser: Optimiser = field(init=False)
-    fake_optimiser: Optimiser = field(init=False)
-
     def __post_init__(self) -> None:
-        super().__post_init__()
-        numbers, decay = self.numbers["optimiser"], self.numbers["ema_decay"]
-        self.generator.eval().requires_grad_(True)
-        self.fake.eval().requires_grad_(True)
-        self.average = AveragedModel(trained(self.generator.network), multi_avg_fn=get_ema_multi_avg_fn(decay))
-        if self.numbers.get("compute", {}).get("shard_parameters"):
-            denoisers = (self.teacher, self.generator, self.fake)
-            found = [getattr(denoiser, "network", None) for denoiser in denoisers]
-            sharding.shard([*(each for each in found if isinstance(each, torch.nn.Module)), self.average.module])
-        rate = numbers["learning_rate"]
-        fake_rate = numbers["fake_learning_rate"] or rate
-        self.generator_optimiser = Optimiser(self.generator.network, numbers, learning_rate=rate, share=self.share)
-        self.fake_optimiser = Optimiser(self.fake.network, numbers, learning_rate=fake_rate, share=self.share)
+        config = self.config
+        if config.sigma is None and self.facts.sigma_max is None:
+            raise ValueError(
+                "distill.method.sigma: null is the last noise level of the file to start from, which names none"
+            )
+        self.sigma = float(config.sigma if config.sigma is not None else self.facts.sigma_max or 0.0)
+        table = noise_table(config.levels, self.networks["teacher"])
+        self.alphas, self.sigmas = (part.to(self.device) for part in table)
+        self.distance = next(iter(self.distances.values()), None)
 
-    def generator_update(
-        self, batch: Batch, phase: dict[str, Any], generator: torch.Generator
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """One optimiser step of the generator on matching and regression loss, scaled by section and phase.
+    @classmethod
+    def steps(cls, config: sections.Dmd, clock: Clock) -> tuple[Step, ...]:
+        """The student on both losses, then the fake denoiser: first on the images that the student just made.
 
-        With `shared_noise` the fake denoiser's own first loss reuses this noised batch and its pass: its gradient
-        is left on the fake denoiser for `fake_update` to apply, and its noise levels are those of the matching range.
-
-        Returns:
-            The generated images of the matching batch, detached (empty if there was no matching loss; x_ref behind x
-            with `match_pairs`), and what the log keeps of this update, as scalars.
+        With `shared_noise` the pass of the fake denoiser under the matching loss is its first update, too.
         """
-        row: dict[str, torch.Tensor] = {}
-        matching = self.numbers["matching_weight"] * phase["matching_scale"]
-        regression = self.numbers["regression_weight"] * phase["regression_scale"]
-        generated = seen = batch.noise.new_empty(0)
-        pairs = batch.pairs if regression else None
-        joins, num, matched = bool(self.numbers.get("match_pairs")), len(batch.noise), None
-        if matching:
-            shape = (num + (len(pairs[0]) if joins and pairs else 0), *batch.noise.shape[1:])
-            matched = self.begin_matching(shape, matching, phase, generator)
-            self.match(batch, matched)
-        if pairs is not None:
-            seen = self.regress(pairs, regression, row, matched=matched if joins else None, keep=not matching)
-        if matched is not None:
-            generated = seen = self.end_matching(matched, row)
-        row["generated_mean"], row["generated_std"] = seen.mean(), seen.std()
-        row["generator_gradient_norm"] = self.generator_optimiser.update()
-        self.average.update_parameters(trained(self.generator.network))
-        return generated, row
+        phase = clock.phase.config
+        assert isinstance(phase, sections.DmdPhase)
+        losses, among = config.losses(phase), phase.num_pairs
+        size = phase.matching_batch_size or config.matching_batch_size
+        noise = Part("noise", size, "noise", among)
+        if phase.train == "fake":
+            return (Step("fake", ("fake",), (noise,)),)
+        parts = [noise] if "matching" in losses else []
+        if "regression" in losses:
+            parts.append(Part("pairs", phase.regression_batch_size or config.regression_batch_size, "pairs", among))
+        if "fake" not in losses:
+            return (Step("student", ("student",), tuple(parts)),)
+        if config.shared_noise:
+            steps = [Step("student", ("student", "fake"), tuple(parts))]
+        else:
+            matched = parts if config.match_pairs else parts[:1]
+            carried = [Part(f"fake_{part.name}", part.size, carries=part.name) for part in matched]
+            steps = [Step("student", ("student",), tuple(parts)), Step("fake", ("fake",), tuple(carried))]
+        more = [Part(f"noise{number}", size, "noise", among) for number in range(1, phase.fake_updates)]
+        return (*steps, *(Step("fake", ("fake",), (part,)) for part in more))
 
-    def fake_update(
-        self,
-        image: torch.Tensor,
-        label: Label,
-        generator: torch.Generator,
-        *,
-        has_gradient: bool = False,
-    ) -> dict[str, torch.Tensor]:
-        """One optimiser step of the fake denoiser on generated images (B, C, H, W), noise levels of the whole table."""
-        readings = Readings(self.share)
-        if not has_gradient:
-            self.denoise(image, label, generator, readings)
-        return readings.whole() | {"fake_gradient_norm": self.fake_optimiser.update()}
+    def draw(self, step: Step, clock: Clock, random: torch.Generator) -> Mapping[str, Rows]:
+        """Noise levels and noise: of the matching range for the student, of the whole table for the fake denoiser."""
+        phase, levels = clock.phase.config, self.config.levels
+        assert isinstance(phase, sections.DmdPhase)
+        parts = step.parts if step.name == "fake" else self._matched(step, phase)
+        if not parts:
+            return {}
+        first, stop = 0, len(self.sigmas)
+        if step.name == "student":
+            last = levels.max_index if phase.max_index is None else phase.max_index
+            first, stop = levels.min_index, last + 1
+        num = sum(part.size for part in parts)
+        level = torch.randint(first, stop, (num,), generator=random)
+        noise = torch.randn((num, *self.facts.shape), generator=random)
+        sizes = [part.size for part in parts]
+        cut = zip(parts, level.split(sizes), noise.split(sizes), strict=True)
+        return {part.name: {"level": index, "level_noise": values} for part, index, values in cut}
 
-    def set_learning_rate(self, factor: float) -> None:
-        """Sets both optimisers to their configured rate times `factor`."""
-        self.generator_optimiser.scale_rate(factor)
-        self.fake_optimiser.scale_rate(factor)
+    def configure(self, phase: PlannedPhase) -> None:
+        """The distance of the regression loss through the phase's decoder."""
+        assert isinstance(phase.config, sections.DmdPhase)
+        self.distance = self.distances[phase.config.decoder or self.config.regression_distance.decoder]
+
+    def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
+        """Of the student: matching, regression or both; of the fake denoiser: denoising of generated images."""
+        phase = clock.phase.config
+        assert isinstance(phase, sections.DmdPhase)
+        if step.name == "fake":
+            if part.carries is None:
+                with torch.no_grad():
+                    rows["generated"] = self.generate(rows)
+            noised, sigma, _ = self._noised(rows)
+            fake_x0 = self._denoiser("fake")(noised, sigma, rows["label"])
+            return _part(part, step.parts) * self._fake_loss(fake_x0, rows, sigma, log)
+        matched = self._matched(step, phase)
+        image = self.generate(rows)
+        rows["generated"] = image.detach()
+        loss = image.new_zeros(())
+        if part.name == "pairs":
+            assert self.distance is not None
+            distance = self.distance(image, rows["image"])
+            log.scalar("loss/regression", distance, len(image))
+            loss = loss + self.config.regression_weight * phase.regression_scale * distance
+        if part in matched:
+            loss = loss + _part(part, matched) * self._matching(image, rows, phase, log)
+        if part in matched or not matched:
+            log.spread("generated", image)
+        return loss
+
+    def generate(self, rows: Rows) -> Tensor:
+        """One-step images G(z, y) = D(scale z; sigma, y) of unit noise (B, C, H, W); see `start_scale`."""
+        student, noise = self._denoiser("student"), rows["noise"]
+        return student(
+            start_scale(student, self.sigma) * noise, noise.new_full((len(noise),), self.sigma), rows["label"]
+        )
+
+    def sampling(self) -> Calls:
+        """One call at `sigma`."""
+        return Calls((self.sigma,))
+
+    def _matched(self, step: Step, phase: sections.DmdPhase) -> tuple[Part, ...]:
+        """Parts of the student's step that the matching loss sees."""
+        if "matching" not in self.config.losses(phase):
+            return ()
+        return step.parts if self.config.match_pairs else step.parts[:1]
+
+    def _matching(self, image: Tensor, rows: Rows, phase: sections.DmdPhase, log: StepLog) -> Tensor:
+        """The weighted matching loss, and with `shared_noise` that of the fake denoiser; zero where not finite."""
+        config = self.config
+        noised, sigma, alpha = self._noised(rows)
+        with torch.no_grad():
+            real_x0 = self._denoiser("teacher")(noised, sigma, rows["label"])
+        fake_loss = None
+        if not config.fake_score:  # Figure 3 (a): a fake score of 0 means mu_fake = x_t
+            fake_x0 = noised
+        else:
+            with torch.set_grad_enabled(config.shared_noise):
+                fake_x0 = self._denoiser("fake")(noised, sigma, rows["label"])
+            if config.shared_noise:
+                fake_loss = self._fake_loss(fake_x0, rows, sigma, log)
+                fake_x0 = fake_x0.detach()
+        gradient, factor = matching_gradient(
+            image.detach(),
+            real_x0,
+            fake_x0,
+            alpha=alpha,
+            sigma=alpha * sigma,
+            weighting=config.weighting,
+            alpha_factor=config.alpha_factor,
+        )
+        finite = gradient.flatten(1).isfinite().all(1)
+        gap = (real_x0 - fake_x0).abs().flatten(1).mean(1)
+        loss = matching_loss(image, torch.where(per_sample(finite, gradient), gradient, 0.0))
+        log.scalar("loss/matching", loss, len(image))
+        log.mean("matching/factor", factor, weights=finite.float())
+        log.total("matching/nonfinite", (~finite).float())
+        log.binned("matching/gap", gap, rows["level"] * NUM_BINS // len(self.sigmas), NUM_BINS)
+        loss = config.matching_weight * phase.matching_scale * loss
+        return loss if fake_loss is None else loss + fake_loss
+
+    def _fake_loss(self, denoised: Tensor, rows: Rows, sigma: Tensor, log: StepLog) -> Tensor:
+        fake = self._denoiser("fake")
+        loss = denoising_loss(denoised, rows["generated"], weight=fake.loss_weight(sigma))
+        log.scalar("loss/fake", loss, len(denoised))
+        return loss
+
+    def _noised(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t of generated images (Eq. 3), and sigma and alpha of each sample's noise level."""
+        image, sigma = rows["generated"], self.sigmas[rows["level"]]
+        return torch.addcmul(image, rows["level_noise"], per_sample(sigma, image)), sigma, self.alphas[rows["level"]]
+
+    def _denoiser(self, role: str) -> Denoiser:
+        return self.networks[role]  # type: ignore[return-value]
+
+
+def _part(part: Part, parts: tuple[Part, ...]) -> float:
+    """What a part counts in a mean over several."""
+    return part.size / sum(each.size for each in parts)
+
+
+METHOD = Dmd

@@ -46,6 +46,14 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
     raise ValueError(f"network kind: {kind!r} is none of {', '.join([*FAMILIES, *OTHERS])}")
 
 
+def without_classes(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """The same network, which takes no class; of one whose condition is text, itself."""
+    kind = architecture["kind"]
+    if kind == "unet2d":
+        return {**architecture, "config": {**architecture["config"], "num_class_embeds": None}}
+    return {**architecture, "num_classes": 0} if kind in FAMILIES or kind == "mlp" else dict(architecture)
+
+
 def _check_keys(kind: str, numbers: dict[str, Any], maker: Callable[..., Any]) -> None:
     known = inspect.signature(maker).parameters
     if unknown := sorted(set(numbers) - set(known)):

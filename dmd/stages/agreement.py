@@ -1,76 +1,80 @@
 """Whether teacher, start, pairs and numbers of a distillation fit together."""
 
+from __future__ import annotations
+
 import math
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from dmd import loading
+from dmd.artifacts.images import ImageReader
 from dmd.artifacts.manifest import Manifest
-from dmd.methods.numbers import Numbers
-from dmd.methods.phases import Phase
+from dmd.config.method import MethodSection
+from dmd.diffusion.calls import Calls
+from dmd.loading import DenoiserFile
 from dmd.stages import stage
 
-Facts = Mapping[str, Any]
+
+def check(teacher: DenoiserFile, start: DenoiserFile, pairs: Manifest | None) -> None:
+    """ValueError unless classes, condition and shapes are the same."""
+    real, started = teacher.facts, start.facts
+    if started["num_classes"] != real["num_classes"]:
+        raise ValueError(
+            f"{teacher.path} knows {real['num_classes']} classes, {start.path} {started['num_classes']}: "
+            "they must agree"
+        )
+    if started.get("text") != real.get("text"):
+        raise ValueError(
+            f"{teacher.path} takes text states {real.get('text')}, {start.path} {started.get('text')}: they must agree"
+        )
+    made = {teacher.path: real["shape"], start.path: started["shape"]}
+    if pairs is not None:
+        made[pairs.path] = pairs.metadata["facts"]["shape"]
+    if any(shape != real["shape"] for shape in made.values()):
+        held = f", {pairs.path} holds {made[pairs.path]}" if pairs is not None else ""
+        raise ValueError(
+            f"{teacher.path} makes images {real['shape']}, {start.path} {started['shape']}{held}: they must agree"
+        )
 
 
-def with_sigma(numbers: Numbers, started: Facts, path: Path) -> Numbers:
-    """The numbers with a sigma: where it is null, the last noise level of the file to start from.
+def check_levels(calls: Calls | None, start: DenoiserFile, pairs: Manifest | None) -> None:
+    """ValueError if the student begins at a level that its file does not know, or that the pairs were not solved from.
 
-    Raises:
-        ValueError: sigma null, and the file names no last level; or a level beyond it.
+    A first time of the pairs' solver that is not that of the student is a line in the log.
     """
-    if numbers["sigma"] is None:
-        if started.get("sigma_max") is None:
-            raise ValueError(
-                f"distill.method.sigma: null is the last noise level of {path}, which names none; give a number"
-            )
-        numbers = {**numbers, "sigma": float(started["sigma_max"])}
-    loading.check_noise_scale(dict(started), numbers["sigma"], path)
-    return numbers
-
-
-def check(teacher: Facts, start: Facts, pairs: Facts, sigma: float, paths: tuple[Path, Path, Path]) -> None:
-    """ValueError unless classes, condition, shapes and noise scale are the same.
-
-    A first time of the pairs' solver that is not that of the generator is a line in the log.
-
-    Args:
-        teacher, start: metadata of the files of teacher and start.
-        pairs: facts of the manifest.
-        sigma: noise level of the generator's input.
-        paths: of teacher, start and manifest.
-    """
-    if start["num_classes"] != teacher["num_classes"]:
+    if calls is None:
+        return
+    sigma = calls.sigmas[0]
+    loading.check_noise_scale(start.facts, sigma, start.path)
+    solved = {} if pairs is None else pairs.metadata["facts"]
+    if pairs is not None and solved.get("sigma") is not None and not math.isclose(solved["sigma"], sigma, rel_tol=1e-6):
         raise ValueError(
-            f"{paths[0]} knows {teacher['num_classes']} classes, {paths[1]} {start['num_classes']}: they must agree"
+            f"{pairs.path} was solved from sigma {solved['sigma']}, distill.method.sigma is {sigma}: "
+            "pairs teach the student only at its own noise scale"
         )
-    if start.get("text") != teacher.get("text"):
-        raise ValueError(
-            f"{paths[0]} takes text states {teacher.get('text')}, {paths[1]} {start.get('text')}: they must agree"
-        )
-    if start["shape"] != teacher["shape"] or pairs["shape"] != teacher["shape"]:
-        raise ValueError(
-            f"{paths[0]} makes images {teacher['shape']}, {paths[1]} {start['shape']}, "
-            f"{paths[2]} holds {pairs['shape']}: they must agree"
-        )
-    if pairs.get("sigma") is not None and not math.isclose(pairs["sigma"], sigma, rel_tol=1e-6):
-        raise ValueError(
-            f"{paths[2]} was solved from sigma {pairs['sigma']}, distill.method.sigma is {sigma}: "
-            "pairs teach the generator only at its own noise scale"
-        )
-    levels = (start.get("preconditioning") or {}).get("alphas_cumprod")
-    if (first := pairs.get("first_timestep")) is not None and levels and first != len(levels) - 1:
+    levels = (start.facts.get("preconditioning") or {}).get("alphas_cumprod")
+    if (first := solved.get("first_timestep")) is not None and levels and first != len(levels) - 1:
         stage.log(
-            f"the solver of the pairs starts at time {first:g}, the generator at {len(levels) - 1}, from equal noise"
+            f"the solver of the pairs starts at time {first:g}, the student at {len(levels) - 1}, from equal noise"
         )
 
 
-def check_pairs(phases: Iterable[Phase], pairs: Manifest) -> None:
-    """ValueError if a phase wants more pairs than the manifest holds."""
-    for phase in phases:
-        if (phase.numbers["num_pairs"] or 0) > len(pairs):
-            raise ValueError(
-                f"distill.method.phases[{phase.index}].num_pairs: {phase.numbers['num_pairs']}, "
-                f"but {pairs.path} holds {len(pairs)}"
-            )
+def check_images(teacher: DenoiserFile, images: ImageReader, path: Path) -> None:
+    """ValueError if the images are not those that the teacher knows, by shape and classes."""
+    shape, classes = teacher.facts["shape"], teacher.facts["num_classes"]
+    if list(images.shape) != shape or (classes and images.num_classes != classes):
+        raise ValueError(
+            f"{path} holds images {list(images.shape)} of {images.num_classes} classes, {teacher.path} makes "
+            f"{shape} of {classes}: they must agree"
+        )
+
+
+def check_pairs(method: MethodSection, pairs: Manifest | None) -> None:
+    """ValueError if a phase wants more pairs than the manifest holds, or the method wants pairs and there are none."""
+    if pairs is None:
+        if "pairs" in method.reads():
+            raise ValueError(f"method {method.name} reads pairs: give --manifest")
+        return
+    for index, phase in enumerate(method.phases):
+        if (getattr(phase, "num_pairs", None) or 0) > len(pairs):
+            wanted = f"distill.method.phases[{index}].num_pairs: {phase.num_pairs}"  # type: ignore[attr-defined]
+            raise ValueError(f"{wanted}, but {pairs.path} holds {len(pairs)}")

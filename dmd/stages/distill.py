@@ -1,98 +1,198 @@
-"""Stage distill: a one-step generator from a teacher and its pairs (Yin et al. 2023, Algorithm 1)."""
+"""Stage distill: a student of few calls from a teacher, by the method that the configuration names."""
+
+from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import torch
 
+from dmd import loading, methods
 from dmd.artifacts import manifest as manifests
 from dmd.artifacts import record
 from dmd.artifacts import tensors as tensor_files
-from dmd.artifacts.storage import Settings
+from dmd.artifacts.images import ImageReader
+from dmd.artifacts.pairs import PairReader, TextReader
+from dmd.artifacts.storage import Settings, Storage
 from dmd.config.training import Distill
-from dmd.diffusion.compute import Compute, set_tf32
-from dmd.stages import checkpoints, processes, stage, stops, stored
-from dmd.stages.distance import DistanceFiles
-from dmd.stages.section_numbers import numbers_of
-from dmd.stages.training import Training
+from dmd.diffusion.calls import Calls
+from dmd.diffusion.compute import set_tf32
+from dmd.methods.base import Facts
+from dmd.stages import agreement, memory, processes, shared_checks, stage, stops, stored
+from dmd.stages.distance import DistanceFiles, distances
+from dmd.stages.grid import Grid
+from dmd.stages.training import TrainingLoop, log_table
+from dmd.train import checkpoints, networks, state
+from dmd.train.data import ImageStream, NoiseStream, PairStream, Stream
+from dmd.train.parallel import BatchSplit
+from dmd.train.trainer import Trainer, assemble, loader, plan
+
+LEVEL_FACTS = ("preconditioning", "scheduler", "sigma_data", "sigma_min", "sigma_max")
+KEPT_FACTS = ("network", *LEVEL_FACTS, "shape", "image_shape", "num_classes", "text", "source_sha256")
 
 
 def run(
     *,
     teacher: Path,
-    manifest: Path,
     output: Path,
     table: Path,
+    distill: Distill,
+    device: str,
+    threads: int,
+    manifest: Path | None = None,
     start: Path | None = None,
     lpips: Path | None = None,
     tiny_autoencoder: Path | None = None,
     autoencoder: Path | None = None,
+    images: Path | None = None,
+    states: Path | None = None,
     storage: Settings | None = None,
-    distill: Distill,
-    device: str = "cpu",
-    threads: int = 1,
 ) -> None:
-    """Writes the generator and the log of its training.
+    """Writes the student and the log of its training.
 
     Args:
-        teacher: teacher/denoiser.safetensors, the real score.
-        manifest: pairs/manifest.parquet.
+        teacher: teacher/denoiser.safetensors.
         output: distill/generator.safetensors; checkpoints/, grids/ and tensorboard/ beside it are scratch.
         table: distill/log.parquet, one row per `log_every` updates; `phase` is an index into `phases`, from 0.
-        start: file that initialises generator and fake denoiser; the teacher's where absent.
-        lpips: VGG16 weights, for regression_distance of kind lpips.
-        tiny_autoencoder, autoencoder: what decodes latents, for a regression_distance with decoder tiny or full.
+        distill: section `distill` of the experiment.
+        device: "auto" or "cpu".
+        threads: of torch.
+        manifest: pairs/manifest.parquet, where the method reads pairs.
+        states: states/manifest.parquet, where the condition is text and the method reads no pairs.
+        start: file that initialises the trained networks; the teacher's where absent.
+        lpips: VGG16 weights, for a distance of kind lpips.
+        tiny_autoencoder, autoencoder: what decodes latents, for a distance with decoder tiny or full.
+        images: images/manifest.parquet, where the method reads images.
         storage: where shards of pairs are that are not here; no part of what is learnt.
-        distill: the section of the experiment; paths that it names do not count.
 
     Raises:
         ValueError: a damaged input, another architecture, or numbers that are not finite (with the update and the
             last good checkpoint).
         Stopped: a signal came, and a checkpoint of the update at hand is written.
     """
-    numbers = numbers_of(distill, device, threads)
     stage.set_threads(threads)
-    set_tf32(numbers.get("compute", Compute()))
+    set_tf32(distill.compute.model_dump())  # type: ignore[arg-type]
     leads = processes.rank() == 0
     alone = record.exclusive(output) if leads else contextlib.nullcontext()
-    with alone, processes.joined(numbers.get("processes", 1), stage.choose_device(numbers["device"])):
-        inputs = record.check_inputs(teacher=teacher, manifest=manifest, start=start, lpips=lpips)
+    with alone, processes.joined(distill.processes, stage.choose_device(device)):
+        inputs = record.check_inputs(teacher=teacher, manifest=manifest, images=images, states=states)
+        inputs |= record.check_inputs(start=start, lpips=lpips)
         inputs |= record.check_inputs(tiny_autoencoder=tiny_autoencoder, autoencoder=autoencoder)
-        spec = {name: value for name, value in numbers.items() if name != "tensorboard"}
+        spec = distill.learnt_from() | {"device": device, "threads": threads}
         provenance = record.provenance("distill", spec, inputs)
-        key = checkpoints.checkpoint_key({**provenance, "spec": _without_cadence(spec)})
-        files = DistanceFiles(lpips, tiny_autoencoder, autoencoder)
-        there = stored.opened(storage)
-        training = Training(teacher, manifest, start or teacher, files, output.parent, numbers, there)
-        with stops.held():  # from the first update until the generator is written
-            rows, weights = training.train(key), training.weights()
+        split = BatchSplit(processes.rank(), processes.count(), distill.compute.micro_batch_size)
+        job = _Job(distill, teacher, start or teacher, manifest, stage.choose_device(device))
+        phases, notes = plan(distill.method)
+        agreement.check_pairs(distill.method, job.pairs)
+        trainer = job.trainer(DistanceFiles(lpips, tiny_autoencoder, autoencoder), split)
+        calls = trainer.method.sampling()
+        agreement.check_levels(calls, job.start, job.pairs)
+        streams = job.streams(images, states, stored.opened(storage), trainer.method.facts)
+        for line in notes:
+            stage.log(line)
+        memory.announce_training(trainer, streams)
+        loop = TrainingLoop(
+            stage_name="distill",
+            trainer=trainer,
+            loader=loader(trainer, streams, phases, stage="distill"),
+            plan=phases,
+            key=checkpoints.checkpoint_key(provenance),
+            folder=output.parent,
+            draw_grid=Grid(trainer, job.texts if trainer.method.facts.text else None).draw if calls else None,
+            advice="distill.optimisers.student.learning_rate",
+        )
+        with stops.held():  # from the first update until the student is written
+            rows, weights = loop.run(), state.student_weights(trainer, distill.adapter)
             if not leads:
                 return
-            metadata = {**provenance, **training.facts}
+            metadata = {**provenance, **job.metadata(calls, trainer.kept_calls(phases.total))}
             with record.publish(table, stage="distill", inputs=inputs) as temporary:
-                manifests.write(temporary, _log_table(rows), metadata)
+                manifests.write(temporary, log_table(rows), metadata)
             with record.publish(output, stage="distill", inputs=inputs) as temporary:
                 tensor_files.write(temporary, weights, metadata)
-            checkpoints.clear(training.checkpoints)
+            checkpoints.clear(loop.checkpoints)
 
 
-def _without_cadence(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the weights: how often a run writes scratch files and log rows does not.
+class _Job:
+    """What a distillation is made of: files, their facts, and the shuffled pairs."""
 
-    Where `log_every` changes on the way, rows from before keep the old cadence.
-    """
-    cadence = ("checkpoint_every", "grid_every", "log_every")
-    return {name: value for name, value in numbers.items() if name not in cadence}
+    def __init__(
+        self, distill: Distill, teacher: Path, start: Path, manifest: Path | None, device: torch.device
+    ) -> None:
+        self.distill, self.device = distill, device
+        self.teacher, self.start = loading.look_at(teacher), loading.look_at(start)
+        self.pairs = None if manifest is None else manifests.read(manifest)
+        self.text: PairReader | TextReader | None = None
+        agreement.check(self.teacher, self.start, self.pairs)
 
+    def trainer(self, files: DistanceFiles, split: BatchSplit) -> Trainer:
+        """Networks on their device, and the method at work on them."""
+        training, started = self.distill, self.start.facts
+        facts = Facts(
+            shape=tuple(started["shape"]),
+            num_classes=started["num_classes"],
+            sigma_data=started["sigma_data"],
+            text="text" in started,
+            sigma_max=started.get("sigma_max"),
+            network=started.get("network"),
+        )
+        modules = networks.load(
+            training.method,
+            self.teacher,
+            self.start,
+            adapter=training.adapter,
+            compute=training.compute,
+            seed=training.seed,
+            device=self.device,
+            new=lambda role: methods.load(training.method.name).new_network(training.method, role, facts),
+            log=stage.log,
+        )
+        compared = distances(training, files, self.device)
+        return assemble(training, modules, facts, distances=compared, split=split, start=False)
 
-def _log_table(rows: list[dict[str, float]]) -> pa.Table:
-    names = ["update", "phase", *sorted({name for row in rows for name in row} - {"update", "phase"})]
-    columns: dict[str, Any] = {name: [row.get(name, math.nan) for row in rows] for name in names}
-    columns |= {name: pa.array([int(value) for value in columns[name]], pa.int64()) for name in ("update", "phase")}
-    return pa.table(columns)
+    def streams(
+        self, images: Path | None, states: Path | None, storage: Storage | None, facts: Facts
+    ) -> dict[str, Stream]:
+        """Where the rows of updates come from."""
+        pairs = None
+        if self.pairs is not None:
+            seed, once = self.distill.seed, shared_checks.once()
+            pairs = PairReader(self.pairs, seed=seed, once=once, storage=storage)
+            stage.log(f"{len(pairs)} pairs")
+        if facts.text:
+            self.text = (
+                pairs if states is None else TextReader(manifests.read(states), once=shared_checks.once("states"))
+            )
+            if self.text is None:
+                raise ValueError("the condition of this teacher is text: give --states, or --manifest of pairs")
+        found: dict[str, Stream] = {"noise": NoiseStream(facts, self.text)}
+        if pairs is not None:
+            found |= {"pairs": PairStream(pairs), "trajectories": PairStream(pairs, last="trajectory")}
+        if images is not None:
+            reader = ImageReader(images, "training", once=shared_checks.once("images"))
+            agreement.check_images(self.teacher, reader, images)
+            found["images"] = ImageStream(reader)
+        if missing := sorted(self.distill.method.reads() - found.keys()):
+            raise ValueError(f"method {self.distill.method.name} reads {missing[0]}: none are given")
+        return found
+
+    def texts(self, num: int) -> torch.Tensor:
+        """The first text states."""
+        assert self.text is not None
+        return self.text.texts(row % len(self.text) for row in range(num))
+
+    def metadata(self, calls: Calls | None, kept: Mapping[str, Calls]) -> dict[str, Any]:
+        """What the student's file says of itself; `kept` are the calls of further sets of weights, by their number."""
+        started, adapter = self.start.facts, self.distill.adapter
+        return {
+            **{key: started[key] for key in KEPT_FACTS if key in started},
+            "kind": "generator",
+            **({"sigma": calls.sigmas[0], "calls": calls.facts()} if calls else {}),
+            **({"calls_kept": {number: each.facts() for number, each in kept.items()}} if kept else {}),
+            **({"adapter": adapter.model_dump(mode="json")} if adapter else {}),
+        }
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from dmd.artifacts.storage import Storage
 from dmd.config import training
 from dmd.diffusion import schedulers
 from dmd.diffusion.compute import Compute, compile_network, set_tf32
+from dmd.diffusion.noise import sampling_sigmas
+from dmd.diffusion.solver import SOLVERS
 from dmd.sampler import Sampler
 from dmd.stages import lora_file, memory, stage, stored
 from dmd.stages.texts import Texts
@@ -145,11 +147,13 @@ class _Drawer:
         size, compute, guidance = spec["batch_size"], spec.get("compute", Compute()), spec.get("guidance", 1.0)
         set_tf32(compute)
         numbers: dict[str, Any] = {"solver": spec["solver"], "batch_size": size, "guidance": guidance}
+        numbers |= {"calls": spec.get("calls")}
         if lora is not None:
             pinned.check(lora, spec["lora"]["sha256"], key="sample.lora.sha256")
             numbers["adapter"] = lora_file.load(lora, scale=spec["lora"]["scale"])
         self._sampler = Sampler(denoiser, weights=weights, device=device, compute=compute, **numbers)
         num = (spec["last"] + 1) * spec["shard_size"]
+        self._kept = kept_steps(spec["solver"], spec.get("kept_states", 0))
         self._texts = None if texts is None else Texts(*texts, device, num=num)
         memory.announce_drawing(self._sampler.denoiser, self._sampler.shape, size, device)
         compile_network(self._sampler.denoiser, compute)
@@ -158,6 +162,7 @@ class _Drawer:
             "num_classes": self._sampler.num_classes,
             "sigma": self._sampler.sigma,
             **_optional_facts(self._sampler, guidance),
+            **({"trajectory_sigmas": _levels(spec["solver"], self._kept)} if self._kept else {}),
         }
 
     def items(self, indices: range, status: stage.Progress) -> Iterator[tuple[int, shards.Item]]:
@@ -168,14 +173,40 @@ class _Drawer:
             rows, states, self.facts["num_truncated"] = self._texts.of(indices)
             kept = states.half().numpy() if self._keep_noise else None
         index = indices.start
-        for batch in self._sampler.batches(seeds, labels=self.spec["labels"], given=rows, states=states):
+        drawn = {"labels": self.spec["labels"], "given": rows, "states": states, "kept_steps": self._kept}
+        for batch in self._sampler.batches(seeds, **drawn):
             self.facts["network_calls"] = batch.network_calls
-            for noise, label, image in zip(batch.noise, batch.label, batch.image, strict=True):
+            for place, (noise, label, image) in enumerate(zip(batch.noise, batch.label, batch.image, strict=True)):
                 fields = {"image": image.numpy().astype(self._dtype, copy=False), "label": label.numpy()}
                 fields |= {"noise": noise.numpy()} if self._keep_noise else {}
+                if batch.trajectory is not None:
+                    fields["trajectory"] = batch.trajectory[place].numpy().astype(self._dtype, copy=False)
                 yield index, fields | ({"text": kept[index - indices.start]} if kept is not None else {})
                 index += 1
             status.add(len(batch.image))
+
+
+def kept_steps(solver: dict[str, Any], num: int) -> list[int]:
+    """The steps of a solver, from 1, after which `num` states are kept: evenly spaced, the last step among them.
+
+    Raises:
+        ValueError: more states than steps, or a solver whose states are no trajectory of the ODE.
+    """
+    if not num:
+        return []
+    if solver["name"] not in SOLVERS:
+        raise ValueError(f"pairs.kept_states: {num}, but solver {solver['name']} keeps none: {' or '.join(SOLVERS)} do")
+    steps = solver["steps"]
+    if num > steps:
+        raise ValueError(f"pairs.kept_states: {num} states, but the solver makes {steps} steps")
+    return [(number * steps + num - 1) // num for number in range(1, num + 1)]
+
+
+def _levels(solver: dict[str, Any], steps: list[int]) -> list[float]:
+    """Noise levels of the states after some steps."""
+    grid = {key: solver[key] for key in ("sigma_min", "sigma_max", "rho")}
+    sigmas = sampling_sigmas(solver["steps"], **grid)
+    return [float(sigmas[step]) for step in steps]
 
 
 def _optional_facts(sampler: Sampler, guidance: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Stage export: the one-step generator as an ONNX file, for programs without torch."""
+"""Stage export: the student as an ONNX file, for programs without torch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from dmd import loading
 from dmd.artifacts import files, record
-from dmd.diffusion.denoiser import start_scale
-from dmd.diffusion.noise import seeded_noise
+from dmd.diffusion.calls import Calls
+from dmd.diffusion.noise import seeded_draws
 from dmd.stages import stage
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ MOST_BYTES = 2**31 - 2**20  # of a file that holds its own weights, with room fo
 def run(*, generator: Path, output: Path, weights: str = "ema", threads: int = 1) -> None:
     """Writes generator.onnx: noise float32 (B, C, H, W) and label int64 (B,) in, image float32 (B, C, H, W) out.
 
-    The noise is of unit variance, the label -1 where there are no classes. The noise level is part of the graph; its
-    value, with shape, classes and what made the file, is JSON under the key `dmd` of the file's metadata.
+    A student that takes fresh noise between its calls has inputs noise1, noise2, ... besides. Noise is of unit
+    variance, the label -1 where there are no classes. The noise levels are part of the graph; their values, with shape,
+    classes and what made the file, are JSON under the key `dmd` of the file's metadata.
 
     Args:
         generator: distill/generator.safetensors.
@@ -42,7 +43,7 @@ def run(*, generator: Path, output: Path, weights: str = "ema", threads: int = 1
     stage.set_threads(threads)
     with record.exclusive(output):
         inputs = record.check_inputs(generator=generator)
-        network, facts = _one_step(generator, weights)
+        network, facts = _student(generator, weights)
         stage.log(f"tracing {sum(value.numel() for value in network.state_dict().values()):,} weights")
         graph = _trace(network, facts)
         difference = _compare(graph, network, facts, threads)
@@ -56,44 +57,49 @@ def run(*, generator: Path, output: Path, weights: str = "ema", threads: int = 1
             temporary.write_bytes(graph.SerializeToString(deterministic=True))
 
 
-class _OneStep(nn.Module):
-    """Image = D(scale * noise; sigma, label) with sigma fixed."""
+class _Student(nn.Module):
+    """Images of a student's calls, whose noise levels are fixed."""
 
-    def __init__(self, denoiser: nn.Module, sigma: float) -> None:
+    def __init__(self, denoiser: nn.Module, calls: Calls) -> None:
         super().__init__()
-        self.denoiser, self.sigma, self.scale = denoiser, sigma, start_scale(denoiser, sigma)
+        self.denoiser, self.calls = denoiser, calls
 
-    def forward(self, noise: Tensor, label: Tensor) -> Tensor:
-        return self.denoiser(self.scale * noise, noise.new_full((noise.shape[0],), self.sigma), label)
+    def forward(self, noise: Tensor, label: Tensor, *fresh: Tensor) -> Tensor:
+        return self.calls.draw(self.denoiser, noise, label, fresh.__getitem__)
 
 
-def _one_step(path: Path, weights: str) -> tuple[_OneStep, dict[str, Any]]:
-    """The generator, and what its file says of it."""
+def _student(path: Path, weights: str) -> tuple[_Student, dict[str, Any]]:
+    """The student, and what its file says of it."""
     denoiser, metadata = loading.load_denoiser(path, weights=weights)
     if metadata["kind"] != "generator":
-        raise ValueError(f"{path} is of kind {metadata['kind']!r}: only a one-step generator can be exported")
+        raise ValueError(f"{path} is of kind {metadata['kind']!r}: only a student can be exported")
     size = sum(value.nbytes for value in denoiser.state_dict().values())
     if size > MOST_BYTES:
         raise ValueError(f"{path}: {size:,} bytes of weights do not fit into one ONNX file of {MOST_BYTES:,} bytes")
-    facts = {key: metadata[key] for key in ("shape", "num_classes", "sigma")}
-    return _OneStep(denoiser, metadata["sigma"]).eval(), facts
+    facts = {key: metadata[key] for key in ("shape", "num_classes", "sigma", "calls")}
+    return _Student(denoiser, Calls.of(metadata["calls"])).eval(), facts
 
 
-def _noise(seeds: range, facts: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    return seeded_noise(seeds, tuple(facts["shape"]), num_classes=facts["num_classes"])
+def _inputs(seeds: range, network: _Student, facts: dict[str, Any]) -> dict[str, Tensor]:
+    """Every input of the graph by name, of some seeds."""
+    numbers: dict[str, Any] = {"num_classes": facts["num_classes"], "num_fresh": network.calls.num_fresh}
+    noise, label, fresh = seeded_draws(seeds, tuple(facts["shape"]), **numbers)
+    return {"noise": noise, "label": label} | {f"noise{number + 1}": each for number, each in enumerate(fresh)}
 
 
-def _trace(network: nn.Module, facts: dict[str, Any]) -> onnx.ModelProto:
+def _trace(network: _Student, facts: dict[str, Any]) -> onnx.ModelProto:
     """The graph, without what the exporter notes of source files and their places on this machine."""
+    given, batch = _inputs(range(2), network, facts), {0: torch.export.Dim("batch")}
+    more = [(batch,) * network.calls.num_fresh] if network.calls.num_fresh else []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about its own packages
         program = torch.onnx.export(
             network,
-            _noise(range(2), facts),
+            tuple(given.values()),
             dynamo=True,
-            input_names=["noise", "label"],
+            input_names=list(given),
             output_names=["image"],
-            dynamic_shapes=({0: torch.export.Dim("batch")}, {0: torch.export.Dim("batch")}),
+            dynamic_shapes=(batch, batch, *more),
             verbose=False,
         )
     assert program is not None
@@ -104,7 +110,7 @@ def _trace(network: nn.Module, facts: dict[str, Any]) -> onnx.ModelProto:
     return graph
 
 
-def _compare(graph: onnx.ModelProto, network: nn.Module, facts: dict[str, Any], threads: int) -> float:
+def _compare(graph: onnx.ModelProto, network: _Student, facts: dict[str, Any], threads: int) -> float:
     """Largest difference of any pixel between onnxruntime and torch; infinite if one is not finite."""
     import onnxruntime
 
@@ -113,10 +119,10 @@ def _compare(graph: onnx.ModelProto, network: nn.Module, facts: dict[str, Any], 
     session = onnxruntime.InferenceSession(graph.SerializeToString(), numbers, providers=["CPUExecutionProvider"])
     largest = 0.0
     for seeds in BATCHES:
-        noise, label = _noise(seeds, facts)
+        given = _inputs(seeds, network, facts)
         with torch.no_grad():
-            expected = network(noise, label)
-        (found,) = session.run(["image"], {"noise": noise.numpy(), "label": label.numpy()})
+            expected = network(*given.values())
+        (found,) = session.run(["image"], {name: value.numpy() for name, value in given.items()})
         difference = (torch.from_numpy(found) - expected).abs().max().item()
         if not difference < float("inf"):
             return float("inf")

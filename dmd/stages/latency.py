@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from dmd import loading
 from dmd.artifacts import record
 from dmd.config.sections import Latency, Sample
-from dmd.diffusion.noise import seeded_noise
+from dmd.diffusion.calls import Calls
+from dmd.diffusion.noise import seeded_draws
 from dmd.diffusion.solver import solve
 from dmd.networks.autoencoder import Codec
 from dmd.networks.text_encoder import Text
@@ -41,6 +42,7 @@ def run(
     solver: dict[str, Any],
     weights: str,
     guidance: float = 1.0,
+    calls: int | None = None,
     batch_sizes: list[int],
     repeats: int,
     warmup: int,
@@ -54,7 +56,7 @@ def run(
         denoiser: teacher/denoiser.safetensors or distill/generator.safetensors.
         text_encoder, autoencoder: where its condition is text, and its images are latents.
         experiment: its name, for the file.
-        solver, weights, guidance: as in stage sample.
+        solver, weights, guidance, calls: as in stage sample.
         batch_sizes: images at once; `value` is of the first.
         repeats, warmup: batches that count, and batches before them.
         dtype: of weights and passes: float32, bfloat16 or float16.
@@ -69,7 +71,7 @@ def run(
     with record.exclusive(output):
         inputs = record.check_inputs(denoiser=denoiser, text_encoder=text_encoder, autoencoder=autoencoder)
         place = stage.choose_device(device)
-        sampler = Sampler(denoiser, solver=solver, weights=weights, device=place, guidance=guidance)
+        sampler = Sampler(denoiser, solver=solver, weights=weights, device=place, guidance=guidance, calls=calls)
         for name, path, key in (("text-encoder", text_encoder, "text"), ("autoencoder", autoencoder, "image_shape")):
             if (path is None) == (key in sampler.metadata):
                 raise ValueError(
@@ -141,9 +143,11 @@ class Chain:
     @torch.no_grad()
     def measured(self, size: int, *, repeats: int, warmup: int) -> dict[str, Any]:
         """Median seconds of a batch and of each part, which part's share of their sum, and images per second."""
-        noise, label = seeded_noise(range(size), self.shape, num_classes=self.num_classes)
-        noise, label = noise.to(self.device), label.to(self.device)
-        found = [self._batch(noise, label) for _ in range(warmup + repeats)][warmup:]
+        calls = self.solver.get("calls")
+        num_fresh = Calls.of(calls).num_fresh if calls else 0
+        noise, label, fresh = seeded_draws(range(size), self.shape, num_classes=self.num_classes, num_fresh=num_fresh)
+        noise, label, fresh = noise.to(self.device), label.to(self.device), [each.to(self.device) for each in fresh]
+        found = [self._batch(noise, label, fresh) for _ in range(warmup + repeats)][warmup:]
         parts = {name: statistics.median(each[name] for each in found) for name in found[0]}
         seconds = parts.pop("whole")
         total = sum(parts.values())
@@ -156,7 +160,7 @@ class Chain:
             "shares": {name: value / total for name, value in parts.items()},
         }
 
-    def _batch(self, noise: Tensor, label: Tensor) -> dict[str, float]:
+    def _batch(self, noise: Tensor, label: Tensor, fresh: list[Tensor]) -> dict[str, float]:
         """Seconds of each part that there is, and of the whole."""
         times: dict[str, float] = {}
         begin = self._now()
@@ -164,7 +168,7 @@ class Chain:
         if (text := self.text) is not None:
             condition = self._timed(times, "text_encoder", lambda: text.encode([PROMPT] * len(noise)).states)
         image, self.network_calls = self._timed(
-            times, "denoiser", lambda: solve(self.denoiser, latent, condition, self.solver)
+            times, "denoiser", lambda: solve(self.denoiser, latent, condition, self.solver, fresh.__getitem__)
         )
         if (codec := self.codec) is not None:
             self._timed(times, "decoder", lambda: codec.decode(image))

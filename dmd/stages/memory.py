@@ -1,19 +1,18 @@
 """The memory plan of a stage: printed before work starts, and compared with what the GPU has left."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from dmd.methods.counting import carriers, weight_bytes
-from dmd.methods.denoisers import Distance
-from dmd.methods.memory import activations, distill_parts, drawing_parts, largest_batch, lpips_bytes, working
-from dmd.methods.numbers import Numbers
-from dmd.methods.share import Share
-from dmd.networks.block import Block
-from dmd.stages import checkpoints, stage
+from dmd.stages import stage
+from dmd.train import checkpoints, watch
+from dmd.train.counting import weight_bytes
+from dmd.train.data import Stream
+from dmd.train.memory import distance_bytes, drawing_parts, working
+from dmd.train.trainer import Trainer
 
 GIB = 2**30
 ADVICE = (
@@ -22,29 +21,16 @@ ADVICE = (
 )
 
 
-def announce_distillation(
-    numbers: Numbers,
-    share: Share,
-    denoisers: tuple[nn.Module, nn.Module],
-    distances: Iterable[Distance],
-    shape: tuple[int, ...],
-) -> None:
-    """The plan of a distillation, whose networks are on their device and not compiled yet.
-
-    Args:
-        numbers: section `distill`.
-        share: this process's part of a batch.
-        denoisers: teacher, and generator (the fake denoiser is as large).
-        distances: of the regression loss, one at a time.
-        shape: (C, H, W) of an image.
-    """
-    device = next(denoisers[1].parameters()).device
-    teacher, trained = (weight_bytes(denoiser) for denoiser in denoisers)
-    regressed = share.largest(largest_batch(numbers, "regression_batch_size"))
-    lpips = max(lpips_bytes(distance, shape, regressed) for distance in distances)
-    found = activations(denoisers[1], shape)
-    parts = distill_parts(numbers, share, teacher=teacher, trained=trained, found=found, lpips=lpips)
-    announce(parts, device, here=teacher + 2 * trained, advice=ADVICE, exact=_is_exact(numbers, denoisers[1]))
+def announce_training(trainer: Trainer, streams: Mapping[str, Stream]) -> None:
+    """The plan of a training, whose networks are on their device; an update of two rows is made and forgotten."""
+    distances, shape = [*trainer.method.distances.values()], trainer.method.facts.shape
+    parts = watch.memory_plan(
+        trainer,
+        watch.watch(trainer, streams),
+        lambda num: max((distance_bytes(each, shape, num) for each in distances), default=0),
+    )
+    here = sum(size for name, size in parts.items() if name.startswith("weights of") or name == "moving average")
+    announce(parts, trainer.networks.device, here=here, advice=ADVICE, exact=not trainer.training.compute.compile)
 
 
 def announce_drawing(denoiser: nn.Module, shape: tuple[int, ...], batch_size: int, device: torch.device) -> None:
@@ -84,14 +70,6 @@ def refuse(need: int, free: int, advice: str, *, exact: bool = True) -> None:
     if exact:
         raise ValueError(f"at least {what}")
     stage.log(f"warning: perhaps {what}")
-
-
-def _is_exact(numbers: Numbers, denoiser: nn.Module) -> bool:
-    """Whether passes keep what was counted: compiled ones keep less, and only `Block` is counted as checkpointed."""
-    compute = numbers.get("compute", {})
-    wholes = (denoiser, *carriers(denoiser))
-    counted = any(isinstance(module, Block) for whole in wholes for module in whole.modules())
-    return not compute.get("compile") and (counted or not compute.get("gradient_checkpointing"))
 
 
 @contextlib.contextmanager

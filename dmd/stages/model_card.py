@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dmd import methods
+from dmd.config.training import Distill
+
 FRONT = """---
 library_name: diffusers
 pipeline_tag: text-to-image
-tags: [text-to-image, one-step, distribution-matching-distillation]
+tags: [text-to-image, one-step, distillation]
 ---"""
 USE = """    from diffusers import DiffusionPipeline
 
@@ -27,14 +31,7 @@ PROMPTS = {  # kind of the source -> whose they are
     "file": "The prompts are from a file of the user's own, whose licence no file says.",
 }
 CODE = "The code that made this folder is Apache-2.0; it grants nothing of either."
-SETTINGS: tuple[str, ...] = (
-    "guidance",
-    "regression_weight",
-    "regression_distance",
-    "match_pairs",
-    "matching_batch_size",
-)
-SETTINGS += ("regression_batch_size", "optimiser", "ema_decay", "adapter", "weighting", "seed")
+SETTINGS = ("optimisers", "schedule", "ema_decay", "adapter", "seed")  # besides the method's own
 
 
 def card(
@@ -52,7 +49,7 @@ def card(
     parts = [
         FRONT,
         f"# {spec['experiment']}: a one-step text-to-image generator",
-        "Distribution Matching Distillation (Yin et al. 2023, arXiv 2311.18828) of a Stable Diffusion teacher.",
+        f"Distilled from a Stable Diffusion teacher by: {_method(facts)}",
         f"## Use\n\n{USE}",
         f"## Scores\n\n{_scores(scores)}",
         f"## Training\n\n{_table(_training(facts))}",
@@ -82,12 +79,24 @@ def _licence(pairs: Mapping[str, Any]) -> str:
     return "\n\n".join(filter(None, [TEACHER, PROMPTS.get(pairs["prompts"].get("kind", "")), CODE]))
 
 
+def _section(facts: Mapping[str, Any]) -> Distill:
+    """Section `distill` that made a generator, defaults and all."""
+    return Distill.model_validate({key: value for key, value in facts["spec"].items() if key in Distill.model_fields})
+
+
+def _method(facts: Mapping[str, Any]) -> str:
+    """The first line of the method's file: its name and its paper."""
+    module = inspect.getmodule(methods.load(_section(facts).method.name))
+    return (inspect.getdoc(module) or "").splitlines()[0]
+
+
 def _training(facts: Mapping[str, Any]) -> dict[str, Any]:
-    spec = facts["spec"]
-    updates = sum(phase["updates"] for phase in spec["phases"])
-    return {"updates": updates, "phases": len(spec["phases"])} | {
-        key: spec[key] for key in SETTINGS if spec.get(key) is not None
-    }
+    section = _section(facts)
+    method, whole = section.method.model_dump(mode="json"), section.model_dump(mode="json")
+    phases = method.pop("phases")
+    updates = {"updates": sum(phase["updates"] for phase in phases), "phases": len(phases)}
+    settings = {key: value for key, value in method.items() if value is not None and key != "name"}
+    return {"method": method["name"]} | updates | settings | {key: whole[key] for key in SETTINGS if whole[key]}
 
 
 def _data(pairs: Mapping[str, Any]) -> dict[str, Any]:

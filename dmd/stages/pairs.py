@@ -27,6 +27,7 @@ def run(
     prompts: Path | None = None,
     text_encoder: Path | None = None,
     guidance: float = 1.0,
+    kept_states: int = 0,
     dtype: str = "float32",
     device: str = "cpu",
     threads: int = 1,
@@ -47,6 +48,8 @@ def run(
         prompts: prompts/prompts.parquet, for a teacher whose condition is text; pair i has row i modulo the rows.
         text_encoder: teacher/text_encoder.safetensors, with `prompts`.
         guidance: of a text teacher; 1 is none.
+        kept_states: states of each trajectory that are kept besides the noise, evenly spaced in the solver's steps, the
+            last of which is the image; 0 keeps none. Of solvers heun and euler alone.
         dtype: "float32" or "float16", of the images on disk; noise is float32, text states are float16.
         compute: precision, layout and compilation of network passes; None is plain float32.
         storage: where shards go, and are taken from if they were made of the same before; no part of what they are.
@@ -55,6 +58,7 @@ def run(
     numbers |= {"labels": labels, "shard_size": shard_size, "first": first, "last": last}
     numbers |= {"device": device, "threads": threads, "guidance": guidance, "dtype": dtype}
     numbers |= {"compute": PLAIN | (compute or {})}
+    numbers |= {"kept_states": kept_states} if kept_states else {}
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype {dtype!r} is not one of 'float32', 'float16'")
     draw_block(

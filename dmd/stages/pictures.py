@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from dmd.stages.texts import Texts
 
 NUM_POINTS = 1000  # noises drawn of a 2-D denoiser
 SMOOTHING = 40  # a curve is averaged over 1/40 of the updates
+BIN = re.compile(r"(.*\D)(\d+)")
 
 
 def run(
@@ -47,10 +50,10 @@ def run(
 
     Args:
         teacher, generator: their denoiser files; each picture shows both from the same noise and label.
-        table: log of the distillation, one row per update.
+        table: log of the distillation.
         grid: images of the teacher above those of the generator; of 2-D denoisers both point clouds; where there are
             prompts, both images of each prompt side by side.
-        training: losses, gradient norms, weight, gap per noise level, brightness, non-finite samples.
+        training: every column of the log, in a panel per prefix of their names.
         prompts, text_encoder: of denoisers whose condition is text; image i has prompt i.
         autoencoder: of denoisers that draw latents.
         solver, guidance: of the teacher. weights: of the generator, `ema` or `raw`.
@@ -65,7 +68,7 @@ def run(
         inputs = record.check_inputs(teacher=teacher, generator=generator, table=table, **paths)
         target = stage.choose_device(device)
         real = Sampler(teacher, solver=solver, device=target, guidance=guidance)
-        student = Sampler(generator, solver={"name": "one-step"}, weights=weights, device=target)
+        student = Sampler(generator, solver={"name": "student"}, weights=weights, device=target)
         if real.shape != student.shape:
             raise ValueError(f"{teacher} makes {list(real.shape)}, {generator} makes {list(student.shape)}")
         sides = Sides(real, student, None if autoencoder is None else loading.load_codec(autoencoder).to(target))
@@ -114,55 +117,85 @@ def _clouds(axes: np.ndarray, sides: dict[str, Tensor]) -> None:
         panel.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half))
 
 
+@dataclass
+class _Panel:
+    """Curves that belong together, by their label.
+
+    Attributes:
+        bins: they are the bins of one quantity, from the first to the last.
+    """
+
+    title: str
+    columns: dict[str, str]
+    bins: bool = False
+
+
+def _panels(rows: pd.DataFrame) -> list[_Panel]:
+    """A panel per prefix before the slash, and one per family of bins `{name}0`, `{name}1`, ...; losses come first."""
+    known = [str(name) for name in rows]
+    names = [name for name in known if name not in ("update", "phase") and np.isfinite(_values(rows, name)).any()]
+    found = {match[1] for name in known if (match := BIN.fullmatch(name))}
+    stems = {stem for stem in found if {f"{stem}0", f"{stem}1"} <= {*known}}
+    panels: dict[str, _Panel] = {}
+    for name in sorted(names, key=lambda name: (not name.startswith("loss/"), name)):
+        bin_of = BIN.fullmatch(name)
+        if bin_of and bin_of[1] in stems:
+            title = f"{bin_of[1].replace('/', ' ').replace('_', ' ')}, by bin"
+            panels.setdefault(bin_of[1], _Panel(title, {}, bins=True)).columns[bin_of[2]] = name
+        else:
+            prefix, _, label = name.partition("/")
+            panel = panels.setdefault(f"{prefix}/", _Panel(prefix.replace("_", " "), {}))
+            panel.columns[(label or prefix).replace("_", " ")] = name
+    return [*panels.values()]
+
+
 def _training(rows: pd.DataFrame) -> Figure:
-    """Six panels; a panel whose columns are missing says so."""
-    figure, axes = figures.new(2, 3, size=(13.5, 7.2))
-    panels = {
-        "losses": {
-            "matching_loss": "matching (its value means nothing)",
-            "regression_loss": "regression",
-            "fake_loss": "fake denoiser",
-        },
-        "gradient norms": {"generator_gradient_norm": "generator", "fake_gradient_norm": "fake denoiser"},
-        "weight of the matching gradient": {"matching_factor": "mean over the batch"},
-        "generated images": {"generated_mean": "mean", "generated_std": "standard deviation"},
-        "non-finite samples": {"nonfinite_samples": "per update"},
-    }
-    order = [axes[0, 0], axes[0, 1], axes[0, 2], axes[1, 1], axes[1, 2]]
-    for panel, (title, columns) in zip(order, panels.items(), strict=True):
-        for index, (column, label) in enumerate(columns.items()):
-            _curve(panel, rows, column, label, figures.COLOURS[index])
-        positive = title in ("losses", "gradient norms", "weight of the matching gradient")
-        _finish(panel, title, log=positive)
-    axes[1, 1].set_ylabel("pixel value, -1 to 1")
-    axes[1, 2].set_ylim(0, max(1.0, axes[1, 2].get_ylim()[1]))
-    _gaps(axes[1, 0], rows)
-    figures.heading(figure, "Distillation, update by update")
+    """The log as curves, whatever its columns are."""
+    panels = _panels(rows)
+    columns = min(len(panels), 3) or 1
+    lines = -(-len(panels) // columns) or 1
+    figure, axes = figures.new(lines, columns, size=(4.5 * columns, 3.6 * lines))
+    for place in axes.flat[max(len(panels), 1) :]:
+        place.set_axis_off()
+    if not panels:
+        axes[0, 0].text(0.5, 0.5, "this log has no numbers", transform=axes[0, 0].transAxes, ha="center")
+    for place, panel in zip(axes.flat, panels, strict=False):
+        _draw(place, rows, panel)
+    figures.heading(figure, "Training, update by update")
     return figure
 
 
-def _gaps(axes: Axes, rows: pd.DataFrame) -> None:
-    """|real_x0 - fake_x0| for each tenth of the noise table, dark = little noise."""
-    colours = figures.plt.get_cmap("viridis")(np.linspace(0, 0.92, 10))
-    for number in range(10):
-        label = f"{number * 10}-{number * 10 + 10} %"
-        _curve(axes, rows, f"gap_bin{number}", label, colours[number], faint=False)
-    _finish(axes, "gap of the denoisers, |real_x0 - fake_x0|", log=True)
-    if axes.get_lines():
-        handles, labels = axes.get_legend_handles_labels()
-        axes.legend(
-            handles[::-1], labels[::-1], title="noise level", loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8
-        )
+def _draw(axes: Axes, rows: pd.DataFrame, panel: _Panel) -> None:
+    """Curves of a panel; one that never changes among others is a line of the legend alone."""
+    moving = {label: name for label, name in panel.columns.items() if np.ptp(_finite(rows, name)) > 0}
+    moving = moving or panel.columns
+    ordered = sorted(panel.columns, key=int) if panel.bins else [*panel.columns]
+    shades = figures.plt.get_cmap("viridis")(np.linspace(0, 0.92, len(ordered)))
+    for index, label in enumerate(ordered):
+        name = panel.columns[label]
+        colour = shades[index] if panel.bins else figures.COLOURS[index % len(figures.COLOURS)]
+        if label in moving:
+            _curve(axes, rows, name, label, colour, faint=not panel.bins)
+        else:
+            axes.plot([], [], color=colour, label=f"{label}: always {_finite(rows, name)[0]:g}")
+    for update in _phase_ends(rows):
+        axes.axvline(update, color=figures.GREY, linewidth=0.6, linestyle=":")
+    if all((_finite(rows, name) > 0).all() for name in moving.values()):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    axes.set(title=panel.title, xlabel="update")
+    handles, labels = axes.get_legend_handles_labels()
+    if panel.bins:  # in the order of the curves, the last on top
+        axes.legend(handles[::-1], labels[::-1], title="bin", loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    else:
+        axes.legend(fontsize=9)
 
 
-def _curve(axes: Axes, rows: pd.DataFrame, column: str, label: str, colour: Any, *, faint: bool = True) -> None:
+def _curve(axes: Axes, rows: pd.DataFrame, column: str, label: str, colour: Any, *, faint: bool) -> None:
     """Every update faintly, and a moving mean over 1/40 of all of them."""
-    if column not in rows:
-        return
-    values = pd.to_numeric(rows[column]).astype(float)
-    if not np.isfinite(values).any():
-        return
-    updates = rows["update"] if "update" in rows else pd.Series(np.arange(len(rows)))
+    values, updates = pd.Series(_values(rows, column)), rows["update"]
     width = max(1, len(values) // SMOOTHING)
     if faint and width > 1:
         axes.plot(updates, values, color=colour, alpha=0.2, linewidth=0.6)
@@ -170,19 +203,21 @@ def _curve(axes: Axes, rows: pd.DataFrame, column: str, label: str, colour: Any,
     axes.plot(updates, smooth, color=colour, linewidth=1.6, label=label)
 
 
-def _finish(axes: Axes, title: str, *, log: bool) -> None:
-    axes.set(title=title, xlabel="update")
-    if not axes.get_lines():
-        axes.text(0.5, 0.5, "not in this training", transform=axes.transAxes, ha="center", color=figures.GREY)
-        return
-    if log and all(
-        (np.asarray(line.get_ydata())[np.isfinite(line.get_ydata())] > 0).all() for line in axes.get_lines()
-    ):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(ticker.NullFormatter())
-    axes.legend(fontsize=9)
+def _phase_ends(rows: pd.DataFrame) -> list[float]:
+    """Updates at which another phase begins."""
+    if "phase" not in rows:
+        return []
+    changes = rows["phase"].diff().fillna(0) != 0
+    return [float(update) for update in rows["update"][changes]]
+
+
+def _values(rows: pd.DataFrame, column: str) -> np.ndarray:
+    return pd.to_numeric(rows[column]).to_numpy(dtype=float, na_value=np.nan)
+
+
+def _finite(rows: pd.DataFrame, column: str) -> np.ndarray:
+    values = _values(rows, column)
+    return values[np.isfinite(values)]
 
 
 if __name__ == "__main__":

@@ -107,6 +107,10 @@ def _scheduler(facts: dict[str, Any], path: Path) -> dict[str, Any]:
     """DDIM's, whose single step is the generator's."""
     config = facts.get("scheduler") or {}
     levels = len(facts["preconditioning"]["alphas_cumprod"])
+    if len(facts["calls"]["sigmas"]) > 1:
+        raise ValueError(
+            f"{path} makes {len(facts['calls']['sigmas'])} calls: a pipeline of one is all that is written"
+        )
     if levels != TIME + 1 or abs(facts["sigma"] / facts["sigma_max"] - 1) > 1e-6:
         raise ValueError(
             f"{path} draws from sigma {facts['sigma']:.6g} of {levels} levels up to {facts['sigma_max']:.6g}: "

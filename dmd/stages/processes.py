@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import distributed
 
+from dmd.config.training import Training
 from dmd.stages import slurm
 
 PATIENCE = timedelta(hours=1)  # how long others wait while the first writes a checkpoint or draws a grid
@@ -39,7 +40,7 @@ def wanted(spec: Mapping[str, Any]) -> tuple[int, int]:
     Raises:
         ValueError: the nodes cannot have equal numbers of processes.
     """
-    num = spec.get("processes", 1)
+    num = max((section.processes for section in spec.values() if isinstance(section, Training)), default=1)
     nodes = slurm.nodes() if num > 1 else 1
     if num % nodes:
         raise ValueError(f"processes: {num} cannot be shared evenly by the {nodes} nodes of this job")

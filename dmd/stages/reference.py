@@ -12,6 +12,7 @@ from torch import Tensor
 from dmd.artifacts import dataset as datasets
 from dmd.artifacts import moments_file, pinned, record
 from dmd.artifacts import tensors as tensor_files
+from dmd.artifacts.images import ImageReader
 from dmd.config.sections import Reference
 from dmd.metrics import frechet, resizing
 from dmd.metrics.features import FeatureNetwork, check_levels, extract
@@ -26,7 +27,7 @@ def run(
     output: Path,
     network: Path | None = None,
     statistics: Path | None = None,
-    dataset: dict[str, Any] | None = None,
+    images: Path | None = None,
     moments: dict[str, Any] | None = None,
     against: str = "held_out",
     features: dict[str, Any],
@@ -47,18 +48,18 @@ def run(
             real_distance (between training and held-out images: what an exact copier of the training images gets).
         network: weights of the feature network, where its kind has any; the spec's `features.sha256` pins
             them.
-        statistics: .npz of mu and sigma, in place of a dataset; `moments.sha256` pins it.
+        images: images/manifest.parquet.
+        statistics: .npz of mu and sigma, in place of images; `moments.sha256` pins it.
         against: the split that samples are compared with, held_out or training; the floor is that of this split.
             EDM compares with the training images.
         protocol: {"quantise": levels or null, "resize": null, or {"size", "filter"} of images that are larger}.
         floor_draws, seed, num_samples: see `frechet.floor` and, of published moments, `frechet.gaussian_floor`.
 
     Raises:
-        ValueError: a file is not the pinned one, neither or both of dataset and moments are given, or the protocol
+        ValueError: a file is not the pinned one, neither or both of images and moments are given, or the protocol
             asks for something unknown.
     """
     spec = {
-        "dataset": dataset,
         "moments": moments,
         "against": None if against == "held_out" else against,
         "features": features,
@@ -70,24 +71,25 @@ def run(
         "threads": threads,
     }
     spec = {name: value for name, value in spec.items() if value is not None}
-    _check(dataset, moments, statistics, against, protocol)
+    _check(images, moments, statistics, against, protocol)
     stage.set_threads(threads)
     with record.exclusive(output):
-        modes = dataset["means"] if dataset and dataset["kind"] == "gaussian-mixture" else None
+        splits = {} if images is None else _splits(images)
+        modes = next(iter(splits.values())).modes if splits else None
         extractor, identity = feature_files.load(network, features, modes=modes)
         extractor.to(stage.choose_device(device))
         check_levels(extractor, protocol["quantise"])
-        inputs = record.check_inputs(network=network, statistics=statistics)
+        inputs = record.check_inputs(network=network, images=images, statistics=statistics)
         draws = {"num_samples": num_samples, "num_splits": floor_draws, "seed": seed}
         if statistics is None:
             passes = {"protocol": protocol, "batch_size": features.get("batch_size", BATCH_SIZE)}
-            found, facts = _of_dataset(dataset or {}, extractor, passes, against, draws)
+            found, facts = _of_images(splits, extractor, passes, against, draws)
         else:
             found, facts = _of_moments(statistics, moments or {}, extractor, draws)
         facts |= {
             "features": identity,
             "protocol": protocol,
-            "num_classes": extractor.num_classes if dataset else 0,
+            "num_classes": extractor.num_classes if splits else 0,
             "modes": modes,
         }
         stage.log(f"floor of {extractor.name} at {num_samples} samples: {facts['floor']}")
@@ -96,7 +98,7 @@ def run(
 
 
 def _check(
-    dataset: dict[str, Any] | None,
+    images: Path | None,
     moments: dict[str, Any] | None,
     statistics: Path | None,
     against: str,
@@ -104,8 +106,10 @@ def _check(
 ) -> None:
     """ValueError for numbers that contradict each other."""
     resizing.check(protocol["resize"], protocol["quantise"])
-    if (dataset is None) == (statistics is None) or (moments is None) != (statistics is None):
-        raise ValueError("a reference is made of a dataset, or of a file of moments (--statistics), and of one of them")
+    if (images is None) == (statistics is None) or (moments is None) != (statistics is None):
+        raise ValueError(
+            "a reference is made of images (--images), or of a file of moments (--statistics), and of one of them"
+        )
     if against not in datasets.SPLITS:
         raise ValueError(f"against is {against!r}; it may be {' or '.join(datasets.SPLITS)}")
 
@@ -128,26 +132,36 @@ def _of_moments(
     }
 
 
-def _of_dataset(
-    dataset: dict[str, Any], extractor: FeatureNetwork, passes: dict[str, Any], against: str, draws: dict[str, int]
+def _splits(images: Path) -> dict[str, ImageReader]:
+    """Both splits; the only one is called `all`."""
+    held_out = ImageReader(images, "held_out")
+    if held_out.splits == ["held_out"]:
+        return {datasets.ALL: held_out}
+    return {"training": ImageReader(images, "training"), "held_out": held_out}
+
+
+def _of_images(
+    splits: dict[str, ImageReader],
+    extractor: FeatureNetwork,
+    passes: dict[str, Any],
+    against: str,
+    draws: dict[str, int],
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The file's tensors, and what it says of a dataset."""
-    whole = dataset.get("num_held_out") == datasets.ALL
-    names = {datasets.ALL: "held_out"} if whole else {split: split for split in datasets.SPLITS}
-    splits = {name: datasets.load(dataset, split) for name, split in names.items()}
+    whole = datasets.ALL in splits
     found, moments = _measure(splits, extractor, **passes)
     against = datasets.ALL if whole else against
     floor = frechet.floor(found[f"{against}.features"], **draws)
     return found, {
         **({} if against == "held_out" else {"against": against}),
-        "dataset": {"name": dataset["kind"], "sha256": splits[against if whole else "held_out"].sha256},
+        "dataset": {"name": splits[against].name, "sha256": splits[against].sha256},
         "floor": {"num_samples": draws["num_samples"], **_summary(floor)},
         "real_distance": None if whole else frechet.moments_distance(moments["training"], moments["held_out"]),
     }
 
 
 def _measure(
-    splits: dict[str, datasets.Dataset], extractor: FeatureNetwork, *, protocol: dict[str, Any], batch_size: int
+    splits: dict[str, ImageReader], extractor: FeatureNetwork, *, protocol: dict[str, Any], batch_size: int
 ) -> tuple[dict[str, Tensor], dict[str, Moments]]:
     """The file's tensors, and the moments of each split."""
     found: dict[str, Tensor] = {}
@@ -164,7 +178,7 @@ def _measure(
 
 
 def _features(
-    data: datasets.Dataset, extractor: FeatureNetwork, protocol: dict[str, Any], batch_size: int
+    data: ImageReader, extractor: FeatureNetwork, protocol: dict[str, Any], batch_size: int
 ) -> tuple[Tensor, Tensor]:
     """Features (N, d) and predicted classes (N,) of real images, quantised and resized as the samples will be."""
     batches = torch.arange(len(data)).split(batch_size)

@@ -29,6 +29,7 @@ def run(
     text_encoder: Path | None = None,
     lora_file: Path | None = None,
     guidance: float = 1.0,
+    calls: int | None = None,
     lora: dict[str, Any] | None = None,
     device: str = "cpu",
     threads: int = 1,
@@ -39,13 +40,14 @@ def run(
     Args:
         denoiser: teacher/denoiser.safetensors or distill/generator.safetensors.
         output: samples/blocks/{first}-{last}.parquet; the tars go into the folder above it.
-        solver: name one-step, or as in stage pairs.
+        solver: name student, or as in stage pairs.
         weights: "ema" or "raw".
         first_seed: sample i draws its noise, then its label, from seed first_seed + i.
         batch_size, labels, shard_size, first, last: as in stage pairs.
         compute, text_encoder, guidance: as in stage pairs.
         prompts: captions/captions.parquet, where the condition is text; sample i has row i modulo the rows.
         lora_file: LoRA of others that is added to the teacher's weights, see `dmd.stages.lora_file`.
+        calls: of a student whose file holds weights for several numbers of calls; None is what its training ended with.
         lora: its `sha256`, or what it begins with, or None; and `scale`, how much of it is added.
         num_samples: in one repetition of the evaluation; repetition r holds samples r * num_samples and on.
     """
@@ -58,6 +60,7 @@ def run(
     }
     numbers |= {"first": first, "last": last, "device": device, "threads": threads, "guidance": guidance}
     numbers |= {"compute": PLAIN | (compute or {}), "lora": lora}
+    numbers |= {"calls": calls} if calls is not None else {}
     if num_samples % shard_size:
         raise ValueError(f"num_samples {num_samples} must be a multiple of shard_size {shard_size}")
     draw_block(

@@ -6,31 +6,33 @@ from datetime import timedelta
 
 from torch import distributed
 
-from dmd.artifacts.pairs import Once, unshared
+from dmd.artifacts.shard_rows import Once, unshared
 from dmd.stages import processes
 
 POLL_SECONDS = 0.05
 _GOOD = "good"
 
 
-def once() -> Once:
-    """What a `PairReader` of this process takes: alone it checks every shard itself."""
+def once(group: str = "shard") -> Once:
+    """What a reader of this process takes: alone it checks every shard itself. `group` tells manifests apart."""
     if processes.count() == 1:
         return unshared
     # a client of its own: a wait in the thread that reads ahead must not hold up the main thread's collectives
     store, *_ = next(distributed.rendezvous("env://", timeout=timedelta(minutes=5)))
-    return _Shared(store)
+    return _Shared(store, group)
 
 
 class _Shared:
     """Through the store of torchrun: who asks first for a shard checks it, and says what came of it."""
 
-    def __init__(self, store: distributed.Store, *, patience: float = processes.PATIENCE.total_seconds()) -> None:
-        self._store, self._patience = store, patience
+    def __init__(
+        self, store: distributed.Store, group: str = "shard", *, patience: float = processes.PATIENCE.total_seconds()
+    ) -> None:
+        self._store, self._group, self._patience = store, group, patience
 
     def __call__(self, number: int, check: Callable[[], None]) -> None:
         """ValueError of the process that checked the shard, in all of them; or because it does not come to an end."""
-        key = f"dmd/shard/{number}"
+        key = f"dmd/{self._group}/{number}"
         if self._store.add(f"{key}/claims", 1) == 1:
             try:
                 check()

@@ -48,9 +48,9 @@ def main(run: Callable[..., None], *sections: type[Section]) -> None:
     _start_log(log)
     try:
         stops.listen()
-        _claim_devices(spec)
-        _log.info("%s -m %s %s", sys.executable, _module_name(), shlex.join(sys.argv[1:]))
         given = command_line.arguments(spec, numbers, sections)
+        _claim_devices(given)
+        _log.info("%s -m %s %s", sys.executable, _module_name(), shlex.join(sys.argv[1:]))
         with heartbeat.beating(log if processes.rank() == 0 else None):
             run(**parsed, **given)
     except stops.Stopped as stop:

@@ -99,21 +99,9 @@ def listed(path: Path, first_seed: int, storage: Storage | None) -> tuple[str, p
     digest = entry["sha256"] if entry and not path.is_file() else record.check(path)
     file = ShardFile(path, entry["size"] if entry else path.stat().st_size, digest, 0, 0)
     with open_shard(file, storage, checked=True) as shard:
-        found = [(index, place, int(shard.item(place)["label"])) for index, place in shard.index()]
+        table = manifest.rows_of(shard, f"../{path.name}", size=file.size, sha256=digest, first_seed=first_seed)
         facts = (shards.read_record(shard.path) or {})["facts"]
-    num = len(found)
-    columns = {
-        "key": [f"{index:08d}" for index, _, _ in found],
-        "shard": [f"../{path.name}"] * num,
-        "index": [index for index, _, _ in found],
-        "label": [label for _, _, label in found],
-        "seed": [first_seed + index for index, _, _ in found],
-        "offset": [place.offset for _, place, _ in found],
-        "length": [place.length for _, place, _ in found],
-        "size": [file.size] * num,
-        "sha256": [digest] * num,
-    }
-    return digest, pa.table(columns, schema=manifest.SCHEMA), facts
+    return digest, table, facts
 
 
 def settle(storage: Storage, output: Path, paths: Sequence[Path]) -> None:

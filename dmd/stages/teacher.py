@@ -1,55 +1,73 @@
 """Stage teacher: a denoiser trained on a dataset, the exact one of a Gaussian mixture, or one from a file."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dmd import loading
-from dmd.artifacts import dataset as datasets
+from dmd.artifacts import manifest as manifests
 from dmd.artifacts import record
 from dmd.artifacts import tensors as tensor_files
+from dmd.artifacts.images import ImageReader
+from dmd.config.method import STUDENT
 from dmd.config.training import TeacherTraining
-from dmd.methods.denoising import DenoiserTraining
-from dmd.methods.schedule import update_generator
-from dmd.stages import imports, stage
-from dmd.stages.section_numbers import teacher_numbers_of
+from dmd.diffusion.compute import set_tf32
+from dmd.methods.base import Facts
+from dmd.stages import imports, memory, processes, shared_checks, stage, stops
+from dmd.stages.training import TrainingLoop, log_table
+from dmd.train import checkpoints, networks, state
+from dmd.train.data import ImageStream
+from dmd.train.parallel import BatchSplit
+from dmd.train.trainer import Trainer, assemble, loader, plan
 
 
 def run(
     *,
     output: Path,
+    table: Path,
     kind: str,
     source: Path | None = None,
     sha256: str | None = None,
     resolution: int | None = None,
     latent: bool = False,
     dataset: dict[str, Any] | None = None,
+    images: Path | None = None,
     network: dict[str, Any] | None = None,
     training: TeacherTraining | None = None,
+    cadence: dict[str, Any] | None = None,
     device: str = "cpu",
     threads: int = 1,
 ) -> None:
     """Writes the teacher.
 
     Args:
-        output: teacher/denoiser.safetensors.
-        kind: "train", "gaussian-mixture" (both need `dataset`), or one of `imports.KINDS` (needs `source`).
+        output: teacher/denoiser.safetensors; checkpoints/ beside it is scratch.
+        table: teacher/log.parquet, one row per `log_every` updates; none of a teacher that is not trained here.
+        kind: "train" (needs `images`), "gaussian-mixture" (needs `dataset`), or one of `imports.KINDS` (needs
+            `source`).
         source: a released EDM file, a folder of diffusers, or OpenAI's teacher of consistency models. It is read
             without running anything in it.
         sha256: what the digest of `source` is, or begins with; None takes any.
         resolution: side of the images, which a file of kind openai does not say; None is 64.
         latent: a pipeline of kind diffusers works on latents of its vae. One of pixels is refused then, and vice versa.
-        dataset: section `dataset` of the experiment.
+        dataset: section `dataset` of the experiment. Kind gaussian-mixture only.
+        images: images/manifest.parquet. Kind train only.
         network: architecture without what the dataset says (channels, resolution, classes). Kind train only.
-        training: the section of the experiment; its seed is of initial weights and of every update. Kind train only.
+        training: section `teacher.training`. Kind train only.
+        cadence: keys of `training` that say how often it writes; no part of what is learnt.
 
     Raises:
         ValueError: a dataset or source that cannot be used, numbers that do not fit, or a loss that is not finite.
+        Stopped: a signal came, and a checkpoint of the update at hand is written.
     """
     stage.set_threads(threads)
-    spec: dict[str, Any] = {"kind": kind, "dataset": dataset, "device": device, "threads": threads}
+    if kind == "train" and images is not None and network is not None and training is not None:
+        training = TeacherTraining.model_validate({**training.spec(), **(cadence or {})})
+        _train(output, table, images, network, training, device, threads)
+        return
+    spec: dict[str, Any] = {"kind": kind, "dataset": dataset}
     inputs: record.Inputs = {}
     with record.exclusive(output):
         if kind in imports.KINDS and source is not None:
@@ -61,17 +79,14 @@ def run(
                 raise ValueError(f"teacher.latent is {str(latent).lower()}, but the pipeline in {source} {have}")
         elif kind == "gaussian-mixture" and dataset is not None:
             tensors, facts = _mixture(dataset)
-        elif kind == "train" and dataset is not None and network is not None and training is not None:
-            spec |= {"network": network, "training": training.learnt_from()}
-            tensors, facts = _train(dataset, network, teacher_numbers_of(training), stage.choose_device(device))
         else:
             raise ValueError(
-                f"teacher kind {kind!r}: 'train' needs dataset, network and training, 'gaussian-mixture' a dataset, "
+                f"teacher kind {kind!r}: 'train' needs images, network and training, 'gaussian-mixture' a dataset, "
                 f"{', '.join(map(repr, imports.KINDS))} a source; there is no other kind"
             )
-        metadata = {**record.provenance("teacher", spec, inputs), "kind": kind, **facts}
-        with record.publish(output, stage="teacher", inputs=inputs) as temporary:
-            tensor_files.write(temporary, tensors, metadata)
+        _publish(
+            output, table, tensors, [], {**record.provenance("teacher", spec, inputs), "kind": kind, **facts}, inputs
+        )
 
 
 def _mixture(dataset: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -91,54 +106,86 @@ def _mixture(dataset: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str
 
 
 def _train(
-    dataset: dict[str, Any],
+    output: Path,
+    table: Path,
+    images: Path,
     network: dict[str, Any],
-    training: dict[str, Any],
-    device: torch.device,
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    data = datasets.load(dataset, "training")
-    shape = [*data.batch(torch.tensor([0])).shape[1:]]
-    sigma_data = round(_standard_deviation(data), 6)
-    architecture = {**network, "channels": shape[0], "resolution": shape[-1], "num_classes": data.num_classes}
-    torch.manual_seed(training["seed"])
-    denoiser = loading.new_denoiser(architecture, sigma_data=sigma_data).to(device)
-    trainer = DenoiserTraining(denoiser, training)
-    count = sum(parameter.numel() for parameter in denoiser.parameters())
-    stage.log(f"{len(data)} images {shape}, sigma_data {sigma_data}, {count} parameters")
-    label = data.labels if data.num_classes else torch.full_like(data.labels, -1)
-    losses: list[torch.Tensor] = []
-    status = stage.Progress(total=training["updates"], unit="updates")
-    for num in range(training["updates"]):
-        generator = update_generator("teacher", training["seed"], num)
-        chosen = torch.randint(len(data), (training["batch_size"],), generator=generator)
-        losses.append(trainer.update(num, data.batch(chosen).to(device), label[chosen].to(device), generator).cpu())
-        if not losses[-1].isfinite().all():
-            advice = "lower teacher.training.optimisers.student.learning_rate"
-            raise ValueError(f"loss or gradient is not finite at update {num}: {advice}")
-        if (num + 1) % 500 == 0:
-            stage.log(f"update {num + 1}: mean loss of the last 500 {torch.stack(losses[-500:])[:, 0].mean():.4f}")
-        status.add(images=training["batch_size"])
-    tensors = {f"raw.{name}": value for name, value in denoiser.network.state_dict().items()}
-    tensors |= {f"ema.{name}": value for name, value in trainer.average.module.state_dict().items()}
-    facts = {
-        "network": architecture,
-        "shape": shape,
-        "num_classes": data.num_classes,
-        "sigma_data": sigma_data,
-    }
-    return tensors, {**facts, "dataset_sha256": data.sha256}
-
-
-def _standard_deviation(data: datasets.Dataset) -> float:
-    count, total, squares = 0, 0.0, 0.0
-    for chunk in torch.arange(len(data)).split(4096):
-        values = data.batch(chunk).double()
-        count, total, squares = (
-            count + values.numel(),
-            total + values.sum().item(),
-            squares + values.square().sum().item(),
+    training: TeacherTraining,
+    device: str,
+    threads: int,
+) -> None:
+    set_tf32(training.compute.model_dump())  # type: ignore[arg-type]
+    leads = processes.rank() == 0
+    alone = record.exclusive(output) if leads else contextlib.nullcontext()
+    place = stage.choose_device(device)
+    with alone, processes.joined(training.processes, place):
+        inputs = record.check_inputs(images=images)
+        data = ImageReader(images, "training", once=shared_checks.once("images"))
+        facts = _facts(data, network, training)
+        spec = {"kind": "train", "network": network, "training": training.learnt_from()}
+        provenance = record.provenance("teacher", spec | {"device": device, "threads": threads}, inputs)
+        trainer = _trainer(training, facts, place)
+        phases, _ = plan(training.method)
+        streams = {"images": ImageStream(data)}
+        memory.announce_training(trainer, streams)
+        loop = TrainingLoop(
+            stage_name="teacher",
+            trainer=trainer,
+            loader=loader(trainer, streams, phases, stage="teacher"),
+            plan=phases,
+            key=checkpoints.checkpoint_key(provenance),
+            folder=output.parent,
+            draw_grid=None,
+            advice="teacher.training.optimisers.student.learning_rate",
         )
-    return float(np.sqrt(squares / count - (total / count) ** 2))
+        count = sum(parameter.numel() for parameter in trainer.networks.weights(STUDENT).parameters())
+        stage.log(f"{len(data)} images {facts['shape']}, sigma_data {facts['sigma_data']}, {count} parameters")
+        with stops.held():
+            rows, weights = loop.run(), state.student_weights(trainer, None)
+            if leads:
+                _publish(output, table, weights, rows, {**provenance, "kind": "train", **facts}, inputs)
+                checkpoints.clear(loop.checkpoints)
+
+
+def _facts(data: ImageReader, network: dict[str, Any], training: TeacherTraining) -> dict[str, Any]:
+    channels, _, resolution = data.shape
+    architecture = {**network, "channels": channels, "resolution": resolution, "num_classes": data.num_classes}
+    facts = {"network": architecture, "shape": [*data.shape], "num_classes": data.num_classes}
+    dropout = {"label_dropout": training.method.label_dropout} if training.method.label_dropout else {}
+    return {**facts, "sigma_data": data.sigma_data, "dataset_sha256": data.sha256, **dropout}
+
+
+def _trainer(training: TeacherTraining, facts: dict[str, Any], device: torch.device) -> Trainer:
+    """A network with random weights, and the method `denoising` at work on it."""
+    torch.manual_seed(training.seed)
+    modules = networks.load(
+        training.method,
+        None,
+        None,
+        adapter=None,
+        compute=training.compute,
+        seed=training.seed,
+        device=device,
+        new=lambda role: loading.new_denoiser(facts["network"], sigma_data=facts["sigma_data"]),
+        log=stage.log,
+    )
+    known = Facts(tuple(facts["shape"]), facts["num_classes"], facts["sigma_data"])
+    split = BatchSplit(processes.rank(), processes.count(), training.compute.micro_batch_size)
+    return assemble(training, modules, known, distances={}, split=split, start=False)
+
+
+def _publish(
+    output: Path,
+    table: Path,
+    tensors: dict[str, torch.Tensor],
+    rows: list[dict[str, float]],
+    metadata: dict[str, Any],
+    inputs: record.Inputs,
+) -> None:
+    with record.publish(table, stage="teacher", inputs=inputs) as temporary:
+        manifests.write(temporary, log_table(rows), metadata)
+    with record.publish(output, stage="teacher", inputs=inputs) as temporary:
+        tensor_files.write(temporary, tensors, metadata)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from dmd.artifacts import files, manifest, shards
-from dmd.artifacts.pairs import SPARE, PairReader
+from dmd.artifacts.pairs import PairReader
+from dmd.artifacts.shard_rows import SPARE
 
 
 def build(folder, *, num_shards: int, size: int) -> manifest.Manifest:

@@ -242,7 +242,8 @@ def test_child_drops_moments_for_the_images_of_its_dataset():
     found = resolved(parent=parent, images=images, direct={"reference": {**moments, "against": "training"}})
     assert found.experiments["images"].reference == found.experiments["direct"].reference
     assert owners(found, "images")["reference"] == "images"
-    assert Experiments(found).spec("images", "reference")["dataset"] == found.experiments["base"].dataset.whole()
+    assert Experiments(found).upstream("images", "reference") == [("images", "images")]
+    assert Experiments(found).upstream("parent", "reference") == []
 
 
 def test_resources_are_in_no_spec():

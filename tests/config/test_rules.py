@@ -114,7 +114,7 @@ def test_filled_numbers_are_whole():
     assert (found["batch_size"], found["labels"], found["first_seed"]) == (64, "random", 2**31)
     spec = {"num_samples": 4, "shard_size": 4, "lora": {"sha256": None, "scale": 0.5}, "first": 0, "last": 0}
     found = command_line.arguments(spec, command_line.parameters(sample.run)[1], (Sample,))
-    assert found["lora"] == {"sha256": None, "scale": 0.5} and found["solver"] == {"name": "one-step"}
+    assert found["lora"] == {"sha256": None, "scale": 0.5} and found["solver"] == {"name": "student"}
 
 
 def models(annotation: Any) -> set[type[BaseModel]]:

@@ -40,6 +40,23 @@ def test_seeds_are_not_inherited_and_inherited_samples_count():
     assert found.experiments["c-seed2"].sample.first_seed == 2_000_000
 
 
+def test_a_seed_extends_the_same_seed_of_the_parent_and_shares_its_training():
+    """Whatever stands first; a seed that the parent lacks extends the experiment itself."""
+    sample = {"num_samples": 4, "shard_size": 4, "solver": {"name": "student"}}
+    parent = {"distill": {"method": METHOD, "seeds": [0, 1]}, "sample": sample}
+    child = {"extends": "a", "sample": {"weights": "raw"}, "distill": {"seeds": [0, 1, 2]}}
+    for names in ({"a": parent, "b": child}, {"b": child, "a": parent}):
+        found = config.resolve(written(**names))
+        assert found.parents == {"a": None, "a-seed1": "a", "b": "a", "b-seed1": "a-seed1", "b-seed2": "b"}
+        assert found.experiments["b-seed1"].sample.weights == "raw" == found.experiments["b-seed2"].sample.weights
+        assert found.experiments["b-seed1"].distill == found.experiments["a-seed1"].distill
+        assert found.experiments["b-seed1"].sample.first_seed == 1_000_000
+    odd = child | {"sample": {"weights": "rare"}}
+    with pytest.raises(config.ConfigError) as caught:
+        config.resolve(written(a=parent, b=odd))
+    assert str(caught.value).count("'rare'") == 1
+
+
 def test_rows_and_points_are_of_all_seeds_unless_they_want_the_first():
     scored = {"dataset": {"kind": "digits"}, "reference": {"features": {"kind": "pixels"}}, "evaluate": {}}
     scored |= {"sample": {"num_samples": 4, "shard_size": 4}, "distill": {"method": METHOD, "seeds": [0, 1]}}

@@ -33,7 +33,9 @@ def opened(request, tmp_path_factory) -> tuple[Any, Denoiser, torch.Tensor]:
     """The stock pipeline, our denoiser, and the text states of no prompt."""
     folder = tmp_path_factory.mktemp("sd")
     make_stable_diffusion(folder / "sd", prediction=request.param)
-    teacher.run(output=folder / "t.safetensors", kind="stable-diffusion", source=folder / "sd")
+    teacher.run(
+        output=folder / "t.safetensors", table=folder / "log.parquet", kind="stable-diffusion", source=folder / "sd"
+    )
     torchvision_operators.ensure()
     from diffusers import StableDiffusionPipeline
 

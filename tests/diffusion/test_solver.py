@@ -51,7 +51,7 @@ def test_ode_of_one_gaussian_ends_at_its_closed_form():
 
 
 def test_one_euler_step_from_sigma_is_the_one_step_generator():
-    one_step, _ = solve(mixture(), *noise(), {"name": "one-step", "sigma": 80.0})
+    one_step, _ = solve(mixture(), *noise(), {"name": "student", "calls": {"sigmas": [80.0]}})
     torch.testing.assert_close(draw(mixture(), "euler", 1, GRID), one_step, rtol=1e-9, atol=1e-12)
 
 
@@ -59,7 +59,7 @@ def test_one_euler_step_from_sigma_is_the_one_step_generator():
     ("solver", "calls"),
     [({"name": "heun", "steps": 18, **GRID}, 35), ({"name": "heun", "steps": 256, **GRID}, 511)]
     + [({"name": "euler", "steps": steps, **GRID}, steps) for steps in (1, 2, 8)]
-    + [({"name": "one-step", "sigma": 80.0}, 1)],
+    + [({"name": "student", "calls": {"sigmas": [80.0]}}, 1)],
 )
 def test_solver_reports_the_calls_it_makes(solver, calls):
     seen = []
@@ -76,5 +76,5 @@ def test_solver_reports_the_calls_it_makes(solver, calls):
 
 
 def test_solver_refuses_an_unknown_name():
-    with pytest.raises(ValueError, match="'dpm'.*one-step.*heun"):
+    with pytest.raises(ValueError, match="'dpm'.*student.*heun"):
         solve(gaussian(), *noise(), {"name": "dpm", "steps": 2, **GRID})

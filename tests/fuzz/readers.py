@@ -31,9 +31,10 @@ from dmd.artifacts import (
 )
 from dmd.artifacts import prompts as prompt_files
 from dmd.artifacts import tensors as tensor_files
-from dmd.methods import state
 from dmd.networks import build
-from dmd.stages import checkpoints, feature_files, imports, teacher_openai
+from dmd.stages import feature_files, imports, teacher_openai
+from dmd.train import checkpoints, state
+from dmd.train.trainer import Trainer
 from tests.edm_files import make_edm_pickle
 from tests.fuzz.mutations import JSON
 from tests.small_distillation import distillation
@@ -42,6 +43,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHAPE = {"resolution": 4, "channels": 1, "width": 8, "multipliers": [1], "blocks": 1, "attention": []}
 NETWORK = {"kind": "ddpmpp", "num_classes": 2, "dropout": 0.1, **SHAPE}
 DISTILLATION = distillation()
+DISTILLATION.method.buffers["counts"] = torch.arange(3)
 HOSTILE = tuple(
     b"cos\nsystem\n(S'touch executed'\ntR|\x8c\x02os\x8c\x06system\x93X\x0e\x00\x00\x00touch executed\x85R|"
     b'cbuiltins\neval\n(S\'open("executed","w")\'\ntR|\x82\x01|Pexecuted\n|cposix\nsystem\n|torch.load|'
@@ -164,7 +166,7 @@ def _read_tensors(path: Path) -> None:
 
 def _make_checkpoint(folder: Path) -> Path:
     rows = [{"update": 0.0, "phase": 0.0, "loss": 1.0}, {"update": 1.0, "phase": 0.0, "gap": 2.0}]
-    checkpoints.save(folder, key="key", update=5, learnt=state.state(DISTILLATION), rows=rows)
+    checkpoints.save(folder, key="key", stage="distill", update=5, learnt=state.state(DISTILLATION), rows=rows)
     return folder / "00000005.safetensors"
 
 
@@ -173,17 +175,21 @@ def _read_checkpoint(path: Path) -> None:
     content = path.read_bytes()
     if zlib.crc32(content) % 8 == 0:
         if record.read(path)["sha256"] != files.sha256(path):  # type: ignore[index]
-            assert checkpoints.resume(path.parent, key="key", distillation=DISTILLATION) == (0, [])
+            assert _resumed(path, DISTILLATION) == (0, [])
         return
     with record.publish(path, stage="distill", inputs={}) as temporary:
         temporary.write_bytes(content)
     _resume(path)
 
 
+def _resumed(path: Path, trainer: Trainer) -> tuple[int, list[dict[str, float]]]:
+    return checkpoints.resume(path.parent, key="key", trainer=trainer, log=lambda line: None)
+
+
 def _resume(path: Path) -> None:
     """What comes back is all that the file holds."""
     found = DISTILLATION
-    update, rows = checkpoints.resume(path.parent, key="key", distillation=found)
+    update, rows = _resumed(path, found)
     if update == 0:
         assert rows == []
         return

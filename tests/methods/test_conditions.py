@@ -8,13 +8,13 @@ import torch
 
 from dmd.diffusion.denoiser import Denoiser
 from dmd.diffusion.guidance import guided
-from dmd.methods.dmd import Distillation
-from dmd.methods.matching import matching_gradient
-from dmd.methods.numbers import Batch
-from dmd.methods.regression import l2_distance
-from dmd.methods.schedule import update_generator
+from dmd.methods.base import Facts, Rows
+from dmd.methods.parts.distances import l2_distance
+from dmd.methods.parts.matching import matching_gradient
 from dmd.networks import build
+from dmd.train.schedule import update_generator
 from tests.stable_diffusion_files import UNET
+from tests.trainings import Given, Updates, changed
 
 TRANSFORMER = {"sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 2}
 TRANSFORMER |= {"attention_head_dim": 8, "num_attention_heads": 2, "caption_projection_dim": 16}
@@ -32,7 +32,6 @@ CASES: dict[str, tuple[str, dict[str, Any], float]] = {
     "guided v of text": ("unet2d-condition", {**DISCRETE, "prediction": "v"}, 8.0),
     "v of classes": ("unet2d", {**DISCRETE, "prediction": "v"}, 1.0),
 }
-PHASE = {"matching_scale": 1.0, "regression_scale": 1.0}
 NUM = 3
 
 
@@ -55,71 +54,71 @@ def labels(case: str, num: int, generator: torch.Generator) -> torch.Tensor:
 
 
 @pytest.fixture(params=CASES)
-def given(request, distill_numbers) -> tuple[str, Distillation, Batch]:
-    """A distillation from the teacher's own weights, and a batch for it."""
+def given(request, distill_section) -> tuple[str, Updates, dict[str, Rows]]:
+    """A distillation from the teacher's own weights, and its rows: a step of the student, one of the fake denoiser."""
     case, generator = request.param, torch.Generator().manual_seed(5)
     base = made(case, 0)
     teacher = guided(base, torch.randn(5, 32, generator=generator), CASES[case][2])
-    sigma = float(base.table[1][-1])
-    numbers = distill_numbers | {"levels": {"kind": "teacher", "min_index": 20, "max_index": 980}, "sigma": sigma}
-    numbers |= {"weighting": "eq8", "optimiser": distill_numbers["optimiser"] | {"warmup": 0}}
-    generator_, fake = copy.deepcopy(base), made(case, 1)
-    found = Distillation(teacher.requires_grad_(False), generator_, fake, numbers, l2_distance)
+    modules = {"teacher": teacher, "student": copy.deepcopy(base), "fake": made(case, 1)}
+    keys = {"levels": {"kind": "teacher", "min_index": 20, "max_index": 980}, "sigma": None, "weighting": "eq8"}
+    keys |= {"matching_batch_size": NUM, "regression_batch_size": NUM, "schedule": {"warmup": 0, "decay": "constant"}}
+    section = changed(distill_section, **keys, phases=[{"updates": 1}, {"updates": 1, "train": "fake"}])
     noise, other, image = torch.randn(3, NUM, 4, 8, 8, generator=generator).unbind()
-    label = labels(case, NUM, generator)
-    return case, found, Batch(noise, label, (other, labels(case, NUM, generator), image))
+    rows = {"noise": {"noise": noise, "label": labels(case, NUM, generator)}}
+    rows["pairs"] = {"noise": other, "label": labels(case, NUM, generator), "image": image}
+    facts = Facts((4, 8, 8), 3 if CASES[case][0] == "unet2d" else 0, 1.0, sigma_max=float(base.table[1][-1]))
+    return case, Updates(section, modules, facts, {name: Given(each) for name, each in rows.items()}), rows
 
 
-def test_generator_starts_from_unit_noise_at_the_last_time_of_its_network(given):
-    _, found, batch = given
+def test_student_starts_from_unit_noise_at_the_last_time_of_its_network(given):
+    _, found, rows = given
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    found.generator.network.register_forward_pre_hook(lambda module, passed: seen.append(passed[:2]))
-    image = found.generate(batch.noise, batch.label)
+    found["student"].network.register_forward_pre_hook(lambda module, passed: seen.append(passed[:2]))
+    image = found.trainer.method.generate(rows["noise"])
     (network_image, time) = seen[0]
-    torch.testing.assert_close(network_image, batch.noise, rtol=1e-6, atol=0)
+    torch.testing.assert_close(network_image, rows["noise"]["noise"], rtol=1e-6, atol=0)
     torch.testing.assert_close(time, torch.full((NUM,), 999.0), rtol=1e-6, atol=0)
-    assert image.shape == batch.noise.shape and bool(image.isfinite().all())
+    assert image.shape == rows["noise"]["noise"].shape and bool(image.isfinite().all())
 
 
-def test_generator_gradient_is_that_of_the_closed_form(given):
-    case, found, batch = given
-    parameters = list(found.generator.parameters())
-    image = found.generate(batch.noise, batch.label)
+def test_student_gradient_is_that_of_the_closed_form(given):
+    case, found, rows = given
+    label, generate = rows["noise"]["label"], found.trainer.method.generate
+    parameters = list(found["student"].parameters())
+    image = generate(rows["noise"])
     random = update_generator("distill", 0, 0)
     index = torch.randint(20, 981, (NUM,), generator=random)
-    alpha, sigma = (part.float()[index] for part in found.generator.table)
+    alpha, sigma = (part.float()[index] for part in found["student"].table)
     noised = image.detach() + sigma[:, None, None, None] * torch.randn(image.shape, generator=random)
     with torch.no_grad():
-        estimates = found.teacher(noised, sigma, batch.label), found.fake(noised, sigma, batch.label)
+        estimates = found["teacher"](noised, sigma, label), found["fake"](noised, sigma, label)
     gradient, _ = matching_gradient(image.detach(), *estimates, alpha=alpha, sigma=alpha * sigma)
     matching = torch.autograd.grad(image, parameters, gradient / image.numel(), allow_unused=True)
-    other, label, reference = batch.pairs
-    regressed = found.generate(other, label)
-    regression = torch.autograd.grad(0.25 * l2_distance(regressed, reference), parameters, allow_unused=True)
+    loss = 0.25 * l2_distance(generate(rows["pairs"]), rows["pairs"]["image"])
+    regression = torch.autograd.grad(loss, parameters, allow_unused=True)
     norm = sum((a + b).square().sum() for a, b in zip(matching, regression, strict=True) if a is not None).sqrt()
     before = [parameter.detach().clone() for parameter in parameters]
-    _, row = found.generator_update(batch, PHASE, update_generator("distill", 0, 0))
-    assert float(row["generator_gradient_norm"]) == pytest.approx(float(norm), rel=2e-3) and float(norm) > 0
+    row = found.update(0, slice(0, 1))
+    assert row["gradient_norm/student"] == pytest.approx(float(norm), rel=2e-3) and float(norm) > 0
     moved = [not torch.equal(old, new) for old, new in zip(before, parameters, strict=True)]
     assert sum(moved) > 0.9 * len(moved), case
 
 
 def test_fake_loss_is_the_plain_error_of_what_the_network_predicts(given):
-    case, found, batch = given
-    kind = CASES[case][1]
-    image, random = (
-        0.5 * torch.randn(NUM, 4, 8, 8, generator=torch.Generator().manual_seed(3)),
-        update_generator("d", 1, 0),
-    )
+    case, found, rows = given
+    kind, label = CASES[case][1], rows["noise"]["label"]
+    random = update_generator("distill", 0, 1)
+    with torch.no_grad():
+        image = found.trainer.method.generate(rows["noise"])
     index = torch.randint(0, 1000, (NUM,), generator=random)
     noise = torch.randn(image.shape, generator=random)
-    alpha, sigma = (part.float()[index][:, None, None, None] for part in found.fake.table)
+    alpha, sigma = (part.float()[index][:, None, None, None] for part in found["fake"].table)
     time = 1000 * alpha * sigma if kind["kind"] == "flow" else index.float()[:, None, None, None]
-    predicted = found.fake.network(alpha * (image + sigma * noise), time.flatten(), batch.label)
+    predicted = found["fake"].network(alpha * (image + sigma * noise), time.flatten(), label)
     target = {"flow": noise - image, "epsilon": noise, "v": alpha * noise - alpha * sigma * image}
     expected = (predicted - target[kind.get("prediction", "flow")]).square().mean()
-    before = [parameter.detach().clone() for parameter in found.fake.parameters()]
-    row = found.fake_update(image, batch.label, update_generator("d", 1, 0))
-    assert float(row["fake_loss"]) == pytest.approx(expected.item(), rel=1e-3)
-    moved = [not torch.equal(old, new) for old, new in zip(before, found.fake.parameters(), strict=True)]
+    before = [parameter.detach().clone() for parameter in found["fake"].parameters()]
+    row = found.update(1)
+    assert row["loss/fake"] == pytest.approx(expected.item(), rel=1e-3)
+    moved = [not torch.equal(old, new) for old, new in zip(before, found["fake"].parameters(), strict=True)]
     assert sum(moved) > 0.9 * len(moved), case

@@ -3,132 +3,152 @@
 import pytest
 import torch
 
+from dmd.config.methods import Dmd
 from dmd.diffusion.guidance import guided
 from dmd.diffusion.noise import training_sigmas
-from dmd.methods.dmd import Distillation
-from dmd.methods.matching import matching_gradient
-from dmd.methods.numbers import Batch, Joined, Rows
-from dmd.methods.schedule import update_generator
-from dmd.methods.share import Share
-from tests.methods.test_dmd import PHASE, UNET, distillation, network, noised_batch, weights
+from dmd.methods.base import Facts, Rows
+from dmd.methods.parts.matching import matching_gradient
+from dmd.train.parallel import BatchSplit
+from dmd.train.schedule import update_generator
+from tests.methods.test_dmd import STUDENT, UNET, generate, modules, network
+from tests.trainings import WHOLE, Given, Updates, changed, weights
 
 NUM, REGRESSED = 6, 4
 
 
-def batch() -> Batch:
+def batch() -> dict[str, Rows]:
     random = torch.Generator().manual_seed(9)
     noise, other = (torch.randn(num, 1, 4, 4, generator=random) for num in (NUM, REGRESSED))
     label, theirs = (torch.randint(3, (num,), generator=random) for num in (NUM, REGRESSED))
-    return Batch(noise, label, (other, theirs, torch.randn(other.shape, generator=random)))
+    image = torch.randn(other.shape, generator=random)
+    return {"noise": {"noise": noise, "label": label}, "pairs": {"noise": other, "label": theirs, "image": image}}
 
 
-def joined_images(found: Distillation, given: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    noise, label = torch.cat([given.noise, given.pairs[0]]), torch.cat([given.label, given.pairs[1]])
-    return found.generate(noise, label), label
+def distillation(section: dict, split: BatchSplit = WHOLE, *, parts: dict | None = None, **keys) -> Updates:
+    given = {"matching_batch_size": NUM, "regression_batch_size": REGRESSED, "phases": [{"updates": 10}]}
+    given |= {"schedule": {"warmup": 0, "decay": "constant"}}
+    streams = {name: Given(rows) for name, rows in batch().items()}
+    return Updates(changed(section, **given | keys), parts or modules(UNET), Facts((1, 4, 4), 3, 0.5), streams, split)
 
 
-def drawn(num: int, stop: int = 981) -> tuple[torch.Tensor, torch.Tensor]:
+def joined_rows() -> Rows:
+    given = batch()
+    return {name: torch.cat([given["noise"][name], given["pairs"][name]]) for name in ("noise", "label")}
+
+
+def drawn(num: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise levels and noise of an update's matching batch."""
     random = update_generator("distill", 0, 0)
-    index = torch.randint(20, stop, (num,), generator=random)
+    index = torch.randint(20, 981, (num,), generator=random)
     sigma = training_sigmas(1000, sigma_min=0.002, sigma_max=80.0, rho=7.0)[index]
     return sigma, torch.randn(num, 1, 4, 4, generator=random)
 
 
-def test_gradient_of_the_joined_batch_is_that_of_both_closed_forms(distill_numbers):
+def test_gradient_of_the_joined_batch_is_that_of_both_closed_forms(distill_section):
     """Eq. 7 on all ten images, a mean over all; the regression loss on the last four, through the same pass."""
-    found, given = distillation(distill_numbers, UNET, match_pairs=True), batch()
-    image, label = joined_images(found, given)
+    found, rows, reference = distillation(distill_section, match_pairs=True), joined_rows(), batch()["pairs"]["image"]
+    image, label = generate(found, rows), rows["label"]
     sigma, noise = drawn(NUM + REGRESSED)
     noised = image.detach() + sigma[:, None, None, None] * noise
     with torch.no_grad():
-        estimates = found.teacher(noised, sigma, label), found.fake(noised, sigma, label)
+        estimates = found["teacher"](noised, sigma, label), found["fake"](noised, sigma, label)
     slope, _ = matching_gradient(image.detach(), *estimates, alpha=torch.ones(len(image)), sigma=sigma)
     slope = slope / image.numel()
-    error = 2 * (image.detach()[NUM:] - given.pairs[2]) / given.pairs[2].numel()
+    error = 2 * (image.detach()[NUM:] - reference) / reference.numel()
     slope[NUM:] += 0.25 * error
-    parameters = list(found.generator.parameters())
+    parameters = list(found["student"].parameters())
     expected = torch.autograd.grad(image, parameters, slope, allow_unused=True)
-    calls = []
-    found.generator.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
-    found.generator_optimiser.adamw.zero_grad = lambda *_: None  # the gradient stays to be looked at
-    seen, row = found.generator_update(given, PHASE, update_generator("distill", 0, 0))
+    calls, seen = [], []
+    found["student"].register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
+    found["fake"].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    found.trainer.networks.optimisers["student"].adamw.zero_grad = lambda *_: None  # the gradient is looked at
+    row = found.update(0, STUDENT)
     assert calls == [NUM, REGRESSED]  # x_ref is generated once
-    torch.testing.assert_close(seen, image.detach())
+    torch.testing.assert_close(torch.cat(seen), noised)
     for parameter, one in zip(parameters, expected, strict=True):
         if one is not None:
             torch.testing.assert_close(parameter.grad, one, rtol=1e-4, atol=1e-7)
     norm = sum(one.square().sum() for one in expected if one is not None).sqrt()
-    assert float(row["generator_gradient_norm"]) == pytest.approx(float(norm), rel=1e-4)
-    assert float(row["generated_std"]) == pytest.approx(float(image.detach().std()), rel=1e-5)
+    assert row["gradient_norm/student"] == pytest.approx(float(norm), rel=1e-4)
+    assert row["generated/std"] == pytest.approx(float(image.detach().std()), rel=1e-5)
 
 
 @pytest.mark.parametrize("shared_noise", [False, True])
 @pytest.mark.parametrize("micro_batch_size", [1, 4])
-def test_micro_batches_add_up_to_the_joined_batch(distill_numbers, micro_batch_size, shared_noise):
-    rows, after, numbers = [], [], {"match_pairs": True, "shared_noise": shared_noise}
-    for share in (Share(), Share(micro_batch_size=micro_batch_size)):
-        found, given = distillation(distill_numbers, UNET, share, **numbers), batch()
+def test_micro_batches_add_up_to_the_joined_batch(distill_section, micro_batch_size, shared_noise):
+    rows, after, keys = [], [], {"match_pairs": True, "shared_noise": shared_noise}
+    for split in (WHOLE, BatchSplit(micro_batch_size=micro_batch_size)):
+        found, seen = distillation(distill_section, split, **keys), []
+        found["fake"].register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(len(output)))
         for update in range(2):
-            image, row = found.generator_update(given, PHASE, update_generator("distill", 0, update))
-            assert len(image) == len(given.joined_label) == NUM + REGRESSED
-            second = update_generator("distill", 1, update)
-            row |= found.fake_update(image, given.joined_label, second, has_gradient=shared_noise)
-        rows.append(torch.stack(list(row.values())))
-        after.append(torch.cat([weights(found.generator), weights(found.fake)]))
-    torch.testing.assert_close(rows[1], rows[0], rtol=2e-3, atol=1e-5, equal_nan=True)
+            row = found.update(update)
+        assert sum(seen) == 2 * (NUM + REGRESSED) * (1 if shared_noise else 2)
+        rows.append(row)
+        after.append(torch.cat([weights(found["student"]), weights(found["fake"])]))
+    assert rows[1] == pytest.approx(rows[0], rel=2e-3, abs=1e-5, nan_ok=True)
     torch.testing.assert_close(after[1], after[0], rtol=1e-3, atol=2e-5)
 
 
-def test_fake_loss_of_the_joined_batch_sees_every_image_with_its_label(distill_numbers):
-    found, given, seen = distillation(distill_numbers, UNET, match_pairs=True), batch(), []
-    image, label = joined_images(found, given)
-    found.fake.register_forward_hook(lambda module, inputs, output: seen.append((inputs[2], len(inputs[0]))))
-    found.fake_update(image.detach(), given.joined_label, update_generator("distill", 1, 0))
-    assert [num for _, num in seen] == [NUM, REGRESSED] and torch.equal(torch.cat([each for each, _ in seen]), label)
+@pytest.mark.parametrize("micro_batch_size", [None, 4])
+def test_fake_loss_of_the_joined_batch_sees_every_image_with_its_label(distill_section, micro_batch_size):
+    """Rows that go on keep their images, labels and cut; only levels and noise are drawn anew."""
+    split = BatchSplit(micro_batch_size=micro_batch_size)
+    found, rows, seen = distillation(distill_section, split, match_pairs=True), joined_rows(), []
+    with torch.no_grad():
+        image = generate(found, rows)
+    found["fake"].register_forward_hook(lambda module, inputs, output: seen.append([*inputs, torch.is_grad_enabled()]))
+    steps = found.steps(0)
+    found.trainer.update(found.clock(0), steps)
+    cut = [NUM, REGRESSED] if micro_batch_size is None else [4, 2, 4]
+    scored, taught = ([each for each in seen if each[3] == taught] for taught in (False, True))
+    table = found.trainer.method.sigmas
+    for passes, prepared in zip((scored, taught), steps, strict=True):
+        assert [len(each[0]) for each in passes] == cut
+        noised, sigma, label = (torch.cat([each[place] for each in passes]) for place in range(3))
+        drawn = prepared.rows.values()
+        level, noise = (torch.cat([part[name] for part in drawn]) for name in ("level", "level_noise"))
+        assert torch.equal(label, rows["label"]) and torch.equal(sigma, table[level])
+        torch.testing.assert_close(noised, image + table[level][:, None, None, None] * noise)
+    assert not torch.equal(scored[0][1], taught[0][1])
 
 
-def test_joined_rows_are_those_of_both_batches():
-    rows = Joined(torch.arange(5), Rows(torch.tensor([12, 13]), 2, 6))
-    assert len(rows) == 11 and rows[1:3].tolist() == [1, 2] and rows[7:9].tolist() == [12, 13]
-    with pytest.raises(ValueError, match=r"rows 0 \.\. 1 wanted, here are 2 \.\. 3"):
-        rows[5:7]
-    found = [Share(rank, 2, 2).slices(6, behind=5) for rank in range(2)]
-    assert found == [[slice(5, 7), slice(7, 8)], [slice(8, 10), slice(10, 11)]]
-
-
-def test_pairs_do_not_join_where_the_phase_has_no_regression(distill_numbers):
-    found, phase = distillation(distill_numbers, UNET, match_pairs=True), PHASE | {"regression_scale": 0.0}
-    apart = distillation(distill_numbers, UNET)
-    images = [part.generator_update(batch(), phase, update_generator("distill", 0, 0))[0] for part in (found, apart)]
-    assert torch.equal(*images) and len(images[0]) == NUM
-    assert torch.equal(weights(found.generator), weights(apart.generator))
+def test_pairs_do_not_join_where_the_phase_has_no_regression(distill_section):
+    phases = [{"updates": 1, "regression_scale": 0.0}]
+    found, seen = [distillation(distill_section, phases=phases, match_pairs=joins) for joins in (True, False)], []
+    for one in found:
+        one["student"].register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+        one.update(0)
+    assert [len(each) for each in seen] == [NUM, NUM] and torch.equal(*seen)
+    assert torch.equal(weights(found[0]["student"]), weights(found[1]["student"]))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_real_score_is_guided_and_the_fake_one_never(distill_numbers, guidance):
-    found, given = distillation(distill_numbers, UNET), batch()
+def test_real_score_is_guided_and_the_fake_one_never(distill_section, guidance):
     plain, empty = network(UNET, 0).requires_grad_(False).eval(), torch.tensor(2)
-    found.teacher = guided(found.teacher, empty, guidance)
-    image = found.generate(given.noise, given.label).detach()
-    noised, sigma = noised_batch(image, 0, (20, 981))
+    teacher = guided(network(UNET, 0), empty, guidance)
+    found, given = distillation(distill_section, parts=modules(UNET, teacher=teacher)), batch()["noise"]
+    image, label = generate(found, given).detach(), given["label"]
+    sigma, noise = drawn(NUM)
+    noised = image + sigma[:, None, None, None] * noise
     with torch.no_grad():
-        without, asked = (plain(noised, sigma, each) for each in (torch.full_like(given.label, 2), given.label))
-        real, fake = without + guidance * (asked - without), found.fake(noised, sigma, given.label)
+        without, asked = (plain(noised, sigma, each) for each in (torch.full_like(label, 2), label))
+        real, fake = without + guidance * (asked - without), found["fake"](noised, sigma, label)
     gradient, factor = matching_gradient(image, real, fake, alpha=torch.ones(NUM), sigma=sigma)
-    _, row = found.generator_update(given, PHASE, update_generator("distill", 0, 0))
-    assert float(row["matching_factor"]) == pytest.approx(float(factor.mean()), rel=1e-4)
-    expected = 0.5 * gradient.square().mean()
-    assert float(row["matching_loss"]) == pytest.approx(float(expected), rel=1e-3)
+    row = found.update(0, STUDENT)
+    assert row["matching/factor"] == pytest.approx(float(factor.mean()), rel=1e-4)
+    assert row["loss/matching"] == pytest.approx(float(0.5 * gradient.square().mean()), rel=1e-3)
+    roles = Dmd(name="dmd", guidance=guidance).roles()
+    assert {role: each.guidance for role, each in roles.items()} == {"teacher": guidance, "student": 1.0, "fake": 1.0}
 
 
-def test_a_phase_may_end_the_noise_levels_earlier(distill_numbers):
-    levels = distill_numbers["levels"] | {"max_index": 300}
-    found = distillation(distill_numbers, UNET), distillation(distill_numbers, UNET, levels=levels)
-    phases = PHASE | {"max_index": 300}, PHASE
-    for one, phase in zip(found, phases, strict=True):
-        one.generator_update(batch(), phase, update_generator("distill", 0, 0))
-    assert torch.equal(weights(found[0].generator), weights(found[1].generator))
-    other = distillation(distill_numbers, UNET)
-    other.generator_update(batch(), PHASE, update_generator("distill", 0, 0))
-    assert not torch.equal(weights(other.generator), weights(found[0].generator))
+def test_a_phase_may_end_the_noise_levels_earlier(distill_section):
+    phases = [{"updates": 1, "max_index": 300}]
+    found = [
+        distillation(distill_section, phases=phases),
+        distillation(distill_section, levels={"max_index": 300}),
+        distillation(distill_section),
+    ]
+    for each in found:
+        each.update(0, STUDENT)
+    students = [weights(each["student"]) for each in found]
+    assert torch.equal(students[0], students[1]) and not torch.equal(students[2], students[0])

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from dmd import torchvision_operators
-from dmd.methods.regression import Lpips
+from dmd.methods.parts.distances import Lpips
 from tests.vgg_files import CLASSIFIER, LAYERS, write_vgg
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weights.*:UserWarning:torchvision")

@@ -1,11 +1,9 @@
 """Several processes of one distillation: the same training as one process, killed and continued, one message."""
 
-import json
 import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,20 +12,11 @@ import pytest
 import torch
 
 from dmd.artifacts import manifest as manifests
-from dmd.artifacts import record, tensors
-from tests.conftest import with_section
+from dmd.artifacts import tensors
+from tests.trainings import NAMES, changed, checkpoints, command, digests
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 pytestmark = pytest.mark.slow
-NAMES = ("generator.safetensors", "log.parquet")
-
-
-def command(teacher: Path, manifest: Path, folder: Path, numbers: dict) -> list[str]:
-    line = [sys.executable, "-m", "dmd.stages.distill", "--teacher", str(teacher), "--manifest", str(manifest)]
-    line += ["--output", str(folder / NAMES[0]), "--table", str(folder / NAMES[1])]
-    given = with_section(numbers)
-    spec = given["distill"].spec() | {"device": given["device"], "threads": given["threads"]}
-    return [*line, "--log", str(folder / "log.txt"), "--spec", json.dumps(spec)]
 
 
 def killed_after(line: list[str], update: int, folder: Path) -> None:
@@ -40,15 +29,18 @@ def killed_after(line: list[str], update: int, folder: Path) -> None:
 
 
 def test_two_processes_train_as_one_and_continue_after_a_kill(
-    teacher_file, manifest_file, distill_numbers, distilled_folder, tmp_path
+    teacher_file, manifest_file, distill_section, distilled_folder, tmp_path
 ):
     """Five pairs make parts of two and three; the noise does not know how many processes there are."""
-    line = command(teacher_file, manifest_file, tmp_path, distill_numbers | {"processes": 2})
+    line = command(tmp_path, changed(distill_section, processes=2), teacher=teacher_file, manifest=manifest_file)
     killed_after(line, 8, tmp_path)
     assert not (tmp_path / NAMES[0]).exists()
     answer = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
-    assert "continuing at update" in answer.stderr and answer.stderr.count("12 pairs, 16 updates") == 1
+    assert (
+        "continuing at update" in answer.stderr
+        and answer.stderr.count("12 pairs") == answer.stderr.count("16 updates in 3 phases") == 1
+    )
     mine, alone = (tensors.load(folder / NAMES[0])[0] for folder in (tmp_path, distilled_folder))
     table, expected = (manifests.read_table(folder / NAMES[1])[0] for folder in (tmp_path, distilled_folder))
     assert mine.keys() == alone.keys() and table.column_names == expected.column_names
@@ -66,11 +58,12 @@ def test_two_processes_train_as_one_and_continue_after_a_kill(
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("whom", ["torchrun", "the second worker"])
 def test_two_processes_stop_after_the_same_update_and_continue_to_the_same_bytes(
-    teacher_file, manifest_file, distill_numbers, tmp_path, whom, sharded
+    teacher_file, manifest_file, distill_section, tmp_path, whom, sharded
 ):
-    numbers = distill_numbers | {"processes": 2, "checkpoint_every": 1000, "regression_batch_size": 4}
-    numbers |= {"compute": {"shard_parameters": True}} if sharded else {}
-    line = command(teacher_file, manifest_file, tmp_path / "stopped", numbers)
+    keys = {"processes": 2, "checkpoint_every": 1000, "regression_batch_size": 4}
+    section = changed(distill_section, **keys, compute={"shard_parameters": sharded})
+    files = {"teacher": teacher_file, "manifest": manifest_file}
+    line = command(tmp_path / "stopped", section, **files)
     process = subprocess.Popen(line, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (tmp_path / "stopped" / "grids" / "00000004.png").exists():
         time.sleep(0.001)
@@ -83,27 +76,23 @@ def test_two_processes_stop_after_the_same_update_and_continue_to_the_same_bytes
     _, said = process.communicate(timeout=120)
     assert process.returncode == os.EX_TEMPFAIL and "Traceback" not in said and "rror" not in said, said
     (update,) = re.findall(r"stopped by [\w ]+ at update (\d+) of 16: run again to continue", said)
-    kept = [path.stem for path in (tmp_path / "stopped" / "checkpoints").glob("[0-9]*.safetensors")]
-    assert kept == [f"{int(update):08d}"]
-    whole = command(teacher_file, manifest_file, tmp_path / "whole", numbers)
+    assert checkpoints(tmp_path / "stopped") == [int(update)]
+    whole = command(tmp_path / "whole", section, **files)
     for each in (line, whole):
         assert subprocess.run(each, env=ENVIRONMENT, stderr=subprocess.DEVNULL).returncode == 0
-    found, expected = ([record.check(tmp_path / run / name) for name in NAMES] for run in ("stopped", "whole"))
-    assert found == expected
+    assert digests(tmp_path / "stopped") == digests(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(("shared_noise", "match_pairs"), [(True, False), (True, True), (False, True)])
 def test_two_processes_with_micro_batches_train_as_one(
-    teacher_file, manifest_file, distill_numbers, tmp_path, shared_noise, match_pairs
+    teacher_file, manifest_file, distill_section, tmp_path, shared_noise, match_pairs
 ):
     """Micro batches of two and one; each process has its part of x, and the pairs of its part of x_ref alone."""
-    numbers = distill_numbers | {"shared_noise": shared_noise, "compute": {"micro_batch_size": 2}}
-    numbers |= {"match_pairs": True} if match_pairs else {}
+    keys = {"shared_noise": shared_noise, "match_pairs": match_pairs, "compute": {"micro_batch_size": 2}}
     for name, processes in (("alone", 1), ("two", 2)):
-        spec = numbers if processes == 1 else numbers | {"processes": 2}
-        answer = subprocess.run(
-            command(teacher_file, manifest_file, tmp_path / name, spec), env=ENVIRONMENT, capture_output=True, text=True
-        )
+        section = changed(distill_section, **keys, processes=processes)
+        line = command(tmp_path / name, section, teacher=teacher_file, manifest=manifest_file)
+        answer = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True)
         assert answer.returncode == 0, answer.stderr
     two, alone = (tensors.load(tmp_path / name / NAMES[0])[0] for name in ("two", "alone"))
     begun = tensors.load(teacher_file)[0]
@@ -118,13 +107,13 @@ def test_two_processes_with_micro_batches_train_as_one(
 
 @pytest.mark.parametrize("adapter", [None, {"rank": 3, "alpha": None, "targets": None}], ids=["whole", "adapters"])
 def test_processes_that_share_parameters_train_as_one_and_continue_after_a_kill(
-    teacher_file, manifest_file, distill_numbers, tmp_path, adapter
+    teacher_file, manifest_file, distill_section, tmp_path, adapter
 ):
     """The generator's file is gathered from both; so is a checkpoint, and each takes its part of it."""
-    numbers = distill_numbers | {"regression_batch_size": 4, "adapter": adapter}
     found = []
-    for name, changed in {"one": {}, "two": {"processes": 2, "compute": {"shard_parameters": True}}}.items():
-        line = command(teacher_file, manifest_file, tmp_path / name, numbers | changed)
+    for name, keys in {"one": {}, "two": {"processes": 2, "compute": {"shard_parameters": True}}}.items():
+        section = changed(distill_section, **keys, regression_batch_size=4, adapter=adapter)
+        line = command(tmp_path / name, section, teacher=teacher_file, manifest=manifest_file)
         killed_after(line, 8, tmp_path / name)
         answer = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True)
         assert answer.returncode == 0, answer.stderr
@@ -136,10 +125,10 @@ def test_processes_that_share_parameters_train_as_one_and_continue_after_a_kill(
         torch.testing.assert_close(mine[name], value, rtol=1e-3, atol=2e-4)
 
 
-def test_one_message_when_a_process_fails(teacher_file, manifest_file, distill_numbers, tmp_path):
+def test_one_message_when_a_process_fails(teacher_file, manifest_file, distill_section, tmp_path):
     """Numbers that are not finite end all processes; the log names the update once."""
-    numbers = distill_numbers | {"processes": 2, "optimiser": distill_numbers["optimiser"] | {"learning_rate": 1e30}}
-    line = command(teacher_file, manifest_file, tmp_path, numbers)
+    section = changed(distill_section, processes=2, student={"learning_rate": 1e30})
+    line = command(tmp_path, section, teacher=teacher_file, manifest=manifest_file)
     answer = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert answer.returncode != 0 and not (tmp_path / NAMES[0]).exists()
     log = (tmp_path / "log.txt").read_text()

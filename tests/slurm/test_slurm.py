@@ -326,7 +326,7 @@ def test_distill_on_two_nodes_that_meets_its_time_limit_trains_as_two_processes_
     assert granted[1][:2] == ("n[1-2]", "gres:gpu:1 on each node")
     assert set(granted[1][2].split(",")) == {"gpu:h100:1", "gpu:a100:1"}
     assert found[0] == found[1]
-    losses = [pq.read_table(each / LOG)["regression_loss"].to_pylist()[:20] for each in (local, folder)]
+    losses = [pq.read_table(each / LOG)["loss/regression"].to_pylist()[:20] for each in (local, folder)]
     torch.testing.assert_close(*map(torch.tensor, losses), rtol=1e-3, atol=0.0)
 
 

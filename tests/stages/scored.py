@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from dmd.artifacts import files, manifest, record, shards
 from dmd.stages import features, reference
+from tests.image_shards import image_shards
 
 MIXTURE: dict[str, Any] = {
     "kind": "gaussian-mixture",
@@ -22,9 +23,11 @@ POINTS: dict[str, Any] = {"features": {"kind": "coordinates"}, "protocol": {"qua
 
 
 def make_reference(path: Path, **changes: Any) -> Path:
-    """A reference; of 200 samples of the mixture unless told otherwise."""
-    spec = {"dataset": MIXTURE, **POINTS, "floor_draws": 5, "seed": 0, "num_samples": 200}
-    reference.run(output=path, **(spec | changes))
+    """A reference; of 200 samples of the mixture unless told otherwise. `dataset` is read from shards of it."""
+    spec = {"dataset": MIXTURE, **POINTS, "floor_draws": 5, "seed": 0, "num_samples": 200} | changes
+    if (dataset := spec.pop("dataset")) is not None:
+        spec["images"] = image_shards(path.parent, dataset)
+    reference.run(output=path, **spec)
     return path
 
 

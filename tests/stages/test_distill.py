@@ -1,13 +1,11 @@
 """Stage distill: same bytes from nothing, after kills and from checkpoints; clear refusals."""
 
-import json
 import logging
 import math
 import os
 import random
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,31 +15,26 @@ import torch
 from dmd import loading
 from dmd.artifacts import manifest as manifests
 from dmd.artifacts import record, tensors
-from dmd.methods.readings import Readings
-from dmd.stages import distill, teacher
-from tests.conftest import with_section, with_training
+from dmd.stages import teacher
+from dmd.train.log import UpdateLog
+from tests.trainings import NAMES, changed, checkpoints, command, digests, distil, train
 
-NAMES = ("generator.safetensors", "log.parquet")
 UPDATES = 16
 
 
-def digests(folder: Path) -> list[str]:
-    return [record.check(folder / name) for name in NAMES]
-
-
-def checkpoints(folder: Path) -> list[str]:
-    return sorted(path.stem for path in (folder / "checkpoints").glob("[0-9]*.safetensors"))
+def other_seed(numbers: dict, seed: int) -> dict:
+    """A teacher of another seed."""
+    return numbers | {"training": numbers["training"] | {"seed": seed}}
 
 
 @pytest.fixture
-def run(teacher_file, manifest_file, distill_numbers, caplog):
-    """Distils into a folder, with some inputs or numbers changed."""
+def run(teacher_file, manifest_file, distill_section, caplog):
+    """Distils into a folder, with some inputs or keys changed."""
     caplog.set_level(logging.INFO, logger="dmd")
 
-    def distilled(folder: Path, *, still: bool = False, **changed) -> Path:
-        given = {"teacher": teacher_file, "manifest": manifest_file, **distill_numbers, **changed}
-        distill.run(output=folder / NAMES[0], table=folder / NAMES[1], **with_section(given, still=still))
-        return folder
+    def distilled(folder: Path, files: dict = {}, **keys) -> Path:  # noqa: B006
+        given = {"teacher": teacher_file, "manifest": manifest_file, **files}
+        return distil(folder, changed(distill_section, **keys), **given)
 
     return distilled
 
@@ -50,11 +43,11 @@ def run(teacher_file, manifest_file, distill_numbers, caplog):
 def stopped(run):
     """Stops a run after one update, as a crash would: the picture of that update cannot be written."""
 
-    def stop(folder: Path, update: int, **changed) -> Path:
+    def stop(folder: Path, update: int, **keys) -> Path:
         obstacle = folder / "grids" / f"{update:08d}.png"
         obstacle.mkdir(parents=True)
         with pytest.raises(OSError):
-            run(folder, **changed)
+            run(folder, **keys)
         shutil.rmtree(folder / "grids")
         return folder
 
@@ -76,6 +69,7 @@ def test_generator_says_what_it_is_and_holds_both_weights(distilled_folder, teac
     for key in ("network", "shape", "num_classes", "sigma_data"):
         assert metadata[key] == facts[key]
     assert metadata["sigma"] == 80.0 and metadata["kind"] == "generator"
+    assert metadata["calls"] == {"sigmas": [80.0], "between": "noise", "map": "denoiser", "sigma_min": 0.0}
     given = torch.randn(2, 1, 8, 8) * 80, torch.full((2,), 80.0), torch.tensor([0, 1])
     assert not torch.equal(averaged(*given), raw(*given))
 
@@ -84,20 +78,20 @@ def test_log_has_a_row_per_update_with_what_its_phase_knows(distilled_folder):
     rows = manifests.read_table(distilled_folder / NAMES[1])[0].to_pylist()
     assert [row["update"] for row in rows] == list(range(UPDATES))
     assert [row["phase"] for row in rows] == [0] * 4 + [1] * 3 + [2] * 9
-    fake, generator = {"fake_loss", "fake_gradient_norm"}, {"regression_loss", "generator_gradient_norm"}
-    generator |= {"generated_mean", "generated_std"}
-    matching = {"matching_loss", "matching_factor", "nonfinite_samples"}
-    known = [generator, fake, generator | fake | matching]
+    fake, student = {"loss/fake", "gradient_norm/fake"}, {"loss/regression", "gradient_norm/student"}
+    student |= {"generated/mean", "generated/std"}
+    matching = {"loss/matching", "matching/factor", "matching/nonfinite"}
+    known = [student, fake, student | fake | matching]
     for row in rows:
-        finite = {name for name, value in row.items() if math.isfinite(value) and not name.startswith("gap_bin")}
+        finite = {name for name, value in row.items() if math.isfinite(value) and not name.startswith("matching/gap")}
         assert finite == known[row["phase"]] | {"update", "phase"}
-    gaps = [row[f"gap_bin{number}"] for row in rows for number in range(10)]
+    gaps = [row[f"matching/gap{number}"] for row in rows for number in range(10)]
     assert sum(map(math.isfinite, gaps)) > 9 and all(not gap < 0 for gap in gaps)
 
 
-def test_log_every_keeps_every_nth_row(run, distill_numbers, tmp_path):
-    numbers = {"log_every": 3, "phases": distill_numbers["phases"][:1]}
-    assert manifests.read_table(run(tmp_path, **numbers) / NAMES[1])[0]["update"].to_pylist() == [0, 3]
+def test_log_every_keeps_every_nth_row(run, distill_section, tmp_path):
+    keys = {"log_every": 3, "phases": distill_section["method"]["phases"][:1]}
+    assert manifests.read_table(run(tmp_path, **keys) / NAMES[1])[0]["update"].to_pylist() == [0, 3]
 
 
 def test_log_names_phases_by_their_index_in_the_config(run, tmp_path):
@@ -105,10 +99,10 @@ def test_log_names_phases_by_their_index_in_the_config(run, tmp_path):
     assert table["phase"].to_pylist() == [1] * 3 + [2] * 9  # phase 0 has no loss left
 
 
-def test_generator_learns_its_pairs(run, distill_numbers, tmp_path):
-    phase = distill_numbers["phases"][0] | {"updates": 70, "learning_rate_scale": 5.0}
+def test_generator_learns_its_pairs(run, distill_section, tmp_path):
+    phase = distill_section["method"]["phases"][0] | {"updates": 70, "learning_rate_scale": 5.0}
     run(tmp_path, phases=[phase], regression_batch_size=12, checkpoint_every=1000, grid_every=1000)
-    losses = manifests.read_table(tmp_path / NAMES[1])[0]["regression_loss"].to_pylist()
+    losses = manifests.read_table(tmp_path / NAMES[1])[0]["loss/regression"].to_pylist()
     assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
 
 
@@ -119,10 +113,10 @@ def test_a_seed_changes_the_generator(run, distilled_folder, tmp_path):
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
-def test_start_initialises_the_generator(run, distill_numbers, teacher_numbers, tmp_path):
-    start = tmp_path / "start.safetensors"
-    teacher.run(output=start, **with_training(teacher_numbers, seed=4))
-    run(tmp_path / "out", start=start, still=True, grid_every=1000)
+def test_start_initialises_the_generator(run, teacher_numbers, tmp_path):
+    start = train(tmp_path / "start" / "denoiser.safetensors", other_seed(teacher_numbers, 4))
+    still = {"learning_rate": 1e-60}  # zero in float32
+    run(tmp_path / "out", {"start": start}, student=still, grid_every=1000)
     made, begun = (tensors.load(path)[0] for path in (tmp_path / "out" / NAMES[0], start))
     names = [name for name in begun if name.startswith("ema.")]
     assert names and all(torch.equal(made[f"raw.{name[4:]}"], begun[name]) for name in names)
@@ -132,30 +126,28 @@ def test_start_initialises_the_generator(run, distill_numbers, teacher_numbers, 
 def test_a_run_that_continues_has_the_same_bytes(run, stopped, distilled_folder, tmp_path, caplog, update):
     stopped(tmp_path, update)
     newest = (update - 1) // 3 * 3
-    assert checkpoints(tmp_path)[-1] == f"{newest:08d}" and not (tmp_path / NAMES[0]).exists()
+    assert checkpoints(tmp_path)[-1] == newest and not (tmp_path / NAMES[0]).exists()
     assert digests(run(tmp_path)) == digests(distilled_folder)
     assert f"continuing at update {newest} from" in caplog.text
 
 
-def test_a_run_with_shared_noise_continues_exactly(run, stopped, distill_numbers, tmp_path):
-    numbers = {"shared_noise": True, "phases": [distill_numbers["phases"][2] | {"updates": 6}]}
+def test_a_run_with_shared_noise_continues_exactly(run, stopped, distill_section, tmp_path):
+    numbers = {"shared_noise": True, "phases": [distill_section["method"]["phases"][2] | {"updates": 6}]}
     whole = digests(run(tmp_path / "whole", **numbers))
     stopped(tmp_path / "stopped", 5, **numbers)
     assert digests(run(tmp_path / "stopped", **numbers)) == whole
 
 
 def test_a_run_killed_at_random_updates_has_the_same_bytes(
-    run, teacher_file, manifest_file, distill_numbers, distilled_folder, tmp_path, caplog
+    run, teacher_file, manifest_file, distill_section, distilled_folder, tmp_path
 ):
     """kill -9 three times, each time as soon as the picture of a random update is there."""
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed of the kills: {seed}")
-    command = [sys.executable, "-m", "dmd.stages.distill", "--teacher", str(teacher_file)]
-    command += ["--manifest", str(manifest_file), "--output", str(tmp_path / NAMES[0]), "--table"]
-    command += [str(tmp_path / NAMES[1]), "--spec", json.dumps(distill_numbers)]
+    line = command(tmp_path, distill_section, teacher=teacher_file, manifest=manifest_file)
     for update in sorted(random.Random(seed).sample(range(1, UPDATES), 3)):
         shutil.rmtree(tmp_path / "grids", ignore_errors=True)
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(line, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
         while process.poll() is None and not (tmp_path / "grids" / f"{update:08d}.png").exists():
             time.sleep(0.001)
         process.kill()
@@ -168,10 +160,10 @@ def test_a_checkpoint_of_another_spec_is_ignored_and_does_not_hide_newer_ones(
     run, stopped, distilled_folder, tmp_path, caplog
 ):
     stopped(tmp_path, 16, seed=5)
-    assert checkpoints(tmp_path) == ["00000012", "00000015"]
+    assert checkpoints(tmp_path) == [12, 15]
     stopped(tmp_path, 8)
     assert "belongs to another spec" in caplog.text and "continuing" not in caplog.text
-    assert checkpoints(tmp_path) == ["00000003", "00000006"]
+    assert checkpoints(tmp_path) == [3, 6]
     assert digests(run(tmp_path)) == digests(distilled_folder)
     assert "continuing at update 6" in caplog.text
 
@@ -196,19 +188,19 @@ def test_a_full_disk_keeps_the_checkpoints(run, distilled_folder, tmp_path):
     (tmp_path / f".tmp-{NAMES[1]}").symlink_to("/dev/full")
     with pytest.raises(OSError, match=f"no space left while writing {tmp_path / NAMES[1]}"):
         run(tmp_path)
-    assert checkpoints(tmp_path) == ["00000012", "00000015"] and not (tmp_path / NAMES[0]).exists()
+    assert checkpoints(tmp_path) == [12, 15] and not (tmp_path / NAMES[0]).exists()
     assert digests(run(tmp_path)) == digests(distilled_folder)
 
 
-def test_numbers_that_are_not_finite_stop_with_the_update_and_the_last_good_checkpoint(run, distill_numbers, tmp_path):
-    phases = distill_numbers["phases"]
+def test_numbers_that_are_not_finite_stop_with_the_update_and_the_last_good_checkpoint(run, distill_section, tmp_path):
+    phases = distill_section["method"]["phases"]
     phases[2] |= {"learning_rate_scale": 1e30}
     with pytest.raises(ValueError, match=r"not finite at update [78]; last good checkpoint \S*00000006.safetensors"):
         run(tmp_path, phases=phases, weighting="sigma3/alpha")
-    assert not any((tmp_path / name).exists() for name in NAMES) and checkpoints(tmp_path)[-1] == "00000006"
-    optimiser = distill_numbers["optimiser"] | {"learning_rate": 1e30}
-    with pytest.raises(ValueError, match=r"not finite at update \d; no checkpoint was written yet"):
-        run(tmp_path / "other", optimiser=optimiser, checkpoint_every=1000)
+    assert not any((tmp_path / name).exists() for name in NAMES) and checkpoints(tmp_path)[-1] == 6
+    advice = "lower distill.optimisers.student.learning_rate"
+    with pytest.raises(ValueError, match=rf"not finite at update \d; no checkpoint was written yet: {advice}"):
+        run(tmp_path / "other", student={"learning_rate": 1e30}, checkpoint_every=1000)
 
 
 def test_pairs_of_another_sigma_or_shape_are_refused(run, manifest_file, tmp_path):
@@ -218,15 +210,24 @@ def test_pairs_of_another_sigma_or_shape_are_refused(run, manifest_file, tmp_pat
     metadata["facts"]["shape"] = [3, 8, 8]
     manifests.write(tmp_path / "manifest.parquet", table, metadata)
     with pytest.raises(ValueError, match=r"images \[1, 8, 8\].*holds \[3, 8, 8\]: they must agree"):
-        run(tmp_path, manifest=tmp_path / "manifest.parquet")
+        run(tmp_path, {"manifest": tmp_path / "manifest.parquet"})
     assert not (tmp_path / NAMES[0]).exists()
 
 
 def test_an_exact_teacher_needs_a_network_to_start_from(run, tmp_path):
     mixture = {"kind": "gaussian-mixture", "means": [[0.0, 0.0]], "stds": [1.0], "weights": [1.0]}
-    teacher.run(output=tmp_path / "t", kind="gaussian-mixture", dataset=mixture)
+    teacher.run(output=tmp_path / "t", table=tmp_path / "l", kind="gaussian-mixture", dataset=mixture)
     with pytest.raises(ValueError, match="holds no network: name an experiment"):
-        run(tmp_path, teacher=tmp_path / "t")
+        run(tmp_path, {"teacher": tmp_path / "t", "manifest": None}, regression_weight=0.0)
+
+
+def test_pairs_are_needed_where_a_phase_regresses_and_nowhere_else(run, distill_section, tmp_path):
+    with pytest.raises(ValueError, match="method dmd reads pairs: give --manifest"):
+        run(tmp_path / "none", {"manifest": None})
+    keys = {"regression_weight": 0.0, "phases": distill_section["method"]["phases"][2:]}
+    with_pairs, without = run(tmp_path / "with", **keys), run(tmp_path / "without", {"manifest": None}, **keys)
+    one, other = (tensors.load(folder / NAMES[0])[0] for folder in (with_pairs, without))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])
@@ -238,7 +239,7 @@ def test_a_damaged_shard_is_named(run, manifest_file, tmp_path, damage):
     if damage == "missing":
         tar.unlink()
     with pytest.raises(ValueError, match="00001.tar"):
-        run(tmp_path / "out", manifest=tmp_path / "pairs" / "manifest.parquet")
+        run(tmp_path / "out", {"manifest": tmp_path / "pairs" / "manifest.parquet"})
     assert not (tmp_path / "out" / NAMES[0]).exists()
 
 
@@ -248,7 +249,7 @@ def test_lpips_needs_its_weights_and_their_digest(run, tmp_path):
         run(tmp_path, regression_distance=distance)
     (tmp_path / "vgg16.pth").write_bytes(b"other weights")
     with pytest.raises(ValueError, match=f"vgg16.pth has sha256 .* regression_distance.sha256 pins {'0' * 64}"):
-        run(tmp_path, regression_distance=distance, lpips=tmp_path / "vgg16.pth")
+        run(tmp_path, {"lpips": tmp_path / "vgg16.pth"}, regression_distance=distance)
 
 
 def test_a_number_of_processes_that_does_not_run_is_refused(run, tmp_path):
@@ -276,27 +277,28 @@ def test_passes_in_bfloat16_and_parts_learn_nearly_the_same_and_continue_exactly
 
 
 @pytest.mark.parametrize("shared_noise", [False, True])
-def test_logged_fake_loss_is_the_mean_over_all_fake_updates(run, distill_numbers, tmp_path, monkeypatch, shared_noise):
-    found, add = [], Readings.add
+def test_logged_fake_loss_is_the_mean_over_all_fake_updates(run, distill_section, tmp_path, monkeypatch, shared_noise):
+    """Of the last three losses: the updates that are watched before the training have others."""
+    found, scalar = [], UpdateLog.scalar
 
-    def seen(readings: Readings, name: str, value: torch.Tensor) -> None:
-        found.extend([float(value.detach())] * (name == "fake_loss"))
-        add(readings, name, value)
+    def seen(log: UpdateLog, name: str, value: torch.Tensor, rows: int) -> None:
+        found.extend([float(value.detach())] * (name == "loss/fake"))
+        scalar(log, name, value, rows)
 
-    monkeypatch.setattr(Readings, "add", seen)
-    phase = distill_numbers["phases"][-1] | {"updates": 1, "fake_updates": 3}
+    monkeypatch.setattr(UpdateLog, "scalar", seen)
+    phase = distill_section["method"]["phases"][-1] | {"updates": 1, "fake_updates": 3}
     table, _ = manifests.read_table(run(tmp_path, phases=[phase], shared_noise=shared_noise) / NAMES[1])
-    assert len(set(found)) == 3 and table["fake_loss"][0].as_py() == pytest.approx(sum(found) / 3)
+    assert len(set(found[-3:])) == 3 and table["loss/fake"][0].as_py() == pytest.approx(sum(found[-3:]) / 3)
 
 
 def test_compiled_networks_train_the_same_and_continue_exactly(
-    run, stopped, distill_numbers, tmp_path, monkeypatch, caplog
+    run, stopped, distill_section, tmp_path, monkeypatch, caplog
 ):
     """Traced like any compiled network; generating its code would take minutes."""
     compiled = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **given: compiled(module, backend="eager", **given))
     torch._dynamo.reset()
-    phases = [distill_numbers["phases"][-1] | {"updates": 4, "fake_updates": 1}]
+    phases = [distill_section["method"]["phases"][-1] | {"updates": 4, "fake_updates": 1}]
     numbers = {"compute": {"compile": True}, "phases": phases, "grid_every": 4, "checkpoint_every": 3}
     whole = run(tmp_path / "whole", **numbers)
     assert digests(run(stopped(tmp_path / "stopped", 4, **numbers), **numbers)) == digests(whole)

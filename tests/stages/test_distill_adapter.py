@@ -6,22 +6,19 @@ import pytest
 import torch
 
 from dmd import loading
-from dmd.artifacts import record, tensors
-from dmd.stages import distill, teacher
-from tests.conftest import with_section, with_training
+from dmd.artifacts import tensors
+from tests.trainings import NAMES, changed, digests, distil, train
 
-NAMES = ("generator.safetensors", "log.parquet")
 ADAPTER = {"rank": 3, "alpha": 6.0, "targets": None}
 
 
 @pytest.fixture
-def run(teacher_file, manifest_file, distill_numbers):
-    """Distils into a folder with adapters, with some inputs or numbers changed."""
+def run(teacher_file, manifest_file, distill_section):
+    """Distils into a folder with adapters, with some inputs or keys changed."""
 
-    def distilled(folder, *, still=False, **changed):
-        given = {"teacher": teacher_file, "manifest": manifest_file, **distill_numbers, "grid_every": 100}
-        given |= {"adapter": ADAPTER, **changed}
-        distill.run(output=folder / NAMES[0], table=folder / NAMES[1], **with_section(given, still=still))
+    def distilled(folder, files={}, **keys):  # noqa: B006
+        section = changed(distill_section, **{"grid_every": 100, "adapter": ADAPTER, **keys})
+        distil(folder, section, **{"teacher": teacher_file, "manifest": manifest_file, **files})
         return tensors.load(folder / NAMES[0])
 
     return distilled
@@ -31,26 +28,18 @@ def run(teacher_file, manifest_file, distill_numbers):
 def stopped(run):
     """Stops a run after one update, as a crash would: the picture of that update cannot be written."""
 
-    def stop(folder, update, **changed):
+    def stop(folder, update, **keys):
         obstacle = folder / "grids" / f"{update:08d}.png"
         obstacle.mkdir(parents=True)
         with pytest.raises(OSError):
-            run(folder, **changed, grid_every=1)
+            run(folder, **keys, grid_every=1)
         shutil.rmtree(folder / "grids")
 
     return stop
 
 
-def digests(folder):
-    return [record.check(folder / name) for name in NAMES]
-
-
-def eight_bits(numbers: dict) -> dict:
-    return numbers["optimiser"] | {"kind": "8bit"}
-
-
-def test_a_generator_without_updates_is_the_teacher_bit_for_bit(run, distill_numbers, teacher_file, tmp_path):
-    made, metadata = run(tmp_path, still=True)
+def test_a_generator_without_updates_is_the_teacher_bit_for_bit(run, teacher_file, tmp_path):
+    made, metadata = run(tmp_path, student={"learning_rate": 1e-60})  # zero in float32
     begun = {name: value for name, value in tensors.load(teacher_file)[0].items() if name.startswith("ema.")}
     for name, value in begun.items():
         assert torch.equal(made[name], value) and torch.equal(made[f"raw.{name[4:]}"], value)
@@ -80,25 +69,25 @@ def test_the_generator_file_is_the_teacher_and_its_adapter(run, teacher_file, tm
 
 
 @pytest.mark.parametrize("kind", ["fused", "8bit"])
-def test_a_run_that_continues_has_the_same_bytes_and_keeps_adapters_alone(
-    run, stopped, distill_numbers, teacher_file, tmp_path, kind
-):
-    numbers = {"optimiser": eight_bits(distill_numbers) | {"kind": kind}, "adapter": ADAPTER | {"rank": 64}}
+def test_a_run_that_continues_has_the_same_bytes_and_keeps_adapters_alone(run, stopped, tmp_path, kind):
+    numbers = {"student": {"kind": kind}, "adapter": ADAPTER | {"rank": 64}}
     run(tmp_path / "whole", **numbers)
     stopped(tmp_path / "stopped", 14, **numbers)
     (*_, newest) = sorted((tmp_path / "stopped" / "checkpoints").glob("*.safetensors"))
     kept, _ = tensors.load(newest)
-    networks = [name for name in kept if name.startswith("state.network.") and "n_averaged" not in name]
-    assert networks and all(".lora_A." in name or ".lora_B." in name for name in networks)
+    networks = [name for name in kept if name.startswith(("state.network.", "state.average.module."))]
+    assert len({name.split(".")[2] for name in networks}) == 3 and all(
+        ".lora_A." in name or ".lora_B." in name for name in networks
+    )
     assert any(name.endswith(".codes") for name in kept) == (kind == "8bit")
     run(tmp_path / "stopped", **numbers)
     assert digests(tmp_path / "stopped") == digests(tmp_path / "whole")
 
 
 def test_whole_networks_with_moments_of_8_bits_continue_exactly_and_learn_nearly_the_same(
-    run, stopped, distill_numbers, distilled_folder, teacher_file, tmp_path
+    run, stopped, distilled_folder, teacher_file, tmp_path
 ):
-    numbers = {"optimiser": eight_bits(distill_numbers), "adapter": None}
+    numbers = {"student": {"kind": "8bit"}, "adapter": None}
     made, _ = run(tmp_path / "whole", **numbers)
     stopped(tmp_path / "stopped", 8, **numbers)
     run(tmp_path / "stopped", **numbers)
@@ -117,12 +106,12 @@ def test_adapters_learn_the_same_in_parts_and_checkpointed(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled_networks_with_adapters_learn_the_same(run, distill_numbers, tmp_path, monkeypatch):
+def test_compiled_networks_with_adapters_learn_the_same(run, distill_section, tmp_path, monkeypatch):
     """They are traced as any compiled network; generating their code would take minutes."""
     compiled = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **given: compiled(module, backend="eager", **given))
     torch._dynamo.reset()
-    numbers = {"phases": [distill_numbers["phases"][-1] | {"updates": 2, "fake_updates": 1}]}
+    numbers = {"phases": [distill_section["method"]["phases"][-1] | {"updates": 2, "fake_updates": 1}]}
     exact, _ = run(tmp_path / "exact", **numbers)
     traced, _ = run(tmp_path / "traced", compute={"compile": True}, **numbers)
     assert torch._dynamo.utils.counters["frames"]["ok"] > 0
@@ -131,6 +120,6 @@ def test_compiled_networks_with_adapters_learn_the_same(run, distill_numbers, tm
 
 
 def test_adapters_of_another_start_are_refused(run, teacher_numbers, tmp_path):
-    teacher.run(output=tmp_path / "start", **with_training(teacher_numbers, seed=4))
+    start = train(tmp_path / "start", teacher_numbers)
     with pytest.raises(ValueError, match="the network that carries the adapters is the teacher"):
-        run(tmp_path, start=tmp_path / "start")
+        run(tmp_path, {"start": start})

@@ -1,6 +1,5 @@
 """Distillation of a tiny Stable Diffusion: closer to its teacher, prompts of random pairs, decoders by phase."""
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -10,22 +9,23 @@ import torch
 
 from dmd import loading
 from dmd.artifacts import manifest as manifests
-from dmd.artifacts import record, tensors
+from dmd.artifacts import tensors
 from dmd.artifacts.pairs import PairReader
 from dmd.diffusion.solver import solve
-from dmd.methods.phases import plan
-from dmd.methods.schedule import update_generator
-from dmd.methods.share import Share
+from dmd.loading import DenoiserFile
+from dmd.methods.base import Facts, Part
 from dmd.metrics.frechet import moments_distance
 from dmd.metrics.moments import Moments
-from dmd.stages import agreement, autoencoder, distill, pairs
+from dmd.stages import agreement, autoencoder, pairs
 from dmd.stages import manifest as manifest_stage
-from dmd.stages.feed import Feed
-from tests.conftest import with_section
+from dmd.train.data import NoiseStream
+from dmd.train.parallel import BatchSplit
+from dmd.train.schedule import update_generator
 from tests.stable_diffusion_files import make_tiny_autoencoder
 from tests.text_files import PROMPTS, import_all, write_prompts
+from tests.trainings import NAMES, changed, digests, distil
 
-NAMES = ("generator.safetensors", "log.parquet")
+PHASE = {"updates": 2, "fake_updates": 2}
 NUM, SHAPE = 32, (4, 8, 8)
 PAIRS = {"solver": {"name": "ddim", "steps": 5}, "batch_size": 16, "labels": "random", "guidance": 3.0}
 
@@ -48,18 +48,16 @@ def chain(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def numbers(distill_numbers) -> dict:
-    """Spec of a distillation with guidance, all its pairs joined."""
+def section(distill_section) -> dict:
+    """Section of a distillation with guidance, all its pairs joined."""
     levels = {"kind": "teacher", "min_index": 20, "max_index": 980}
-    changed = {"sigma": None, "levels": levels, "guidance": 3.0, "match_pairs": True, "matching_batch_size": 3}
-    phase = distill_numbers["phases"][2] | {"updates": 2, "fake_updates": 2, "learning_rate_scale": 1.0}
-    return distill_numbers | changed | {"phases": [phase], "checkpoint_every": 100, "grid_every": 100}
+    keys = {"sigma": None, "levels": levels, "guidance": 3.0, "match_pairs": True, "matching_batch_size": 3}
+    return changed(distill_section, **keys, phases=[PHASE], checkpoint_every=100, grid_every=100)
 
 
-def run(folder: Path, chain: Path, numbers: dict, **files) -> Path:
+def run(folder: Path, chain: Path, section: dict, **files) -> Path:
     given = {"teacher": chain / "teacher" / "denoiser.safetensors", "manifest": chain / "pairs" / "manifest.parquet"}
-    distill.run(output=folder / NAMES[0], table=folder / NAMES[1], **{**given, **files}, **with_section(numbers))
-    return folder
+    return distil(folder, section, **{**given, **files})
 
 
 def decoders(chain: Path) -> dict[str, Path]:
@@ -70,7 +68,7 @@ def distance(path: Path, chain: Path) -> float:
     """Frechet distance of one-step latents to the teacher's, of the same noise and prompts, as averages of 4x4."""
     noise, text, image = PairReader(manifests.read(chain / "other" / "manifest.parquet"), seed=0).batch(0, NUM)
     denoiser, facts = loading.load_denoiser(path)
-    found, _ = solve(denoiser, noise, text, {"name": "one-step", "sigma": facts["sigma_max"]})
+    found, _ = solve(denoiser, noise, text, {"name": "student", "calls": {"sigmas": [facts["sigma_max"]]}})
     means = [torch.nn.functional.avg_pool2d(each, 4).flatten(1).double() for each in (found, image)]
     return moments_distance(*map(Moments.of, means))
 
@@ -78,76 +76,75 @@ def distance(path: Path, chain: Path) -> float:
 @pytest.mark.parametrize(
     "adapter", [None, {"rank": 8, "alpha": None, "targets": ["conv1", "conv2", "proj_in", "proj_out", "conv_out"]}]
 )
-def test_latents_of_the_generator_come_closer_to_those_of_the_teacher(chain, numbers, tmp_path, adapter):
-    phase = numbers["phases"][0] | {"updates": 18, "fake_updates": 1, "learning_rate_scale": 6.0 if adapter else 1.0}
-    numbers |= {"phases": [phase], "matching_batch_size": 4, "regression_batch_size": 4}
-    numbers |= {"adapter": adapter} if adapter else {}
-    generator = run(tmp_path, chain, numbers) / NAMES[0]
+def test_latents_of_the_generator_come_closer_to_those_of_the_teacher(chain, section, tmp_path, adapter):
+    phase = {"updates": 18, "fake_updates": 1, "learning_rate_scale": 6.0 if adapter else 1.0}
+    keys = {"phases": [phase], "matching_batch_size": 4, "regression_batch_size": 4, "adapter": adapter}
+    generator = run(tmp_path, chain, changed(section, **keys)) / NAMES[0]
     before, after = (distance(path, chain) for path in (chain / "teacher" / "denoiser.safetensors", generator))
     print(f"distance to latents of the teacher: {before:.3g} before, {after:.3g} after")
     assert after < 0.7 * before
     facts, taught = (tensors.load_metadata(path) for path in (generator, chain / "teacher" / "denoiser.safetensors"))
     for key in ("network", "preconditioning", "scheduler", "shape", "image_shape", "num_classes", "text"):
         assert facts[key] == taught[key], key
-    assert facts["sigma"] == taught["sigma_max"] and facts["spec"]["sigma"] is None
+    assert facts["sigma"] == taught["sigma_max"] and facts["spec"]["method"]["sigma"] is None
 
 
-def test_decoders_of_phases_are_applied_and_a_run_continues_in_the_middle(chain, numbers, tmp_path):
-    (phase,) = numbers["phases"]
-    numbers |= {"regression_distance": {"kind": "l2", "decoder": "tiny"}, "checkpoint_every": 1}
-    numbers |= {"phases": [phase | {"num_pairs": 16}, phase | {"decoder": "full"}, phase | {"decoder": "none"}]}
-    whole = run(tmp_path / "whole", chain, numbers, **decoders(chain))
-    losses = manifests.read_table(whole / NAMES[1])[0]["regression_loss"].to_pylist()
-    plain = run(tmp_path / "none", chain, numbers | {"regression_distance": {"kind": "l2"}, "phases": [phase]})
-    assert len(set(losses)) == 6 and losses[0] not in manifests.read_table(plain / NAMES[1])[0]["regression_loss"]
-    stopped, numbers["grid_every"] = tmp_path / "stopped", 3
+def test_decoders_of_phases_are_applied_and_a_run_continues_in_the_middle(chain, section, tmp_path):
+    plain = run(tmp_path / "none", chain, section)
+    phases = [PHASE | {"num_pairs": 16}, PHASE | {"decoder": "full"}, PHASE | {"decoder": "none"}]
+    section = changed(section, regression_distance={"kind": "l2", "decoder": "tiny"}, checkpoint_every=1, phases=phases)
+    whole = run(tmp_path / "whole", chain, section, **decoders(chain))
+    losses = manifests.read_table(whole / NAMES[1])[0]["loss/regression"].to_pylist()
+    assert len(set(losses)) == 6 and losses[0] not in manifests.read_table(plain / NAMES[1])[0]["loss/regression"]
+    stopped = tmp_path / "stopped"
     (stopped / "grids" / "00000003.png").mkdir(parents=True)  # a crash after the first update of the second phase
     with pytest.raises(OSError):
-        run(stopped, chain, numbers, **decoders(chain))
+        run(stopped, chain, changed(section, grid_every=3), **decoders(chain))
     shutil.rmtree(stopped / "grids")
-    numbers["grid_every"] = 100
-    run(stopped, chain, numbers, **decoders(chain))
-    assert [record.check(stopped / name) for name in NAMES] == [record.check(whole / name) for name in NAMES]
+    run(stopped, chain, section, **decoders(chain))
+    assert digests(stopped) == digests(whole)
     for name, flag in (("tiny_autoencoder", "--tiny-autoencoder"), ("autoencoder", "--autoencoder")):
         lacking = {key: path for key, path in decoders(chain).items() if key != name}
         with pytest.raises(ValueError, match=f"needs the autoencoder's file: give {flag}"):
-            run(tmp_path / name, chain, numbers, **lacking)
+            run(tmp_path / name, chain, section, **lacking)
 
 
-def test_prompts_of_a_matching_batch_are_those_of_random_pairs_of_the_phase(chain, numbers):
-    table, facts = manifests.read(chain / "pairs" / "manifest.parquet"), {"shape": SHAPE, "num_classes": 0, "text": {}}
-    numbers["phases"][0]["num_pairs"] = 16
+def test_prompts_of_a_matching_batch_are_those_of_random_pairs_of_the_phase(chain):
+    table = manifests.read(chain / "pairs" / "manifest.parquet")
+    stream = NoiseStream(Facts(SHAPE, 0, 1.0, text=True), PairReader(table, seed=0))
     parts = []
-    for share in (Share(), Share(0, 2), Share(1, 2)):
-        feed = Feed(PairReader(table, seed=0), plan(numbers)[0], numbers, share, facts=facts)
-        parts.append(feed.take(1)[0])
-        feed.close()
+    for split in (BatchSplit(), BatchSplit(0, 2), BatchSplit(1, 2)):
+        random, part = update_generator("distill", 0, 1), Part("noise", 3, "noise", among=16)
+        parts.append(stream.rows(part, 0, split.part(3), random))
     random = update_generator("distill", 0, 1)
     noise = torch.randn(3, *SHAPE, generator=random)
     rows = torch.randint(16, (3,), generator=random)
     expected = PairReader(table, seed=0).texts(rows.tolist())
-    assert torch.equal(parts[0].noise, noise) and torch.equal(parts[0].label[0:3], expected)
+    assert torch.equal(parts[0]["noise"], noise) and torch.equal(parts[0]["label"], expected)
     assert expected.dtype == torch.float32 and expected.shape == (3, 77, 32)
-    assert torch.equal(torch.cat([part.label.values for part in parts[1:]]), expected)
+    for name in ("noise", "label"):
+        assert torch.equal(torch.cat([part[name] for part in parts[1:]]), parts[0][name])
 
 
-def test_another_first_time_of_the_pairs_is_said(chain, numbers, tmp_path, caplog):
+def test_another_first_time_of_the_pairs_is_said(chain, section, tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="dmd")
     facts = manifests.read(chain / "pairs" / "manifest.parquet").metadata["facts"]
     assert facts["first_timestep"] == 801  # 4 * 200 + 1: spacing leading, with an offset of 1
-    run(tmp_path, chain, numbers)
-    assert "the solver of the pairs starts at time 801, the generator at 999, from equal noise" in caplog.text
+    run(tmp_path, chain, section)
+    assert "the solver of the pairs starts at time 801, the student at 999, from equal noise" in caplog.text
 
 
-def test_guidance_and_text_need_what_they_are_made_of(chain, numbers, manifest_file, teacher_file, tmp_path):
-    numbers["matching_batch_size"] = 4
+def test_guidance_and_text_need_what_they_are_made_of(chain, section, manifest_file, teacher_file, tmp_path):
+    section = changed(section, matching_batch_size=4)
     plain = {"teacher": teacher_file, "manifest": manifest_file}
-    with pytest.raises(ValueError, match="knows no prompts: it has no text states of the empty one"):
-        run(tmp_path, chain, numbers | {"sigma": 80.0, "levels": {"kind": "karras"}}, **plain)
+    with pytest.raises(ValueError, match="cannot be guided: it knows no prompts"):
+        run(tmp_path, chain, changed(section, sigma=80.0, levels={"kind": "karras"}), **plain)
+    with pytest.raises(ValueError, match="condition of this teacher is text: give --states, or --manifest of pairs"):
+        run(tmp_path, chain, changed(section, regression_weight=0.0, match_pairs=False), manifest=None)
     facts = tensors.load_metadata(chain / "teacher" / "denoiser.safetensors")
-    paths = Path("teacher"), Path("start"), Path("manifest")
+    taught, started = DenoiserFile(Path("teacher"), facts), DenoiserFile(Path("start"), facts | {"text": None})
     with pytest.raises(ValueError, match=r"teacher takes text states \{.*, start None: they must agree"):
-        agreement.check(facts, facts | {"text": None}, facts, 1.0, paths)
+        agreement.check(taught, started, None)
     with pytest.raises(ValueError, match="its pairs hold no text states"):
         PairReader(manifests.read(manifest_file), seed=0).texts([0])
-    assert "guidance" in json.dumps(numbers) and not (tmp_path / NAMES[0]).exists()
+    assert section["method"]["guidance"] > 1 and not (tmp_path / NAMES[0]).exists()

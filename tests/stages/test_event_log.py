@@ -11,19 +11,14 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from dmd.artifacts import manifest as manifests
-from dmd.artifacts import record
-from dmd.stages import distill
-from tests.conftest import with_section
-
-NAMES = ("generator.safetensors", "log.parquet")
+from tests.trainings import NAMES, changed, digests, distil
 
 
 @pytest.fixture
-def run(teacher_file, manifest_file, distill_numbers):
+def run(teacher_file, manifest_file, distill_section):
     def distilled(folder: Path, *, tensorboard: bool = True) -> Path:
-        given = {"teacher": teacher_file, "manifest": manifest_file, **distill_numbers, "tensorboard": tensorboard}
-        distill.run(output=folder / NAMES[0], table=folder / NAMES[1], **with_section(given))
-        return folder
+        section = changed(distill_section, tensorboard=tensorboard)
+        return distil(folder, section, teacher=teacher_file, manifest=manifest_file)
 
     return distilled
 
@@ -57,11 +52,11 @@ def expected(folder: Path) -> dict[tuple[str, int], float]:
 def test_event_log_holds_each_value_of_the_log_and_each_grid_once(run, tmp_path, distilled_folder):
     folder = run(tmp_path)
     values, pictures = events(folder)
-    assert values == expected(folder) and ("regression_loss", 0) in values
+    assert values == expected(folder) and ("loss/regression", 0) in values
     assert sorted(pictures) == list(range(1, 17))
     shown = np.asarray(Image.open(io.BytesIO(pictures[16])).convert("L"))
     assert (shown == np.asarray(Image.open(folder / "grids" / "00000016.png"))).all()
-    assert [record.check(folder / name) for name in NAMES] == [record.check(distilled_folder / name) for name in NAMES]
+    assert digests(folder) == digests(distilled_folder)
 
 
 def test_event_log_of_a_resumed_run_has_no_point_twice(run, tmp_path):

@@ -39,7 +39,7 @@ def test_shares_of_all_parts_make_up_the_whole(parts, tmp_path, dtype):
 def test_generator_of_pixels_is_all_there_is(distilled_folder, tmp_path):
     output = tmp_path / "latency.json"
     generator = distilled_folder / "generator.safetensors"
-    latency.run(denoiser=generator, output=output, solver={"name": "one-step"}, dtype="float32", **SPEC)
+    latency.run(denoiser=generator, output=output, solver={"name": "student"}, dtype="float32", **SPEC)
     found = json.loads(output.read_text())
     assert found["batches"][0]["shares"] == {"denoiser": 1.0} and found["network_calls"] == 1
 

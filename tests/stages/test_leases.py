@@ -1,5 +1,6 @@
 """GPU leases: no card twice, all at once, freed by whatever ends a job. No GPU is needed: cards are names."""
 
+import json
 import os
 import subprocess
 import sys
@@ -23,13 +24,18 @@ os.execv(sys.executable, [sys.executable, "-c", line, *cards])  # as a stage bec
 STAGE = """
 import os
 from pathlib import Path
+from dmd.config.training import TeacherTraining
 from dmd.stages import stage
 
-def run(*, output: Path, device: str, processes: int = 1) -> None:
+def run(*, output: Path, device: str, training: TeacherTraining | None = None) -> None:
     output.write_text(os.environ["CUDA_VISIBLE_DEVICES"])
 
 stage.main(run)
 """
+
+TRAINING = {"processes": 2, "method": {"name": "denoising", "batch_size": 2, "phases": [{"updates": 1}]}}
+TRAINING |= {"optimisers": {"student": {"learning_rate": 1e-3}}}
+TWO = json.dumps({"device": "auto", "training": TRAINING})
 
 
 @pytest.fixture
@@ -132,8 +138,8 @@ def test_leased_card_is_the_visible_one(monkeypatch, tmp_path):
     ("spec", "environment", "cards"),
     [
         ('{"device": "auto"}', {}, "6"),
-        ('{"device": "auto", "processes": 2}', {}, "6,7"),
-        ('{"device": "auto", "processes": 2}', {"RANK": "1"}, "5,6,7"),  # its parent has leased
+        (TWO, {}, "6,7"),
+        (TWO, {"RANK": "1"}, "5,6,7"),  # its parent has leased
         ('{"device": "cpu"}', {}, "5,6,7"),
     ],
 )

@@ -10,7 +10,7 @@ from dmd.stages import manifest, pairs
 @pytest.fixture
 def make(teacher_file, pairs_numbers, tmp_path):
     """Makes the block of some shards with cheap one-step images."""
-    cheap = pairs_numbers | {"solver": {"name": "one-step", "sigma": 80.0}}
+    cheap = pairs_numbers | {"solver": {"name": "student", "calls": {"sigmas": [80.0]}}}
 
     def block(first: int, last: int, folder: str = "pairs", **changed):
         path = tmp_path / folder / "blocks" / f"{first:05d}-{last:05d}.parquet"
@@ -59,7 +59,7 @@ def test_a_damaged_shard_is_named_and_nothing_written(make, tmp_path, damage):
     assert list(output.parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("changed", [{"first_seed": 9}, {"solver": {"name": "one-step", "sigma": 40.0}}])
+@pytest.mark.parametrize("changed", [{"first_seed": 9}, {"solver": {"name": "student", "calls": {"sigmas": [40.0]}}}])
 def test_blocks_of_different_specs_are_refused(make, tmp_path, changed):
     blocks = [make(0, 0), make(1, 1, "others", **changed)]
     with pytest.raises(ValueError, match="differ in inputs or spec"):

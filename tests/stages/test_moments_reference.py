@@ -70,7 +70,7 @@ def test_reference_refuses_moments_of_another_file_or_size(tmp_path):
         of_moments(tmp_path, moments={"sha256": "00000000"})
     with pytest.raises(ValueError, match="of one of them"):
         of_moments(tmp_path, dataset=MIXTURE)
-    with pytest.raises(ValueError, match="a reference is made of a dataset"):
+    with pytest.raises(ValueError, match="a reference is made of images"):
         make_reference(tmp_path / "r.safetensors", dataset=None)
     weights = Path("workflow/resources/digits32.safetensors")
     digits = {"features": {"kind": "digits32", "sha256": files.sha256(weights)}, "network": weights}

@@ -150,7 +150,7 @@ def test_a_tar_that_is_not_whole_is_made_again(made, teacher_file, pairs_numbers
 
 
 @pytest.mark.parametrize(
-    "changed", [{"first_seed": 5}, {"labels": "balanced"}, {"solver": {"name": "one-step", "sigma": 80.0}}]
+    "changed", [{"first_seed": 5}, {"labels": "balanced"}, {"solver": {"name": "student", "calls": {"sigmas": [80.0]}}}]
 )
 def test_a_tar_of_another_spec_is_made_again(made, teacher_file, pairs_numbers, changed):
     before = [(made / name).read_bytes() for name in TARS]

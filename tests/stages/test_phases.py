@@ -1,5 +1,6 @@
 """Phases with numbers of their own: each the same as a run of those numbers; continued exactly."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -7,74 +8,64 @@ import pytest
 import torch
 
 from dmd.artifacts import manifest as manifests
-from dmd.artifacts import record, tensors
-from dmd.stages import distill, manifest
-from tests.conftest import with_section
+from dmd.artifacts import tensors
+from dmd.stages import manifest
+from tests.trainings import NAMES, changed, digests, distil
 
-NAMES = ("generator.safetensors", "log.parquet")
 OWN = {"max_index": 500, "num_pairs": 6, "matching_batch_size": 3, "regression_batch_size": 4}
 
 
 @pytest.fixture
-def run(teacher_file, manifest_file, distill_numbers):
-    """Distils into a folder at a constant rate, with some numbers changed."""
-    distill_numbers["optimiser"] |= {"decay": "constant"}
+def run(teacher_file, manifest_file, distill_section):
+    """Distils into a folder at a constant rate, with some inputs or keys changed."""
+    section = changed(distill_section, schedule={"decay": "constant"})
 
-    def distilled(folder: Path, **changed) -> Path:
-        given = {"teacher": teacher_file, "manifest": manifest_file, **distill_numbers, **changed}
-        distill.run(output=folder / NAMES[0], table=folder / NAMES[1], **with_section(given))
-        return folder
+    def distilled(folder: Path, files: dict = {}, **keys) -> Path:  # noqa: B006
+        return distil(folder, changed(section, **keys), **{"teacher": teacher_file, "manifest": manifest_file, **files})
 
     return distilled
 
 
 @pytest.fixture
-def both(distill_numbers) -> dict:
+def both() -> dict:
     """A phase with both losses."""
-    return distill_numbers["phases"][2] | {"updates": 4, "fake_updates": 1}
+    return {"updates": 4, "fake_updates": 1, "learning_rate_scale": 0.5}
 
 
 def rows(folder: Path) -> list[dict]:
-    return [{**row, "phase": 0} for row in manifests.read_table(folder / NAMES[1])[0].to_pylist()]
-
-
-def same(one: list[dict], other: list[dict]) -> bool:
-    return repr(one) == repr(other)  # nan equals nan
+    """Of the log, with the values that each has."""
+    read = [{**row, "phase": 0} for row in manifests.read_table(folder / NAMES[1])[0].to_pylist()]
+    return [{name: value for name, value in row.items() if not math.isnan(value)} for row in read]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return tensors.load(folder / NAMES[0])[0]
 
 
-def section(numbers: dict) -> dict:
-    """The same numbers as keys of the section."""
-    sizes = {"matching_batch_size": 3, "regression_batch_size": 4}
-    return {"levels": numbers["levels"] | {"max_index": 500}, **sizes}
+SECTION = {"levels": {"max_index": 500}, "matching_batch_size": 3, "regression_batch_size": 4}  # the same for all
 
 
-def test_a_phase_of_its_own_numbers_is_a_run_of_those_numbers(run, both, distill_numbers, manifest_file, tmp_path):
+def test_a_phase_of_its_own_numbers_is_a_run_of_those_numbers(run, both, manifest_file, tmp_path):
     """`num_pairs` is a manifest that holds no more; each key matters."""
     block = manifest_file.parent / "blocks" / "00000-00001.parquet"
     manifest.run(blocks=[block], output=manifest_file.parent / "six.parquet", num=6, shard_size=6)
     found = run(tmp_path / "phase", phases=[both | OWN])
-    apart = run(
-        tmp_path / "section", phases=[both], manifest=manifest_file.parent / "six.parquet", **section(distill_numbers)
-    )
-    one, other = weights(found), weights(apart)
-    assert all(torch.equal(one[name], value) for name, value in other.items()) and same(rows(found), rows(apart))
+    apart = run(tmp_path / "section", {"manifest": manifest_file.parent / "six.parquet"}, phases=[both], **SECTION)
+    one, same_keys = weights(found), weights(apart)
+    assert all(torch.equal(one[name], value) for name, value in same_keys.items()) and rows(found) == rows(apart)
     for key in OWN:
-        changed = rows(run(tmp_path / key, phases=[both | {name: value for name, value in OWN.items() if name != key}]))
-        assert not same(changed, rows(found)), key
+        other = rows(run(tmp_path / key, phases=[both | {name: value for name, value in OWN.items() if name != key}]))
+        assert other != rows(found), key
 
 
 def test_phases_follow_each_other_as_runs_of_their_numbers_begin(run, both, tmp_path):
     """Rows of a run of two phases are those of a run that has the first alone, then others."""
     whole = rows(run(tmp_path / "whole", phases=[both | OWN, both | {"num_pairs": 12}]))
     first = rows(run(tmp_path / "first", phases=[both | OWN]))
-    assert len(whole) == 8 and same(whole[:4], first)
+    assert len(whole) == 8 and whole[:4] == first
     null = dict.fromkeys([*OWN, "decoder"])
     again = rows(run(tmp_path / "null", phases=[both | OWN, both | null]))
-    assert same(again, whole)
+    assert again == whole
 
 
 def test_pairs_beyond_the_number_of_a_phase_are_never_read(run, both, manifest_file, tmp_path):
@@ -83,10 +74,9 @@ def test_pairs_beyond_the_number_of_a_phase_are_never_read(run, both, manifest_f
     damaged = tmp_path / "pairs" / "00001.tar"
     damaged.write_bytes(damaged.read_bytes()[:-512])
     given = {"manifest": tmp_path / "pairs" / "manifest.parquet"}
-    run(tmp_path / "six", phases=[both | {"updates": 9, "num_pairs": 6}], **given)
+    run(tmp_path / "six", given, phases=[both | {"updates": 9, "num_pairs": 6}])
     with pytest.raises(ValueError, match="00001.tar"):
-        run(tmp_path / "all", phases=[both | {"num_pairs": 6}, both], **given)
-    assert (tmp_path / "all" / "grids" / "00000004.png").exists()  # the first phase was through
+        run(tmp_path / "all", given, phases=[both | {"num_pairs": 6}, both])
     with pytest.raises(ValueError, match=r"distill.method.phases\[1\].num_pairs: 13, but .* holds 12"):
         run(tmp_path / "more", phases=[both, both | {"num_pairs": 13}])
 
@@ -101,14 +91,14 @@ def test_a_run_that_continues_in_the_middle_of_phases_has_the_same_bytes(run, bo
         run(stopped, **numbers)
     shutil.rmtree(stopped / "grids")
     run(stopped, **numbers)
-    assert [record.check(stopped / name) for name in NAMES] == [record.check(whole / name) for name in NAMES]
+    assert digests(stopped) == digests(whole)
 
 
 def test_pairs_join_the_matching_batch_where_they_are_told_to(run, both, tmp_path):
     apart, joined = (rows(run(tmp_path / str(value), phases=[both], match_pairs=value)) for value in (False, True))
-    assert apart[0]["regression_loss"] == joined[0]["regression_loss"]
-    assert apart[0]["fake_loss"] != joined[0]["fake_loss"]
-    assert apart[2]["matching_loss"] != joined[2]["matching_loss"]
+    assert apart[0]["loss/regression"] == joined[0]["loss/regression"]
+    assert apart[0]["loss/fake"] != joined[0]["loss/fake"]
+    assert apart[2]["loss/matching"] != joined[2]["loss/matching"]
 
 
 def test_sigma_null_is_the_last_level_of_the_start(run, both, tmp_path):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
@@ -10,7 +11,7 @@ from PIL import Image
 
 from dmd.artifacts import manifest, tensors
 from dmd.networks import build
-from dmd.stages import pictures
+from dmd.stages import figures, pictures
 
 IMAGES = {
     "kind": "ddpmpp",
@@ -35,7 +36,7 @@ def denoiser(path: Path, network: dict, seed: int) -> Path:
     weights = {f"{kind}.{name}": value.clone() for kind in ("ema", "raw") for name, value in state.items()}
     shape = [network["channels"], network["resolution"], network["resolution"]]
     facts = {"kind": "train", "network": network, "shape": shape, "num_classes": network["num_classes"]}
-    tensors.save(path, weights, {**facts, "sigma_data": 0.5, "sigma": 80.0})
+    tensors.save(path, weights, {**facts, "sigma_data": 0.5, "sigma": 80.0, "calls": {"sigmas": [80.0]}})
     return path
 
 
@@ -46,19 +47,20 @@ def log(path: Path, number: int = 400) -> Path:
     noise = np.exp(generator.normal(0, 0.2, (16, number)))
     columns = {
         "update": update,
-        "matching_loss": 0.1 * noise[0] * np.exp(update / number),
-        "regression_loss": 0.3 * noise[1] * np.exp(-3 * update / number),
-        "fake_loss": 0.5 * noise[2],
-        "generator_gradient_norm": noise[3],
-        "fake_gradient_norm": 2 * noise[4],
-        "matching_factor": 5 * noise[5],
-        "generated_mean": -0.6 + 0.01 * generator.normal(size=number),
-        "generated_std": 0.7 + 0.01 * generator.normal(size=number),
-        "nonfinite_samples": np.zeros(number),
+        "phase": update // (number // 2),
+        "loss/matching": 0.1 * noise[0] * np.exp(update / number),
+        "loss/regression": 0.3 * noise[1] * np.exp(-3 * update / number),
+        "loss/fake": 0.5 * noise[2],
+        "gradient_norm/student": noise[3],
+        "gradient_norm/fake": 2 * noise[4],
+        "matching/factor": 5 * noise[5],
+        "generated/mean": -0.6 + 0.01 * generator.normal(size=number),
+        "generated/std": 0.7 + 0.01 * generator.normal(size=number),
+        "matching/nonfinite": np.zeros(number),
     }
     for number_of_bin in range(10):
         gap = 0.02 * (number_of_bin + 1) * noise[6 + number_of_bin] * np.exp(-update / number)
-        columns[f"gap_bin{number_of_bin}"] = np.where(generator.random(number) < 0.1, np.nan, gap)
+        columns[f"matching/gap{number_of_bin}"] = np.where(generator.random(number) < 0.1, np.nan, gap)
     manifest.write(path, pa.table(columns), {})
     return path
 
@@ -87,11 +89,60 @@ def test_pictures_are_the_same_bytes_each_time_and_large_enough_to_see(tmp_path,
         assert min(size(first)) > 500
 
 
-def test_training_picture_is_made_of_a_log_that_lacks_columns(tmp_path):
+def drawn(columns: dict) -> dict[str, tuple[list[str], str]]:
+    """Labels and scale of each panel by its title."""
+    figure = pictures._training(pd.DataFrame({"update": range(len(next(iter(columns.values())))), **columns}))
+    found = {}
+    for axes in figure.axes:
+        if axes.axison:
+            legend = axes.get_legend()
+            labels = [] if legend is None else [text.get_text() for text in legend.get_texts()]
+            found[axes.get_title(loc="left")] = labels, axes.get_yscale()
+    figures.plt.close(figure)
+    return found
+
+
+def test_training_picture_has_a_panel_per_prefix_and_one_per_family_of_bins(tmp_path):
+    rows = manifest.read_table(log(tmp_path / "l.parquet"))[0].to_pandas()
+    assert drawn(rows.drop(columns="update").to_dict("list")) == {
+        "loss": (["fake", "matching", "regression"], "log"),
+        "generated": (["mean", "std"], "linear"),
+        "gradient norm": (["fake", "student"], "log"),
+        "matching": (["factor", "nonfinite: always 0"], "log"),
+        "matching gap, by bin": ([str(number) for number in reversed(range(10))], "log"),
+    }
+
+
+def test_log_of_a_method_that_is_not_known_yet_draws_itself():
+    """Digits at the end are bins where there is a first and a second one; columns without a value are left out."""
+    bins = {f"ratio{number}": [float(number), 1.0, np.nan] for number in range(12)}
+    columns = {"loss/l2": [3.0, 2.0, 1.0], "loss/head": [0.5, -0.5, 0.1], **bins, "curriculum": [2, 4, 8]}
+    assert drawn(columns | {"loss/none": [np.nan] * 3, "empty/at_all": [None] * 3}) == {
+        "loss": (["head", "l2"], "linear"),
+        "curriculum": (["curriculum"], "log"),
+        "ratio, by bin": (
+            [f"{number}" if number != 1 else "1: always 1" for number in reversed(range(12))],
+            "linear",
+        ),
+    }
+
+
+def test_panels_mark_where_another_phase_begins():
+    rows = pd.DataFrame({"update": [0, 2, 4, 6], "phase": [0, 0, 1, 3], "loss/a": [1.0, 2.0, 3.0, 4.0]})
+    figure = pictures._training(rows)
+    marks = [line.get_xdata()[0] for line in figure.axes[0].get_lines() if line.get_linestyle() == ":"]
+    figures.plt.close(figure)
+    assert marks == [4, 6]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [{"loss/regression": [3.0, 2.0, 1.0], "loss/matching": [None, np.nan, None]}, {"loss/matching": [None] * 3}, {}],
+)
+def test_training_picture_is_made_of_a_log_that_lacks_numbers(tmp_path, columns):
     teacher = denoiser(tmp_path / "denoiser.safetensors", POINTS, 0)
     table = tmp_path / "log.parquet"
-    columns = {"update": [0, 1, 2], "regression_loss": [3.0, 2.0, 1.0], "matching_loss": [None, np.nan, None]}
-    manifest.write(table, pa.table(columns), {})
+    manifest.write(table, pa.table({"update": [0, 1, 2], **columns}), {})
     grid, training = tmp_path / "grid.png", tmp_path / "training.png"
     pictures.run(teacher=teacher, generator=teacher, table=table, grid=grid, training=training, solver=SOLVER)
     assert min(size(training)) > 500

@@ -21,7 +21,13 @@ from tests.text_files import import_with_generator
 
 PROMPTS = ["a red house in the snow", "a photo of a cat"]
 SCORE = {"metric": "fd-inception", "value": 12.345, "std": 0.5, "num_samples": 8, "network_calls": 1}
-SPEC = {"phases": [{"updates": 3}, {"updates": 4}], "guidance": 3.0, "optimiser": {"learning_rate": 1.0e-5}, "seed": 7}
+SPEC = {
+    "method": {"name": "dmd", "phases": [{"updates": 3}, {"updates": 4}], "guidance": 3.0},
+    "optimisers": {"student": {"learning_rate": 1.0e-5}},
+    "seed": 7,
+    "device": "cpu",
+    "threads": 1,
+}
 
 
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
@@ -62,7 +68,7 @@ def test_stock_pipeline_draws_what_our_sampler_draws(exported):
     folder, output = exported
     stock = DiffusionPipeline.from_pretrained(output, local_files_only=True)
     stock.set_progress_bar_config(disable=True)
-    sampler = Sampler(folder / "generator.safetensors", solver={"name": "one-step"})
+    sampler = Sampler(folder / "generator.safetensors", solver={"name": "student"})
     states = load_text(folder / "text_encoder.safetensors").encode(PROMPTS).states
     (batch,) = sampler.batches(range(2), given=torch.arange(2), states=states)
     ours = load_codec(folder / "autoencoder.safetensors").decode(batch.image)
@@ -78,7 +84,14 @@ def test_card_says_what_made_the_folder_and_how_good_it_is(exported):
     source = tensor_files.load_metadata(exported[0] / "denoiser.safetensors")["source_sha256"]
     for part in (
         "# words",
+        "Distribution Matching Distillation (Yin et al. 2023, arXiv 2311.18828",
+        "| method | dmd |",
         "| updates | 7 |",
+        "| phases | 2 |",
+        "| guidance | 3 |",
+        "| regression_weight | 0.25 |",
+        "learning_rate 1e-05",
+        "| seed | 7 |",
         "| fd-inception | 12.35 | 0.5 | 8 | 1 |",
         "Open RAIL-M",
         "51",
@@ -132,7 +145,7 @@ def test_adapter_makes_the_teachers_pipeline_the_generator(exported, tmp_path):
     before = stock(PROMPTS, latents=noise, **one).images
     stock.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
     after = stock(PROMPTS, latents=noise, **one).images
-    sampler = Sampler(tmp_path / "generator.safetensors", solver={"name": "one-step"})
+    sampler = Sampler(tmp_path / "generator.safetensors", solver={"name": "student"})
     states = load_text(folder / "text_encoder.safetensors").encode(PROMPTS).states
     ours = sampler.denoiser(noise * (1 + facts["sigma"] ** 2) ** 0.5, torch.full((2,), facts["sigma"]), states)
     assert (after - before).abs().mean() > 0.05 * before.abs().mean()

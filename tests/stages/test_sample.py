@@ -24,8 +24,8 @@ def draw(folder, denoiser, solver: dict, **changed) -> tuple[list[tuple[int, sha
 def test_one_step_samples_are_the_denoiser_at_its_own_sigma(teacher_file, tmp_path):
     content, metadata = tensors.load(teacher_file)
     generator = tmp_path / "generator.safetensors"
-    tensors.save(generator, content, metadata | {"kind": "generator", "sigma": 3.0})
-    found, block = draw(tmp_path, generator, {"name": "one-step"})
+    tensors.save(generator, content, metadata | {"kind": "generator", "sigma": 3.0, "calls": {"sigmas": [3.0]}})
+    found, block = draw(tmp_path, generator, {"name": "student"})
     assert block.metadata["facts"]["sigma"] == 3.0 and block.metadata["facts"]["network_calls"] == 1
     noise, label = seeded_noise(range(10), (1, 8, 8), num_classes=10, labels="balanced")
     denoiser, _ = loading.load_denoiser(generator)

@@ -11,8 +11,8 @@ from dmd.stages import evaluate
 from tests.stages.scored import draw_points, make_features, make_reference
 
 GOLDEN = {
-    "versions": {"reference": 3, "features": 2, "evaluate": 3},
-    "structure": "3a3b79304289b4b6",
+    "versions": {"reference": 4, "features": 2, "evaluate": 3},
+    "structure": "78ee2c27ef654777",
     "numbers": [
         1.16,
         1.198,

@@ -13,7 +13,10 @@ import torch
 
 from dmd import job_log
 from dmd.config.section import Section
+from dmd.config.training import TeacherTraining
 from dmd.stages import stage
+
+TRAINING = {"method": {"name": "denoising", "batch_size": 4, "phases": [{"updates": 3}]}}
 
 
 class Numbers(Section):
@@ -37,7 +40,8 @@ def call(monkeypatch, *words: str, error: Exception | None = None) -> dict:
     found = {}
 
     def run(*, teacher_file: Path, blocks: list[Path], output: Path, start: Path | None = None,
-            steps: int, seed: int = 7, numbers: Numbers) -> None:  # fmt: skip
+            steps: int, seed: int = 7, training: TeacherTraining | None = None,
+            numbers: Numbers) -> None:  # fmt: skip
         found.update(locals())
         if error:
             raise error
@@ -56,6 +60,16 @@ def test_paths_become_flags_and_numbers_come_from_the_spec(monkeypatch):
     assert found["teacher_file"] == Path("t") and found["blocks"] == [Path("a"), Path("b")] and found["start"] is None
     assert (found["steps"], found["seed"], found["numbers"].whole()) == (3, 7, {"weight": 0.5, "name": "x"})
     assert call(monkeypatch, *spec(seed=8), "--start", "s")["start"] == Path("s")
+
+
+def test_sections_of_the_configuration_are_built_or_refused_by_key(monkeypatch, capsys):
+    found = call(monkeypatch, *spec(training=TRAINING | {"seed": 4}))["training"]
+    assert isinstance(found, TeacherTraining) and (found.seed, found.method.phases[0].updates) == (4, 3)
+    assert call(monkeypatch, *spec(training=None))["training"] is None
+    with pytest.raises(SystemExit):
+        call(monkeypatch, *spec(training=TRAINING | {"seed": -1, "sede": 3}))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "--spec.training.seed: " in line and 'unknown key "sede"' in line
 
 
 def test_several_objects_of_a_spec_add_up(monkeypatch):
@@ -142,7 +156,7 @@ def test_processes_that_cannot_be_shared_by_the_nodes_stand_in_the_log(monkeypat
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     with pytest.raises(SystemExit):
-        call(monkeypatch, *spec(processes=3), "--log", str(tmp_path / "log"))
+        call(monkeypatch, *spec(training=TRAINING | {"processes": 3}), "--log", str(tmp_path / "log"))
     assert job_log.read(tmp_path / "log").message == (
         "error: processes: 3 cannot be shared evenly by the 2 nodes of this job"
     )

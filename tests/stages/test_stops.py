@@ -9,20 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-from dmd.artifacts import record
-from tests.conftest import with_section
+from tests.trainings import NAMES, checkpoints, command, digests
 
-NAMES = ("generator.safetensors", "log.parquet")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 PATIENCE = 120.0  # seconds, on a busy machine
-
-
-def command(teacher: Path, manifest: Path, folder: Path, numbers: dict) -> list[str]:
-    line = [sys.executable, "-m", "dmd.stages.distill", "--teacher", str(teacher), "--manifest", str(manifest)]
-    line += ["--output", str(folder / NAMES[0]), "--table", str(folder / NAMES[1])]
-    given = with_section(numbers)
-    spec = given["distill"].spec() | {"device": given["device"], "threads": given["threads"]}
-    return [*line, "--log", str(folder / "log.txt"), "--spec", json.dumps(spec)]
 
 
 def started(line: list[str], moment: Path) -> subprocess.Popen:
@@ -44,14 +34,10 @@ def stopped_at(process: subprocess.Popen, name: str) -> int:
     return int(update)
 
 
-def checkpoints(folder: Path) -> list[int]:
-    return sorted(int(path.stem) for path in (folder / "checkpoints").glob("[0-9]*.safetensors"))
-
-
 def test_a_distillation_that_signals_stopped_continues_to_the_same_bytes(
-    teacher_file, manifest_file, distill_numbers, distilled_folder, tmp_path
+    teacher_file, manifest_file, distill_section, distilled_folder, tmp_path
 ):
-    line = command(teacher_file, manifest_file, tmp_path, distill_numbers)
+    line = command(tmp_path, distill_section, teacher=teacher_file, manifest=manifest_file)
     process = started(line, tmp_path / "grids" / "00000004.png")
     for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
         process.send_signal(each)
@@ -60,15 +46,13 @@ def test_a_distillation_that_signals_stopped_continues_to_the_same_bytes(
     assert not (tmp_path / NAMES[0]).exists() and not list(tmp_path.rglob(".tmp*"))
     answer = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True)
     assert answer.returncode == 0 and f"continuing at update {update} from" in answer.stderr
-    assert [record.check(tmp_path / name) for name in NAMES] == [
-        record.check(distilled_folder / name) for name in NAMES
-    ]
+    assert digests(tmp_path) == digests(distilled_folder)
 
 
-def test_a_job_is_requeued_only_if_it_got_further(teacher_file, manifest_file, distill_numbers, tmp_path, monkeypatch):
+def test_a_job_is_requeued_only_if_it_got_further(teacher_file, manifest_file, distill_section, tmp_path, monkeypatch):
     """One whose time limit ends before its first update would else be started again for ever."""
     monkeypatch.setitem(ENVIRONMENT, "SLURM_JOB_ID", "2147483647")
-    line = command(teacher_file, manifest_file, tmp_path, distill_numbers)
+    line = command(tmp_path, distill_section, teacher=teacher_file, manifest=manifest_file)
     for moment, told in (
         (tmp_path / "log.txt", "before the end: .*; not requeued, since its time limit leaves no time to get further"),
         (tmp_path / "grids" / "00000002.png", "at update .*; not requeued: scontrol requeue 2147483647: "),

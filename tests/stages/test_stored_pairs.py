@@ -7,10 +7,10 @@ import pytest
 
 from dmd.artifacts import download, record, tensors
 from dmd.artifacts.storage import Storage
-from dmd.stages import distill, manifest, pairs
+from dmd.stages import manifest, pairs
 from dmd.stages.verify import run as verify
 from tests import file_server, s3_server
-from tests.conftest import with_section
+from tests.trainings import digests, distil
 
 BLOCK = "00000-00001.parquet"
 TARS = ("00000.tar", "00001.tar")
@@ -84,7 +84,7 @@ def test_pairs_are_kept_here_too_unless_told_otherwise(machine, manifest_file):
 
 
 def test_machine_with_nothing_draws_nothing_and_distills_the_same_bytes(
-    machine, s3, said, manifest_file, distilled_folder, distill_numbers
+    machine, s3, said, manifest_file, distilled_folder, distill_section
 ):
     machine("one").draw()
     s3.asked.clear()
@@ -93,16 +93,10 @@ def test_machine_with_nothing_draws_nothing_and_distills_the_same_bytes(
     assert "2 shards were drawn before" in said.text and not s3.tars("PUT") + s3.tars("GET")
     assert two.manifest().read_bytes() == manifest_file.read_bytes()
     assert two.tars() == [] and not s3.tars("GET")
-    outputs = {"output": two.folder / "generator.safetensors", "table": two.folder / "log.parquet"}
     s3.drops[:] = [700] * 4
-    distill.run(
-        teacher=two.teacher,
-        manifest=two.folder / "pairs" / "manifest.parquet",
-        storage=two.place,
-        **outputs,
-        **with_section(distill_numbers),
-    )
-    assert outputs["output"].read_bytes() == (distilled_folder / "generator.safetensors").read_bytes()
+    files = {"teacher": two.teacher, "manifest": two.folder / "pairs" / "manifest.parquet", "storage": two.place}
+    distil(two.folder, distill_section, **files)
+    assert digests(two.folder) == digests(distilled_folder)
     assert not s3.drops and len(list((two.folder.parent / "cache").glob("*.tar"))) == 2
 
 

@@ -13,8 +13,8 @@ import torch
 from dmd import loading, torchvision_operators
 from dmd.artifacts import manifest as manifests
 from dmd.artifacts import record, tensors
-from dmd.stages import autoencoder, distill, manifest, pairs, teacher
-from tests.conftest import with_section
+from dmd.stages import autoencoder, manifest, pairs, teacher
+from tests.trainings import NAMES, changed, distil
 
 UNET = {"sample_size": 8, "in_channels": 3, "out_channels": 3, "block_out_channels": (16, 32), "layers_per_block": 1}
 UNET |= {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
@@ -44,7 +44,7 @@ def saved(folder: Path, *, scheduler: str = "DDIMScheduler", levels: dict[str, A
 
 
 def imported(source: Path, output: Path, **numbers: Any) -> tuple[torch.nn.Module, dict[str, Any]]:
-    teacher.run(output=output, kind="diffusers", source=source, **numbers)
+    teacher.run(output=output, table=output.with_name("log.parquet"), kind="diffusers", source=source, **numbers)
     return loading.load_denoiser(output)
 
 
@@ -165,7 +165,7 @@ def test_folders_of_all_forms_give_the_same_teacher(tmp_path):
 
 
 @pytest.mark.parametrize(("num_classes", "latent"), [(None, False), (3, False), (3, True)])
-def test_dmd_runs_on_a_teacher_with_discrete_time(num_classes, latent, tmp_path, pairs_numbers, distill_numbers):
+def test_dmd_runs_on_a_teacher_with_discrete_time(num_classes, latent, tmp_path, pairs_numbers, distill_section):
     saved(tmp_path / "p", num_class_embeds=num_classes, levels={"prediction_type": "v_prediction"})
     if latent:
         with_vae(tmp_path / "p")
@@ -176,16 +176,16 @@ def test_dmd_runs_on_a_teacher_with_discrete_time(num_classes, latent, tmp_path,
     block = tmp_path / "pairs" / "blocks" / "00000-00001.parquet"
     pairs.run(teacher=source, output=block, **pairs_numbers | {"solver": solver})
     manifest.run(blocks=[block], output=tmp_path / "pairs" / "manifest.parquet", num=12, shard_size=6)
-    phase = distill_numbers["phases"][-1] | {"updates": 2, "fake_updates": 1}
-    numbers = distill_numbers | {"sigma": sigma, "phases": [phase], "grid_every": 5}
-    numbers |= {"levels": {"kind": "teacher", "min_index": 20, "max_index": 980}, "weighting": "sigma/alpha"}
-    outputs = {"output": tmp_path / "d" / "generator.safetensors", "table": tmp_path / "d" / "log.parquet"}
-    distill.run(teacher=source, manifest=tmp_path / "pairs" / "manifest.parquet", **outputs, **with_section(numbers))
-    table, _ = manifests.read_table(outputs["table"])
+    phase = {"updates": 2, "fake_updates": 1, "learning_rate_scale": 0.5}
+    keys = {"levels": {"kind": "teacher", "min_index": 20, "max_index": 980}, "weighting": "sigma/alpha"}
+    section = changed(distill_section, **keys, sigma=sigma, phases=[phase], grid_every=5)
+    distil(tmp_path / "d", section, teacher=source, manifest=tmp_path / "pairs" / "manifest.parquet")
+    table, _ = manifests.read_table(tmp_path / "d" / NAMES[1])
     assert len(table) == 2
-    for name in ("matching_loss", "regression_loss", "fake_loss", "generator_gradient_norm", "fake_gradient_norm"):
+    losses, norms = ("loss/matching", "loss/regression", "loss/fake"), ("gradient_norm/student", "gradient_norm/fake")
+    for name in losses + norms:
         assert np.isfinite(table[name].to_numpy()).all() and table[name][1].as_py() > 0
-    generator, metadata = loading.load_denoiser(outputs["output"], weights="raw")
+    generator, metadata = loading.load_denoiser(tmp_path / "d" / NAMES[0], weights="raw")
     for key in ("network", "preconditioning", "sigma_max", "shape", "num_classes"):
         assert metadata[key] == facts[key]
     before, after = denoiser.state_dict(), generator.state_dict()

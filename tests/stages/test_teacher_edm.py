@@ -30,7 +30,9 @@ def imported(source: Path, folder: Path, **numbers: Any) -> tuple[torch.nn.Modul
     """Denoiser and metadata of a released file after stage teacher; a whole digest leaves no record beside it."""
     if source.is_relative_to(VECTORS):
         numbers = {"sha256": files.sha256(source), **numbers}
-    teacher.run(output=folder / "denoiser.safetensors", kind="edm", source=source, **numbers)
+    teacher.run(
+        output=folder / "denoiser.safetensors", table=folder / "log.parquet", kind="edm", source=source, **numbers
+    )
     return loading.load_denoiser(folder / "denoiser.safetensors")
 
 
@@ -46,7 +48,7 @@ def test_imported_teacher_equals_the_reference(name, tmp_path):
     with torch.no_grad():
         denoised = denoiser(expected["x"], expected["sigma"], label)
     torch.testing.assert_close(denoised, expected["denoised"], rtol=0, atol=2e-5)
-    one_step, calls = solve(denoiser, expected["noise"], label, {"name": "one-step", "sigma": 80.0})
+    one_step, calls = solve(denoiser, expected["noise"], label, {"name": "student", "calls": {"sigmas": [80.0]}})
     torch.testing.assert_close(one_step, expected["one_step"], rtol=0, atol=2e-5)
     assert calls == 1
     image, calls = solve(denoiser, expected["noise"], label, HEUN)

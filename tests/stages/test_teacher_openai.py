@@ -118,7 +118,14 @@ def source(tmp_path_factory) -> Path:
 
 
 def test_imported_teacher_equals_a_forward_pass_over_the_file(source, tmp_path):
-    teacher.run(output=tmp_path / "t", kind="openai", source=source, sha256=files.sha256(source), resolution=8)
+    teacher.run(
+        output=tmp_path / "t",
+        table=tmp_path / "log.parquet",
+        kind="openai",
+        source=source,
+        sha256=files.sha256(source),
+        resolution=8,
+    )
     denoiser, metadata = loading.load_denoiser(tmp_path / "t")
     assert metadata["network"] == {
         "kind": "adm", "resolution": 8, "channels": 3, "width": 128, "multipliers": [1, 2], "blocks": 1,
@@ -162,7 +169,9 @@ def changed(**tensors: torch.Tensor | None) -> State:
 def test_file_of_another_network_is_named(state, message, tmp_path):
     torch.save(state, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=message) as refused:
-        teacher.run(output=tmp_path / "t", kind="openai", source=tmp_path / "a.pt", resolution=8)
+        teacher.run(
+            output=tmp_path / "t", table=tmp_path / "log.parquet", kind="openai", source=tmp_path / "a.pt", resolution=8
+        )
     assert "\n" not in str(refused.value) and not (tmp_path / "t").exists()
 
 
@@ -171,7 +180,9 @@ def test_blocks_that_only_a_name_claims_are_not_made(tmp_path):
     state |= {f"output_blocks.{num}.0.out_layers.0.weight": torch.ones(128) for num in (0, 999)}
     torch.save(state, tmp_path / "a.pt")
     with pytest.raises(ValueError, match="holds another architecture: 999 blocks for [0-9]+ tensors"):
-        teacher.run(output=tmp_path / "t", kind="openai", source=tmp_path / "a.pt", resolution=8)
+        teacher.run(
+            output=tmp_path / "t", table=tmp_path / "log.parquet", kind="openai", source=tmp_path / "a.pt", resolution=8
+        )
 
 
 def test_compressed_file_that_would_grow_is_refused_before_it_is_read(tmp_path):
@@ -180,7 +191,7 @@ def test_compressed_file_that_would_grow_is_refused_before_it_is_read(tmp_path):
         for part in old.infolist():
             new.writestr(part.filename, old.read(part))
     with pytest.raises(ValueError, match="its parts claim [0-9]+ bytes, more than the file has"):
-        teacher.run(output=tmp_path / "t", kind="openai", source=tmp_path / "a.pt")
+        teacher.run(output=tmp_path / "t", table=tmp_path / "log.parquet", kind="openai", source=tmp_path / "a.pt")
 
 
 def test_file_that_would_run_code_is_refused(tmp_path, monkeypatch):
@@ -191,7 +202,7 @@ def test_file_that_would_run_code_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"a": Hostile()}, tmp_path / "a.pt")
     with pytest.raises(ValueError, match="cannot be read as a file of weights alone"):
-        teacher.run(output=tmp_path / "t", kind="openai", source=tmp_path / "a.pt")
+        teacher.run(output=tmp_path / "t", table=tmp_path / "log.parquet", kind="openai", source=tmp_path / "a.pt")
     assert not (tmp_path / "executed").exists()
 
 
@@ -201,4 +212,4 @@ def test_truncated_file_is_refused(source, tmp_path):
         (tmp_path / "a.pt").write_bytes(content[:size])
         (tmp_path / ".a.pt.json").unlink(missing_ok=True)
         with pytest.raises(ValueError, match="cannot be read as a file of weights alone"):
-            teacher.run(output=tmp_path / "t", kind="openai", source=tmp_path / "a.pt")
+            teacher.run(output=tmp_path / "t", table=tmp_path / "log.parquet", kind="openai", source=tmp_path / "a.pt")

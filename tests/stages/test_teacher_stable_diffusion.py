@@ -38,7 +38,9 @@ def pipeline(folder) -> Any:
 def made(folder, tmp_path_factory) -> Path:
     """All that is made of the folder."""
     place = tmp_path_factory.mktemp("made")
-    teacher.run(output=place / "denoiser.safetensors", kind="stable-diffusion", source=folder)
+    teacher.run(
+        output=place / "denoiser.safetensors", table=place / "log.parquet", kind="stable-diffusion", source=folder
+    )
     text_encoder.run(output=place / "text_encoder.safetensors", source=folder)
     autoencoder.run(output=place / "autoencoder.safetensors", source=folder, kind="stable-diffusion")
     return place
@@ -57,7 +59,13 @@ def test_file_says_what_later_stages_need(folder, made):
     assert [Path(name).name for name in read][:2] == ["config.json", "model.safetensors"]
     before = {path: path.read_bytes() for path in made.glob("*.safetensors")}
     again = made / "again"
-    teacher.run(output=again / "denoiser.safetensors", kind="stable-diffusion", source=folder, sha256=digests[0])
+    teacher.run(
+        output=again / "denoiser.safetensors",
+        table=again / "log.parquet",
+        kind="stable-diffusion",
+        source=folder,
+        sha256=digests[0],
+    )
     text_encoder.run(output=again / "text_encoder.safetensors", source=folder)
     assert (again / "text_encoder.safetensors").read_bytes() == before[made / "text_encoder.safetensors"]
     with pytest.raises(ValueError, match="pins 00000000"):
@@ -183,13 +191,23 @@ def test_weights_in_half_precision_parts_are_read(folder, made, tmp_path):
         safetensors.torch.save_file({name: state[name] for name in names}, place.with_name(file))
     index = {"weight_map": {name: file for file, names in parts.items() for name in names}}
     place.with_name(f"{WEIGHTS}.index.json").write_text(json.dumps(index))
-    teacher.run(output=tmp_path / "t.safetensors", kind="stable-diffusion", source=tmp_path / "sd")
+    teacher.run(
+        output=tmp_path / "t.safetensors",
+        table=tmp_path / "log.parquet",
+        kind="stable-diffusion",
+        source=tmp_path / "sd",
+    )
     expected, found = tensors.load(made / "denoiser.safetensors")[0], tensors.load(tmp_path / "t.safetensors")[0]
     rounded = {name: value.half().float() for name, value in expected.items() if name.startswith("ema.")}
     assert all(torch.equal(found[name], value) for name, value in rounded.items()) and rounded
     (place.with_name("two.safetensors")).unlink()
     with pytest.raises(ValueError, match="two.safetensors is missing: a part of the weights of the UNet2DCondition"):
-        teacher.run(output=tmp_path / "u.safetensors", kind="stable-diffusion", source=tmp_path / "sd")
+        teacher.run(
+            output=tmp_path / "u.safetensors",
+            table=tmp_path / "log.parquet",
+            kind="stable-diffusion",
+            source=tmp_path / "sd",
+        )
 
 
 def test_tokens_are_those_of_transformers_own_reader(folder, tmp_path):
@@ -285,7 +303,12 @@ def test_folder_that_cannot_be_used_is_named(damage, message, folder, tmp_path):
     shutil.copytree(folder, tmp_path / "sd")
     damage(tmp_path / "sd")
     with pytest.raises(ValueError, match=message) as refused:
-        teacher.run(output=tmp_path / "t.safetensors", kind="stable-diffusion", source=tmp_path / "sd")
+        teacher.run(
+            output=tmp_path / "t.safetensors",
+            table=tmp_path / "log.parquet",
+            kind="stable-diffusion",
+            source=tmp_path / "sd",
+        )
     assert "\n" not in str(refused.value) and str(tmp_path / "sd") in str(refused.value)
     assert not (tmp_path / "t.safetensors").exists()
 
@@ -298,7 +321,12 @@ def test_nothing_of_the_folder_is_run(folder, tmp_path):
         (tmp_path / "sd" / name / "bomb.py").write_text(bomb)
     for name in ("text_encoder/config.json", "tokenizer/tokenizer_config.json"):
         edit(tmp_path / "sd" / name, auto_map={"AutoModel": "bomb.Bomb", "AutoTokenizer": ["bomb.Bomb", None]})
-    teacher.run(output=tmp_path / "t.safetensors", kind="stable-diffusion", source=tmp_path / "sd")
+    teacher.run(
+        output=tmp_path / "t.safetensors",
+        table=tmp_path / "log.parquet",
+        kind="stable-diffusion",
+        source=tmp_path / "sd",
+    )
     text_encoder.run(output=tmp_path / "text.safetensors", source=tmp_path / "sd")
     assert loading.load_text(tmp_path / "text.safetensors").encode(["a"]).states.isfinite().all()
     assert not (tmp_path / "ran").exists()

@@ -170,7 +170,8 @@ def generator(chain, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("generator") / "generator.safetensors"
     content, metadata = tensors.load(chain / "teacher" / "denoiser.safetensors")
     weights = {name: value for name, value in content.items() if name.startswith("ema.")}
-    tensors.save(path, weights, metadata | {"kind": "generator", "sigma": metadata["sigma_max"]})
+    sigma = metadata["sigma_max"]
+    tensors.save(path, weights, metadata | {"kind": "generator", "sigma": sigma, "calls": {"sigmas": [sigma]}})
     return path
 
 
@@ -182,7 +183,7 @@ def draw(folder: Path, chain: Path, denoiser: Path, **changed) -> list[shards.It
 
 
 def test_samples_are_latents_with_the_row_of_their_caption(chain, generator, tmp_path):
-    found = draw(tmp_path, chain, generator, solver={"name": "one-step"})
+    found = draw(tmp_path, chain, generator, solver={"name": "student"})
     assert [int(item["label"]) for item in found] == [0, 1, 2, 3, 4, 0]
     assert all(sorted(item) == ["image", "label"] and item["image"].dtype == np.float32 for item in found)
     noise, _ = seeded_noise(range(6), SHAPE, num_classes=0)
@@ -233,7 +234,7 @@ def test_load_draws_pixels_of_prompts(chain, generator, tmp_path):
     draws = dmd.load(generator, **files, device="cpu", batch_size=4)
     images = draws(PROMPTS)
     assert draws.shape == (3, 32, 32) and images.shape == (5, 3, 32, 32) and images.dtype == torch.float32
-    kept = draw(tmp_path, chain, generator, solver={"name": "one-step"})
+    kept = draw(tmp_path, chain, generator, solver={"name": "student"})
     decoded = loading.load_codec(files["autoencoder"]).decode(torch.from_numpy(np.stack([x["image"] for x in kept])))
     torch.testing.assert_close(images, decoded[:5], rtol=0, atol=1e-4)
     four = draws("a red house", num=4, seed=1)
@@ -267,8 +268,8 @@ def test_files_and_numbers_that_do_not_belong_together_are_refused(chain, genera
     encoder = texts(chain)["text_encoder"]
     with pytest.raises(ValueError, match="guidance 0.5 is not 1"):
         make(tmp_path, chain, guidance=0.5)
-    with pytest.raises(ValueError, match="is a one-step generator, which is drawn without"):
-        draw(tmp_path, chain, generator, solver={"name": "one-step"}, guidance=3.0)
+    with pytest.raises(ValueError, match="is a student, which is drawn without"):
+        draw(tmp_path, chain, generator, solver={"name": "student"}, guidance=3.0)
     with pytest.raises(ValueError, match="dtype 'int8' is not one of"):
         make(tmp_path, chain, dtype="int8")
     with pytest.raises(ValueError, match="solver 'pnmd': .* takes one of .*'pndm'"):

@@ -25,14 +25,14 @@ def places(tmp_path_factory):
     found = import_with_generator(folder)
     found |= {"prompts": folder / "prompts.parquet", "table": folder / "log.parquet"}
     prompt_files.write(found["prompts"], [pa.array(PROMPTS)], lambda: {})
-    manifests.write(found["table"], pa.table({"update": [0, 1], "fake_loss": [1.0, 0.5]}), {})
+    manifests.write(found["table"], pa.table({"update": [0, 1], "loss/fake": [1.0, 0.5]}), {})
     return found
 
 
 def test_sides_show_what_each_draws_for_the_same_prompt_and_noise(places):
     samplers = [
         Sampler(places["teacher"], solver=SOLVER, guidance=3.0),
-        Sampler(places["generator"], solver={"name": "one-step"}),
+        Sampler(places["generator"], solver={"name": "student"}),
     ]
     codec = load_codec(places["autoencoder"])
     states = load_text(places["text_encoder"]).encode(PROMPTS).states

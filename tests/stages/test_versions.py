@@ -21,14 +21,14 @@ from dmd.stages import sample
 
 GOLDEN: dict[str, tuple[int, str, list[float]]] = {
     "teacher": (
-        2,
-        "40c399c0177fc897",
+        3,
+        "363afdfe940d08b2",
         [0.3227, 0.1629, -0.008264, 0.1534, 0.03784, -0.005952, 0.3124, 0.1535, -0.00804, 0.1194, 0.02292, -0.005285],
     ),
     "pairs": (2, "506a0919a40305c5", [2.492, 9.913, 0.0966, 5.0, 31.67, 0.8, 0.7688, 0.947, 0.03005]),
     "distill": (
-        2,
-        "80b1d37f5aa20162",
+        3,
+        "b054376a04fd8f24",
         [
             0.3433,
             0.1873,
@@ -108,11 +108,11 @@ def found(request, teacher_file, manifest_file, distilled_folder, tmp_path) -> t
     if request.param == "distill":
         kind, values = of_network(distilled_folder / "generator.safetensors")
         table, metadata = manifest.read_table(distilled_folder / "log.parquet")
-        losses = np.array([table[name].to_numpy() for name in ("matching_loss", "regression_loss", "fake_loss")])
+        losses = np.array([table[name].to_numpy() for name in ("loss/matching", "loss/regression", "loss/fake")])
         return digest(kind, table.schema.names, structure(metadata)), values + np.nanmean(losses, 1).tolist()
     block = tmp_path / "blocks" / "00000-00000.parquet"
     numbers = {"weights": "ema", "first_seed": 0, "batch_size": 3, "labels": "random", "shard_size": 4}
-    numbers |= {"num_samples": 4, "first": 0, "last": 0, "solver": {"name": "one-step"}}
+    numbers |= {"num_samples": 4, "first": 0, "last": 0, "solver": {"name": "student"}}
     sample.run(denoiser=distilled_folder / "generator.safetensors", output=block, **numbers)
     return of_block(block)
 

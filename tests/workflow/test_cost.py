@@ -27,11 +27,11 @@ def test_cost_counts_the_jobs_of_a_dry_run(tmp_path: Path, monkeypatch):
 
 @pytest.mark.parametrize(
     "name, on_gpus, on_cpus",
-    [  # teacher, reference, pairs, distill, samples with features; manifest, fid.json, and what text takes besides
+    [  # teacher, reference, pairs, distill, samples with features; manifest, fid.json, and images and what text takes
         ("imagenet64", 1 + 1 + 25 + 1 + 30, 2),
         ("imagenet64-teacher", 1 + 1 + 150, 1),
-        ("sd15-cfg3", 1 + 1 + 250 + 1 + 15, 2 + 5),
-        ("sd15-cfg8", 1 + 1 + 1200 + 1 + 15, 2 + 5),
+        ("sd15-cfg3", 1 + 1 + 250 + 1 + 15, 2 + 6),
+        ("sd15-cfg8", 1 + 1 + 1200 + 1 + 15, 2 + 6),
     ],
 )
 def test_cost_takes_a_group_for_one_job(experiments: Experiments, name: str, on_gpus: int, on_cpus: int):

@@ -53,7 +53,7 @@ def test_dry_run_lists_exactly_the_missing_files(tmp_path: Path):
     found = dry(tmp_path)
     assert jobs(found)["fetch"] == 1 and f"output: {FILE} " in found and "other.pkl" not in found
     plan = {line.split()[0]: line.split() for line in script("plan.py", tmp_path, "small").splitlines()}
-    assert plan["fetch"][1:] == ["1", "0", "0.0", "min", "3.0", "MiB"] and plan["all"][1] == "10"
+    assert plan["fetch"][1:] == ["1", "0", "0.0", "min", "3.0", "MiB"] and plan["all"][1] == "11"
     configured(tmp_path, url="http://127.0.0.1:9/vgg16.pth")
     assert ">= 0.0 MiB" in next(line for line in script("plan.py", tmp_path, "small").splitlines() if "fetch" in line)
     (tmp_path / "inputs").mkdir()

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from dmd.config.training import Distill
+from tests.trainings import changed
+from workflow.scripts import stand_in
+
 SCRIPT = Path(__file__).parents[2] / "workflow" / "scripts" / "memory.py"
 UNET = {"sample_size": 8, "in_channels": 3, "out_channels": 3, "block_out_channels": [16, 32], "layers_per_block": 1}
 UNET |= {"down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}
@@ -27,22 +31,54 @@ def script():
     return found
 
 
+def section(given: dict, **keys) -> Distill:
+    return Distill.model_validate(changed(given, **keys))
+
+
 @pytest.mark.parametrize("num_classes", [None, 3])
-def test_memory_of_a_network_from_diffusers_is_counted(script, distill_numbers, num_classes):
+def test_memory_of_a_network_from_diffusers_is_counted(script, distill_section, num_classes):
     network = {"kind": "unet2d", "config": {**UNET, "num_class_embeds": num_classes}}
-    found = script.needed(network, distill_numbers | {"compute": {}, "processes": 1})
+    found = script.needed(network, section(distill_section))
     assert all(size > 0 for size in found.values()) and any("activations" in name for name in found)
 
 
-def test_memory_of_a_text_network_knows_guidance_joined_pairs_decoders_and_batches_of_phases(script, distill_numbers):
-    numbers = distill_numbers | {"compute": {}, "processes": 1, "regression_batch_size": 8}
-
-    def total(*codecs: str, **changed) -> int:
-        return sum(script.needed(TEXT, numbers | changed, codecs).values())
+def test_memory_of_a_text_network_knows_guidance_joined_pairs_decoders_and_batches_of_phases(script, distill_section):
+    def total(*codecs: str, **keys) -> int:
+        given = {"regression_batch_size": 8, "regression_distance": {"kind": "l2", "decoder": "tiny"}}
+        return sum(script.needed(TEXT, section(distill_section, **{**given, **keys}), codecs).values())
 
     plain = total()
     assert total(guidance=3.0, matching_batch_size=40) > total(matching_batch_size=40) > plain
     assert total(match_pairs=True) > plain and total(match_pairs=True, guidance=3.0) > total(match_pairs=True)
     assert total(script.canonical_json(TINY)) > plain
-    phases = [phase | {"regression_batch_size": 16} for phase in numbers["phases"]]
+    phases = [phase | {"regression_batch_size": 16} for phase in distill_section["method"]["phases"]]
     assert total(phases=phases) == total(regression_batch_size=16) > plain
+
+
+def test_memory_of_adapters_is_that_of_what_they_train(script, distill_section):
+    whole = script.needed(TEXT, section(distill_section))
+    found = script.needed(TEXT, section(distill_section, adapter={"rank": 2}))
+    assert found["weights of teacher"] > 0.9 * whole["weights of teacher"] > 9 * found["weights of student"]
+    assert found["moments"] == 2 * (found["weights of student"] + found["weights of fake"])
+
+
+def test_memory_of_processes_and_micro_batches_is_that_of_their_rows(script, distill_section):
+    batch = {"matching_batch_size": 32, "regression_batch_size": 32}
+    alone = script.needed(TEXT, section(distill_section, **batch))
+    shared = script.needed(TEXT, section(distill_section, **batch, processes=4, compute={"micro_batch_size": 2}))
+    assert any("of 32 rows" in name for name in alone) and any("of 2 rows" in name for name in shared)
+    assert shared["exchange of gradients"] > 0 and "exchange of gradients" not in alone
+
+
+def test_passes_of_a_whole_distillation_are_those_of_the_paper(script):
+    """Student and fake update 3 each, real and fake score 1, on the matching batch; the student 3 on pairs."""
+    assert script.image_passes(script.published(392, 300_000)) == 300_000 * 11 * 392
+
+
+def test_passes_count_guidance_joined_pairs_and_batches_of_phases(distill_section):
+    batches = {"matching_batch_size": 64, "regression_batch_size": 32}
+    phases = [{"updates": 20}, {"updates": 10, "matching_batch_size": 16, "regression_batch_size": 8}]
+    section = Distill.model_validate(changed(distill_section, guidance=3.0, match_pairs=True, phases=phases, **batches))
+    expected = sum(updates * ((3 + 3 + 3) * num + (3 + 3 + 3) * num // 2) for updates, num in ((20, 64), (10, 16)))
+    assert stand_in.image_passes(section) == expected
+    assert stand_in.batch_passes(section) == round(expected / 64)

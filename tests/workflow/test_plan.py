@@ -29,7 +29,7 @@ def test_plan_counts_jobs_and_calls(tmp_path: Path):
     rows = {line.split()[0]: line.split() for line in script("plan.py", tmp_path, "small").splitlines()}
     assert rows["pairs"][1:3] == ["2", "560"]  # 16 pairs, Heun with 18 steps: 35 calls
     assert rows["sample"][1:3] == ["1", "32"]
-    assert rows["all"][1:3] == ["9", "592"]
+    assert rows["all"][1:3] == ["10", "592"]
     assert rows["memory"][2] == "small" and float(rows["memory"][-3]) > 0  # GiB of distill
 
 
@@ -39,7 +39,7 @@ def test_export_needs_the_generator_alone_and_lies_with_it(tmp_path: Path):
     write_config(tmp_path, config)
     (tmp_path / "photos").mkdir()
     planned = jobs(make(tmp_path, "-n", "results/small/export/generator.onnx"))
-    assert planned == {"teacher": 1, "pairs": 2, "pairs_manifest": 1, "distill": 1, "export": 1}
+    assert planned == {"images": 1, "teacher": 1, "pairs": 2, "pairs_manifest": 1, "distill": 1, "export": 1}
     answer = snakemake(tmp_path, "-n", "results/longer/export/generator.onnx")
     assert answer.returncode != 0 and "ask for results/small/export/generator.onnx" in answer.stdout + answer.stderr
 

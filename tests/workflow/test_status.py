@@ -54,12 +54,12 @@ def test_status_of_a_finished_experiment_is_done_throughout(finished: Path):
 def test_status_tells_what_a_child_shares_from_what_it_waits_for(finished: Path):
     found = stages(finished, "small-seed1")
     assert {name: each["state"] for name, each in found.items()} == {
-        **dict.fromkeys(["teacher", "reference", "pairs"], "done"),
+        **dict.fromkeys(["images", "teacher", "reference", "pairs"], "done"),
         **dict.fromkeys(["distill", "sample", "features", "evaluate"], "waiting"),
     }
     assert found["pairs"]["owners"] == ["small"] and found["distill"]["owners"] == ["small-seed1"]
     lines = status(finished, "small-seed1").stdout.splitlines()
-    assert lines[1].split() == ["small-seed1", "done*", "done*", "done*", *["waiting"] * 4]
+    assert lines[1].split() == ["small-seed1", *["done*"] * 4, *["waiting"] * 4]
 
 
 def test_status_lists_what_has_begun_and_refuses_unknown_names(finished: Path, tmp_path: Path):

@@ -143,6 +143,12 @@ def sampled(wildcards):
     return artifact("distill" if EXPERIMENTS.distilled(wildcards.experiment) else "teacher")(wildcards)
 
 
+def teacher_cadence(wildcards):
+    """How often the training of a teacher writes, where it is trained here."""
+    training = getattr(EXPERIMENTS.section(wildcards.experiment, "teacher"), "training", None)
+    return {"cadence": training.cadence()} if training else {}
+
+
 def start(wildcards):
     """The teacher file that initialises generator and fake denoiser, where it is not the teacher."""
     name = EXPERIMENTS.section(wildcards.experiment, "distill").start

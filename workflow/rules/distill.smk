@@ -1,12 +1,14 @@
-# Algorithm 1: teacher and pairs become a one-step generator. With distill.processes the stage starts torchrun itself, on
+# A student of few calls, by the method that the configuration names. With distill.processes the stage starts torchrun itself, on
 # several nodes of a cluster through srun. SLURM counts threads by task, one on each node, memory and `gres` by node.
 rule distill:
     input:
         owned("distill"),
         teacher=artifact("teacher"),
-        manifest=artifact("pairs_manifest"),
+        manifest=read_by("distill", "pairs_manifest"),
+        images=read_by("distill", "images"),
+        states=read_by("distill", "states_manifest"),
         start=start,
-        lpips=given("distill", "method", "regression_distance"),
+        lpips=distance_weights,
         tiny_autoencoder=read_by("distill", "tiny_autoencoder"),
         autoencoder=read_by("distill", "autoencoder"),
     output:
@@ -29,6 +31,9 @@ rule distill:
         tasks_per_gpu=several_nodes(0),
         gres=several_nodes(lambda wildcards: f"gpu:{per_node(wildcards)}" if gpus(wildcards) else None),
     params:
+        manifest=flag("manifest"),
+        images=flag("images"),
+        states=flag("states"),
         start=flag("start"),
         lpips=flag("lpips"),
         tiny_autoencoder=flag("tiny_autoencoder"),
@@ -39,7 +44,7 @@ rule distill:
         place=place,
         version=RULES["distill"].version,
     shell:
-        "python -m dmd.stages.distill --teacher {input.teacher} --manifest {input.manifest} "
+        "python -m dmd.stages.distill --teacher {input.teacher} {params.manifest} {params.images} {params.states} "
         "{params.start} {params.lpips} {params.tiny_autoencoder} {params.autoencoder} "
         "--output {output.generator} --table {output.table} "
         "--spec {params.spec:q} {params.cadence:q} {params.place:q} --log {log}"

@@ -78,9 +78,10 @@ def clip_folder(wildcards):
     return f"--clip-network {shlex.quote(EXPERIMENTS.section(wildcards.experiment, 'evaluate.clip').folder)}"
 
 
-def taught_with(wildcards):
-    """The dataset, for a teacher that is trained on it."""
-    return dataset(wildcards) if EXPERIMENTS.section(wildcards.experiment, "teacher").kind == "train" else []
+def distance_weights(wildcards):
+    """Weights of the distance of images that a method's losses use, or nothing."""
+    entry = EXPERIMENTS.section(wildcards.experiment, "distill").method.distance()
+    return present(entry, f"{wildcards.experiment}.distill.method") if getattr(entry, "file", None) else []
 
 
 def dataset(wildcards):

@@ -2,7 +2,7 @@
 rule reference:
     input:
         owned("reference"),
-        dataset=compared_with,
+        images=read_by("reference", "images"),
         network=given("reference", "features"),
         statistics=given("reference", "moments"),
     output:
@@ -20,9 +20,10 @@ rule reference:
         runtime=minutes(120, "reference"),
     params:
         network=flag("network"),
+        images=flag("images"),
         statistics=flag("statistics"),
         spec=spec("reference"),
         version=RULES["reference"].version,
     shell:
-        "python -m dmd.stages.reference {params.network} {params.statistics} --output {output} "
+        "python -m dmd.stages.reference {params.network} {params.images} {params.statistics} --output {output} "
         "--spec {params.spec:q} --log {log}"

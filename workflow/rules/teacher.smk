@@ -1,12 +1,14 @@
-# The frozen denoiser: trained on the dataset, the exact one of a mixture, or one of others' files.
+# The frozen denoiser: trained on images, the exact one of a mixture, or one of others' files. The log of its training
+# has no rows where it was not trained here.
 rule teacher:
     input:
         owned("teacher"),
-        dataset=taught_with,
+        images=read_by("teacher", "images"),
         file=given("teacher"),
         folder=saved("teacher"),
     output:
-        "results/{experiment}/teacher/denoiser.safetensors",
+        denoiser="results/{experiment}/teacher/denoiser.safetensors",
+        table="results/{experiment}/teacher/log.parquet",
     log:
         "results/{experiment}/logs/teacher.log",
     benchmark:
@@ -19,11 +21,15 @@ rule teacher:
         mem_mb=memory(4000, "teacher"),
         runtime=minutes(720, "teacher"),
     params:
+        images=flag("images"),
         source=source("teacher"),
         spec=spec("teacher"),
+        # a parameter that depends on the output is none that Snakemake compares: another cadence trains nothing anew
+        cadence=lambda wildcards, output: canonical_json(teacher_cadence(wildcards)),
         version=RULES["teacher"].version,
     shell:
-        "python -m dmd.stages.teacher {params.source} --output {output} --spec {params.spec:q} --log {log}"
+        "python -m dmd.stages.teacher {params.images} {params.source} --output {output.denoiser} --table {output.table} "
+        "--spec {params.spec:q} {params.cadence:q} --log {log}"
 
 
 # Text encoder and tokenizer of a Stable Diffusion folder.

@@ -19,11 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from dmd.config import RULES, Experiments, Json, load, read_yaml  # noqa: E402
-from dmd.methods.phases import image_passes  # noqa: E402
 from dmd.networks.released import CIFAR10, IMAGENET64, SD15  # noqa: E402
-from workflow.scripts.memory import architecture, forward_operations  # noqa: E402
+from workflow.scripts.memory import architecture, forward_operations, section  # noqa: E402
 from workflow.scripts.plan import SHARD_RULES, image_size, shard_bytes  # noqa: E402
-from workflow.scripts.rates import Job, distill_numbers, network_calls  # noqa: E402
+from workflow.scripts.rates import Job, network_calls  # noqa: E402
+from workflow.scripts.stand_in import image_passes  # noqa: E402
 
 PAPER: dict[str, dict[str, Any]] = {  # experiment -> network of its teacher, whose file need not be there
     "cifar10-uncond": CIFAR10 | {"num_classes": 0},
@@ -107,7 +107,7 @@ def passes(experiments: Experiments, name: str, jobs: set[Job]) -> tuple[int, in
             guided = experiments.section(job.experiment, job.rule).guidance != 1.0  # asks twice
             totals[job.rule] += network_calls(experiments, job) * (1 + guided)
     distills = any(job.rule == "distill" for job in jobs)
-    distilled = sum(image_passes(distill_numbers(experiments, name))) if distills else 0
+    distilled = image_passes(section(experiments, name)) if distills else 0
     return totals["pairs"], distilled, totals["sample"]
 
 

@@ -27,17 +27,13 @@ from dmd.artifacts import tensors as tensor_files  # noqa: E402
 from dmd.artifacts.files import canonical_json  # noqa: E402
 from dmd.config import Experiments, load  # noqa: E402
 from dmd.config.sections import DECODERS  # noqa: E402
-from dmd.methods.counting import weight_bytes  # noqa: E402
-from dmd.methods.memory import TEXT_LENGTH, distill_parts, largest_batch  # noqa: E402
-from dmd.methods.share import Share  # noqa: E402
-from dmd.methods.unbuilt import counted, counted_distance, without_classes  # noqa: E402
-from dmd.networks import build  # noqa: E402
-from dmd.networks.lora import size  # noqa: E402
+from dmd.config.training import Distill, TrainingCompute  # noqa: E402
+from dmd.networks import build, without_classes  # noqa: E402
 from dmd.networks.released import CIFAR10, IMAGENET64  # noqa: E402
-from workflow.scripts.rates import distill_numbers  # noqa: E402
+from dmd.train.memory import TEXT_LENGTH  # noqa: E402
+from workflow.scripts.stand_in import image_passes, needed  # noqa: E402
 
 GIB = 2**30
-LPIPS = {"kind": "lpips", "size": 224}
 PAPER: dict[str, tuple[dict[str, Any], int, int, int, int]] = {  # network, batch, pairs, calls for a pair, updates
     "ImageNet-64": (IMAGENET64, 336, 25_000, 511, 350_000),
     "CIFAR-10 conditional": (CIFAR10, 392, 100_000, 35, 300_000),
@@ -48,16 +44,13 @@ CONFIGURED = {
     "CIFAR-10 conditional": "cifar10-cond",
     "CIFAR-10 unconditional": "cifar10-uncond",
 }
-PASSES = 2 * 3 + 1 + 1 + 3  # of an update, in forward passes of a batch: generator on two batches, teacher, fake twice
-VARIANTS: dict[str, dict[str, Any]] = {
-    "float32": {},
-    "bfloat16": {"dtype": "bfloat16"},
-    "bfloat16, checkpointed": {"dtype": "bfloat16", "gradient_checkpointing": True},
-    "bfloat16, checkpointed, micro batches of 16": {
-        "dtype": "bfloat16",
-        "gradient_checkpointing": True,
-        "micro_batch_size": 16,
-    },
+VARIANTS = {
+    "float32": TrainingCompute(),
+    "bfloat16": TrainingCompute(dtype="bfloat16"),
+    "bfloat16, checkpointed": TrainingCompute(dtype="bfloat16", gradient_checkpointing=True),
+    "bfloat16, checkpointed, micro batches of 16": TrainingCompute(
+        dtype="bfloat16", gradient_checkpointing=True, micro_batch_size=16
+    ),
 }
 NUM_SAMPLES = 150_000  # three repetitions of 50,000
 
@@ -80,18 +73,24 @@ def main() -> None:
         sys.exit(f"error: {error}")
 
 
+def section(experiments: Experiments, name: str) -> Distill:
+    """Section `distill` of an experiment."""
+    found: Distill = experiments.section(name, "distill")
+    return found
+
+
 def plan(experiments: Experiments, name: str) -> Iterator[str]:
-    """Memory of one experiment's distillation, by purpose, then in total at other settings."""
-    numbers, network = distill_numbers(experiments, name), architecture(experiments, name)
+    """Memory of one experiment's distillation, by purpose; of a GiB or more, in total at other settings, too."""
+    distill, network = section(experiments, name), architecture(experiments, name)
     if network is None:
         yield f"memory of {name}: unknown until its teacher is there, whose file knows the network"
         return
-    codecs = autoencoders(experiments, name)
-    found = needed(network, numbers, codecs)
-    yield f"memory of {name} on each of {numbers['processes']} GPUs, GiB: {sum(found.values()) / GIB:.3g} at least"
+    codecs = autoencoders(experiments, name, distill)
+    found = needed(network, distill, codecs)
+    yield f"memory of {name} on each of {distill.processes} GPUs, GiB: {sum(found.values()) / GIB:.3g} at least"
     yield from (f"  {size / GIB:8.3g}  {purpose}" for purpose, size in found.items())
-    for variant, compute in VARIANTS.items():
-        total = sum(needed(network, {**numbers, "compute": compute}, codecs).values())
+    for variant, compute in VARIANTS.items() if sum(found.values()) >= GIB else ():
+        total = sum(needed(network, distill.model_copy(update={"compute": compute}), codecs).values())
         yield f"  {total / GIB:8.3g}  in all with {variant}"
 
 
@@ -100,16 +99,22 @@ def paper() -> Iterator[str]:
     shipped = Experiments(load(ROOT / "config.yaml"))
     yield f"| experiment | GPUs | as in config.yaml | {' | '.join(VARIANTS)} | pairs, disk | samples, disk |"
     yield f"|---|---:|{'---:|' * (len(VARIANTS) + 3)}"
-    for name, (network, batch, pairs, _, _) in PAPER.items():
+    for name, (network, batch, pairs, _, updates) in PAPER.items():
         for processes in (1, 7):
             totals = []
-            for compute in (shipped.section(CONFIGURED[name], "distill").compute.whole(), *VARIANTS.values()):
-                numbers: dict[str, Any] = {"compute": compute, "processes": processes, "matching_batch_size": batch}
-                numbers |= {"regression_batch_size": batch, "regression_weight": 0.25, "regression_distance": LPIPS}
-                totals.append(sum(needed(network, {**numbers, "shared_noise": False, "fake_score": True}).values()))
+            for compute in (section(shipped, CONFIGURED[name]).compute, *VARIANTS.values()):
+                changes = {"compute": compute, "processes": processes}
+                totals.append(sum(needed(network, published(batch, updates).model_copy(update=changes)).values()))
             disks = (shard_bytes(network, pairs, arrays=2), shard_bytes(network, NUM_SAMPLES, arrays=1))
             cells = [f"{total / GIB:.1f} GiB" for total in totals] + [f"{size / 1e9:.1f} GB" for size in disks]
             yield f"| {name} | {processes} | {' | '.join(cells)} |"
+
+
+def published(batch: int, updates: int) -> Distill:
+    """A distillation of pixels as the paper has it: LPIPS, and one update of the fake denoiser with each."""
+    method = {"name": "dmd", "matching_batch_size": batch, "regression_batch_size": batch}
+    method |= {"regression_distance": {"kind": "lpips", "file": "inputs/vgg16-397923af.pth"}}
+    return Distill.model_validate({"method": {**method, "phases": [{"updates": updates}]}})
 
 
 def operations() -> Iterator[str]:
@@ -118,9 +123,9 @@ def operations() -> Iterator[str]:
     yield "|---|---:|---:|---:|---:|"
     for name, (network, batch, pairs, calls, updates) in PAPER.items():
         forward = forward_operations(network)
-        update = PASSES * batch * forward
-        cells = f"{forward / 1e9:.1f} G | {pairs * calls * forward / 1e18:.2f} E | {update / 1e12:.0f} T"
-        yield f"| {name} | {cells} | {updates * update / 1e18:.0f} E |"
+        whole = image_passes(published(batch, updates)) * forward
+        cells = f"{forward / 1e9:.1f} G | {pairs * calls * forward / 1e18:.2f} E | {whole / updates / 1e12:.0f} T"
+        yield f"| {name} | {cells} | {whole / 1e18:.0f} E |"
 
 
 def forward_operations(network: dict[str, Any]) -> int:
@@ -134,39 +139,16 @@ def forward_operations(network: dict[str, Any]) -> int:
     return counter.get_total_flops()
 
 
-def needed(network: dict[str, Any], numbers: dict[str, Any], codecs: tuple[str, ...] = ()) -> dict[str, int]:
-    """Bytes by purpose on each GPU.
-
-    Args:
-        network: of teacher, generator and fake denoiser.
-        numbers: section `distill`.
-        codecs: what latents are decoded with for the regression loss: arguments of `Codec` in canonical JSON.
-    """
-    compute = numbers["compute"]
-    share = Share(0, numbers["processes"], compute.get("micro_batch_size"))
-    with torch.device("meta"):
-        built: Any = build(network)
-    weights, shape = weight_bytes(built), (built.channels, built.resolution, built.resolution)
-    dtype = compute.get("dtype", "float32")
-    found = counted(canonical_json(network), dtype)
-    largest = share.largest(largest_batch(numbers, "regression_batch_size"))
-    distance = numbers["regression_distance"].get("size")
-    lpips = max(counted_distance(distance, shape, largest, codec, dtype) for codec in codecs or (None,))
-    adapter = numbers.get("adapter")
-    trained = 4 * size(built, adapter).parameters if adapter else weights
-    return distill_parts(numbers, share, teacher=weights, trained=trained, found=found, lpips=lpips)  # type: ignore[arg-type]
-
-
 def shard_bytes(network: dict[str, Any], num: int, *, arrays: int) -> int:
     """Bytes of shards of `num` items: per member a tar header, an npy header and the data, in blocks of 512."""
     blocks = math.ceil((128 + 4 * network["channels"] * network["resolution"] ** 2) / 512)
     return num * 512 * (arrays * (1 + blocks) + 2)
 
 
-def autoencoders(experiments: Experiments, name: str) -> tuple[str, ...]:
+def autoencoders(experiments: Experiments, name: str, distill: Distill) -> tuple[str, ...]:
     """Arguments of the codecs of an experiment's distillation, of those whose files are there, in canonical JSON."""
-    decoders = experiments.section(name, "distill").method.decoders()
-    paths = [Path("results", experiments.path(name, rule)) for key, rule in DECODERS.items() if key in decoders]
+    rules = [DECODERS[decoder] for decoder in distill.method.decoders() if decoder in DECODERS]
+    paths = [Path("results", experiments.path(name, rule)) for rule in rules]
     return tuple(canonical_json(tensor_files.load_metadata(path)["autoencoder"]) for path in paths if path.is_file())
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from dmd.artifacts import manifest  # noqa: E402
 from dmd.artifacts.audit import refuse_while_writing  # noqa: E402
 from dmd.config import RULES, Configuration, Experiments, load  # noqa: E402
 from dmd.config.rules import ARTIFACTS  # noqa: E402
@@ -73,7 +74,9 @@ def files_of(experiments: Experiments, experiment: str, rule: str, owner: str) -
         if tars := RULES[rule].tars:
             yield from (f"{owner}/{tars.format(shard=shard)}" for shard in range(blocks[-1][1] + 1))
     else:
-        yield experiments.path(experiment, rule)
+        yield (first := experiments.path(experiment, rule))
+        if RULES[rule].tars and (listed := Path("results", first)).exists():  # how many there are, the first says
+            yield from (str(Path(first).parent / shard.path.name) for shard in manifest.read(listed).shards)
     yield from (f"{owner}/{name}" for name in RULES[rule].files[1:])
     for job in jobs:
         yield from (f"{owner}/logs/{job}.log", f"{owner}/benchmarks/{job}.tsv")

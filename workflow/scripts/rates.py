@@ -12,8 +12,6 @@ from typing import Any
 
 from dmd.config import Experiments
 from dmd.config.rules import ARTIFACTS, TABLES
-from dmd.methods.phases import num_passes
-from dmd.stages.section_numbers import numbers_of
 
 Rates = dict[str, dict[str, float]]  # owner of the teacher -> rule -> CPU seconds per unit of work
 BLOCK = re.compile(r"(\d{5})-(\d{5})")
@@ -66,14 +64,10 @@ def work(experiments: Experiments, job: Job) -> int:
         training = getattr(experiments.section(job.experiment, "teacher"), "training", None)
         return sum(phase.updates for phase in training.method.phases) if training else 1
     if job.rule == "distill":
-        return num_passes(distill_numbers(experiments, job.experiment))
+        from workflow.scripts import memory, stand_in  # torch, which nothing else here needs
+
+        return stand_in.batch_passes(memory.section(experiments, job.experiment))
     return network_calls(experiments, job) or num_images(experiments, job) or 1
-
-
-def distill_numbers(experiments: Experiments, experiment: str) -> Any:
-    """The numbers of an experiment's distillation."""
-    whole = experiments.whole(experiment)
-    return numbers_of(experiments.section(experiment, "distill"), whole.device, whole.threads)
 
 
 def group(experiments: Experiments, experiment: str) -> str:

@@ -1,0 +1,174 @@
+"""What is in an artifact, and how far two artifacts are apart."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import safetensors
+import torch
+
+from bench.first_house.renames import RENAMES, Rename, match
+
+LARGEST = 1e-6  # relative difference that is none: max |a - b| / max |a|
+UNCOMPARED_FACTS = frozenset({"stage", "version", "spec", "inputs", "key"})  # what an artifact was made of, and by whom
+UNCOMPARED_COLUMNS = frozenset(
+    {"offset", "length", "size", "sha256"}
+)  # of tars, which hold the spec beside the tensors
+
+Values = dict[str, np.ndarray]
+Content = dict[str, Values]  # "tensors", "columns", "values" or "facts" -> name -> value
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two values of one name are apart.
+
+    Attributes:
+        bits: they are equal bit by bit.
+        absolute, relative: max |a - b|, and that over max |a|; both infinite for values that cannot be subtracted.
+        why: why they cannot be.
+    """
+
+    bits: bool
+    absolute: float = 0.0
+    relative: float = 0.0
+    why: str = ""
+
+
+@dataclass
+class Comparison:
+    """One kind of content of one artifact, in both houses.
+
+    Attributes:
+        worst: the name of the largest relative difference, and why its values cannot be subtracted, if so.
+        declared: names that one side lacks as a row of RENAMES says.
+    """
+
+    artifact: str
+    kind: str
+    num: int = 0
+    num_equal: int = 0
+    absolute: float = 0.0
+    relative: float = 0.0
+    worst: str = ""
+    only_old: list[str] = field(default_factory=list)
+    only_new: list[str] = field(default_factory=list)
+    declared: list[str] = field(default_factory=list)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether no name is missing and no value differs by more than `LARGEST`."""
+        return not self.only_old and not self.only_new and self.relative <= LARGEST
+
+    def add(self, name: str, difference: Difference) -> None:
+        """Counts one pair of values."""
+        self.num += 1
+        self.num_equal += difference.bits
+        self.absolute = max(self.absolute, difference.absolute)
+        if difference.relative > self.relative:
+            self.relative = difference.relative
+            self.worst = f"{name}: {difference.why}" if difference.why else name
+
+
+def compare(artifact: str, old: Path, new: Path, renames: Sequence[Rename] = RENAMES) -> Iterator[Comparison]:
+    """Compares two files, the artifact of this name (its path below results/) in the first house and in this tree."""
+    before, after = read(old), read(new)
+    for kind in dict.fromkeys([*before, *after]):
+        ours, theirs = after.get(kind, {}), before.get(kind, {})
+        names = match(artifact, theirs, ours, renames)
+        found = Comparison(artifact, kind, only_old=names.only_old, only_new=names.only_new, declared=names.declared)
+        for name, other in names.pairs:
+            found.add(name, difference(theirs[name], ours[other]))
+        yield found
+
+
+def difference(old: np.ndarray, new: np.ndarray) -> Difference:
+    """How far two arrays are apart; values that are not finite have to be equal, each in its place."""
+    if old.dtype.kind in "OU" and new.dtype.kind in "OU":
+        same = old.shape == new.shape and bool(np.all(old == new))
+        return Difference(bits=True) if same else _incomparable("other text")
+    if old.dtype != new.dtype or old.shape != new.shape:
+        return _incomparable(f"{old.dtype} {old.shape} became {new.dtype} {new.shape}")
+    if old.tobytes() == new.tobytes():
+        return Difference(bits=True)
+    before, after = old.astype(np.float64), new.astype(np.float64)
+    finite = np.isfinite(before)
+    if not np.array_equal(before[~finite], after[~finite], equal_nan=True) or not np.isfinite(after[finite]).all():
+        return _incomparable("infinite or not a number in one house only")
+    absolute = float(np.abs(before - after, where=finite, out=np.zeros_like(before)).max())
+    largest = float(np.abs(before[finite]).max(initial=0.0))
+    relative = absolute / largest if largest else math.inf * absolute if absolute else 0.0
+    return Difference(bits=False, absolute=absolute, relative=relative)
+
+
+def _incomparable(why: str) -> Difference:
+    return Difference(bits=False, absolute=math.inf, relative=math.inf, why=why)
+
+
+def read(path: Path) -> Content:
+    """Everything in a file that is compared, by kind and name; ValueError for a file of another kind."""
+    readers = {".safetensors": _safetensors, ".parquet": _parquet, ".tar": _tar, ".json": _json}
+    if path.suffix not in readers:
+        raise ValueError(f"{path}: only {', '.join(readers)} can be compared")
+    return readers[path.suffix](path)
+
+
+def _safetensors(path: Path) -> Content:
+    with safetensors.safe_open(path, framework="pt") as stream:
+        tensors = {name: _array(stream.get_tensor(name)) for name in stream.keys()}  # noqa: SIM118 (no mapping)
+        metadata = stream.metadata() or {}
+    return {"tensors": tensors, "facts": _facts(metadata.get("dmd", "{}"))}
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor as NumPy knows it, which has no bfloat16."""
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _parquet(path: Path) -> Content:
+    table = pq.read_table(path)
+    metadata = {**(table.schema.metadata or {}), **(pq.read_metadata(path).metadata or {})}
+    names = [name for name in table.column_names if name not in UNCOMPARED_COLUMNS]
+    columns = {name: np.asarray(table[name].to_numpy()) for name in names}
+    return {"columns": columns, "facts": _facts(metadata.get(b"dmd", b"{}"))}
+
+
+def _tar(path: Path) -> Content:
+    tensors: Values = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            stream = tar.extractfile(member)
+            if stream is not None and member.name.endswith(".npy"):
+                tensors[member.name] = np.load(io.BytesIO(stream.read()), allow_pickle=False)
+    return {"tensors": tensors}
+
+
+def _json(path: Path) -> Content:
+    return {"values": _facts(path.read_text())}
+
+
+def _facts(text: str | bytes) -> Values:
+    """Numbers and words of a JSON text by their place, such as `network.channels`, but those of `UNCOMPARED_FACTS`."""
+    return {place: np.asarray(value) for place, value in _leaves(json.loads(text), "")}
+
+
+def _leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """Numbers as float64, so that 1 and 1.0 are equal; all else as text."""
+    if isinstance(value, dict | list) and value:
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, part in parts:
+            if key not in UNCOMPARED_FACTS:
+                yield from _leaves(part, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield place, float(value)
+    else:
+        yield place, json.dumps(value)

@@ -1,0 +1,129 @@
+"""Runs the stages of a case in both houses and compares what they make."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.first_house.cases import Case, Step, write_inputs
+from bench.first_house.comparison import Comparison, compare
+from bench.first_house.house import KEPT, Failed, House
+from bench.first_house.renames import RENAMES, Rename
+
+
+@dataclass
+class StageReport:
+    """What a stage of this tree made, beside what the first house made.
+
+    Attributes:
+        rules: what ran in this tree.
+        failure: why not everything could be compared; "" where it could.
+    """
+
+    case: str
+    stage: str
+    rules: list[str] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    failure: str = ""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the stage ran, made something, and made the same."""
+        return not self.failure and bool(self.comparisons) and all(each.agrees for each in self.comparisons)
+
+
+def make_whole(case: Case, house: House, folder: Path, *, inputs_from: Path, quick: bool, cores: int) -> list[str]:
+    """Makes a case from nothing; returns the names of the rules that ran.
+
+    Args:
+        folder: where results, and all that they are made of, will lie.
+        inputs_from: tree whose files become the inputs.
+    """
+    write_inputs(case.name, inputs_from, folder / "inputs")
+    (folder / "config.yaml").write_text(house.config(case.name, quick=quick))
+    return house.make(folder, case.whole, cores=cores, checkpoints=case.checkpoints)
+
+
+def from_equal_inputs(
+    case: Case, made: Path, house: House, folder: Path, *, quick: bool, cores: int, renames: Sequence[Rename] = RENAMES
+) -> Iterator[StageReport]:
+    """Runs each stage of a house on the artifacts in `made`, and compares what it makes with what is there.
+
+    Args:
+        made: a folder that `make_whole` filled.
+        folder: a new one, in which every stage has its own.
+    """
+    for number, step in enumerate(case.steps):
+        place = folder / f"{number}-{step.name}"
+        put_inputs(case.steps[:number], made, place)
+        (place / "config.yaml").write_text(house.config(case.name, quick=quick))
+        report = StageReport(case.name, step.name)
+        before = _states(place / "results")
+        try:
+            targets = step.artifacts(made / "results", step.targets)
+            report.rules = house.make(place, targets, cores=cores, checkpoints=step.checkpoints)
+            after = _states(place / "results")
+            if again := [path for path, state in before.items() if after.get(path) != state]:
+                raise Failed(f"inputs were made again: {', '.join(again)}")
+            report.comparisons = compare_step(step, made, place, renames)
+        except (Failed, ValueError) as error:
+            report.failure = str(error)
+        yield report
+
+
+def from_own_inputs(
+    case: Case, made: Path, house: House, folder: Path, *, quick: bool, cores: int, renames: Sequence[Rename] = RENAMES
+) -> Iterator[StageReport]:
+    """Runs all stages of a house after each other, and compares each of them: a difference is carried on."""
+    shutil.copytree(made / "inputs", folder / "inputs")
+    (folder / "config.yaml").write_text(house.config(case.name, quick=quick))
+    rules: list[str] = []
+    stopped = ""
+    try:
+        rules = house.make(folder, case.whole, cores=cores, checkpoints=case.checkpoints)
+    except Failed as error:  # stages before that one are compared all the same
+        stopped = f"\n{error}"
+    for step in case.steps:
+        report = StageReport(case.name, step.name, rules)
+        try:
+            report.comparisons = compare_step(step, made, folder, renames)
+        except ValueError as error:
+            report.failure, stopped = f"{error}{stopped}", ""
+        yield report
+
+
+def put_inputs(steps: Sequence[Step], made: Path, place: Path) -> None:
+    """Copies what earlier steps made, with the records beside it and the times of both, and the files from outside."""
+    shutil.copytree(made / "inputs", place / "inputs")
+    for step in steps:
+        for name in step.artifacts(made / "results"):
+            path, copy = made / "results" / name, place / "results" / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, copy)
+            record = path.with_name(f".{path.name}.json")
+            if record.exists():
+                shutil.copy2(record, copy.with_name(record.name))
+
+
+def compare_step(step: Step, made: Path, place: Path, renames: Sequence[Rename] = RENAMES) -> list[Comparison]:
+    """Compares the artifacts of a step, and its checkpoints; ValueError for a file that is on one side only."""
+    compared: list[Comparison] = []
+    for below, globs in (("results", (*step.targets, *step.beside)), (KEPT, step.checkpoints)):
+        names = step.artifacts(made / below, globs)
+        others = step.artifacts(place / below, globs)
+        if lone := sorted({*names} ^ {*others}):
+            where = ", ".join(f"{name} ({'first house' if name in names else 'this tree'})" for name in lone)
+            raise ValueError(f"on one side only: {where}")
+        if globs and not names:
+            raise ValueError(f"nothing fits {', '.join(globs)}")
+        for name in names:
+            compared += compare(name, made / below / name, place / below / name, renames)
+    return compared
+
+
+def _states(results: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of each file by its path."""
+    found = {str(path.relative_to(results)): path.stat() for path in results.rglob("*") if path.is_file()}
+    return {name: (state.st_ino, state.st_mtime_ns) for name, state in found.items()}

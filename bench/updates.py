@@ -1,0 +1,111 @@
+"""Updates of a distillation as stage distill makes them, of networks from files or of those at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dmd import loading
+from dmd.artifacts import manifest as manifests
+from dmd.artifacts.pairs import PairReader
+from dmd.config.training import Distill
+from dmd.methods.base import Distance, Facts, Part, Rows
+from dmd.methods.parts.distances import l2_distance
+from dmd.train import checkpoints, networks
+from dmd.train.data import NoiseStream, PairStream, Stream
+from dmd.train.parallel import BatchSplit
+from dmd.train.trainer import Trainer, assemble, loader, plan
+
+NONE = Path("checkpoints")  # no checkpoint is written
+
+
+@dataclass(frozen=True)
+class Given:
+    """A stream whose rows are always these, on the CPU; there are as many as any part takes."""
+
+    values: Rows
+
+    def rows(self, part: Part, position: int, mine: slice, random: torch.Generator) -> Rows:
+        """As `dmd.train.data.Stream`."""
+        return {name: value[mine] for name, value in self.values.items()}
+
+
+class Updates:
+    """Update after update: rows read ahead, losses, optimisers, moving average, and the log row.
+
+    Attributes:
+        trainer: at work, started.
+        done: updates that were made.
+    """
+
+    def __init__(self, trainer: Trainer, streams: Mapping[str, Stream]) -> None:
+        self.trainer, self.done = trainer, 0
+        self._plan, _ = plan(trainer.training.method)
+        self._loader = loader(trainer, streams, self._plan, stage="distill")
+        self._rows: list[dict[str, float]] = []
+        trainer.start()
+
+    def next(self) -> None:
+        """The next update."""
+        steps, clock = self._loader.take(self.done), self._plan.clock(self.done)
+        row = self.trainer.update(clock, steps)
+        checkpoints.check_finite(row, self.done, NONE, advice="distill.optimisers.student.learning_rate")
+        self._rows.append({"update": self.done, "phase": clock.phase.index, **row})
+        self.done += 1
+
+    def close(self) -> None:
+        """Ends the thread that reads ahead."""
+        self._loader.close()
+
+
+def trainer(
+    section: Distill,
+    modules: Mapping[str, nn.Module],
+    shape: tuple[int, ...],
+    *,
+    num_classes: int = 0,
+    text: bool = False,
+    sigma_data: float = 0.5,
+    distance: Distance = l2_distance,
+) -> Trainer:
+    """A training on networks that are on their device, not started; each decoder has the same distance."""
+    facts = Facts(shape, num_classes, sigma_data, text=text)
+    split = BatchSplit(micro_batch_size=section.compute.micro_batch_size)
+    distances = dict.fromkeys(section.method.decoders(), distance)
+    return assemble(section, modules, facts, distances=distances, split=split, start=False)
+
+
+def from_files(
+    teacher: Path,
+    manifest: Path,
+    section: Distill,
+    *,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+    distance: Distance = l2_distance,
+) -> Updates:
+    """Those of a teacher's file and its pairs; all networks begin as the teacher."""
+    file = loading.look_at(teacher)
+    classes = int(file.facts["num_classes"])
+    modules = networks.load(
+        section.method,
+        file,
+        file,
+        adapter=section.adapter,
+        compute=section.compute,
+        seed=section.seed,
+        device=device,
+        new=_none,
+        log=lambda line: None,
+    )
+    shape = tuple(file.facts["shape"])
+    made = trainer(section, modules, shape, num_classes=classes, sigma_data=file.facts["sigma_data"], distance=distance)
+    pairs = PairReader(manifests.read(manifest), seed=section.seed)
+    return Updates(made, {"noise": NoiseStream(made.method.facts), "pairs": PairStream(pairs)})
+
+
+def _none(role: str) -> nn.Module:
+    raise ValueError(f"no method that is measured makes a network {role}")

@@ -1,0 +1,34 @@
+"""The noise levels that a distillation draws from."""
+
+import torch
+
+from dmd.config.methods import KarrasLevels, TeacherLevels
+from dmd.diffusion.denoiser import Denoiser
+from dmd.diffusion.noise import training_sigmas
+
+
+def noise_table(levels: KarrasLevels | TeacherLevels, teacher: object) -> tuple[torch.Tensor, torch.Tensor]:
+    """Alpha and sigma of each level, sigma = sigma_t / alpha ascending.
+
+    Args:
+        levels: those of EDM, where alpha is 1, or the table that a teacher with discrete time was trained on.
+        teacher: the real score.
+
+    Returns:
+        float32 (T,), (T,) on the CPU.
+
+    Raises:
+        ValueError: kind teacher, but the teacher knows no table or one too short for max_index.
+    """
+    if isinstance(levels, KarrasLevels):
+        ends = {"sigma_min": levels.sigma_min, "sigma_max": levels.sigma_max, "rho": levels.rho}
+        sigmas = training_sigmas(levels.count, **ends)
+        return torch.ones_like(sigmas), sigmas
+    table = teacher.table if isinstance(teacher, Denoiser) else None
+    if table is None:
+        raise ValueError("levels.kind teacher: this teacher has no noise table of its own; use kind karras")
+    if levels.max_index >= len(table[0]):
+        raise ValueError(
+            f"levels.max_index: {levels.max_index} is beyond the teacher's table of {len(table[0])} levels"
+        )
+    return table[0].float(), table[1].float()

@@ -1,0 +1,102 @@
+"""Stage images: a dataset as shards with an index, from which teachers and students are trained and references made."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from dmd.artifacts import dataset as datasets
+from dmd.artifacts import images, manifest, record, shards
+from dmd.stages import stage
+
+PART = 1024  # images of a folder in memory at once
+
+
+def run(*, output: Path, dataset: dict[str, Any], shard_size: int) -> None:
+    """Writes images/{shard}.tar and the manifest that lists them, the training split first.
+
+    Metadata of the manifest: `facts` with shape, num_classes, sigma_data (of the training split, or of all images where
+    all are held out), dataset_sha256, `splits` (the first row of each and the row behind its last one), name of the
+    dataset, and the means of a mixture's modes.
+
+    Args:
+        output: images/manifest.parquet; the tars lie beside it.
+        dataset: section `dataset` of the experiment.
+        shard_size: images in one tar.
+
+    Raises:
+        ValueError: a dataset that cannot be used.
+    """
+    with record.exclusive(output):
+        provenance = record.provenance("images", {"dataset": dataset, "shard_size": shard_size}, {})
+        names = ["held_out"] if dataset.get("num_held_out") == datasets.ALL else list(datasets.SPLITS)
+        counts, spread = dict.fromkeys(names, 0), _Spread()
+        rows = itertools.chain(*(_counted(dataset, split, counts, spread) for split in names))
+        tables = [
+            _written(output.parent / f"{number:05d}.tar", number, list(part), provenance)
+            for number, part in enumerate(_shards(images.items(rows, 0), shard_size))
+        ]
+        num_classes, digest = datasets.described(dataset)
+        facts = {"shape": spread.shape, "num_classes": num_classes, "sigma_data": round(spread.std, 6)}
+        facts |= {"dataset_sha256": digest, "splits": images.splits_of(counts)}
+        facts |= {"name": dataset["kind"], "modes": dataset.get("means")}
+        tars = {str(output.parent / name): table["sha256"][0].as_py() for name, table in tables}
+        with record.publish(output, stage="images", inputs={"shards": tars}) as temporary:
+            manifest.write(temporary, manifest.joined([table for _, table in tables]), {**provenance, "facts": facts})
+        stage.log(f"{sum(counts.values())} images {spread.shape}, {len(tables)} shards")
+
+
+class _Spread:
+    """Shape and standard deviation of the images of the first split."""
+
+    def __init__(self) -> None:
+        self.shape: list[int] = []
+        self._count, self._total, self._squares = 0, 0.0, 0.0
+
+    def add(self, stored: torch.Tensor) -> None:
+        self.shape = [*stored.shape[1:]]
+        values = datasets.scaled(stored).double()
+        self._count += values.numel()
+        self._total += values.sum().item()
+        self._squares += values.square().sum().item()
+
+    @property
+    def std(self) -> float:
+        return float(np.sqrt(self._squares / self._count - (self._total / self._count) ** 2))
+
+
+def _counted(
+    dataset: dict[str, Any], split: str, counts: dict[str, int], spread: _Spread
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The images of a split in pieces, counted; the first split says shape and spread."""
+    for stored, labels in datasets.parts(dataset, split, PART):
+        counts[split] += len(stored)
+        if split == next(iter(counts)):
+            spread.add(stored)
+        yield stored, labels
+
+
+def _shards(rows: Iterator[tuple[int, shards.Item]], size: int) -> Iterator[Iterator[tuple[int, shards.Item]]]:
+    while first := next(rows, None):
+        yield itertools.chain([first], itertools.islice(rows, size - 1))
+
+
+def _written(
+    path: Path, number: int, items: list[tuple[int, shards.Item]], origin: dict[str, Any]
+) -> tuple[str, pa.Table]:
+    """Name of a shard that is written, and its rows of the manifest."""
+    with record.publish(path, stage="images", inputs={}) as temporary:
+        shards.write(temporary, items, {"origin": origin, "shard": number, "facts": {}})
+    digest, size = record.check(path), path.stat().st_size
+    with shards.Shard(path) as shard:
+        return path.name, manifest.rows_of(shard, path.name, size=size, sha256=digest, first_seed=None)
+
+
+if __name__ == "__main__":
+    stage.main(run)

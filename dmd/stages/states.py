@@ -1,0 +1,72 @@
+"""Stage states: prompts encoded once, as shards of text states, for trainings of text that read no pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmd.artifacts import manifest, record, shards
+from dmd.stages import stage
+from dmd.stages.texts import Texts
+
+
+def run(
+    *,
+    prompts: Path,
+    text_encoder: Path,
+    output: Path,
+    shard_size: int,
+    first: int,
+    last: int,
+    device: str,
+    threads: int,
+) -> None:
+    """Writes states/{shard}.tar for shards first .. last and the block file that lists them.
+
+    An item has fields `text`, float16 (L, E), and `label`, the row of its prompt; item i has row i modulo the rows.
+
+    Args:
+        prompts: prompts/prompts.parquet.
+        text_encoder: teacher/text_encoder.safetensors.
+        output: states/blocks/{first}-{last}.parquet; the tars go into the folder above it.
+        shard_size: prompts in a shard.
+        first, last: numbers of the shards, both included.
+        device: "auto" or "cpu".
+        threads: of torch.
+
+    Raises:
+        ValueError: a damaged input.
+    """
+    stage.set_threads(threads)
+    with record.exclusive(output):
+        inputs = record.check_inputs(prompts=prompts, text_encoder=text_encoder)
+        spec: dict[str, Any] = {"shard_size": shard_size, "first": first, "last": last}
+        provenance = record.provenance("states", spec | {"device": device, "threads": threads}, inputs)
+        texts = Texts(prompts, text_encoder, stage.choose_device(device), num=(last + 1) * shard_size)
+        status = stage.Progress(total=(last - first + 1) * shard_size, unit="prompts")
+        tables, tars, shape, num_truncated = [], {}, [0, 0], 0
+        for number in range(first, last + 1):
+            path = output.parent.parent / f"{number:05d}.tar"
+            rows, states, truncated = texts.of(range(number * shard_size, (number + 1) * shard_size))
+            shape, num_truncated = [*states.shape[1:]], num_truncated + truncated
+            kept = states.half().numpy()
+            items = [
+                (number * shard_size + place, {"text": kept[place], "label": np.asarray(row)})
+                for place, row in enumerate(rows.tolist())
+            ]
+            with record.publish(path, stage="states", inputs=inputs) as temporary:
+                shards.write(temporary, items, {"origin": provenance, "shard": number, "facts": {}})
+            tars[str(path)] = record.check(path)
+            with shards.Shard(path) as shard:
+                size, name = path.stat().st_size, f"../{path.name}"
+                tables.append(manifest.rows_of(shard, name, size=size, sha256=tars[str(path)], first_seed=None))
+            status.add(shard_size)
+        facts = {"text": {"length": shape[0], "width": shape[1]}, "num_truncated": num_truncated}
+        with record.publish(output, stage="states", inputs={**inputs, "shards": tars}) as temporary:
+            manifest.write(temporary, manifest.joined(tables), {**provenance, "facts": facts})
+
+
+if __name__ == "__main__":
+    stage.main(run)

@@ -1,0 +1,234 @@
+"""One update of any method: micro-batches, sums over processes, optimiser steps, moving average."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from dmd import methods
+from dmd.config.method import STUDENT, MethodSection, PlannedPhase
+from dmd.config.training import Training
+from dmd.diffusion.calls import Calls
+from dmd.methods.base import Clock, Distance, Facts, Method, Part, Rows
+from dmd.train import sharding
+from dmd.train.data import BatchLoader, PreparedStep, Stream
+from dmd.train.log import UpdateLog
+from dmd.train.networks import NetworkSet, compile_all
+from dmd.train.optimiser import Optimiser
+from dmd.train.parallel import BatchSplit
+from dmd.train.schedule import learning_rate_factor, seed_pass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The phases of a training that have something to learn, in order."""
+
+    phases: Sequence[PlannedPhase]
+
+    @property
+    def total(self) -> int:
+        """Updates of all phases."""
+        return self.phases[-1].stop if self.phases else 0
+
+    def clock(self, update: int) -> Clock:
+        """Where update number `update` stands; ValueError if it belongs to no phase."""
+        for phase in self.phases:
+            if phase.first <= update < phase.stop:
+                return Clock(update, self.total, phase)
+        raise ValueError(f"update {update} belongs to no phase")
+
+
+@dataclass
+class Trainer:
+    """A method at work: what an update changes, and the update itself.
+
+    Attributes:
+        training: the whole section.
+        method: with its networks on their device.
+        networks: the same networks; optimisers are made here.
+        split: this process's part of every batch.
+        kept: averaged weights of the student at the end of earlier phases, by number of calls, on the CPU; see
+            `Method.keep`. Of a student with an adapter the adapter's.
+    """
+
+    training: Training
+    method: Method[Any]
+    networks: NetworkSet
+    split: BatchSplit = BatchSplit()
+    kept: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False)
+    _phase: PlannedPhase | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._check_parts()
+
+    def start(self) -> None:
+        """Compiles and spreads networks as `compute` says, and makes optimisers: once, before the first update."""
+        compile_all(self.networks, self.training.compute)
+        if self.training.compute.shard_parameters:
+            self.networks.shard()
+        for role, config in self.training.optimisers.items():
+            self.networks.optimisers[role] = Optimiser(self.networks.weights(role), config, self.split)
+
+    def _check_parts(self) -> None:
+        """ValueError where a batch cannot be shared by the processes, in equal parts under `shard_parameters`."""
+        planned = Plan(self.training.method.plan()[0])
+        for phase in planned.phases:
+            for step in type(self.method).steps(self.training.method, planned.clock(phase.first)):
+                names = [part.name for part in step.parts]
+                assert len(set(names)) == len(names), names
+                for part in step.parts:
+                    self.split.part(part.size)
+                    if self.training.compute.shard_parameters and part.size % self.split.processes:
+                        raise ValueError(
+                            f"compute.shard_parameters: {self.split.processes} processes work in step, but cannot have "
+                            f"equal parts of {part.name}, {part.size} rows, in phase {phase.index}"
+                        )
+
+    def update(self, clock: Clock, steps: Sequence[PreparedStep]) -> dict[str, float]:
+        """One update on prepared rows; returns its log columns."""
+        self._enter(clock)
+        log, kept = UpdateLog(self.split), dict[str, list[Rows]]()
+        waiting = [part.carries for prepared in steps for part in prepared.step.parts if part.carries]
+        for number, prepared in enumerate(steps):
+            step = prepared.step
+            self.networks.train_only(step.trains)
+            self.networks.use_dropout(step.dropout)
+            for index, part in enumerate(step.parts):
+                micro_batches = self._micro_batches(part, prepared.rows[part.name], kept)
+                if part.carries:
+                    waiting.remove(part.carries)
+                    if part.carries not in waiting:
+                        del kept[part.carries]
+                for place, (rows, num) in enumerate(micro_batches):
+                    if step.dropout:
+                        self._seed(clock.update, number, index, place)
+                    loss = self.method.loss(step, part, rows, clock, log)
+                    (num / part.size * loss).backward()  # type: ignore[no-untyped-call]
+                    if part.name in waiting:
+                        kept.setdefault(part.name, []).append(rows)
+            self.networks.drop_gradients(step.trains)
+            for role in step.trains:
+                log.scalar(f"gradient_norm/{role}", self.networks.optimisers[role].update(), 1)
+                if role == STUDENT:
+                    self.networks.average_student()
+            self.method.after(step, clock, log)
+            log.next_step()
+        self._keep(clock)
+        return log.columns()
+
+    def _seed(self, update: int, *place: int) -> None:
+        """Seeds a pass whose networks drop out, now and each time that the method replays it."""
+        self.method._replay = partial(seed_pass, self.training.seed, update, *place, self.split.rank)
+        self.method.replay()
+
+    def kept_calls(self, done: int) -> dict[str, Calls]:
+        """How the students in `kept` are sampled, by number of calls, once `done` updates are made."""
+        phases, _ = self.training.method.plan()
+        found = [self.method.keep(phase) for phase in phases[:-1] if phase.stop <= done]
+        return {str(len(calls.sigmas)): calls for calls in found if calls is not None}
+
+    def pass_size(self) -> int:
+        """Images in this process's largest pass of the first update."""
+        phases, _ = self.training.method.plan()
+        steps = type(self.method).steps(self.training.method, Clock(0, phases[-1].stop, phases[0]))
+        return max(
+            place.stop - place.start for step in steps for part in step.parts for place in self.split.slices(part.size)
+        )
+
+    def configure(self, clock: Clock) -> None:
+        """Sets the method to the phase of an update, where it is not in it."""
+        if self._phase != clock.phase:
+            self.method.configure(clock.phase)
+            self._phase = clock.phase
+
+    def forget_phase(self) -> None:
+        """The next update sets the method to its phase again."""
+        self._phase = None
+
+    def _enter(self, clock: Clock) -> None:
+        """Phase and learning rates of an update."""
+        self.configure(clock)
+        schedule, phase = self.training.schedule, clock.phase
+        update, total = (
+            (clock.in_phase, phase.config.updates) if schedule.over == "phase" else (clock.update, clock.total)
+        )
+        factor = learning_rate_factor(update, total=total, warmup=schedule.warmup, decay=schedule.decay)
+        for optimiser in self.networks.optimisers.values():
+            optimiser.scale_rate(factor * phase.config.learning_rate_scale)
+        if clock.update == phase.first:
+            if phase.config.fresh_optimiser:
+                self.networks.forget_moments(STUDENT)
+            self.method.begin(phase)
+
+    def _keep(self, clock: Clock) -> None:
+        """Copies the student's average at the end of a phase that keeps it; the last one is the student's own."""
+        if clock.update + 1 != clock.phase.stop or clock.phase.stop == clock.total:
+            return
+        if (calls := self.method.keep(clock.phase)) is not None:
+            weights = self.networks.average.module.state_dict()
+            self.kept[str(len(calls.sigmas))] = {
+                name: sharding.gathered(value).clone() for name, value in weights.items()
+            }
+
+    def _micro_batches(self, part: Part, own: Rows, kept: dict[str, list[Rows]]) -> list[tuple[Rows, int]]:
+        """This process's rows of a part, on the device, cut into micro-batches, and the number of each.
+
+        Rows that go on from an earlier part keep its cut; what is drawn anew for them replaces what they had.
+        """
+        mine, device = self.split.part(part.size), self.networks.device
+        found = []
+        for number, place in enumerate(self.split.slices(part.size)):
+            num = place.stop - place.start
+            local = slice(place.start - mine.start, place.stop - mine.start)
+            rows = {name: values[local].to(device) for name, values in own.items()}
+            if part.carries is not None:
+                rows = kept[part.carries][number] | rows
+            found.append((rows, num))
+        return found
+
+
+def plan(method: MethodSection) -> tuple[Plan, list[str]]:
+    """The plan of a method, and lines that name what of it is not used.
+
+    Raises:
+        ValueError: no phase has a loss left.
+    """
+    phases, lines = method.plan()
+    if not phases:
+        raise ValueError(f"no phase has a loss left to learn from ({'; '.join(lines)})")
+    return Plan(phases), lines
+
+
+def assemble(
+    training: Training,
+    modules: Mapping[str, nn.Module],
+    facts: Facts,
+    *,
+    distances: Mapping[str, Distance],
+    split: BatchSplit,
+    start: bool = True,
+) -> Trainer:
+    """The method of a training at work on its networks, which are on their device; see `Trainer.start`."""
+    networks = NetworkSet(modules, training.method.roles(), ema_decay=training.ema_decay)
+    method = methods.load(training.method.name)(training.method, networks, facts, networks.device, distances)
+    trainer = Trainer(training, method, networks, split)
+    if start:
+        trainer.start()
+    return trainer
+
+
+def loader(trainer: Trainer, streams: Mapping[str, Stream], plan: Plan, *, stage: str) -> BatchLoader:
+    """The rows of every update of a training; `stage` is part of what its random numbers depend on."""
+    return BatchLoader(
+        trainer.method,
+        streams,
+        plan.clock,
+        total=plan.total,
+        stage=stage,
+        seed=trainer.training.seed,
+        split=trainer.split,
+    )

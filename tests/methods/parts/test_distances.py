@@ -1,0 +1,125 @@
+"""Regression distances: LPIPS against an independent VGG of torch modules, and l2."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from dmd.methods.parts import distances
+from dmd.methods.parts.distances import GROUPS, Lpips, l2_distance
+
+WIDTHS = (64, 128, 256, 512, 512)
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # of ImageNet, in [0, 1]
+
+
+@pytest.fixture(scope="module")
+def vgg() -> nn.Sequential:
+    """VGG16's `features` as torchvision numbers them, with random weights that keep activations alive."""
+    generator = torch.Generator().manual_seed(0)
+    layers: list[nn.Module] = []
+    channels = 3
+    for number, (group, width) in enumerate(zip(GROUPS, WIDTHS, strict=True)):
+        if number:
+            layers.append(nn.MaxPool2d(2, 2))
+        for _ in group:
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+            weight = layers[-2].weight.data
+            weight.copy_(torch.randn(weight.shape, generator=generator) * (2 / (9 * channels)) ** 0.5)
+            channels = width
+    return nn.Sequential(*layers).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def weights(vgg) -> tuple[dict, dict]:
+    generator = torch.Generator().manual_seed(1)
+    heads = {
+        f"lin{place}.model.1.weight": torch.rand(1, width, 1, 1, generator=generator)
+        for place, width in enumerate(WIDTHS)
+    }
+    return {f"features.{name}": value for name, value in vgg.state_dict().items()}, heads
+
+
+def images(channels: int = 3, size: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
+    both = torch.rand(2, 2, channels, size, size, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    return both[0], both[1]
+
+
+def published(vgg: nn.Sequential, heads: dict, image: torch.Tensor, reference: torch.Tensor, size: int) -> torch.Tensor:
+    """Zhang et al. 2018, Eq. 1, pixel by pixel of each layer."""
+    total = torch.zeros(())
+    for x, y in zip(image, reference, strict=True):
+        x, y = (
+            functional.interpolate(one[None], size=(size, size), mode="bilinear", align_corners=False) for one in (x, y)
+        )
+        x, y = (((one + 1) / 2 - MEAN[:, None, None]) / STD[:, None, None] for one in (x, y))
+        for number, layer in enumerate(vgg):
+            x, y = layer(x), layer(y)
+            taken = [group[-1] + 1 for group in GROUPS]
+            if number in taken:
+                head = heads[f"lin{taken.index(number)}.model.1.weight"].flatten()
+                difference = functional.normalize(x[0], dim=0) - functional.normalize(y[0], dim=0)
+                total += (head[:, None, None] * difference.square()).sum(0).mean()
+    return total / len(image)
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_lpips_with_max_pooling_is_the_published_distance(vgg, weights, size):
+    image, reference = images()
+    found = Lpips(*weights, pooling="max", size=size)(image, reference)
+    torch.testing.assert_close(found, published(vgg, weights[1], image, reference, size), rtol=2e-3, atol=0)
+
+
+def test_lpips_pooling_matters_and_equal_images_are_at_zero(weights):
+    image, reference = images()
+    average, maximum = (Lpips(*weights, pooling=pooling, size=16) for pooling in ("average", "max"))
+    assert float(average(image, reference)) > 0
+    assert abs(float(average(image, reference) / maximum(image, reference)) - 1) > 0.01
+    assert average(image, image) == 0
+    torch.testing.assert_close(average(image, reference), average(reference, image))
+
+
+def test_lpips_takes_grey_images_as_equal_colours_and_has_a_gradient(weights):
+    image, reference = images(channels=1)
+    distance = Lpips(*weights, pooling="average", size=16)
+    image.requires_grad_()
+    found = distance(image, reference)
+    torch.testing.assert_close(found, distance(image.expand(-1, 3, -1, -1), reference.expand(-1, 3, -1, -1)))
+    found.backward()
+    assert image.grad.abs().sum() > 0
+    assert not list(distance.parameters())
+
+
+def test_lpips_in_chunks_is_the_distance_and_gradient_of_the_batch(weights, monkeypatch):
+    distance = Lpips(*weights, pooling="average", size=16)
+    image, reference = (torch.cat([part, part.flip(0).roll(3, -1)])[:3] for part in images())
+    whole = image.clone().requires_grad_()
+    direct = distance.total(whole, reference) / 3
+    direct.backward()
+    monkeypatch.setattr(distances, "CHUNK", 2)
+    chunked = image.clone().requires_grad_()
+    found = distance(chunked, reference)
+    (0.25 * found).backward()
+    torch.testing.assert_close(found, direct)
+    torch.testing.assert_close(chunked.grad, 0.25 * whole.grad, rtol=1e-4, atol=1e-7)
+    assert whole.grad.abs().min(0).values.sum() > 0
+    with torch.no_grad():
+        torch.testing.assert_close(distance(image, reference), direct.detach())
+
+
+def test_lpips_refuses_bad_numbers_and_foreign_weights(weights):
+    trunk, heads = weights
+    with pytest.raises(ValueError, match="'median'"):
+        Lpips(trunk, heads, pooling="median", size=64)
+    with pytest.raises(ValueError, match="16 pixels, got 8"):
+        Lpips(trunk, heads, pooling="max", size=8)
+    with pytest.raises(ValueError, match="features.0.weight and 25 more"):
+        Lpips({}, heads, pooling="max", size=64)
+    with pytest.raises(ValueError, match=r"\(2, 3, 24, 24\), reference \(2, 1, 24, 24\)"):
+        Lpips(trunk, heads, pooling="max", size=16)(images()[0], images(1)[1])
+
+
+def test_l2_is_the_mean_squared_error_and_refuses_to_broadcast():
+    image, reference = images()
+    torch.testing.assert_close(l2_distance(image, reference), ((image - reference) ** 2).sum() / image.numel())
+    with pytest.raises(ValueError, match=r"image has shape \(2, 3"):
+        l2_distance(image, reference[:, :1])

@@ -1,0 +1,118 @@
+"""Phases of a method: what is planned, what is skipped and said, and what each has to learn."""
+
+import pytest
+
+from dmd.config.methods import Dmd
+from dmd.methods import load
+from dmd.methods.base import Clock, Step
+from dmd.train.trainer import Plan, plan
+from tests.trainings import changed
+
+
+def planned(section: dict, **keys) -> tuple[Dmd, Plan, list[str]]:
+    method = Dmd.model_validate(changed(section, **keys)["method"])
+    return method, *plan(method)
+
+
+def steps(method: Dmd, clock: Clock) -> tuple[Step, ...]:
+    return load("dmd").steps(method, clock)
+
+
+def pairs_before(method: Dmd, plan: Plan) -> list[int]:
+    """Pairs that all updates before each phase read."""
+    return [
+        sum(
+            part.size
+            for update in range(phase.first)
+            for step in steps(method, plan.clock(update))
+            for part in step.parts
+            if part.stream == "pairs"
+        )
+        for phase in plan.phases
+    ]
+
+
+def test_phases_follow_each_other_and_read_pairs_on(distill_section):
+    method, found, notes = planned(distill_section)
+    assert [phase.index for phase in found.phases] == [0, 1, 2]
+    assert [(phase.first, phase.config.updates) for phase in found.phases] == [(0, 4), (4, 3), (7, 9)]
+    assert found.total == 16 and [phase.stop for phase in found.phases] == [4, 7, 16]
+    assert [method.losses(phase.config) for phase in found.phases] == [
+        {"regression"},
+        {"fake"},
+        {"matching", "regression", "fake"},
+    ]
+    assert pairs_before(method, found) == [0, 20, 20]  # 4 updates of 5 pairs; the fake phase reads none
+    assert notes == []
+    trained = [[step.trains for step in steps(method, found.clock(phase.first))] for phase in found.phases]
+    assert trained == [[("student",)], [("fake",)], [("student",), ("fake",), ("fake",)]]
+
+
+def test_clock_knows_update_total_and_place_in_the_phase(distill_section):
+    _, found, _ = planned(distill_section)
+    clocks = [found.clock(update) for update in range(16)]
+    assert [(clock.update, clock.total, clock.phase.index) for clock in clocks] == [
+        (update, 16, 0 if update < 4 else 1 if update < 7 else 2) for update in range(16)
+    ]
+    assert [clock.in_phase for clock in clocks] == [*range(4), *range(3), *range(9)]
+    for update in (-1, 16):
+        with pytest.raises(ValueError, match=f"update {update} belongs to no phase"):
+            found.clock(update)
+
+
+@pytest.mark.parametrize(
+    ("keys", "left", "skipped"),
+    [
+        ({"regression_weight": 0.0}, [(1, 0, 3), (2, 3, 9)], 0),
+        ({"matching_weight": 0.0}, [(0, 0, 4), (2, 4, 9)], 1),
+        ({"fake_score": False}, [(0, 0, 4), (2, 4, 9)], 1),
+    ],
+)
+def test_a_phase_with_nothing_to_learn_is_skipped_and_said(distill_section, keys, left, skipped):
+    _, found, notes = planned(distill_section, **keys)
+    assert [(phase.index, phase.first, phase.config.updates) for phase in found.phases] == left
+    assert notes[0] == f"phase {skipped} skipped: no loss is left in it"
+
+
+@pytest.mark.parametrize("keys", [{"matching_weight": 0.0}, {"fake_score": False}])
+def test_fake_updates_that_are_not_made_are_said(distill_section, keys):
+    _, _, notes = planned(distill_section, **keys)
+    assert notes[1:] == ["phase 2: the fake score is not used, fake_updates 2 not made"]
+
+
+def test_weight_zero_is_off_in_every_phase(distill_section):
+    distill_section["method"]["phases"][2]["regression_scale"] = 100.0
+    method, found, _ = planned(distill_section, regression_weight=0.0)
+    assert not any("regression" in method.losses(phase.config) for phase in found.phases)
+    assert pairs_before(method, found) == [0, 0] and method.reads() == frozenset()
+    assert planned(distill_section)[0].reads() == {"pairs"}
+
+
+def test_a_method_that_has_nothing_left_to_learn_is_refused(distill_section):
+    with pytest.raises(ValueError, match="no phase has a loss left to learn from: all of its weights are 0"):
+        planned(distill_section, regression_weight=0.0, matching_weight=0.0)
+
+
+def test_shared_noise_without_a_fake_update_is_refused(distill_section):
+    phases = [{"updates": 3, "fake_updates": 0}]
+    with pytest.raises(ValueError, match="shared_noise needs fake_updates of at least 1"):
+        planned(distill_section, shared_noise=True, phases=phases)
+
+
+def num_parts(method: Dmd, plan: Plan) -> int:
+    """Batches of all steps of all updates."""
+    clocks = map(plan.clock, range(plan.total))
+    return sum(len(step.parts) for clock in clocks for step in steps(method, clock))
+
+
+def test_batches_are_those_of_the_losses_that_are_left(distill_section):
+    """Regression: 1; fake alone: 1; both: 2, then two fake updates."""
+    expected = {
+        "plain": 4 * 1 + 3 * 1 + 9 * (2 + 2),
+        "shared_noise": 4 * 1 + 3 * 1 + 9 * (2 + 1),  # the first fake update is the matching pass
+        "matching_weight": 4 * 1 + 9 * 1,
+        "fake_score": 4 * 1 + 9 * 2,
+    }
+    keys = {"plain": {}, "shared_noise": {"shared_noise": True}}
+    keys |= {"matching_weight": {"matching_weight": 0.0}, "fake_score": {"fake_score": False}}
+    assert {name: num_parts(*planned(distill_section, **each)[:2]) for name, each in keys.items()} == expected

@@ -1,0 +1,192 @@
+"""Trainings before their files are there: networks of random weights or of none, and rows of zeros, to be watched.
+
+Both are what `dmd.train.watch` sees of a distillation: its memory on tensors without memory, its passes on a network of
+a few weights, since they do not depend on the architecture.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dmd import methods
+from dmd.artifacts.files import canonical_json
+from dmd.config.method import Mode, PlannedPhase, Source
+from dmd.config.methods import Dmd, KarrasLevels
+from dmd.config.training import Distill
+from dmd.diffusion.compute import Compute, prepare
+from dmd.diffusion.denoiser import Denoiser
+from dmd.diffusion.guidance import guided
+from dmd.methods.base import Facts, Part, Rows, Step
+from dmd.methods.parts.distances import l2_distance
+from dmd.networks import build, without_classes
+from dmd.networks.adapters import carried, with_network
+from dmd.networks.lora import Adapter
+from dmd.train.data import Stream
+from dmd.train.memory import TEXT_LENGTH
+from dmd.train.parallel import BatchSplit
+from dmd.train.trainer import Plan, Trainer, assemble
+from dmd.train.unbuilt import counted_distance
+from dmd.train.watch import LOOKED_AT, WatchedStep, memory_plan, total_passes, watch
+
+SMALL: dict[str, Any] = {"kind": "mlp", "channels": 1, "resolution": 1, "width": 2, "layers": 1, "num_classes": 0}
+STREAMS = ("noise", "pairs", "images")
+SIGMA_MAX = 80.0
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """A stream of zeros, without classes or with text states of a width."""
+
+    shape: tuple[int, ...]
+    text_width: int
+
+    def rows(self, part: Part, position: int, mine: slice, random: torch.Generator) -> Rows:
+        """As `dmd.train.data.Stream`."""
+        num = mine.stop - mine.start
+        label = torch.zeros(num, TEXT_LENGTH, self.text_width) if self.text_width else torch.full((num,), -1)
+        return {"noise": torch.zeros(num, *self.shape), "image": torch.zeros(num, *self.shape), "label": label}
+
+
+def passes(distill: Distill) -> list[WatchedStep]:
+    """Every kind of step of a distillation, with its passes; memory in it is that of a network of a few weights."""
+    plain = distill.model_copy(update={"adapter": None, "compute": type(distill.compute)()})
+    return watch(*_trainer(plain, SMALL))
+
+
+def image_passes(distill: Distill) -> int:
+    """Passes of a network over one image in a whole distillation; one whose gradient is taken counts 3."""
+    return sum(total_passes(passes(distill)).values())
+
+
+def batch_passes(distill: Distill) -> int:
+    """The same over a batch as large as the largest."""
+    steps = passes(distill)
+    largest = max(part.size for each in steps for part in each.parts.values())
+    return round(sum(total_passes(steps).values()) / largest)
+
+
+def needed(network: Mapping[str, Any], distill: Distill, codecs: tuple[str, ...] = ()) -> dict[str, int]:
+    """Bytes by purpose on each GPU; class embeddings, a vector per image, are left out.
+
+    Args:
+        network: of all denoisers.
+        codecs: what latents are decoded with for the distance of images: arguments of `Codec` in canonical JSON.
+    """
+    trainer, steps = _watched(canonical_json(network), _memory_of(distill).model_dump_json())
+    split = BatchSplit(0, distill.processes, distill.compute.micro_batch_size)
+    whole = replace(trainer, training=distill, split=split)
+    distance, shape = distill.method.distance(), trainer.method.facts.shape
+    side = cast("int | None", getattr(distance, "size", None))
+
+    def taken(num: int) -> int:
+        return max(counted_distance(side, shape, num, codec, distill.compute.dtype) for codec in codecs or (None,))
+
+    with FakeTensorMode():
+        return memory_plan(whole, steps, taken)
+
+
+def _memory_of(distill: Distill) -> Distill:
+    """What decides the memory of passes: the phases that differ in their steps, in precision and checkpoints."""
+    kept = {name: getattr(distill.compute, name) for name in ("dtype", "gradient_checkpointing")}
+    method, told = distill.method, dict[tuple[object, ...], PlannedPhase]()
+    plan = Plan(method.plan()[0])
+    for phase in plan.phases:
+        clocks = map(plan.clock, range(phase.first, min(phase.first + LOOKED_AT, phase.stop)))
+        steps = {_sized(step) for clock in clocks for step in methods.load(method.name).steps(method, clock)}
+        told.setdefault((frozenset(steps), method.losses(phase.config)), phase)
+    phases = tuple(phase.config for phase in told.values())
+    return Distill(
+        method=method.model_copy(update={"phases": phases}),
+        adapter=distill.adapter,
+        compute=type(distill.compute)(**kept),
+        optimisers={},
+    )
+
+
+def _sized(step: Step) -> Step:
+    """A step that does not say which rows of a stream it takes."""
+    return replace(step, parts=tuple(replace(part, among=None) for part in step.parts))
+
+
+@cache
+def _watched(network: str, distill: str) -> tuple[Trainer, list[WatchedStep]]:
+    """A distillation on tensors without memory, both in JSON."""
+    with FakeTensorMode(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # of the moving average's copy
+        trainer, streams = _trainer(Distill.model_validate_json(distill), json.loads(network))
+        return trainer, watch(trainer, streams)
+
+
+def _trainer(distill: Distill, network: Mapping[str, Any]) -> tuple[Trainer, dict[str, Stream]]:
+    """The method at work on networks of one architecture, and streams of zeros."""
+    training = distill.model_copy(update={"method": _untabled(distill.method)})
+    compute = cast(Compute, distill.compute.model_dump())
+    first = _denoiser(network, compute)
+    built: Any = first.network
+    width = int(getattr(built, "text_width", 0))
+    shape = (built.channels, built.resolution, built.resolution)
+    facts = Facts(shape, 0, 0.5, text=bool(width), sigma_max=SIGMA_MAX, network=network)
+    modules = _modules(training, network, first, facts)
+    empty = torch.zeros(TEXT_LENGTH, width) if width else torch.tensor(-1)
+    for name, role in training.method.roles().items():
+        if role.guidance != 1:
+            modules[name] = guided(cast(Denoiser, modules[name]), empty, role.guidance)
+    distances = dict.fromkeys(training.method.decoders(), l2_distance)
+    trainer = assemble(training, modules, facts, distances=distances, split=BatchSplit(), start=False)
+    return trainer, {name: Zeros(shape, width) for name in STREAMS}
+
+
+def _modules(training: Distill, network: Mapping[str, Any], first: Denoiser, facts: Facts) -> dict[str, nn.Module]:
+    """Networks by role, not guided yet; with adapters one carries those of all that change."""
+    compute, roles = cast(Compute, training.compute.model_dump()), training.method.roles()
+    old = [name for name, role in roles.items() if role.source is not Source.NEW]
+    made: dict[str, nn.Module] = {}
+    if training.adapter is not None:
+        changing = [name for name in old if roles[name].mode is not Mode.FROZEN]
+        with torch.device("meta"):  # peft moves its layers to all others, which tensors without memory do not bear
+            first = _denoiser(network, compute)
+            views = carried(first.network, cast(Adapter, training.adapter.model_dump()), changing, seed=0)
+        _place_on_cpu(first.network)
+        adapted = dict(zip(changing, views[1:], strict=True))
+        made = {name: with_network(first, adapted.get(name, views[0])) for name in old}
+    else:
+        made = {name: _denoiser(network, compute) for name in old}
+    kind = methods.load(training.method.name)
+    return {
+        name: made[name] if name in made else prepare(kind.new_network(training.method, name, facts), compute)
+        for name in roles
+    }
+
+
+def _place_on_cpu(network: nn.Module) -> None:
+    """Tensors of any content instead of those of device meta."""
+    for module in network.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                empty = torch.empty_like(parameter, device="cpu")
+                module._parameters[name] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer, device="cpu")
+
+
+def _denoiser(network: Mapping[str, Any], compute: Compute) -> Denoiser:
+    found = Denoiser(build(without_classes(network)), sigma_data=0.5).eval()
+    prepare(found, compute)
+    return found
+
+
+def _untabled(method: Any) -> Any:
+    """A method whose levels are not the table of a teacher, which is not there."""
+    if isinstance(method, Dmd) and method.levels.kind == "teacher":
+        return method.model_copy(update={"levels": KarrasLevels()})
+    return method
