@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from dmd.config.method import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
-from dmd.config.section import NAMED, Count, Many, Path, Pinned, Positive, Section, Weight, Whole, refuse
+from dmd.config.section import NAMED, Count, Decay, Many, Path, Pinned, Positive, Section, Weight, Whole, refuse
 
 Decoder = Literal["none", "tiny", "full"]
 DECODER = "of latents: compared are images that the teacher's autoencoder makes of them"
@@ -185,6 +185,152 @@ class Dmd(MethodSection):
         return tuple(dict.fromkeys(phase.decoder or self.regression_distance.decoder for phase in phases))
 
 
+class FixedNumber(Section):
+    """The same number of noise levels throughout."""
+
+    kind: Literal["fixed"]
+    count: Annotated[Count, Field(ge=2)] = 18
+
+
+class RootNumber(Section):
+    """N(k) from `first` to `last` + 1, with a square that grows linearly (Song et al. 2023, Appendix C)."""
+
+    kind: Literal["root"]
+    first: Annotated[Count, Field(ge=2)] = 2
+    last: Count = 150
+
+    @model_validator(mode="after")
+    def _grows(self) -> RootNumber:
+        return _growing(self)
+
+
+class DoublingNumber(Section):
+    """N(k) = first + 1, 2 first + 1, 4 first + 1, ..., last + 1 (Song and Dhariwal 2023, Table 1)."""
+
+    kind: Literal["doubling"]
+    first: Annotated[Count, Field(ge=2)] = 10
+    last: Count = 1280
+
+    @model_validator(mode="after")
+    def _grows(self) -> DoublingNumber:
+        return _growing(self)
+
+
+Growing = TypeVar("Growing", RootNumber, DoublingNumber)
+
+
+def _growing(number: Growing) -> Growing:
+    if number.last < number.first:
+        raise ValueError(f"last {number.last} is below first {number.first}: the number of levels grows")
+    return number
+
+
+class PseudoHuberDistance(Section):
+    """sqrt(|x - y|^2 + c^2) - c of whole images (Song and Dhariwal 2023, Table 1)."""
+
+    kind: Literal["pseudo-huber"]
+    c: Positive | None = Field(None, description="null = 0.00054 times the root of the number of values of an image")
+
+
+class ConsistencyLevels(Section):
+    """Noise levels that neighbours are drawn from: N of Karras et al. 2022, Eq. 5, N depending on the update."""
+
+    sigma_min: Positive = Field(0.002, description="where the student's map is the image itself")
+    sigma_max: Positive | None = Field(80.0, description="null = the teacher's last")
+    rho: Positive = 7.0
+    number: Annotated[FixedNumber | RootNumber | DoublingNumber, Field(discriminator="kind")] = FixedNumber(
+        kind="fixed"
+    )
+    distribution: Literal["uniform", "log-normal"] = Field("uniform", description="log-normal: ln(sigma) about normal")
+    sigma_log_mean: float = Field(-1.1, description="of ln(sigma), where log-normal")
+    sigma_log_std: Positive = 2.0
+
+    @model_validator(mode="after")
+    def _range(self) -> ConsistencyLevels:
+        if self.sigma_max is not None and self.sigma_max <= self.sigma_min:
+            raise ValueError(f"sigma_max {self.sigma_max:g} is not above sigma_min {self.sigma_min:g}")
+        return self
+
+
+class ConsistencyPhase(Phase):
+    """A phase of consistency distillation or training."""
+
+
+Metric = Annotated[L2Distance | LpipsDistance | PseudoHuberDistance, Field(discriminator="kind")]
+
+
+class Consistency(MethodSection):
+    """Consistency models (Song et al. 2023, Song and Dhariwal 2023); the defaults distil on CIFAR-10, with L2."""
+
+    optimiser_defaults = {STUDENT: {"learning_rate": 4.0e-4, "weight_decay": 0.0}}
+
+    name: Literal["consistency"]
+    teach: Literal["distillation", "training"] = Field(
+        "distillation", description="what leads to the lower level: the teacher's ODE, or the same noise on the image"
+    )
+    solver: Literal["heun", "euler"] = Field("heun", description="of the teacher's one step")
+    guidance: float = Field(1.0, ge=1, description="classifier-free, of the teacher; 1 = none")
+    levels: ConsistencyLevels = ConsistencyLevels()
+    metric: Metric = L2Distance(kind="l2")
+    weighting: Literal["one", "gap"] = Field("one", description="gap: 1 over the difference of the two levels")
+    target_decay: Decay = Field(0.0, description="of the target network; 0 = the student itself, without gradient")
+    target_schedule: Literal["constant", "levels"] = Field(
+        "constant", description="levels: mu(k) = exp(s0 ln(target_decay) / N(k)), s0 the first number of levels"
+    )
+    dropout: bool = Field(False, description="as the student's architecture says, with one mask in both passes")
+    calls: Annotated[Many[Positive], Field(min_length=1)] | None = Field(
+        None, description="noise level of each call when the student is sampled; null = one at sigma_max"
+    )
+    batch_size: Count = 512
+    phases: Annotated[Many[ConsistencyPhase], Field(min_length=1)] = (ConsistencyPhase(updates=800000),)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Consistency:
+        if self.target_schedule == "levels" and not (self.target_decay and isinstance(self.levels.number, RootNumber)):
+            raise ValueError("target_schedule: levels needs a target_decay above 0, and levels.number of kind root")
+        if self.weighting != "one" and self.decoders() and not self.plain:
+            raise ValueError(
+                f"weighting {self.weighting}: each image's own distance is known of l2 and pseudo-huber only"
+            )
+        if self.teach == "training" and self.guidance != 1:
+            raise ValueError("guidance: teach training has no teacher")
+        if self.calls is not None:
+            top = self.calls[0] if self.levels.sigma_max is None else self.levels.sigma_max
+            falling = all(later < sigma for sigma, later in zip(self.calls, self.calls[1:], strict=False))
+            if not falling or self.calls[0] > top or self.calls[-1] <= self.levels.sigma_min:
+                raise ValueError(
+                    f"calls: {list(self.calls)} do not fall from {top:g} towards {self.levels.sigma_min:g}"
+                )
+        return self
+
+    @property
+    def plain(self) -> bool:
+        """The metric is a formula of the values alone."""
+        return not isinstance(self.metric, LpipsDistance) and self.decoders() in ((), ("none",))
+
+    def roles(self) -> dict[str, Role]:
+        """Teacher where it distils, student, and a target network where it has a decay."""
+        teacher = {TEACHER: Role(Source.TEACHER, Mode.FROZEN, guidance=self.guidance)}
+        target = {"target": Role(Source.STUDENT, Mode.COPIED)}
+        return {
+            **(teacher if self.teach == "distillation" else {}),
+            STUDENT: Role(Source.START, Mode.TRAINED),
+            **(target if self.target_decay else {}),
+        }
+
+    def reads(self) -> frozenset[str]:
+        """Images."""
+        return frozenset({"images"})
+
+    def distance(self) -> Section:
+        """Between the student and its target."""
+        return self.metric
+
+    def decoders(self) -> tuple[str, ...]:
+        """That of the metric; pseudo-Huber has none."""
+        return () if isinstance(self.metric, PseudoHuberDistance) else (self.metric.decoder,)
+
+
 class DenoisingPhase(Phase):
     """A phase of the training of a denoiser."""
 
@@ -214,4 +360,4 @@ class Denoising(MethodSection):
         return frozenset({"images"})
 
 
-Method = Annotated[Dmd, Field(discriminator="name")]
+Method = Annotated[Dmd | Consistency, Field(discriminator="name")]

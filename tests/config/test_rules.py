@@ -149,7 +149,9 @@ def test_tracked_schema_is_the_generated_one():
     assert schema.PATH.read_text() == schema.text(), "run python -m dmd.config.schema"
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "config/ablations.yaml", "config/few-step.yaml"])
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "config/ablations.yaml", "config/few-step.yaml", "config/methods.yaml"]
+)
 def test_shipped_file_names_the_schema_and_follows_it(name: str):
     import jsonschema
     import yaml
