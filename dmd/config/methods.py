@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -185,6 +185,54 @@ class Dmd(MethodSection):
         return tuple(dict.fromkeys(phase.decoder or self.regression_distance.decoder for phase in phases))
 
 
+class ProgressivePhase(Phase):
+    """A round: its student makes one step of two of its teacher's."""
+
+    steps: Count = Field(description="network calls of the student; half of those of the round before")
+    fresh_optimiser: bool = Field(True, description="forget the student's Adam moments first")
+    fresh_average: bool = Field(True, description="begin the student's moving average anew")
+
+
+class Progressive(MethodSection):
+    """Progressive distillation (Salimans and Ho 2022). The learning rate falls to 0 within each round."""
+
+    optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        STUDENT: {"weight_decay": 0.0, "gradient_clip": 1.0}
+    }
+    schedule_defaults: ClassVar[Mapping[str, Any]] = {"over": "phase", "decay": "linear", "warmup": 0}
+    name: Literal["progressive"]
+    batch_size: Count = 128
+    sigma_max: Positive | None = Field(80.0, description="first level of all rounds; null = the teacher's last")
+    sigma_min: Positive = Field(0.002, description="last level above 0, of the first teacher")
+    rho: Positive = 7.0
+    weighting: Literal["truncated-snr", "snr+1", "network"] = Field(
+        "truncated-snr", description="max(1/sigma^2, 1), 1 + 1/sigma^2, or that of the network's preconditioning"
+    )
+    next_teacher: Literal["raw", "averaged"] = Field(
+        "raw", description="weights of the student that a round begins with, as teacher and as student"
+    )
+    keep: Many[Count] = Field((), description="numbers of calls whose students stay in the file besides the last")
+    phases: Annotated[Many[ProgressivePhase], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _halves(self) -> Progressive:
+        steps = [phase.steps for phase in self.phases]
+        for before, after in zip(steps, steps[1:], strict=False):
+            if 2 * after != before:
+                raise ValueError(f"phases: steps {after} are not half of the {before} of the round before")
+        if odd := sorted(set(self.keep) - set(steps)):
+            raise ValueError(f"keep: no round has {odd[0]} steps; there are {steps}")
+        return self
+
+    def roles(self) -> dict[str, Role]:
+        """The student, and its teacher: the student of the round before, in the first round the teacher's file."""
+        return {TEACHER: Role(Source.TEACHER, Mode.COPIED), STUDENT: Role(Source.START, Mode.TRAINED)}
+
+    def reads(self) -> frozenset[str]:
+        """Images."""
+        return frozenset({"images"})
+
+
 class FixedNumber(Section):
     """The same number of noise levels throughout."""
 
@@ -360,4 +408,4 @@ class Denoising(MethodSection):
         return frozenset({"images"})
 
 
-Method = Annotated[Dmd | Consistency, Field(discriminator="name")]
+Method = Annotated[Dmd | Progressive | Consistency, Field(discriminator="name")]

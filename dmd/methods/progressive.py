@@ -1,0 +1,157 @@
+"""Progressive distillation (Salimans and Ho 2022, arXiv 2202.00512, Algorithm 2) in variance-exploding coordinates.
+
+A round teaches a student of N calls to do in one step what its teacher does in two; then the student becomes the
+teacher of the next round, and N is halved. A step between levels is that of DDIM, which is Euler's in sigma:
+
+    Phi(x; s -> s') = s'/s x + (1 - s'/s) D(x; s).
+
+With levels s1 > s2 > s3 of two steps of the teacher, an image x and noise n,
+
+    x1 = x + s1 n,   x2 = Phi_teacher(x1; s1 -> s2),   x3 = Phi_teacher(x2; s2 -> s3),
+    target = (s1 x3 - s3 x1) / (s1 - s3),   which is x3 where s3 = 0: the x0 whose one step from x1 ends at x3,
+    loss = w(s1) | D_student(x1; s1) - target |^2,   w = max(1/s1^2, 1) or 1 + 1/s1^2 (Section 4).
+
+The levels of all rounds are one grid. The first teacher's 2 N steps have those of Karras et al. 2022 (Eq. 5) and 0, as
+in Song et al. 2023 (arXiv 2303.01469); each later round has every second one of the round before. So a teacher is asked
+at the levels that it was trained at, and for the steps that it was trained for, and no others. The first level is
+sigma_max in every round, and the student of one call goes from there to 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dmd.config import methods as sections
+from dmd.config.method import STUDENT, TEACHER, PlannedPhase
+from dmd.diffusion.calls import Calls
+from dmd.diffusion.denoiser import Denoiser, per_sample
+from dmd.diffusion.noise import sampling_sigmas
+from dmd.diffusion.objective import denoising_loss
+from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
+
+NUM_BINS = 8  # of steps in the log
+
+
+@dataclass
+class Progressive(Method[sections.Progressive]):
+    """Rounds of halved steps.
+
+    Attributes:
+        round: the phase at hand; before the first update the last one, whose student the file holds.
+        sigmas: levels of the teacher's steps in this round, 0 included, float32 (2 steps + 1,).
+    """
+
+    def __post_init__(self) -> None:
+        if self.config.sigma_max is None and self.facts.sigma_max is None:
+            raise ValueError("method.sigma_max: null is the last noise level of the file to start from, which has none")
+        planned, _ = self.config.plan()
+        self.configure(planned[-1])
+
+    @classmethod
+    def steps(cls, config: sections.Progressive, clock: Clock) -> tuple[Step, ...]:
+        """One step of the student on one batch of images."""
+        return (Step(STUDENT, (STUDENT,), (Part("images", config.batch_size, "images"),)),)
+
+    def configure(self, phase: PlannedPhase) -> None:
+        """The levels of a round."""
+        self.round = _round(phase)
+        self.sigmas = self.levels(phase).float().to(self.device)
+
+    def begin(self, phase: PlannedPhase) -> None:
+        """The student of the round before becomes teacher and student; in the first round the files say both."""
+        if phase.first == 0:
+            return
+        self.networks.copy(TEACHER, STUDENT, averaged=self.config.next_teacher == "averaged")
+        self.networks.copy(STUDENT, TEACHER)
+        if _round(phase).fresh_average:
+            self.networks.restart_average()
+
+    def draw(self, step: Step, clock: Clock, random: torch.Generator) -> Mapping[str, Rows]:
+        """Which of the student's steps, uniformly, and noise."""
+        num = self.config.batch_size
+        place = torch.randint(_round(clock.phase).steps, (num,), generator=random)
+        return {"images": {"place": place, "noise": torch.randn((num, *self.facts.shape), generator=random)}}
+
+    def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
+        """Of the student's x0 at the first of three levels, to the x0 that goes where two steps of the teacher go."""
+        student, image, label, place = self.networks[STUDENT], rows["image"], rows["label"], rows["place"]
+        levels = self.sigmas[2 * place], self.sigmas[2 * place + 1], self.sigmas[2 * place + 2]
+        sigma = levels[0]
+        noised = image + per_sample(sigma, image) * rows["noise"]
+        with torch.no_grad():
+            target = two_steps(self.networks[TEACHER], noised, levels, label)
+        x0 = student(noised, sigma, label)
+        weight = self.weight(sigma)
+        loss = denoising_loss(x0, target, weight=weight)
+        log.scalar("loss/progressive", loss, len(image))
+        error = weight * (x0 - target).detach().square().flatten(1).mean(1)
+        num_bins = min(NUM_BINS, self.round.steps)
+        log.binned("loss/step", error, place * num_bins // self.round.steps, num_bins)
+        return loss
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """w(sigma) (B,) of the squared error of x0."""
+        ratio = sigma.square().reciprocal()  # signal to noise
+        if self.config.weighting == "truncated-snr":
+            return ratio.clamp(min=1.0)
+        if self.config.weighting == "snr+1":
+            return 1.0 + ratio
+        student = self.networks[STUDENT]
+        assert isinstance(student, Denoiser)
+        return student.loss_weight(sigma)
+
+    def levels(self, phase: PlannedPhase) -> Tensor:
+        """Levels of the teacher's steps in a round: float64 (2 steps + 1,), from sigma_max to 0."""
+        config = self.config
+        sigma_max = config.sigma_max if config.sigma_max is not None else self.facts.sigma_max
+        assert sigma_max is not None
+        most = 2 * config.phases[0].steps
+        finest = sampling_sigmas(most, sigma_min=config.sigma_min, sigma_max=sigma_max, rho=config.rho)
+        return finest[:: most // (2 * _round(phase).steps)]
+
+    def sampling(self) -> Calls:
+        """DDIM over the student's own levels in the round at hand."""
+        return Calls(tuple(self.sigmas[:-1:2].tolist()), between="ode")
+
+    def keep(self, phase: PlannedPhase) -> Calls | None:
+        """The calls of a round that the configuration names."""
+        if _round(phase).steps not in self.config.keep:
+            return None
+        return Calls(tuple(self.levels(phase)[:-1:2].float().tolist()), between="ode")
+
+
+def two_steps(
+    denoiser: Callable[[Tensor, Tensor, Tensor], Tensor],
+    image: Tensor,
+    sigmas: tuple[Tensor, Tensor, Tensor],
+    label: Tensor,
+) -> Tensor:
+    """The x0 whose one step from s1 to s3 ends where two steps of a denoiser over s2 end (Algorithm 2).
+
+    With the answers D1 at s1 and D2 at s2, (s1 x3 - s3 x1) / (s1 - s3) is a mean of the two,
+
+        (s3/s2 (1 - s2/s1) D1 + (1 - s3/s2) D2) / (1 - s3/s1),
+
+    which is computed so: x1 and x3 are up to 80 times larger, and would take their difference's digits away.
+
+    Args:
+        image: x1 at levels s1, (B, C, H, W).
+        sigmas: s1 > s2 > s3 >= 0, each (B,).
+    """
+    first, second, third = sigmas
+    half, rest, whole = (per_sample(ratio, image) for ratio in (second / first, third / second, third / first))
+    x0 = denoiser(image, first, label)
+    other = denoiser(torch.lerp(x0, image, half), second, label)
+    return (rest * (1 - half) * x0 + (1 - rest) * other) / (1 - whole)
+
+
+def _round(phase: PlannedPhase) -> sections.ProgressivePhase:
+    assert isinstance(phase.config, sections.ProgressivePhase)
+    return phase.config
+
+
+METHOD = Progressive
