@@ -408,4 +408,58 @@ class Denoising(MethodSection):
         return frozenset({"images"})
 
 
-Method = Annotated[Dmd | Progressive | Consistency, Field(discriminator="name")]
+class KarrasCurve(Section):
+    """Noise levels at times uniform in [0, last), 0 being sigma_min and 1 sigma_max (Karras et al. 2022, Eq. 5)."""
+
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 80.0
+    rho: Positive = 7.0
+    last: float = Field(0.8, gt=0, le=1, description="0.8 is sigma 24.4 of the default curve")
+
+
+class ScoreIdentity(Section):
+    """SiD's loss (Zhou et al. 2024): the Fisher divergence at alpha 1/2, of fixed samples at 1."""
+
+    kind: Literal["sid"]
+    alpha: float = Field(1.2, description="1.2 the authors' best, 1.0 safer")
+
+
+class PseudoHuber(Section):
+    """SIM's loss (Luo et al. 2024): (mean y^2 + c^2)^1/2 of the difference y of teacher and fake denoiser."""
+
+    kind: Literal["sim"]
+    c: Positive = 5.4e-4
+
+
+class SidPhase(Phase):
+    """A phase of SiD."""
+
+    fake_updates: Count = Field(1, description="per update of the student, before it")
+
+
+class Sid(MethodSection):
+    """Score identity Distillation (Zhou et al. 2024): one call from a teacher alone, without pairs and images."""
+
+    optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        role: {"learning_rate": 1.0e-5, "betas": (0.0, 0.999), "weight_decay": 0.0} for role in (STUDENT, "fake")
+    }
+    refuses: ClassVar[tuple[str, ...]] = ("shard_parameters",)  # gradients pass through networks that keep none
+    name: Literal["sid"]
+    sigma: Positive = Field(2.5, description="noise level of the student's input")
+    divergence: Annotated[ScoreIdentity | PseudoHuber, Field(discriminator="kind")] = ScoreIdentity(kind="sid")
+    levels: KarrasCurve = Field(KarrasCurve(), description="of the student's loss")
+    sigma_log_mean: float = Field(-1.2, description="of ln(sigma) of the fake denoiser's loss")
+    sigma_log_std: Positive = 1.2
+    batch_size: Count = 256
+    phases: Annotated[Many[SidPhase], Field(min_length=1)] = (SidPhase(updates=2000000),)
+
+    def roles(self) -> dict[str, Role]:
+        """Teacher, student and fake denoiser."""
+        return {
+            TEACHER: Role(Source.TEACHER, Mode.FROZEN),
+            STUDENT: Role(Source.START, Mode.TRAINED),
+            "fake": Role(Source.START, Mode.TRAINED),
+        }
+
+
+Method = Annotated[Dmd | Progressive | Consistency | Sid, Field(discriminator="name")]

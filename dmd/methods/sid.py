@@ -1,0 +1,132 @@
+"""Score identity Distillation (Zhou et al. 2024, arXiv 2404.04057), and Score Implicit Matching (arXiv 2410.16794).
+
+The student x = G(z) = D(scale z; sigma) is one call of a denoiser and learns from noise alone. T is the teacher, K the
+fake denoiser that follows the student, both asked at x_s = x + s n, and Delta = T(x_s; s) - K(x_s; s). An update trains
+
+    fake       lambda(s) |K(x_s; s) - x|^2                         ln s ~ N(mean, std^2), x without gradient,
+    student    w Delta . ((T(x_s; s) - x) - alpha Delta)           s on Karras's curve, w = 1 / mean|x - T|,
+
+in this order. Where K is exact, E Delta . (T - x) is E|Delta|^2 (the score identity): alpha = 1/2 has the gradient of
+E|Delta|^2 / 2, and alpha = 1 the same with the distribution of x_s held fixed. Both hold only because gradients reach
+the student through x and through x_s, the input of both networks; their weights get none, and w is a constant.
+SIM puts another distance d of score differences in the place of the square,
+
+    student    d'(Delta) . (K(x_s; s) - x)                          d(y) = (mean y^2 + c^2)^1/2,
+
+which for d(y) = |y|^2 / 2 is alpha = 1. Losses are means over pixels where the authors take sums, and the student's is
+not multiplied by 100: Adam does not see such factors, but `gradient_clip` does, and means keep gradients below it.
+The student's loss says little: with K exact and without w it is (1 - alpha) E|Delta|^2. `student/gap` in the log, the
+mean of |Delta| by noise level, says more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dmd.config import methods as sections
+from dmd.diffusion.calls import Calls
+from dmd.diffusion.denoiser import Denoiser, per_sample, start_scale
+from dmd.diffusion.noise import log_normal_sigmas
+from dmd.diffusion.objective import denoising_loss
+from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
+
+FLOOR = 1e-5  # of the mean error that the loss is divided by
+NUM_BINS = 10  # of noise levels in the log
+
+
+@dataclass
+class Sid(Method[sections.Sid]):
+    """SiD, or SIM where `divergence` says so."""
+
+    @classmethod
+    def steps(cls, config: sections.Sid, clock: Clock) -> tuple[Step, ...]:
+        """The fake denoiser on images of fresh noise, then the student on others."""
+        phase = clock.phase.config
+        assert isinstance(phase, sections.SidPhase)
+        noise = (Part("noise", config.batch_size, "noise"),)
+        return (*[Step("fake", ("fake",), noise)] * phase.fake_updates, Step("student", ("student",), noise))
+
+    def draw(self, step: Step, clock: Clock, random: torch.Generator) -> Mapping[str, Rows]:
+        """Noise levels, each step's own, and noise."""
+        config, num = self.config, self.config.batch_size
+        rows = {}
+        if step.name == "fake":
+            rows["sigma"] = log_normal_sigmas(
+                num, mean=config.sigma_log_mean, std=config.sigma_log_std, generator=random
+            )
+        else:
+            place = torch.rand(num, generator=random)
+            rows["sigma"] = karras_levels(config.levels.last * place, config.levels)
+            rows["bin"] = (place * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+        rows["level_noise"] = torch.randn((num, *self.facts.shape), generator=random)
+        return {"noise": rows}
+
+    def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
+        """Of the fake denoiser: denoising of generated images; of the student: the divergence's."""
+        teacher, fake, sigma, label = self.networks["teacher"], self._denoiser("fake"), rows["sigma"], rows["label"]
+        with torch.set_grad_enabled(step.name == "student"):
+            image = self.generate(rows)
+            noised = torch.addcmul(image, rows["level_noise"], per_sample(sigma, image))
+        fake_x0 = fake(noised, sigma, label)
+        if step.name == "fake":
+            loss = denoising_loss(fake_x0, image, weight=fake.loss_weight(sigma))
+            log.scalar("loss/fake", loss, len(image))
+            return loss
+        real_x0, divergence = teacher(noised, sigma, label), self.config.divergence
+        if isinstance(divergence, sections.PseudoHuber):
+            values = implicit_matching(image, real_x0, fake_x0, c=divergence.c)
+        else:
+            values = normaliser(image, real_x0) * score_identity(image, real_x0, fake_x0, alpha=divergence.alpha)
+        loss = values.mean()
+        log.scalar("loss/student", loss, len(image))
+        log.binned("student/gap", (real_x0 - fake_x0).abs().flatten(1).mean(1), rows["bin"], NUM_BINS)
+        log.spread("generated", image)
+        return loss
+
+    def generate(self, rows: Rows) -> Tensor:
+        """One-step images G(z, y) = D(scale z; sigma, y) of unit noise (B, C, H, W); see `start_scale`."""
+        student, noise, sigma = self._denoiser("student"), rows["noise"], self.config.sigma
+        return student(start_scale(student, sigma) * noise, noise.new_full((len(noise),), sigma), rows["label"])
+
+    def sampling(self) -> Calls:
+        """One call at `sigma`."""
+        return Calls((self.config.sigma,))
+
+    def _denoiser(self, role: str) -> Denoiser:
+        return self.networks[role]  # type: ignore[return-value]
+
+
+def karras_levels(time: Tensor, curve: sections.KarrasCurve) -> Tensor:
+    """Noise levels at times (B,) in [0, 1], counted from sigma_min (Karras et al. 2022, Eq. 5). float32 (B,)."""
+    low, high = curve.sigma_min ** (1 / curve.rho), curve.sigma_max ** (1 / curve.rho)
+    return (low + time.double() * (high - low)).pow(curve.rho).float()
+
+
+def score_identity(image: Tensor, real_x0: Tensor, fake_x0: Tensor, *, alpha: float) -> Tensor:
+    """Delta . ((T - x) - alpha Delta) as a mean over pixels (Zhou et al. 2024, Algorithm 1), (B,).
+
+    Args:
+        image: x of the student, (B, C, H, W).
+        real_x0, fake_x0: T and K at the noised x, with the graph to it.
+    """
+    gap = real_x0 - fake_x0
+    return (gap * ((real_x0 - image) - alpha * gap)).flatten(1).mean(1)
+
+
+def normaliser(image: Tensor, real_x0: Tensor) -> Tensor:
+    """w = 1 / mean|x - T| of each sample, a constant (B,)."""
+    return 1 / (image.detach() - real_x0.detach()).abs().flatten(1).mean(1).clamp(min=FLOOR)
+
+
+def implicit_matching(image: Tensor, real_x0: Tensor, fake_x0: Tensor, *, c: float) -> Tensor:
+    """d'(Delta) . (K - x) as a mean over pixels for the pseudo-Huber d(y) = (mean y^2 + c^2)^1/2, (B,); see above."""
+    gap = real_x0 - fake_x0
+    length = (gap.flatten(1).square().mean(1) + c**2).sqrt()
+    return (gap * (fake_x0 - image)).flatten(1).mean(1) / length
+
+
+METHOD = Sid

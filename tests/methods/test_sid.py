@@ -1,0 +1,320 @@
+"""SiD and SIM: gradients of closed forms in one dimension, what an update leaves alone, micro-batches, resume."""
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from dmd.config.methods import Sid as Section
+from dmd.config.training import Adapter, Distill
+from dmd.diffusion.denoiser import Denoiser, GaussianMixtureDenoiser
+from dmd.diffusion.noise import karras_sigmas
+from dmd.methods.base import Facts
+from dmd.methods.sid import Sid, implicit_matching, karras_levels, normaliser, score_identity
+from dmd.networks import build
+from dmd.networks.adapters import carried, with_network
+from dmd.train import checkpoints, state
+from dmd.train.data import NoiseStream
+from dmd.train.log import UpdateLog
+from dmd.train.parallel import BatchSplit
+from dmd.train.trainer import Trainer, assemble, loader, plan
+
+WHOLE = BatchSplit()
+ROLES = ("teacher", "student", "fake")
+FACTS = Facts(shape=(2, 1, 1), num_classes=3, sigma_data=0.6)
+MEAN, SCALE, SIGMA = 0.2, 0.45, 0.7  # of the student x = MEAN + SCALE z, and the noise level
+
+
+def mixture(means: list[float], stds: list[float], weights: list[float]) -> GaussianMixtureDenoiser:
+    """An exact denoiser of numbers."""
+    centres = torch.tensor(means, dtype=torch.float64)[:, None, None, None]
+    return GaussianMixtureDenoiser(centres, torch.tensor(stds), torch.tensor(weights)).requires_grad_(False)
+
+
+TEACHER = mixture([-1.0, 0.8], [0.3, 0.5], [0.4, 0.6])
+# Nodes and weights of a product rule over the student's noise z and the noise n of the level, as batches of numbers.
+_nodes, _weights = np.polynomial.hermite_e.hermegauss(80)
+_z, _n = (torch.from_numpy(part.ravel())[:, None, None, None] for part in np.meshgrid(_nodes, _nodes))
+PRODUCT = torch.from_numpy(np.outer(_weights, _weights).ravel() / _weights.sum() ** 2)
+
+
+def world(theta: Tensor, fake: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    """x, T and K at the nodes, for theta = (mean, scale)."""
+    image = theta[0] + theta[1] * _z
+    noised, sigma, label = image + SIGMA * _n, torch.full((len(_z),), SIGMA).double(), torch.full((len(_z),), -1)
+    return image, TEACHER(noised, sigma, label), fake(noised, sigma, label)
+
+
+def parameters() -> Tensor:
+    return torch.tensor([MEAN, SCALE], dtype=torch.float64, requires_grad=True)
+
+
+def exact(theta: tuple[float, float] = (MEAN, SCALE)) -> nn.Module:
+    """The fake denoiser that knows the student."""
+    return mixture([theta[0]], [theta[1]], [1.0])
+
+
+@pytest.mark.parametrize(
+    "alpha, expected", [(0.5, (-0.05764, -0.48306)), (1.0, (0.02466, -0.57784)), (1.2, (0.05758, -0.61575))]
+)
+def test_score_identity_has_the_gradient_of_quadrature(alpha, expected):
+    values = score_identity(*world(theta := parameters(), exact()), alpha=alpha)
+    (gradient,) = torch.autograd.grad(2 * (PRODUCT * values).sum(), theta)
+    torch.testing.assert_close(gradient, torch.tensor(expected).double(), rtol=0, atol=1e-5)
+
+
+def test_score_identity_without_the_gradient_through_the_networks_is_another_loss():
+    image, real, fake = world(theta := parameters(), exact())
+    gap = (real - fake).detach()
+    values = (gap * (fake - image)).flatten(1).mean(1)
+    (gradient,) = torch.autograd.grad(2 * (PRODUCT * values).sum(), theta)
+    torch.testing.assert_close(gradient, torch.tensor((0.02466, -0.28892)).double(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 1.2])
+def test_score_identity_is_a_part_of_the_divergence_where_the_fake_denoiser_is_exact(alpha):
+    image, real, fake = world(parameters().detach(), exact())
+    value = (PRODUCT * score_identity(image, real, fake, alpha=alpha)).sum()
+    divergence = (PRODUCT * (real - fake).flatten(1).square().mean(1)).sum()
+    torch.testing.assert_close(value, (1 - alpha) * divergence, rtol=0, atol=1e-8)
+
+
+def test_implicit_matching_has_the_gradient_of_the_pseudo_huber_divergence_of_fixed_samples():
+    c, step = 0.5, 1e-5
+
+    def divergence(mean: float, scale: float) -> Tensor:
+        """Of the samples of now, by the score of a student elsewhere."""
+        _, real, fake = world(parameters().detach(), exact((mean, scale)))
+        return (PRODUCT * ((real - fake).flatten(1).square().mean(1) + c**2).sqrt()).sum()
+
+    values = implicit_matching(*world(theta := parameters(), exact()), c=c)
+    (gradient,) = torch.autograd.grad((PRODUCT * values).sum(), theta)
+    by_mean = (divergence(MEAN + step, SCALE) - divergence(MEAN - step, SCALE)) / (2 * step)
+    by_scale = (divergence(MEAN, SCALE + step) - divergence(MEAN, SCALE - step)) / (2 * step)
+    torch.testing.assert_close(gradient, torch.stack([by_mean, by_scale]), rtol=1e-3, atol=0)
+    assert gradient.abs().min() > 1e-3
+
+
+class Affine(nn.Module):
+    """A student mean + scale z."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(parameters().detach())
+
+    def forward(self, image: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
+        return self.theta[0] + self.theta[1] * image / sigma[:, None, None, None]
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.2])
+def test_loss_of_the_student_has_the_gradient_of_the_product_rule_with_a_constant_weight(alpha):
+    config = Section(name="sid", divergence={"kind": "sid", "alpha": alpha})
+    networks, fake = {"teacher": TEACHER, "student": Affine(), "fake": exact((0.3, 0.6))}, exact((0.3, 0.6))
+    method = Sid(config, networks, Facts((1, 1, 1), 0, 0.5), torch.device("cpu"))  # type: ignore[arg-type]
+    clock, random = plan(config)[0].clock(0), torch.Generator().manual_seed(0)
+    step = method.steps(config, clock)[-1]
+    z, n = torch.randn(2, 50, 1, 1, 1, generator=random, dtype=torch.float64)
+    sigma, label, small = torch.full((50,), SIGMA).double(), torch.full((50,), -1), 1e-5
+    rows = {"noise": z, "level_noise": n, "sigma": sigma, "label": label, "bin": torch.zeros(50, dtype=torch.int64)}
+    method.loss(step, step.parts[0], rows, clock, UpdateLog(BatchSplit())).backward()
+
+    def slope(denoiser: nn.Module, noised: Tensor) -> Tensor:
+        return (denoiser(noised + small, sigma, label) - denoiser(noised - small, sigma, label)) / (2 * small)
+
+    image = MEAN + SCALE * z
+    noised = image + SIGMA * n
+    real, made = TEACHER(noised, sigma, label), fake(noised, sigma, label)
+    gap, bent = real - made, slope(TEACHER, noised) - slope(fake, noised)
+    by_image = bent * (real - image - alpha * gap) + gap * (slope(TEACHER, noised) - 1 - alpha * bent)
+    by_image = by_image / (image - real).abs()  # one number per image: its mean error is its error
+    expected = torch.stack([by_image.mean(), (by_image * z).mean()])
+    torch.testing.assert_close(networks["student"].theta.grad, expected, rtol=1e-6, atol=1e-9)  # type: ignore[union-attr]
+
+
+def test_normaliser_is_one_over_the_mean_error_and_no_more_than_its_floor_allows():
+    image = torch.tensor([[[[1.0, -3.0]]], [[[0.0, 0.0]]]], requires_grad=True)
+    found = normaliser(image, torch.zeros(2, 1, 1, 2))
+    torch.testing.assert_close(found, torch.tensor([0.5, 1e5]))
+    assert not found.requires_grad
+
+
+def test_levels_run_along_the_curve_of_the_sampler_from_its_end():
+    config = Section(name="sid")
+    grid = karras_sigmas(11, sigma_min=0.002, sigma_max=80.0, rho=7.0).flip(0).float()
+    torch.testing.assert_close(karras_levels(torch.linspace(0, 1, 11), config.levels), grid)
+    method = Sid(config, {}, FACTS, torch.device("cpu"))  # type: ignore[arg-type]
+    clock = plan(config)[0].clock(0)
+    fake, student = method.steps(config, clock)
+    drawn = method.draw(student, clock, torch.Generator().manual_seed(0))["noise"]
+    assert 0.002 <= float(drawn["sigma"].min()) < 0.1 and 15 < float(drawn["sigma"].max()) <= 24.5
+    assert drawn["bin"].min() == 0 and drawn["bin"].max() == 9
+    logs = method.draw(fake, clock, torch.Generator().manual_seed(0))["noise"]["sigma"].log()
+    assert float(logs.mean()) == pytest.approx(-1.2, abs=0.3) and float(logs.std()) == pytest.approx(1.2, abs=0.2)
+
+
+def section(**changed) -> Distill:
+    """Of a distillation of six updates."""
+    method = {"name": "sid", "batch_size": 8, "phases": [{"updates": 6}], **changed.pop("method", {})}
+    return Distill.model_validate(
+        {"method": method, "optimisers": {"student": {"learning_rate": 1e-3}}, "schedule": {"warmup": 0}} | changed
+    )
+
+
+def denoiser(seed: int) -> Denoiser:
+    torch.manual_seed(seed)
+    made = Denoiser(
+        build({"kind": "mlp", "channels": 2, "resolution": 1, "width": 16, "layers": 2, "num_classes": 3}),
+        sigma_data=0.6,
+    )
+    for parameter in made.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape)
+    return made
+
+
+def trainer(distill: Distill, *, fake_seed: int = 1, split: BatchSplit = WHOLE) -> Trainer:
+    """Teacher and student are equal; so is the fake denoiser where its seed is 0."""
+    modules = dict(zip(ROLES, (denoiser(0), denoiser(0), denoiser(fake_seed)), strict=True))
+    return assemble(distill, modules, FACTS, distances={}, split=split)
+
+
+def train(found: Trainer, first: int, stop: int) -> list[dict[str, float]]:
+    phases, _ = plan(found.training.method)
+    rows = loader(found, {"noise": NoiseStream(FACTS)}, phases, stage="distill")
+    logs = []
+    for update in range(first, stop):
+        row = found.update(phases.clock(update), rows.take(update))
+        logs.append({"update": update, "phase": 0, **row})
+    rows.close()
+    return logs
+
+
+def gradients(found: Trainer, name: str) -> dict[str, list[Tensor | None]]:
+    """What one step of the first update leaves, by role."""
+    phases, _ = plan(found.training.method)
+    rows = loader(found, {"noise": NoiseStream(FACTS)}, phases, stage="distill")
+    (prepared,) = [each for each in rows.take(0) if each.step.name == name]
+    rows.close()
+    found.networks.train_only(prepared.step.trains)
+    given = prepared.rows["noise"], phases.clock(0), UpdateLog(BatchSplit())
+    loss = found.method.loss(prepared.step, prepared.step.parts[0], *given)
+    loss.backward()
+    left = {role: [each.grad for each in found.networks.weights(role).parameters()] for role in found.networks}
+    return left | {"loss": [loss.detach()]}
+
+
+@pytest.mark.parametrize("divergence", [{"kind": "sid"}, {"kind": "sim"}])
+def test_student_stays_while_the_fake_denoiser_is_the_teacher(divergence):
+    left = gradients(trainer(section(method={"divergence": divergence}), fake_seed=0), "student")
+    assert left["loss"][0] == 0
+    assert max(float(value.abs().max()) for value in left["student"] if value is not None) < 1e-6
+    moved = gradients(trainer(section(method={"divergence": divergence})), "student")["student"]
+    assert max(float(value.abs().max()) for value in moved if value is not None) > 1e-3
+
+
+def adapted(distill: Distill) -> Trainer:
+    """Of one frozen network that carries an adapter each for student and fake denoiser."""
+    carrier = denoiser(0)
+    networks = carried(carrier.network, Adapter(rank=2).model_dump(), ("student", "fake"), seed=0)
+    for network in networks[1:]:
+        for parameter in network.parameters():
+            parameter.data = 0.3 * torch.randn(parameter.shape)
+    modules = {role: with_network(carrier, each) for role, each in zip(ROLES, networks, strict=True)}
+    return assemble(distill, modules, FACTS, distances={}, split=WHOLE)
+
+
+@pytest.mark.parametrize("made", [trainer, adapted])
+@pytest.mark.parametrize("divergence", [{"kind": "sid"}, {"kind": "sim"}])
+@pytest.mark.parametrize("name, other", [("student", "fake"), ("fake", "student")])
+def test_a_step_leaves_gradients_on_its_own_network_alone(name, other, divergence, made):
+    left = gradients(made(section(method={"divergence": divergence})), name)
+    assert all(value is not None for value in left[name]) and any(bool(value.any()) for value in left[name])
+    assert left[other] == [None] * len(left[other]) and left["teacher"] == [None] * len(left["teacher"])
+
+
+@pytest.mark.parametrize("divergence", [{"kind": "sid"}, {"kind": "sim"}])
+def test_micro_batches_add_up_to_the_gradient_of_the_batch(divergence):
+    distill = section(
+        method={"divergence": divergence}, optimisers={"student": {"learning_rate": 1e-6, "gradient_clip": 1e6}}
+    )
+    whole, parts = trainer(distill), trainer(distill, split=BatchSplit(micro_batch_size=3))
+    logs = train(whole, 0, 1), train(parts, 0, 1)
+    for role in ("fake", "student"):
+        for one, other in zip(*(each.networks.weights(role).parameters() for each in (whole, parts)), strict=True):
+            states = [
+                each.networks.optimisers[role].adamw.state[value] for each, value in ((whole, one), (parts, other))
+            ]
+            torch.testing.assert_close(*(each["exp_avg"] for each in states), rtol=1e-3, atol=1e-6)  # beta 0
+    assert logs[0][0] == pytest.approx(logs[1][0], rel=1e-3, abs=1e-6, nan_ok=True)
+
+
+def test_fake_denoiser_is_trained_first_and_as_often_as_the_phase_says():
+    config = section(method={"phases": [{"updates": 2}, {"updates": 2, "fake_updates": 3}]}).method
+    assert isinstance(config, Section)
+    phases, _ = plan(config)
+    names = [[step.name for step in Sid.steps(config, phases.clock(update))] for update in (1, 2)]
+    assert names == [["fake", "student"], ["fake", "fake", "fake", "student"]]
+
+
+def test_training_that_resumes_ends_in_the_same_bytes(tmp_path):
+    distill = section(method={"phases": [{"updates": 2}, {"updates": 4, "fake_updates": 2, "fresh_optimiser": True}]})
+    whole, stopped, resumed = (trainer(distill) for _ in range(3))
+    train(whole, 0, 6)
+    rows = train(stopped, 0, 3)
+    checkpoints.save(tmp_path, key="key", stage="distill", update=3, learnt=state.state(stopped), rows=rows)
+    first, _ = checkpoints.resume(tmp_path, key="key", trainer=resumed, log=print)
+    train(resumed, first, 6)
+    ends = state.state(whole), state.state(resumed)
+    assert ends[0].keys() == ends[1].keys() and all(
+        torch.equal(value, ends[1][name]) for name, value in ends[0].items()
+    )
+    assert not any(
+        torch.equal(value, state.state(stopped)[name]) for name, value in ends[0].items() if "weight" in name
+    )
+
+
+@pytest.mark.parametrize("divergence", [{"kind": "sid"}, {"kind": "sim"}])
+def test_student_learns_a_gaussian_from_its_exact_teacher(divergence):
+    mean, std = torch.tensor([0.5, -0.4])[None, :, None, None], 0.3
+    distill = section(
+        method={"batch_size": 64, "phases": [{"updates": 300}], "levels": {"last": 0.55}, "divergence": divergence},
+        optimisers={"student": {"learning_rate": 5e-3}},
+        schedule={"warmup": 0, "decay": "linear"},
+        ema_decay=0.9,
+    )
+    exact_teacher = GaussianMixtureDenoiser(mean, torch.tensor([std]), torch.tensor([1.0]))
+    modules = {"teacher": exact_teacher, "student": denoiser(0), "fake": denoiser(0)}
+    found = assemble(distill, modules, FACTS, distances={}, split=WHOLE)
+    logs = train(found, 0, 300)
+    random = torch.Generator().manual_seed(0)
+    noise, label = torch.randn(2000, 2, 1, 1, generator=random), torch.randint(3, (2000,), generator=random)
+    with torch.no_grad():
+        image = found.method.generate({"noise": noise, "label": label})  # type: ignore[attr-defined]
+    torch.testing.assert_close(image.mean(0), mean[0], rtol=0, atol=0.06)
+    torch.testing.assert_close(image.std(0), torch.full((2, 1, 1), std), rtol=0.2, atol=0)
+    assert set(logs[0]) > {"loss/student", "loss/fake", "gradient_norm/student", "gradient_norm/fake", "student/gap0"}
+
+
+def test_section_asks_for_noise_alone_and_brings_its_optimisers():
+    distill = Distill.model_validate({"method": {"name": "sid"}, "optimisers": {}})
+    assert distill.method.reads() == frozenset()
+    assert distill.method.trained == ("student", "fake")
+    for role in distill.method.trained:
+        optimiser = distill.optimisers[role]
+        assert (optimiser.learning_rate, optimiser.betas, optimiser.weight_decay) == (1e-5, (0.0, 0.999), 0.0)
+    method = Sid(distill.method, {}, FACTS, torch.device("cpu"))  # type: ignore[arg-type]
+    assert method.sampling().sigmas == (2.5,)
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"compute": {"shard_parameters": True}}, "compute.shard_parameters: method sid cannot take it"),
+        ({"optimisers": {"discriminator": {}}}, "method sid trains no discriminator"),
+        ({"method": {"divergence": {"kind": "sim", "alpha": 1.2}}}, "divergence.sim.alpha"),
+        ({"method": {"phases": [{"updates": 3, "fake_updates": 0}]}}, "greater than or equal to 1"),
+    ],
+)
+def test_section_refuses_what_the_method_cannot_do(changed, message):
+    with pytest.raises(ValidationError, match=message):
+        section(**changed)
