@@ -15,13 +15,9 @@ from typing import Any
 
 import requests
 
-from dmd.artifacts import files
+from dmd.artifacts import files, retries
 
-TRIES = 5  # in a row without a byte further than before
-PAUSE = 1.0  # seconds after a first failure, doubled after each
-TIMEOUT = (15, 60)  # seconds: to connect, between two pieces
 PIECE = 1 << 16  # bytes; at most so much is lost with a connection
-BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class DownloadError(ValueError):
@@ -62,9 +58,9 @@ class Download:
                 reached = self.partial.stat().st_size if self.partial.exists() else 0
                 failures = 1 if reached > furthest else failures + 1
                 furthest = max(furthest, reached)
-                if failures == TRIES:
-                    raise DownloadError(f"{_reason(error)} ({TRIES} times in a row)") from error
-                wait = PAUSE * 2 ** (failures - 1)
+                if failures == retries.TRIES:
+                    raise DownloadError(f"{_reason(error)} ({retries.TRIES} times in a row)") from error
+                wait = retries.PAUSE * 2 ** (failures - 1)
                 self.log(f"{_reason(error)}, after {reached} bytes; trying again in {wait:g} s")
                 time.sleep(wait)
             except requests.RequestException as error:
@@ -86,8 +82,8 @@ class Download:
         headers = {"Accept-Encoding": "identity"}
         if start:
             headers |= {"Range": f"bytes={start}-", "If-Range": version["validator"]}
-        with requests.get(self.url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-            if answer.status_code in BUSY:
+        with requests.get(self.url, headers=headers, stream=True, timeout=retries.TIMEOUT) as answer:
+            if answer.status_code in retries.BUSY:
                 raise requests.ConnectionError(f"the server answers {answer.status_code} {answer.reason}")
             if answer.status_code not in ((200, 206, 416) if start else (200,)):
                 raise DownloadError(f"the server answers {answer.status_code} {answer.reason}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from dmd.artifacts import download, files
+from dmd.artifacts import files, retries
 
 Value = TypeVar("Value")
 PIECE = 8 << 20  # bytes of one request for a part of an object
@@ -172,9 +172,9 @@ class ObjectStorage:
                     raise
                 failures = 1 if reached() > furthest else failures + 1
                 furthest = max(furthest, reached())
-                if failures == download.TRIES:
+                if failures == retries.TRIES:
                     raise StorageError(f"{url}: {error} ({failures} times in a row)") from error
-                wait = download.PAUSE * 2 ** (failures - 1)
+                wait = retries.PAUSE * 2 ** (failures - 1)
                 self._log(f"{url}: {error}; trying again in {wait:g} s")
                 time.sleep(wait)
 
@@ -188,7 +188,7 @@ def _file_system(scheme: str, bucket: str, endpoint: str | None) -> Any:
         return fs.GcsFileSystem(**place)
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     region = region or ("us-east-1" if own else fs.resolve_s3_region(bucket))
-    return fs.S3FileSystem(region=region, connect_timeout=download.TIMEOUT[0], request_timeout=60, **place)
+    return fs.S3FileSystem(region=region, connect_timeout=retries.TIMEOUT[0], request_timeout=60, **place)
 
 
 def _write(output: Any, piece: bytes) -> None:

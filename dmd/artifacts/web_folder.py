@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import requests
 
-from dmd.artifacts import download
+from dmd.artifacts import retries
 from dmd.artifacts.download import Download, DownloadError
 from dmd.artifacts.remote import StorageError
 
@@ -49,21 +49,21 @@ class WebFolder:
     def _answer(self, verb: str, name: str, take: Callable[[requests.Response], Value]) -> Value | None:
         """What `take` makes of the server's answer, its body still to come; None where it has no such file."""
         url, headers = self._url(name), {"Accept-Encoding": "identity"}
-        for attempt in range(download.TRIES):
+        for attempt in range(retries.TRIES):
             try:
-                with requests.request(verb, url, headers=headers, timeout=download.TIMEOUT, stream=True) as answer:
+                with requests.request(verb, url, headers=headers, timeout=retries.TIMEOUT, stream=True) as answer:
                     if answer.status_code == 404:
                         return None
                     if answer.status_code in (200, 206):
                         return take(answer)
                     reason = f"the server answers {answer.status_code} {answer.reason}"
-                    if answer.status_code not in download.BUSY:
+                    if answer.status_code not in retries.BUSY:
                         raise StorageError(f"{url}: {reason}")
             except requests.RequestException as error:
                 reason = str(error)
-            if attempt + 1 < download.TRIES:
-                time.sleep(download.PAUSE * 2**attempt)
-        raise StorageError(f"{url}: {reason} ({download.TRIES} times in a row)")
+            if attempt + 1 < retries.TRIES:
+                time.sleep(retries.PAUSE * 2**attempt)
+        raise StorageError(f"{url}: {reason} ({retries.TRIES} times in a row)")
 
 
 def _content(answer: requests.Response, num: int | None) -> bytes:

@@ -41,6 +41,7 @@ class NetworkSet:
         for name, role in roles.items():
             if role.source is Source.STUDENT:
                 self.copy(name, STUDENT)
+        self._parameters = {name: tuple(module.parameters()) for name, module in self._modules.items()}  # to walk once
         self._trained = {name for name, role in roles.items() if role.mode is Mode.TRAINED}
         self.average = AveragedModel(self.weights(STUDENT), multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
         self._spread = False
@@ -80,7 +81,8 @@ class NetworkSet:
             return
         for name in self.roles:
             if self.roles[name].mode is Mode.TRAINED and (name in roles) != (name in self._trained):
-                self._modules[name].requires_grad_(name in roles)
+                for parameter in self._parameters[name]:
+                    parameter.requires_grad_(name in roles)
         self._trained = set(roles)
 
     def drop_gradients(self, trains: tuple[str, ...]) -> None:

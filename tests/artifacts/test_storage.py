@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dmd.artifacts import download, files, manifest, record, remote
+from dmd.artifacts import files, manifest, record, remote, retries
 from dmd.artifacts.pairs import PairReader
 from dmd.artifacts.remote import StorageError
 from dmd.artifacts.storage import Settings, Storage, open_shard
@@ -31,7 +31,7 @@ def s3(moto, monkeypatch):
     """The server, well behaved; pauses are short."""
     for name, value in s3_server.CREDENTIALS.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(download, "PAUSE", 0.01)
+    monkeypatch.setattr(retries, "PAUSE", 0.01)
     moto.drops.clear()
     moto.flips.clear()
     moto.asked.clear()
@@ -114,7 +114,7 @@ def test_dropped_connections_go_on_where_they_ended(s3, tmp_path, pairs, away, m
 
 
 def test_connections_that_are_always_dropped_end_with_the_url(s3, pairs, away, monkeypatch):
-    monkeypatch.setattr(download, "TRIES", 2)
+    monkeypatch.setattr(retries, "TRIES", 2)
     s3.drops = [10] * 100
     storage = Storage(away)
     with pytest.raises(ValueError, match=f"{storage.url(pairs.shards[0].path)}: .*2 times in a row"):
@@ -243,7 +243,7 @@ def test_file_outside_the_mirrored_folder_has_no_place(tmp_path):
 
 
 def test_web_server_gives_the_same_pairs_after_a_dropped_connection(tmp_path, pairs, monkeypatch):
-    monkeypatch.setattr(download, "PAUSE", 0.01)
+    monkeypatch.setattr(retries, "PAUSE", 0.01)
     expected = whole_epoch(pairs)
     served = {f"/deep/{path.name}": path.read_bytes() for path in (tmp_path / "results").iterdir()}
     with file_server.serving(file_server.FileServer(b"", folder=served, drops=[3000])) as server:
@@ -285,8 +285,8 @@ def test_record_that_does_not_say_where_a_shard_is_stored_makes_it_missing(tmp_p
 
 
 def test_storage_that_does_not_answer_is_not_taken_for_empty(tmp_path, pairs, monkeypatch):
-    monkeypatch.setattr(download, "TRIES", 2)
-    monkeypatch.setattr(download, "PAUSE", 0.01)
+    monkeypatch.setattr(retries, "TRIES", 2)
+    monkeypatch.setattr(retries, "PAUSE", 0.01)
     path = pairs.shards[0].path
     served = {f"/deep/{each.name}": each.read_bytes() for each in (tmp_path / "results").iterdir()}
     with file_server.serving(file_server.FileServer(b"", folder=served)) as server:
@@ -302,14 +302,14 @@ def test_storage_that_does_not_answer_is_not_taken_for_empty(tmp_path, pairs, mo
 
 @pytest.mark.parametrize("num", [None, 5000])
 def test_connection_dropped_within_a_small_file_is_made_again(tmp_path, monkeypatch, num):
-    monkeypatch.setattr(download, "PAUSE", 0.01)
+    monkeypatch.setattr(retries, "PAUSE", 0.01)
     content = os.urandom(1 << 20)
     with file_server.serving(file_server.FileServer(content, drops=[100, 4000])) as server:
         folder = WebFolder(server.url.rpartition("/")[0], log=print)
         assert folder.read("weights.bin", num) == content[:num]
         assert len(server.asked) == 3
         server.drops[:] = [100] * 99
-        with pytest.raises(StorageError, match=f"{server.url}: .*{download.TRIES} times in a row"):
+        with pytest.raises(StorageError, match=f"{server.url}: .*{retries.TRIES} times in a row"):
             folder.read("weights.bin", num)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmd.artifacts import download, pinned, record
+from dmd.artifacts import pinned, record, retries
 from dmd.stages import fetch
 from tests.file_server import FileServer, serving
 
@@ -24,7 +24,7 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 def server(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[FileServer]:
     caplog.set_level(logging.INFO, logger="dmd")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(download, "PAUSE", 0.01)
+    monkeypatch.setattr(retries, "PAUSE", 0.01)
     with serving(FileServer(CONTENT)) as served:
         yield served
 
@@ -44,7 +44,7 @@ def part(output: Path) -> Path:
 
 def leave_part(server: FileServer, output: Path, num: int) -> None:
     """A download that was stopped after `num` bytes."""
-    server.drops = [num] + [0] * (download.TRIES)
+    server.drops = [num] + [0] * (retries.TRIES)
     with pytest.raises(ValueError):
         fetch.run(output=output, url=server.url)
     server.drops, server.asked = [], []
@@ -203,7 +203,7 @@ def test_a_connection_that_never_holds_ends_with_one_message(server, output):
     server.drops = [150_000] + [0] * 9
     with pytest.raises(ValueError, match="5 times in a row.*Run again to go on"):
         fetch.run(output=output, url=server.url)
-    assert len(server.asked) == 1 + download.TRIES - 1 and part(output).stat().st_size > 0
+    assert len(server.asked) == 1 + retries.TRIES - 1 and part(output).stat().st_size > 0
 
 
 @pytest.mark.parametrize(("sha256", "words"), [(DIGEST, f"sha256 {DIGEST}"), (None, "nobody published its sha256")])
@@ -226,7 +226,7 @@ def test_a_busy_server_is_tried_again(server, output):
     server.status = 503
     with pytest.raises(ValueError, match="503 Service Unavailable"):
         fetch.run(output=output, url=server.url)
-    assert len(server.asked) == download.TRIES
+    assert len(server.asked) == retries.TRIES
 
 
 def test_a_kill_leaves_a_part_that_the_next_run_completes(server, output):

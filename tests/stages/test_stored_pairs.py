@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from dmd.artifacts import download, record, tensors
+from dmd.artifacts import record, retries, tensors
 from dmd.artifacts.storage import Storage
 from dmd.stages import manifest, pairs
 from dmd.stages.verify import run as verify
@@ -26,7 +26,7 @@ def moto():
 def s3(moto, monkeypatch):
     for name, value in s3_server.CREDENTIALS.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(download, "PAUSE", 0.01)
+    monkeypatch.setattr(retries, "PAUSE", 0.01)
     moto.asked.clear()
     return moto
 
@@ -192,6 +192,6 @@ def test_storage_that_cannot_be_asked_makes_no_shard_lost(machine, monkeypatch, 
     for name in TARS:
         entry = record.read(tar := one.folder / "pairs" / name)
         record.write(tar, {**entry, "stored": {**entry["stored"], "endpoint": "http://127.0.0.1:9"}})
-    monkeypatch.setattr(download, "TRIES", 1)
+    monkeypatch.setattr(retries, "TRIES", 1)
     assert verify(folder=one.folder, delete=True) == {}
     assert "it could not be asked" in capsys.readouterr().out
