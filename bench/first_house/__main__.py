@@ -2,7 +2,7 @@
 
 The first house is commit 29f82d6: it makes each case, or made it before, and each stage of this tree runs on the
 artifacts that it made. Exits 1 if a tensor, log column, score or fact differs by more than 1e-6, relative to its
-largest value, if a name is on one side only, or if a stage fails.
+largest value, if a name is on one side only (but for log columns without a value), or if a stage fails.
 """
 
 from __future__ import annotations

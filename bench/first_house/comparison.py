@@ -85,7 +85,9 @@ def compare(artifact: str, old: Path, new: Path, renames: Sequence[Rename] = REN
     for kind in dict.fromkeys([*before, *after]):
         ours, theirs = after.get(kind, {}), before.get(kind, {})
         names = match(artifact, theirs, ours, renames)
-        found = Comparison(artifact, kind, only_old=names.only_old, only_new=names.only_new, declared=names.declared)
+        empty = [name for name in names.only_old if _is_logged(kind, name) and _is_empty(theirs[name])]
+        lacking = [name for name in names.only_old if name not in empty]
+        found = Comparison(artifact, kind, only_old=lacking, only_new=names.only_new, declared=names.declared)
         for name, other in names.pairs:
             found.add(name, difference(theirs[name], ours[other]))
         yield found
@@ -108,6 +110,16 @@ def difference(old: np.ndarray, new: np.ndarray) -> Difference:
     largest = float(np.abs(before[finite]).max(initial=0.0))
     relative = absolute / largest if largest else math.inf * absolute if absolute else 0.0
     return Difference(bits=False, absolute=absolute, relative=relative)
+
+
+def _is_logged(kind: str, name: str) -> bool:
+    """Whether a name is of the log, or of the rows of the log that a checkpoint keeps."""
+    return kind == "columns" or name.startswith("log.")
+
+
+def _is_empty(column: np.ndarray) -> bool:
+    """Whether a column of the log has no value in any row, where this tree has no column."""
+    return column.dtype.kind == "f" and bool(np.isnan(column).all())
 
 
 def _incomparable(why: str) -> Difference:

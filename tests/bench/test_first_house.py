@@ -62,6 +62,13 @@ def test_equal_artifacts_agree_bit_by_bit_whatever_their_specs_are(tmp_path):
         assert all(each.agrees for each in found)
 
 
+def test_a_column_may_be_missing_only_if_it_has_no_value(tmp_path):
+    empty, full = ROWS | {"gap_bin1": [float("nan")] * 2}, ROWS | {"gap_bin1": [float("nan"), 0.5]}
+    assert all(each.agrees for each in compared(tmp_path / "empty", "log.parquet", empty, ROWS))
+    columns, _ = compared(tmp_path / "full", "log.parquet", full, ROWS)
+    assert columns.only_old == ["gap_bin1"] and not columns.agrees
+
+
 @pytest.mark.parametrize(("by", "agrees"), [(4e-7, True), (1e-5, False)])
 def test_changed_tensor_differs_by_its_largest_value(tmp_path, by, agrees):
     changed = WEIGHTS | {"raw.a": WEIGHTS["raw.a"].clone()}
