@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dmd.config.method import TEACHER
+from dmd.config.method import TEACHER, MethodSection, Mode
 from dmd.config.methods import Dmd
 from dmd.config.section import Count, Many, Path, Pinned, Positive, Section, refuse
 from dmd.config.sections import (
@@ -175,6 +175,7 @@ class Experiment(Section):
         if self.distill.processes % nodes:
             processes = self.distill.processes
             yield f"resources.distill.nodes: {nodes} cannot share {processes} processes evenly (distill.processes)"
+        yield from self._calls_contradictions(method)
         if isinstance(method, Dmd):
             yield from self._dmd_contradictions(method)
         if self.teacher is None:
@@ -182,24 +183,50 @@ class Experiment(Section):
         kind = self.teacher.kind
         if kind in LATENT and self.states is None and self.pairs is None:
             yield "distill: text states of prompts are those of section pairs or states, and there is neither"
+        changing = [name for name, role in method.roles().items() if role.mode is not Mode.FROZEN]
         guidance = method.roles()[TEACHER].guidance if TEACHER in method.roles() else 1
         if guidance != 1 and not self._guidable:
             yield f"distill.method.guidance: {guidance}, but {self._unguided}"
+        decoder = f"distill.method.{method.distance_key()}.decoder"
         for name in [each for each in method.decoders() if each != "none"]:
             if name == "tiny" and getattr(self.teacher, "tiny_autoencoder", None) is None:
-                yield "distill.method.regression_distance.decoder: tiny, but section teacher names no tiny_autoencoder"
+                yield f"{decoder}: tiny, but section teacher names no tiny_autoencoder"
             if kind not in LATENT and not getattr(self.teacher, "latent", False):
-                yield f"distill.method.regression_distance.decoder: a teacher of kind {kind} makes no latents"
+                yield f"{decoder}: a teacher of kind {kind} makes no latents"
+        if kind == "gaussian-mixture" and TEACHER in changing:
+            yield f"distill.method.name: {method.name} changes the teacher's weights, and gaussian-mixture has none"
+        if "images" in method.reads():
+            yield from self._image_contradictions(method)
+
+    def _image_contradictions(self, method: MethodSection) -> Iterator[str]:
+        """Between a method that reads images, the teacher and the dataset."""
+        name, dataset = f"distill.method.name: {method.name} learns from images, but", self.dataset
+        if self.teacher is not None and (self.teacher.kind in LATENT or getattr(self.teacher, "latent", False)):
+            yield f"{name} a teacher of kind {self.teacher.kind} makes latents"
+        elif isinstance(dataset, ImageDataset) and dataset.num_held_out == "all":
+            yield f"{name} dataset.num_held_out is all: none is left to train on"
+
+    def _calls_contradictions(self, method: MethodSection) -> Iterator[str]:
+        """Between the calls of the samples and those that the student's file holds weights for."""
+        sample, kept = self.sample, method.calls_kept()
+        if sample is None or sample.calls is None:
+            return
+        if sample.calls not in kept:
+            known = ", ".join(map(str, sorted(kept)))
+            yield f"sample.calls: {sample.calls}, but the student of method {method.name} is kept for {known}"
+        elif sample.calls != kept[-1] and sample.weights == "raw":
+            yield f"sample.weights: raw, but of calls {sample.calls} the averaged weights alone are kept"
 
     def _dmd_contradictions(self, method: Dmd) -> Iterator[str]:
-        """Between DMD and the pairs."""
-        if self.pairs is None:
-            return
+        """Between DMD and the pairs, or the states of prompts that are read in their place."""
+        reads = "pairs" in method.reads()
+        num, section = (self.states.num_states, "states") if self.states and not reads else (None, "pairs")
+        num = self.pairs.num_pairs if self.pairs and num is None else num
         for index, phase in enumerate(method.phases):
-            if phase.num_pairs is not None and phase.num_pairs > self.pairs.num_pairs:
-                of = f"{phase.num_pairs} of {self.pairs.num_pairs}, the number in section pairs"
+            if num is not None and (phase.num_pairs or 0) > num:
+                of = f"{phase.num_pairs} of {num}, the number in section {section}"
                 yield f"distill.method.phases[{index}].num_pairs: {of}"
-        if method.sigma is None:
+        if method.sigma is None or self.pairs is None or not reads:
             return
         solver, place = self.pairs.solver, "distill.method.sigma"
         if not isinstance(solver, OdeSolver):

@@ -107,6 +107,14 @@ class MethodSection(Section):
         """Decoders of latents that the distance goes through in some phase, in order of first use; "none" is one."""
         return ()
 
+    def calls_kept(self) -> tuple[int, ...]:
+        """Numbers of network calls that the student's file holds weights for, the one that training ends with last."""
+        return (1,)
+
+    def distance_key(self) -> str:
+        """The key of `distance`, for messages."""
+        return "distance"
+
     def notes(self, phase: Phase) -> list[str]:
         """Lines on what a phase asks for and does not get. ValueError if it contradicts the section."""
         return []

@@ -14,6 +14,12 @@ Decoder = Literal["none", "tiny", "full"]
 DECODER = "of latents: compared are images that the teacher's autoencoder makes of them"
 
 
+def _check_order(sigma_min: float, sigma_max: float | None) -> None:
+    """ValueError unless the last noise level is above the first; None is not known yet."""
+    if sigma_max is not None and sigma_max <= sigma_min:
+        raise ValueError(f"sigma_max {sigma_max:g} is not above sigma_min {sigma_min:g}")
+
+
 class KarrasLevels(Section):
     """Noise levels of EDM teachers (Karras et al. 2022, Eq. 5), and the range that the matching loss draws from."""
 
@@ -27,6 +33,7 @@ class KarrasLevels(Section):
 
     @model_validator(mode="after")
     def _range(self) -> KarrasLevels:
+        _check_order(self.sigma_min, self.sigma_max)
         if not self.min_index <= self.max_index < self.count:
             raise ValueError(f"indices {self.min_index}..{self.max_index} are no range within 0..{self.count - 1}")
         return self
@@ -112,8 +119,8 @@ class Dmd(MethodSection):
         return self
 
     def _contradictions(self) -> Iterator[str]:
-        if self.match_pairs and not (self.matching_weight and self.regression_weight):
-            yield "match_pairs: true, but matching_weight or regression_weight is 0: there is nothing to join"
+        if self.match_pairs and not any({"matching", "regression"} <= self.losses(phase) for phase in self.phases):
+            yield "match_pairs: true, but no phase has a matching and a regression loss: there is nothing to join"
         if not any(self.losses(phase) for phase in self.phases):
             yield "phases: no phase has a loss left to learn from: all of its weights are 0"
 
@@ -167,21 +174,31 @@ class Dmd(MethodSection):
             return [f"the fake score is not used, fake_updates {phase.fake_updates} not made"]
         return []
 
-    def distance(self) -> Section:
+    def distance(self) -> Section | None:
+        """Of the regression loss, where a phase has one."""
+        return self.regression_distance if "pairs" in self.reads() else None
+
+    def distance_key(self) -> str:
         """Of the regression loss."""
-        return self.regression_distance
+        return "regression_distance"
 
     def batch_sizes(self) -> dict[str, int]:
-        """Those of the section, then those of the phases that have their own."""
-        keys = ("matching_batch_size", "regression_batch_size")
-        sizes = {key: getattr(self, key) for key in keys}
+        """Those of the losses of each phase, which has its own or that of the section."""
+        sizes = {}
         for index, phase in enumerate(self.phases):
-            sizes |= {f"phases[{index}].{key}": size for key in keys if (size := getattr(phase, key)) is not None}
+            losses = self.losses(phase)
+            used = {
+                "matching_batch_size": losses & {"matching", "fake"},
+                "regression_batch_size": losses & {"regression"},
+            }
+            for key in (key for key, some in used.items() if some):
+                own = getattr(phase, key)
+                sizes[key if own is None else f"phases[{index}].{key}"] = own or getattr(self, key)
         return sizes
 
     def decoders(self) -> tuple[str, ...]:
-        """Those of phases that have something to learn."""
-        phases = [phase for phase in self.phases if self.losses(phase)]
+        """Those of phases with a regression loss."""
+        phases = [phase for phase in self.phases if "regression" in self.losses(phase)]
         return tuple(dict.fromkeys(phase.decoder or self.regression_distance.decoder for phase in phases))
 
 
@@ -216,6 +233,7 @@ class Progressive(MethodSection):
 
     @model_validator(mode="after")
     def _halves(self) -> Progressive:
+        _check_order(self.sigma_min, self.sigma_max)
         steps = [phase.steps for phase in self.phases]
         for before, after in zip(steps, steps[1:], strict=False):
             if 2 * after != before:
@@ -223,6 +241,11 @@ class Progressive(MethodSection):
         if odd := sorted(set(self.keep) - set(steps)):
             raise ValueError(f"keep: no round has {odd[0]} steps; there are {steps}")
         return self
+
+    def calls_kept(self) -> tuple[int, ...]:
+        """Those of `keep`, and of the last round."""
+        last = self.phases[-1].steps
+        return (*(number for number in self.keep if number != last), last)
 
     def roles(self) -> dict[str, Role]:
         """The student, and its teacher: the student of the round before, in the first round the teacher's file."""
@@ -295,8 +318,7 @@ class ConsistencyLevels(Section):
 
     @model_validator(mode="after")
     def _range(self) -> ConsistencyLevels:
-        if self.sigma_max is not None and self.sigma_max <= self.sigma_min:
-            raise ValueError(f"sigma_max {self.sigma_max:g} is not above sigma_min {self.sigma_min:g}")
+        _check_order(self.sigma_min, self.sigma_max)
         return self
 
 
@@ -308,9 +330,14 @@ Metric = Annotated[L2Distance | LpipsDistance | PseudoHuberDistance, Field(discr
 
 
 class Consistency(MethodSection):
-    """Consistency models (Song et al. 2023, Song and Dhariwal 2023); the defaults distil on CIFAR-10, with L2."""
+    """Consistency models (Song et al. 2023, Song and Dhariwal 2023).
+
+    The defaults distil as Song et al. do on CIFAR-10, with L2, but for AdamW in place of RAdam, and `ema_decay` of the
+    training: theirs is 0.9999.
+    """
 
     optimiser_defaults = {STUDENT: {"learning_rate": 4.0e-4, "weight_decay": 0.0}}
+    schedule_defaults: ClassVar[Mapping[str, Any]] = {"warmup": 0}
 
     name: Literal["consistency"]
     teach: Literal["distillation", "training"] = Field(
@@ -345,11 +372,19 @@ class Consistency(MethodSection):
         if self.calls is not None:
             top = self.calls[0] if self.levels.sigma_max is None else self.levels.sigma_max
             falling = all(later < sigma for sigma, later in zip(self.calls, self.calls[1:], strict=False))
-            if not falling or self.calls[0] > top or self.calls[-1] <= self.levels.sigma_min:
+            if not falling or self.calls[0] != top or self.calls[-1] <= self.levels.sigma_min:
                 raise ValueError(
-                    f"calls: {list(self.calls)} do not fall from {top:g} towards {self.levels.sigma_min:g}"
+                    f"calls: {list(self.calls)} do not fall from sigma_max, {top:g}, towards {self.levels.sigma_min:g}"
                 )
         return self
+
+    def calls_kept(self) -> tuple[int, ...]:
+        """The number of `calls`."""
+        return (len(self.calls or (0,)),)
+
+    def distance_key(self) -> str:
+        """Of the metric."""
+        return "metric"
 
     @property
     def plain(self) -> bool:
@@ -415,6 +450,11 @@ class KarrasCurve(Section):
     sigma_max: Positive = 80.0
     rho: Positive = 7.0
     last: float = Field(0.8, gt=0, le=1, description="0.8 is sigma 24.4 of the default curve")
+
+    @model_validator(mode="after")
+    def _range(self) -> KarrasCurve:
+        _check_order(self.sigma_min, self.sigma_max)
+        return self
 
 
 class ScoreIdentity(Section):

@@ -26,7 +26,7 @@ class Part:
     """Samples that a step works on together.
 
     Attributes:
-        name: within the update, where no other part has it.
+        name: within its step; within the update, where a later part carries its rows.
         stream: where its rows come from: noise, pairs, trajectories, images; none where `carries` names a part.
         size: samples of the whole batch, over all processes and micro-batches.
         among: the first so many items of the stream; None is all of them.

@@ -47,6 +47,12 @@ class Dmd(Method[sections.Dmd]):
         self.sigma = float(config.sigma if config.sigma is not None else self.facts.sigma_max or 0.0)
         table = noise_table(config.levels, self.networks["teacher"])
         self.alphas, self.sigmas = (part.to(self.device) for part in table)
+        for index, phase in enumerate(config.phases):
+            if (phase.max_index or 0) >= len(self.sigmas):
+                place = f"distill.method.phases[{index}].max_index"
+                raise ValueError(
+                    f"{place}: {phase.max_index} is beyond the teacher's table of {len(self.sigmas)} levels"
+                )
         self.distance = next(iter(self.distances.values()), None)
 
     @classmethod
@@ -97,7 +103,7 @@ class Dmd(Method[sections.Dmd]):
     def configure(self, phase: PlannedPhase) -> None:
         """The distance of the regression loss through the phase's decoder."""
         assert isinstance(phase.config, sections.DmdPhase)
-        self.distance = self.distances[phase.config.decoder or self.config.regression_distance.decoder]
+        self.distance = self.distances.get(phase.config.decoder or self.config.regression_distance.decoder)
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
         """Of the student: matching, regression or both; of the fake denoiser: denoising of generated images."""

@@ -12,9 +12,9 @@ With levels s1 > s2 > s3 of two steps of the teacher, an image x and noise n,
     loss = w(s1) | D_student(x1; s1) - target |^2,   w = max(1/s1^2, 1) or 1 + 1/s1^2 (Section 4).
 
 The levels of all rounds are one grid. The first teacher's 2 N steps have those of Karras et al. 2022 (Eq. 5) and 0, as
-in Song et al. 2023 (arXiv 2303.01469); each later round has every second one of the round before. So a teacher is asked
-at the levels that it was trained at, and for the steps that it was trained for, and no others. The first level is
-sigma_max in every round, and the student of one call goes from there to 0.
+its solvers have (Song et al. 2023, arXiv 2303.01469, end theirs at sigma_min); each later round has every second one
+of the round before. So a teacher is asked at the levels that it was trained at, and for the steps that it was trained
+for, and no others. The first level is sigma_max in every round, and the student of one call goes from there to 0.
 """
 
 from __future__ import annotations

@@ -42,6 +42,14 @@ NUM_BINS = 10  # of noise levels in the log
 class Sid(Method[sections.Sid]):
     """SiD, or SIM where `divergence` says so."""
 
+    def __post_init__(self) -> None:
+        top, last = self.facts.sigma_max, karras_levels(torch.tensor(self.config.levels.last), self.config.levels)
+        if top is not None and float(last) > top * (1 + 1e-6):
+            raise ValueError(
+                f"distill.method.levels: the student's loss would ask for levels up to {float(last):.4g}, "
+                f"the teacher knows those up to {top:.4g}: lower levels.sigma_max or levels.last"
+            )
+
     @classmethod
     def steps(cls, config: sections.Sid, clock: Clock) -> tuple[Step, ...]:
         """The fake denoiser on images of fresh noise, then the student on others."""

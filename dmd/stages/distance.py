@@ -35,7 +35,8 @@ def distances(training: Training, files: DistanceFiles, device: torch.device) ->
     section = training.method.distance()
     if not isinstance(section, L2Distance | LpipsDistance):
         return {}
-    distance, found = _distance(section, files.lpips, device), {}
+    key = f"distill.method.{training.method.distance_key()}"
+    distance, found = _distance(section, key, files.lpips, device), {}
     for name in training.method.decoders():
         codec = None if name == "none" else _codec(name, files, training.compute).to(device)
         found[name] = distance if codec is None else Decoded(distance, codec)
@@ -52,13 +53,13 @@ def _codec(name: str, files: DistanceFiles, compute: TrainingCompute) -> Codec:
     return codec
 
 
-def _distance(section: L2Distance | LpipsDistance, weights: Path | None, device: torch.device) -> Distance:
+def _distance(section: L2Distance | LpipsDistance, key: str, weights: Path | None, device: torch.device) -> Distance:
     if isinstance(section, L2Distance):
         return l2_distance
     if weights is None:
         raise ValueError("a distance of kind lpips needs VGG16 weights: give --lpips")
     if processes.rank() == 0:  # where no digest is known, it writes down the one it finds
-        pinned.check(weights, section.sha256, key="regression_distance.sha256", source="VGG16 weights of torchvision")
+        pinned.check(weights, section.sha256, key=f"{key}.sha256", source="VGG16 weights of torchvision")
     package = importlib.util.find_spec("lpips")
     if package is None or package.origin is None:
         raise ValueError("a distance of kind lpips needs the lpips package: its heads are read from there")

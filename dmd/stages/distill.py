@@ -88,7 +88,7 @@ def run(
         agreement.check_pairs(distill.method, job.pairs)
         trainer = job.trainer(DistanceFiles(lpips, tiny_autoencoder, autoencoder), split)
         calls = trainer.method.sampling()
-        agreement.check_levels(calls, job.start, job.pairs)
+        agreement.check_levels(calls, job.start, job.pairs if "pairs" in distill.method.reads() else None)
         streams = job.streams(images, states, stored.opened(storage), trainer.method.facts)
         for line in notes:
             stage.log(line)

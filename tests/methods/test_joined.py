@@ -113,7 +113,7 @@ def test_fake_loss_of_the_joined_batch_sees_every_image_with_its_label(distill_s
 
 
 def test_pairs_do_not_join_where_the_phase_has_no_regression(distill_section):
-    phases = [{"updates": 1, "regression_scale": 0.0}]
+    phases = [{"updates": 1, "regression_scale": 0.0}, {"updates": 1}]
     found, seen = [distillation(distill_section, phases=phases, match_pairs=joins) for joins in (True, False)], []
     for one in found:
         one["student"].register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))

@@ -248,7 +248,9 @@ def test_lpips_needs_its_weights_and_their_digest(run, tmp_path):
     with pytest.raises(ValueError, match="give --lpips"):
         run(tmp_path, regression_distance=distance)
     (tmp_path / "vgg16.pth").write_bytes(b"other weights")
-    with pytest.raises(ValueError, match=f"vgg16.pth has sha256 .* regression_distance.sha256 pins {'0' * 64}"):
+    with pytest.raises(
+        ValueError, match=f"vgg16.pth has sha256 .* distill.method.regression_distance.sha256 pins {'0' * 64}"
+    ):
         run(tmp_path, {"lpips": tmp_path / "vgg16.pth"}, regression_distance=distance)
 
 
