@@ -30,6 +30,7 @@ class NetworkSet:
     Attributes:
         roles: what each network is.
         average: torch's AveragedModel of the student's network, or of its adapter.
+        trains: the networks that gradients are left on, see `train_only`.
         optimisers: by role, once `Trainer` made them.
     """
 
@@ -41,8 +42,8 @@ class NetworkSet:
         for name, role in roles.items():
             if role.source is Source.STUDENT:
                 self.copy(name, STUDENT)
-        self._parameters = {name: tuple(module.parameters()) for name, module in self._modules.items()}  # to walk once
-        self._trained = {name for name, role in roles.items() if role.mode is Mode.TRAINED}
+        self.trains = tuple(name for name, role in roles.items() if role.mode is Mode.TRAINED)
+        self._parameters = {name: tuple(self._modules[name].parameters()) for name in self.trains}  # to walk once
         self.average = AveragedModel(self.weights(STUDENT), multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
         self._spread = False
 
@@ -79,11 +80,11 @@ class NetworkSet:
         """
         if self._spread:
             return
-        for name in self.roles:
-            if self.roles[name].mode is Mode.TRAINED and (name in roles) != (name in self._trained):
-                for parameter in self._parameters[name]:
+        for name, parameters in self._parameters.items():
+            if (name in roles) != (name in self.trains):
+                for parameter in parameters:
                     parameter.requires_grad_(name in roles)
-        self._trained = set(roles)
+        self.trains = roles
 
     def drop_gradients(self, trains: tuple[str, ...]) -> None:
         """Forgets gradients that a step left on networks that it does not train."""
@@ -127,7 +128,9 @@ class NetworkSet:
         self.optimisers[role].forget_moments()
 
     def shard(self) -> None:
-        """Spreads all networks and the moving average over the processes (FSDP2)."""
+        """Spreads all networks and the moving average over the processes (FSDP2); trained ones keep gradients."""
+        self.train_only(tuple(self._parameters))
+        self._parameters = {}  # which would keep the whole ones
         networks = [getattr(module, "network", module) for module in self._modules.values()]
         held = [each for each in networks if next(each.parameters(), None) is not None or carriers(each)]
         sharding.shard([*held, self.average.module])

@@ -52,13 +52,16 @@ class Optimiser:
         self._stance = "force_eager" if eager else None
 
     def update(self) -> Tensor:
-        """One step on the gradient of the whole batch, which is then forgotten; returns its L2 norm before the clip."""
+        """One step on the gradient of the whole batch, which is then forgotten.
+
+        Returns its L2 norm before the clip, on the device of the network: to look at it would wait for a GPU.
+        """
         self._split.add_up_gradients(self._parameters)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
         with torch.compiler.set_stance(self._stance) if self._stance else contextlib.nullcontext():
             self.adamw.step()
         self.adamw.zero_grad()
-        return sharding.gathered(norm)
+        return norm.full_tensor() if sharding.is_spread(norm) else norm
 
     def scale_rate(self, factor: float) -> None:
         """Sets the learning rate to the configured one times `factor`."""

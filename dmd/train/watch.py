@@ -61,7 +61,7 @@ def watch(trainer: Trainer, streams: Mapping[str, Stream]) -> list[WatchedStep]:
     """
     method, section = type(trainer.method), trainer.training.method
     plan, found = Plan(section.plan()[0]), list[WatchedStep]()
-    distances, counts = trainer.method.distances, Counter[str]()
+    distances, trains, counts = trainer.method.distances, trainer.networks.trains, Counter[str]()
     trainer.method.distances = {name: _plain(counts) for name in distances}
     try:
         for phase in plan.phases:
@@ -75,6 +75,7 @@ def watch(trainer: Trainer, streams: Mapping[str, Stream]) -> list[WatchedStep]:
                 found += _watched(trainer, streams, clocks[0], steps, updates, counts)
     finally:
         trainer.method.distances = distances
+        trainer.networks.train_only(trains)
         trainer.forget_phase()
         for role in trainer.training.optimisers:
             trainer.networks.weights(role).zero_grad()

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from dmd.config.training import Optimiser as OptimiserSection
 from dmd.train.optimiser import Optimiser, moment_bytes
@@ -45,6 +47,17 @@ def test_restored_state_goes_on_bit_for_bit(kind):
     assert all(torch.equal(after[name], whole[name]) for name in whole)
     fresh, _ = trained(kind, range(3, 6), None, weights)
     assert not all(torch.equal(fresh[name], whole[name]) for name in whole)  # the state counted
+
+
+def test_norm_of_a_gradient_on_a_gpu_stays_there():
+    """Tensors without memory say where they would lie; the log adds the norm to sums that lie on the GPU."""
+    mode = FakeTensorMode()
+    weight, gradient = (FakeTensor(mode, torch.empty(3, 3, device="meta"), torch.device("cuda:0")) for _ in range(2))
+    with mode:
+        network = nn.Module()
+        network.weight = nn.Parameter(weight)
+        network.weight.grad = gradient
+        assert Optimiser(network, section("fused"), BatchSplit()).update().device.type == "cuda"
 
 
 def test_moments_of_8_bits_take_a_quarter_and_their_scales():
