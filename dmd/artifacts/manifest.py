@@ -93,11 +93,6 @@ def rows_of(shard: Shard, name: str, *, size: int, sha256: str, first_seed: int 
     return pa.table(columns, schema=SCHEMA)
 
 
-def joined(tables: Sequence[pa.Table]) -> pa.Table:
-    """All rows, in order."""
-    return pa.concat_tables(tables)
-
-
 def write(path: Path, table: pa.Table, metadata: Mapping[str, Any]) -> None:
     """Writes exactly `path`; the same table gives the same bytes."""
     columns = [pa.field(field.name, getattr(field.type, "value_type", field.type)) for field in table.schema]

@@ -434,10 +434,6 @@ class Denoising(MethodSection):
         """The student alone, which becomes the teacher of others."""
         return {STUDENT: Role(Source.NEW, Mode.TRAINED)}
 
-    def batch_sizes(self) -> dict[str, int]:
-        """The one batch."""
-        return {"batch_size": self.batch_size}
-
     def reads(self) -> frozenset[str]:
         """Images."""
         return frozenset({"images"})

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dmd.diffusion.denoiser import per_sample, start_scale
 
+Fresh = Callable[[int], Tensor]
 MAPS, BETWEEN = ("denoiser", "consistency"), ("noise", "ode")
 
 
@@ -58,12 +59,12 @@ class Calls:
             raise ValueError(f"calls: sigmas {levels!r:.80} are no noise levels")
         return cls(**{**facts, "sigmas": tuple(float(one) for one in levels)})
 
-    def draw(self, denoiser: Any, noise: Tensor, label: Tensor, fresh: Callable[[int], Tensor]) -> Tensor:
+    def draw(self, denoiser: Any, noise: Tensor, label: Tensor, fresh: Fresh | None = None) -> Tensor:
         """Images of unit noise (B, C, H, W).
 
         Args:
             denoiser: the student, whose calls are those of `map`.
-            fresh: the k-th further unit noise, k from 0, like `noise`.
+            fresh: the k-th further unit noise, k from 0, like `noise`; None will do where `num_fresh` is 0.
         """
         image = start_scale(denoiser, self.sigmas[0]) * noise
         for number, sigma in enumerate(self.sigmas):
@@ -81,11 +82,12 @@ class Calls:
         return consistency(denoiser, image, x0, sigma, self.sigma_min)
 
     def step(
-        self, image: Tensor, x0: Tensor, sigma: float, following: float, fresh: Callable[[int], Tensor], number: int
+        self, image: Tensor, x0: Tensor, sigma: float, following: float, fresh: Fresh | None, number: int
     ) -> Tensor:
         """From level sigma to the next one."""
         if self.between == "ode":
             return x0 + following / sigma * (image - x0)
+        assert fresh is not None
         return x0 + (following**2 - self.sigma_min**2) ** 0.5 * fresh(number)
 
 

@@ -45,7 +45,8 @@ class Consistency(Method[sections.Consistency]):
         config = self.config
         last = config.levels.sigma_max if config.levels.sigma_max is not None else self.facts.sigma_max
         if last is None:
-            raise ValueError("method.levels.sigma_max: null is the last level of the file to start from: it names none")
+            where = "distill.method.levels.sigma_max"
+            raise ValueError(f"{where}: null is the last noise level of the file to start from, which names none")
         if self.facts.text:
             raise ValueError("method consistency learns from images and their labels, and the condition here is text")
         self.sigma_max = float(last)

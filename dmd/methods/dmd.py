@@ -19,7 +19,7 @@ from torch import Tensor
 from dmd.config import methods as sections
 from dmd.config.method import PlannedPhase
 from dmd.diffusion.calls import Calls
-from dmd.diffusion.denoiser import Denoiser, per_sample, start_scale
+from dmd.diffusion.denoiser import Denoiser, per_sample
 from dmd.diffusion.objective import denoising_loss
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts.levels import noise_table
@@ -50,9 +50,7 @@ class Dmd(Method[sections.Dmd]):
         for index, phase in enumerate(config.phases):
             if (phase.max_index or 0) >= len(self.sigmas):
                 place = f"distill.method.phases[{index}].max_index"
-                raise ValueError(
-                    f"{place}: {phase.max_index} is beyond the teacher's table of {len(self.sigmas)} levels"
-                )
+                raise ValueError(f"{place}: {phase.max_index} is beyond the {len(self.sigmas)} levels of the teacher")
         self.distance = next(iter(self.distances.values()), None)
 
     @classmethod
@@ -132,11 +130,8 @@ class Dmd(Method[sections.Dmd]):
         return loss
 
     def generate(self, rows: Rows) -> Tensor:
-        """One-step images G(z, y) = D(scale z; sigma, y) of unit noise (B, C, H, W); see `start_scale`."""
-        student, noise = self._denoiser("student"), rows["noise"]
-        return student(
-            start_scale(student, self.sigma) * noise, noise.new_full((len(noise),), self.sigma), rows["label"]
-        )
+        """One-step images G(z, y) of unit noise (B, C, H, W)."""
+        return self.sampling().draw(self.networks["student"], rows["noise"], rows["label"])
 
     def sampling(self) -> Calls:
         """One call at `sigma`."""

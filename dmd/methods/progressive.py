@@ -47,7 +47,8 @@ class Progressive(Method[sections.Progressive]):
 
     def __post_init__(self) -> None:
         if self.config.sigma_max is None and self.facts.sigma_max is None:
-            raise ValueError("method.sigma_max: null is the last noise level of the file to start from, which has none")
+            where = "distill.method.sigma_max"
+            raise ValueError(f"{where}: null is the last noise level of the file to start from, which names none")
         planned, _ = self.config.plan()
         self.configure(planned[-1])
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from dmd.config import methods as sections
 from dmd.diffusion.calls import Calls
-from dmd.diffusion.denoiser import Denoiser, per_sample, start_scale
+from dmd.diffusion.denoiser import Denoiser, per_sample
 from dmd.diffusion.noise import log_normal_sigmas
 from dmd.diffusion.objective import denoising_loss
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
@@ -96,9 +96,8 @@ class Sid(Method[sections.Sid]):
         return loss
 
     def generate(self, rows: Rows) -> Tensor:
-        """One-step images G(z, y) = D(scale z; sigma, y) of unit noise (B, C, H, W); see `start_scale`."""
-        student, noise, sigma = self._denoiser("student"), rows["noise"], self.config.sigma
-        return student(start_scale(student, sigma) * noise, noise.new_full((len(noise),), sigma), rows["label"])
+        """One-step images G(z, y) of unit noise (B, C, H, W)."""
+        return self.sampling().draw(self.networks["student"], rows["noise"], rows["label"])
 
     def sampling(self) -> Calls:
         """One call at `sigma`."""

@@ -20,14 +20,14 @@ from dmd.config.training import Distill
 from dmd.diffusion.calls import Calls
 from dmd.diffusion.compute import set_tf32
 from dmd.methods.base import Facts
-from dmd.stages import agreement, memory, processes, shared_checks, stage, stops, stored
+from dmd.stages import agreement, processes, shared_checks, stage, stops, stored
 from dmd.stages.distance import DistanceFiles, distances
 from dmd.stages.grid import Grid
-from dmd.stages.training import TrainingLoop, log_table
+from dmd.stages.training import log_table, training_loop
 from dmd.train import checkpoints, networks, state
 from dmd.train.data import ImageStream, NoiseStream, PairStream, Stream
 from dmd.train.parallel import BatchSplit
-from dmd.train.trainer import Trainer, assemble, loader, plan
+from dmd.train.trainer import Trainer, assemble
 
 LEVEL_FACTS = ("preconditioning", "scheduler", "sigma_data", "sigma_min", "sigma_max")
 KEPT_FACTS = ("network", *LEVEL_FACTS, "shape", "image_shape", "num_classes", "text", "source_sha256")
@@ -84,30 +84,26 @@ def run(
         provenance = record.provenance("distill", spec, inputs)
         split = BatchSplit(processes.rank(), processes.count(), distill.compute.micro_batch_size)
         job = _Job(distill, teacher, start or teacher, manifest, stage.choose_device(device))
-        phases, notes = plan(distill.method)
         agreement.check_pairs(distill.method, job.pairs)
         trainer = job.trainer(DistanceFiles(lpips, tiny_autoencoder, autoencoder), split)
         calls = trainer.method.sampling()
         agreement.check_levels(calls, job.start, job.pairs if "pairs" in distill.method.reads() else None)
         streams = job.streams(images, states, stored.opened(storage), trainer.method.facts)
-        for line in notes:
-            stage.log(line)
-        memory.announce_training(trainer, streams)
-        loop = TrainingLoop(
+        grid = Grid(trainer, job.texts if trainer.method.facts.text else None).draw if calls else None
+        loop = training_loop(
+            trainer,
+            streams,
             stage_name="distill",
-            trainer=trainer,
-            loader=loader(trainer, streams, phases, stage="distill"),
-            plan=phases,
-            key=checkpoints.checkpoint_key(provenance),
+            section="distill",
+            provenance=provenance,
             folder=output.parent,
-            draw_grid=Grid(trainer, job.texts if trainer.method.facts.text else None).draw if calls else None,
-            advice="distill.optimisers.student.learning_rate",
+            draw_grid=grid,
         )
         with stops.held():  # from the first update until the student is written
             rows, weights = loop.run(), state.student_weights(trainer, distill.adapter)
             if not leads:
                 return
-            metadata = {**provenance, **job.metadata(calls, trainer.kept_calls(phases.total))}
+            metadata = {**provenance, **job.metadata(calls, trainer.kept_calls(loop.plan.total))}
             with record.publish(table, stage="distill", inputs=inputs) as temporary:
                 manifests.write(temporary, log_table(rows), metadata)
             with record.publish(output, stage="distill", inputs=inputs) as temporary:

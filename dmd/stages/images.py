@@ -13,7 +13,7 @@ import torch
 
 from dmd.artifacts import dataset as datasets
 from dmd.artifacts import images, manifest, record, shards
-from dmd.stages import stage
+from dmd.stages import shard_file, stage
 
 PART = 1024  # images of a folder in memory at once
 
@@ -38,17 +38,19 @@ def run(*, output: Path, dataset: dict[str, Any], shard_size: int) -> None:
         names = ["held_out"] if dataset.get("num_held_out") == datasets.ALL else list(datasets.SPLITS)
         counts, spread = dict.fromkeys(names, 0), _Spread()
         rows = itertools.chain(*(_counted(dataset, split, counts, spread) for split in names))
-        tables = [
-            _written(output.parent / f"{number:05d}.tar", number, list(part), provenance)
-            for number, part in enumerate(_shards(images.items(rows, 0), shard_size))
-        ]
+        tables, tars = [], {}
+        for number, items in enumerate(_shards(images.items(rows, 0), shard_size)):
+            path = output.parent / f"{number:05d}.tar"
+            tars[str(path)], table = shard_file.write(
+                path, items, name=path.name, number=number, provenance=provenance, inputs={}
+            )
+            tables.append(table)
         num_classes, digest = datasets.described(dataset)
         facts = {"shape": spread.shape, "num_classes": num_classes, "sigma_data": round(spread.std, 6)}
         facts |= {"dataset_sha256": digest, "splits": images.splits_of(counts)}
         facts |= {"name": dataset["kind"], "modes": dataset.get("means")}
-        tars = {str(output.parent / name): table["sha256"][0].as_py() for name, table in tables}
         with record.publish(output, stage="images", inputs={"shards": tars}) as temporary:
-            manifest.write(temporary, manifest.joined([table for _, table in tables]), {**provenance, "facts": facts})
+            manifest.write(temporary, pa.concat_tables(tables), {**provenance, "facts": facts})
         stage.log(f"{sum(counts.values())} images {spread.shape}, {len(tables)} shards")
 
 
@@ -85,17 +87,6 @@ def _counted(
 def _shards(rows: Iterator[tuple[int, shards.Item]], size: int) -> Iterator[Iterator[tuple[int, shards.Item]]]:
     while first := next(rows, None):
         yield itertools.chain([first], itertools.islice(rows, size - 1))
-
-
-def _written(
-    path: Path, number: int, items: list[tuple[int, shards.Item]], origin: dict[str, Any]
-) -> tuple[str, pa.Table]:
-    """Name of a shard that is written, and its rows of the manifest."""
-    with record.publish(path, stage="images", inputs={}) as temporary:
-        shards.write(temporary, items, {"origin": origin, "shard": number, "facts": {}})
-    digest, size = record.check(path), path.stat().st_size
-    with shards.Shard(path) as shard:
-        return path.name, manifest.rows_of(shard, path.name, size=size, sha256=digest, first_seed=None)
 
 
 if __name__ == "__main__":

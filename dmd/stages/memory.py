@@ -15,13 +15,18 @@ from dmd.train.memory import distance_bytes, drawing_parts, working
 from dmd.train.trainer import Trainer
 
 GIB = 2**30
-ADVICE = (
-    "lower distill.compute.micro_batch_size, set gradient_checkpointing or dtype bfloat16 there, "
-    "distill.optimisers.student.kind 8bit, an adapter, or more distill.processes"
-)
 
 
-def announce_training(trainer: Trainer, streams: Mapping[str, Stream]) -> None:
+def training_advice(section: str) -> str:
+    """Keys of a section that trains, "distill" or "teacher.training", which spare memory."""
+    adapter = "an adapter, " if section == "distill" else ""
+    return (
+        f"lower {section}.compute.micro_batch_size, set gradient_checkpointing or dtype bfloat16 there, "
+        f"{section}.optimisers.student.kind 8bit, {adapter}or more {section}.processes"
+    )
+
+
+def announce_training(trainer: Trainer, streams: Mapping[str, Stream], *, advice: str) -> None:
     """The plan of a training, whose networks are on their device; an update of two rows is made and forgotten."""
     distances, shape = [*trainer.method.distances.values()], trainer.method.facts.shape
     parts = watch.memory_plan(
@@ -30,7 +35,7 @@ def announce_training(trainer: Trainer, streams: Mapping[str, Stream]) -> None:
         lambda num: max((distance_bytes(each, shape, num) for each in distances), default=0),
     )
     here = sum(size for name, size in parts.items() if name.startswith("weights of") or name == "moving average")
-    announce(parts, trainer.networks.device, here=here, advice=ADVICE, exact=not trainer.training.compute.compile)
+    announce(parts, trainer.networks.device, here=here, advice=advice, exact=not trainer.training.compute.compile)
 
 
 def announce_drawing(denoiser: nn.Module, shape: tuple[int, ...], batch_size: int, device: torch.device) -> None:
@@ -73,10 +78,10 @@ def refuse(need: int, free: int, advice: str, *, exact: bool = True) -> None:
 
 
 @contextlib.contextmanager
-def explained(update: int, folder: Path) -> Iterator[None]:
-    """ValueError with what helps, and the last checkpoint in `folder`, where the GPU's memory ends in an update."""
+def explained(update: int, folder: Path, *, advice: str) -> Iterator[None]:
+    """ValueError with the advice, and the last checkpoint in `folder`, where the GPU's memory ends in an update."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         what = f"GPU memory does not suffice at update {update}: {str(error).splitlines()[0]}"
-        raise ValueError(f"{what}; {checkpoints.kept(folder)}: {ADVICE}") from error
+        raise ValueError(f"{what}; {checkpoints.kept(folder)}: {advice}") from error

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from dmd.artifacts import manifest, record, shards
-from dmd.stages import stage
+from dmd.artifacts import manifest, record
+from dmd.stages import shard_file, stage
 from dmd.stages.texts import Texts
 
 
@@ -56,16 +57,14 @@ def run(
                 (number * shard_size + place, {"text": kept[place], "label": np.asarray(row)})
                 for place, row in enumerate(rows.tolist())
             ]
-            with record.publish(path, stage="states", inputs=inputs) as temporary:
-                shards.write(temporary, items, {"origin": provenance, "shard": number, "facts": {}})
-            tars[str(path)] = record.check(path)
-            with shards.Shard(path) as shard:
-                size, name = path.stat().st_size, f"../{path.name}"
-                tables.append(manifest.rows_of(shard, name, size=size, sha256=tars[str(path)], first_seed=None))
+            tars[str(path)], table = shard_file.write(
+                path, items, name=f"../{path.name}", number=number, provenance=provenance, inputs=inputs
+            )
+            tables.append(table)
             status.add(shard_size)
         facts = {"text": {"length": shape[0], "width": shape[1]}, "num_truncated": num_truncated}
         with record.publish(output, stage="states", inputs={**inputs, "shards": tars}) as temporary:
-            manifest.write(temporary, manifest.joined(tables), {**provenance, "facts": facts})
+            manifest.write(temporary, pa.concat_tables(tables), {**provenance, "facts": facts})
 
 
 if __name__ == "__main__":

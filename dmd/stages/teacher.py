@@ -15,12 +15,12 @@ from dmd.config.method import STUDENT
 from dmd.config.training import TeacherTraining
 from dmd.diffusion.compute import set_tf32
 from dmd.methods.base import Facts
-from dmd.stages import imports, memory, processes, shared_checks, stage, stops
-from dmd.stages.training import TrainingLoop, log_table
+from dmd.stages import imports, processes, shared_checks, stage, stops
+from dmd.stages.training import log_table, training_loop
 from dmd.train import checkpoints, networks, state
 from dmd.train.data import ImageStream
 from dmd.train.parallel import BatchSplit
-from dmd.train.trainer import Trainer, assemble, loader, plan
+from dmd.train.trainer import Trainer, assemble
 
 
 def run(
@@ -125,18 +125,13 @@ def _train(
         spec = {"kind": "train", "network": network, "training": training.learnt_from()}
         provenance = record.provenance("teacher", spec | {"device": device, "threads": threads}, inputs)
         trainer = _trainer(training, facts, place)
-        phases, _ = plan(training.method)
-        streams = {"images": ImageStream(data)}
-        memory.announce_training(trainer, streams)
-        loop = TrainingLoop(
+        loop = training_loop(
+            trainer,
+            {"images": ImageStream(data)},
             stage_name="teacher",
-            trainer=trainer,
-            loader=loader(trainer, streams, phases, stage="teacher"),
-            plan=phases,
-            key=checkpoints.checkpoint_key(provenance),
+            section="teacher.training",
+            provenance=provenance,
             folder=output.parent,
-            draw_grid=None,
-            advice="teacher.training.optimisers.student.learning_rate",
         )
         count = sum(parameter.numel() for parameter in trainer.networks.weights(STUDENT).parameters())
         stage.log(f"{len(data)} images {facts['shape']}, sigma_data {facts['sigma_data']}, {count} parameters")

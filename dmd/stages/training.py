@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from dmd.stages import memory, processes, stage, stops
 from dmd.stages.event_log import EventLog
 from dmd.stages.grid import save_grid
 from dmd.train import checkpoints, state
-from dmd.train.data import BatchLoader
-from dmd.train.trainer import Plan, Trainer
+from dmd.train.data import BatchLoader, Stream
+from dmd.train.trainer import Plan, Trainer, loader, plan
 
 
 @dataclass
@@ -26,20 +26,20 @@ class TrainingLoop:
 
     Attributes:
         stage_name: that trains.
+        section: of the configuration that the training follows, for advice.
         key: which run checkpoints belong to, see `checkpoints.checkpoint_key`.
         folder: of checkpoints/, grids/ and tensorboard/, which are scratch.
         draw_grid: images (B, C, H, W) of fixed noise that show how far it is; None where nothing is shown.
-        advice: key of the learning rate, for a training that diverges.
     """
 
     stage_name: str
+    section: str
     trainer: Trainer
     loader: BatchLoader
     plan: Plan
     key: str
     folder: Path
     draw_grid: Callable[[], torch.Tensor] | None
-    advice: str
     _events: EventLog | None = field(default=None, init=False)
 
     @property
@@ -63,10 +63,12 @@ class TrainingLoop:
         with contextlib.closing(self.loader), self._event_log(first, rows):
             for update in range(first, total):
                 clock = self.plan.clock(update)
-                with memory.explained(update, self.checkpoints):
+                with memory.explained(update, self.checkpoints, advice=memory.training_advice(self.section)):
                     steps = self.loader.take(update)
                     row = self.trainer.update(clock, steps)
-                checkpoints.check_finite(row, update, self.checkpoints, advice=self.advice)
+                checkpoints.check_finite(
+                    row, update, self.checkpoints, advice=f"{self.section}.optimisers.student.learning_rate"
+                )
                 if update % training.log_every == 0:
                     rows.append({"update": update, "phase": clock.phase.index, **row})
                     if self._events:
@@ -119,6 +121,37 @@ class TrainingLoop:
                 save_grid(path := self.folder / "grids" / f"{done:08d}.png", image.cpu())
                 if self._events:
                     self._events.grid(path)
+
+
+def training_loop(
+    trainer: Trainer,
+    streams: Mapping[str, Stream],
+    *,
+    stage_name: str,
+    section: str,
+    provenance: Mapping[str, Any],
+    folder: Path,
+    draw_grid: Callable[[], torch.Tensor] | None = None,
+) -> TrainingLoop:
+    """The loop over what the method plans, once the log says how much memory that takes; see `TrainingLoop`.
+
+    Raises:
+        ValueError: no phase has a loss left, or the GPU has less memory than an update needs.
+    """
+    phases, notes = plan(trainer.training.method)
+    for line in notes:
+        stage.log(line)
+    memory.announce_training(trainer, streams, advice=memory.training_advice(section))
+    return TrainingLoop(
+        stage_name=stage_name,
+        section=section,
+        trainer=trainer,
+        loader=loader(trainer, streams, phases, stage=stage_name),
+        plan=phases,
+        key=checkpoints.checkpoint_key(provenance),
+        folder=folder,
+        draw_grid=draw_grid,
+    )
 
 
 def log_table(rows: list[dict[str, float]]) -> pa.Table:

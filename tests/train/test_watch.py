@@ -332,10 +332,18 @@ def test_an_update_that_does_not_fit_says_what_helps_and_what_is_kept(tmp_path):
         for name in names:
             (tmp_path / f"{name}.safetensors").touch()
         with (
-            pytest.raises(ValueError, match=rf"update 7: Tried 2 GiB.; .*{kept}.*micro_batch_size"),
-            memory.explained(7, tmp_path),
+            pytest.raises(ValueError, match=rf"update 7: Tried 2 GiB.; .*{kept}.*take less"),
+            memory.explained(7, tmp_path, advice="take less"),
         ):
             raise torch.OutOfMemoryError("Tried 2 GiB.\nMore")
+
+
+def test_advice_names_keys_of_the_section_that_trains():
+    shared = "SECTION.compute.micro_batch_size", "SECTION.optimisers.student.kind 8bit", "SECTION.processes"
+    for section, adapters in (("distill", True), ("teacher.training", False)):  # which carries none
+        told = memory.training_advice(section)
+        assert all(key.replace("SECTION", section) in told for key in shared)
+        assert ("an adapter" in told) is adapters and told.count("distill.") == 3 * adapters
 
 
 def test_a_plan_that_does_not_fit_is_refused_with_advice(caplog):
@@ -355,7 +363,7 @@ def test_a_plan_of_compiled_networks_does_not_refuse(monkeypatch, distill_sectio
     found.trainer.training = Distill.model_validate(
         changed(distill_section, phases=[{"updates": 10}], compute={"compile": compiled})
     )
-    memory.announce_training(found.trainer, streams(MLP))
+    memory.announce_training(found.trainer, streams(MLP), advice="take less")
     ((parts, how),) = announced
     assert how["exact"] is not compiled
     held = [size for name, size in parts.items() if name.startswith("weights") or name == "moving average"]

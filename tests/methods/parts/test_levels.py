@@ -37,8 +37,10 @@ def test_levels_of_a_teacher_without_them_are_refused():
     levels = TeacherLevels(kind="teacher", min_index=1, max_index=49)
     mixture = GaussianMixtureDenoiser(torch.zeros(1, 2, 1, 1), torch.ones(1), torch.ones(1))
     for teacher in (mixture, Denoiser(build(MLP), sigma_data=0.5)):
-        with pytest.raises(ValueError, match="levels.kind teacher: this teacher has no noise table"):
+        with pytest.raises(
+            ValueError, match="distill.method.levels.kind: teacher, which has no noise table of its own here"
+        ):
             noise_table(levels, teacher)
     discrete = Denoiser(build(MLP), sigma_data=1.0, preconditioning=DISCRETE)
-    with pytest.raises(ValueError, match="max_index: 50 is beyond the teacher's table of 50 levels"):
+    with pytest.raises(ValueError, match="max_index: 50 is beyond the 50 levels of the teacher"):
         noise_table(levels.model_copy(update={"max_index": 50}), discrete)
