@@ -48,7 +48,7 @@ Name = Annotated[str, Field(pattern=NAME), AfterValidator(_free)]
 class Asked(Section):
     """What a cluster is asked for, where it is not what the rule says."""
 
-    memory_mb: Count | None = Field(None, description="of the CPU; of distill for each process")
+    memory_mb: Count | None = Field(None, description="of the CPU; of teacher and distill for each process")
     hours: Positive | None = None
 
 

@@ -393,7 +393,7 @@ class Experiments:
             "sheet": ["sample"],
             "export": ["distill"],
             "lora": ["distill"],
-            "pipeline": ["distill", "text_encoder", "autoencoder", "pairs_manifest", "prompts"],
+            "pipeline": ["distill", "text_encoder", "autoencoder", "prompts"],
         }.get(rule, [])
         if rule in ("sample", "latency"):
             sources = ["distill" if self.distilled(experiment) else "teacher"]
@@ -415,6 +415,9 @@ class Experiments:
             sources += ["states_manifest"] if encoded and "pairs_manifest" not in sources else []
             sources += ["images"] if "images" in reads else []
             sources += [each for name, each in DECODERS.items() if name in method.decoders()]
+        if rule == "pipeline":
+            read = {name for name, _ in self.upstream(experiment, "distill")}
+            sources += sorted(read & {"pairs_manifest", "states_manifest"})
         if rule == "features" and self.judged(experiment):
             sources += ["captions"]
         if rule == "latency":

@@ -16,6 +16,7 @@ from typing import Any
 
 from dmd.config.experiment import Experiment
 from dmd.config.messages import ConfigError
+from dmd.config.method import TEACHER
 from dmd.config.reading import Json
 from dmd.config.section import Section, without_paths
 from dmd.config.sections import IMPORTED, InceptionFeatures
@@ -212,22 +213,31 @@ def _latency(experiment: Named, section: Section) -> Json:
     return {**_without(section.spec(), "decoder"), **kept, "experiment": experiment.name}
 
 
-def _pictures(experiment: Named, section: Section) -> Json:
-    sample, pairs = experiment.section("sample"), experiment.section("pairs")
-    drawn = {"solver": pairs.solver.whole(), "guidance": pairs.guidance}
-    return {**drawn, "weights": sample.weights, "first_seed": sample.first_seed}  # noise of the samples, never of pairs
+def _pictures(experiment: Named, section: Any) -> Json:
+    pairs, roles = experiment.whole.pairs, section.method.roles()
+    if pairs is not None:
+        drawn = {"solver": pairs.solver.whole(), "guidance": pairs.guidance}
+    else:
+        drawn = {"guidance": roles[TEACHER].guidance} if TEACHER in roles else {}
+    return (
+        drawn | _student(experiment) | {"first_seed": experiment.section("sample").first_seed}
+    )  # never those of pairs
 
 
-def _weights(experiment: Named) -> str:
-    return experiment.whole.sample.weights if experiment.whole.sample else "ema"
+def _student(experiment: Named) -> Json:
+    """Weights and number of calls that the samples are drawn with."""
+    sample = experiment.whole.sample
+    if sample is None:
+        return {"weights": "ema"}
+    return {"weights": sample.weights} | ({"calls": sample.calls} if sample.calls is not None else {})
 
 
 def _export(experiment: Named, section: Section) -> Json:
-    return {"weights": _weights(experiment), "threads": experiment.whole.threads}
+    return {**_student(experiment), "threads": experiment.whole.threads}
 
 
 def _pipeline(experiment: Named, section: Section) -> Json:
-    return {"weights": _weights(experiment), "experiment": experiment.name}
+    return {**_student(experiment), "experiment": experiment.name}
 
 
 def _lora(experiment: Named, section: Any) -> Json:

@@ -75,7 +75,6 @@ class Training(Section):
     processes: Count = Field(1, description="a GPU each; they share every batch")
     compute: TrainingCompute = TrainingCompute()
     checkpoint_every: Count = 1000
-    grid_every: Count = 1000
     log_every: Count = 1
     tensorboard: bool = Field(False, description="log rows and grids for TensorBoard, scratch")
 
@@ -182,6 +181,7 @@ class Distill(Training):
 
     method: Method
     start: str | None = Field(None, description="experiment whose teacher initialises the trained networks")
+    grid_every: Count = Field(1000, description="updates between grids of images of the student")
     adapter: Adapter | None = None
 
     def _contradictions(self) -> Iterator[str]:

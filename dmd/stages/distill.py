@@ -98,6 +98,7 @@ def run(
             provenance=provenance,
             folder=output.parent,
             draw_grid=grid,
+            grid_every=distill.grid_every,
         )
         with stops.held():  # from the first update until the student is written
             rows, weights = loop.run(), state.student_weights(trainer, distill.adapter)

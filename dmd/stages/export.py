@@ -24,7 +24,7 @@ KEY = "dmd"  # of the metadata, as in safetensors files
 MOST_BYTES = 2**31 - 2**20  # of a file that holds its own weights, with room for the graph
 
 
-def run(*, generator: Path, output: Path, weights: str = "ema", threads: int = 1) -> None:
+def run(*, generator: Path, output: Path, weights: str = "ema", calls: int | None = None, threads: int = 1) -> None:
     """Writes generator.onnx: noise float32 (B, C, H, W) and label int64 (B,) in, image float32 (B, C, H, W) out.
 
     A student that takes fresh noise between its calls has inputs noise1, noise2, ... besides. Noise is of unit
@@ -35,6 +35,7 @@ def run(*, generator: Path, output: Path, weights: str = "ema", threads: int = 1
         generator: distill/generator.safetensors.
         output: export/generator.onnx.
         weights: "ema" or "raw".
+        calls: of a student whose file holds weights for several numbers of calls; None is what its training ended with.
         threads: of torch and onnxruntime while the two are compared.
 
     Raises:
@@ -43,14 +44,15 @@ def run(*, generator: Path, output: Path, weights: str = "ema", threads: int = 1
     stage.set_threads(threads)
     with record.exclusive(output):
         inputs = record.check_inputs(generator=generator)
-        network, facts = _student(generator, weights)
+        network, facts = _student(generator, weights, calls)
         stage.log(f"tracing {sum(value.numel() for value in network.state_dict().values()):,} weights")
         graph = _trace(network, facts)
         difference = _compare(graph, network, facts, threads)
         stage.log(f"onnxruntime and torch differ by {difference:.2g} at most")
         if not difference <= TOLERANCE:
             raise ValueError(f"{output}: onnxruntime and torch differ by {difference:.2g}, more than {TOLERANCE:g}")
-        provenance = record.provenance("export", {"weights": weights, "threads": threads}, inputs)
+        spec = {"weights": weights, "threads": threads} | ({} if calls is None else {"calls": calls})
+        provenance = record.provenance("export", spec, inputs)
         entry = graph.metadata_props.add()
         entry.key, entry.value = KEY, files.canonical_json({**provenance, **facts, "max_difference": difference})
         with record.publish(output, stage="export", inputs=inputs) as temporary:
@@ -68,9 +70,9 @@ class _Student(nn.Module):
         return self.calls.draw(self.denoiser, noise, label, fresh.__getitem__)
 
 
-def _student(path: Path, weights: str) -> tuple[_Student, dict[str, Any]]:
+def _student(path: Path, weights: str, calls: int | None) -> tuple[_Student, dict[str, Any]]:
     """The student, and what its file says of it."""
-    denoiser, metadata = loading.load_denoiser(path, weights=weights)
+    denoiser, metadata = loading.load_denoiser(path, weights=weights, calls=calls)
     if metadata["kind"] != "generator":
         raise ValueError(f"{path} is of kind {metadata['kind']!r}: only a student can be exported")
     size = sum(value.nbytes for value in denoiser.state_dict().values())

@@ -35,14 +35,15 @@ SETTINGS = ("optimisers", "schedule", "ema_decay", "adapter", "seed")  # besides
 
 
 def card(
-    provenance: Mapping[str, Any], facts: Mapping[str, Any], pairs: Mapping[str, Any], scores: Sequence[Path]
+    provenance: Mapping[str, Any], facts: Mapping[str, Any], data: Mapping[str, Any], scores: Sequence[Path]
 ) -> str:
     """Markdown.
 
     Args:
         provenance: of the export: its spec (weights, experiment) and digests of inputs.
         facts: metadata of the generator.
-        pairs: facts of the pairs, `num_pairs`, `num_prompts`, and `prompts`, the section they were made by.
+        data: facts of the pairs or text states, `num_pairs` or `num_states`, `num_prompts`, and `prompts`, the section
+            that these were made by.
         scores: files as stage evaluate writes them.
     """
     spec = provenance["spec"]
@@ -53,9 +54,9 @@ def card(
         f"## Use\n\n{USE}",
         f"## Scores\n\n{_scores(scores)}",
         f"## Training\n\n{_table(_training(facts))}",
-        f"## Data\n\n{_table(_data(pairs))}",
+        f"## Data\n\n{_table(_data(data))}",
         f"## Files\n\n{_table(_digests(provenance, facts))}",
-        f"## Licence\n\n{_licence(pairs)}",
+        f"## Licence\n\n{_licence(data)}",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -75,8 +76,8 @@ def _scores(paths: Sequence[Path]) -> str:
     return "\n".join(lines)
 
 
-def _licence(pairs: Mapping[str, Any]) -> str:
-    return "\n\n".join(filter(None, [TEACHER, PROMPTS.get(pairs["prompts"].get("kind", "")), CODE]))
+def _licence(data: Mapping[str, Any]) -> str:
+    return "\n\n".join(filter(None, [TEACHER, PROMPTS.get(data["prompts"].get("kind", "")), CODE]))
 
 
 def _section(facts: Mapping[str, Any]) -> Distill:
@@ -99,11 +100,16 @@ def _training(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {"method": method["name"]} | updates | settings | {key: whole[key] for key in SETTINGS if whole[key]}
 
 
-def _data(pairs: Mapping[str, Any]) -> dict[str, Any]:
-    named = {"num_pairs": "pairs", "guidance": "guidance of the teacher", "network_calls": "network calls for a pair"}
+def _data(data: Mapping[str, Any]) -> dict[str, Any]:
+    named = {
+        "num_pairs": "pairs",
+        "num_states": "text states",
+        "guidance": "guidance of the teacher",
+        "network_calls": "network calls for a pair",
+    }
     named |= {"first_timestep": "first timestep", "num_prompts": "prompts", "num_truncated": "prompts cut"}
-    source = {key: value for key, value in pairs["prompts"].items() if key in ("kind", "threshold", "seed", "num")}
-    return {title: pairs[key] for key, title in named.items() if key in pairs} | {"source of the prompts": source}
+    source = {key: value for key, value in data["prompts"].items() if key in ("kind", "threshold", "seed", "num")}
+    return {title: data[key] for key, title in named.items() if key in data} | {"source of the prompts": source}
 
 
 def _digests(provenance: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:

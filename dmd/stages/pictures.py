@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dmd import loading
-from dmd.artifacts import manifest, record
+from dmd.artifacts import manifest, record, tensors
 from dmd.artifacts.prompts import Prompts
+from dmd.default_solver import chosen
 from dmd.sampler import Sampler
 from dmd.stages import contact_sheet, figures, stage
 from dmd.stages.sides import Sides
@@ -38,9 +39,10 @@ def run(
     prompts: Path | None = None,
     text_encoder: Path | None = None,
     autoencoder: Path | None = None,
-    solver: dict[str, Any],
+    solver: dict[str, Any] | None = None,
     guidance: float = 1.0,
     weights: str = "ema",
+    calls: int | None = None,
     first_seed: int = 0,
     num_images: int = 20,
     device: str = "cpu",
@@ -56,7 +58,8 @@ def run(
         training: every column of the log, in a panel per prefix of their names.
         prompts, text_encoder: of denoisers whose condition is text; image i has prompt i.
         autoencoder: of denoisers that draw latents.
-        solver, guidance: of the teacher. weights: of the generator, `ema` or `raw`.
+        solver, guidance: of the teacher; None is the solver that `dmd.load` takes.
+        weights, calls: of the generator, as in stage sample.
         first_seed, num_images: the noises are those of seeds first_seed, first_seed + 1, ...
 
     Raises:
@@ -67,8 +70,9 @@ def run(
         paths = {"prompts": prompts, "text_encoder": text_encoder, "autoencoder": autoencoder}
         inputs = record.check_inputs(teacher=teacher, generator=generator, table=table, **paths)
         target = stage.choose_device(device)
+        solver = solver or chosen(tensors.load_metadata(teacher), None, None, teacher)
         real = Sampler(teacher, solver=solver, device=target, guidance=guidance)
-        student = Sampler(generator, solver={"name": "student"}, weights=weights, device=target)
+        student = Sampler(generator, solver={"name": "student"}, weights=weights, device=target, calls=calls)
         if real.shape != student.shape:
             raise ValueError(f"{teacher} makes {list(real.shape)}, {generator} makes {list(student.shape)}")
         sides = Sides(real, student, None if autoencoder is None else loading.load_codec(autoencoder).to(target))

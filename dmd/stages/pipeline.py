@@ -32,11 +32,13 @@ def run(
     generator: Path,
     text_encoder: Path,
     autoencoder: Path,
-    manifest: Path,
     prompts: Path,
+    manifest: Path | None = None,
+    states: Path | None = None,
     scores: list[Path] | None = None,
     output: Path,
     weights: str = "ema",
+    calls: int | None = None,
     experiment: str,
 ) -> None:
     """Writes the folder; `DiffusionPipeline.from_pretrained(folder)(prompt, num_inference_steps=1, guidance_scale=0)`
@@ -45,19 +47,23 @@ def run(
     Args:
         generator: distill/generator.safetensors, of a teacher of kind stable-diffusion.
         text_encoder, autoencoder: the teacher's, as they were imported.
-        manifest, prompts: of the pairs it was distilled with, for the card.
+        prompts: that it was distilled with, for the card.
+        manifest, states: that of the pairs, or that of the text states, which it was distilled with, for the card.
         scores: fid.json and the like, for the card.
         output: export/pipeline/model_index.json; the other files lie beside and below it, see `layout.PIPELINE`.
         weights: "ema" or "raw".
+        calls: 1 or None, for a pipeline of one call is all that is written.
         experiment: its name, for the card.
 
     Raises:
         ValueError: a damaged input, or a generator that such a pipeline cannot hold.
     """
-    spec = {"weights": weights, "experiment": experiment}
+    if calls not in (None, 1):
+        raise ValueError(f"sample.calls: {calls}, but a pipeline of one call is all that is written")
+    spec = {"weights": weights, "experiment": experiment} | ({} if calls is None else {"calls": calls})
     with record.exclusive(output):
         paths = {"generator": generator, "text_encoder": text_encoder, "autoencoder": autoencoder}
-        inputs = record.check_inputs(**paths, manifest=manifest, prompts=prompts, scores=scores)
+        inputs = record.check_inputs(**paths, manifest=manifest, states=states, prompts=prompts, scores=scores)
         writer = _Writer(output.parent, inputs)
         state, facts = _network(generator, weights)
         scheduler = _scheduler(facts, generator)
@@ -67,8 +73,8 @@ def run(
         writer.write_json("scheduler/scheduler_config.json", scheduler)
         _text(writer, text_encoder)
         _autoencoder(writer, autoencoder)
-        provenance = record.provenance("pipeline", spec, inputs)
-        writer.write_text("README.md", model_card.card(provenance, facts, _pairs(manifest, prompts), scores or []))
+        provenance, data = record.provenance("pipeline", spec, inputs), _data(manifest, states, prompts)
+        writer.write_text("README.md", model_card.card(provenance, facts, data, scores or []))
         index = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False, **PARTS}
         writer.write_json(output.name, {**index, "safety_checker": [None, None], "feature_extractor": [None, None]})
 
@@ -142,12 +148,16 @@ def _within(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Te
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _pairs(path: Path, prompts: Path) -> dict[str, Any]:
-    """Facts of the pairs, how many there are, and of what prompts."""
-    pairs, texts = manifests.read(path), Prompts(prompts)
+def _data(pairs: Path | None, states: Path | None, prompts: Path) -> dict[str, Any]:
+    """Facts of the pairs or text states, how many there are, and of what prompts."""
+    found: dict[str, Any] = {}
+    for path, counted in ((pairs, "num_pairs"), (states, "num_states")):
+        if path is not None:
+            rows = manifests.read(path)
+            found |= {**rows.metadata["facts"], counted: len(rows)}
+    texts = Prompts(prompts)
     return {
-        **pairs.metadata["facts"],
-        "num_pairs": len(pairs),
+        **found,
         "num_prompts": len(texts),
         "prompts": texts.metadata.get("spec", {}).get("source", {}),
     }

@@ -30,6 +30,7 @@ class TrainingLoop:
         key: which run checkpoints belong to, see `checkpoints.checkpoint_key`.
         folder: of checkpoints/, grids/ and tensorboard/, which are scratch.
         draw_grid: images (B, C, H, W) of fixed noise that show how far it is; None where nothing is shown.
+        grid_every: updates between two of them.
     """
 
     stage_name: str
@@ -40,6 +41,7 @@ class TrainingLoop:
     key: str
     folder: Path
     draw_grid: Callable[[], torch.Tensor] | None
+    grid_every: int
     _events: EventLog | None = field(default=None, init=False)
 
     @property
@@ -115,7 +117,7 @@ class TrainingLoop:
             if leads:
                 kept: dict[str, Any] = {"key": self.key, "update": done, "learnt": learnt, "rows": rows}
                 checkpoints.save(self.checkpoints, stage=self.stage_name, **kept)
-        if self.draw_grid is not None and (done % training.grid_every == 0 or done == total):
+        if self.draw_grid is not None and (done % self.grid_every == 0 or done == total):
             image = self.draw_grid()
             if leads:
                 save_grid(path := self.folder / "grids" / f"{done:08d}.png", image.cpu())
@@ -132,6 +134,7 @@ def training_loop(
     provenance: Mapping[str, Any],
     folder: Path,
     draw_grid: Callable[[], torch.Tensor] | None = None,
+    grid_every: int = 1,
 ) -> TrainingLoop:
     """The loop over what the method plans, once the log says how much memory that takes; see `TrainingLoop`.
 
@@ -151,6 +154,7 @@ def training_loop(
         key=checkpoints.checkpoint_key(provenance),
         folder=folder,
         draw_grid=draw_grid,
+        grid_every=grid_every,
     )
 
 

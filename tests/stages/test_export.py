@@ -12,6 +12,7 @@ import torch
 import dmd
 from dmd import loading
 from dmd.artifacts import files, record, tensors
+from dmd.sampler import Sampler
 from dmd.stages import export
 
 SIGMA = 80.0
@@ -90,6 +91,23 @@ def test_either_weights_can_be_exported(tmp_path):
     (found,) = session(tmp_path / "generator.onnx").run(["image"], given)
     np.testing.assert_allclose(found, batch.image.numpy(), rtol=0, atol=1e-5)
     assert not torch.allclose(dmd.load(source)(num=3), batch.image, atol=1e-3)
+
+
+def test_a_student_of_fewer_calls_that_its_file_keeps_can_be_exported(tmp_path):
+    last, metadata = tensors.load(write(tmp_path / "last.safetensors", NETWORKS["mlp"]))
+    earlier = {f"ema@2.{name.removeprefix('ema.')}": value * 1.1 for name, value in last.items()}
+    source, kept = tmp_path / "generator.safetensors", {"2": {"sigmas": [80.0, 2.0], "between": "ode"}}
+    tensors.save(source, last | earlier, metadata | {"calls_kept": kept})
+    export.run(generator=source, output=tmp_path / "generator.onnx", calls=2)
+    graph = session(tmp_path / "generator.onnx")
+    told = json.loads(graph.get_modelmeta().custom_metadata_map["dmd"])
+    assert told["calls"]["sigmas"] == [80.0, 2.0] and told["spec"]["calls"] == 2
+    batch = next(Sampler(source, solver={"name": "student"}, calls=2).batches(range(3)))
+    assert batch.network_calls == 2
+    (found,) = graph.run(["image"], {"noise": batch.noise.numpy(), "label": batch.label.numpy()})
+    np.testing.assert_allclose(found, batch.image.numpy(), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="holds no weights for 4 calls; it has those for 2, 1"):
+        export.run(generator=source, output=tmp_path / "generator.onnx", calls=4)
 
 
 def test_what_is_no_generator_or_differs_is_refused(teacher_file, tmp_path):

@@ -89,6 +89,15 @@ def test_pictures_are_the_same_bytes_each_time_and_large_enough_to_see(tmp_path,
         assert min(size(first)) > 500
 
 
+def test_a_teacher_without_pairs_draws_with_the_solver_of_its_kind(tmp_path, inputs):
+    """That of `dmd.load`: Heun in 18 steps."""
+    named = SOLVER | {"name": "heun", "steps": 18}
+    for name, solver in (("left.png", None), ("named.png", named), ("other.png", SOLVER)):
+        pictures.run(**inputs, grid=tmp_path / name, training=tmp_path / f"training-{name}", solver=solver)
+    grids = [(tmp_path / name).read_bytes() for name in ("left.png", "named.png", "other.png")]
+    assert grids[0] == grids[1] != grids[2]
+
+
 def drawn(columns: dict) -> dict[str, tuple[list[str], str]]:
     """Labels and scale of each panel by its title."""
     figure = pictures._training(pd.DataFrame({"update": range(len(next(iter(columns.values())))), **columns}))

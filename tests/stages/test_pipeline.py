@@ -102,6 +102,20 @@ def test_card_says_what_made_the_folder_and_how_good_it_is(exported):
         assert part in text
 
 
+def test_card_of_a_student_without_pairs_counts_its_text_states(exported, tmp_path):
+    folder = exported[0]
+    table = manifests.SCHEMA.empty_table()
+    manifests.write(tmp_path / "states.parquet", table, {"facts": {"num_truncated": 3}})
+    paths = {name: folder / f"{name}.safetensors" for name in ("generator", "text_encoder", "autoencoder")}
+    paths |= {"prompts": folder / "prompts.parquet", "states": tmp_path / "states.parquet"}
+    output = tmp_path / "pipeline" / "model_index.json"
+    pipeline.run(**paths, output=output, experiment="words")
+    text = (output.parent / "README.md").read_text()
+    assert "| text states | 0 |" in text and "| prompts cut | 3 |" in text and "| pairs |" not in text
+    with pytest.raises(ValueError, match="sample.calls: 2, but a pipeline of one call is all that is written"):
+        pipeline.run(**paths, output=output, experiment="words", calls=2)
+
+
 def test_other_generators_have_no_pipeline(exported, tmp_path):
     folder = exported[0]
     paths = {name: folder / f"{name}.safetensors" for name in ("text_encoder", "autoencoder")}

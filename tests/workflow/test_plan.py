@@ -67,6 +67,23 @@ def test_resources_of_an_experiment_replace_those_of_rules(tmp_path: Path):
     assert "mem_mb=2000," in asked["pairs"] and "runtime=240" in asked["pairs"]
 
 
+def test_each_process_of_a_teacher_asks_for_its_own_threads_and_memory(tmp_path: Path):
+    """As those of a distillation do."""
+    found = {}
+    for processes in (1, 2):
+        numbers = {"teacher/training/processes": processes, "distill/processes": processes, "threads": 1}
+        write_config(tmp_path, edited({f"experiments/small/{key}": value for key, value in numbers.items()}))
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        answer = make(tmp_path, "--dry-run", "--cores", "8", "results/small/distill/generator.safetensors")
+        for rule in ("teacher", "distill"):
+            (job,) = re.findall(rf"^rule {rule}:.*?^    resources: .*?$", answer, re.M | re.S)
+            threads = re.search(r"threads: (\d+)", job)
+            memory = re.search(r"mem_mb=(\d+),", job)
+            found[rule, processes] = (int(threads[1]) if threads else 1, int(memory[1]) if memory else 0)
+    for rule in ("teacher", "distill"):
+        assert found[rule, 1] == (1, 4000) and found[rule, 2] == (2, 8000)
+
+
 def test_manifest_names_each_block_in_twelve_bytes(tmp_path: Path):
     """A job's command is one word to the kernel, which takes no longer one than 128 KiB: ten thousand blocks."""
     config = copy.deepcopy(SMALL)

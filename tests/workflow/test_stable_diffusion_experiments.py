@@ -79,6 +79,28 @@ def test_pairs_of_fewer_are_the_first_blocks_of_all(folder):
     assert blocks == {("sd15-cfg8", f"{first:05d}-{first + 9:05d}") for first in range(0, 2500, 10)}
 
 
+@pytest.mark.parametrize(("weight", "read", "left"), [(0.25, "pairs", "states"), (0.0, "states", "pairs")])
+def test_a_pipeline_waits_for_the_data_that_its_student_read_and_no_other(folder, weight, read, left):
+    """Its card tells of them; 12 million pairs would not be drawn for a card."""
+    config = read_yaml(folder / "config.yaml")
+    section = {"method": {"regression_weight": weight, "match_pairs": False, "phases": [{"updates": 100}]}}
+    config["experiments"]["other"] = {
+        "extends": "sd15-cfg8",
+        "states": {"num_states": 1000, "shard_size": 500},
+        "distill": section,
+    }
+    path = folder / "other.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    target = "results/other/export/pipeline/model_index.json"
+    answer = snakemake(folder, "--dry-run", "--cores", "1", "-p", "--configfile", str(path), "--", target)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    found = jobs(answer.stdout)
+    assert found[read] and left not in found and f"{left}_manifest" not in found
+    (command,) = re.findall(r"python -m dmd.stages.pipeline .*", answer.stdout)
+    flag = {"pairs": "--manifest", "states": "--states"}
+    assert f"{flag[read]} results/" in command and f"{flag[left]} results/" not in command
+
+
 FEW = {"dpmsolver-4": ("dpmsolver++", 4), "unipc-4": ("unipc", 4)}
 FEW |= {f"ddim-{steps}": ("ddim", steps) for steps in (1, 2, 4)}
 

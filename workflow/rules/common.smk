@@ -176,6 +176,12 @@ def processes(wildcards):
     return EXPERIMENTS.section(wildcards.experiment, "distill").processes
 
 
+def teacher_processes(wildcards):
+    """Processes that share the batches of a teacher's training; 1 where it is not trained here."""
+    training = getattr(EXPERIMENTS.section(wildcards.experiment, "teacher"), "training", None)
+    return training.processes if training else 1
+
+
 def nodes(wildcards):
     """Machines of a cluster that a distillation asks for."""
     return asked(wildcards, "distill").nodes

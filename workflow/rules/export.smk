@@ -30,7 +30,8 @@ rule pipeline:
         generator=artifact("distill"),
         text_encoder=artifact("text_encoder"),
         autoencoder=artifact("autoencoder"),
-        manifest=artifact("pairs_manifest"),
+        manifest=read_by("pipeline", "pairs_manifest"),
+        states=read_by("pipeline", "states_manifest"),
         prompts=artifact("prompts"),
     output:
         index="results/{experiment}/export/pipeline/model_index.json",
@@ -47,14 +48,16 @@ rule pipeline:
         mem_mb=memory(16000),
         runtime=60,
     params:
+        manifest=flag("manifest"),
+        states=flag("states"),
         scores=measured,
         digests=lambda wildcards: [sha256(Path(path)) for path in measured(wildcards)],
         spec=spec("pipeline"),
         version=RULES["pipeline"].version,
     shell:
         "python -m dmd.stages.pipeline --generator {input.generator} --text-encoder {input.text_encoder} "
-        "--autoencoder {input.autoencoder} --manifest {input.manifest} --prompts {input.prompts} --scores {params.scores} "
-        "--output {output.index} --spec {params.spec:q} --log {log}"
+        "--autoencoder {input.autoencoder} {params.manifest} {params.states} --prompts {input.prompts} "
+        "--scores {params.scores} --output {output.index} --spec {params.spec:q} --log {log}"
 
 
 # The adapter of the generator, where one was trained, for pipelines of its teacher.

@@ -15,10 +15,10 @@ rule teacher:
         "results/{experiment}/benchmarks/teacher.tsv"
     conda:
         "../../envs/dmd.yaml"
-    threads: cores
+    threads: lambda wildcards: cores(wildcards) * teacher_processes(wildcards)
     resources:
-        gpu=gpus,
-        mem_mb=memory(4000, "teacher"),
+        gpu=lambda wildcards: gpus(wildcards) * teacher_processes(wildcards),
+        mem_mb=lambda wildcards, attempt: memory(4000, "teacher")(wildcards, attempt) * teacher_processes(wildcards),
         runtime=minutes(720, "teacher"),
     params:
         images=flag("images"),
