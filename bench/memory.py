@@ -22,7 +22,7 @@ from dmd.diffusion.compute import Compute, prepare
 from dmd.diffusion.denoiser import Denoiser
 from dmd.networks import build
 from dmd.networks.adapters import carried, with_network
-from dmd.networks.lora import Adapter, size, targets
+from dmd.networks.lora import Adapter, targets
 from dmd.networks.released import SD15
 from dmd.train.counting import Peak, weight_bytes
 from dmd.train.optimiser import moment_bytes
@@ -105,10 +105,13 @@ def foretold(*, adapter: Adapter | None = None, kind: str = "fused", checkpointe
     passes = activations(SD15, adapter, checkpointed=checkpointed)
     with torch.device("meta"):
         network = build(SD15)
-    whole = weight_bytes(network)
-    trained = 4 * size(network, adapter).parameters if adapter else whole
+        parameters = [*network.parameters()]
+        if adapter:
+            layers = targets(network, adapter["targets"]).values()
+            parameters = [each for layer in layers for each in _Layer(layer, adapter["rank"]).added()]
+    whole, trained = weight_bytes(network), 4 * sum(each.numel() for each in parameters)
     figures: dict[str, float] = {"trained_millions": trained / 4e6, "weights_gb": (whole + 3 * trained) / GB}
-    figures |= {"moments_gb": 2 * moment_bytes(trained, kind) / GB, "gradients_gb": trained / GB}
+    figures |= {"moments_gb": 2 * moment_bytes(parameters, kind) / GB, "gradients_gb": trained / GB}
     kept = sum(value for name, value in figures.items() if name.endswith("_gb"))
     return figures | {f"peak_gb_of_{num}": kept + (passes[0] + num * passes[1]) / GB for num in IMAGES}
 
@@ -146,6 +149,10 @@ class _Layer(nn.Module):
         else:
             self.down = nn.Linear(layer.in_features, rank, bias=False)
             self.up = nn.Linear(rank, layer.out_features, bias=False)
+
+    def added(self) -> list[nn.Parameter]:
+        """What is trained of it."""
+        return [*self.down.parameters(), *self.up.parameters()]
 
     def forward(self, given: torch.Tensor) -> torch.Tensor:
         return self.layer(given) + self.up(self.down(given)) * 1.0

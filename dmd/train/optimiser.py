@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from dmd.train.parallel import BatchSplit
 
 BLOCK = 256  # values of a moment that have one scale, where they have 8 bits
 SMALLEST = 4096  # values from which on they have
+CODES = 256  # that a table of each moment gives values for, float32
 STATE = {"step", "exp_avg", "exp_avg_sq"}  # of a parameter
 NAME = re.compile(r"(0|[1-9][0-9]{0,8})\.(step|exp_avg|exp_avg_sq)(?:\.(codes|scale))?")
 
@@ -112,17 +113,13 @@ class Optimiser:
         if name == "step":
             sharding.check_like(key, value, step)
             state[name] = value.to(parameter.device) if self.adamw.defaults.get("fused") else value
-        elif part and self._coded(parameter):
+        elif part and coded(parameter.numel(), self._kind):
             moment = getattr(state.setdefault(name, self._empty_moment(parameter, name)), part)
             sharding.check_like(key, value, moment)
             moment.copy_(value)
-        elif not self._coded(parameter):  # in its memory layout, which fused kernels rely on
+        elif not coded(parameter.numel(), self._kind):  # in its memory layout, which fused kernels rely on
             sharding.check_like(key, value, parameter)
             state[name] = torch.empty_like(parameter).copy_(sharding.placed(value, parameter))
-
-    def _coded(self, parameter: Tensor) -> bool:
-        """Whether its moments have 8 bits."""
-        return self._kind == "8bit" and parameter.numel() >= SMALLEST and parameter.numel() % BLOCK == 0
 
     def _empty_moment(self, parameter: Tensor, name: str) -> Tensor:
         from torchao.optim.subclass_8bit import OptimState8bit
@@ -131,6 +128,12 @@ class Optimiser:
         return OptimState8bit.zeros(parameter.shape, signed, BLOCK, parameter.device, dtype=parameter.dtype)
 
 
-def moment_bytes(weights: int, kind: str) -> int:
-    """Bytes of both moments of float32 weights of so many bytes; small tensors counted as the others are."""
-    return 2 * weights if kind == "fused" else weights // 2 * (BLOCK + 4) // BLOCK
+def moment_bytes(parameters: Iterable[Tensor], kind: str) -> int:
+    """Bytes of both moments of parameters in float32."""
+    sizes = [parameter.numel() for parameter in parameters]
+    return sum(2 * (num + 4 * num // BLOCK + 4 * CODES) if coded(num, kind) else 8 * num for num in sizes)
+
+
+def coded(num: int, kind: str) -> bool:
+    """Whether a moment of so many values has 8 bits each."""
+    return kind == "8bit" and num >= SMALLEST and num % BLOCK == 0

@@ -102,7 +102,7 @@ def memory_plan(trainer: Trainer, steps: list[WatchedStep], distance_bytes: Call
     sizes = {role: weight_bytes(networks[role]) for role in networks}
     optimisers = trainer.training.optimisers
     trained = {role: weight_bytes(networks.weights(role)) for role in optimisers}
-    moments = sum(moment_bytes(trained[role], config.kind) for role, config in optimisers.items())
+    moments = sum(moment_bytes(networks.weights(role).parameters(), config.kind) for role, config in optimisers.items())
     parts = {f"weights of {role}": size for role, size in sizes.items() if size}
     parts |= {"moving average": trained["student"], "moments": moments}
     parts["gradients"] = max(sum(trained[role] for role in each.step.trains) for each in steps)

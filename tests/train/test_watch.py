@@ -236,7 +236,7 @@ def test_plan_names_every_network_and_the_fullest_part(whole):
     steps = [lines(noise=(30, Line(10, 1), False), pairs=(24, Line(10, 1), True))]
     found = plan(whole, steps)
     assert {found[f"weights of {role}"] for role in ROLES} == {size} and found["moving average"] == size
-    assert found["moments"] == 2 * 2 * size and found["gradients"] == size
+    assert found["moments"] == 2 * 2 * 4 * weights(whole["student"]).numel() and found["gradients"] == size
     assert found["activations of 30 rows of noise, step student"] == 301 and len(found) == 7
     found = plan(whole, steps, distance=5)
     assert found["activations of 24 rows of pairs, step student and their distance"] == 241 + 5 * 24
@@ -258,11 +258,19 @@ def test_gradients_are_those_of_the_step_that_has_most(distill_section):
         assert plan(found, watched(found, UNET))["gradients"] == factor * weight_bytes(found["student"])
 
 
-def test_moments_of_8_bits_are_a_byte_and_scales(distill_section):
+def test_moments_of_8_bits_are_planned_tensor_by_tensor(distill_section):
+    """Those of both networks as torchao makes them: small or odd tensors have moments in float32."""
     found = updates(distill_section, UNET, student={"kind": "8bit"})
-    size = weight_bytes(found["student"])
     told = plan(found, [lines(noise=(1, Line(1, 1), False))])["moments"]
-    assert told == pytest.approx(2 * 2 * size / 4 * (256 + 4) / 256, abs=8)
+    found.update(0)
+    made = [
+        each for role in ("student", "fake") for each in found.trainer.networks.optimisers[role].adamw.state.values()
+    ]
+    moments = [state[name] for state in made for name in ("exp_avg", "exp_avg_sq")]
+    coded = [moment for moment in moments if hasattr(moment, "codes")]
+    plain = [moment for moment in moments if not hasattr(moment, "codes")]
+    whole = sum(moment.codes.nbytes + moment.scale.nbytes + moment.qmap.nbytes for moment in coded)
+    assert coded and plain and told == whole + sum(moment.nbytes for moment in plain)
 
 
 def test_processes_that_share_parameters_divide_everything_but_passes(distill_section):
