@@ -60,7 +60,7 @@ class Sampler:
         self,
         path: Path,
         *,
-        solver: dict[str, Any],
+        solver: dict[str, Any] | None,
         weights: str = "ema",
         device: torch.device | str = "cpu",
         batch_size: int | None = None,
@@ -69,7 +69,7 @@ class Sampler:
         adapter: Mapping[str, Tensor] | None = None,
         calls: int | None = None,
     ) -> None:
-        """Reads `path`; solver student makes the calls that the student was distilled for.
+        """Reads `path`; solver student makes the calls that the student was distilled for, None is that of `load`.
 
         An `adapter`, as `dmd.networks.lora.merged` takes it, is added to the weights. Of a student whose file holds
         weights for several numbers of calls, `calls` names one; None takes those that training ended with.
@@ -88,7 +88,7 @@ class Sampler:
             self.denoiser = guided(cast(Denoiser, self.denoiser), empty, guidance)
         self.shape: tuple[int, ...] = tuple(self.metadata["shape"])
         self.num_classes: int = self.metadata["num_classes"]
-        self.solver, self.sigma = with_sigma(solver, self.metadata, path)
+        self.solver, self.sigma = with_sigma(solver or chosen(self.metadata, None, None, path), self.metadata, path)
         loading.check_noise_scale(self.metadata, self.sigma, path)
         calls = self.solver.get("calls")
         self._num_fresh = Calls.of(calls).num_fresh if calls else 0

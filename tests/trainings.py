@@ -6,16 +6,16 @@ import copy
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from bench.updates import Given as Given  # rows that tests give
 from dmd.artifacts import record
 from dmd.config.training import Distill, TeacherTraining
-from dmd.methods.base import Clock, Facts, Part, Rows
+from dmd.methods.base import Clock, Facts
 from dmd.methods.parts.distances import l2_distance
 from dmd.train.data import PreparedStep, Stream
 from dmd.train.parallel import BatchSplit
@@ -86,17 +86,6 @@ def digests(folder: Path) -> list[str]:
 def checkpoints(folder: Path) -> list[int]:
     """Updates that there are checkpoints of."""
     return sorted(int(path.stem) for path in (folder / "checkpoints").glob("[0-9]*.safetensors"))
-
-
-@dataclass(frozen=True)
-class Given:
-    """A stream whose parts are always these rows; it draws nothing."""
-
-    values: Rows
-
-    def rows(self, part: Part, position: int, mine: slice, random: torch.Generator) -> Rows:
-        """As `dmd.train.data.Stream`."""
-        return {name: value[mine] for name, value in self.values.items()}
 
 
 class Updates:

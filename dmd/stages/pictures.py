@@ -16,9 +16,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dmd import loading
-from dmd.artifacts import manifest, record, tensors
+from dmd.artifacts import manifest, record
 from dmd.artifacts.prompts import Prompts
-from dmd.default_solver import chosen
 from dmd.sampler import Sampler
 from dmd.stages import contact_sheet, figures, stage
 from dmd.stages.sides import Sides
@@ -70,7 +69,6 @@ def run(
         paths = {"prompts": prompts, "text_encoder": text_encoder, "autoencoder": autoencoder}
         inputs = record.check_inputs(teacher=teacher, generator=generator, table=table, **paths)
         target = stage.choose_device(device)
-        solver = solver or chosen(tensors.load_metadata(teacher), None, None, teacher)
         real = Sampler(teacher, solver=solver, device=target, guidance=guidance)
         student = Sampler(generator, solver={"name": "student"}, weights=weights, device=target, calls=calls)
         if real.shape != student.shape:
