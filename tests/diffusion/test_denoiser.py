@@ -51,6 +51,13 @@ def test_mixture_of_one_is_the_linear_denoiser_of_a_gaussian():
     torch.testing.assert_close(exact(image, sigma, NO_LABEL.expand(6)), expected)
 
 
+def test_mixture_of_one_pulls_a_number_towards_its_mean_by_the_share_of_the_noise():
+    """D(2; 3) of N(0.3, 0.5^2) is (0.25 * 2 + 9 * 0.3) / 9.25."""
+    exact = GaussianMixtureDenoiser(torch.full((1, 1, 1, 1), 0.3).double(), torch.tensor([0.5]), torch.ones(1))
+    found = exact(torch.full((1, 1, 1, 1), 2.0).double(), torch.tensor([3.0]), NO_LABEL)
+    assert found.item() == pytest.approx(0.345946, abs=1e-6)
+
+
 def test_mixture_denoiser_is_finite_far_from_all_modes_and_keeps_its_input_type():
     image = torch.tensor([1e4, -1e4]).reshape(1, 2, 1, 1)
     for sigma in (1e-3, 80.0, 1e6):

@@ -1,6 +1,5 @@
 """SiD and SIM: gradients of closed forms in one dimension, what an update leaves alone, micro-batches, resume."""
 
-import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -11,6 +10,7 @@ from dmd.config.training import Adapter, Distill
 from dmd.diffusion.denoiser import Denoiser, GaussianMixtureDenoiser
 from dmd.diffusion.noise import karras_sigmas
 from dmd.methods.base import Facts
+from dmd.methods.parts.matching import matching_gradient
 from dmd.methods.sid import Sid, implicit_matching, karras_levels, normaliser, score_identity
 from dmd.networks import build
 from dmd.networks.adapters import carried, with_network
@@ -19,40 +19,11 @@ from dmd.train.data import NoiseStream
 from dmd.train.log import UpdateLog
 from dmd.train.parallel import BatchSplit
 from dmd.train.trainer import Trainer, assemble, loader, plan
+from tests.quadrature import MEAN, PRODUCT, SCALE, SIGMA, TEACHER, exact, parameters, world
 
 WHOLE = BatchSplit()
 ROLES = ("teacher", "student", "fake")
 FACTS = Facts(shape=(2, 1, 1), num_classes=3, sigma_data=0.6)
-MEAN, SCALE, SIGMA = 0.2, 0.45, 0.7  # of the student x = MEAN + SCALE z, and the noise level
-
-
-def mixture(means: list[float], stds: list[float], weights: list[float]) -> GaussianMixtureDenoiser:
-    """An exact denoiser of numbers."""
-    centres = torch.tensor(means, dtype=torch.float64)[:, None, None, None]
-    return GaussianMixtureDenoiser(centres, torch.tensor(stds), torch.tensor(weights)).requires_grad_(False)
-
-
-TEACHER = mixture([-1.0, 0.8], [0.3, 0.5], [0.4, 0.6])
-# Nodes and weights of a product rule over the student's noise z and the noise n of the level, as batches of numbers.
-_nodes, _weights = np.polynomial.hermite_e.hermegauss(80)
-_z, _n = (torch.from_numpy(part.ravel())[:, None, None, None] for part in np.meshgrid(_nodes, _nodes))
-PRODUCT = torch.from_numpy(np.outer(_weights, _weights).ravel() / _weights.sum() ** 2)
-
-
-def world(theta: Tensor, fake: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-    """x, T and K at the nodes, for theta = (mean, scale)."""
-    image = theta[0] + theta[1] * _z
-    noised, sigma, label = image + SIGMA * _n, torch.full((len(_z),), SIGMA).double(), torch.full((len(_z),), -1)
-    return image, TEACHER(noised, sigma, label), fake(noised, sigma, label)
-
-
-def parameters() -> Tensor:
-    return torch.tensor([MEAN, SCALE], dtype=torch.float64, requires_grad=True)
-
-
-def exact(theta: tuple[float, float] = (MEAN, SCALE)) -> nn.Module:
-    """The fake denoiser that knows the student."""
-    return mixture([theta[0]], [theta[1]], [1.0])
 
 
 @pytest.mark.parametrize(
@@ -70,6 +41,21 @@ def test_score_identity_without_the_gradient_through_the_networks_is_another_los
     values = (gap * (fake - image)).flatten(1).mean(1)
     (gradient,) = torch.autograd.grad(2 * (PRODUCT * values).sum(), theta)
     torch.testing.assert_close(gradient, torch.tensor((0.02466, -0.28892)).double(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 1.2])
+def test_score_identity_of_networks_without_any_gradient_is_the_matching_gradient_whatever_alpha_is(alpha):
+    """Twice it is 2 sigma^2 times the gradient of the reverse KL."""
+    image, real, fake = world(theta := parameters(), exact())
+    values = score_identity(image, real.detach(), fake.detach(), alpha=alpha)
+    each, gradient = (
+        torch.autograd.grad(total, where, retain_graph=True)[0]
+        for total, where in ((values.sum(), image), (2 * (PRODUCT * values).sum(), theta))
+    )
+    levels = {"alpha": torch.ones_like(values), "sigma": torch.full_like(values, SIGMA)}
+    matching, _ = matching_gradient(image, real, fake, **levels, weighting="sigma2/alpha")
+    torch.testing.assert_close(each, matching.double(), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(gradient, torch.tensor((0.03485, -0.40832)).double(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 1.2])
@@ -94,6 +80,19 @@ def test_implicit_matching_has_the_gradient_of_the_pseudo_huber_divergence_of_fi
     by_scale = (divergence(MEAN, SCALE + step) - divergence(MEAN, SCALE - step)) / (2 * step)
     torch.testing.assert_close(gradient, torch.stack([by_mean, by_scale]), rtol=1e-3, atol=0)
     assert gradient.abs().min() > 1e-3
+
+
+def test_implicit_matching_of_the_squared_norm_is_score_identity_at_alpha_one():
+    """c ((mean y^2 + c^2)^1/2 - c), c far above y, is half the squared norm; the gradients are those of the table."""
+    c = 1e4
+    image, real, fake = world(theta := parameters(), exact())
+    values = c * implicit_matching(image, real, fake, c=c)
+    torch.testing.assert_close(values, score_identity(image, real, fake, alpha=1.0), rtol=1e-6, atol=1e-9)
+    (gradient,) = torch.autograd.grad(2 * (PRODUCT * values).sum(), theta)
+    torch.testing.assert_close(gradient, torch.tensor((0.02466, -0.57784)).double(), rtol=0, atol=1e-5)
+    of_pixels = torch.randn(3, 5, 2, 3, 4, generator=torch.Generator().manual_seed(0)).double()  # means, both of them
+    values = c * implicit_matching(*of_pixels, c=c)
+    torch.testing.assert_close(values, score_identity(*of_pixels, alpha=1.0), rtol=1e-6, atol=1e-9)
 
 
 class Affine(nn.Module):

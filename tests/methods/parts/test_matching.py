@@ -6,6 +6,7 @@ import torch
 
 from dmd.diffusion.denoiser import GaussianMixtureDenoiser
 from dmd.methods.parts.matching import FLOOR, WEIGHTINGS, matching_gradient, matching_loss
+from tests.quadrature import PRODUCT, SIGMA, exact, parameters, world
 
 SHAPE = (3, 2, 4, 5)
 
@@ -75,6 +76,17 @@ def test_expected_gradient_with_sigma_squared_is_the_analytic_kl_gradient(sigma)
     real = torch.distributions.Normal(torch.tensor(real_mean).double(), real_variance**0.5)
     kl = torch.distributions.kl_divergence(fake, real)
     torch.testing.assert_close(torch.stack(torch.autograd.grad(kl, (centre, spread))), torch.tensor(closed).double())
+
+
+def test_expected_gradient_with_sigma_squared_is_that_of_the_reverse_kl_to_a_mixture():
+    image, real_x0, fake_x0 = world(theta := parameters(), exact())
+    level = torch.full((len(image),), SIGMA).double()
+    estimates = image.detach(), real_x0.detach(), fake_x0.detach()
+    gradient, _ = matching_gradient(*estimates, alpha=torch.ones_like(level), sigma=level, weighting="sigma2/alpha")
+    (each,) = torch.autograd.grad(matching_loss(image, gradient), image, retain_graph=True)
+    weighted = len(image) * PRODUCT.reshape(image.shape) * each
+    (found,) = torch.autograd.grad(image, theta, weighted)
+    torch.testing.assert_close(found / SIGMA**2, torch.tensor((0.03556, -0.41666)).double(), rtol=0, atol=1e-5)
 
 
 def test_eq8_only_rescales_the_kl_gradient_of_each_sample():
