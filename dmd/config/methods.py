@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -18,6 +18,13 @@ def _check_order(sigma_min: float, sigma_max: float | None) -> None:
     """ValueError unless the last noise level is above the first; None is not known yet."""
     if sigma_max is not None and sigma_max <= sigma_min:
         raise ValueError(f"sigma_max {sigma_max:g} is not above sigma_min {sigma_min:g}")
+
+
+def _changed(section: Section, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Those of some keys, with their values, that differ from the defaults."""
+    for key in keys:
+        if (value := getattr(section, key)) != type(section).model_fields[key].default:
+            yield key, value
 
 
 class KarrasLevels(Section):
@@ -319,6 +326,8 @@ class ConsistencyLevels(Section):
     @model_validator(mode="after")
     def _range(self) -> ConsistencyLevels:
         _check_order(self.sigma_min, self.sigma_max)
+        unused = ("sigma_log_mean", "sigma_log_std") if self.distribution == "uniform" else ()
+        refuse(f"{key}: {value:g}, but distribution is uniform" for key, value in _changed(self, unused))
         return self
 
 
@@ -361,22 +370,23 @@ class Consistency(MethodSection):
 
     @model_validator(mode="after")
     def _fits(self) -> Consistency:
+        refuse(self._contradictions())
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
         if self.target_schedule == "levels" and not (self.target_decay and isinstance(self.levels.number, RootNumber)):
-            raise ValueError("target_schedule: levels needs a target_decay above 0, and levels.number of kind root")
+            yield "target_schedule: levels needs a target_decay above 0, and levels.number of kind root"
         if self.weighting != "one" and self.decoders() and not self.plain:
-            raise ValueError(
-                f"weighting {self.weighting}: each image's own distance is known of l2 and pseudo-huber only"
-            )
-        if self.teach == "training" and self.guidance != 1:
-            raise ValueError("guidance: teach training has no teacher")
+            yield f"weighting {self.weighting}: each image's own distance is known of l2 and pseudo-huber only"
+        if self.teach == "training":
+            for key, value in _changed(self, ("solver", "guidance")):
+                yield f"{key}: {value}, but teach training has no teacher"
         if self.calls is not None:
             top = self.calls[0] if self.levels.sigma_max is None else self.levels.sigma_max
             falling = all(later < sigma for sigma, later in zip(self.calls, self.calls[1:], strict=False))
             if not falling or self.calls[0] != top or self.calls[-1] <= self.levels.sigma_min:
-                raise ValueError(
-                    f"calls: {list(self.calls)} do not fall from sigma_max, {top:g}, towards {self.levels.sigma_min:g}"
-                )
-        return self
+                low = self.levels.sigma_min
+                yield f"calls: {list(self.calls)} do not fall from sigma_max, {top:g}, towards {low:g}"
 
     def calls_kept(self) -> tuple[int, ...]:
         """The number of `calls`."""

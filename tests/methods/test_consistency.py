@@ -427,6 +427,9 @@ def test_student_learns_the_map_of_its_teacher():
         ({"weighting": "gap", "metric": {"kind": "lpips", "file": "vgg.pth"}}, "weighting"),
         ({"weighting": "gap", "metric": {"kind": "l2", "decoder": "full"}}, "weighting"),
         ({"teach": "training", "guidance": 2.0}, "guidance"),
+        ({"teach": "training", "solver": "euler"}, "solver"),
+        ({"levels": {"sigma_log_mean": -0.4}}, "sigma_log_mean"),
+        ({"levels": {"sigma_log_std": 1.0}}, "sigma_log_std"),
         ({"calls": [0.8, 80.0]}, "calls"),
         ({"calls": [90.0]}, "calls"),
         ({"calls": [80.0, 0.002]}, "calls"),
@@ -437,6 +440,12 @@ def test_student_learns_the_map_of_its_teacher():
 def test_contradictions_are_refused_by_name(changed, named):
     with pytest.raises(ValidationError, match=named):
         section(**changed)
+
+
+def test_defaults_that_have_no_effect_may_be_written():
+    """So that a child can take back what its parent had set."""
+    section(teach="training", solver="heun", guidance=1.0)
+    section(levels={"distribution": "uniform", "sigma_log_mean": -1.1, "sigma_log_std": 2.0})
 
 
 def test_text_and_a_level_that_nobody_names_are_refused():
