@@ -5,6 +5,19 @@ from collections.abc import Iterable
 import torch
 
 
+def karras_curve(place: torch.Tensor, *, first: float, last: float, rho: float) -> torch.Tensor:
+    """Noise levels between `first` and `last`, even in the root of degree rho (Karras et al. 2022, Eq. 5).
+
+    Args:
+        place: (B,), 0 is `first`, 1 is `last`.
+
+    Returns:
+        float64 (B,).
+    """
+    begin, end = first ** (1 / rho), last ** (1 / rho)
+    return (begin + place.double() * (end - begin)) ** rho
+
+
 def karras_sigmas(num: int, *, sigma_min: float, sigma_max: float, rho: float) -> torch.Tensor:
     """Descending noise levels, dense where little noise is left (Karras et al. 2022, Eq. 5).
 
@@ -16,9 +29,7 @@ def karras_sigmas(num: int, *, sigma_min: float, sigma_max: float, rho: float) -
     """
     if num < 1 or not 0 < sigma_min <= sigma_max:
         raise ValueError(f"need num >= 1 and 0 < sigma_min <= sigma_max, got {num}, {sigma_min}, {sigma_max}")
-    ramp = torch.linspace(0, 1, num, dtype=torch.float64)
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return (high + ramp * (low - high)) ** rho
+    return karras_curve(torch.linspace(0, 1, num, dtype=torch.float64), first=sigma_max, last=sigma_min, rho=rho)
 
 
 def sampling_sigmas(num: int, *, sigma_min: float, sigma_max: float, rho: float) -> torch.Tensor:

@@ -30,7 +30,7 @@ from torch import Tensor
 from dmd.config import methods as sections
 from dmd.diffusion.calls import Calls
 from dmd.diffusion.denoiser import Denoiser, per_sample
-from dmd.diffusion.noise import log_normal_sigmas
+from dmd.diffusion.noise import karras_curve, log_normal_sigmas
 from dmd.diffusion.objective import denoising_loss
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
 
@@ -43,7 +43,7 @@ class Sid(Method[sections.Sid]):
     """SiD, or SIM where `divergence` says so."""
 
     def __post_init__(self) -> None:
-        top, last = self.facts.sigma_max, karras_levels(torch.tensor(self.config.levels.last), self.config.levels)
+        top, last = self.facts.sigma_max, self.levels(torch.ones(()))
         if top is not None and float(last) > top * (1 + 1e-6):
             raise ValueError(
                 f"distill.method.levels: the student's loss would ask for levels up to {float(last):.4g}, "
@@ -68,7 +68,7 @@ class Sid(Method[sections.Sid]):
             )
         else:
             place = torch.rand(num, generator=random)
-            rows["sigma"] = karras_levels(config.levels.last * place, config.levels)
+            rows["sigma"] = self.levels(place)
             rows["bin"] = (place * NUM_BINS).long().clamp(max=NUM_BINS - 1)
         rows["level_noise"] = torch.randn((num, *self.facts.shape), generator=random)
         return {"noise": rows}
@@ -103,14 +103,13 @@ class Sid(Method[sections.Sid]):
         """One call at `sigma`."""
         return Calls((self.config.sigma,))
 
+    def levels(self, place: Tensor) -> Tensor:
+        """Noise levels at places (B,) in [0, 1] of the part of the curve that the student's loss draws from."""
+        curve = self.config.levels
+        return karras_curve(curve.last * place, first=curve.sigma_min, last=curve.sigma_max, rho=curve.rho).float()
+
     def _denoiser(self, role: str) -> Denoiser:
         return self.networks[role]  # type: ignore[return-value]
-
-
-def karras_levels(time: Tensor, curve: sections.KarrasCurve) -> Tensor:
-    """Noise levels at times (B,) in [0, 1], counted from sigma_min (Karras et al. 2022, Eq. 5). float32 (B,)."""
-    low, high = curve.sigma_min ** (1 / curve.rho), curve.sigma_max ** (1 / curve.rho)
-    return (low + time.double() * (high - low)).pow(curve.rho).float()
 
 
 def score_identity(image: Tensor, real_x0: Tensor, fake_x0: Tensor, *, alpha: float) -> Tensor:

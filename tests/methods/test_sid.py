@@ -11,7 +11,7 @@ from dmd.diffusion.denoiser import Denoiser, GaussianMixtureDenoiser
 from dmd.diffusion.noise import karras_sigmas
 from dmd.methods.base import Facts
 from dmd.methods.parts.matching import matching_gradient
-from dmd.methods.sid import Sid, implicit_matching, karras_levels, normaliser, score_identity
+from dmd.methods.sid import Sid, implicit_matching, normaliser, score_identity
 from dmd.networks import build
 from dmd.networks.adapters import carried, with_network
 from dmd.train import checkpoints, state
@@ -141,7 +141,8 @@ def test_normaliser_is_one_over_the_mean_error_and_no_more_than_its_floor_allows
 def test_levels_run_along_the_curve_of_the_sampler_from_its_end():
     config = Section(name="sid")
     grid = karras_sigmas(11, sigma_min=0.002, sigma_max=80.0, rho=7.0).flip(0).float()
-    torch.testing.assert_close(karras_levels(torch.linspace(0, 1, 11), config.levels), grid)
+    whole = Sid(Section(name="sid", levels={"last": 1.0}), {}, FACTS, torch.device("cpu"))  # type: ignore[arg-type]
+    torch.testing.assert_close(whole.levels(torch.linspace(0, 1, 11)), grid)
     method = Sid(config, {}, FACTS, torch.device("cpu"))  # type: ignore[arg-type]
     clock = plan(config)[0].clock(0)
     fake, student = method.steps(config, clock)
