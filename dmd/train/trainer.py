@@ -62,9 +62,6 @@ class Trainer:
     kept: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False)
     _phase: PlannedPhase | None = field(default=None, init=False)
 
-    def __post_init__(self) -> None:
-        self._check_parts()
-
     def start(self) -> None:
         """Compiles and spreads networks as `compute` says, and makes optimisers: once, before the first update."""
         compile_all(self.networks, self.training.compute)
@@ -72,21 +69,6 @@ class Trainer:
             self.networks.shard()
         for role, config in self.training.optimisers.items():
             self.networks.optimisers[role] = Optimiser(self.networks.weights(role), config, self.split)
-
-    def _check_parts(self) -> None:
-        """ValueError where a batch cannot be shared by the processes, in equal parts under `shard_parameters`."""
-        planned = Plan(self.training.method.plan()[0])
-        for phase in planned.phases:
-            for step in type(self.method).steps(self.training.method, planned.clock(phase.first)):
-                names = [part.name for part in step.parts]
-                assert len(set(names)) == len(names), names
-                for part in step.parts:
-                    self.split.part(part.size)
-                    if self.training.compute.shard_parameters and part.size % self.split.processes:
-                        raise ValueError(
-                            f"compute.shard_parameters: {self.split.processes} processes work in step, but cannot have "
-                            f"equal parts of {part.name}, {part.size} rows, in phase {phase.index}"
-                        )
 
     def update(self, clock: Clock, steps: Sequence[PreparedStep]) -> dict[str, float]:
         """One update on prepared rows; returns its log columns."""

@@ -1,8 +1,11 @@
 """Phases of a method: what is planned, what is skipped and said, and what each has to learn."""
 
-import pytest
+from typing import Any
 
-from dmd.config.methods import Dmd
+import pytest
+from pydantic import TypeAdapter
+
+from dmd.config.methods import Denoising, Dmd, Method
 from dmd.methods import load
 from dmd.methods.base import Clock, Step
 from dmd.train.trainer import Plan, plan
@@ -116,3 +119,30 @@ def test_batches_are_those_of_the_losses_that_are_left(distill_section):
     keys = {"plain": {}, "shared_noise": {"shared_noise": True}}
     keys |= {"matching_weight": {"matching_weight": 0.0}, "fake_score": {"fake_score": False}}
     assert {name: num_parts(*planned(distill_section, **each)[:2]) for name, each in keys.items()} == expected
+
+
+ROUNDS = [{"updates": 1, "steps": 2}, {"updates": 1, "steps": 1}]
+OWN = [{"updates": 1, "matching_batch_size": 7}, {"updates": 1, "train": "fake", "matching_batch_size": 8}]
+OWN += [{"updates": 1, "fake_updates": 3}, {"updates": 1, "matching_scale": 0.0, "regression_batch_size": 9}]
+OWN += [{"updates": 1, "regression_scale": 0.0}]
+SHARES: list[dict[str, Any]] = [
+    *({"name": "dmd"} | more for more in ({}, {"match_pairs": True}, {"shared_noise": True}, {"fake_score": False})),
+    {"name": "dmd", "matching_weight": 0.0},
+    {"name": "dmd", "regression_weight": 0.0},
+    {"name": "consistency", "batch_size": 5, "target_decay": 0.9},
+    {"name": "progressive", "batch_size": 5, "phases": ROUNDS},
+    {"name": "sid", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
+    {"name": "denoising", "batch_size": 5, "phases": [{"updates": 1}]},
+]
+
+
+@pytest.mark.parametrize("section", SHARES, ids=str)
+def test_batches_that_the_configuration_holds_against_the_processes_are_those_of_the_parts(section):
+    """So the trainer need not: each process has rows of every part, and equal ones where parameters are spread."""
+    if section["name"] == "dmd":
+        section = section | {"matching_batch_size": 3, "regression_batch_size": 4, "phases": OWN}
+    method: Any = TypeAdapter(Denoising if section["name"] == "denoising" else Method).validate_python(section)
+    found, _ = plan(method)
+    each = [step for phase in found.phases for step in load(method.name).steps(method, found.clock(phase.first))]
+    assert {part.size for step in each for part in step.parts} == set(method.batch_sizes().values())
+    assert all(len({part.name for part in step.parts}) == len(step.parts) for step in each)
