@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,8 @@ def load_denoiser(
     Args:
         path: teacher/denoiser.safetensors or distill/generator.safetensors.
         weights: "ema" or "raw"; both kinds of file that were trained hold both.
-        calls: of a student, one of those that its file holds weights for; None is the student that training ended
-            with. Those of earlier rounds are averages only.
+        calls: of a student of several numbers of calls; None is the number that training ended with. Weights of
+            earlier rounds of progressive distillation are averages only.
 
     Returns:
         The denoiser, and the file's metadata: `shape` (C, H, W), `num_classes`, `sigma_data`, `kind`, ...; with `calls`
@@ -57,8 +57,8 @@ def load_denoiser(
     tensors, metadata = tensor_files.load(path)
     check_facts(metadata, path)
     if calls is not None:
-        own, chosen = student_calls(metadata, path), student_calls(metadata, path, calls=calls)
-        if len(own.sigmas) != calls:
+        chosen = student_calls(metadata, path, calls=calls)
+        if str(calls) in metadata.get("calls_kept", {}):
             weights = f"{weights}@{calls}"
         metadata |= {"sigma": chosen.sigmas[0], "calls": chosen.facts()}
     if metadata["kind"] == "gaussian-mixture":
@@ -88,7 +88,7 @@ def student_calls(metadata: Mapping[str, Any], path: Path, *, calls: int | None 
     """How a student is sampled with so many calls; None is the number that its training ended with.
 
     Raises:
-        ValueError: the file is of no student, says nothing that could be its calls, or holds no weights for so many.
+        ValueError: the file is of no student, says nothing that could be its calls, or is no student of so many.
     """
     own, kept = metadata.get("calls"), metadata.get("calls_kept", {})
     if not isinstance(own, dict) or not isinstance(kept, dict):
@@ -99,10 +99,13 @@ def student_calls(metadata: Mapping[str, Any], path: Path, *, calls: int | None 
             return last
         if str(calls) in kept:
             return Calls.of(kept[str(calls)])
+        if last.map == "consistency" and 0 < calls < len(last.sigmas):
+            return replace(last, sigmas=last.sigmas[:calls])
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from error
-    known = ", ".join([*kept, str(len(last.sigmas))])
-    raise ValueError(f"{path} holds no weights for {calls} calls; it has those for {known}")
+    fewer = range(1, len(last.sigmas)) if last.map == "consistency" else ()
+    known = ", ".join(map(str, [*kept, *fewer, len(last.sigmas)]))
+    raise ValueError(f"{path} is no student of {calls} calls; it is one of {known}")
 
 
 def check_facts(metadata: Mapping[str, Any], path: Path) -> None:

@@ -214,7 +214,7 @@ class Experiment(Section):
         if sample.calls not in kept:
             known = ", ".join(map(str, sorted(kept)))
             yield f"sample.calls: {sample.calls}, but the student of method {method.name} is kept for {known}"
-        elif sample.calls != kept[-1] and sample.weights == "raw":
+        elif sample.weights not in kept[sample.calls]:
             yield f"sample.weights: raw, but of calls {sample.calls} the averaged weights alone are kept"
 
     def _dmd_contradictions(self, method: Dmd) -> Iterator[str]:

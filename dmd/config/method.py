@@ -11,6 +11,7 @@ from pydantic import Field
 
 from dmd.config.section import Count, Positive, Section
 
+WEIGHTS = ("ema", "raw")  # of a student: averaged over updates, and those of the last one
 STUDENT, TEACHER = "student", "teacher"
 
 
@@ -107,9 +108,9 @@ class MethodSection(Section):
         """Decoders of latents that the distance goes through in some phase, in order of first use; "none" is one."""
         return ()
 
-    def calls_kept(self) -> tuple[int, ...]:
-        """Numbers of network calls that the student's file holds weights for, the one that training ends with last."""
-        return (1,)
+    def calls_kept(self) -> dict[int, tuple[str, ...]]:
+        """Weights that the student's file holds, by the number of network calls that it can be sampled with."""
+        return {1: WEIGHTS}
 
     def distance_key(self) -> str:
         """The key of `distance`, for messages."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dmd.config.method import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
+from dmd.config.method import STUDENT, TEACHER, WEIGHTS, MethodSection, Mode, Phase, Role, Source
 from dmd.config.section import NAMED, Count, Decay, Many, Path, Pinned, Positive, Section, Weight, Whole, refuse
 
 Decoder = Literal["none", "tiny", "full"]
@@ -249,10 +249,9 @@ class Progressive(MethodSection):
             raise ValueError(f"keep: no round has {odd[0]} steps; there are {steps}")
         return self
 
-    def calls_kept(self) -> tuple[int, ...]:
-        """Those of `keep`, and of the last round."""
-        last = self.phases[-1].steps
-        return (*(number for number in self.keep if number != last), last)
+    def calls_kept(self) -> dict[int, tuple[str, ...]]:
+        """Those of `keep`, averaged weights alone, and of the last round."""
+        return {number: ("ema",) for number in self.keep} | {self.phases[-1].steps: WEIGHTS}
 
     def roles(self) -> dict[str, Role]:
         """The student, and its teacher: the student of the round before, in the first round the teacher's file."""
@@ -363,7 +362,7 @@ class Consistency(MethodSection):
     )
     dropout: bool = Field(False, description="as the student's architecture says, with one mask in both passes")
     calls: Annotated[Many[Positive], Field(min_length=1)] | None = Field(
-        None, description="noise level of each call when the student is sampled; null = one at sigma_max"
+        None, description="noise level of each call when the student is sampled, sample.calls of them; null = sigma_max"
     )
     batch_size: Count = 512
     phases: Annotated[Many[ConsistencyPhase], Field(min_length=1)] = (ConsistencyPhase(updates=800000),)
@@ -388,9 +387,9 @@ class Consistency(MethodSection):
                 low = self.levels.sigma_min
                 yield f"calls: {list(self.calls)} do not fall from sigma_max, {top:g}, towards {low:g}"
 
-    def calls_kept(self) -> tuple[int, ...]:
-        """The number of `calls`."""
-        return (len(self.calls or (0,)),)
+    def calls_kept(self) -> dict[int, tuple[str, ...]]:
+        """All `calls`, or the first few of them: the student's map leads to the image from any level."""
+        return {number + 1: WEIGHTS for number in range(len(self.calls or (0,)))}
 
     def distance_key(self) -> str:
         """Of the metric."""

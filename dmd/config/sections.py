@@ -392,7 +392,7 @@ class Sample(Section):
     source: Literal["generator", "teacher"] = Field("generator", alias="from")
     weights: Literal["ema", "raw"] = Field("ema", description="of a generator")
     calls: Count | None = Field(
-        None, description="of a generator whose file holds weights for several numbers of calls; null = the last"
+        None, description="of a generator of several numbers of calls; null = the number that its training ended with"
     )
     lora: Lora | None = None
     solver: SampleSolver = StudentSolver(name="student")

@@ -10,6 +10,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from dmd import loading
+from dmd.artifacts import tensors as tensor_files
 from dmd.config.method import Mode, PlannedPhase
 from dmd.config.methods import Consistency as Section
 from dmd.config.methods import ConsistencyLevels
@@ -20,6 +22,7 @@ from dmd.methods import consistency
 from dmd.methods.base import Clock, Facts
 from dmd.methods.consistency import Consistency, level_probabilities, number_of_levels, pseudo_huber, target_decay
 from dmd.networks import build
+from dmd.sampler import Sampler
 from dmd.train import state
 from dmd.train.data import ImageStream, PreparedStep
 from dmd.train.log import UpdateLog
@@ -376,6 +379,34 @@ def test_exact_student_is_drawn_as_the_flow(calls):
         expected = flow(expected + (0.8**2 - SIGMA_MIN**2) ** 0.5 * fresh, middle, low)
     torch.testing.assert_close(image, expected)
     assert float(image.mean()) == pytest.approx(MEAN, abs=0.02) and float(image.std()) == pytest.approx(STD, abs=0.02)
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_a_student_of_several_calls_is_drawn_with_the_first_few_too(tmp_path, weights):
+    """Of one training: its map leads to the image from any level, so that drawing may end after any call."""
+    denoiser = Denoiser(build(MLP), sigma_data=0.6)
+    nn.init.normal_(denoiser.network.last.weight)
+    state = denoiser.network.state_dict()
+    content = {f"ema.{name}": value for name, value in state.items()}
+    content |= {f"raw.{name}": 1.1 * value for name, value in state.items()}
+    facts = {"kind": "generator", "network": MLP, "shape": [2, 1, 1], "num_classes": MLP["num_classes"]}
+    facts |= {"sigma": 80.0, "sigma_data": 0.6}
+    calls = Calls((80.0, 6.0, 0.8), map="consistency", sigma_min=SIGMA_MIN)
+    path = tmp_path / "generator.safetensors"
+    tensor_files.save(path, content, facts | {"calls": calls.facts()})
+    few = {
+        number: next(Sampler(path, solver=None, weights=weights, calls=number).batches(range(50))) for number in (1, 3)
+    }
+    assert {number: batch.network_calls for number, batch in few.items()} == {1: 1, 3: 3}
+    student, noise, label = loading.load_denoiser(path, weights=weights)[0], few[1].noise, few[1].label
+    once = calls.x0(student, 80 * noise, torch.full((50,), 80.0), label)
+    torch.testing.assert_close(few[1].image, once)
+    assert not torch.allclose(few[3].image, once, atol=1e-2)
+    whole = next(Sampler(path, solver=None, weights=weights).batches(range(50)))
+    assert torch.equal(whole.image, few[3].image)
+    for number in (0, 4):
+        with pytest.raises(ValueError, match=f"is no student of {number} calls; it is one of 1, 2, 3"):
+            loading.load_denoiser(path, calls=number)
 
 
 def test_roles_are_what_the_configuration_needs():

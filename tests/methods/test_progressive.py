@@ -430,7 +430,7 @@ def test_the_file_holds_each_student_with_its_calls(tmp_path, teacher_file, adap
     assert all(image.isfinite().all() for image in drawn) and not torch.equal(drawn[0], drawn[2])
     last, said = loading.load_denoiser(path)
     assert said == facts and torch.equal(weights(last), weights(loading.load_denoiser(path, calls=1)[0]))
-    with pytest.raises(ValueError, match="holds no weights for 8 calls; it has those for 2, 4, 1"):
+    with pytest.raises(ValueError, match="is no student of 8 calls; it is one of 2, 4, 1"):
         loading.load_denoiser(path, calls=8)
     with pytest.raises(ValueError, match="holds no 'raw@4' weights"):
         loading.load_denoiser(path, weights="raw", calls=4)
