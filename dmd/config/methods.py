@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -269,37 +269,33 @@ class FixedNumber(Section):
     count: Annotated[Count, Field(ge=2)] = 18
 
 
-class RootNumber(Section):
+class GrowingNumber(Section):
+    """A number of noise levels that grows with the updates."""
+
+    first: Annotated[Count, Field(ge=2)]
+    last: Count
+
+    @model_validator(mode="after")
+    def _grows(self) -> Self:
+        if self.last < self.first:
+            raise ValueError(f"last {self.last} is below first {self.first}: the number of levels grows")
+        return self
+
+
+class RootNumber(GrowingNumber):
     """N(k) from `first` to `last` + 1, with a square that grows linearly (Song et al. 2023, Appendix C)."""
 
     kind: Literal["root"]
     first: Annotated[Count, Field(ge=2)] = 2
     last: Count = 150
 
-    @model_validator(mode="after")
-    def _grows(self) -> RootNumber:
-        return _growing(self)
 
-
-class DoublingNumber(Section):
+class DoublingNumber(GrowingNumber):
     """N(k) = first + 1, 2 first + 1, 4 first + 1, ..., last + 1 (Song and Dhariwal 2023, Table 1)."""
 
     kind: Literal["doubling"]
     first: Annotated[Count, Field(ge=2)] = 10
     last: Count = 1280
-
-    @model_validator(mode="after")
-    def _grows(self) -> DoublingNumber:
-        return _growing(self)
-
-
-Growing = TypeVar("Growing", RootNumber, DoublingNumber)
-
-
-def _growing(number: Growing) -> Growing:
-    if number.last < number.first:
-        raise ValueError(f"last {number.last} is below first {number.first}: the number of levels grows")
-    return number
 
 
 class PseudoHuberDistance(Section):
