@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from dmd.artifacts import files
+from dmd.artifacts import address_space, files
 from dmd.config.rules import VERSIONS
 
 Inputs = dict[str, dict[str, str]]  # name of the input -> {path: sha256}
@@ -150,9 +150,14 @@ def entry(sha256: str, size: int, *, stage: str, inputs: Inputs) -> dict[str, An
 
 @contextlib.contextmanager
 def publish(path: Path, *, stage: str, inputs: Inputs) -> Iterator[Path]:
-    """Like `files.atomic`, and writes the record just before the artifact appears."""
+    """Like `files.atomic`, and writes the record just before the artifact appears.
+
+    Raises:
+        MemoryError: memory was so tight that what was computed may be wrong; nothing is written.
+    """
     with files.atomic(path) as temporary:
         yield temporary
+        address_space.check()
         write(path, entry(files.sha256(temporary), temporary.stat().st_size, stage=stage, inputs=inputs))
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from dmd.artifacts import address_space
 from dmd.config.section import Section
 from dmd.diffusion.compute import Compute, set_tf32
 from dmd.stages import command_line, heartbeat, leases, processes, slurm, stops
@@ -74,9 +75,9 @@ def main(run: Callable[..., None], *sections: type[Section]) -> None:
 
 
 def _lacks_memory(error: Exception) -> bool:
-    """Whether Python, torch, a thread or a library that is only loaded now was refused memory."""
+    """Whether Python, torch, a thread or a library that is only loaded now was refused memory, even if none says so."""
     told = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in told for words in REFUSALS)
+    return isinstance(error, MemoryError) or any(words in told for words in REFUSALS) or address_space.tight()
 
 
 def _fail(error: Exception) -> None:

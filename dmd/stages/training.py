@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from dmd.artifacts import address_space
 from dmd.stages import memory, processes, stage, stops
 from dmd.stages.event_log import EventLog
 from dmd.stages.grid import save_grid
@@ -68,6 +69,7 @@ class TrainingLoop:
                 with memory.explained(update, self.checkpoints, advice=memory.training_advice(self.section)):
                     steps = self.loader.take(update)
                     row = self.trainer.update(clock, steps)
+                address_space.check()  # of every process, before any of them writes
                 checkpoints.check_finite(
                     row, update, self.checkpoints, advice=f"{self.section}.optimisers.student.learning_rate"
                 )

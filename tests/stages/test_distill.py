@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from dmd import loading
+from dmd.artifacts import address_space, record, tensors
 from dmd.artifacts import manifest as manifests
-from dmd.artifacts import record, tensors
 from dmd.stages import teacher
+from dmd.stages.training import TrainingLoop
 from dmd.train.log import UpdateLog
 from tests.trainings import NAMES, changed, checkpoints, command, digests, distil, train
 
@@ -189,6 +190,18 @@ def test_a_full_disk_keeps_the_checkpoints(run, distilled_folder, tmp_path):
     with pytest.raises(OSError, match=f"no space left while writing {tmp_path / NAMES[1]}"):
         run(tmp_path)
     assert checkpoints(tmp_path) == [12, 15] and not (tmp_path / NAMES[0]).exists()
+    assert digests(run(tmp_path)) == digests(distilled_folder)
+
+
+def test_an_update_near_a_limit_of_memory_is_neither_kept_nor_shared(run, distilled_folder, tmp_path, monkeypatch):
+    """Where several processes train, the others still wait for this one, so that none of them writes."""
+    shared, share = [], TrainingLoop._asked_to_stop
+    with monkeypatch.context() as changed:
+        changed.setattr(TrainingLoop, "_asked_to_stop", lambda loop: shared.append(loop) or share(loop))
+        changed.setattr(address_space, "tight", lambda: len(shared) >= 5)
+        with pytest.raises(MemoryError, match="came within 128 MiB of its limit"):
+            run(tmp_path)
+    assert len(shared) == 5 and checkpoints(tmp_path) == [3]
     assert digests(run(tmp_path)) == digests(distilled_folder)
 
 

@@ -1,5 +1,11 @@
 """Stage sample: any solver, either weights, no noise on disk, calls counted."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +17,7 @@ from dmd.stages import sample
 
 GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 NUMBERS = {"weights": "ema", "first_seed": 0, "batch_size": 4, "labels": "balanced"}
+THREADS = {"OMP_NUM_THREADS": "1"}
 NUMBERS |= {"shard_size": 5, "num_samples": 10, "first": 0, "last": 1}
 
 
@@ -67,3 +74,34 @@ def test_partial_shards_and_unknown_weights_are_refused(teacher_file, tmp_path):
     with pytest.raises(ValueError, match="solver 'dpm'"):
         draw(tmp_path, teacher_file, {"name": "dpm", "sigma_max": 80.0})
     assert not list(tmp_path.glob("*.tar"))
+
+
+SHORT_OF_MEMORY = """
+import resource, sys
+import pyarrow.compute, safetensors.torch
+from dmd.config.sections import Sample
+from dmd.sampler import Sampler
+from dmd.stages import sample, stage
+
+build, more = Sampler.__init__, int(sys.argv.pop(1))
+
+def limited(*given, **named):
+    now = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize:"))
+    resource.setrlimit(resource.RLIMIT_AS, ((now << 10) + more, resource.RLIM_INFINITY))
+    build(*given, **named)
+
+Sampler.__init__ = limited
+stage.main(sample.run, Sample)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc here")
+@pytest.mark.parametrize("more", [1 << 20, 3 << 20, 64 << 20])
+def test_images_drawn_where_memory_is_short_are_not_kept(teacher_file, tmp_path, more):
+    """MKL's products round otherwise where they are refused a buffer, and say nothing: a rerun would keep these."""
+    block = tmp_path / "blocks" / "00000-00001.parquet"
+    spec = json.dumps(NUMBERS | {"solver": {"name": "euler", "steps": 1, **GRID}})
+    line = [sys.executable, "-c", SHORT_OF_MEMORY, str(more), "--denoiser", str(teacher_file), "--output", str(block)]
+    found = subprocess.run([*line, "--spec", spec], capture_output=True, text=True, env=os.environ | THREADS)
+    assert found.returncode == 1 and "error: memory does not suffice: " in found.stderr
+    assert not list(tmp_path.rglob("*.tar")) and not block.exists()

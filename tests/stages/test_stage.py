@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dmd import job_log
+from dmd.artifacts import address_space
 from dmd.config.section import Section
 from dmd.config.training import TeacherTraining
 from dmd.stages import stage
@@ -140,6 +141,15 @@ def test_memory_that_does_not_suffice_is_one_line_that_says_what_helps(monkeypat
     lines = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 1 and len([line for line in lines if "error: memory does not suffice: " in line]) == 1
     assert "on a cluster `resources` asks for more" in lines[-1] and not any("Traceback" in line for line in lines)
+
+
+def test_whatever_ends_a_stage_that_came_near_a_limit_of_memory_is_told_as_lack_of_it(monkeypatch, capsys):
+    """So says Python where what it imports is refused memory."""
+    monkeypatch.setattr(address_space, "tight", lambda: True)
+    with pytest.raises(SystemExit):
+        call(monkeypatch, *spec(), error=SystemError("error return without exception set"))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "error: memory does not suffice: SystemError error return without exception set; on a cluster" in line
 
 
 @pytest.mark.parametrize("error", [KeyError("bug"), RuntimeError("cuDNN")])
