@@ -153,7 +153,7 @@ class Campaign:
         outcome = entry["outcome"] if report.counts(entry) else "missed"
         place = f"{fault.stage} {fault.when}".strip()
         line = f"{number:4} {kind.name:22} from {first:9} {place:38} {fault.told[:60]:60} {outcome}  {seconds:.0f} s"
-        print(f"{line}{'  ' + entry['why'][-400:] if bad else ''}", flush=True)
+        print(f"{line}{'  ' + entry['why'][-1000:] if bad else ''}", flush=True)
         if not (self.parsed.keep and bad):
             shutil.rmtree(folder, ignore_errors=True)
         return entry

@@ -26,6 +26,7 @@ class Fault(ABC):
         unlock: snakemake itself was killed, so its lock is left.
         altered: files whose bytes are others now; verify comes first.
         skipped: jobs that are let pass.
+        beside: what another run in the same folder said.
     """
 
     name = ""
@@ -33,7 +34,7 @@ class Fault(ABC):
     def __init__(self, folder: Path, chosen: random.Random, whole: Path, times: Mapping[str, Times]) -> None:
         """whole: the folder of the run that nothing disturbed; times: of its stages."""
         self.folder, self.chosen, self.whole, self.times = folder, chosen, whole, times
-        self.told = self.stage = self.when = ""
+        self.told = self.stage = self.when = self.beside = ""
         self.unlock, self.altered = False, list[Path]()
         self.environment: dict[str, str] = {}
         self.skipped = 0

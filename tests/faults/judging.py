@@ -5,8 +5,12 @@ stopped     the rerun ended with a message: of altered bytes one that names the 
             process is writing, after whose end one more rerun makes them equal
 wrong       a run said that all is well, but bytes differ
 lost        everything else: another failure, a message that names another file, a traceback of a stage, missing files
+
+A run that said that all is well may lack what another run, which failed beside it, said that it removed.
 """
 
+import contextlib
+import json
 import re
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from tests.faults.fault import Fault
 
 BUSY = "another process is writing"
 _ERROR = re.compile(r"^(?:\d\d:\d\d:\d\d )?error(?: in process \d+ of \d+)?: .*$", re.MULTILINE)
+_REMOVED = re.compile(r"^Removing output files of failed job .*:\n(.*)$", re.MULTILINE)
 _FRAME = re.compile(rf'^\s*File "{re.escape(str(chain.ROOT))}/dmd/.*$', re.MULTILINE)
 
 Verdict = tuple[str, str]  # outcome and why
@@ -24,8 +29,8 @@ def of_run(fault: Fault, status: int, output: str, wanted: dict[str, str]) -> Ve
     """What is bad about the run that was struck, None where nothing is."""
     if (found := traceback(output)) and not fault.wordless:
         return "lost", f"a stage ended in a traceback: {found}"
-    if status == 0 and (differing := _silent(fault, wanted)):
-        return "wrong", f"the run itself said that all is well, but differing: {differing}"
+    if status == 0 and (bad := _silent(fault, wanted)):
+        return bad
     if status and fault.altered and not named(output, fault.altered):
         return "lost", f"no message names {fault.altered[0]}: {output[-600:]}"
     return None
@@ -44,13 +49,13 @@ def of_return(fault: Fault, wanted: dict[str, str], run: chain.Run, said: list[s
     status, output = chain.make(fault.folder, "--cores", "2", chain.FID)
     said.append(output)
     if not status:
-        return compared(fault.folder, wanted, "survived")
+        return compared(fault, wanted, "survived")
     if (outcome := stopped(output, fault.altered)) != "busy":
         return outcome, output
     run.outlived()
     status, output = chain.make(fault.folder, "--cores", "2", chain.FID)  # it has ended, as the message asks
     said.append(output)
-    return ("lost", output) if status else compared(fault.folder, wanted, "stopped")
+    return ("lost", output) if status else compared(fault, wanted, "stopped")
 
 
 def stopped(output: str, altered: list[Path]) -> str:
@@ -80,18 +85,46 @@ def _mentions(text: str, path: Path) -> bool:
     return any(re.search(rf"(?<![\w./]){re.escape(name)}(?![\w/-]|\.\w)", text) for name in names)
 
 
-def compared(folder: Path, wanted: dict[str, str], outcome: str) -> Verdict:
+def compared(fault: Fault, wanted: dict[str, str], outcome: str) -> Verdict:
     """`outcome` if all artifacts are there and equal to those `wanted`, by relative path."""
-    found = chain.digests(folder)
+    found = chain.digests(fault.folder)
     if missing := sorted(set(wanted) - set(found)):
         return "lost", f"missing: {missing}"
-    if differing := sorted(name for name in found if found[name] != wanted.get(name)):
-        return "wrong", f"differing: {differing}"
+    if differing := [name for name in found if found[name] != wanted.get(name)]:
+        return "wrong", differences(fault, differing)
     return outcome, ""
 
 
-def _silent(fault: Fault, wanted: dict[str, str]) -> list[str]:
-    """Artifacts that a run left others than they should be, although it succeeded; not the damaged files themselves."""
-    altered = {str(path.relative_to("results")) for path in fault.altered}
-    found = chain.digests(fault.folder)
-    return [name for name in sorted({*wanted} - altered) if found.get(name) != wanted[name]]
+def _silent(fault: Fault, wanted: dict[str, str]) -> Verdict | None:
+    """What is bad about the artifacts of a run that succeeded, the damaged files themselves apart."""
+    found, altered = chain.digests(fault.folder), {str(path.relative_to("results")) for path in fault.altered}
+    if differing := [name for name in found if name in {*wanted} - altered and found[name] != wanted[name]]:
+        return "wrong", f"the run itself said that all is well, but {differences(fault, differing)}"
+    removed = {name.removeprefix("results/") for line in _REMOVED.findall(fault.beside) for name in line.split(", ")}
+    if missing := sorted({*wanted} - altered - removed - {*found}):
+        return "lost", f"the run itself said that all is well, but missing: {missing}"
+    return None
+
+
+def differences(fault: Fault, names: list[str]) -> str:
+    """How many files differ, which of them were made first, and where the first one differs from the one it should be.
+
+    What a stage made wrong comes before what later stages made of it.
+    """
+    first, *others = sorted(names, key=lambda name: ((fault.folder / "results" / name).stat().st_mtime_ns, name))
+    after = f", then {', '.join(others[:5])}" if others else ""
+    return f"differing: {len(names)} files, first {first}{after}; {_difference(fault, first)}"
+
+
+def _difference(fault: Fault, name: str) -> str:
+    ours, should = fault.folder / "results" / name, fault.whole / "results" / name
+    if not should.exists():
+        return "it should not be there"
+    left, right = ours.read_bytes(), should.read_bytes()
+    with contextlib.suppress(ValueError, AttributeError):  # no JSON, or no object
+        one, other = json.loads(left), json.loads(right)
+        keys = [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
+        return "; ".join(f"{key}: {one.get(key)!r:.80}, should be {other.get(key)!r:.80}" for key in keys[:3])
+    places = [place for place, (a, b) in enumerate(zip(left, right, strict=False)) if a != b]
+    sizes = f"{len(left)} bytes, should be {len(right)}"
+    return f"{sizes}; {len(places)} of them differ" + (f", first byte {places[0]}" if places else "")

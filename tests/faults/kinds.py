@@ -95,10 +95,11 @@ class Twice(Fault):
             run.ended()
         finally:
             other.kill()
-        if "Nothing to be done" in other.output:
+            self.beside = other.output
+        if "Nothing to be done" in self.beside:
             return False
         if not words:
-            assert "cannot be locked" in other.output or "LockException" in other.output, other.output[-500:]
+            assert "cannot be locked" in self.beside or "LockException" in self.beside, self.beside[-500:]
         return True
 
 

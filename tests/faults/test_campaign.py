@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from tests.faults import chain, judging, report
 from tests.faults.chain import Times
 from tests.faults.disks import FlippedByte
 from tests.faults.fault import AFTER, BEFORE, BETWEEN, DURING, Fault
-from tests.faults.kinds import KINDS
+from tests.faults.kinds import KINDS, Twice
 from tests.faults.memory import AddressSpace
 
 MADE = {
@@ -60,12 +61,33 @@ def test_missing_is_lost_and_differing_is_wrong(whole: Path, tmp_path: Path):
     wanted = chain.digests(whole)
     for change, outcome in ((Path.unlink, "lost"), (lambda path: path.write_text("other"), "wrong")):
         shutil.copytree(whole, tmp_path / outcome)
-        assert judging.compared(tmp_path / outcome, wanted, "survived") == ("survived", "")
+        fault = struck(KINDS[0], tmp_path / outcome, whole)
+        assert judging.compared(fault, wanted, "survived") == ("survived", "")
         change(tmp_path / outcome / "results" / chain.NAME / "samples/00000.tar")
-        found, why = judging.compared(tmp_path / outcome, wanted, "survived")
+        found, why = judging.compared(fault, wanted, "survived")
         assert found == outcome and "samples/00000.tar" in why
-    (whole / "results" / chain.NAME / "pairs" / ".tmp-00001.tar").touch()
-    assert judging.compared(whole, wanted, "survived")[0] == "wrong"  # what is left over counts, too
+    (tmp_path / "wrong/results" / chain.NAME / "pairs" / ".tmp-00001.tar").touch()
+    found, why = judging.compared(fault, wanted, "survived")
+    assert found == "wrong" and "differing: 2 files" in why  # what is left over counts, too
+
+
+def test_what_was_made_first_is_told_first_and_where_it_differs(whole: Path, tmp_path: Path):
+    (whole / "results/points/fid.json").write_text('{"value": 1.5, "num": 3}')
+    shutil.copytree(whole, tmp_path / "other")
+    tar, score = (tmp_path / "other/results/points" / name for name in ("samples/00000.tar", "fid.json"))
+    score.write_text('{"value": 1.25, "num": 3}')
+    fault, wanted = struck(KINDS[0], tmp_path / "other", whole), chain.digests(whole)
+    assert judging.compared(fault, wanted, "survived") == (
+        "wrong",
+        "differing: 1 files, first points/fid.json; value: 1.25, should be 1.5",
+    )
+    tar.write_text("samples/000x0.tar!")
+    os.utime(tar, (1, 1))
+    found, why = judging.compared(fault, wanted, "survived")
+    assert why == (
+        "differing: 2 files, first points/samples/00000.tar, then points/fid.json; "
+        "18 bytes, should be 17; 1 of them differ, first byte 11"
+    )
 
 
 def test_every_fault_has_a_name_of_its_own():
@@ -101,8 +123,8 @@ def test_rerun_that_fails_is_lost_unless_its_message_names_what_is_altered(outpu
     assert judging.stopped(output, altered) == outcome
 
 
-def struck(kind: type[Fault], folder: Path) -> Fault:
-    return kind(folder, random.Random(0), folder, {"pairs": Times(0.3, 0.4)})
+def struck(kind: type[Fault], folder: Path, whole: Path | None = None) -> Fault:
+    return kind(folder, random.Random(0), whole or folder, {"pairs": Times(0.3, 0.4)})
 
 
 def test_run_that_was_struck_may_not_trace_back_nor_succeed_with_other_bytes(whole: Path):
@@ -111,6 +133,24 @@ def test_run_that_was_struck_may_not_trace_back_nor_succeed_with_other_bytes(who
     assert judging.of_run(fault, 1, FRAME, wanted)[0] == "lost"
     (whole / "results/points/samples/00000.tar").write_text("other")
     assert judging.of_run(fault, 1, "", wanted) is None
+    assert judging.of_run(fault, 0, "", wanted)[0] == "wrong"
+
+
+REMOVED = "Removing output files of failed job evaluate since they might be corrupted:\nresults/points/fid.json, {}\n"
+
+
+def test_run_that_succeeded_may_lack_only_what_another_said_that_it_removed(whole: Path):
+    wanted, fault = chain.digests(whole), struck(Twice, whole)
+    (whole / "results/points/fid.json").unlink()
+    assert judging.of_run(fault, 0, "", wanted) == (
+        "lost",
+        "the run itself said that all is well, but missing: ['points/fid.json']",
+    )
+    fault.beside = REMOVED.format("results/points/kid.json")
+    assert judging.of_run(fault, 0, "", wanted) is None
+    (whole / "results/points/samples/00000.tar").unlink()
+    assert judging.of_run(fault, 0, "", wanted)[0] == "lost"
+    (whole / "results/points/features/00000-00003.safetensors").write_text("other")
     assert judging.of_run(fault, 0, "", wanted)[0] == "wrong"
 
 
