@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -29,6 +30,7 @@ class NetworkSet:
 
     Attributes:
         roles: what each network is.
+        device: of all networks.
         average: torch's AveragedModel of the student's network, or of its adapter.
         trains: the networks that gradients are left on, see `train_only`.
         optimisers: by role, once `Trainer` made them.
@@ -44,7 +46,9 @@ class NetworkSet:
                 self.copy(name, STUDENT)
         self.trains = tuple(name for name, role in roles.items() if role.mode is Mode.TRAINED)
         self._parameters = {name: tuple(self._modules[name].parameters()) for name in self.trains}  # to walk once
-        self.average = AveragedModel(self.weights(STUDENT), multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
+        self._move = get_ema_multi_avg_fn(ema_decay)
+        self.average = AveragedModel(self.weights(STUDENT), multi_avg_fn=self._move)
+        self.device = next(self.weights(STUDENT).parameters()).device
         self._spread = False
 
     def __getitem__(self, role: str) -> nn.Module:
@@ -53,11 +57,6 @@ class NetworkSet:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._modules)
-
-    @property
-    def device(self) -> torch.device:
-        """Of all networks."""
-        return next(self.weights(STUDENT).parameters()).device
 
     def weights(self, role: str) -> nn.Module:
         """The module whose weights are a role's own: its network, its adapter, or itself."""
@@ -98,9 +97,23 @@ class NetworkSet:
             if module.training != (name in roles):
                 module.train(name in roles)
 
+    @torch.no_grad()
     def average_student(self) -> None:
-        """Moves the moving average after a step of the student."""
-        self.average.update_parameters(self.weights(STUDENT))
+        """Moves the moving average after a step of the student; the first step sets it."""
+        if not self.average.n_averaged:
+            self.average.update_parameters(self.weights(STUDENT))
+            return
+        parameters, buffers = self._averaged  # the rest of `update_parameters` walks both networks in every update
+        self._move(*parameters, self.average.n_averaged)
+        for mine, theirs in zip(*buffers, strict=True):
+            mine.copy_(theirs)
+        self.average.n_averaged += 1
+
+    @cached_property
+    def _averaged(self) -> tuple[list[list[nn.Parameter]], list[list[torch.Tensor]]]:
+        """Parameters of the moving average and of the student, then their buffers; to list once all are in place."""
+        both = self.average.module, self.weights(STUDENT)
+        return [list(each.parameters()) for each in both], [list(each.buffers()) for each in both]
 
     @torch.no_grad()
     def copy(self, role: str, source: str, *, averaged: bool = False) -> None:
