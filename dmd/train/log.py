@@ -38,7 +38,7 @@ class UpdateLog:
 
     def scalar(self, name: str, value: Tensor, rows: int) -> None:
         """A mean over the `rows` rows of this micro-batch, such as a loss."""
-        self._add(name, "mean", [value.detach().double() * rows, value.new_tensor(rows, dtype=torch.float64)])
+        self._add(name, "mean", [value.detach().double() * rows, value.new_full((), rows, dtype=torch.float64)])
 
     def total(self, name: str, values: Tensor) -> None:
         """Sum of values (b,)."""
@@ -56,7 +56,7 @@ class UpdateLog:
         sums = values.new_zeros(2, num_bins)
         sums[0].index_add_(0, bins, values)
         sums[1].index_add_(0, bins, torch.ones_like(values))
-        self._add(name, "binned", [*sums.flatten()])
+        self._add(name, "binned", sums.flatten())
 
     def value(self, name: str) -> Tensor:
         """The mean `name` of the step at hand, or those of all bins, over all rows and processes.
@@ -82,14 +82,15 @@ class UpdateLog:
                 columns[column] = sum(values) / len(values)
         return columns
 
-    def _add(self, name: str, shape: str, sums: list[Tensor]) -> None:
-        key, more = (name, self._step), torch.stack(sums)
+    def _add(self, name: str, shape: str, sums: Tensor | list[Tensor]) -> None:
+        """sums: 1-D, or scalars."""
+        key, more = (name, self._step), sums if isinstance(sums, Tensor) else torch.stack(sums)
         self._shape[name] = shape
         self._sums[key] = self._sums[key] + more if key in self._sums else more
 
 
 def _count(values: Tensor) -> Tensor:
-    return values.new_tensor(values.numel(), dtype=torch.float64)
+    return values.new_full((), values.numel(), dtype=torch.float64)
 
 
 def _columns(name: str, shape: str, sums: list[float]) -> dict[str, float]:
