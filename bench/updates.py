@@ -19,6 +19,7 @@ from dmd.train import checkpoints, networks
 from dmd.train.data import NoiseStream, PairStream, Stream
 from dmd.train.parallel import BatchSplit
 from dmd.train.trainer import Trainer, assemble, loader, plan
+from dmd.train.watch import watch
 
 NONE = Path("checkpoints")  # no checkpoint is written
 
@@ -104,7 +105,9 @@ def from_files(
     shape = tuple(file.facts["shape"])
     made = trainer(section, modules, shape, num_classes=classes, sigma_data=file.facts["sigma_data"], distance=distance)
     pairs = PairReader(manifests.read(manifest), seed=section.seed)
-    return Updates(made, {"noise": NoiseStream(made.method.facts), "pairs": PairStream(pairs)})
+    streams: dict[str, Stream] = {"noise": NoiseStream(made.method.facts), "pairs": PairStream(pairs)}
+    watch(made, streams)  # as the stage does for its memory plan
+    return Updates(made, streams)
 
 
 def _none(role: str) -> nn.Module:
