@@ -7,7 +7,8 @@ passes: milliseconds forward, and forward and backward, in each precision, layou
 pairs: images per second of the solver, and that over calls of the bare network;
 distill: an update over the sum of its bare passes, with its peak memory and the memory plan;
 experiment: seconds of a whole update of stage distill as config.yaml has it (LPIPS, pairs read, micro batches), and
-hours of all updates.
+hours of all updates;
+methods: an update of the other methods in bfloat16, with its peak memory and the memory plan.
 Stable Diffusion 1.5 comes first and begins nothing after four minutes, unless it is alone: see `bench.gpu_text`.
 What is measured is written after each network.
 --tiny takes networks of a few thousand weights on any device, to prove that all of it runs.
@@ -27,9 +28,9 @@ from typing import Any
 
 import torch
 
-from bench import gpu_experiment, gpu_passes, gpu_step, gpu_text, gpu_text_parts
+from bench import gpu_experiment, gpu_methods, gpu_passes, gpu_step, gpu_text, gpu_text_parts
 from bench.attempts import FAILED, Over, attempted
-from bench.gpu_passes import MODES, Size
+from bench.gpu_passes import HALF, MODES, Size
 from dmd.diffusion.compute import Compute, set_tf32
 from dmd.networks.released import CIFAR10, IMAGENET64
 from dmd.stages import stage
@@ -103,6 +104,8 @@ def measured(size: Size, over: Over) -> dict[str, Any]:
             set_tf32(compute)
             work = lambda measure=measure, compute=compute, compiled=compiled: measure(size, compute, compiled)  # noqa: E731
             figures.setdefault(name, {})[mode] = attempted(work, over)
+    set_tf32(HALF)
+    figures["methods"] = attempted(lambda: gpu_methods.measure(size, HALF), over)
     return figures
 
 

@@ -4,13 +4,15 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from bench import gpu, gpu_experiment, gpu_step, gpu_text, gpu_text_parts, gpu_text_step
+from bench import gpu, gpu_experiment, gpu_methods, gpu_step, gpu_text, gpu_text_parts, gpu_text_step
 from bench.attempts import FAILED, attempted
 from bench.gpu_passes import MODES
+from dmd import methods
 from dmd.diffusion.compute import Compute
 from dmd.methods.parts.distances import Lpips
 
@@ -34,6 +36,7 @@ def test_tiny_suite_measures_every_mode(monkeypatch, tmp_path, capsys):
         for kind in ("own_noise", "shared_noise"):
             step = tiny["distill"][mode][kind]
             assert step["over_bare_passes"] > 0.5 and step["planned_gib"] >= 0
+    assert tiny["methods"].keys() == gpu_methods.METHODS.keys()
 
 
 @pytest.mark.slow
@@ -59,6 +62,16 @@ def test_networks_of_all_modes_are_compiled():
             figures = gpu_step.distill(size, Compute(), "default")
         assert figures["shared_noise"]["update_ms"]["median"] > 0
         assert torch._dynamo.config.fail_on_recompile_limit_hit
+
+
+def test_updates_of_every_method_are_measured():
+    """DMD's are those of `gpu_step`, a teacher's are no distillation."""
+    (size,) = gpu.sizes(torch.device("cpu"), tiny=True).values()
+    files = {path.stem for path in Path(methods.__file__).parent.glob("[a-z]*.py")}
+    assert {str(section["name"]) for section in gpu_methods.METHODS.values()} == files - {"base", "dmd", "denoising"}
+    figures = gpu_methods.measure(dataclasses.replace(size, repetitions=1), Compute())
+    for each in figures.values():
+        assert each["update_ms"]["median"] > 0 and each["planned_gib"] >= 0
 
 
 def test_what_begins_too_late_is_left_out():

@@ -1,0 +1,70 @@
+"""Updates of methods other than DMD on a device, and their memory against its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from bench import updates
+from bench.gpu_passes import Size, batch, denoiser, fresh, milliseconds
+from dmd.config.training import Distill
+from dmd.diffusion.compute import Compute
+from dmd.train.data import Stream
+from dmd.train.trainer import Trainer
+from dmd.train.watch import memory_plan, watch
+
+PHASE = {"updates": 1000}
+METHODS: dict[str, Mapping[str, object]] = {
+    "consistency distillation": {
+        "name": "consistency",
+        "teach": "distillation",
+        "target_decay": 0.95,
+        "phases": [PHASE],
+    },
+    "consistency training": {
+        "name": "consistency",
+        "teach": "training",
+        "metric": {"kind": "pseudo-huber"},
+        "weighting": "gap",
+        "phases": [PHASE],
+    },
+    "progressive": {"name": "progressive", "phases": [PHASE | {"steps": 1}]},
+    "sid": {"name": "sid", "phases": [PHASE]},
+    "sim": {"name": "sid", "divergence": {"kind": "sim"}, "phases": [PHASE]},
+}
+
+
+def measure(size: Size, compute: Compute) -> dict[str, Any]:
+    """Milliseconds of an update of each method on one micro batch; peak memory and plan."""
+    return {name: _update(size, compute, method) for name, method in METHODS.items()}
+
+
+def _update(size: Size, compute: Compute, method: Mapping[str, object]) -> dict[str, Any]:
+    fresh()
+    made = _trainer(size, compute, method)
+    plan = memory_plan(made, watch(made, _streams(size)), lambda num: 0)
+    found = updates.Updates(made, _streams(size))
+    if size.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(size.device)
+    figures: dict[str, Any] = {"update_ms": milliseconds(found.next, size)}
+    found.close()
+    figures["planned_gib"] = round(sum(plan.values()) / 2**30, 3)
+    if size.device.type == "cuda":
+        figures["peak_gib"] = round(torch.cuda.max_memory_allocated(size.device) / 2**30, 3)
+    return figures
+
+
+def _trainer(size: Size, compute: Compute, method: Mapping[str, object]) -> Trainer:
+    section = Distill.model_validate({"method": {**method, "batch_size": size.batch_size}})
+    modules = {role: denoiser(size, compute) for role in section.method.roles()}
+    return updates.trainer(section, modules, size.shape, num_classes=size.network["num_classes"])
+
+
+def _streams(size: Size) -> dict[str, Stream]:
+    image, _, label = (part.cpu() for part in batch(size))
+    return {
+        "noise": updates.Given({"noise": image, "label": label}),
+        "images": updates.Given({"image": image, "label": label}),
+    }
