@@ -69,7 +69,7 @@ def kept_bytes(module: nn.Module, work: Callable[[], object]) -> tuple[int, int]
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         current[-1][_key(tensor)] = tensor.untyped_storage()
-        return tensor
+        return tensor.detach()  # a result that is kept as it is would hold its own graph for ever
 
     wholes = [module, *carriers(module)]
     blocks = [block for whole in wholes for block in whole.modules() if isinstance(block, Block)]

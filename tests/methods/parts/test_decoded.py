@@ -1,5 +1,7 @@
 """Distances of decoded latents: in parts as in one, with a gradient through the decoder for one side."""
 
+import gc
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from dmd.methods.parts.decoded import CHUNKS, Decoded
 from dmd.methods.parts.distances import l2_distance
 from dmd.networks.autoencoder import Codec
 from dmd.stages import autoencoder
+from dmd.train.counting import Peak
 from dmd.train.memory import distance_bytes
 from tests.stable_diffusion_files import make_stable_diffusion, make_tiny_autoencoder
 
@@ -60,6 +63,14 @@ def test_plan_of_memory_knows_what_a_decoder_keeps(codec):
     distance, chunk = Decoded(l2_distance, codec), CHUNKS[codec.kind]
     one = distance_bytes(distance, (4, 8, 8), 1)
     assert distance_bytes(distance, (4, 8, 8), NUM) == chunk * one > 4 * 3 * 32 * 32 * chunk
+
+
+def test_plan_of_memory_leaves_nothing_behind(codec):
+    """A GPU would lack it for the whole training."""
+    with Peak() as peak:
+        assert distance_bytes(Decoded(l2_distance, codec), (4, 8, 8), 1) > 0
+    gc.collect()
+    assert peak.now == 0 < peak.most
 
 
 def test_shapes_must_agree(codec):
