@@ -82,8 +82,8 @@ def load(
             None).
         steps: of a teacher's solver, 18 where None: 35 calls with Heun, 18 with Euler; 50 of a scheduler.
         guidance: of a teacher of text, or one that was trained with label dropout; 1 is none.
-        calls: of a student whose file holds weights for several numbers of network calls, one of them; those that its
-            training ended with where None.
+        calls: of a student of several numbers of network calls, one of them; that which its training ended with where
+            None.
 
     Returns:
         A `dmd.sampler.Sampler`, with `shape`, `num_classes`, `sigma`, `solver`, `device`, `metadata`; with a text

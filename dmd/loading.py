@@ -99,11 +99,11 @@ def student_calls(metadata: Mapping[str, Any], path: Path, *, calls: int | None 
             return last
         if str(calls) in kept:
             return Calls.of(kept[str(calls)])
-        if last.map == "consistency" and 0 < calls < len(last.sigmas):
+        fewer = range(1, len(last.sigmas)) if last.map == "consistency" else ()
+        if calls in fewer:
             return replace(last, sigmas=last.sigmas[:calls])
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from error
-    fewer = range(1, len(last.sigmas)) if last.map == "consistency" else ()
     known = ", ".join(map(str, [*kept, *fewer, len(last.sigmas)]))
     raise ValueError(f"{path} is no student of {calls} calls; it is one of {known}")
 

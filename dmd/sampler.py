@@ -69,10 +69,10 @@ class Sampler:
         adapter: Mapping[str, Tensor] | None = None,
         calls: int | None = None,
     ) -> None:
-        """Reads `path`; solver student makes the calls that the student was distilled for, None is that of `load`.
+        """Reads `path`; solver student makes the calls that the student was distilled for, None is the one of `load`.
 
-        An `adapter`, as `dmd.networks.lora.merged` takes it, is added to the weights. Of a student whose file holds
-        weights for several numbers of calls, `calls` names one; None takes those that training ended with.
+        An `adapter`, as `dmd.networks.lora.merged` takes it, is added to the weights. Of a student of several numbers
+        of calls, `calls` names one; None is the number that its training ended with.
 
         Raises:
             ValueError: the file is damaged, holds no such weights, is no student though one is asked for,

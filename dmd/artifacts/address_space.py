@@ -1,7 +1,7 @@
-"""Whether memory was refused, or nearly so, at any time: what a process has computed is then not to be trusted.
+"""Whether the process ever came near its memory limit: what it has computed may then have other bits.
 
-The matrix products of MKL, which torch uses on CPUs, pack their factors into buffers. Where such a buffer is refused
-they go on without one and say nothing, but round in another order: images, scores and eigenvalues get other bits.
+MKL, which multiplies torch's matrices on CPUs, copies them into buffers first. Where it is refused a buffer it says
+nothing and works without, but rounds in another order: images, scores and eigenvalues get other bits.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ def check() -> None:
     """MemoryError if it is `tight`: before what was computed is written, or given to other processes."""
     if tight():
         raise MemoryError(
-            f"the process came within {MARGIN >> 20} MiB of its limit (ulimit -v or -d), where numbers may come out "
-            "otherwise: they were not written"
+            f"the process came within {MARGIN >> 20} MiB of its limit (ulimit -v or -d), where matrix products may be "
+            "rounded differently: nothing was written"
         )
 
 

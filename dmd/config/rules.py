@@ -219,9 +219,8 @@ def _pictures(experiment: Named, section: Any) -> Json:
         drawn = {"solver": pairs.solver.whole(), "guidance": pairs.guidance}
     else:
         drawn = {"guidance": roles[TEACHER].guidance} if TEACHER in roles else {}
-    return (
-        drawn | _student(experiment) | {"first_seed": experiment.section("sample").first_seed}
-    )  # never those of pairs
+    first_seed = experiment.section("sample").first_seed  # noise of the samples, never of pairs
+    return drawn | _student(experiment) | {"first_seed": first_seed}
 
 
 def _student(experiment: Named) -> Json:
@@ -237,7 +236,7 @@ def _export(experiment: Named, section: Section) -> Json:
 
 
 def _pipeline(experiment: Named, section: Section) -> Json:
-    return {**_student(experiment), "experiment": experiment.name}
+    return {"weights": _student(experiment)["weights"], "experiment": experiment.name}
 
 
 def _lora(experiment: Named, section: Any) -> Json:

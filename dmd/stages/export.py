@@ -35,7 +35,7 @@ def run(*, generator: Path, output: Path, weights: str = "ema", calls: int | Non
         generator: distill/generator.safetensors.
         output: export/generator.onnx.
         weights: "ema" or "raw".
-        calls: of a student whose file holds weights for several numbers of calls; None is what its training ended with.
+        calls: of a student of several numbers of calls; None is the number that its training ended with.
         threads: of torch and onnxruntime while the two are compared.
 
     Raises:

@@ -38,7 +38,6 @@ def run(
     scores: list[Path] | None = None,
     output: Path,
     weights: str = "ema",
-    calls: int | None = None,
     experiment: str,
 ) -> None:
     """Writes the folder; `DiffusionPipeline.from_pretrained(folder)(prompt, num_inference_steps=1, guidance_scale=0)`
@@ -48,19 +47,16 @@ def run(
         generator: distill/generator.safetensors, of a teacher of kind stable-diffusion.
         text_encoder, autoencoder: the teacher's, as they were imported.
         prompts: that it was distilled with, for the card.
-        manifest, states: that of the pairs, or that of the text states, which it was distilled with, for the card.
+        manifest, states: pairs/manifest.parquet or states/manifest.parquet, whichever it learnt from, for the card.
         scores: fid.json and the like, for the card.
-        output: export/pipeline/model_index.json; the other files lie beside and below it, see `layout.PIPELINE`.
+        output: export/pipeline/model_index.json; the other files lie beside and below it, see `config.rules.PIPELINE`.
         weights: "ema" or "raw".
-        calls: 1 or None, for a pipeline of one call is all that is written.
         experiment: its name, for the card.
 
     Raises:
         ValueError: a damaged input, or a generator that such a pipeline cannot hold.
     """
-    if calls not in (None, 1):
-        raise ValueError(f"sample.calls: {calls}, but a pipeline of one call is all that is written")
-    spec = {"weights": weights, "experiment": experiment} | ({} if calls is None else {"calls": calls})
+    spec = {"weights": weights, "experiment": experiment}
     with record.exclusive(output):
         paths = {"generator": generator, "text_encoder": text_encoder, "autoencoder": autoencoder}
         inputs = record.check_inputs(**paths, manifest=manifest, states=states, prompts=prompts, scores=scores)

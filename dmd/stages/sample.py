@@ -47,7 +47,7 @@ def run(
         compute, text_encoder, guidance: as in stage pairs.
         prompts: captions/captions.parquet, where the condition is text; sample i has row i modulo the rows.
         lora_file: LoRA of others that is added to the teacher's weights, see `dmd.stages.lora_file`.
-        calls: of a student whose file holds weights for several numbers of calls; None is what its training ended with.
+        calls: of a student of several numbers of calls; None is the number that its training ended with.
         lora: its `sha256`, or what it begins with, or None; and `scale`, how much of it is added.
         num_samples: in one repetition of the evaluation; repetition r holds samples r * num_samples and on.
     """

@@ -30,25 +30,24 @@ class UpdateLog:
         """Mean of values (b, ...) of this micro-batch's rows; `weights` (b,) of 0 leave rows out."""
         values = values.detach()
         if weights is None:
-            self._add(name, "mean", [values.sum(dtype=torch.float64), _count(values)])
+            self._add(name, "mean", values.sum(dtype=torch.float64), _count(values))
         else:
             counts = weights.reshape(-1, *[1] * (values.ndim - 1)).expand_as(values)
             kept = torch.where(counts > 0, counts * values, 0.0)
-            self._add(name, "mean", [kept.sum(dtype=torch.float64), counts.sum(dtype=torch.float64)])
+            self._add(name, "mean", kept.sum(dtype=torch.float64), counts.sum(dtype=torch.float64))
 
     def scalar(self, name: str, value: Tensor, rows: int) -> None:
         """A mean over the `rows` rows of this micro-batch, such as a loss."""
-        self._add(name, "mean", [value.detach().double() * rows, value.new_full((), rows, dtype=torch.float64)])
+        self._add(name, "mean", value.detach().double() * rows, value.new_full((), rows, dtype=torch.float64))
 
     def total(self, name: str, values: Tensor) -> None:
         """Sum of values (b,)."""
-        self._add(name, "total", [values.detach().sum(dtype=torch.float64)])
+        self._add(name, "total", values.detach().sum(dtype=torch.float64))
 
     def spread(self, name: str, values: Tensor) -> None:
         """Mean and standard deviation of all elements, as columns `{name}/mean` and `{name}/std`."""
         values = values.detach()
-        sums = [values.sum(dtype=torch.float64), values.double().square().sum(), _count(values)]
-        self._add(name, "spread", sums)
+        self._add(name, "spread", values.sum(dtype=torch.float64), values.double().square().sum(), _count(values))
 
     def binned(self, name: str, values: Tensor, bins: Tensor, num_bins: int) -> None:
         """Means of values (b,) by bin (b,), as columns `{name}0`, `{name}1`, ...; an empty bin has none."""
@@ -56,7 +55,7 @@ class UpdateLog:
         sums = values.new_zeros(2, num_bins)
         sums[0].index_add_(0, bins, values)
         sums[1].index_add_(0, bins, torch.ones_like(values))
-        self._add(name, "binned", sums.flatten())
+        self._add(name, "binned", *sums)
 
     def value(self, name: str) -> Tensor:
         """The mean `name` of the step at hand, or those of all bins, over all rows and processes.
@@ -82,9 +81,9 @@ class UpdateLog:
                 columns[column] = sum(values) / len(values)
         return columns
 
-    def _add(self, name: str, shape: str, sums: Tensor | list[Tensor]) -> None:
-        """sums: 1-D, or scalars."""
-        key, more = (name, self._step), sums if isinstance(sums, Tensor) else torch.stack(sums)
+    def _add(self, name: str, shape: str, *sums: Tensor) -> None:
+        """sums: of equal shapes."""
+        key, more = (name, self._step), torch.stack(sums).flatten()
         self._shape[name] = shape
         self._sums[key] = self._sums[key] + more if key in self._sums else more
 

@@ -103,7 +103,7 @@ class NetworkSet:
         if not self.average.n_averaged:
             self.average.update_parameters(self.weights(STUDENT))
             return
-        parameters, buffers = self._averaged  # the rest of `update_parameters` walks both networks in every update
+        parameters, buffers = self._averaged  # `update_parameters` would list them anew in every update
         self._move(*parameters, self.average.n_averaged)
         for mine, theirs in zip(*buffers, strict=True):
             mine.copy_(theirs)
@@ -111,7 +111,7 @@ class NetworkSet:
 
     @cached_property
     def _averaged(self) -> tuple[list[list[nn.Parameter]], list[list[torch.Tensor]]]:
-        """Parameters of the moving average and of the student, then their buffers; to list once all are in place."""
+        """Parameters of the moving average and of the student, then their buffers; listed after `shard`."""
         both = self.average.module, self.weights(STUDENT)
         return [list(each.parameters()) for each in both], [list(each.buffers()) for each in both]
 

@@ -113,11 +113,11 @@ class Optimiser:
         if name == "step":
             sharding.check_like(key, value, step)
             state[name] = value.to(parameter.device) if self.adamw.defaults.get("fused") else value
-        elif part and coded(parameter.numel(), self._kind):
+        elif part and _coded(parameter.numel(), self._kind):
             moment = getattr(state.setdefault(name, self._empty_moment(parameter, name)), part)
             sharding.check_like(key, value, moment)
             moment.copy_(value)
-        elif not coded(parameter.numel(), self._kind):  # in its memory layout, which fused kernels rely on
+        elif not _coded(parameter.numel(), self._kind):  # in its memory layout, which fused kernels rely on
             sharding.check_like(key, value, parameter)
             state[name] = torch.empty_like(parameter).copy_(sharding.placed(value, parameter))
 
@@ -131,9 +131,9 @@ class Optimiser:
 def moment_bytes(parameters: Iterable[Tensor], kind: str) -> int:
     """Bytes of both moments of parameters in float32."""
     sizes = [parameter.numel() for parameter in parameters]
-    return sum(2 * (num + 4 * num // BLOCK + 4 * CODES) if coded(num, kind) else 8 * num for num in sizes)
+    return sum(2 * (num + 4 * num // BLOCK + 4 * CODES) if _coded(num, kind) else 8 * num for num in sizes)
 
 
-def coded(num: int, kind: str) -> bool:
+def _coded(num: int, kind: str) -> bool:
     """Whether a moment of so many values has 8 bits each."""
     return kind == "8bit" and num >= SMALLEST and num % BLOCK == 0

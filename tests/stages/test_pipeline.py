@@ -112,8 +112,6 @@ def test_card_of_a_student_without_pairs_counts_its_text_states(exported, tmp_pa
     pipeline.run(**paths, output=output, experiment="words")
     text = (output.parent / "README.md").read_text()
     assert "| text states | 0 |" in text and "| prompts cut | 3 |" in text and "| pairs |" not in text
-    with pytest.raises(ValueError, match="sample.calls: 2, but a pipeline of one call is all that is written"):
-        pipeline.run(**paths, output=output, experiment="words", calls=2)
 
 
 def test_other_generators_have_no_pipeline(exported, tmp_path):
@@ -127,6 +125,9 @@ def test_other_generators_have_no_pipeline(exported, tmp_path):
     tensor_files.write(tmp_path / "lower.safetensors", tensors, facts | {"sigma": 3.0})
     with pytest.raises(ValueError, match="draws from sigma 3 of 1000 levels"):
         pipeline.run(generator=tmp_path / "lower.safetensors", **paths, experiment="words")
+    tensor_files.write(tmp_path / "two.safetensors", tensors, facts | {"calls": {"sigmas": [facts["sigma"], 1.0]}})
+    with pytest.raises(ValueError, match="makes 2 calls: a pipeline of one is all that is written"):
+        pipeline.run(generator=tmp_path / "two.safetensors", **paths, experiment="words")
     assert not (tmp_path / "model_index.json").exists()
 
 

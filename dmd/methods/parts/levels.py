@@ -26,7 +26,9 @@ def noise_table(levels: KarrasLevels | TeacherLevels, teacher: object) -> tuple[
         return torch.ones_like(sigmas), sigmas
     table = teacher.table if isinstance(teacher, Denoiser) else None
     if table is None:
-        raise ValueError("distill.method.levels.kind: teacher, which has no noise table of its own here: use karras")
+        raise ValueError(
+            "distill.method.levels.kind: teacher, but this teacher has no noise table of its own: use karras"
+        )
     if levels.max_index >= len(table[0]):
         raise ValueError(
             f"distill.method.levels.max_index: {levels.max_index} is beyond the {len(table[0])} levels of the teacher"

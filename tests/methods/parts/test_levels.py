@@ -38,7 +38,7 @@ def test_levels_of_a_teacher_without_them_are_refused():
     mixture = GaussianMixtureDenoiser(torch.zeros(1, 2, 1, 1), torch.ones(1), torch.ones(1))
     for teacher in (mixture, Denoiser(build(MLP), sigma_data=0.5)):
         with pytest.raises(
-            ValueError, match="distill.method.levels.kind: teacher, which has no noise table of its own here"
+            ValueError, match="distill.method.levels.kind: teacher, but this teacher has no noise table of its own"
         ):
             noise_table(levels, teacher)
     discrete = Denoiser(build(MLP), sigma_data=1.0, preconditioning=DISCRETE)
