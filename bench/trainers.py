@@ -1,8 +1,11 @@
 """Updates and pairs of this tree against those of commit 29f82d6, the first house: python -m bench.trainers.
 
-Segments of the two alternate, each a process of its own on one thread; the ratio is that of two neighbouring segments.
+Segments of the two alternate, each a process of its own on one thread: many short ones, because the speed of a machine
+drifts over minutes; the ratio is that of two neighbouring segments. With --together the two run at the same time, on a
+core each, and change cores from pair to pair: the ratio of CPU time is then less noisy, wall time says nothing.
 Writes bench/results/trainers.json: seconds of CPU of an update, or of a shard of 64 pairs, of both; the ratio of this
-tree to the first house, geometric mean with the 95 % interval of Student's t; peak memory of both.
+tree to the first house, geometric mean with the 95 % interval of Student's t; peak memory of both. Where cases are
+named, the file keeps the figures of the others.
 """
 
 from __future__ import annotations
@@ -32,11 +35,11 @@ OUTPUT = Path(__file__).parent / "results" / "trainers.json"
 COMMIT = "29f82d6"
 TREES = ("first", "this")
 CASES = {  # network and kind -> units of a segment: updates, or shards of pairs
-    "digits plain": 40,
-    "digits shared_noise": 40,
-    "bench plain": 8,
-    "bench shared_noise": 8,
-    "bench pairs": 3,
+    "digits plain": 10,
+    "digits shared_noise": 10,
+    "bench plain": 2,
+    "bench shared_noise": 2,
+    "bench pairs": 4,
 }
 CONFIDENCE = 0.95
 
@@ -62,34 +65,48 @@ class Ratio:
 def main() -> None:
     """Command line: see the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"{', '.join(map(repr, CASES))}; all of them if none")
-    parser.add_argument("--segments", type=int, default=12, help="of each tree and case (%(default)s)")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"{', '.join(map(repr, CASES))}; all if none")
+    parser.add_argument("--segments", type=int, default=30, help="of each tree and case (%(default)s)")
     parser.add_argument("--units", type=int, help="updates or shards of a segment, where not as many as usual")
+    parser.add_argument("--together", action="store_true", help="both trees at the same time, on a core each")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file (%(default)s)")
     parsed = parser.parse_args()
     if unknown := [name for name in parsed.cases if name not in CASES]:
         parser.error(f"no case {unknown[0]!r}; cases are {', '.join(map(repr, CASES))}")
     if parsed.segments < 1 or (parsed.units is not None and parsed.units < 1):
         parser.error("--segments and --units are 1 or more")
-    figures: dict[str, Any] = {"setting": _setting(parsed.segments), "cases": {}}
+    if parsed.together and len(os.sched_getaffinity(0)) < len(TREES):
+        parser.error(f"--together needs {len(TREES)} cores")
+    others = json.loads(parsed.output.read_text())["cases"] if parsed.cases and parsed.output.exists() else {}
+    figures: dict[str, Any] = {"setting": _setting(parsed.segments), "cases": others}
     with checked_out(COMMIT) as first, tempfile.TemporaryDirectory() as folder:
         trees = dict(zip(TREES, (first, ROOT), strict=True))
         for name in parsed.cases or CASES:
             units = parsed.units or CASES[name]
-            found = measured(trees, Path(folder), name, segments=parsed.segments, units=units)
-            figures["cases"][name] = as_json(found, units)
+            found = measured(trees, Path(folder), name, parsed.segments, units, together=parsed.together)
+            figures["cases"][name] = as_json(found, units) | {"together": parsed.together}
             print(as_text(name, figures["cases"][name]), flush=True)
             parsed.output.write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n")
 
 
-def measured(trees: dict[str, Path], folder: Path, case: str, *, segments: int, units: int) -> dict[str, list[Segment]]:
-    """Segments of each tree, in turn; their inputs are made before."""
+def measured(
+    trees: dict[str, Path], folder: Path, case: str, segments: int, units: int, *, together: bool = False
+) -> dict[str, list[Segment]]:
+    """Segments of each tree, in turn or in pairs at the same time; their inputs are made before."""
     found: dict[str, list[Segment]] = {name: [] for name in trees}
     for name, tree in trees.items():
-        _run(name, tree, folder, case, 0)
-    for _ in range(segments):
-        for name, tree in trees.items():
-            found[name].append(Segment(**json.loads(_run(name, tree, folder, case, units))))
+        _printed(_start(name, tree, folder, case, 0))
+    cores = sorted(os.sched_getaffinity(0))
+    for number in range(segments):
+        running = {}
+        for place, (name, tree) in enumerate(trees.items()):
+            running[name] = _start(name, tree, folder, case, units)
+            if together:
+                os.sched_setaffinity(running[name].pid, {cores[(number + place) % len(trees)]})
+            else:
+                running[name].wait()
+        for name, process in running.items():
+            found[name].append(Segment(**json.loads(_printed(process))))
     return found
 
 
@@ -129,12 +146,18 @@ def _words(case: str, figures: dict[str, Any]) -> Iterator[str]:
     yield f"peak MiB {peaks['first']['median']:.0f} and {peaks['this']['median']:.0f}"
 
 
-def _run(name: str, tree: Path, folder: Path, case: str, units: int) -> str:
-    """What a segment printed last; CalledProcessError with its complaint above if it fails."""
+def _start(name: str, tree: Path, folder: Path, case: str, units: int) -> subprocess.Popen[str]:
     line = [sys.executable, str(Path(trainer_segment.__file__)), name, str(folder), case, str(units)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree)}
-    done = subprocess.run(line, cwd=tree, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return done.stdout.strip().rpartition("\n")[2]
+    return subprocess.Popen(line, cwd=tree, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def _printed(process: subprocess.Popen[str]) -> str:
+    """The last line of a segment; CalledProcessError, with its complaint above, if it fails."""
+    printed, _ = process.communicate()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    return printed.strip().rpartition("\n")[2]
 
 
 def _setting(segments: int) -> dict[str, Any]:

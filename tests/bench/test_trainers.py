@@ -20,10 +20,16 @@ def test_ratio_is_the_geometric_mean_of_pairs_and_its_interval_covers_it():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["digits plain", "digits shared_noise", "bench pairs"])
-def test_both_houses_are_measured(tmp_path, case):
-    line = [sys.executable, "-m", "bench.trainers", case, "--segments", "2", "--units", "1"]
-    subprocess.run([*line, "--output", str(tmp_path / "found.json")], cwd=ROOT, check=True)
-    found = json.loads((tmp_path / "found.json").read_text())["cases"][case]
+@pytest.mark.parametrize(
+    ("case", "flags"), [("digits plain", ["--together"]), ("digits shared_noise", []), ("bench pairs", [])]
+)
+def test_both_houses_are_measured(tmp_path, case, flags):
+    output = tmp_path / "found.json"
+    output.write_text('{"cases": {"another": 1}}')
+    line = [sys.executable, "-m", "bench.trainers", case, "--segments", "2", "--units", "1", *flags]
+    subprocess.run([*line, "--output", str(output)], cwd=ROOT, check=True)
+    cases = json.loads(output.read_text())["cases"]
+    assert cases.keys() == {"another", case}  # the figures of others are kept
+    found = cases[case]
     assert found["pairs_of_segments"] == 2 and found["cpu_ratio"]["low"] < found["cpu_ratio"]["high"]
     assert all(found["peak_rss_mib"][name]["min"] > 100 for name in trainers.TREES)
