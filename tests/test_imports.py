@@ -1,9 +1,13 @@
 """Heavy packages are imported by the stages that use them, and by no other."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
 
 HEAVY = ("diffusers", "transformers", "torchvision", "lpips", "sklearn", "scipy", "matplotlib", "pandas", "onnx")
 HEAVY += ("onnxruntime", "onnxscript", "torch_fidelity", "peft", "torchao", "sympy")
@@ -37,3 +41,20 @@ def test_digits_alone_bring_scikit_learn():
     load = "from dmd.artifacts import dataset; dataset.load({!r}, 'training')"
     before, after = imported(load.format(mixture), load.format(digits))
     assert before == set() and "sklearn" in after
+
+
+def test_garbage_is_looked_for_after_the_imports_of_a_stage(tmp_path):
+    """A program that imports a stage keeps its own ways; a stage that has begun looks for garbage as any program."""
+    (tmp_path / "sitecustomize.py").write_text("import gc; gc.set_debug(gc.DEBUG_STATS)")
+    begun = (
+        "import sys; sys.argv[0] = '-m'; import gc, dmd.stages as s; assert not gc.isenabled(); s.imports_are_done(); "
+    )
+    begun += "assert gc.isenabled() and gc.get_freeze_count() > 1000"
+    searches = []
+    for line in (["-m", "dmd.stages.evaluate", "--help"], ["-c", "import dmd.stages.evaluate"], ["-c", begun]):
+        environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+        told = subprocess.run(
+            [sys.executable, *line], check=True, capture_output=True, text=True, env=environment
+        ).stderr
+        searches.append(told.count("gc: collecting generation"))
+    assert searches[0] * 10 < searches[1]

@@ -18,7 +18,7 @@ import torch
 from dmd.artifacts import address_space
 from dmd.config.section import Section
 from dmd.diffusion.compute import Compute, set_tf32
-from dmd.stages import command_line, heartbeat, leases, processes, slurm, stops
+from dmd.stages import command_line, heartbeat, imports_are_done, leases, processes, slurm, stops
 
 Item = TypeVar("Item")
 STATUS_SECONDS = 10.0
@@ -34,6 +34,7 @@ def main(run: Callable[..., None], *sections: type[Section]) -> None:
     Exits 1 with one line for whatever a user or a file can cause, `stops.EXIT_STATUS` after a signal; the traceback
     goes to the log. Of several processes the first that fails says why.
     """
+    imports_are_done()
     parser = argparse.ArgumentParser(description=inspect.getdoc(run), formatter_class=argparse.RawTextHelpFormatter)
     paths, numbers = command_line.parameters(run)
     for name, parameter in paths.items():

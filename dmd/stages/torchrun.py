@@ -14,13 +14,14 @@ import psutil
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from dmd.stages import slurm, stops
+from dmd.stages import imports_are_done, slurm, stops
 
 LEFT_TO_TORCHRUN = "SIGINT,SIGHUP,SIGQUIT"
 
 
 def main() -> None:
     """Runs torchrun with the arguments of the command line; ends as its workers do where a signal stopped them."""
+    imports_are_done()
     for number in stops.SIGNALS:
         signal.signal(number, _pass_on)
     several = [] if "--standalone" in sys.argv else [f"--rdzv-conf=is_host={slurm.leads()}"]

@@ -18,10 +18,12 @@ from pathlib import Path
 
 from dmd.artifacts import record
 from dmd.artifacts.audit import audit, records_now
+from dmd.stages import imports_are_done
 
 
 def main() -> None:
     """Command line: see the module."""
+    imports_are_done()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--delete", action="store_true", help="remove what is bad, and what was made from it")
