@@ -92,7 +92,7 @@ def main() -> None:
 def measured(
     trees: dict[str, Path], folder: Path, case: str, segments: int, units: int, *, together: bool = False
 ) -> dict[str, list[Segment]]:
-    """Segments of each tree, in turn or in pairs at the same time; their inputs are made before."""
+    """Segments of each tree, in turn, or one of each at the same time; their inputs are made before."""
     found: dict[str, list[Segment]] = {name: [] for name in trees}
     for name, tree in trees.items():
         _printed(_start(name, tree, folder, case, 0))

@@ -44,17 +44,13 @@ def test_digits_alone_bring_scikit_learn():
 
 
 def test_garbage_is_looked_for_after_the_imports_of_a_stage(tmp_path):
-    """A program that imports a stage keeps its own ways; a stage that has begun looks for garbage as any program."""
+    """A stage searches after its imports; a program that imports a stage searches as it did."""
     (tmp_path / "sitecustomize.py").write_text("import gc; gc.set_debug(gc.DEBUG_STATS)")
-    begun = (
-        "import sys; sys.argv[0] = '-m'; import gc, dmd.stages as s; assert not gc.isenabled(); s.imports_are_done(); "
-    )
-    begun += "assert gc.isenabled() and gc.get_freeze_count() > 1000"
+    begun = "import gc, sys; sys.argv[0] = '-m'; from dmd import stages; assert not gc.isenabled(); "
+    begun += "stages.imports_are_done(); assert gc.isenabled() and gc.get_freeze_count() > 1000"
     searches = []
     for line in (["-m", "dmd.stages.evaluate", "--help"], ["-c", "import dmd.stages.evaluate"], ["-c", begun]):
         environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-        told = subprocess.run(
-            [sys.executable, *line], check=True, capture_output=True, text=True, env=environment
-        ).stderr
-        searches.append(told.count("gc: collecting generation"))
+        done = subprocess.run([sys.executable, *line], check=True, capture_output=True, text=True, env=environment)
+        searches.append(done.stderr.count("gc: collecting generation"))
     assert searches[0] * 10 < searches[1]

@@ -1,6 +1,7 @@
 """One module per pipeline step. Each has `run(*, paths, numbers)` and can be called as `python -m dmd.stages.NAME`.
 
-Imports of such a process leave no garbage, and the search for it would take .6 s of its 2: it begins in `main`.
+Such a process does not search for garbage while it imports: that would take .6 s of 2, and find none. `main` switches
+the search on.
 """
 
 import gc
@@ -11,7 +12,7 @@ if sys.argv[0] == "-m":
 
 
 def imports_are_done() -> None:
-    """Garbage is looked for from now on, among what is made from now on. Nothing where it was looked for before."""
+    """Switches the search for garbage on, for objects made from now on; does nothing where it was on."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
