@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 HEAVY = ("diffusers", "transformers", "torchvision", "lpips", "sklearn", "scipy", "matplotlib", "pandas", "onnx")
-HEAVY += ("onnxruntime", "onnxscript", "torch_fidelity", "peft", "torchao", "sympy")
+HEAVY += ("onnxruntime", "onnxscript", "torch_fidelity", "peft", "torchao", "sympy", "torch._dynamo", "pyarrow.dataset")
 STAGES = ("teacher", "reference", "pairs", "manifest", "distill", "sample", "features", "evaluate")
 STAGES += ("inception_score", "text_encoder", "autoencoder")
 
@@ -41,6 +41,19 @@ def test_digits_alone_bring_scikit_learn():
     load = "from dmd.artifacts import dataset; dataset.load({!r}, 'training')"
     before, after = imported(load.format(mixture), load.format(digits))
     assert before == set() and "sklearn" in after
+
+
+def test_drawing_and_listing_bring_neither_the_compiler_nor_pandas(teacher_file, pairs_numbers, tmp_path):
+    """Both would be imported by functions of torch and pyarrow that look harmless, 1.6 s of a stage."""
+    block, listed = tmp_path / "points" / "pairs" / "blocks" / "b.parquet", tmp_path / "points" / "pairs" / "m.parquet"
+    draw = "from pathlib import Path; from dmd.stages import pairs, manifest; "
+    draw += f"pairs.run(teacher=Path({str(teacher_file)!r}), output=Path({str(block)!r}), **{pairs_numbers!r})"
+    num, size = 2 * pairs_numbers["shard_size"], pairs_numbers["shard_size"]
+    lists = f"manifest.run(blocks=[Path({str(block)!r})], output=Path({str(listed)!r}), num={num}, shard_size={size})"
+    reads = f"from dmd.artifacts import manifest; manifest.read_table(Path({str(listed)!r}))"
+    assert imported(draw, lists, reads) == [set()] * 3
+    compiled = "import torch; torch.use_deterministic_algorithms(True)"
+    assert imported(compiled)[0] >= {"torch._dynamo", "sympy"}  # what it would be
 
 
 def test_garbage_is_looked_for_after_the_imports_of_a_stage(tmp_path):

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dmd.artifacts import files
+from dmd.artifacts.columns import numbers, texts
 from dmd.artifacts.shards import Shard
 
 KEY = b"dmd"
@@ -65,7 +66,7 @@ class Manifest:
         values, done = np.empty(len(self), np.int64), 0
         with _opened(self.path) as file:
             for batch in file.iter_batches(BATCH, columns=[name]):
-                values[done : done + len(batch)] = batch.column(0).to_numpy()
+                values[done : done + len(batch)] = np.from_dlpack(batch.column(0))
                 done += len(batch)
         return values
 
@@ -80,15 +81,15 @@ def rows_of(shard: Shard, name: str, *, size: int, sha256: str, first_seed: int 
     """
     found = [(index, place, int(shard.item(place)["label"])) for index, place in shard.index()]
     columns = {
-        "key": [f"{index:08d}" for index, _, _ in found],
-        "shard": [name] * len(found),
-        "index": [index for index, _, _ in found],
-        "label": [label for _, _, label in found],
-        "seed": [-1 if first_seed is None else first_seed + index for index, _, _ in found],
-        "offset": [place.offset for _, place, _ in found],
-        "length": [place.length for _, place, _ in found],
-        "size": [size] * len(found),
-        "sha256": [sha256] * len(found),
+        "key": texts([f"{index:08d}" for index, _, _ in found]),
+        "shard": texts([name] * len(found)),
+        "index": numbers([index for index, _, _ in found]),
+        "label": numbers([label for _, _, label in found]),
+        "seed": numbers([-1 if first_seed is None else first_seed + index for index, _, _ in found]),
+        "offset": numbers([place.offset for _, place, _ in found]),
+        "length": numbers([place.length for _, place, _ in found]),
+        "size": numbers([size] * len(found)),
+        "sha256": texts([sha256] * len(found)),
     }
     return pa.table(columns, schema=SCHEMA)
 
@@ -132,8 +133,8 @@ def read_table(path: Path, *, repeated: Sequence[str] = ()) -> tuple[pa.Table, d
     Raises:
         ValueError: the file is missing, damaged, or has no `dmd` metadata.
     """
-    with _readable(path):
-        table = pq.read_table(path, read_dictionary=list(repeated))
+    with _readable(path), pq.ParquetFile(path, read_dictionary=list(repeated)) as file:
+        table = file.read()
     return table, _metadata(path, table.schema)
 
 
@@ -181,7 +182,7 @@ def _starts(file: pq.ParquetFile) -> Iterator[tuple[int, str, int, str]]:
         shard, size, sha256 = batch.columns
         if any(column.null_count for column in batch.columns):
             raise ValueError("cells are empty")
-        codes, names = shard.indices.to_numpy(), shard.dictionary.to_pylist()
+        codes, names = np.from_dlpack(shard.indices), shard.dictionary.to_pylist()
         for row in (0, *(np.flatnonzero(codes[1:] != codes[:-1]) + 1).tolist()):
             if (name := names[codes[row]]) != last:
                 yield done + row, name, size[row].as_py(), sha256[row].as_py()

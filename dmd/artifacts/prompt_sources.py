@@ -36,7 +36,7 @@ def column(path: Path, name: str) -> Iterator[pa.Array]:
     row = 0
     for batch in _batches(path, {name: "text"}):
         texts = batch.column(0).cast(pa.large_string())
-        lengths = pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0).to_numpy(zero_copy_only=False)
+        lengths = np.from_dlpack(pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0))
         for bad in np.flatnonzero((lengths == 0) | (lengths > MOST_CHARACTERS))[:1].tolist():
             what = f"has {lengths[bad]} characters, at most {MOST_CHARACTERS} may be" if lengths[bad] else "is empty"
             raise ValueError(f"{path}: the prompt of row {row + bad} (column {name!r}, counted from 0) {what}")

@@ -60,6 +60,7 @@ def compile_network(denoiser: nn.Module, compute: Compute) -> nn.Module:
         # three networks of one class, with and without gradient, and a smaller last micro batch: above torch's limit
         # of 8 variants it would go on uncompiled
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+        torch._inductor.config.deterministic = torch.are_deterministic_algorithms_enabled()
         network.compile(dynamic=False)
     return denoiser
 

@@ -112,7 +112,7 @@ def _extract(
 
 def _origin(samples: manifest.Manifest) -> dict[str, Any]:
     """Which repetition the block belongs to and how its samples were made."""
-    spec, rows = samples.metadata["spec"], samples.table["index"].to_numpy()
+    spec, rows = samples.metadata["spec"], samples.numbers("index")
     num_samples = spec["num_samples"]
     first, last = int(rows.min()), int(rows.max())
     repetition = first // num_samples

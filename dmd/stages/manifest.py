@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dmd.artifacts import manifest, record
+from dmd.artifacts import columns, manifest, record
 from dmd.artifacts.storage import Settings, open_shard
 from dmd.stages import stage, stored
 from dmd.stages.drawing import COUNTED, RANGE_KEYS, total_facts
@@ -74,7 +74,7 @@ def _parts(blocks: Sequence[manifest.Manifest], folder: Path, num: int, away: se
                 open_shard(file, None).close()
             status.add(file.num)
         part = _moved(manifest.read(block.path), folder).slice(0, num - done)  # read anew: rows are not kept
-        if not np.array_equal(part["index"].to_numpy(), np.arange(done, done + len(part))):
+        if not np.array_equal(np.from_dlpack(part["index"].combine_chunks()), np.arange(done, done + len(part))):
             raise ValueError("the blocks do not number their items 0, 1, 2, ... in order")
         done += len(part)
         yield part
@@ -82,10 +82,10 @@ def _parts(blocks: Sequence[manifest.Manifest], folder: Path, num: int, away: se
 
 def _moved(block: manifest.Manifest, folder: Path) -> pa.Table:
     """The block's rows with shard paths relative to `folder`."""
-    paths = pa.array([os.path.relpath(file.path, folder) for file in block.shards], pa.string())
-    numbers = np.repeat(np.arange(len(block.shards)), [file.num for file in block.shards])
+    paths = columns.texts([os.path.relpath(file.path, folder) for file in block.shards])
+    places = np.repeat(np.arange(len(block.shards)), [file.num for file in block.shards])
     place = block.table.schema.get_field_index("shard")
-    return block.table.set_column(place, manifest.SCHEMA.field("shard"), paths.take(pa.array(numbers)))
+    return block.table.set_column(place, manifest.SCHEMA.field("shard"), paths.take(columns.numbers(places)))
 
 
 if __name__ == "__main__":

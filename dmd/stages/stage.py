@@ -167,7 +167,7 @@ def set_threads(num: int) -> None:
     """
     torch.set_num_threads(num)
     set_tf32(Compute())
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would import the compiler, 1 s
     # filling memory that nothing reads costs 6 % of a pass
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
@@ -183,5 +183,5 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cpu")
     if processes.count() > 1 and processes.local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(processes.local_rank())
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
     return torch.device("cuda", torch.cuda.current_device())

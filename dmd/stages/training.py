@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 
 from dmd.artifacts import address_space
+from dmd.artifacts.columns import numbers
 from dmd.stages import memory, processes, stage, stops
 from dmd.stages.event_log import EventLog
 from dmd.stages.grid import save_grid
@@ -163,6 +165,6 @@ def training_loop(
 def log_table(rows: list[dict[str, float]]) -> pa.Table:
     """Log rows as a table: update, phase, then all other columns by name; NaN where an update has no value."""
     names = ["update", "phase", *sorted({name for row in rows for name in row} - {"update", "phase"})]
-    columns: dict[str, Any] = {name: [row.get(name, math.nan) for row in rows] for name in names}
-    columns |= {name: pa.array([int(value) for value in columns[name]], pa.int64()) for name in ("update", "phase")}
-    return pa.table(columns)
+    kinds = {"update": np.int64, "phase": np.int64}
+    columns = [numbers([row.get(name, math.nan) for row in rows], kinds.get(name, np.float64)) for name in names]
+    return pa.table(columns, names)

@@ -97,6 +97,11 @@ class Peak(TorchDispatchMode):
         self.most = self.now = 0
         self._alive: set[int] = set()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: what is counted is not compiled. torch would import its compiler, 1.3 s, to skip it."""
+        return False
+
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
