@@ -9,10 +9,10 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bench import clock, setting, updates
-from dmd import loading
-from dmd.diffusion.compute import Compute
-from dmd.diffusion.denoiser import Denoiser
-from dmd.stages import stage
+from dmd.cluster import torch_setup
+from dmd.models import loading
+from dmd.models.compute import Compute
+from dmd.models.denoiser import Denoiser
 
 NUM_PAIRS = 256
 SWITCHES: dict[str, Compute] = {
@@ -75,7 +75,7 @@ def measure_compute(folder: Path, *, repetitions: int) -> dict[str, Any]:
 
 def _inputs(folder: Path) -> tuple[Path, Path]:
     """A teacher of random weights, and a block of its pairs that reads like a manifest."""
-    stage.set_threads(setting.THREADS)
+    torch_setup.set_threads(setting.THREADS)
     teacher, manifest = folder / "teacher" / "denoiser.safetensors", folder / "pairs" / "blocks" / "pairs.parquet"
     setting.write_teacher(teacher)
     solver = {**setting.SOLVER, "name": "euler", "steps": 1}

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from bench import clock, setting
-from dmd import loading
-from dmd.artifacts import manifest
-from dmd.artifacts.pairs import PairReader
+from dmd.data import manifest
+from dmd.data.pairs import PairReader
 from dmd.methods.base import Facts
 from dmd.methods.parts.distances import l2_distance
+from dmd.models import loading
 from dmd.train.data import BatchLoader, NoiseStream, PairStream, Stream
 from dmd.train.parallel import BatchSplit
 from dmd.train.trainer import assemble, loader, plan

@@ -31,9 +31,9 @@ import torch
 from bench import gpu_experiment, gpu_methods, gpu_passes, gpu_step, gpu_text, gpu_text_parts
 from bench.attempts import FAILED, Over, attempted
 from bench.gpu_passes import HALF, MODES, Size
-from dmd.diffusion.compute import Compute, set_tf32
-from dmd.networks.released import CIFAR10, IMAGENET64
-from dmd.stages import stage
+from dmd.cluster import torch_setup
+from dmd.models.compute import Compute, set_tf32
+from dmd.models.networks.released import CIFAR10, IMAGENET64
 
 SECONDS = 520.0  # after these nothing new begins
 TEXT_SECONDS = 240.0  # after these nothing of text to image, where other networks are still to come
@@ -73,8 +73,8 @@ def main() -> None:
 
 def networks(begin: float, *, tiny: bool, only: str | None) -> dict[str, Callable[[], dict[str, Any]]]:
     """What measures each network, in order; `only` is one of `NAMES`, `begin` the time the suite began at."""
-    stage.set_threads(os.cpu_count() or 1)
-    device = stage.choose_device("auto")  # with the switches of torch that stages work with
+    torch_setup.set_threads(os.cpu_count() or 1)
+    device = torch_setup.choose_device("auto")  # with the switches of torch that stages work with
     seconds = SECONDS if only or tiny else TEXT_SECONDS
     text, pixels = gpu_text_parts.size(device, tiny=tiny), sizes(device, tiny=tiny)
     found = {TEXT: lambda: gpu_text.measure(text, lambda: time.monotonic() - begin > seconds)}

@@ -10,8 +10,8 @@ import torch
 
 from bench import setting, updates
 from bench.gpu_passes import Size, fresh, milliseconds
-from dmd.diffusion.compute import set_tf32
 from dmd.methods.parts.distances import GROUPS, Lpips
+from dmd.models.compute import set_tf32
 
 WIDTHS = (64, 128, 256, 512, 512)  # channels of VGG16's groups
 

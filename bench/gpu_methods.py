@@ -10,7 +10,7 @@ import torch
 from bench import updates
 from bench.gpu_passes import Size, batch, denoiser, fresh, milliseconds
 from dmd.config.training import Distill
-from dmd.diffusion.compute import Compute
+from dmd.models.compute import Compute
 from dmd.train.data import Stream
 from dmd.train.trainer import Trainer
 from dmd.train.watch import memory_plan, watch

@@ -11,9 +11,9 @@ import torch
 
 from bench import clock
 from bench.attempts import LATE, Over
-from dmd.diffusion.compute import Compute, prepare, set_tf32
-from dmd.diffusion.denoiser import Denoiser
-from dmd.networks import build
+from dmd.models.compute import Compute, prepare, set_tf32
+from dmd.models.denoiser import Denoiser
+from dmd.models.networks import build
 
 HALF = Compute(dtype="bfloat16")
 MODES: dict[str, tuple[Compute, str | None]] = {  # compute, mode of torch.compile

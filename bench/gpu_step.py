@@ -11,8 +11,8 @@ import torch
 
 from bench import setting, updates
 from bench.gpu_passes import Size, batch, denoiser, fresh, milliseconds, synchronise
-from dmd.diffusion.compute import Compute
-from dmd.diffusion.solver import solve
+from dmd.models.compute import Compute
+from dmd.sampling.solvers import solve
 from dmd.train.data import Stream
 from dmd.train.networks import NetworkSet
 from dmd.train.trainer import Trainer

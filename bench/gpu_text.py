@@ -16,11 +16,11 @@ from bench import gpu_text_step
 from bench.attempts import Over, attempted
 from bench.gpu_passes import HALF, fresh, milliseconds
 from bench.gpu_text_parts import GUIDANCE, TextSize, codec, denoiser, last_sigma, text
-from dmd.diffusion.calls import Calls
-from dmd.diffusion.compute import RECOMPILE_LIMIT, Compute, set_tf32
-from dmd.diffusion.guidance import guided
-from dmd.diffusion.solver import solve
-from dmd.networks.lora import Adapter
+from dmd.models.calls import Calls
+from dmd.models.compute import RECOMPILE_LIMIT, Compute, set_tf32
+from dmd.models.guidance import guided
+from dmd.models.lora import Adapter
+from dmd.sampling.solvers import solve
 from dmd.stages.latency import Chain
 
 WARM_UP, REPEATS = 3, 10  # batches of one_step

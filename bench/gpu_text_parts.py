@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from dmd.diffusion.compute import Compute, prepare
-from dmd.diffusion.denoiser import Denoiser
-from dmd.networks import build
-from dmd.networks.autoencoder import Codec
-from dmd.networks.released import SD15, SD15_AUTOENCODER, SD15_TEXT
-from dmd.networks.text_encoder import SPECIAL, Text
+from dmd.models.autoencoder import Codec
+from dmd.models.compute import Compute, prepare
+from dmd.models.denoiser import Denoiser
+from dmd.models.networks import build
+from dmd.models.networks.released import SD15, SD15_AUTOENCODER, SD15_TEXT
+from dmd.models.text_encoder import SPECIAL, Text
 
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULER = {**BETAS, "steps_offset": 1, "skip_prk_steps": True, "set_alpha_to_one": False, "clip_sample": False}
@@ -52,7 +52,7 @@ class TextSize:
     """What is measured, and how much of it.
 
     Attributes:
-        network: as `dmd.networks.build` takes it.
+        network: as `dmd.models.networks.build` takes it.
         autoencoder, small_autoencoder: arguments of `Codec`; the second decodes for LPIPS.
         text: arguments of CLIPTextConfig.
         micro_batch_size: latents of a training pass.

@@ -16,12 +16,12 @@ from bench import gpu_experiment, setting, updates
 from bench.gpu_passes import fresh, milliseconds, synchronise
 from bench.gpu_text_parts import GUIDANCE, TextSize, codec, denoiser, last_sigma
 from dmd.config.training import Distill
-from dmd.diffusion.compute import Compute
-from dmd.diffusion.denoiser import Denoiser
-from dmd.diffusion.guidance import guided
 from dmd.methods.parts.decoded import Decoded
-from dmd.networks.adapters import carried, with_network
-from dmd.networks.lora import Adapter
+from dmd.models.adapters import carried, with_network
+from dmd.models.compute import Compute
+from dmd.models.denoiser import Denoiser
+from dmd.models.guidance import guided
+from dmd.models.lora import Adapter
 from dmd.train.data import Stream
 from dmd.train.memory import distance_bytes
 from dmd.train.networks import NetworkSet

@@ -18,13 +18,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench import setting, updates
-from dmd.diffusion.compute import Compute, prepare
-from dmd.diffusion.denoiser import Denoiser
-from dmd.networks import build
-from dmd.networks.adapters import carried, with_network
-from dmd.networks.lora import Adapter, targets
-from dmd.networks.released import SD15
-from dmd.train.counting import Peak, weight_bytes
+from dmd.models.adapters import carried, with_network
+from dmd.models.compute import Compute, prepare
+from dmd.models.counting import Peak, weight_bytes
+from dmd.models.denoiser import Denoiser
+from dmd.models.lora import Adapter, targets
+from dmd.models.networks import build
+from dmd.models.networks.released import SD15
 from dmd.train.optimiser import moment_bytes
 from dmd.train.trainer import Trainer, loader, plan
 

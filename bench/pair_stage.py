@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from bench import clock, setting
-from dmd import loading
-from dmd.artifacts import record
-from dmd.diffusion.denoiser import Denoiser
-from dmd.stages import memory
+from dmd.models import loading
+from dmd.models.denoiser import Denoiser
+from dmd.provenance import record
+from dmd.sampling import drawing_memory
 
 
 def measure(folder: Path, *, repetitions: int) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def _draw(teacher: Path, folder: Path, number: int) -> None:
 def _load(teacher: Path) -> None:
     record.check_inputs(denoiser=teacher)
     denoiser, facts = loading.load_denoiser(teacher)
-    memory.announce_drawing(denoiser, tuple(facts["shape"]), setting.BATCH_SIZE, torch.device("cpu"))
+    drawing_memory.announce_drawing(denoiser, tuple(facts["shape"]), setting.BATCH_SIZE, torch.device("cpu"))
 
 
 def _call(network: torch.nn.Module) -> clock.Cost:

@@ -126,8 +126,8 @@ def _cpu() -> float:
 
 def _ours(block: Path, worker: int, workers: int, epochs: int) -> Iterator[int]:
     """Batches in shuffled order through a `PairReader`, each worker its part."""
-    from dmd.artifacts import manifest
-    from dmd.artifacts.pairs import PairReader
+    from dmd.data import manifest
+    from dmd.data.pairs import PairReader
 
     reader = PairReader(manifest.read(block), seed=0)
     end = epochs * len(reader)

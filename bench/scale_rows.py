@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from bench import clock
-from dmd.artifacts import files, manifest, record, shards
+from dmd.data import manifest, shards
+from dmd.provenance import files, record
 
 NUM_ROWS = 12_000_000
 SHARD_SIZE = 1000  # rows
@@ -25,8 +26,8 @@ OPEN = """
 import sys, time, resource
 from pathlib import Path
 import torch
-from dmd.artifacts import manifest
-from dmd.artifacts.pairs import PairReader
+from dmd.data import manifest
+from dmd.data.pairs import PairReader
 before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
 reader = PairReader(manifest.read(Path(sys.argv[1])), seed=0)
 opened = time.monotonic()

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from dmd import loading
-from dmd.artifacts import record
-from dmd.artifacts import tensors as tensor_files
 from dmd.config.training import Distill
+from dmd.models import loading
+from dmd.provenance import record
+from dmd.provenance import tensors as tensor_files
 from dmd.stages import pairs
 
 THREADS = 1

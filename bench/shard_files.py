@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from bench import clock, setting
-from dmd.artifacts import manifest, record, shards
-from dmd.artifacts.pairs import PairReader
+from dmd.data import manifest, shards
+from dmd.data.pairs import PairReader
+from dmd.provenance import record
 
 RESOLUTION = 64  # pixels, 3 channels
 SHARD_SIZE = 256

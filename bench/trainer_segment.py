@@ -18,6 +18,7 @@ from typing import Any
 WARM_UP = 2  # updates, or shards
 BATCH_SIZE = 64  # images
 NUM_SHARDS = 4  # of `BATCH_SIZE` pairs, that updates read
+THREADS = {"first": "dmd.stages.stage", "this": "dmd.cluster.torch_setup"}  # where `set_threads` is
 DIGITS: dict[str, Any] = {"kind": "ddpmpp", "resolution": 8, "channels": 3, "width": 16, "multipliers": [1, 2]}
 DIGITS |= {"blocks": 1, "attention": [4], "num_classes": 10}
 
@@ -25,8 +26,8 @@ DIGITS |= {"blocks": 1, "attention": [4], "num_classes": 10}
 def main(tree: str, folder: Path, case: str, num: int) -> None:
     """CPU and wall seconds of a unit of work, mean over `num`, and the peak memory of the process."""
     sys.path[0] = str(Path.cwd())  # not the folder of this file, which is of this tree
-    setting, stage = (importlib.import_module(name) for name in ("bench.setting", "dmd.stages.stage"))
-    stage.set_threads(1)
+    setting, threads = (importlib.import_module(name) for name in ("bench.setting", THREADS[tree]))
+    threads.set_threads(1)
     network, _, kind = case.partition(" ")
     place = folder / tree / network
     teacher, manifest = place / "teacher" / "denoiser.safetensors", place / "pairs" / "blocks" / "pairs.parquet"
@@ -64,7 +65,7 @@ def _first_updates(teacher: Path, manifest: Path, shared_noise: bool) -> Callabl
     training, phases, checkpoints = (
         importlib.import_module(f"dmd.{name}") for name in ("stages.training", "methods.phases", "stages.checkpoints")
     )
-    files = importlib.import_module("dmd.stages.distance").DistanceFiles()
+    files = importlib.import_module("dmd.importers.distance_files").DistanceFiles()
     numbers = importlib.import_module("bench.setting").distill_numbers(shared_noise=shared_noise)
     found = training.Training(teacher, manifest, teacher, files, manifest.parent, numbers)
     (phase,), _ = phases.plan(numbers)

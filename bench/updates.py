@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dmd import loading
-from dmd.artifacts import manifest as manifests
-from dmd.artifacts.pairs import PairReader
 from dmd.config.training import Distill
+from dmd.data import manifest as manifests
+from dmd.data.pairs import PairReader
 from dmd.methods.base import Distance, Facts, Part, Rows
 from dmd.methods.parts.distances import l2_distance
+from dmd.models import loading
 from dmd.train import checkpoints, networks
 from dmd.train.data import NoiseStream, PairStream, Stream
 from dmd.train.parallel import BatchSplit

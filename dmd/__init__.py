@@ -1,14 +1,22 @@
 """Distribution Matching Distillation as a staged, reproducible data pipeline.
 
-`load` gives a callable that draws images of a generator or teacher file.
-`stages` holds one module per pipeline step: each reads artifacts, calls maths and writes one artifact.
-`methods` says what a generator learns from (the distribution matching gradient and the regression loss),
-`diffusion` holds noise levels, denoisers and solvers, `networks` the architectures, `metrics` the distances
-between sets of features, `artifacts` every file format, `loading` makes denoisers of their files, `sampler` images of
-seeds, `text_sampler` of prompts. `config` and `checks` know what a configuration says, `specs` which of its
-numbers a job gets, `experiments` who owns which artifact, `layout` where it lies.
-Arrows point one way: stages -> methods -> diffusion, networks; stages -> metrics; stages -> sampler -> loading ->
-artifacts, diffusion, networks. Importing this package imports none of them.
+`load` gives a callable that draws images of a student's or a teacher's file; `dmd.status` says how far experiments are.
+The packages, each of which imports only those below it:
+
+    stages      one module per pipeline step, called by its rule: reads artifacts, writes one artifact
+    train       trains any method: updates, optimisers, processes, checkpoints
+    importers   makes teachers, adapters and feature networks of files that others trained
+    report      scores, tables, charts, grids of images, model cards
+    methods     what a student or a teacher learns from, one file a method
+    sampling    images from noise: noise levels, solvers, samplers
+    metrics     how good samples are
+    data        rows of images, pairs and prompts: shards, manifests, storage
+    cluster     how a job runs on machines: processes, signals, GPUs, SLURM
+    models      denoisers: networks, preconditioning, guidance, adapters, their files
+    provenance  what an artifact was made from: digests, records
+    config      what a configuration says
+
+Importing this package imports none of them.
 """
 
 from __future__ import annotations
@@ -18,8 +26,8 @@ from typing import TYPE_CHECKING, Any, overload
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dmd.sampler import Sampler
-    from dmd.text_sampler import TextSampler
+    from dmd.sampling.sampler import Sampler
+    from dmd.sampling.text_sampler import TextSampler
 
 __all__ = ["load"]
 
@@ -86,8 +94,8 @@ def load(
             None.
 
     Returns:
-        A `dmd.sampler.Sampler`, with `shape`, `num_classes`, `sigma`, `solver`, `device`, `metadata`; with a text
-        encoder a `dmd.text_sampler.TextSampler`.
+        A `dmd.sampling.sampler.Sampler`, with `shape`, `num_classes`, `sigma`, `solver`, `device`, `metadata`; with a
+        text encoder a `dmd.sampling.text_sampler.TextSampler`.
 
     Raises:
         ValueError: a file is damaged or holds no such weights, files do not belong together, or a solver or guidance
@@ -98,9 +106,9 @@ def load(
     if text_encoder is None:
         if autoencoder is not None:
             raise ValueError("autoencoder: it decodes what a denoiser draws of text: give text_encoder, too")
-        from dmd.sampler import load
+        from dmd.sampling.sampler import load
 
         return load(path, **numbers)
-    from dmd.text_sampler import load as load_text
+    from dmd.sampling.text_sampler import load as load_text
 
     return load_text(path, text_encoder=text_encoder, autoencoder=autoencoder, **numbers)

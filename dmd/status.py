@@ -1,8 +1,8 @@
 """How far the experiments are: `python -m dmd.status [EXPERIMENT ...]`, run in the folder of config.yaml.
 
 Reads files and logs of the results and nothing else, so it works on any machine that sees the folder, while jobs of a
-cluster or of this machine write to it. What the states mean is said in `dmd.job_log`; `done` says that files are
-there, `snakemake -n` whether they are of the numbers that config.yaml has now.
+cluster or of this machine write to it. What the states mean is said in `dmd.cluster.job_log`; `done` says that files
+are there, `snakemake -n` whether they are of the numbers that config.yaml has now.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dmd.cluster.progress import STAGES, Results, Stage
 from dmd.config import ConfigError, Experiments, load
-from dmd.progress import STAGES, Results, Stage
 
 UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from dmd.networks import build
-from dmd.networks.block import Block
-from dmd.networks.layers import NoiseFeatures, ResidualDown
+from dmd.models.networks import build
+from dmd.models.networks.block import Block
+from dmd.models.networks.layers import NoiseFeatures, ResidualDown
 
 SOURCE = "import pathlib\npathlib.Path('executed').touch()\n"  # what NVIDIA's reader would execute
 STYLES = {
@@ -45,7 +45,7 @@ def make_edm_pickle(
     """Writes `{"ema": module}` as released, and returns the network whose weights it holds.
 
     Args:
-        family: adm, ddpmpp or ncsnpp; the numbers are those of dmd.networks.unet.Shape.
+        family: adm, ddpmpp or ncsnpp; the numbers are those of dmd.models.networks.unet.Shape.
         preconditioning: class of the outer module.
         source: text that stands as the source code of every class.
         changed: arguments of the network that override what the family says.

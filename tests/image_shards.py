@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from dmd.artifacts.files import canonical_json
+from dmd.provenance.files import canonical_json
 from dmd.stages import images
 
 

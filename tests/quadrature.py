@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dmd.diffusion.denoiser import GaussianMixtureDenoiser
+from dmd.models.denoiser import GaussianMixtureDenoiser
 
 MEAN, SCALE, SIGMA = 0.2, 0.45, 0.7  # of the student x = MEAN + SCALE z, and the noise level
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from dmd.diffusion.denoiser import Denoiser
 from dmd.methods.base import Facts
-from dmd.networks import build
+from dmd.models.denoiser import Denoiser
+from dmd.models.networks import build
 from dmd.train.trainer import Trainer
 from tests.trainings import Given, Updates
 

@@ -4,37 +4,32 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dmd"
-ALLOWED = {
-    "diffusion": {"diffusion", "torchvision_operators"},
-    "networks": {"networks", "torchvision_operators"},
-    "methods": {"methods", "config", "diffusion", "networks"},
-    "train": {"train", "methods", "config", "artifacts", "diffusion", "networks", "loading"},  # and no stage
-    "metrics": {"metrics", "torchvision_operators"},
-    "artifacts": {"artifacts", "config"},
-    "loading": {"artifacts", "diffusion", "networks"},
-    "sampler": {"loading", "artifacts", "config", "diffusion", "default_solver"},
-    "default_solver": {"diffusion", "loading"},
-    "text_sampler": {"sampler", "loading"},
-    "stages": {
-        "stages",
-        "train",
-        "methods",
-        "config",
-        "metrics",
-        "artifacts",
-        "diffusion",
-        "networks",
-        "torchvision_operators",
-        "loading",
-        "sampler",
-    },
-    "torchvision_operators": set(),
-    "config": {"config"},
-    "job_log": set(),
-    "progress": {"config", "job_log"},
-    "status": {"config", "progress"},
-    "__init__": {"sampler", "text_sampler"},  # inside load, when it is called
+ROOMS = [  # from the top down: a room imports only rooms below it
+    "stages",
+    "train",
+    "importers",
+    "report",
+    "methods",
+    "sampling",
+    "metrics",
+    "data",
+    "cluster",
+    "models",
+    "provenance",
+    "config",
+]
+NOT = {  # although it lies below: methods and metrics do no I/O, and what draws images does not know who trained it
+    "train": {"importers"},
+    "importers": {"report", "sampling"},
+    "methods": {"metrics", "data", "cluster", "provenance"},
+    "sampling": {"metrics"},
+    "metrics": {"data", "cluster", "models", "provenance", "config"},
+    "data": {"models"},
+    "models": {"config"},
 }
+PURE = {"noise", "solvers", "schedulers"}  # of sampling: what methods may use
+SHIM = "torchvision_operators"
+FACES = {"__init__": {"sampling"}, "status": {"cluster", "config"}, SHIM: set()}  # of `__init__` when it is called
 FORBIDDEN = {"snakemake", "workflow"}
 
 
@@ -53,14 +48,29 @@ def imported(path: Path) -> set[str]:
 def test_imports_follow_the_arrows():
     for path in PACKAGE.rglob("*.py"):
         part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        allowed = FACES[part] if part in FACES else {*ROOMS[ROOMS.index(part) :], SHIM} - NOT.get(part, set())
         names = imported(path)
         parts = {name.split(".")[1] for name in names if name.startswith("dmd.")}
-        assert parts <= ALLOWED[part], f"{path} imports {parts - ALLOWED[part]}"
+        assert parts <= allowed, f"{path} imports {parts - allowed}"
         assert not {name.split(".")[0] for name in names} & FORBIDDEN, path
 
 
+def test_methods_use_the_maths_of_sampling_alone():
+    used = {name.split(".")[2] for path in (PACKAGE / "methods").rglob("*.py") for name in imported(path)
+            if name.startswith("dmd.sampling.")}  # fmt: skip
+    assert used and used <= PURE
+
+
+def test_every_stage_is_run_as_a_module():
+    """dmd/stages holds what a rule, or a person, calls, and nothing else."""
+    for path in (PACKAGE / "stages").glob("[!_]*.py"):
+        text = path.read_text()
+        assert "\ndef run(" in text or "\ndef main(" in text, path
+        assert 'if __name__ == "__main__":' in text, path
+
+
 def test_configuration_needs_no_torch():
-    paths = [PACKAGE / f"{name}.py" for name in ("status", "progress", "job_log", "__init__")]
+    paths = [PACKAGE / f"{name}.py" for name in ("status", "cluster/progress", "cluster/job_log", "__init__")]
     for path in [*paths, *(PACKAGE / "config").glob("*.py")]:
         assert not any(each.split(".")[0] == "torch" for each in imported(path)), path
 

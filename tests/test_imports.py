@@ -27,7 +27,7 @@ def test_stages_of_the_chain_import_no_heavy_package_before_they_need_it():
     assert imported("; ".join(f"import dmd.stages.{name}" for name in STAGES)) == [set()]
 
 
-@pytest.mark.parametrize("module", ["dmd", "dmd.config", "dmd.config.schema", "dmd.artifacts.files", "dmd.status"])
+@pytest.mark.parametrize("module", ["dmd", "dmd.config", "dmd.config.schema", "dmd.provenance.files", "dmd.status"])
 def test_what_the_snakefile_imports_brings_no_torch(module):
     code = f"import sys, {module}; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -38,7 +38,7 @@ def test_digits_alone_bring_scikit_learn():
     mixture = {"kind": "gaussian-mixture", "means": [[0.0, 0.0]], "stds": [1.0], "weights": [1.0]}
     mixture |= {"num_training": 4, "num_held_out": 4, "seed": 0}
     digits = {"kind": "digits", "split_seed": 0, "num_training": 4}
-    load = "from dmd.artifacts import dataset; dataset.load({!r}, 'training')"
+    load = "from dmd.data import dataset; dataset.load({!r}, 'training')"
     before, after = imported(load.format(mixture), load.format(digits))
     assert before == set() and "sklearn" in after
 
@@ -50,7 +50,7 @@ def test_drawing_and_listing_bring_neither_the_compiler_nor_pandas(teacher_file,
     draw += f"pairs.run(teacher=Path({str(teacher_file)!r}), output=Path({str(block)!r}), **{pairs_numbers!r})"
     num, size = 2 * pairs_numbers["shard_size"], pairs_numbers["shard_size"]
     lists = f"manifest.run(blocks=[Path({str(block)!r})], output=Path({str(listed)!r}), num={num}, shard_size={size})"
-    reads = f"from dmd.artifacts import manifest; manifest.read_table(Path({str(listed)!r}))"
+    reads = f"from dmd.data import manifest; manifest.read_table(Path({str(listed)!r}))"
     assert imported(draw, lists, reads) == [set()] * 3
     compiled = "import torch; torch.use_deterministic_algorithms(True)"
     assert imported(compiled)[0] >= {"torch._dynamo", "sympy"}  # what it would be
@@ -59,8 +59,9 @@ def test_drawing_and_listing_bring_neither_the_compiler_nor_pandas(teacher_file,
 def test_garbage_is_looked_for_after_the_imports_of_a_stage(tmp_path):
     """A stage searches after its imports; a program that imports a stage searches as it did."""
     (tmp_path / "sitecustomize.py").write_text("import gc; gc.set_debug(gc.DEBUG_STATS)")
-    begun = "import gc, sys; sys.argv[0] = '-m'; from dmd import stages; assert not gc.isenabled(); "
-    begun += "stages.imports_are_done(); assert gc.isenabled() and gc.get_freeze_count() > 1000"
+    begun = "import gc, sys; sys.argv[0] = '-m'; import dmd.stages; from dmd.cluster import garbage; "
+    begun += "assert not gc.isenabled(); "
+    begun += "garbage.imports_are_done(); assert gc.isenabled() and gc.get_freeze_count() > 1000"
     searches = []
     for line in (["-m", "dmd.stages.evaluate", "--help"], ["-c", "import dmd.stages.evaluate"], ["-c", begun]):
         environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}

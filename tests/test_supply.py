@@ -16,8 +16,8 @@ TREES = ("dmd", "bench", "workflow")
 MODULES = {  # that run what a file says, or fetch -> where they may be imported
     **dict.fromkeys("marshal shelve joblib dill cloudpickle runpy torch.hub torch.package torch.jit".split(), ()),
     **dict.fromkeys("urllib.request urllib3 http.client ftplib httpx aiohttp boto3 fsspec huggingface_hub".split(), ()),
-    "pickle": ("dmd/artifacts/weights_file.py",),  # of which only the error is used, see `NAMES`
-    "requests": ("dmd/artifacts/download.py", "dmd/artifacts/web_folder.py"),
+    "pickle": ("dmd/importers/weights_file.py",),  # of which only the error is used, see `NAMES`
+    "requests": ("dmd/data/download.py", "dmd/data/web_folder.py"),
 }
 NAMES = frozenset(  # wherever they stand, called or handed on; methods by their last name
     "pickle.load pickle.loads pickle.Unpickler builtins.eval builtins.exec builtins.__import__ "
@@ -34,7 +34,7 @@ REQUIRED = {  # function, or the name of a method -> (keyword, what it has to be
 COMMANDS = re.compile(r"(?<![\w-])(?:curl|wget|aria2c|scp|rsync|git clone)(?![\w-])")
 INSTALLERS = re.compile(r"(?:pip|conda|mamba) install")
 IN_RULES = ("os", "shlex", "signal", "sys", "re", "functools", "pathlib", "snakemake_interface_executor_plugins", "dmd")
-LOADING = ("dmd/artifacts/weights_file.py",)  # where torch.load stands
+LOADING = ("dmd/importers/weights_file.py",)  # where torch.load stands
 
 
 def dotted(node: ast.expr, bound: dict[str, str]) -> str:
@@ -189,7 +189,7 @@ def test_harmless_python_is_left_alone(text: str):
 
 def test_what_is_forbidden_elsewhere_stands_in_its_place():
     assert not python_faults(LOADING[0], "import torch\ntorch.load(path, weights_only=True)")
-    assert not python_faults("dmd/artifacts/download.py", "import requests\nrequests.get(url)")
+    assert not python_faults("dmd/data/download.py", "import requests\nrequests.get(url)")
     assert python_faults(LOADING[0], "import torch\ntorch.load(path)")
     assert python_faults(LOADING[0], "import pickle\npickle.load(stream)")
 

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from bench.updates import Given as Given  # rows that tests give
-from dmd.artifacts import record
 from dmd.config.training import Distill, TeacherTraining
 from dmd.methods.base import Clock, Facts
 from dmd.methods.parts.distances import l2_distance
+from dmd.provenance import record
 from dmd.train.data import PreparedStep, Stream
 from dmd.train.parallel import BatchSplit
 from dmd.train.trainer import Trainer, assemble, loader, plan

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dmd.config.method import MethodSection, PlannedPhase
-from dmd.diffusion.calls import Calls
+from dmd.models.calls import Calls
 
 Rows = dict[str, Tensor]  # by field, one row per sample
 Distance = Callable[[Tensor, Tensor], Tensor]

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from dmd.config import methods as sections
-from dmd.diffusion.calls import Calls
-from dmd.diffusion.denoiser import per_sample
-from dmd.diffusion.noise import karras_sigmas
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
+from dmd.models.calls import Calls
+from dmd.models.denoiser import per_sample
+from dmd.sampling.noise import karras_sigmas
 
 NUM_BINS = 10  # of noise levels in the log
 HUBER = 0.00054  # c over the root of the number of values (Song and Dhariwal 2023, Table 1)

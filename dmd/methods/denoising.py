@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from dmd.config import methods as sections
-from dmd.diffusion.denoiser import Denoiser, per_sample
-from dmd.diffusion.noise import log_normal_sigmas
-from dmd.diffusion.objective import denoising_loss
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
+from dmd.methods.parts.objective import denoising_loss
+from dmd.models.denoiser import Denoiser, per_sample
+from dmd.sampling.noise import log_normal_sigmas
 
 
 @dataclass

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from dmd.config import methods as sections
 from dmd.config.method import PlannedPhase
-from dmd.diffusion.calls import Calls
-from dmd.diffusion.denoiser import Denoiser, per_sample
-from dmd.diffusion.objective import denoising_loss
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts.levels import noise_table
 from dmd.methods.parts.matching import matching_gradient, matching_loss
+from dmd.methods.parts.objective import denoising_loss
+from dmd.models.calls import Calls
+from dmd.models.denoiser import Denoiser, per_sample
 
 NUM_BINS = 10  # of noise levels in the log
 

@@ -27,11 +27,11 @@ from torch import Tensor
 
 from dmd.config import methods as sections
 from dmd.config.method import STUDENT, TEACHER, PlannedPhase
-from dmd.diffusion.calls import Calls
-from dmd.diffusion.denoiser import Denoiser, per_sample
-from dmd.diffusion.noise import sampling_sigmas
-from dmd.diffusion.objective import denoising_loss
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
+from dmd.methods.parts.objective import denoising_loss
+from dmd.models.calls import Calls
+from dmd.models.denoiser import Denoiser, per_sample
+from dmd.sampling.noise import sampling_sigmas
 
 NUM_BINS = 8  # of steps in the log
 

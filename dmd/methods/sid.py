@@ -28,11 +28,11 @@ import torch
 from torch import Tensor
 
 from dmd.config import methods as sections
-from dmd.diffusion.calls import Calls
-from dmd.diffusion.denoiser import Denoiser, per_sample
-from dmd.diffusion.noise import karras_curve, log_normal_sigmas
-from dmd.diffusion.objective import denoising_loss
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
+from dmd.methods.parts.objective import denoising_loss
+from dmd.models.calls import Calls
+from dmd.models.denoiser import Denoiser, per_sample
+from dmd.sampling.noise import karras_curve, log_normal_sigmas
 
 FLOOR = 1e-5  # of the mean error that the loss is divided by
 NUM_BINS = 10  # of noise levels in the log

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from dmd.artifacts import record
-from dmd.artifacts import tensors as tensor_files
-from dmd.stages import autoencoder_files, imports, stage
-from dmd.stages import pipeline_files as pipelines
+from dmd.cluster import job, reporting
+from dmd.importers import autoencoder_files, teachers
+from dmd.importers import pipeline_files as pipelines
+from dmd.provenance import record
+from dmd.provenance import tensors as tensor_files
 
 KINDS = ("stable-diffusion", "diffusers", "tiny")
 
@@ -30,13 +31,14 @@ def run(*, output: Path, source: Path, kind: str, sha256: str | None = None) -> 
     key = "teacher.tiny_autoencoder.sha256" if tiny else "teacher.sha256"
     with record.exclusive(output):
         own = autoencoder_files.source_files(place, form)
-        whole = own if tiny else imports.KINDS[kind].files(source)
+        whole = own if tiny else teachers.KINDS[kind].files(source)
         found, digest = pipelines.digests(source, whole, sha256, key=key)
         if absent := [path for path in own if path not in found]:
             raise ValueError(f"{source}/model_index.json names no AutoencoderKL as vae, though {absent[0]} is there")
         inputs = {"source": {str(path): found[path] for path in own}}
         tensors, facts = autoencoder_files.load(place, form)
-        stage.log(f"{place}: {facts['latent_channels']} channels of latents, {facts['scale']} pixels per side of one")
+        channels, scale = facts["latent_channels"], facts["scale"]
+        reporting.log(f"{place}: latents have {channels} channels, a side of one is {scale} pixels")
         provenance = record.provenance("autoencoder", {"kind": kind, "sha256": sha256}, inputs)
         metadata = {**provenance, "kind": "autoencoder", "source_sha256": digest, **facts}
         with record.publish(output, stage="autoencoder", inputs=inputs) as temporary:
@@ -44,4 +46,4 @@ def run(*, output: Path, source: Path, kind: str, sha256: str | None = None) -> 
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    job.main(run)

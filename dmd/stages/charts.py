@@ -11,10 +11,11 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
-from dmd.artifacts import record
-from dmd.artifacts.scores import by_experiment
-from dmd.stages import figures, stage
-from dmd.stages.figure3 import draw_figure3
+from dmd.cluster import job
+from dmd.data.score_files import by_experiment
+from dmd.provenance import record
+from dmd.report import plots
+from dmd.report.figure3 import draw_figure3
 
 Series = Mapping[str, Any]
 
@@ -50,15 +51,15 @@ def run(
             manifests = [path for path in inputs if path.suffix == ".parquet"]
             figure = draw_figure3(scores, manifests, series, dataset)
         elif kind in drawings:
-            figure, axes = figures.new(1, 1, size=(7.0, 4.5))
+            figure, axes = plots.new(1, 1, size=(7.0, 4.5))
             drawings[kind](axes[0, 0], scores, series)
             _finish(axes[0, 0], scores)
         else:
             raise ValueError(f"chart kind {kind!r} is none of calls, pairs, figure3")
         if title:
-            figures.heading(figure, title)
+            plots.heading(figure, title)
         with record.publish(output, stage="charts", inputs=digests) as temporary:
-            figures.save(figure, temporary)
+            plots.save(figure, temporary)
 
 
 def _calls(axes: Axes, scores: Mapping[str, Any], series: Sequence[Series]) -> None:
@@ -98,8 +99,8 @@ def _draw(axes: Axes, index: int, label: str, places: Sequence[float], values: S
         means,
         yerr=np.array([np.minimum(spread, np.array(means) * 0.99), spread]),  # a log axis ends above 0
         label=label,
-        color=figures.COLOURS[index % len(figures.COLOURS)],
-        marker=figures.MARKERS[index % len(figures.MARKERS)],
+        color=plots.COLOURS[index % len(plots.COLOURS)],
+        marker=plots.MARKERS[index % len(plots.MARKERS)],
         markersize=7,
         linewidth=1.8,
         capsize=3,
@@ -115,11 +116,11 @@ def _finish(axes: Axes, scores: Mapping[str, Any]) -> None:
         raise ValueError(f"one chart cannot show the metrics {', '.join(metrics)}")
     if len(floors) == 1:
         (mean, std), *_ = floors
-        axes.axhspan(mean - std, mean + std, color=figures.GREY, alpha=0.25, linewidth=0)
-        axes.axhline(mean, color=figures.GREY, linestyle="--", linewidth=1.2, label="floor: real against real")
+        axes.axhspan(mean - std, mean + std, color=plots.GREY, alpha=0.25, linewidth=0)
+        axes.axhline(mean, color=plots.GREY, linestyle="--", linewidth=1.2, label="floor: real against real")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    marked = [line for line in axes.get_lines() if line.get_marker() in figures.MARKERS]
+    marked = [line for line in axes.get_lines() if line.get_marker() in plots.MARKERS]
     places = sorted({float(x) for line in marked for x in np.atleast_1d(line.get_xdata())})
     if places:
         axes.set_xticks(places, [f"{place:,.0f}" for place in places])
@@ -133,4 +134,4 @@ def _finish(axes: Axes, scores: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    job.main(run)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dmd.artifacts import feature_blocks, record
-from dmd.artifacts import tensors as tensor_files
+from dmd.cluster import job, torch_setup
+from dmd.data import feature_blocks
 from dmd.metrics.clip import metric_name
-from dmd.stages import scores, stage
+from dmd.provenance import record
+from dmd.provenance import tensors as tensor_files
+from dmd.report import scores
 from dmd.stages.evaluate import write
 
 
@@ -22,7 +24,7 @@ def run(*, features: list[Path], output: Path, experiment: str) -> None:
         ValueError: damaged or missing blocks, or blocks without cosines.
     """
     spec = {"experiment": experiment}
-    stage.set_threads(1)
+    torch_setup.set_threads(1)
     with record.exclusive(output):
         inputs = record.check_inputs(features=features)
         reference = tensor_files.load_metadata(features[0])["inputs"]["reference"] if features else ""
@@ -45,4 +47,4 @@ def run(*, features: list[Path], output: Path, experiment: str) -> None:
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    job.main(run)

@@ -9,23 +9,25 @@ from typing import Any
 
 import torch
 
-from dmd import loading, methods
-from dmd.artifacts import manifest as manifests
-from dmd.artifacts import record
-from dmd.artifacts import tensors as tensor_files
-from dmd.artifacts.images import ImageReader
-from dmd.artifacts.pairs import PairReader, TextReader
-from dmd.artifacts.storage import Settings, Storage
+from dmd import methods
+from dmd.cluster import job, processes, reporting, signals, torch_setup
 from dmd.config.training import Distill
-from dmd.diffusion.calls import Calls
-from dmd.diffusion.compute import set_tf32
+from dmd.data import manifest as manifests
+from dmd.data import reuse, shared_checks
+from dmd.data.images import ImageReader
+from dmd.data.pairs import PairReader, TextReader
+from dmd.data.storage import Settings, Storage
+from dmd.importers.distance_files import DistanceFiles, distances
 from dmd.methods.base import Facts
-from dmd.stages import agreement, processes, shared_checks, stage, stops, stored
-from dmd.stages.distance import DistanceFiles, distances
-from dmd.stages.grid import Grid
-from dmd.stages.training import log_table, training_loop
-from dmd.train import checkpoints, networks, state
+from dmd.models import loading
+from dmd.models.calls import Calls
+from dmd.models.compute import set_tf32
+from dmd.provenance import record
+from dmd.provenance import tensors as tensor_files
+from dmd.train import checkpoints, compatible, networks, state
 from dmd.train.data import ImageStream, NoiseStream, PairStream, Stream
+from dmd.train.grid import Grid
+from dmd.train.loop import log_table, training_loop
 from dmd.train.parallel import BatchSplit
 from dmd.train.trainer import Trainer, assemble
 
@@ -72,24 +74,25 @@ def run(
             last good checkpoint).
         Stopped: a signal came, and a checkpoint of the update at hand is written.
     """
-    stage.set_threads(threads)
+    torch_setup.set_threads(threads)
     set_tf32(distill.compute.model_dump())  # type: ignore[arg-type]
     leads = processes.rank() == 0
     alone = record.exclusive(output) if leads else contextlib.nullcontext()
-    with alone, processes.joined(distill.processes, stage.choose_device(device)):
+    with alone, processes.joined(distill.processes, torch_setup.choose_device(device)):
         inputs = record.check_inputs(teacher=teacher, manifest=manifest, images=images, states=states)
         inputs |= record.check_inputs(start=start, lpips=lpips)
         inputs |= record.check_inputs(tiny_autoencoder=tiny_autoencoder, autoencoder=autoencoder)
         spec = distill.learnt_from() | {"device": device, "threads": threads}
         provenance = record.provenance("distill", spec, inputs)
         split = BatchSplit(processes.rank(), processes.count(), distill.compute.micro_batch_size)
-        job = _Job(distill, teacher, start or teacher, manifest, stage.choose_device(device))
-        agreement.check_pairs(distill.method, job.pairs)
-        trainer = job.trainer(DistanceFiles(lpips, tiny_autoencoder, autoencoder), split)
+        distillation = _Distillation(distill, teacher, start or teacher, manifest, torch_setup.choose_device(device))
+        compatible.check_pairs(distill.method, distillation.pairs)
+        trainer = distillation.trainer(DistanceFiles(lpips, tiny_autoencoder, autoencoder), split)
         calls = trainer.method.sampling()
-        agreement.check_levels(calls, job.start, job.pairs if "pairs" in distill.method.reads() else None)
-        streams = job.streams(images, states, stored.opened(storage), trainer.method.facts)
-        grid = Grid(trainer, job.texts if trainer.method.facts.text else None).draw if calls else None
+        pairs = distillation.pairs if "pairs" in distill.method.reads() else None
+        compatible.check_levels(calls, distillation.start, pairs)
+        streams = distillation.streams(images, states, reuse.opened(storage), trainer.method.facts)
+        grid = Grid(trainer, distillation.texts if trainer.method.facts.text else None).draw if calls else None
         loop = training_loop(
             trainer,
             streams,
@@ -100,11 +103,11 @@ def run(
             draw_grid=grid,
             grid_every=distill.grid_every,
         )
-        with stops.held():  # from the first update until the student is written
+        with signals.held():  # from the first update until the student is written
             rows, weights = loop.run(), state.student_weights(trainer, distill.adapter)
             if not leads:
                 return
-            metadata = {**provenance, **job.metadata(calls, trainer.kept_calls(loop.plan.total))}
+            metadata = {**provenance, **distillation.metadata(calls, trainer.kept_calls(loop.plan.total))}
             with record.publish(table, stage="distill", inputs=inputs) as temporary:
                 manifests.write(temporary, log_table(rows), metadata)
             with record.publish(output, stage="distill", inputs=inputs) as temporary:
@@ -112,7 +115,7 @@ def run(
             checkpoints.clear(loop.checkpoints)
 
 
-class _Job:
+class _Distillation:
     """What a distillation is made of: files, their facts, and the shuffled pairs."""
 
     def __init__(
@@ -122,7 +125,7 @@ class _Job:
         self.teacher, self.start = loading.look_at(teacher), loading.look_at(start)
         self.pairs = None if manifest is None else manifests.read(manifest)
         self.text: PairReader | TextReader | None = None
-        agreement.check(self.teacher, self.start, self.pairs)
+        compatible.check(self.teacher, self.start, self.pairs)
 
     def trainer(self, files: DistanceFiles, split: BatchSplit) -> Trainer:
         """Networks on their device, and the method at work on them."""
@@ -144,7 +147,7 @@ class _Job:
             seed=training.seed,
             device=self.device,
             new=lambda role: methods.load(training.method.name).new_network(training.method, role, facts),
-            log=stage.log,
+            log=reporting.log,
         )
         compared = distances(training, files, self.device)
         return assemble(training, modules, facts, distances=compared, split=split, start=False)
@@ -157,7 +160,7 @@ class _Job:
         if self.pairs is not None:
             seed, once = self.distill.seed, shared_checks.once()
             pairs = PairReader(self.pairs, seed=seed, once=once, storage=storage)
-            stage.log(f"{len(pairs)} pairs")
+            reporting.log(f"{len(pairs)} pairs")
         if facts.text:
             self.text = (
                 pairs if states is None else TextReader(manifests.read(states), once=shared_checks.once("states"))
@@ -169,7 +172,7 @@ class _Job:
             found |= {"pairs": PairStream(pairs), "trajectories": PairStream(pairs, last="trajectory")}
         if images is not None:
             reader = ImageReader(images, "training", once=shared_checks.once("images"))
-            agreement.check_images(self.teacher, reader, images)
+            compatible.check_images(self.teacher, reader, images)
             found["images"] = ImageStream(reader)
         if missing := sorted(self.distill.method.reads() - found.keys()):
             raise ValueError(f"method {self.distill.method.name} reads {missing[0]}: none are given")
@@ -193,4 +196,4 @@ class _Job:
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    job.main(run)

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dmd.artifacts import feature_blocks, record
-from dmd.artifacts import tensors as tensor_files
-from dmd.artifacts.feature_blocks import Repetition
+from dmd.cluster import job, torch_setup
 from dmd.config.sections import Evaluate
-from dmd.stages import scores, stage
-from dmd.stages.scores import Reference
+from dmd.data import feature_blocks
+from dmd.data.feature_blocks import Repetition
+from dmd.provenance import record
+from dmd.provenance import tensors as tensor_files
+from dmd.report import scores
+from dmd.report.scores import Reference
 
 
 def run(
@@ -49,7 +51,7 @@ def run(
     """
     paths = {"fid": fid, "kid": kid, "prdc": prdc, "classes": classes, "memorisation": memorisation}
     spec = {"experiment": experiment, "neighbours": neighbours, "kid_subset": kid_subset, "seed": seed}
-    stage.set_threads(1)
+    torch_setup.set_threads(1)
     with record.exclusive(fid):
         inputs = record.check_inputs(reference=reference, features=features, teacher=teacher)
         repetitions, real, head = compared(reference, features, inputs)
@@ -107,4 +109,4 @@ def write(path: Path, score: dict[str, Any], inputs: record.Inputs) -> None:
 
 
 if __name__ == "__main__":
-    stage.main(run, Evaluate)
+    job.main(run, Evaluate)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dmd import loading
-from dmd.artifacts import files, record
-from dmd.diffusion.calls import Calls
-from dmd.diffusion.noise import seeded_draws
-from dmd.stages import stage
+from dmd.cluster import job, reporting, torch_setup
+from dmd.models import loading
+from dmd.models.calls import Calls
+from dmd.provenance import files, record
+from dmd.sampling.noise import seeded_draws
 
 if TYPE_CHECKING:
     import onnx
@@ -41,14 +41,14 @@ def run(*, generator: Path, output: Path, weights: str = "ema", calls: int | Non
     Raises:
         ValueError: no generator, weights beyond 2 GiB, or images that differ from torch's by more than 1e-4.
     """
-    stage.set_threads(threads)
+    torch_setup.set_threads(threads)
     with record.exclusive(output):
         inputs = record.check_inputs(generator=generator)
         network, facts = _student(generator, weights, calls)
-        stage.log(f"tracing {sum(value.numel() for value in network.state_dict().values()):,} weights")
+        reporting.log(f"tracing {sum(value.numel() for value in network.state_dict().values()):,} weights")
         graph = _trace(network, facts)
         difference = _compare(graph, network, facts, threads)
-        stage.log(f"onnxruntime and torch differ by {difference:.2g} at most")
+        reporting.log(f"onnxruntime and torch differ by {difference:.2g} at most")
         if not difference <= TOLERANCE:
             raise ValueError(f"{output}: onnxruntime and torch differ by {difference:.2g}, more than {TOLERANCE:g}")
         spec = {"weights": weights, "threads": threads} | ({} if calls is None else {"calls": calls})
@@ -133,4 +133,4 @@ def _compare(graph: onnx.ModelProto, network: _Student, facts: dict[str, Any], t
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    job.main(run)

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dmd.artifacts import dataset as datasets
-from dmd.artifacts import tensors as tensor_files
+from dmd.cluster import job, reporting, torch_setup
+from dmd.data import dataset as datasets
 from dmd.metrics.features import Digits32
-from dmd.stages import stage
+from dmd.provenance import tensors as tensor_files
 
 
 def run(
@@ -46,7 +46,7 @@ def run(
             1.
     """
     spec = {name: value for name, value in locals().items() if name != "output"}
-    stage.set_threads(threads)
+    torch_setup.set_threads(threads)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     training = datasets.load(dataset, "training")
@@ -63,7 +63,7 @@ def run(
         optimiser.step()
         schedule.step()
     accuracy = {split: _accuracy(network, dataset, split) for split in datasets.SPLITS}
-    stage.log(f"digits32: accuracy {accuracy}")
+    reporting.log(f"digits32: accuracy {accuracy}")
     tensor_files.save(output, network.state_dict(), {"kind": "digits32", "spec": spec, "accuracy": accuracy})
 
 
@@ -90,4 +90,4 @@ def _accuracy(network: Digits32, dataset: dict[str, Any], split: str) -> float:
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    job.main(run)

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmd.artifacts import manifest, record
-from dmd.artifacts import tensors as tensor_files
+from dmd.cluster import job, reporting, torch_setup
+from dmd.data import manifest
+from dmd.importers import clip_files, feature_files
+from dmd.importers.clip_files import Judge
 from dmd.metrics.features import FeatureNetwork, extract
 from dmd.metrics.moments import Moments
-from dmd.stages import clip_files, feature_files, stage
-from dmd.stages.clip_files import Judge
-from dmd.stages.sample_images import SampleImages
+from dmd.provenance import record
+from dmd.provenance import tensors as tensor_files
+from dmd.sampling.sample_images import SampleImages
 
 
 def run(
@@ -50,7 +52,7 @@ def run(
         ValueError: a damaged input, a reference of other features or protocol, a block of several
             repetitions, latents without an autoencoder, or a part of `clip` without the others.
     """
-    stage.set_threads(threads)
+    torch_setup.set_threads(threads)
     spec = {
         "features": features,
         "protocol": protocol,
@@ -66,7 +68,7 @@ def run(
         real = tensor_files.load_metadata(reference)
         extractor, identity = feature_files.load(network, features, modes=real["modes"])
         inputs |= record.check_inputs(network=network, autoencoder=autoencoder, captions=captions)
-        place = stage.choose_device(device)
+        place = torch_setup.choose_device(device)
         extractor.to(place)
         if real["features"] != identity or real["protocol"] != protocol:
             raise ValueError(
@@ -89,7 +91,7 @@ def _extract(
 ) -> dict[str, Tensor]:
     """The file's tensors."""
     values, predicted, labels, cosines = [], [], [], []
-    status = stage.Progress(total=len(images), unit="batches")
+    status = reporting.Progress(total=len(images), unit="batches")
     for image, label in images:
         part, classes = extract(extractor, image, protocol["quantise"], protocol["resize"])
         values.append(part)
@@ -132,4 +134,4 @@ def _origin(samples: manifest.Manifest) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    job.main(run)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from dmd.artifacts import pinned, record
-from dmd.artifacts.download import Download, DownloadError
+from dmd.cluster import job, reporting
 from dmd.config.rules import VERSIONS
-from dmd.stages import stage
+from dmd.data.download import Download, DownloadError
+from dmd.provenance import pinned, record
 
 
 def run(*, output: Path, url: str, sha256: str | None = None, size: int | None = None) -> None:
@@ -30,24 +30,24 @@ def run(*, output: Path, url: str, sha256: str | None = None, size: int | None =
     with record.exclusive(output):
         if not output.exists():
             _fetch(output, url, sha256, size)
-    stage.log(f"{output}: {output.stat().st_size} bytes")
+    reporting.log(f"{output}: {output.stat().st_size} bytes")
 
 
 def _fetch(output: Path, url: str, sha256: str | None, size: int | None) -> None:
     partial = output.with_name(f".{output.name}.part")
-    download = Download(url, partial, size, log=stage.log, advance=_Status())
+    download = Download(url, partial, size, log=reporting.log, advance=_Status())
     try:
         digest = _wanted(download, output, sha256, _recorded(output, sha256))
     except ValueError:
         if not output.exists():
             raise
     if output.exists():
-        stage.log(f"somebody put {output} there meanwhile: what came is discarded")
+        reporting.log(f"somebody put {output} there meanwhile: what came is discarded")
     else:
         facts = {"url": url, "stage": "fetch", "version": VERSIONS["fetch"]}
         pinned.remember(output, digest, partial.stat().st_size, **facts)
         partial.replace(output)
-        stage.log(f"sha256 {digest} recorded")
+        reporting.log(f"sha256 {digest} recorded")
     download.discard()
 
 
@@ -62,7 +62,7 @@ class _Status:
         now = time.monotonic()
         if not 0 <= self._from[1] < reached:
             self._from, self._last = (now, reached), now
-        if now - self._last < stage.STATUS_SECONDS and reached != total:
+        if now - self._last < reporting.STATUS_SECONDS and reached != total:
             return
         self._last = now
         rate = (reached - self._from[1]) / max(now - self._from[0], 1e-9)
@@ -70,7 +70,7 @@ class _Status:
         if total is not None:
             line = f"{reached / 1e6:.1f}/{total / 1e6:.1f} MB, {rate / 1e6:.3g} MB/s, "
             line += f"{(total - reached) / max(rate, 1):.0f} s left"
-        stage.log(line)
+        reporting.log(line)
 
 
 def _recorded(output: Path, sha256: str | None) -> str | None:
@@ -84,7 +84,7 @@ def _wanted(download: Download, output: Path, sha256: str | None, recorded: str 
     resumed = download.partial.exists()
     digest = _tried(download, output, sha256)
     if resumed and not digest.startswith(recorded or sha256 or ""):
-        stage.log(f"what was left by an earlier try does not fit: sha256 {digest}; starting again")
+        reporting.log(f"what was left by an earlier try does not fit: sha256 {digest}; starting again")
         download.discard()
         digest = _tried(download, output, sha256)
     if sha256 and not digest.startswith(sha256):
@@ -100,7 +100,7 @@ def _wanted(download: Download, output: Path, sha256: str | None, recorded: str 
             f"discarded; put that file back, or remove {record.sidecar(output)} if the change is meant"
         )
     if not download.ended and not sha256 and not recorded:
-        stage.log(
+        reporting.log(
             f"WARNING: nothing says whether {output} came whole: {download.url} names no length, and inputs has "
             "neither its size nor its sha256; compare it with what its publisher says"
         )
@@ -108,7 +108,7 @@ def _wanted(download: Download, output: Path, sha256: str | None, recorded: str 
 
 
 def _tried(download: Download, output: Path, sha256: str | None) -> str:
-    stage.log(f"{output} from {download.url}")
+    reporting.log(f"{output} from {download.url}")
     try:
         return download.run()
     except DownloadError as error:
@@ -120,4 +120,4 @@ def _tried(download: Download, output: Path, sha256: str | None) -> str:
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    job.main(run)

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from dmd.artifacts import dataset as datasets
-from dmd.artifacts import images, manifest, record, shards
-from dmd.stages import shard_file, stage
+from dmd.cluster import job, reporting
+from dmd.data import dataset as datasets
+from dmd.data import images, manifest, shard_file, shards
+from dmd.provenance import record
 
 PART = 1024  # images of a folder in memory at once
 
@@ -51,7 +52,7 @@ def run(*, output: Path, dataset: dict[str, Any], shard_size: int) -> None:
         facts |= {"name": dataset["kind"], "modes": dataset.get("means")}
         with record.publish(output, stage="images", inputs={"shards": tars}) as temporary:
             manifest.write(temporary, pa.concat_tables(tables), {**provenance, "facts": facts})
-        stage.log(f"{sum(counts.values())} images {spread.shape}, {len(tables)} shards")
+        reporting.log(f"{sum(counts.values())} images {spread.shape}, {len(tables)} shards")
 
 
 class _Spread:
@@ -90,4 +91,4 @@ def _shards(rows: Iterator[tuple[int, shards.Item]], size: int) -> Iterator[Iter
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    job.main(run)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dmd.artifacts import record
-from dmd.artifacts.feature_blocks import Repetition
+from dmd.cluster import job, torch_setup
 from dmd.config.sections import InceptionScore
+from dmd.data.feature_blocks import Repetition
+from dmd.importers import feature_files
 from dmd.metrics.inception_score import inception_scores
-from dmd.stages import feature_files, scores, stage
+from dmd.provenance import record
+from dmd.report import scores
 from dmd.stages.evaluate import compared, write
 
 HEAD = "fc.weight"  # (1008, 2048): the logits without their bias, as torch-fidelity takes them
@@ -40,7 +42,7 @@ def run(
         ValueError: damaged or missing blocks, or features of another network.
     """
     spec = {"experiment": experiment, "splits": splits, "seed": seed}
-    stage.set_threads(1)
+    torch_setup.set_threads(1)
     with record.exclusive(output):
         inputs = record.check_inputs(reference=reference, features=features, network=network)
         repetitions, real, head = compared(reference, features, inputs)
@@ -68,4 +70,4 @@ def _logits(repetition: Repetition, classifier: Tensor) -> Iterator[Tensor]:
 
 
 if __name__ == "__main__":
-    stage.main(run, InceptionScore)
+    job.main(run, InceptionScore)

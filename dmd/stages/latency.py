@@ -16,16 +16,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dmd import loading
-from dmd.artifacts import record
+from dmd.cluster import job, reporting, torch_setup
 from dmd.config.sections import Latency, Sample
-from dmd.diffusion.calls import Calls
-from dmd.diffusion.noise import seeded_draws
-from dmd.diffusion.solver import solve
-from dmd.networks.autoencoder import Codec
-from dmd.networks.text_encoder import Text
-from dmd.sampler import Sampler
-from dmd.stages import stage
+from dmd.models import loading
+from dmd.models.autoencoder import Codec
+from dmd.models.calls import Calls
+from dmd.models.text_encoder import Text
+from dmd.provenance import record
+from dmd.sampling.noise import seeded_draws
+from dmd.sampling.sampler import Sampler
+from dmd.sampling.solvers import solve
 from dmd.stages.evaluate import write
 
 PROMPT = "a photograph of an astronaut riding a horse"  # every prompt is filled up to the same length
@@ -67,10 +67,10 @@ def run(
     spec = {name: value for name, value in locals().items() if not isinstance(value, Path | None)}
     if dtype not in DTYPES:
         raise ValueError(f"latency.dtype {dtype!r} is not one of {list(DTYPES)}")
-    stage.set_threads(threads)
+    torch_setup.set_threads(threads)
     with record.exclusive(output):
         inputs = record.check_inputs(denoiser=denoiser, text_encoder=text_encoder, autoencoder=autoencoder)
-        place = stage.choose_device(device)
+        place = torch_setup.choose_device(device)
         sampler = Sampler(denoiser, solver=solver, weights=weights, device=place, guidance=guidance, calls=calls)
         for name, path, key in (("text-encoder", text_encoder, "text"), ("autoencoder", autoencoder, "image_shape")):
             if (path is None) == (key in sampler.metadata):
@@ -89,7 +89,7 @@ def run(
         )
         batches = [chain.measured(size, repeats=repeats, warmup=warmup) for size in batch_sizes]
         for each in batches:
-            stage.log(
+            reporting.log(
                 f"{each['batch_size']} at once: {each['seconds']:.4g} s, {each['images_per_second']:.4g} images/s"
             )
         score = {
@@ -189,4 +189,4 @@ class Chain:
 
 
 if __name__ == "__main__":
-    stage.main(run, Latency, Sample)
+    job.main(run, Latency, Sample)

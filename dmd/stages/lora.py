@@ -4,10 +4,10 @@ from pathlib import Path
 
 import safetensors.torch
 
-from dmd.artifacts import record
-from dmd.artifacts import tensors as tensor_files
-from dmd.networks.lora import scale
-from dmd.stages import stage
+from dmd.cluster import job, reporting
+from dmd.models.lora import scale
+from dmd.provenance import record
+from dmd.provenance import tensors as tensor_files
 
 PREFIX = "lora."
 
@@ -33,7 +33,7 @@ def run(*, generator: Path, output: Path) -> None:
             raise ValueError(f"{generator} holds no adapter of a network of diffusers: set distill.adapter")
         factor = scale(facts["adapter"])
         found = {name: value * factor if ".lora_B." in name else value for name, value in sorted(found.items())}
-        stage.log(
+        reporting.log(
             f"adapter of rank {facts['adapter']['rank']}, {sum(value.numel() for value in found.values()):,} numbers"
         )
         with record.publish(output, stage="lora", inputs=inputs) as temporary:
@@ -41,4 +41,4 @@ def run(*, generator: Path, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    job.main(run)

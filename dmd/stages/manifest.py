@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dmd.artifacts import columns, manifest, record
-from dmd.artifacts.storage import Settings, open_shard
-from dmd.stages import stage, stored
-from dmd.stages.drawing import COUNTED, RANGE_KEYS, total_facts
+from dmd.cluster import job, reporting
+from dmd.data import columns, manifest, reuse
+from dmd.data.storage import Settings, open_shard
+from dmd.provenance import record
+from dmd.sampling.blocks import COUNTED, RANGE_KEYS, total_facts
 
 
 def run(*, blocks: list[Path], output: Path, num: int, shard_size: int, storage: Settings | None = None) -> None:
@@ -31,7 +32,7 @@ def run(*, blocks: list[Path], output: Path, num: int, shard_size: int, storage:
     with record.exclusive(output):
         found = [manifest.read(path) for path in blocks]
         _check_origins(found)
-        there = stored.opened(storage)
+        there = reuse.opened(storage)
         away = [file for block in found for file in block.shards if there and not file.path.is_file()]
         held = sum(len(block) for block in found)
         if held < num:
@@ -39,7 +40,7 @@ def run(*, blocks: list[Path], output: Path, num: int, shard_size: int, storage:
         if num % shard_size:
             raise ValueError(f"num {num} must be a multiple of shard_size {shard_size}")
         if there:
-            stored.check(there, away)
+            reuse.check(there, away)
         facts = total_facts([block.metadata["facts"] for block in found])
         spec = {"num": num, "shard_size": shard_size}
         metadata = {**record.provenance("manifest", spec, inputs), "facts": facts}
@@ -67,7 +68,7 @@ def _origin(block: manifest.Manifest) -> dict[str, Any]:
 
 def _parts(blocks: Sequence[manifest.Manifest], folder: Path, num: int, away: set[Path]) -> Iterator[pa.Table]:
     """The first `num` rows of all blocks, block by block, once those of its shards that are not `away` were hashed."""
-    status, done = stage.Progress(total=sum(len(block) for block in blocks), unit="items"), 0
+    status, done = reporting.Progress(total=sum(len(block) for block in blocks), unit="items"), 0
     for block in blocks:
         for file in block.shards:
             if file.path not in away:
@@ -89,4 +90,4 @@ def _moved(block: manifest.Manifest, folder: Path) -> pa.Table:
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    job.main(run)

@@ -6,11 +6,12 @@ Pairs of a text teacher hold `text`, too, the states of their prompt, and the pr
 from pathlib import Path
 from typing import Any
 
-from dmd.artifacts.storage import Settings
+from dmd.cluster import job
 from dmd.config.sections import Pairs
-from dmd.diffusion.compute import Compute
-from dmd.stages import stage, stored
-from dmd.stages.drawing import PLAIN, draw_block
+from dmd.data import reuse
+from dmd.data.storage import Settings
+from dmd.models.compute import Compute
+from dmd.sampling.blocks import PLAIN, draw_block
 
 
 def run(
@@ -70,9 +71,9 @@ def run(
         keep_noise=True,
         prompts=prompts,
         text_encoder=text_encoder,
-        storage=stored.opened(storage),
+        storage=reuse.opened(storage),
     )
 
 
 if __name__ == "__main__":
-    stage.main(run, Pairs)
+    job.main(run, Pairs)

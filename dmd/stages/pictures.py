@@ -15,13 +15,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dmd import loading
-from dmd.artifacts import manifest, record
-from dmd.artifacts.prompts import Prompts
-from dmd.sampler import Sampler
-from dmd.stages import contact_sheet, figures, stage
-from dmd.stages.sides import Sides
-from dmd.stages.texts import Texts
+from dmd.cluster import job, torch_setup
+from dmd.data import manifest
+from dmd.data.prompts import Prompts
+from dmd.models import loading
+from dmd.provenance import record
+from dmd.report import contact_sheet, plots
+from dmd.report.comparison import PairedSamplers
+from dmd.sampling.sampler import Sampler
+from dmd.sampling.text_states import Texts
 
 NUM_POINTS = 1000  # noises drawn of a 2-D denoiser
 SMOOTHING = 40  # a curve is averaged over 1/40 of the updates
@@ -64,16 +66,18 @@ def run(
     Raises:
         ValueError: a damaged input, or teacher and generator of different shapes.
     """
-    stage.set_threads(threads)
+    torch_setup.set_threads(threads)
     with record.exclusive(grid):
         paths = {"prompts": prompts, "text_encoder": text_encoder, "autoencoder": autoencoder}
         inputs = record.check_inputs(teacher=teacher, generator=generator, table=table, **paths)
-        target = stage.choose_device(device)
+        target = torch_setup.choose_device(device)
         real = Sampler(teacher, solver=solver, device=target, guidance=guidance)
         student = Sampler(generator, solver={"name": "student"}, weights=weights, device=target, calls=calls)
         if real.shape != student.shape:
             raise ValueError(f"{teacher} makes {list(real.shape)}, {generator} makes {list(student.shape)}")
-        sides = Sides(real, student, None if autoencoder is None else loading.load_codec(autoencoder).to(target))
+        sides = PairedSamplers(
+            real, student, None if autoencoder is None else loading.load_codec(autoencoder).to(target)
+        )
         seeds = range(first_seed, first_seed + num_images)
         if prompts is not None and text_encoder is not None:
             texts = Texts(prompts, text_encoder, target, num=num_images)
@@ -84,25 +88,25 @@ def run(
             points = sides.shape[1:] == (1, 1)
             figure = _grid(sides.draw(range(first_seed, first_seed + NUM_POINTS) if points else seeds))
         with record.publish(grid, stage="pictures", inputs=inputs) as temporary:
-            figures.save(figure, temporary)
+            plots.save(figure, temporary)
         rows = manifest.read_table(table)[0].to_pandas()
         with record.publish(training, stage="pictures", inputs=inputs) as temporary:
-            figures.save(_training(rows), temporary)
+            plots.save(_training(rows), temporary)
 
 
 def _grid(sides: dict[str, Tensor]) -> Figure:
     first = next(iter(sides.values()))
     if first.shape[2:] == (1, 1):
-        figure, axes = figures.new(1, 2, size=(9.0, 4.8))
+        figure, axes = plots.new(1, 2, size=(9.0, 4.8))
         _clouds(axes[0], sides)
     else:
         columns = min(len(first), 10)
         rows = -(-len(first) // columns)
-        figure, axes = figures.new(2, 1, size=(8.0, 1.6 * rows + 1.2))
+        figure, axes = plots.new(2, 1, size=(8.0, 1.6 * rows + 1.2))
         for panel, (title, images) in zip(axes[:, 0], sides.items(), strict=True):
-            figures.show_images(panel, images, columns=columns)
+            plots.show_images(panel, images, columns=columns)
             panel.set_title(title)
-    figures.heading(figure, "The same noise, in the same order")
+    plots.heading(figure, "The same noise, in the same order")
     return figure
 
 
@@ -156,14 +160,14 @@ def _training(rows: pd.DataFrame) -> Figure:
     panels = _panels(rows)
     columns = min(len(panels), 3) or 1
     lines = -(-len(panels) // columns) or 1
-    figure, axes = figures.new(lines, columns, size=(4.5 * columns, 3.6 * lines))
+    figure, axes = plots.new(lines, columns, size=(4.5 * columns, 3.6 * lines))
     for place in axes.flat[max(len(panels), 1) :]:
         place.set_axis_off()
     if not panels:
         axes[0, 0].text(0.5, 0.5, "this log has no numbers", transform=axes[0, 0].transAxes, ha="center")
     for place, panel in zip(axes.flat, panels, strict=False):
         _draw(place, rows, panel)
-    figures.heading(figure, "Training, update by update")
+    plots.heading(figure, "Training, update by update")
     return figure
 
 
@@ -172,16 +176,16 @@ def _draw(axes: Axes, rows: pd.DataFrame, panel: _Panel) -> None:
     moving = {label: name for label, name in panel.columns.items() if np.ptp(_finite(rows, name)) > 0}
     moving = moving or panel.columns
     ordered = sorted(panel.columns, key=int) if panel.bins else [*panel.columns]
-    shades = figures.plt.get_cmap("viridis")(np.linspace(0, 0.92, len(ordered)))
+    shades = plots.plt.get_cmap("viridis")(np.linspace(0, 0.92, len(ordered)))
     for index, label in enumerate(ordered):
         name = panel.columns[label]
-        colour = shades[index] if panel.bins else figures.COLOURS[index % len(figures.COLOURS)]
+        colour = shades[index] if panel.bins else plots.COLOURS[index % len(plots.COLOURS)]
         if label in moving:
             _curve(axes, rows, name, label, colour, faint=not panel.bins)
         else:
             axes.plot([], [], color=colour, label=f"{label}: always {_finite(rows, name)[0]:g}")
     for update in _phase_ends(rows):
-        axes.axvline(update, color=figures.GREY, linewidth=0.6, linestyle=":")
+        axes.axvline(update, color=plots.GREY, linewidth=0.6, linestyle=":")
     if all((_finite(rows, name) > 0).all() for name in moving.values()):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
@@ -223,4 +227,4 @@ def _finite(rows: pd.DataFrame, column: str) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    job.main(run)

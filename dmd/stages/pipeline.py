@@ -9,11 +9,12 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from dmd.artifacts import manifest as manifests
-from dmd.artifacts import record
-from dmd.artifacts import tensors as tensor_files
-from dmd.artifacts.prompts import Prompts
-from dmd.stages import model_card, stage
+from dmd.cluster import job
+from dmd.data import manifest as manifests
+from dmd.data.prompts import Prompts
+from dmd.provenance import record
+from dmd.provenance import tensors as tensor_files
+from dmd.report import card
 
 TIME = 999  # that DDIM's one "trailing" step of 1000 begins at; it ends at the x0 estimate
 PARTS = {
@@ -70,7 +71,7 @@ def run(
         _text(writer, text_encoder)
         _autoencoder(writer, autoencoder)
         provenance, data = record.provenance("pipeline", spec, inputs), _data(manifest, states, prompts)
-        writer.write_text("README.md", model_card.card(provenance, facts, data, scores or []))
+        writer.write_text("README.md", card.card(provenance, facts, data, scores or []))
         index = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False, **PARTS}
         writer.write_json(output.name, {**index, "safety_checker": [None, None], "feature_extractor": [None, None]})
 
@@ -160,4 +161,4 @@ def _data(pairs: Path | None, states: Path | None, prompts: Path) -> dict[str, A
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    job.main(run)

@@ -9,8 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from dmd.artifacts import pinned, prompt_sources, prompts, record
-from dmd.stages import stage
+from dmd.cluster import job, reporting
+from dmd.data import prompt_sources, prompts
+from dmd.provenance import pinned, record
 
 
 def run(*, files: list[Path], output: Path, source: dict[str, Any]) -> None:
@@ -42,7 +43,7 @@ def run(*, files: list[Path], output: Path, source: dict[str, Any]) -> None:
             num = prompts.write(temporary, texts, lambda: {**provenance, "counts": dict(counts)})
             if num == 0:
                 raise ValueError(f"no prompts are left of {', '.join(map(str, files))}: {dict(counts)}")
-        stage.log(f"{num} prompts of {len(files)} files: {dict(counts)}")
+        reporting.log(f"{num} prompts of {len(files)} files: {dict(counts)}")
 
 
 def _texts(files: list[Path], source: dict[str, Any], folder: Path, counts: Counter[str]) -> Iterator[pa.Array]:
@@ -71,4 +72,4 @@ def _scratch(output: Path) -> Iterator[Path]:
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    job.main(run)

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmd.artifacts import dataset as datasets
-from dmd.artifacts import moments_file, pinned, record
-from dmd.artifacts import tensors as tensor_files
-from dmd.artifacts.images import ImageReader
+from dmd.cluster import job, reporting, torch_setup
 from dmd.config.sections import Reference
+from dmd.data import dataset as datasets
+from dmd.data.images import ImageReader
+from dmd.importers import feature_files, moments_file
 from dmd.metrics import frechet, resizing
 from dmd.metrics.features import FeatureNetwork, check_levels, extract
 from dmd.metrics.moments import Moments
-from dmd.stages import feature_files, stage
+from dmd.provenance import pinned, record
+from dmd.provenance import tensors as tensor_files
 
 BATCH_SIZE = 256  # of feature networks whose section names none
 
@@ -72,12 +73,12 @@ def run(
     }
     spec = {name: value for name, value in spec.items() if value is not None}
     _check(images, moments, statistics, against, protocol)
-    stage.set_threads(threads)
+    torch_setup.set_threads(threads)
     with record.exclusive(output):
         splits = {} if images is None else _splits(images)
         modes = next(iter(splits.values())).modes if splits else None
         extractor, identity = feature_files.load(network, features, modes=modes)
-        extractor.to(stage.choose_device(device))
+        extractor.to(torch_setup.choose_device(device))
         check_levels(extractor, protocol["quantise"])
         inputs = record.check_inputs(network=network, images=images, statistics=statistics)
         draws = {"num_samples": num_samples, "num_splits": floor_draws, "seed": seed}
@@ -92,7 +93,7 @@ def run(
             "num_classes": extractor.num_classes if splits else 0,
             "modes": modes,
         }
-        stage.log(f"floor of {extractor.name} at {num_samples} samples: {facts['floor']}")
+        reporting.log(f"floor of {extractor.name} at {num_samples} samples: {facts['floor']}")
         with record.publish(output, stage="reference", inputs=inputs) as temporary:
             tensor_files.write(temporary, found, {**record.provenance("reference", spec, inputs), **facts})
 
@@ -184,7 +185,7 @@ def _features(
     batches = torch.arange(len(data)).split(batch_size)
     parts = [
         extract(extractor, data.batch(indices), protocol["quantise"], protocol["resize"])
-        for indices in stage.progress(batches, total=len(batches), unit="batches")
+        for indices in reporting.progress(batches, total=len(batches), unit="batches")
     ]
     return torch.cat([values for values, _ in parts]), torch.cat([predicted for _, predicted in parts])
 
@@ -196,4 +197,4 @@ def _summary(floor: list[float]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    stage.main(run, Reference)
+    job.main(run, Reference)

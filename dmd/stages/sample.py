@@ -6,10 +6,10 @@ Where these are latents, latents are what is kept; the label of a sample made of
 from pathlib import Path
 from typing import Any
 
+from dmd.cluster import job
 from dmd.config.sections import Sample
-from dmd.diffusion.compute import Compute
-from dmd.stages import stage
-from dmd.stages.drawing import PLAIN, draw_block
+from dmd.models.compute import Compute
+from dmd.sampling.blocks import PLAIN, draw_block
 
 
 def run(
@@ -46,7 +46,7 @@ def run(
         batch_size, labels, shard_size, first, last: as in stage pairs.
         compute, text_encoder, guidance: as in stage pairs.
         prompts: captions/captions.parquet, where the condition is text; sample i has row i modulo the rows.
-        lora_file: LoRA of others that is added to the teacher's weights, see `dmd.stages.lora_file`.
+        lora_file: LoRA of others that is added to the teacher's weights, see `dmd.models.lora_file`.
         calls: of a student of several numbers of calls; None is the number that its training ended with.
         lora: its `sha256`, or what it begins with, or None; and `scale`, how much of it is added.
         num_samples: in one repetition of the evaluation; repetition r holds samples r * num_samples and on.
@@ -77,4 +77,4 @@ def run(
 
 
 if __name__ == "__main__":
-    stage.main(run, Sample)
+    job.main(run, Sample)

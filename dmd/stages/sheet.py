@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dmd.artifacts import manifest, record
-from dmd.artifacts.prompts import Prompts
-from dmd.stages import contact_sheet, figures, stage
-from dmd.stages.sample_images import SampleImages
+from dmd.cluster import job, torch_setup
+from dmd.data import manifest
+from dmd.data.prompts import Prompts
+from dmd.provenance import record
+from dmd.report import contact_sheet, plots
+from dmd.sampling.sample_images import SampleImages
 
 NUM_IMAGES = 24
 
@@ -31,14 +33,14 @@ def run(
     Raises:
         ValueError: a damaged input, latents without an autoencoder, or points, which are no pictures.
     """
-    stage.set_threads(threads)
+    torch_setup.set_threads(threads)
     with record.exclusive(output):
         inputs = record.check_inputs(block=block, prompts=prompts, autoencoder=autoencoder)
         samples = manifest.read(block)
         facts = samples.metadata["facts"]
         if facts["shape"][1:] == [1, 1]:
             raise ValueError(f"{block} holds points of the plane: see pictures/grid.png of a distilled experiment")
-        place = stage.choose_device(device)
+        place = torch_setup.choose_device(device)
         images, labels = next(iter(SampleImages(samples, batch_size=NUM_IMAGES, autoencoder=autoencoder, device=place)))
         rows = labels.tolist()
         texts = Prompts(prompts).rows(rows) if prompts else [f"class {row}" if row >= 0 else "" for row in rows]
@@ -46,8 +48,8 @@ def run(
         title = f"The first {len(images)} samples, {calls} network call{'s' if calls > 1 else ''} each"
         figure = contact_sheet.new([images], texts, title)
         with record.publish(output, stage="sheet", inputs=inputs) as temporary:
-            figures.save(figure, temporary)
+            plots.save(figure, temporary)
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    job.main(run)

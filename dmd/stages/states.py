@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dmd.artifacts import manifest, record
-from dmd.stages import shard_file, stage
-from dmd.stages.texts import Texts
+from dmd.cluster import job, reporting, torch_setup
+from dmd.data import manifest, shard_file
+from dmd.provenance import record
+from dmd.sampling.text_states import Texts
 
 
 def run(
@@ -40,13 +41,13 @@ def run(
     Raises:
         ValueError: a damaged input.
     """
-    stage.set_threads(threads)
+    torch_setup.set_threads(threads)
     with record.exclusive(output):
         inputs = record.check_inputs(prompts=prompts, text_encoder=text_encoder)
         spec: dict[str, Any] = {"shard_size": shard_size, "first": first, "last": last}
         provenance = record.provenance("states", spec | {"device": device, "threads": threads}, inputs)
-        texts = Texts(prompts, text_encoder, stage.choose_device(device), num=(last + 1) * shard_size)
-        status = stage.Progress(total=(last - first + 1) * shard_size, unit="prompts")
+        texts = Texts(prompts, text_encoder, torch_setup.choose_device(device), num=(last + 1) * shard_size)
+        status = reporting.Progress(total=(last - first + 1) * shard_size, unit="prompts")
         tables, tars, shape, num_truncated = [], {}, [0, 0], 0
         for number in range(first, last + 1):
             path = output.parent.parent / f"{number:05d}.tar"
@@ -68,4 +69,4 @@ def run(
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    job.main(run)

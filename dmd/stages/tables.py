@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from dmd.artifacts import record
-from dmd.artifacts import scores as score_files
-from dmd.stages import stage
-from dmd.stages.table_text import COLUMNS, HERE, OPTIONAL, Row, compared, text
+from dmd.cluster import job
+from dmd.data import score_files
+from dmd.provenance import record
+from dmd.report.table_text import COLUMNS, HERE, OPTIONAL, Row, compared, text
 
 BESIDE = {"clip": "clips", "latency": "latencies"}  # column -> score files whose value it shows
 
@@ -151,4 +151,4 @@ def _add_ratios(table: Sequence[Row]) -> None:
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    job.main(run)

@@ -6,19 +6,21 @@ from typing import Any
 
 import torch
 
-from dmd import loading
-from dmd.artifacts import manifest as manifests
-from dmd.artifacts import record
-from dmd.artifacts import tensors as tensor_files
-from dmd.artifacts.images import ImageReader
+from dmd.cluster import job, processes, reporting, signals, torch_setup
 from dmd.config.method import STUDENT
 from dmd.config.training import TeacherTraining
-from dmd.diffusion.compute import set_tf32
+from dmd.data import manifest as manifests
+from dmd.data import shared_checks
+from dmd.data.images import ImageReader
+from dmd.importers import teachers
 from dmd.methods.base import Facts
-from dmd.stages import imports, processes, shared_checks, stage, stops
-from dmd.stages.training import log_table, training_loop
+from dmd.models import loading
+from dmd.models.compute import set_tf32
+from dmd.provenance import record
+from dmd.provenance import tensors as tensor_files
 from dmd.train import checkpoints, networks, state
 from dmd.train.data import ImageStream
+from dmd.train.loop import log_table, training_loop
 from dmd.train.parallel import BatchSplit
 from dmd.train.trainer import Trainer, assemble
 
@@ -62,7 +64,7 @@ def run(
         ValueError: a dataset or source that cannot be used, numbers that do not fit, or a loss that is not finite.
         Stopped: a signal came, and a checkpoint of the update at hand is written.
     """
-    stage.set_threads(threads)
+    torch_setup.set_threads(threads)
     if kind == "train" and images is not None and network is not None and training is not None:
         training = TeacherTraining.model_validate({**training.spec(), **(cadence or {})})
         _train(output, table, images, network, training, device, threads)
@@ -70,10 +72,10 @@ def run(
     spec: dict[str, Any] = {"kind": kind, "dataset": dataset}
     inputs: record.Inputs = {}
     with record.exclusive(output):
-        if kind in imports.KINDS and source is not None:
+        if kind in teachers.KINDS and source is not None:
             spec = {"kind": kind, "sha256": sha256} | ({} if resolution is None else {"resolution": resolution})
             spec |= {"latent": True} if latent else {}
-            tensors, facts, inputs = imports.load(kind, source, sha256=sha256, resolution=resolution)
+            tensors, facts, inputs = teachers.load(kind, source, sha256=sha256, resolution=resolution)
             if kind == "diffusers" and latent != ("image_shape" in facts):
                 have = "works on latents" if "image_shape" in facts else "has no vae"
                 raise ValueError(f"teacher.latent is {str(latent).lower()}, but the pipeline in {source} {have}")
@@ -82,7 +84,7 @@ def run(
         else:
             raise ValueError(
                 f"teacher kind {kind!r}: 'train' needs images, network and training, 'gaussian-mixture' a dataset, "
-                f"{', '.join(map(repr, imports.KINDS))} a source; there is no other kind"
+                f"{', '.join(map(repr, teachers.KINDS))} a source; there is no other kind"
             )
         _publish(
             output, table, tensors, [], {**record.provenance("teacher", spec, inputs), "kind": kind, **facts}, inputs
@@ -117,7 +119,7 @@ def _train(
     set_tf32(training.compute.model_dump())  # type: ignore[arg-type]
     leads = processes.rank() == 0
     alone = record.exclusive(output) if leads else contextlib.nullcontext()
-    place = stage.choose_device(device)
+    place = torch_setup.choose_device(device)
     with alone, processes.joined(training.processes, place):
         inputs = record.check_inputs(images=images)
         data = ImageReader(images, "training", once=shared_checks.once("images"))
@@ -134,8 +136,8 @@ def _train(
             folder=output.parent,
         )
         count = sum(parameter.numel() for parameter in trainer.networks.weights(STUDENT).parameters())
-        stage.log(f"{len(data)} images {facts['shape']}, sigma_data {facts['sigma_data']}, {count} parameters")
-        with stops.held():
+        reporting.log(f"{len(data)} images {facts['shape']}, sigma_data {facts['sigma_data']}, {count} parameters")
+        with signals.held():
             rows, weights = loop.run(), state.student_weights(trainer, None)
             if leads:
                 _publish(output, table, weights, rows, {**provenance, "kind": "train", **facts}, inputs)
@@ -162,7 +164,7 @@ def _trainer(training: TeacherTraining, facts: dict[str, Any], device: torch.dev
         seed=training.seed,
         device=device,
         new=lambda role: loading.new_denoiser(facts["network"], sigma_data=facts["sigma_data"]),
-        log=stage.log,
+        log=reporting.log,
     )
     known = Facts(tuple(facts["shape"]), facts["num_classes"], facts["sigma_data"])
     split = BatchSplit(processes.rank(), processes.count(), training.compute.micro_batch_size)
@@ -184,4 +186,4 @@ def _publish(
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    job.main(run)

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from dmd.artifacts import record
-from dmd.artifacts import tensors as tensor_files
-from dmd.stages import pipeline_files as pipelines
-from dmd.stages import stage, text_files
-from dmd.stages import teacher_stable_diffusion as stable_diffusion
+from dmd.cluster import job, reporting
+from dmd.importers import pipeline_files as pipelines
+from dmd.importers import stable_diffusion, text_files
+from dmd.provenance import record
+from dmd.provenance import tensors as tensor_files
 
 
 def run(*, output: Path, source: Path, sha256: str | None = None) -> None:
@@ -24,7 +24,7 @@ def run(*, output: Path, source: Path, sha256: str | None = None) -> None:
         found, digest = pipelines.digests(source, stable_diffusion.source_files(source), sha256, key="teacher.sha256")
         inputs = {"source": {str(path): found[path] for path in text_files.source_files(source)}}
         tensors, facts = text_files.load(source)
-        stage.log(f"{source}: text states of {facts['text']['length']} tokens, width {facts['text']['width']}")
+        reporting.log(f"{source}: text states of {facts['text']['length']} tokens, width {facts['text']['width']}")
         provenance = record.provenance("text_encoder", {"sha256": sha256}, inputs)
         metadata = {**provenance, "kind": "text-encoder", "source_sha256": digest, **facts}
         with record.publish(output, stage="text_encoder", inputs=inputs) as temporary:
@@ -32,4 +32,4 @@ def run(*, output: Path, source: Path, sha256: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    stage.main(run)
+    job.main(run)

@@ -16,14 +16,15 @@ import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from dmd.artifacts import record
-from dmd.artifacts.audit import audit, records_now
-from dmd.stages import imports_are_done
+from dmd.cluster import garbage
+from dmd.data import remote
+from dmd.provenance import record
+from dmd.provenance.audit import audit, records_now
 
 
 def main() -> None:
     """Command line: see the module."""
-    imports_are_done()
+    garbage.imports_are_done()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--delete", action="store_true", help="remove what is bad, and what was made from it")
@@ -49,7 +50,7 @@ def run(*, folder: Path, delete: bool) -> dict[Path, str]:
         ValueError: the folder is missing, or a stage is writing into it now, or wrote meanwhile what would be removed.
     """
     before = records_now(folder)
-    damaged, derived, notes = audit(folder)
+    damaged, derived, notes = audit(folder, remote.sizes)
     bad = damaged | derived
     for path, reason in bad.items():
         print(f"{path}: {reason}")

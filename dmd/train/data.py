@@ -38,7 +38,7 @@ class Stream(Protocol):
 
 
 class Texts(Protocol):
-    """What conditions of text are read from, see `dmd.artifacts.pairs`."""
+    """What conditions of text are read from, see `dmd.data.pairs`."""
 
     def __len__(self) -> int: ...
 
@@ -46,7 +46,7 @@ class Texts(Protocol):
 
 
 class Pairs(Texts, Protocol):
-    """What a stream of pairs reads from, see `dmd.artifacts.pairs.PairReader`."""
+    """What a stream of pairs reads from, see `dmd.data.pairs.PairReader`."""
 
     def batch(
         self, position: int, num: int, *, among: int | None = None, last: str = "image"
@@ -54,7 +54,7 @@ class Pairs(Texts, Protocol):
 
 
 class Images(Protocol):
-    """What a stream of images reads from, see `dmd.artifacts.dataset.Dataset`."""
+    """What a stream of images reads from, see `dmd.data.dataset.Dataset`."""
 
     @property
     def labels(self) -> Tensor: ...

@@ -1,24 +1,43 @@
-"""Memory of passes without gradient, and of distances of images, in bytes, counted on one and two images."""
+"""Memory of a training: its plan before work starts, distances of images, and the message where a GPU's memory ends."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from itertools import chain
+from pathlib import Path
 
 import torch
-from torch import nn
 
+from dmd.cluster import gpu_memory
 from dmd.methods.parts.distances import Chunked
-from dmd.train.counting import Line, carriers, kept_bytes, peak_bytes
+from dmd.models.counting import kept_bytes
+from dmd.train import checkpoints, watch
+from dmd.train.data import Stream
+from dmd.train.trainer import Trainer
 
-TEXT_LENGTH = 77  # tokens of CLIP's text encoders
+
+def training_advice(section: str) -> str:
+    """Keys of a section that trains, "distill" or "teacher.training", which spare memory."""
+    adapter = "an adapter, " if section == "distill" else ""
+    return (
+        f"lower {section}.compute.micro_batch_size, set gradient_checkpointing or dtype bfloat16 there, "
+        f"{section}.optimisers.student.kind 8bit, {adapter}or more {section}.processes"
+    )
 
 
-def working(denoiser: nn.Module, shape: tuple[int, ...]) -> Line:
-    """What a pass without gradient holds at most; a denoiser without network holds next to nothing."""
-    if next(denoiser.parameters(), None) is None:
-        return Line(0, 0)
-    one, two = (_working(denoiser, shape, num) for num in (1, 2))
-    return Line(two - one, max(2 * one - two, 0))
+def announce_training(trainer: Trainer, streams: Mapping[str, Stream], *, advice: str) -> None:
+    """The plan of a training, whose networks are on their device; an update of two rows is made and forgotten."""
+    distances, shape = [*trainer.method.distances.values()], trainer.method.facts.shape
+    parts = watch.memory_plan(
+        trainer,
+        watch.watch(trainer, streams),
+        lambda num: max((distance_bytes(each, shape, num) for each in distances), default=0),
+    )
+    here = sum(size for name, size in parts.items() if name.startswith("weights of") or name == "moving average")
+    gpu_memory.announce(
+        parts, trainer.networks.device, here=here, advice=advice, exact=not trainer.training.compute.compile
+    )
 
 
 def distance_bytes(distance: object, shape: tuple[int, ...], num: int) -> int:
@@ -30,24 +49,11 @@ def distance_bytes(distance: object, shape: tuple[int, ...], num: int) -> int:
     return min(num, distance.chunk) * kept_bytes(distance, lambda: distance.total(image, image.detach()))[0]
 
 
-def drawing_parts(*, weights: int, found: Line, batch_size: int) -> dict[str, int]:
-    """Bytes by purpose while images are drawn."""
-    return {"weights": weights, f"activations of {batch_size} images": found.of(batch_size)}
-
-
-@torch.no_grad()
-def _working(denoiser: nn.Module, shape: tuple[int, ...], num: int) -> int:
-    given = _input(denoiser, shape, num)
-    return peak_bytes(lambda: denoiser(*given))
-
-
-def _input(denoiser: nn.Module, shape: tuple[int, ...], num: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    like = next(denoiser.parameters())
-    network = getattr(denoiser, "network", None)
-    classes = getattr(network, "num_classes", 0)  # not every network takes -1, none
-    label = torch.full((num,), 0 if classes else -1, device=like.device)
-    if (empty := getattr(network, "empty", None)) is not None:  # under guidance
-        label = torch.zeros((num, *empty.shape), dtype=empty.dtype, device=like.device)
-    elif width := getattr(next(iter(carriers(denoiser)), network), "text_width", 0):
-        label = like.new_zeros((num, TEXT_LENGTH, width))
-    return like.new_zeros((num, *shape)), like.new_ones(num), label
+@contextlib.contextmanager
+def explained(update: int, folder: Path, *, advice: str) -> Iterator[None]:
+    """ValueError with the advice, and the last checkpoint in `folder`, where the GPU's memory ends in an update."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        what = f"GPU memory does not suffice at update {update}: {str(error).splitlines()[0]}"
+        raise ValueError(f"{what}; {checkpoints.kept(folder)}: {advice}") from error

@@ -11,17 +11,17 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dmd import loading
 from dmd.config.method import STUDENT, MethodSection, Mode, Role, Source
 from dmd.config.training import Adapter, TrainingCompute
-from dmd.diffusion.compute import Compute, compile_network, prepare
-from dmd.diffusion.denoiser import Denoiser
-from dmd.diffusion.guidance import Guided, guided
-from dmd.networks.adapters import carried, trained, with_network
-from dmd.networks.lora import Adapter as LoraNumbers
-from dmd.networks.lora import size
+from dmd.models import loading
+from dmd.models.adapters import carried, trained, with_network
+from dmd.models.compute import Compute, compile_network, prepare
+from dmd.models.counting import carriers
+from dmd.models.denoiser import Denoiser
+from dmd.models.guidance import Guided, guided
+from dmd.models.lora import Adapter as LoraNumbers
+from dmd.models.lora import size
 from dmd.train import sharding
-from dmd.train.counting import carriers
 from dmd.train.optimiser import Optimiser
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch
 from torch import Tensor, distributed, nn
 
-from dmd.train.counting import carriers
+from dmd.models.counting import carriers
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from dmd.config.method import STUDENT
 from dmd.config.training import Adapter
-from dmd.networks.adapters import Adapted
-from dmd.networks.lora import merged, original, scale
+from dmd.models.adapters import Adapted
+from dmd.models.lora import merged, original, scale
 from dmd.train import sharding
 from dmd.train.trainer import Trainer
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from dmd import methods
 from dmd.config.method import STUDENT, MethodSection, PlannedPhase
 from dmd.config.training import Training
-from dmd.diffusion.calls import Calls
 from dmd.methods.base import Clock, Distance, Facts, Method, Part, Rows
+from dmd.models.calls import Calls
 from dmd.train import sharding
 from dmd.train.data import BatchLoader, PreparedStep, Stream
 from dmd.train.log import UpdateLog

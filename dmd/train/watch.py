@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dmd.methods.base import Clock, Part, Rows, Step
-from dmd.train.counting import Line, Peak, weight_bytes
+from dmd.models.counting import Line, Peak, weight_bytes
 from dmd.train.data import Stream
 from dmd.train.log import UpdateLog
 from dmd.train.optimiser import moment_bytes

@@ -13,8 +13,8 @@ from bench import gpu, gpu_experiment, gpu_methods, gpu_step, gpu_text, gpu_text
 from bench.attempts import FAILED, attempted
 from bench.gpu_passes import MODES
 from dmd import methods
-from dmd.diffusion.compute import Compute
 from dmd.methods.parts.distances import Lpips
+from dmd.models.compute import Compute
 
 COMMAND = [sys.executable, "-m", "bench.gpu"]
 

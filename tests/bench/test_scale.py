@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from bench import readers, scale_rows, setting
-from dmd.artifacts import manifest as manifests
-from dmd.artifacts.pairs import PairReader
+from dmd.data import manifest as manifests
+from dmd.data.pairs import PairReader
 from dmd.stages import manifest
 
 

@@ -378,7 +378,7 @@ def test_every_stage_takes_exactly_the_keys_of_its_spec():
     """Held against the signatures of the stages, so that neither side changes alone."""
     import importlib
 
-    from dmd.stages import command_line
+    from dmd.cluster import command_line
 
     found = config.load(ROOT / "config.yaml")
     experiments = Experiments(found)

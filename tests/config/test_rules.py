@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from dmd.cluster import command_line
 from dmd.config import RULES, experiment, schema, training
 from dmd.config.experiment import Experiment
 from dmd.config.rules import ARTIFACTS, VERSIONS, is_artifact
 from dmd.config.sections import Evaluate, InceptionScore, Latency, Pairs, Reference, Sample
-from dmd.stages import command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "workflow" / "rules"
@@ -100,7 +100,7 @@ def test_defaults_of_a_signature_are_those_of_the_section(stage: str):
 def test_stage_fills_in_the_defaults_of_its_sections(stage: str):
     last = ast.parse((ROOT / "dmd" / "stages" / f"{stage}.py").read_text()).body[-1]
     call = ast.unparse(last.body[0])
-    assert call == f"stage.main(run, {', '.join(each.__name__ for each in FILLED[stage])})"
+    assert call == f"job.main(run, {', '.join(each.__name__ for each in FILLED[stage])})"
 
 
 def test_filled_numbers_are_whole():

@@ -16,23 +16,21 @@ from PIL import Image
 
 import dmd
 from dmd import config
-from dmd.artifacts import (
-    audit,
+from dmd.data import (
     feature_blocks,
-    files,
     image_folder,
     manifest,
-    moments_file,
     pairs,
     prompt_sources,
-    record,
-    scores,
+    remote,
+    score_files,
     shards,
 )
-from dmd.artifacts import prompts as prompt_files
-from dmd.artifacts import tensors as tensor_files
-from dmd.networks import build
-from dmd.stages import feature_files, imports, teacher_openai
+from dmd.data import prompts as prompt_files
+from dmd.importers import feature_files, moments_file, openai, teachers
+from dmd.models.networks import build
+from dmd.provenance import audit, files, record
+from dmd.provenance import tensors as tensor_files
 from dmd.train import checkpoints, state
 from dmd.train.trainer import Trainer
 from tests.edm_files import make_edm_pickle
@@ -230,7 +228,7 @@ def _make_sidecar(folder: Path) -> Path:
 
 def _read_sidecar(path: Path) -> None:
     record.read(path.parent / "00000005.safetensors")
-    audit.audit(path.parent)
+    audit.audit(path.parent, remote.sizes)
 
 
 def _make_block(folder: Path) -> Path:
@@ -246,18 +244,18 @@ def _make_edm(folder: Path) -> Path:
 
 
 def _read_edm(path: Path) -> None:
-    imports.load("edm", path, sha256=None, resolution=None)
+    teachers.load("edm", path, sha256=None, resolution=None)
 
 
 def _make_openai(folder: Path, *, zipped: bool = True) -> Path:
     """Our network in the names of OpenAI's: one level, one class embedding; the order of channels does not matter."""
     shape = {"resolution": 8, "channels": 3, "width": 64, "multipliers": [1], "blocks": 1, "attention": []}
     network = {"kind": "adm", "num_classes": 2, "dropout": 0.1, **shape}
-    blocks, parts = teacher_openai._block_names(network), teacher_openai.PARTS | teacher_openai.ATTENTION
+    blocks, parts = openai._block_names(network), openai.PARTS | openai.ATTENTION
     names = {f"{ours}.{part}": f"{block}.{key}" for block, ours in blocks.items() for key, part in parts.items()}
-    names |= {ours: layer for layer, ours in (teacher_openai.ENDS | {"input_blocks.0.0": "enc.8x8_conv"}).items()}
-    names |= {f"dec.8x8_in0.{part}": f"middle_block.1.{key}" for key, part in teacher_openai.ATTENTION.items()}
-    names |= {f"dec.8x8_in0.{part}": f"middle_block.0.{key}" for key, part in teacher_openai.PARTS.items()}
+    names |= {ours: layer for layer, ours in (openai.ENDS | {"input_blocks.0.0": "enc.8x8_conv"}).items()}
+    names |= {f"dec.8x8_in0.{part}": f"middle_block.1.{key}" for key, part in openai.ATTENTION.items()}
+    names |= {f"dec.8x8_in0.{part}": f"middle_block.0.{key}" for key, part in openai.PARTS.items()}
     state = {"label_emb.weight": torch.zeros(2, 256)}
     for name, value in build(network).state_dict().items():
         layer, _, kind = name.rpartition(".")
@@ -272,7 +270,7 @@ def _make_openai_of_old(folder: Path) -> Path:
 
 
 def _read_openai(path: Path) -> None:
-    imports.load("openai", path, sha256=None, resolution=8)
+    teachers.load("openai", path, sha256=None, resolution=8)
 
 
 def _make_moments(folder: Path) -> Path:
@@ -325,7 +323,7 @@ READERS: dict[str, Reader] = {
     "learnt": Reader(_make_learnt, _read_learnt, JSON),
     "record": Reader(_make_sidecar, _read_sidecar, JSON),
     "features": Reader(_make_block, lambda path: feature_blocks.group([path], reference_sha256="digest"), JSON),
-    "score": Reader(_make_score, lambda path: scores.by_experiment([path]), JSON),
+    "score": Reader(_make_score, lambda path: score_files.by_experiment([path]), JSON),
     "edm": Reader(_make_edm, _read_edm, HOSTILE),
     "openai": Reader(_make_openai, _read_openai, HOSTILE),
     "openai of old": Reader(_make_openai_of_old, _read_openai, HOSTILE),

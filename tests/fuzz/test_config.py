@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dmd import config
-from dmd.artifacts.files import canonical_json
 from dmd.config import Experiments
 from dmd.config.rules import ARTIFACTS
+from dmd.provenance.files import canonical_json
 
 ROOT = Path(__file__).resolve().parents[2]
 WHOLE = config.read_file(ROOT / "config.yaml")

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from dmd.diffusion.denoiser import Denoiser
-from dmd.diffusion.guidance import guided
 from dmd.methods.base import Facts, Rows
 from dmd.methods.parts.distances import l2_distance
 from dmd.methods.parts.matching import matching_gradient
-from dmd.networks import build
+from dmd.models.denoiser import Denoiser
+from dmd.models.guidance import guided
+from dmd.models.networks import build
 from dmd.train.schedule import update_generator
 from tests.stable_diffusion_files import UNET
 from tests.trainings import Given, Updates, changed

@@ -10,19 +10,19 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from dmd import loading
-from dmd.artifacts import tensors as tensor_files
 from dmd.config.method import Mode, PlannedPhase
 from dmd.config.methods import Consistency as Section
 from dmd.config.methods import ConsistencyLevels
 from dmd.config.training import Distill
-from dmd.diffusion.calls import Calls
-from dmd.diffusion.denoiser import Denoiser, GaussianMixtureDenoiser, per_sample
 from dmd.methods import consistency
 from dmd.methods.base import Clock, Facts
 from dmd.methods.consistency import Consistency, level_probabilities, number_of_levels, pseudo_huber, target_decay
-from dmd.networks import build
-from dmd.sampler import Sampler
+from dmd.models import loading
+from dmd.models.calls import Calls
+from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser, per_sample
+from dmd.models.networks import build
+from dmd.provenance import tensors as tensor_files
+from dmd.sampling.sampler import Sampler
 from dmd.train import state
 from dmd.train.data import ImageStream, PreparedStep
 from dmd.train.log import UpdateLog
@@ -198,7 +198,7 @@ def test_training_on_one_image_has_the_exact_flow(num):
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])
 def test_teacher_step_is_the_solvers(solver):
-    from dmd.diffusion.solver import SOLVERS
+    from dmd.sampling.solvers import SOLVERS
 
     teacher = GaussianMixtureDenoiser(torch.full((1, 1, 2, 2), MEAN), torch.tensor([STD]), torch.ones(1))
     image = 10 * torch.randn((3, 1, 2, 2), dtype=torch.float64)

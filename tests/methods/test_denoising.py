@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from dmd.diffusion.denoiser import Denoiser, GaussianMixtureDenoiser
 from dmd.methods.base import Facts, Part, Rows
-from dmd.networks import build
+from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser
+from dmd.models.networks import build
 from tests.trainings import Given, Updates, changed, weights
 
 SECTION = {

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from dmd.diffusion.denoiser import Denoiser, GaussianMixtureDenoiser
-from dmd.diffusion.noise import training_sigmas
-from dmd.diffusion.objective import denoising_loss
 from dmd.methods.base import Facts, Rows
 from dmd.methods.parts.matching import matching_gradient
-from dmd.networks import build
-from dmd.stages.grid import Grid
+from dmd.methods.parts.objective import denoising_loss
+from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser
+from dmd.models.networks import build
+from dmd.sampling.noise import training_sigmas
+from dmd.train.grid import Grid
 from dmd.train.parallel import BatchSplit
 from dmd.train.schedule import update_generator
 from tests.trainings import WHOLE, Given, Updates, changed, weights

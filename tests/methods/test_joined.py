@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from dmd.config.methods import Dmd
-from dmd.diffusion.guidance import guided
-from dmd.diffusion.noise import training_sigmas
 from dmd.methods.base import Facts, Rows
 from dmd.methods.parts.matching import matching_gradient
+from dmd.models.guidance import guided
+from dmd.sampling.noise import training_sigmas
 from dmd.train.parallel import BatchSplit
 from dmd.train.schedule import update_generator
 from tests.methods.test_dmd import STUDENT, UNET, generate, modules, network

@@ -8,17 +8,17 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from dmd import loading
-from dmd.artifacts import tensors as tensor_files
 from dmd.config.method import STUDENT, TEACHER
 from dmd.config.training import Distill
-from dmd.diffusion.calls import Calls
-from dmd.diffusion.denoiser import Denoiser, GaussianMixtureDenoiser, per_sample
-from dmd.diffusion.noise import sampling_sigmas
-from dmd.diffusion.solver import euler
 from dmd.methods.base import Facts
 from dmd.methods.progressive import Progressive, two_steps
-from dmd.networks import build
+from dmd.models import loading
+from dmd.models.calls import Calls
+from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser, per_sample
+from dmd.models.networks import build
+from dmd.provenance import tensors as tensor_files
+from dmd.sampling.noise import sampling_sigmas
+from dmd.sampling.solvers import euler
 from dmd.stages import distill
 from dmd.train import checkpoints, state
 from dmd.train.data import ImageStream

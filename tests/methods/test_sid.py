@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from dmd.config.methods import Sid as Section
 from dmd.config.training import Adapter, Distill
-from dmd.diffusion.denoiser import Denoiser, GaussianMixtureDenoiser
-from dmd.diffusion.noise import karras_sigmas
 from dmd.methods.base import Facts
 from dmd.methods.parts.matching import matching_gradient
 from dmd.methods.sid import Sid, implicit_matching, normaliser, score_identity
-from dmd.networks import build
-from dmd.networks.adapters import carried, with_network
+from dmd.models.adapters import carried, with_network
+from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser
+from dmd.models.networks import build
+from dmd.sampling.noise import karras_sigmas
 from dmd.train import checkpoints, state
 from dmd.train.data import NoiseStream
 from dmd.train.log import UpdateLog

@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 
-from dmd.diffusion.denoiser import Denoiser, start_scale
-from dmd.diffusion.solver import solve
 from dmd.methods.base import Facts, Part, Rows
 from dmd.metrics.frechet import frechet_distance
-from dmd.networks import build
-from dmd.networks.adapters import carried, with_network
-from dmd.networks.lora import original
+from dmd.models.adapters import carried, with_network
+from dmd.models.denoiser import Denoiser, start_scale
+from dmd.models.lora import original
+from dmd.models.networks import build
+from dmd.sampling.solvers import solve
 from tests.trainings import Updates, changed
 
 MLP = {"kind": "mlp", "channels": 2, "resolution": 1, "width": 64, "layers": 3, "num_classes": 0}

@@ -5,10 +5,10 @@ import re
 import pytest
 import torch
 
+from dmd.importers import feature_files
 from dmd.metrics.features import build, eight_bit, extract, quantise
 from dmd.metrics.inception import SHA256, metric_name
 from dmd.metrics.resizing import bicubic
-from dmd.stages import feature_files
 
 KIND = {"kind": "inception"}
 

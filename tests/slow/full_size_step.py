@@ -12,9 +12,9 @@ import time
 
 import torch
 
-from dmd.loading import new_denoiser
 from dmd.methods.base import Facts
-from dmd.networks.released import IMAGENET64
+from dmd.models.loading import new_denoiser
+from dmd.models.networks.released import IMAGENET64
 from tests.trainings import Given, Updates, changed
 
 UPDATES = 2  # the first one makes the moments

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dmd.artifacts import files
+from dmd.provenance import files
 from tests.workflow.conftest import edited, make, write_config
 from tests.workflow.photos import write_photos
 

@@ -11,8 +11,8 @@ import psutil
 import pytest
 import torch
 
-from dmd.artifacts import manifest as manifests
-from dmd.artifacts import tensors
+from dmd.data import manifest as manifests
+from dmd.provenance import tensors
 from tests.trainings import NAMES, changed, checkpoints, command, digests
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -15,12 +15,12 @@ import yaml
 from PIL import Image
 
 from dmd import torchvision_operators
-from dmd.artifacts import shards
-from dmd.artifacts import tensors as tensor_files
-from dmd.artifacts.prompts import Prompts
 from dmd.config import merge, read_file
-from dmd.diffusion.noise import seeded_noise
-from dmd.loading import load_codec
+from dmd.data import shards
+from dmd.data.prompts import Prompts
+from dmd.models.loading import load_codec
+from dmd.provenance import tensors as tensor_files
+from dmd.sampling.noise import seeded_noise
 from tests.clip_files import make_clip
 from tests.inception_files import write_inception
 from tests.stable_diffusion_files import WORDS, make_stable_diffusion, make_tiny_autoencoder

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dmd.artifacts import files, manifest, record, shards
+from dmd.data import manifest, shards
+from dmd.provenance import files, record
 from dmd.stages import features, reference
 from tests.image_shards import image_shards
 

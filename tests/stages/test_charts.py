@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from dmd.artifacts import files, manifest, shards
+from dmd.data import manifest, shards
+from dmd.provenance import files
 from dmd.stages import charts
 
 MIXTURE = {

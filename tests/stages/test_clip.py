@@ -11,8 +11,10 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from dmd import loading, torchvision_operators
-from dmd.artifacts import manifest, prompts, record, tensors
+from dmd import torchvision_operators
+from dmd.data import manifest, prompts
+from dmd.models import loading
+from dmd.provenance import record, tensors
 from dmd.stages import autoencoder, clip, features
 from tests.clip_files import SIZE, make_clip
 from tests.stable_diffusion_files import make_stable_diffusion

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmd import loading
-from dmd.artifacts import address_space, record, tensors
-from dmd.artifacts import manifest as manifests
+from dmd.data import manifest as manifests
+from dmd.models import loading
+from dmd.provenance import address_space, record, tensors
 from dmd.stages import teacher
-from dmd.stages.training import TrainingLoop
 from dmd.train.log import UpdateLog
+from dmd.train.loop import TrainingLoop
 from tests.trainings import NAMES, changed, checkpoints, command, digests, distil, train
 
 UPDATES = 16

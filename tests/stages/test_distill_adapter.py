@@ -5,8 +5,8 @@ import shutil
 import pytest
 import torch
 
-from dmd import loading
-from dmd.artifacts import tensors
+from dmd.models import loading
+from dmd.provenance import tensors
 from tests.trainings import NAMES, changed, digests, distil, train
 
 ADAPTER = {"rank": 3, "alpha": 6.0, "targets": None}

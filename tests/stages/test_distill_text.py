@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmd import loading
-from dmd.artifacts import manifest as manifests
-from dmd.artifacts import tensors
-from dmd.artifacts.pairs import PairReader
-from dmd.diffusion.solver import solve
-from dmd.loading import DenoiserFile
+from dmd.data import manifest as manifests
+from dmd.data.pairs import PairReader
 from dmd.methods.base import Facts, Part
 from dmd.metrics.frechet import moments_distance
 from dmd.metrics.moments import Moments
-from dmd.stages import agreement, autoencoder, pairs
+from dmd.models import loading
+from dmd.models.loading import DenoiserFile
+from dmd.provenance import tensors
+from dmd.sampling.solvers import solve
+from dmd.stages import autoencoder, pairs
 from dmd.stages import manifest as manifest_stage
+from dmd.train import compatible
 from dmd.train.data import NoiseStream
 from dmd.train.parallel import BatchSplit
 from dmd.train.schedule import update_generator
@@ -144,7 +145,7 @@ def test_guidance_and_text_need_what_they_are_made_of(chain, section, manifest_f
     facts = tensors.load_metadata(chain / "teacher" / "denoiser.safetensors")
     taught, started = DenoiserFile(Path("teacher"), facts), DenoiserFile(Path("start"), facts | {"text": None})
     with pytest.raises(ValueError, match=r"teacher takes text states \{.*, start None: they must agree"):
-        agreement.check(taught, started, None)
+        compatible.check(taught, started, None)
     with pytest.raises(ValueError, match="its pairs hold no text states"):
         PairReader(manifests.read(manifest_file), seed=0).texts([0])
     assert section["method"]["guidance"] > 1 and not (tmp_path / NAMES[0]).exists()

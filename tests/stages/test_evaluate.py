@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dmd.artifacts import dataset as datasets
-from dmd.artifacts import files, tensors
+from dmd.data import dataset as datasets
 from dmd.metrics.frechet import moments_distance
 from dmd.metrics.moments import Moments
+from dmd.provenance import files, tensors
 from dmd.stages import evaluate
 from tests.stages.scored import MIXTURE, draw_points, make_features, make_reference
 

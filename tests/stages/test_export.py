@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import dmd
-from dmd import loading
-from dmd.artifacts import files, record, tensors
-from dmd.sampler import Sampler
+from dmd.models import loading
+from dmd.provenance import files, record, tensors
+from dmd.sampling.sampler import Sampler
 from dmd.stages import export
 
 SIGMA = 80.0

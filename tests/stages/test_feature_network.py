@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from dmd.artifacts import tensors
+from dmd.provenance import tensors
 from dmd.stages import feature_network
 
 RESOURCES = Path("workflow/resources")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dmd.artifacts import tensors
 from dmd.metrics.features import quantise
+from dmd.provenance import tensors
 from dmd.stages import features
 from tests.stages.scored import POINTS, draw_points, make_block, make_features, make_reference
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmd.artifacts import pinned, record, retries
+from dmd.data import retries
+from dmd.provenance import pinned, record
 from dmd.stages import fetch
 from tests.file_server import FileServer, serving
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dmd.artifacts import dataset as datasets
-from dmd.artifacts import manifest, record
-from dmd.artifacts.images import ImageReader
+from dmd.data import dataset as datasets
+from dmd.data import manifest
+from dmd.data.images import ImageReader
+from dmd.provenance import record
 from dmd.stages import images
 
 DIGITS = {"kind": "digits", "split_seed": 0, "num_training": 1000}

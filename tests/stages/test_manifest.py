@@ -2,8 +2,8 @@
 
 import pytest
 
-from dmd.artifacts import files
-from dmd.artifacts import manifest as manifests
+from dmd.data import manifest as manifests
+from dmd.provenance import files
 from dmd.stages import manifest, pairs
 
 

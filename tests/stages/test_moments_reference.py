@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from dmd import torchvision_operators
-from dmd.artifacts import dataset as datasets
-from dmd.artifacts import files, tensors
+from dmd.data import dataset as datasets
 from dmd.metrics.frechet import frechet_distance, gaussian_floor
 from dmd.metrics.moments import Moments
+from dmd.provenance import files, tensors
 from dmd.stages import evaluate, features, inception_score
 from tests.stages.scored import MIXTURE, POINTS, draw_points, make_block, make_features, make_reference
 

@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from dmd.artifacts import files, manifest, record, shards
-from dmd.diffusion.noise import seeded_noise
+from dmd.data import manifest, shards
+from dmd.provenance import files, record
+from dmd.sampling.noise import seeded_noise
 from dmd.stages import pairs
 
 TARS = ("00000.tar", "00001.tar")

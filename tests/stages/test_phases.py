@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmd.artifacts import manifest as manifests
-from dmd.artifacts import tensors
+from dmd.data import manifest as manifests
+from dmd.provenance import tensors
 from dmd.stages import manifest
 from tests.trainings import NAMES, changed, digests, distil
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dmd.artifacts import manifest, tensors
-from dmd.networks import build
-from dmd.stages import figures, pictures
+from dmd.data import manifest
+from dmd.models.networks import build
+from dmd.provenance import tensors
+from dmd.report import plots
+from dmd.stages import pictures
 
 IMAGES = {
     "kind": "ddpmpp",
@@ -107,7 +109,7 @@ def drawn(columns: dict) -> dict[str, tuple[list[str], str]]:
             legend = axes.get_legend()
             labels = [] if legend is None else [text.get_text() for text in legend.get_texts()]
             found[axes.get_title(loc="left")] = labels, axes.get_yscale()
-    figures.plt.close(figure)
+    plots.plt.close(figure)
     return found
 
 
@@ -140,7 +142,7 @@ def test_panels_mark_where_another_phase_begins():
     rows = pd.DataFrame({"update": [0, 2, 4, 6], "phase": [0, 0, 1, 3], "loss/a": [1.0, 2.0, 3.0, 4.0]})
     figure = pictures._training(rows)
     marks = [line.get_xdata()[0] for line in figure.axes[0].get_lines() if line.get_linestyle() == ":"]
-    figures.plt.close(figure)
+    plots.plt.close(figure)
     assert marks == [4, 6]
 
 

@@ -9,13 +9,13 @@ import safetensors.torch
 import torch
 
 from dmd import torchvision_operators
-from dmd.artifacts import manifest as manifests
-from dmd.artifacts import prompts as prompt_files
-from dmd.artifacts import tensors as tensor_files
 from dmd.config.rules import PIPELINE
-from dmd.loading import load_codec, load_text
-from dmd.networks.lora import merged
-from dmd.sampler import Sampler
+from dmd.data import manifest as manifests
+from dmd.data import prompts as prompt_files
+from dmd.models.loading import load_codec, load_text
+from dmd.models.lora import merged
+from dmd.provenance import tensors as tensor_files
+from dmd.sampling.sampler import Sampler
 from dmd.stages import lora, pipeline
 from tests.text_files import import_with_generator
 

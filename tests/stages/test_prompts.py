@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dmd.artifacts import prompt_sources, prompts
-from dmd.artifacts.prompts import Prompts
+from dmd.data import prompt_sources, prompts
+from dmd.data.prompts import Prompts
 from dmd.stages import prompts as stage
 
 LAION = {"kind": "laion", "text_column": "TEXT", "score_column": "AESTHETIC_SCORE", "threshold": 6.0}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from dmd.artifacts import files, tensors
+from dmd.provenance import files, tensors
 from tests.stages.scored import MIXTURE, make_reference
 
 WEIGHTS = Path("workflow/resources/digits32.safetensors")

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from dmd import loading
-from dmd.artifacts import manifest, shards, tensors
-from dmd.diffusion.noise import seeded_noise
+from dmd.data import manifest, shards
+from dmd.models import loading
+from dmd.provenance import tensors
+from dmd.sampling.noise import seeded_noise
 from dmd.stages import sample
 
 GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
@@ -80,8 +81,9 @@ SHORT_OF_MEMORY = """
 import resource, sys
 import pyarrow.compute, safetensors.torch
 from dmd.config.sections import Sample
-from dmd.sampler import Sampler
-from dmd.stages import sample, stage
+from dmd.sampling.sampler import Sampler
+from dmd.cluster import job
+from dmd.stages import sample
 
 build, more = Sampler.__init__, int(sys.argv.pop(1))
 
@@ -91,7 +93,7 @@ def limited(*given, **named):
     build(*given, **named)
 
 Sampler.__init__ = limited
-stage.main(sample.run, Sample)
+job.main(sample.run, Sample)
 """
 
 

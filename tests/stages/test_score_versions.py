@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from dmd.artifacts import files, tensors
 from dmd.config.rules import METRICS, VERSIONS
+from dmd.provenance import files, tensors
 from dmd.stages import evaluate
 from tests.stages.scored import draw_points, make_features, make_reference
 

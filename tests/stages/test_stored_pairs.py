@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
-from dmd.artifacts import record, retries, tensors
-from dmd.artifacts.storage import Storage
+from dmd.data import retries
+from dmd.data.storage import Storage
+from dmd.provenance import record, tensors
 from dmd.stages import manifest, pairs
 from dmd.stages.verify import run as verify
 from tests import file_server, s3_server

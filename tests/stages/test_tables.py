@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from dmd.config import read_yaml
+from dmd.report.table_text import EMPTY, rounded
 from dmd.stages import tables
-from dmd.stages.table_text import EMPTY, rounded
 
 
 def score(folder: Path, name: str, values: list[float], **changes: object) -> Path:

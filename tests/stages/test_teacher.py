@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmd import loading
-from dmd.artifacts import manifest as manifests
-from dmd.artifacts import record, tensors
 from dmd.config.training import TeacherTraining
+from dmd.data import manifest as manifests
+from dmd.models import loading
+from dmd.provenance import record, tensors
 from dmd.stages import teacher
 from tests.trainings import changed, checkpoints, train, train_command
 

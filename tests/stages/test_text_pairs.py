@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 import dmd
-from dmd import loading
-from dmd.artifacts import manifest, shards, tensors
-from dmd.artifacts.files import sha256
-from dmd.artifacts.pairs import PairReader
-from dmd.diffusion.noise import seeded_noise
+from dmd.data import manifest, shards
+from dmd.data.pairs import PairReader
+from dmd.models import loading
+from dmd.provenance import tensors
+from dmd.provenance.files import sha256
+from dmd.sampling.noise import seeded_noise
 from dmd.stages import manifest as manifest_stage
 from dmd.stages import pairs, sample
 from tests.text_files import PROMPTS, import_all, write_prompts

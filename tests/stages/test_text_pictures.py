@@ -6,12 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dmd.artifacts import manifest as manifests
-from dmd.artifacts import prompts as prompt_files
-from dmd.loading import load_codec, load_text
-from dmd.sampler import Sampler
-from dmd.stages import contact_sheet, grid, pictures
-from dmd.stages.sides import Sides
+from dmd.data import manifest as manifests
+from dmd.data import prompts as prompt_files
+from dmd.models.loading import load_codec, load_text
+from dmd.report import contact_sheet, grids
+from dmd.report.comparison import PairedSamplers
+from dmd.sampling.sampler import Sampler
+from dmd.stages import pictures
 from tests.text_files import import_with_generator
 
 PROMPTS = ["a red house in the snow", "a photo of a cat", "costs $5 or $6"]
@@ -37,7 +38,7 @@ def test_sides_show_what_each_draws_for_the_same_prompt_and_noise(places):
     codec = load_codec(places["autoencoder"])
     states = load_text(places["text_encoder"]).encode(PROMPTS).states
     rows = torch.arange(3)
-    found = Sides(*samplers, codec).draw(range(5, 8), given=rows, states=states)
+    found = PairedSamplers(*samplers, codec).draw(range(5, 8), given=rows, states=states)
     assert list(found) == ["teacher: 5 network calls", "generator: 1 network call"]
     for sampler, images in zip(samplers, found.values(), strict=True):
         latents = torch.cat([each.image for each in sampler.batches(range(5, 8), given=rows, states=states)])
@@ -66,11 +67,11 @@ def test_long_prompts_are_shortened_and_no_formula(tmp_path):
 def test_grids_of_latents_show_what_they_decode_to(places, tmp_path):
     codec = load_codec(places["autoencoder"])
     latents = torch.randn(4, 4, 16, 16)
-    images = grid.decoded(latents, codec)
+    images = grids.decoded(latents, codec)
     torch.testing.assert_close(images, codec.decode(latents), atol=1e-5, rtol=0)
-    large = grid.decoded(torch.randn(1, 4, 64, 64), codec)
-    assert large.shape == (1, 3, grid.SIDE, grid.SIDE)
-    grid.save_grid(tmp_path / "decoded.png", images)
-    grid.save_grid(tmp_path / "latents.png", latents)
+    large = grids.decoded(torch.randn(1, 4, 64, 64), codec)
+    assert large.shape == (1, 3, grids.SIDE, grids.SIDE)
+    grids.save_grid(tmp_path / "decoded.png", images)
+    grids.save_grid(tmp_path / "latents.png", latents)
     assert Image.open(tmp_path / "decoded.png").size == Image.open(tmp_path / "latents.png").size == (128, 128)
     assert {Image.open(tmp_path / name).mode for name in ("decoded.png", "latents.png")} == {"RGB"}

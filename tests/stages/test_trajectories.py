@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmd import loading
-from dmd.artifacts import manifest as manifests
-from dmd.artifacts.pairs import PairReader
-from dmd.diffusion.noise import sampling_sigmas
+from dmd.data import manifest as manifests
+from dmd.data.pairs import PairReader
+from dmd.models import loading
+from dmd.sampling.blocks import kept_steps
+from dmd.sampling.noise import sampling_sigmas
 from dmd.stages import manifest, pairs
-from dmd.stages.drawing import kept_steps
 
 
 @pytest.fixture

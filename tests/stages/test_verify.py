@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dmd.artifacts import record
+from dmd.provenance import record
 from dmd.stages import verify
 
 TEACHER = Path("results/a/teacher/denoiser.safetensors")
@@ -106,8 +106,8 @@ def test_without_delete_it_names_but_removes_nothing():
 def test_artifact_that_a_stage_wrote_meanwhile_is_kept(monkeypatch):
     looked = verify.audit
 
-    def slow(folder):
-        found = looked(folder)
+    def slow(folder, stored_sizes):
+        found = looked(folder, stored_sizes)
         write(GENERATOR, "generator", TEACHER, MANIFEST)  # the same bytes again
         return found
 
@@ -123,8 +123,8 @@ def test_artifact_that_a_stage_wrote_meanwhile_is_kept(monkeypatch):
 def test_artifact_that_a_stage_writes_is_not_removed(monkeypatch):
     looked = verify.audit
 
-    def slow(folder):
-        found = looked(folder)
+    def slow(folder, stored_sizes):
+        found = looked(folder, stored_sizes)
         lock.__enter__()
         return found
 

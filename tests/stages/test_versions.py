@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from dmd import loading
-from dmd.artifacts import files, manifest, shards, tensors
 from dmd.config.rules import VERSIONS
-from dmd.diffusion.noise import seeded_noise
+from dmd.data import manifest, shards
+from dmd.models import loading
+from dmd.provenance import files, tensors
+from dmd.sampling.noise import seeded_noise
 from dmd.stages import sample
 
 GOLDEN: dict[str, tuple[int, str, list[float]]] = {

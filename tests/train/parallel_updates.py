@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from dmd.diffusion.denoiser import Denoiser
 from dmd.methods.base import Facts, Rows
-from dmd.networks import build
+from dmd.models.denoiser import Denoiser
+from dmd.models.networks import build
 from dmd.train import parallel
 from dmd.train.parallel import BatchSplit
 from tests.trainings import Given, Updates, changed, weights

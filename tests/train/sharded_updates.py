@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from dmd.diffusion.compute import prepare
-from dmd.diffusion.denoiser import Denoiser
 from dmd.methods.base import Facts
-from dmd.networks import build
-from dmd.networks.adapters import carried, with_network
+from dmd.models.adapters import carried, with_network
+from dmd.models.compute import prepare
+from dmd.models.denoiser import Denoiser
+from dmd.models.networks import build
 from dmd.train import state
 from dmd.train.parallel import BatchSplit
 from tests.trainings import Given, Updates, changed

@@ -6,9 +6,9 @@ import threading
 import pytest
 import torch
 
-from dmd.artifacts import manifest as manifests
-from dmd.artifacts.pairs import PairReader
 from dmd.config.training import Distill
+from dmd.data import manifest as manifests
+from dmd.data.pairs import PairReader
 from dmd.methods.base import Facts, Part
 from dmd.methods.dmd import METHOD
 from dmd.train.data import BatchLoader, ImageStream, NoiseStream, PairStream, PreparedStep

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from dmd.config.method import Mode, Role, Source
-from dmd.diffusion.denoiser import Denoiser
-from dmd.networks import build
-from dmd.networks.adapters import carried, with_network
+from dmd.models.adapters import carried, with_network
+from dmd.models.denoiser import Denoiser
+from dmd.models.networks import build
 from dmd.train.networks import NetworkSet
 from tests.trainings import weights
 

@@ -9,18 +9,19 @@ import torch
 from torch import nn
 
 from dmd import methods
+from dmd.cluster import gpu_memory
 from dmd.config.methods import Dmd
 from dmd.config.training import Distill
-from dmd.diffusion.compute import prepare
-from dmd.diffusion.denoiser import Denoiser
-from dmd.diffusion.guidance import guided
 from dmd.methods.base import Facts, Method, Part, Step
 from dmd.methods.parts.distances import l2_distance
-from dmd.networks import build
-from dmd.networks.adapters import carried, with_network
-from dmd.networks.lora import size
-from dmd.stages import memory
-from dmd.train.counting import Line, Peak, weight_bytes
+from dmd.models.adapters import carried, with_network
+from dmd.models.compute import prepare
+from dmd.models.counting import Line, Peak, weight_bytes
+from dmd.models.denoiser import Denoiser
+from dmd.models.guidance import guided
+from dmd.models.lora import size
+from dmd.models.networks import build
+from dmd.train import memory
 from dmd.train.memory import distance_bytes
 from dmd.train.parallel import BUCKET, BatchSplit
 from dmd.train.watch import WatchedPart, WatchedStep, memory_plan, total_passes, watch
@@ -356,17 +357,17 @@ def test_advice_names_keys_of_the_section_that_trains():
 
 def test_a_plan_that_does_not_fit_is_refused_with_advice(caplog):
     caplog.set_level(logging.INFO, logger="dmd")
-    memory.refuse(3 * memory.GIB, 3 * memory.GIB, "take less")
-    memory.refuse(4 * memory.GIB, memory.GIB, "take less", exact=False)
+    gpu_memory.refuse(3 * gpu_memory.GIB, 3 * gpu_memory.GIB, "take less")
+    gpu_memory.refuse(4 * gpu_memory.GIB, gpu_memory.GIB, "take less", exact=False)
     assert "warning: perhaps 4 GiB more of GPU memory are needed, 1 GiB are free: take less" in caplog.text
     with pytest.raises(ValueError, match="at least 3 GiB more of GPU memory are needed, 2.5 GiB are free: take less"):
-        memory.refuse(3 * memory.GIB, int(2.5 * memory.GIB), "take less")
+        gpu_memory.refuse(3 * gpu_memory.GIB, int(2.5 * gpu_memory.GIB), "take less")
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_plan_of_compiled_networks_does_not_refuse(monkeypatch, distill_section, compiled):
     announced = []
-    monkeypatch.setattr(memory, "announce", lambda *plan, **how: announced.append((plan[0], how)))
+    monkeypatch.setattr(gpu_memory, "announce", lambda *plan, **how: announced.append((plan[0], how)))
     found = updates(distill_section)
     found.trainer.training = Distill.model_validate(
         changed(distill_section, phases=[{"updates": 10}], compute={"compile": compiled})

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dmd.artifacts import manifest, tensors
+from dmd.data import manifest
+from dmd.provenance import tensors
 from tests.workflow.conftest import CSV_TEACHER
 from tests.workflow.photos import PER_CLASS, SCENES
 

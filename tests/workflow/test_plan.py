@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmd.artifacts import record, tensors
 from dmd.config import Experiments, load
+from dmd.provenance import record, tensors
 from tests.workflow.conftest import REPOSITORY, SMALL, edited, jobs, make, snakemake, write_config
 from workflow.scripts import plan
 from workflow.scripts.rates import Job, group

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dmd.artifacts.prompts import Prompts
+from dmd.data.prompts import Prompts
 from tests.workflow.conftest import jobs, make, snakemake, write_config
 
 LAION = {"kind": "laion", "files": [{"file": "one.parquet"}, {"file": "two.parquet"}], "threshold": 6.25}

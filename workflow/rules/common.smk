@@ -7,7 +7,7 @@ from pathlib import Path
 
 from snakemake_interface_executor_plugins.settings import DeploymentMethod
 
-from dmd.artifacts.files import canonical_json, sha256
+from dmd.provenance.files import canonical_json, sha256
 from dmd.config import RULES, ConfigError, Experiments, read_yaml, reading, resolve, suggestion
 from dmd.config.rules import PIPELINE
 

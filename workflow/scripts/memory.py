@@ -23,14 +23,14 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from dmd.artifacts import tensors as tensor_files  # noqa: E402
-from dmd.artifacts.files import canonical_json  # noqa: E402
 from dmd.config import Experiments, load  # noqa: E402
 from dmd.config.sections import DECODERS  # noqa: E402
 from dmd.config.training import Distill, TrainingCompute  # noqa: E402
-from dmd.networks import build, without_classes  # noqa: E402
-from dmd.networks.released import CIFAR10, IMAGENET64  # noqa: E402
-from dmd.train.memory import TEXT_LENGTH  # noqa: E402
+from dmd.models.networks import build, without_classes  # noqa: E402
+from dmd.models.networks.released import CIFAR10, IMAGENET64  # noqa: E402
+from dmd.provenance import tensors as tensor_files  # noqa: E402
+from dmd.provenance.files import canonical_json  # noqa: E402
+from dmd.sampling.drawing_memory import TEXT_LENGTH  # noqa: E402
 from workflow.scripts.stand_in import image_passes, needed  # noqa: E402
 
 GIB = 2**30

@@ -78,7 +78,7 @@ def stored(experiments: Experiments, jobs: list[Job], config: Configuration) -> 
     place = config.storage
     if place is None or not blocks:
         return set(), ""
-    from dmd.artifacts.storage import Storage
+    from dmd.data.storage import Storage
 
     paths = [Path("results", experiments.path(job.experiment, "pairs", job.block or (0, 0))) for job in blocks]
     try:
@@ -118,7 +118,7 @@ def image_size(experiments: Experiments, experiment: str) -> tuple[int, int] | N
     """
     path = Path("results", experiments.path(experiment, "teacher"))
     if path.is_file():
-        from dmd.artifacts import tensors  # torch
+        from dmd.provenance import tensors  # torch
 
         metadata = tensors.load_metadata(path)
         return math.prod(metadata["shape"]), math.prod(metadata.get("text", {"none": 0}).values())

@@ -18,23 +18,23 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dmd import methods
-from dmd.artifacts.files import canonical_json
 from dmd.config.method import Mode, PlannedPhase, Source
 from dmd.config.methods import Dmd, KarrasLevels
 from dmd.config.training import Distill
-from dmd.diffusion.compute import Compute, prepare
-from dmd.diffusion.denoiser import Denoiser
-from dmd.diffusion.guidance import guided
 from dmd.methods.base import Facts, Part, Rows, Step
 from dmd.methods.parts.distances import l2_distance
-from dmd.networks import build, without_classes
-from dmd.networks.adapters import carried, with_network
-from dmd.networks.lora import Adapter
+from dmd.models.adapters import carried, with_network
+from dmd.models.compute import Compute, prepare
+from dmd.models.denoiser import Denoiser
+from dmd.models.guidance import guided
+from dmd.models.lora import Adapter
+from dmd.models.networks import build, without_classes
+from dmd.provenance.files import canonical_json
+from dmd.sampling.drawing_memory import TEXT_LENGTH
 from dmd.train.data import Stream
-from dmd.train.memory import TEXT_LENGTH
+from dmd.train.fake_passes import counted_distance
 from dmd.train.parallel import BatchSplit
 from dmd.train.trainer import Plan, Trainer, assemble
-from dmd.train.unbuilt import counted_distance
 from dmd.train.watch import LOOKED_AT, WatchedStep, memory_plan, total_passes, watch
 
 SMALL: dict[str, Any] = {"kind": "mlp", "channels": 1, "resolution": 1, "width": 2, "layers": 1, "num_classes": 0}

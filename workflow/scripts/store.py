@@ -13,9 +13,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from dmd.artifacts import manifest, record  # noqa: E402
-from dmd.artifacts.storage import Storage  # noqa: E402
 from dmd.config import Experiments, load  # noqa: E402
+from dmd.data import manifest  # noqa: E402
+from dmd.data.storage import Storage  # noqa: E402
+from dmd.provenance import record  # noqa: E402
 
 
 def main() -> None:

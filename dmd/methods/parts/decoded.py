@@ -4,7 +4,7 @@ import torch
 
 from dmd.methods.base import Distance
 from dmd.methods.parts.distances import Chunked
-from dmd.networks.autoencoder import Codec
+from dmd.models.autoencoder import Codec
 
 CHUNKS = {"full": 1, "tiny": 4}  # latents decoded at once, by kind of codec: 512 pixels fill gigabytes
 

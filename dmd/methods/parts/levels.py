@@ -3,8 +3,8 @@
 import torch
 
 from dmd.config.methods import KarrasLevels, TeacherLevels
-from dmd.diffusion.denoiser import Denoiser
-from dmd.diffusion.noise import training_sigmas
+from dmd.models.denoiser import Denoiser
+from dmd.sampling.noise import training_sigmas
 
 
 def noise_table(levels: KarrasLevels | TeacherLevels, teacher: object) -> tuple[torch.Tensor, torch.Tensor]:

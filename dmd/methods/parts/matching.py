@@ -2,7 +2,7 @@
 
 import torch
 
-from dmd.diffusion.denoiser import per_sample
+from dmd.models.denoiser import per_sample
 
 WEIGHTINGS = ("eq8", "sigma/alpha", "sigma3/alpha", "sigma2/alpha")
 FLOOR = 1e-6  # of the normaliser of Eq. 8

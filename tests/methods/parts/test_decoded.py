@@ -5,12 +5,12 @@ import gc
 import pytest
 import torch
 
-from dmd import loading
 from dmd.methods.parts.decoded import CHUNKS, Decoded
 from dmd.methods.parts.distances import l2_distance
-from dmd.networks.autoencoder import Codec
+from dmd.models import loading
+from dmd.models.autoencoder import Codec
+from dmd.models.counting import Peak
 from dmd.stages import autoencoder
-from dmd.train.counting import Peak
 from dmd.train.memory import distance_bytes
 from tests.stable_diffusion_files import make_stable_diffusion, make_tiny_autoencoder
 

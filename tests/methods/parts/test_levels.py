@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from dmd.config.methods import Dmd, KarrasLevels, TeacherLevels
-from dmd.diffusion.denoiser import Denoiser, GaussianMixtureDenoiser
-from dmd.diffusion.noise import training_sigmas
 from dmd.methods.parts.levels import noise_table
-from dmd.networks import build
+from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser
+from dmd.models.networks import build
+from dmd.sampling.noise import training_sigmas
 
 MLP = {"kind": "mlp", "channels": 2, "resolution": 1, "width": 8, "layers": 1, "num_classes": 0}
 SQUARES = torch.linspace(0.99, 0.01, 50, dtype=torch.float64).tolist()

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dmd.diffusion.denoiser import GaussianMixtureDenoiser
 from dmd.methods.parts.matching import FLOOR, WEIGHTINGS, matching_gradient, matching_loss
+from dmd.models.denoiser import GaussianMixtureDenoiser
 from tests.quadrature import PRODUCT, SIGMA, exact, parameters, world
 
 SHAPE = (3, 2, 4, 5)

@@ -1,1 +1,0 @@
-"""Every file format: safetensors, WebDataset shards, parquet manifests, datasets, and their records."""

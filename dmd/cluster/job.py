@@ -1,0 +1,118 @@
+"""The job that runs a stage: its command line, its log, its devices, and one line for whatever fails."""
+
+import argparse
+import inspect
+import json
+import logging
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmd.cluster import command_line, garbage, gpu_locks, heartbeat, processes, signals, slurm
+from dmd.config.section import Section
+from dmd.provenance import address_space
+
+REFUSALS = ("can't allocate memory", "cannot allocate memory", "bad_alloc", "failed to map", "can't start new thread")
+_log = logging.getLogger("dmd")
+
+
+def main(run: Callable[..., None], *sections: type[Section]) -> None:
+    """Turns the Path parameters of `run` into flags and reads all others from --spec (JSON).
+
+    What the spec leaves out has the defaults of `sections`, see `command_line.arguments`.
+
+    Exits 1 with one line for whatever a user or a file can cause, `signals.EXIT_STATUS` after a signal; the traceback
+    goes to the log. Of several processes the first that fails says why.
+    """
+    garbage.imports_are_done()
+    parser = argparse.ArgumentParser(description=inspect.getdoc(run), formatter_class=argparse.RawTextHelpFormatter)
+    paths, numbers = command_line.parameters(run)
+    for name, parameter in paths.items():
+        number = "*" if command_line.is_list(parameter.annotation) else None
+        required = parameter.default is inspect.Parameter.empty
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=Path, nargs=number, required=required, default=parameter.default)
+    parser.add_argument("--spec", type=json.loads, nargs="+", default=[{}], help="numbers, as JSON; several add up")
+    parser.add_argument("--log", type=Path, help="also write the log to this file")
+    parsed = vars(parser.parse_args())
+    spec = {name: value for part in parsed.pop("spec") for name, value in part.items()}
+    log = parsed.pop("log")
+    _start_log(log)
+    try:
+        signals.listen()
+        given = command_line.arguments(spec, numbers, sections)
+        _claim_devices(given)
+        _log.info("%s -m %s %s", sys.executable, _module_name(), shlex.join(sys.argv[1:]))
+        with heartbeat.beating(log if processes.rank() == 0 else None):
+            run(**parsed, **given)
+    except signals.Stopped as stop:
+        if processes.first_to_fail():
+            _log.error("%s%s", stop, slurm.requeue(advanced=stop.advanced) if signals.asked() == "SIGUSR1" else "")
+        sys.exit(signals.status())
+    except (ValueError, OSError) as error:
+        _fail(error)
+    except torch.OutOfMemoryError as error:
+        what = str(error).splitlines()[0]
+        _fail(ValueError(f"GPU memory does not suffice: {what} Lower the batch size, or set compute.dtype bfloat16"))
+    except Exception as error:
+        if _lacks_memory(error):
+            what = " ".join(f"{type(error).__name__} {error}".split())[:200]
+            _fail(ValueError(f"memory does not suffice: {what}; on a cluster `resources` asks for more"))
+        if isinstance(error, RuntimeError) and processes.count() > 1:  # often but the echo of another's failure
+            _fail(error)
+        _log.debug("%s", traceback.format_exc())
+        _log.error("error: %s: %s", type(error).__name__, error)
+        raise
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether Python, torch, a thread or a library that is only loaded now was refused memory, even if none says so."""
+    told = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in told for words in REFUSALS) or address_space.tight()
+
+
+def _fail(error: Exception) -> None:
+    if processes.first_to_fail():
+        where = f" in process {processes.rank()} of {processes.count()}" if processes.count() > 1 else ""
+        _log.debug("%s", traceback.format_exc())
+        _log.error("error%s: %s", where, error)
+    sys.exit(1)
+
+
+def _claim_devices(spec: dict[str, Any]) -> None:
+    """GPUs and processes, before CUDA is used and once for a job: what torchrun starts has inherited both."""
+    if "RANK" in os.environ:
+        return
+    num, nodes = processes.wanted(spec)
+    if spec.get("device") == "auto":
+        gpu_locks.lease_visible(num // nodes, log=_log.info)
+    processes.launch(num, nodes, threads=spec.get("threads", 1))
+
+
+def _module_name() -> str:
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if spec else sys.argv[0]
+
+
+def _start_log(path: Path | None) -> None:
+    _log.setLevel(logging.DEBUG)
+    logging.raiseExceptions = False  # where a disk is full or read-only the screen still has each line, and only that
+    leads = processes.rank() == 0
+    screen = logging.StreamHandler(sys.stderr)
+    screen.setLevel(logging.INFO if leads else logging.ERROR)
+    handlers: list[logging.Handler] = [screen]
+    if path is not None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handlers.append(logging.FileHandler(path, mode="w" if leads else "a", delay=not leads))
+        except OSError as error:
+            sys.exit(f"error: cannot write the log {path}: {error}")
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        _log.addHandler(handler)

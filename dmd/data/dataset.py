@@ -1,0 +1,193 @@
+"""Real data: digits, any folder of images, or points of a Gaussian mixture, split by a seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmd.data import image_folder
+
+SPLITS = ("training", "held_out")
+ALL = "all"  # num_held_out of images that nothing is trained on
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One split of a dataset, whole in memory.
+
+    Attributes:
+        stored: (N, C, H, W); float32 in [-1, 1], or uint8 levels 0..255 (folders of images: a quarter of the memory).
+        labels: int64 (N,), class index or -1; of a mixture the index of the mode each point was drawn from.
+        num_classes: classes a denoiser is conditioned on; 0 = unconditional, as of a mixture.
+        sha256: digest of the whole dataset (both splits) and of the settings that shape it; not of where it lies.
+    """
+
+    stored: Tensor
+    labels: Tensor
+    num_classes: int
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    @property
+    def images(self) -> Tensor:
+        """All images as float32 in [-1, 1], shape (N, C, H, W)."""
+        return scaled(self.stored)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """The images at int64 `indices` (B,) as float32 in [-1, 1], shape (B, C, H, W)."""
+        return scaled(self.stored[indices])
+
+
+def load(dataset: Mapping[str, Any], split: str) -> Dataset:
+    """Loads one split of the dataset that a config section describes.
+
+    A permutation seeded by `split_seed` puts its first items into `training`, the rest into `held_out`. The splits of
+    a mixture are independent draws: asking for more of one leaves the other as it is.
+
+    Raises:
+        ValueError: unknown kind or split, an empty split, or (named) a file that cannot be used.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
+    kinds = {"digits": _digits, "images": _images, "gaussian-mixture": _gaussian_mixture}
+    kind = dataset.get("kind")
+    if kind not in kinds:
+        raise ValueError(f"dataset.kind {kind!r} is none of {', '.join(kinds)}")
+    return kinds[kind](dataset, split)
+
+
+def _digits(dataset: Mapping[str, Any], split: str) -> Dataset:
+    """scikit-learn's 1797 scans of handwritten digits: 8x8, 17 grey levels."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    chosen = _split(len(pixels), dataset["num_training"], dataset["split_seed"], split)
+    images = (pixels.reshape(-1, 1, 8, 8) / 8 - 1).astype(np.float32)
+    labels = labels.astype(np.int64)
+    digest = _digest(dataset, images.tobytes(), labels.tobytes())
+    return Dataset(torch.from_numpy(images[chosen]), torch.from_numpy(labels[chosen]), 10, digest)
+
+
+def _gaussian_mixture(dataset: Mapping[str, Any], split: str) -> Dataset:
+    """Points (N, 2, 1, 1) of an isotropic Gaussian mixture; `weights` are relative."""
+    means, stds, weights = (np.asarray(dataset[key], np.float64) for key in ("means", "stds", "weights"))
+    if means.ndim != 2 or not len(means) == len(stds) == len(weights):
+        raise ValueError(
+            f"dataset: means {means.shape}, stds {stds.shape} and weights {weights.shape} name different modes"
+        )
+    if (stds < 0).any() or (weights < 0).any() or weights.sum() <= 0:
+        raise ValueError(f"dataset: stds {stds.tolist()} and weights {weights.tolist()} must not be negative")
+    num = dataset["num_training" if split == "training" else "num_held_out"]
+    if num < 1:
+        raise ValueError(f"dataset: the {split} split has {num} points")
+    generator = np.random.default_rng([dataset["seed"], SPLITS.index(split)])
+    modes = generator.choice(len(means), size=num, p=weights / weights.sum())
+    points = means[modes] + stds[modes, None] * generator.standard_normal((num, means.shape[1]))
+    images = torch.from_numpy(points.astype(np.float32))[:, :, None, None]
+    return Dataset(images, torch.from_numpy(modes.astype(np.int64)), 0, _digest(dataset))
+
+
+def _images(dataset: Mapping[str, Any], split: str) -> Dataset:
+    """Image files of a folder; see `image_folder` for what becomes of each kind of file."""
+    folder = Folder(dataset)
+    labels, chosen = folder.labels, folder.chosen(split)
+    return Dataset(folder.read(chosen), labels[chosen], folder.num_classes, folder.sha256)
+
+
+class Folder:
+    """Images of a folder, which are read when they are asked for.
+
+    Attributes:
+        labels: int64 (N,) of all files in their order, -1 where there are no classes.
+        num_classes: 0 where there are none.
+    """
+
+    def __init__(self, dataset: Mapping[str, Any]) -> None:
+        """Lists the files; ValueError names one that has no label."""
+        self._dataset, self._folder = dataset, Path(dataset["folder"])
+        self._names = image_folder.names(self._folder)
+        labels, self.num_classes = image_folder.labels(self._folder, self._names, dataset["labels"])
+        self.labels = torch.tensor(labels, dtype=torch.int64)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of all files, their names and labels, and of the settings that shape the images."""
+        index = json.dumps([self._names, self.labels.tolist()]).encode()
+        return _digest(self._dataset, index, *(image_folder.sha256(self._folder / name) for name in self._names))
+
+    def chosen(self, split: str) -> np.ndarray:
+        """Indices of the files of a split."""
+        return _of_folder(self._dataset, len(self._names), split)
+
+    def read(self, chosen: np.ndarray) -> Tensor:
+        """Some images, uint8 (n, C, H, W)."""
+        keys = ("resolution", "channels", "resize", "crop")
+        paths = [self._folder / self._names[index] for index in chosen]
+        return torch.from_numpy(image_folder.read(paths, **{key: self._dataset[key] for key in keys}))
+
+
+def _of_folder(dataset: Mapping[str, Any], num: int, split: str) -> np.ndarray:
+    """Indices of one split of the `num` images of a folder."""
+    folder, num_held_out = dataset["folder"], dataset["num_held_out"]
+    if num_held_out == ALL:
+        if split == "training":
+            raise ValueError(f"dataset.num_held_out is all: no image of {folder} is left to train on")
+        return np.arange(num)
+    if not 0 <= num_held_out < num:
+        raise ValueError(f"dataset.num_held_out is {num_held_out}, but {folder} has {num} images")
+    return _split(num, num - num_held_out, dataset["split_seed"], split)
+
+
+def _split(num: int, num_training: int, seed: int, split: str) -> np.ndarray:
+    """Indices of one split of `num` items."""
+    if not 0 < num_training <= num:
+        raise ValueError(f"dataset.num_training is {num_training}, but there are {num} images")
+    order = np.random.default_rng(seed).permutation(num)
+    chosen = order[:num_training] if split == "training" else order[num_training:]
+    if len(chosen) == 0:
+        raise ValueError(f"dataset: the {split} split is empty ({num_training} of {num} images are for training)")
+    return chosen
+
+
+def _digest(dataset: Mapping[str, Any], *contents: bytes) -> str:
+    """SHA-256 of the settings (without paths) and the contents."""
+    settings = {key: value for key, value in dataset.items() if key not in ("folder", "labels")}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for content in contents:
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
+def parts(dataset: Mapping[str, Any], split: str, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The split in pieces of `size`: `stored` and `labels` as in `Dataset`; of a folder one piece is in memory."""
+    if dataset.get("kind") == "images":
+        folder = Folder(dataset)
+        for indices in np.array_split(chosen := folder.chosen(split), range(size, len(chosen), size)):
+            yield folder.read(indices), folder.labels[indices]
+        return
+    whole = load(dataset, split)
+    yield from zip(whole.stored.split(size), whole.labels.split(size), strict=True)
+
+
+def described(dataset: Mapping[str, Any]) -> tuple[int, str]:
+    """Number of classes, and digest, of a whole dataset."""
+    if dataset.get("kind") == "images":
+        folder = Folder(dataset)
+        return folder.num_classes, folder.sha256
+    whole = load(dataset, "training")
+    return whole.num_classes, whole.sha256
+
+
+def scaled(stored: Tensor) -> Tensor:
+    """Stored images as float32 in [-1, 1]."""
+    return stored.to(torch.float32) / 127.5 - 1 if stored.dtype == torch.uint8 else stored

@@ -1,0 +1,162 @@
+"""One file over HTTP: goes on from what an earlier try left, and notices when the file on the server changed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from dmd.data import retries
+from dmd.provenance import files
+
+PIECE = 1 << 16  # bytes; at most so much is lost with a connection
+
+
+class DownloadError(ValueError):
+    """The file could not be had; what came so far is kept for the next try."""
+
+
+@dataclass
+class Download:
+    """A file on its way to `partial`; beside it `partial` + ".json" says which version of the file the bytes are of.
+
+    Attributes:
+        url, partial: from, to.
+        size: bytes of the whole file, None where nobody knows.
+        log: told in words what happens.
+        advance: told after each piece how many bytes there are, and how many there will be (None: unknown).
+        ended: whether anything but the end of the connection said where the file ends.
+    """
+
+    url: str
+    partial: Path
+    size: int | None
+    log: Callable[[str], None]
+    advance: Callable[[int, int | None], None]
+    ended: bool = field(default=True, init=False)
+
+    def run(self) -> str:
+        """Downloads what is missing; returns sha256 of the whole.
+
+        Raises:
+            DownloadError: the server cannot be reached, refuses, keeps dropping the connection, or offers a file of
+                another size.
+        """
+        furthest, failures = -1, 0
+        while True:
+            try:
+                return self._attempt()
+            except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+                reached = self.partial.stat().st_size if self.partial.exists() else 0
+                failures = 1 if reached > furthest else failures + 1
+                furthest = max(furthest, reached)
+                if failures == retries.TRIES:
+                    raise DownloadError(f"{_reason(error)} ({retries.TRIES} times in a row)") from error
+                wait = retries.PAUSE * 2 ** (failures - 1)
+                self.log(f"{_reason(error)}, after {reached} bytes; trying again in {wait:g} s")
+                time.sleep(wait)
+            except requests.RequestException as error:
+                raise DownloadError(_reason(error)) from error
+
+    def discard(self) -> None:
+        """Forgets what came so far."""
+        for path in (self.partial, self._note):
+            path.unlink(missing_ok=True)
+
+    @property
+    def _note(self) -> Path:
+        return self.partial.with_name(f"{self.partial.name}.json")
+
+    def _attempt(self) -> str:
+        start, version = self._kept()
+        if start and start == version["size"]:
+            return files.sha256(self.partial)
+        headers = {"Accept-Encoding": "identity"}
+        if start:
+            headers |= {"Range": f"bytes={start}-", "If-Range": version["validator"]}
+        with requests.get(self.url, headers=headers, stream=True, timeout=retries.TIMEOUT) as answer:
+            if answer.status_code in retries.BUSY:
+                raise requests.ConnectionError(f"the server answers {answer.status_code} {answer.reason}")
+            if answer.status_code not in ((200, 206, 416) if start else (200,)):
+                raise DownloadError(f"the server answers {answer.status_code} {answer.reason}")
+            if start and not _continues(answer, start, version):
+                self.log(f"the server does not go on from byte {start} of the same file: starting again")
+                self.discard()
+                if answer.status_code != 200:
+                    return self._attempt()
+                start = 0
+            return self._receive(answer, start)
+
+    def _kept(self) -> tuple[int, dict[str, Any]]:
+        """How many bytes an earlier try left, and of which version of the file; none where that cannot be told."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            version = json.loads(self._note.read_text())
+            same = version["url"] == self.url and self.size in (None, version["size"])
+            if same and version["validator"]:
+                return self.partial.stat().st_size, version
+        self.discard()
+        return 0, {}
+
+    def _receive(self, answer: requests.Response, start: int) -> str:
+        """Writes the bytes of an answer from `start` on; sha256 of all."""
+        length = answer.headers.get("Content-Length")
+        total = start + int(length) if length else self.size
+        if self.size not in (None, total):
+            raise DownloadError(f"the server offers {total} bytes, the file has {self.size}")
+        if answer.headers.get("Content-Encoding", "identity") != "identity":
+            raise DownloadError(f"the server sends it as {answer.headers['Content-Encoding']}")
+        if answer.headers.get("Content-Type", "").lower().startswith("text/html"):
+            raise DownloadError("the server sends a web page in place of the file")
+        self.ended = total is not None or answer.headers.get("Transfer-Encoding") == "chunked"
+        if not start:
+            version = {"url": self.url, "validator": _validator(answer), "size": total}
+            self._note.write_text(files.canonical_json(version))
+        digest = hashlib.sha256()
+        with open(self.partial, "r+b" if start else "wb") as stream:
+            while stream.tell() < start:
+                digest.update(stream.read(min(files.CHUNK_SIZE, start - stream.tell())))
+            for piece in answer.iter_content(PIECE):
+                stream.write(piece)
+                digest.update(piece)
+                self._refuse_beyond(total, stream.tell())
+                self.advance(stream.tell(), total)
+            stream.flush()
+            os.fsync(stream.fileno())
+            if total is not None and stream.tell() != total:
+                raise requests.ConnectionError(f"the connection ended at byte {stream.tell()} of {total}")
+        return digest.hexdigest()
+
+    def _refuse_beyond(self, total: int | None, reached: int) -> None:
+        if total is not None and reached > total:
+            self.discard()
+            raise DownloadError(f"the server sends more than the {total} bytes that the file has")
+
+
+def _continues(answer: requests.Response, start: int, version: dict[str, Any]) -> bool:
+    """Whether an answer holds the bytes from `start` on of the version that the first ones are of."""
+    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
+    if answer.status_code != 206 or found is None or int(found[1]) != start:
+        return False
+    same_size = found[2] == "*" or version["size"] in (None, int(found[2]))
+    return same_size and _validator(answer) in (None, version["validator"])
+
+
+def _validator(answer: requests.Response) -> str | None:
+    """What names the version of a file on its server: a strong ETag, else the time of its last change."""
+    tag = answer.headers.get("ETag")
+    return tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified")
+
+
+def _reason(error: requests.RequestException) -> str:
+    """An exception without the names of the classes around it."""
+    cause = getattr(error.args[0], "reason", None) if error.args else None
+    return re.sub(r"^(HTTPS?Connection(Pool)?\(.*?\)[:,] )+", "", str(cause or error)) or type(error).__name__

@@ -1,0 +1,211 @@
+"""Parquet tables that say what lies where: one row per item, with the digest of the shard that holds it."""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dmd.data.columns import numbers, texts
+from dmd.data.shards import Shard
+from dmd.provenance import files
+
+KEY = b"dmd"
+ROW_GROUP = 1 << 20  # rows; as many as pyarrow puts into one unless told otherwise
+BATCH = 1 << 16  # rows read at a time
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),  # "00000012", the tar members' name
+        ("shard", pa.string()),  # path relative to the folder of the table
+        ("index", pa.int64()),  # global
+        ("label", pa.int64()),  # -1 = none
+        ("seed", pa.int64()),  # of noise, then label
+        ("offset", pa.int64()),  # bytes into the shard
+        ("length", pa.int64()),
+        ("size", pa.int64()),  # of the shard, bytes
+        ("sha256", pa.string()),  # of the shard
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A tar with what it must look like, and its rows in the table: first .. first + num - 1."""
+
+    path: Path
+    size: int
+    sha256: str
+    first: int
+    num: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A table with the columns of `SCHEMA`: shards in order, metadata, `len` rows, which are read when asked for."""
+
+    path: Path
+    shards: list[ShardFile]
+    metadata: dict[str, Any]
+
+    def __len__(self) -> int:
+        return self.shards[-1].first + self.shards[-1].num if self.shards else 0
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """All rows and columns: of blocks, not of millions of rows."""
+        return read_table(self.path, repeated=("shard", "sha256"))[0]
+
+    def numbers(self, name: str) -> np.ndarray:
+        """One column of numbers, int64 (rows,)."""
+        values, done = np.empty(len(self), np.int64), 0
+        with _opened(self.path) as file:
+            for batch in file.iter_batches(BATCH, columns=[name]):
+                values[done : done + len(batch)] = np.from_dlpack(batch.column(0))
+                done += len(batch)
+        return values
+
+
+def rows_of(shard: Shard, name: str, *, size: int, sha256: str, first_seed: int | None) -> pa.Table:
+    """The rows of one shard.
+
+    Args:
+        name: path of the shard, relative to the folder of the table.
+        size, sha256: of its file.
+        first_seed: item i was drawn from seed first_seed + i; None writes -1.
+    """
+    found = [(index, place, int(shard.item(place)["label"])) for index, place in shard.index()]
+    columns = {
+        "key": texts([f"{index:08d}" for index, _, _ in found]),
+        "shard": texts([name] * len(found)),
+        "index": numbers([index for index, _, _ in found]),
+        "label": numbers([label for _, _, label in found]),
+        "seed": numbers([-1 if first_seed is None else first_seed + index for index, _, _ in found]),
+        "offset": numbers([place.offset for _, place, _ in found]),
+        "length": numbers([place.length for _, place, _ in found]),
+        "size": numbers([size] * len(found)),
+        "sha256": texts([sha256] * len(found)),
+    }
+    return pa.table(columns, schema=SCHEMA)
+
+
+def write(path: Path, table: pa.Table, metadata: Mapping[str, Any]) -> None:
+    """Writes exactly `path`; the same table gives the same bytes."""
+    columns = [pa.field(field.name, getattr(field.type, "value_type", field.type)) for field in table.schema]
+    pq.write_table(table.cast(_with_metadata(pa.schema(columns), metadata)), path, compression="zstd")
+
+
+def write_parts(path: Path, parts: Iterable[pa.Table], metadata: Mapping[str, Any]) -> None:
+    """Writes what `write` makes of all parts joined (columns of `SCHEMA`), with a row group of them in memory."""
+    schema = _with_metadata(SCHEMA, metadata)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for group in _row_groups(parts):
+            writer.write_table(group.cast(schema), row_group_size=ROW_GROUP)
+
+
+def _row_groups(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in tables of `ROW_GROUP`, the last of what is left."""
+    held: list[pa.Table] = []
+    room = ROW_GROUP
+    for part in parts:
+        while len(part):
+            held.append(part.slice(0, room))
+            part, room = part.slice(room), room - len(held[-1])
+            if not room:
+                yield pa.concat_tables(held)
+                held, room = [], ROW_GROUP
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _with_metadata(schema: pa.Schema, metadata: Mapping[str, Any]) -> pa.Schema:
+    return schema.with_metadata({KEY: files.canonical_json(metadata).encode()})
+
+
+def read_table(path: Path, *, repeated: Sequence[str] = ()) -> tuple[pa.Table, dict[str, Any]]:
+    """A parquet table written here, with its metadata; `repeated` columns hold each value in memory once.
+
+    Raises:
+        ValueError: the file is missing, damaged, or has no `dmd` metadata.
+    """
+    with _readable(path), pq.ParquetFile(path, read_dictionary=list(repeated)) as file:
+        table = file.read()
+    return table, _metadata(path, table.schema)
+
+
+def read(path: Path) -> Manifest:
+    """A manifest or block file.
+
+    Its shards lie below the folder two above its own, which is that of all experiments (a manifest may list the shards
+    of its experiment's parent, `../../parent/pairs/00000.tar`), for a block file that of its experiment. Where the
+    user has put a link in the place of a folder or a shard there, it is followed: the digest still has to fit.
+
+    Raises:
+        ValueError: it cannot be read, its columns are not `SCHEMA`, or it names a shard elsewhere.
+    """
+    with _readable(path):
+        schema = pq.read_schema(path)
+        names = schema.names  # damaged ones cannot be decoded
+    metadata = _metadata(path, schema)
+    if names != SCHEMA.names:
+        raise ValueError(f"{path} has columns {names}, expected {SCHEMA.names}")
+    if schema.types != SCHEMA.types:
+        raise ValueError(f"{path} has columns of {', '.join(map(str, schema.types))}, which no manifest has")
+    with _opened(path) as file:
+        starts = list(_starts(file))
+        stops = [*(first for first, *_ in starts[1:]), file.metadata.num_rows]
+    shards = [
+        ShardFile(path=_placed(path, name), size=size, sha256=sha256, first=first, num=stop - first)
+        for (first, name, size, sha256), stop in zip(starts, stops, strict=False)
+    ]
+    return Manifest(path, shards, metadata)
+
+
+def _placed(path: Path, name: str) -> Path:
+    """Path of the shard `name` of the manifest at `path`; ValueError if it leads out of the tree, or to no shard."""
+    top = os.path.abspath(path.parent / os.pardir / os.pardir)
+    whole = os.path.abspath(path.parent / name)
+    if os.path.isabs(name) or "\0" in name or os.path.commonpath([whole, top]) != top or Path(name).suffix != ".tar":
+        raise ValueError(f"{path} lists {name!r:.200}, which is no shard below {top}: run `make verify`")
+    return Path(os.path.normpath(path.parent / name))  # as messages should name it, and where its writer has put it
+
+
+def _starts(file: pq.ParquetFile) -> Iterator[tuple[int, str, int, str]]:
+    """First row, name, size and sha256 of each shard, in order."""
+    done, last = 0, None
+    for batch in file.iter_batches(BATCH, columns=["shard", "size", "sha256"]):
+        shard, size, sha256 = batch.columns
+        if any(column.null_count for column in batch.columns):
+            raise ValueError("cells are empty")
+        codes, names = np.from_dlpack(shard.indices), shard.dictionary.to_pylist()
+        for row in (0, *(np.flatnonzero(codes[1:] != codes[:-1]) + 1).tolist()):
+            if (name := names[codes[row]]) != last:
+                yield done + row, name, size[row].as_py(), sha256[row].as_py()
+                last = name
+        done += len(batch)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    with _readable(path), pq.ParquetFile(path, read_dictionary=["shard", "sha256"]) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, IndexError, pa.ArrowException) as error:
+        raise ValueError(f"{path} cannot be read ({error}): run `make verify`") from error
+
+
+def _metadata(path: Path, schema: pa.Schema) -> dict[str, Any]:
+    text = (schema.metadata or {}).get(KEY)
+    if text is None:
+        raise ValueError(f"{path} has no 'dmd' metadata: it was not written by a stage of this project")
+    return files.described(text, path)

@@ -1,0 +1,83 @@
+"""Pairs of a manifest in a reproducible shuffled order, and text states by row, without loading them all."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from dmd.data.manifest import Manifest
+from dmd.data.shard_rows import Once, ShardRows, unshared
+from dmd.data.storage import Storage
+
+
+class TextReader:
+    """Text states of a manifest by row. Several threads may read."""
+
+    def __init__(self, manifest: Manifest, *, once: Once = unshared) -> None:
+        self._rows, self._lock = ShardRows(manifest, once=once), threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def texts(self, rows: Iterable[int]) -> torch.Tensor:
+        """Text states float32 (B, L, E); ValueError if the manifest holds none."""
+        with self._lock:
+            return self._rows.stacked(self._rows.items(rows), "text")
+
+
+class PairReader:
+    """Position p of the stream is a pure function of (seed, p, manifest), so a resumed run reads on exactly.
+
+    Several threads may read.
+    """
+
+    def __init__(self, manifest: Manifest, *, seed: int, once: Once = unshared, storage: Storage | None = None) -> None:
+        """Opens nothing yet; `once` and `storage` as in `ShardRows`."""
+        self._rows, self._seed = ShardRows(manifest, once=once, storage=storage), seed
+        self._order: tuple[tuple[int, int], np.ndarray] = ((-1, 0), np.empty(0, np.int64))
+        self._lock = threading.Lock()  # of everything above that changes
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def batch(
+        self, position: int, num: int, *, among: int | None = None, last: str = "image"
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Pairs at positions position .. position + num - 1 of the endless shuffled stream.
+
+        Args:
+            among: how many pairs of the manifest there are, its first ones; None is all of them.
+            last: "image", or "trajectory" for all states that were kept, (num, M, C, H, W), the last one the image.
+
+        Returns:
+            noise float32 (num, C, H, W); label int64 (num,), or text states float32 (num, L, E) where pairs have them;
+            image float32 (num, C, H, W).
+
+        Raises:
+            ValueError: a shard is missing or differs from the manifest.
+        """
+        with self._lock:
+            rows = [self._row(place, among or len(self)) for place in range(position, position + num)]
+            self._rows.prepare(rows)
+            items = self._rows.items(rows)
+            name = "text" if "text" in items[0] else "label"
+            noise, label, image = (self._rows.stacked(items, each) for each in ("noise", name, last))
+        return noise, label, image
+
+    def texts(self, rows: Iterable[int]) -> torch.Tensor:
+        """Text states float32 (B, L, E) of rows of the manifest; ValueError if its pairs have none."""
+        with self._lock:
+            items = self._rows.items(rows)
+            if "text" not in items[0]:
+                path = self._rows.manifest.path
+                raise ValueError(f"{path}: its pairs hold no text states, but the teacher wants them")
+            return self._rows.stacked(items, "text")
+
+    def _row(self, position: int, num: int) -> int:
+        epoch, place = divmod(position, num)
+        if self._order[0] != (epoch, num):
+            self._order = (epoch, num), np.random.default_rng([self._seed, epoch]).permutation(num)
+        return int(self._order[1][place])

@@ -1,0 +1,173 @@
+"""Prompts from files of others: a column of a table, captions of COCO, metadata of LAION.
+
+Tables are read a batch of rows at a time. LAION's are deduplicated and shuffled outside memory: a prompt's place is its
+digest under the seed, so equal prompts meet, whatever files and rows they come from; prompts wait in files by the first
+byte of their digests, and one such file at a time is sorted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dmd.data.prompts import MOST_CHARACTERS
+
+BATCH_SIZE = 65_536  # rows of a source in memory at a time
+BUCKETS = 256  # one for each first byte of a digest
+HELD = 1 << 19  # prompts in memory before they go to their buckets
+SPILLED = pa.schema([("digest", pa.binary(16)), ("prompt", pa.large_string())])
+
+
+def column(path: Path, name: str) -> Iterator[pa.Array]:
+    """All prompts of a parquet table, in its order, as they are.
+
+    Raises:
+        ValueError: the file is no parquet table or lacks the column, or a prompt is empty or too long.
+    """
+    row = 0
+    for batch in _batches(path, {name: "text"}):
+        texts = batch.column(0).cast(pa.large_string())
+        lengths = np.from_dlpack(pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0))
+        for bad in np.flatnonzero((lengths == 0) | (lengths > MOST_CHARACTERS))[:1].tolist():
+            what = f"has {lengths[bad]} characters, at most {MOST_CHARACTERS} may be" if lengths[bad] else "is empty"
+            raise ValueError(f"{path}: the prompt of row {row + bad} (column {name!r}, counted from 0) {what}")
+        row += len(texts)
+        yield texts
+
+
+def coco(path: Path, *, num: int | None, seed: int) -> list[str]:
+    """One caption, the first, of each of `num` images drawn from a file of COCO annotations (all where None).
+
+    Raises:
+        ValueError: the file is not of that layout or has fewer images, or a caption is empty or too long.
+    """
+    try:
+        found = sorted(_caption(each) for each in json.loads(path.read_bytes())["annotations"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is no file of COCO captions (`annotations` of image_id, id, caption): {error}"
+        ) from error
+    first: dict[int, str] = {}
+    for image, number, caption in found:
+        text = first.setdefault(image, caption)
+        if not 0 < len(text) <= MOST_CHARACTERS:
+            raise ValueError(f"{path}: caption {number} has {len(text)} characters, not 1 to {MOST_CHARACTERS}")
+    if len(first) < (num or 1):
+        raise ValueError(f"{path} has captions of {len(first)} images, num {num} were asked for")
+    drawn = sorted(first, key=lambda image: _digest(str(image), seed))[:num]
+    return [first[image] for image in drawn]
+
+
+def laion(paths: list[Path], section: dict[str, Any], folder: Path, counts: Counter[str]) -> Iterator[pa.Array]:
+    """Distinct prompts of well-rated rows in a seeded order, which does not depend on the order of files and rows.
+
+    Args:
+        paths: parquet tables.
+        section: `text_column`, `score_column`, `threshold` (of the score, inclusive), `num` (of prompts, None is all),
+            `seed`.
+        folder: exists and is empty; takes the prompts while they are sorted.
+        counts: gains rows, below_threshold, empty, too_long, duplicates, distinct.
+
+    Raises:
+        ValueError: a file is no parquet table or lacks a column, or fewer than `num` prompts are left.
+    """
+    _spill(paths, section, folder, counts)
+    left = section["num"]
+    for bucket in range(BUCKETS):
+        texts = _sorted(folder / f"{bucket:03d}", counts)
+        yield texts if left is None else texts[: max(left, 0)]
+        left = None if left is None else left - len(texts)
+    if left is not None and left > 0:
+        raise ValueError(f"prompts.num: {section['num']} were asked for, {counts['distinct']} are left: {dict(counts)}")
+
+
+def _caption(annotation: Any) -> tuple[int, int, str]:
+    image, number, text = (annotation[key] for key in ("image_id", "id", "caption"))
+    if not isinstance(image, int) or not isinstance(number, int) or not isinstance(text, str):
+        raise ValueError(f"numbers {image!r:.50}, {number!r:.50} or text {text!r:.50} are none")
+    text.encode()  # half a surrogate pair is no text, and no table takes it
+    return image, number, text.strip()
+
+
+def _spill(paths: list[Path], section: dict[str, Any], folder: Path, counts: Counter[str]) -> None:
+    """Writes the prompts that are used, with their digests, into files by first byte."""
+    writers = [pa.ipc.new_file(folder / f"{bucket:03d}", SPILLED) for bucket in range(BUCKETS)]
+    held: list[str] = []
+    for path in paths:
+        for batch in _batches(path, {section["text_column"]: "text", section["score_column"]: "score"}):
+            held += _used(batch, section["threshold"], counts)
+            if len(held) >= HELD:
+                _flush(held, section["seed"], writers)
+                held = []
+    _flush(held, section["seed"], writers)
+    for writer in writers:
+        writer.close()
+
+
+def _used(batch: pa.RecordBatch, threshold: float, counts: Counter[str]) -> list[str]:
+    """Prompts of a batch (text, score) whose score is high enough, without those that nobody could use."""
+    rated = pc.fill_null(pc.greater_equal(batch.column(1).cast(pa.float64()), threshold), False)
+    texts = pc.utf8_trim_whitespace(pc.fill_null(batch.column(0).cast(pa.large_string()).filter(rated), ""))
+    lengths = pc.utf8_length(texts)
+    used = texts.filter(pc.and_(pc.greater(lengths, 0), pc.less_equal(lengths, MOST_CHARACTERS)))
+    empty = pc.sum(pc.equal(lengths, 0)).as_py() or 0
+    counts.update(rows=len(batch), below_threshold=len(batch) - len(texts), empty=empty)
+    counts.update(too_long=len(texts) - empty - len(used))
+    return used.to_pylist()
+
+
+def _flush(prompts: list[str], seed: int, writers: list[pa.ipc.RecordBatchFileWriter]) -> None:
+    digests = [_digest(prompt, seed) for prompt in prompts]
+    bucket = np.array([digest[0] for digest in digests], np.uint8)
+    batch = pa.record_batch([pa.array(digests, pa.binary(16)), pa.array(prompts, pa.large_string())], schema=SPILLED)
+    for number, writer in enumerate(writers):
+        if len(chosen := np.flatnonzero(bucket == number)):
+            writer.write_batch(batch.take(pa.array(chosen)))
+
+
+def _sorted(path: Path, counts: Counter[str]) -> pa.Array:
+    """The distinct prompts of a bucket by digest; removes it."""
+    with pa.ipc.open_file(path) as stream:
+        table = stream.read_all()
+    path.unlink()
+    table = table.sort_by("digest").combine_chunks()
+    digests = table["digest"].to_pylist()
+    fresh = [place for place, digest in enumerate(digests) if place == 0 or digest != digests[place - 1]]
+    counts.update(distinct=len(fresh), duplicates=len(digests) - len(fresh))
+    return table["prompt"].take(pa.array(fresh, pa.int64())).combine_chunks()
+
+
+def _digest(text: str, seed: int) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16, key=str(seed).encode()).digest()
+
+
+def _batches(path: Path, columns: dict[str, str]) -> Iterator[pa.RecordBatch]:
+    """Batches of the named columns, in that order; they must hold what the values say, "text" or a "score"."""
+    try:
+        with pq.ParquetFile(path) as table:
+            for name, kind in columns.items():
+                _check_column(path, table.schema_arrow, name, kind)
+            for batch in table.iter_batches(BATCH_SIZE, columns=list(columns)):
+                batch.validate(full=True)  # text that is none would fail later, and name no file
+                yield batch.select(list(columns))
+    except (OSError, IndexError, UnicodeDecodeError, pa.ArrowException) as error:
+        raise ValueError(f"{path} cannot be read as a parquet table: {error}") from error
+
+
+def _check_column(path: Path, schema: pa.Schema, name: str, kind: str) -> None:
+    if name not in schema.names:
+        raise ValueError(f"{path} has no column {name!r} of {kind}s; its columns are {', '.join(schema.names)}")
+    found = schema.field(name).type
+    is_text = pa.types.is_string(found) or pa.types.is_large_string(found)
+    is_number = pa.types.is_floating(found) or pa.types.is_integer(found)
+    if not (is_text if kind == "text" else is_number):
+        raise ValueError(f"{path}: column {name!r} holds {found}, not {kind}s")

@@ -1,0 +1,86 @@
+"""Files of prompts: one column of text, read by rows, never as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dmd.data.manifest import KEY
+from dmd.provenance import files
+
+COLUMN = "prompt"
+GROUP_SIZE = 10_000  # rows of a file that are in memory at a time
+MOST_CHARACTERS = 10_000  # of a prompt; a text encoder reads a few hundred
+
+
+def write(path: Path, texts: Iterable[pa.Array], metadata: Callable[[], Mapping[str, Any]]) -> int:
+    """Writes exactly `path`; the same prompts give the same bytes, however `texts` cuts them.
+
+    Args:
+        texts: arrays of strings, in order; few prompts are held at a time.
+        metadata: asked for after the last of `texts`, and kept with the file.
+
+    Returns:
+        How many prompts were written.
+    """
+    schema = pa.schema([pa.field(COLUMN, pa.string())])
+    num, waiting = 0, pa.array([], pa.string())
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for array in texts:
+            num += len(array)
+            waiting = pa.concat_arrays([waiting, array.cast(pa.string())])
+            while len(waiting) >= GROUP_SIZE:
+                writer.write_table(pa.table([waiting[:GROUP_SIZE]], schema=schema))
+                waiting = waiting[GROUP_SIZE:]
+        if len(waiting):
+            writer.write_table(pa.table([waiting], schema=schema))
+        writer.add_key_value_metadata({KEY.decode(): files.canonical_json(metadata())})
+    return num
+
+
+class Prompts:
+    """The prompts of a file that a stage of this project wrote; rows are read when they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads the metadata; ValueError if the file is missing, damaged, or none of prompts."""
+        self._path = path
+        try:
+            self._file = pq.ParquetFile(path)
+            columns = self._file.schema_arrow.names
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise ValueError(f"{path} cannot be read ({error}): run `make verify`") from error
+        text = (self._file.metadata.metadata or {}).get(KEY)
+        if text is None or columns != [COLUMN]:
+            raise ValueError(f"{path} holds no prompts that a stage of this project wrote")
+        self.metadata: dict[str, Any] = files.described(text, path)
+        sizes = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
+        if any(size < 0 for size in sizes):
+            raise ValueError(f"{path} claims {min(sizes)} prompts in a row group: run `make verify`")
+        self._ends = np.cumsum(sizes)
+        self._group: tuple[int, pa.ChunkedArray] | None = None
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def rows(self, rows: Iterable[int]) -> list[str]:
+        """The prompts of these rows, each 0 .. len - 1; neighbours are read together."""
+        return [self._row(row) for row in rows]
+
+    def _row(self, row: int) -> str:
+        group = int(np.searchsorted(self._ends, row, side="right"))
+        if self._group is None or self._group[0] != group:
+            try:
+                found = self._file.read_row_group(group)[COLUMN]
+            except (OSError, ValueError, IndexError, pa.ArrowException) as error:
+                raise ValueError(f"{self._path} cannot be read ({error}): run `make verify`") from error
+            there, claimed = len(found) - found.null_count, self._file.metadata.row_group(group).num_rows
+            if there != claimed:
+                raise ValueError(f"{self._path} claims {claimed} prompts where {there} are: run `make verify`")
+            self._group = group, found
+        column = self._group[1]
+        return str(column[row - int(self._ends[group]) + len(column)].as_py())

@@ -1,0 +1,205 @@
+"""Files under a prefix: object storage (s3://, gs://, through pyarrow) or a folder of a web server, to read only.
+
+Names are relative to the prefix, with slashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+from dmd.data import retries
+from dmd.provenance import files
+
+Value = TypeVar("Value")
+PIECE = 8 << 20  # bytes of one request for a part of an object
+PIECES = 4  # of them asked for at once
+FEW = 16  # files are asked about one by one
+
+
+class StorageError(ValueError):
+    """The storage cannot be reached, refuses, or has no such file; the message names the URL."""
+
+
+class DiskError(OSError):
+    """The disk of this machine cannot take what came."""
+
+
+class Remote(Protocol):
+    """What lies under a prefix."""
+
+    def sizes(self, names: Iterable[str]) -> dict[str, int | None]:
+        """Bytes of each file, None where there is none."""
+
+    def read(self, name: str, num: int | None = None) -> bytes | None:
+        """A small file, or its first `num` bytes; None where there is none."""
+
+    def download(self, name: str, partial: Path, size: int) -> str:
+        """Brings a file to `partial`, going on from what is there, and returns its sha256."""
+
+
+def connect(prefix: str, *, endpoint: str | None, log: Callable[[str], None]) -> Remote:
+    """The files under `prefix`; `endpoint` is the address of a server that speaks S3 or GCS, None = the provider's."""
+    if prefix.startswith("http"):
+        from dmd.data.web_folder import WebFolder
+
+        return WebFolder(prefix, log)
+    return ObjectStorage(prefix, endpoint, log)
+
+
+def sizes(prefix: str, endpoint: str | None, names: Iterable[str]) -> dict[str, int | None]:
+    """Bytes of each file under `prefix`, None where there is none; nothing is logged."""
+    return connect(prefix, endpoint=endpoint, log=lambda line: None).sizes(names)
+
+
+class ObjectStorage:
+    """Objects whose keys begin with a prefix. Credentials are found as AWS and Google do: environment, files, host."""
+
+    def __init__(self, prefix: str, endpoint: str | None, log: Callable[[str], None]) -> None:
+        self.prefix, self._log = prefix.rstrip("/"), log
+        parts = urlsplit(self.prefix)
+        self._root = f"{parts.netloc}{parts.path}"
+        self._system = self._tried(parts.netloc, lambda: _file_system(parts.scheme, parts.netloc, endpoint))
+
+    def sizes(self, names: Iterable[str]) -> dict[str, int | None]:
+        """Of many by listing their folders: a request for a thousand objects."""
+        from pyarrow.fs import FileSelector, FileType
+
+        wanted = list(names)
+        found: dict[str, int | None] = dict.fromkeys(wanted)
+        keys = [f"{self._root}/{name}" for name in wanted]
+        folders = sorted({os.path.dirname(key) for key in keys}) if len(wanted) > FEW else []
+
+        def ask() -> list[Any]:
+            listed = [self._system.get_file_info(FileSelector(each, allow_not_found=True)) for each in folders]
+            return [info for infos in listed for info in infos] if folders else self._system.get_file_info(keys)
+
+        for info in self._tried("", ask):
+            name = info.path.removeprefix(f"{self._root}/")
+            if info.type == FileType.File and name in found:
+                found[name] = info.size
+        return found
+
+    def read(self, name: str, num: int | None = None) -> bytes | None:
+        def content() -> bytes | None:
+            try:
+                with self._system.open_input_file(f"{self._root}/{name}") as stream:
+                    return stream.read_at(stream.size() if num is None else min(num, stream.size()), 0)
+            except FileNotFoundError:
+                return None
+
+        return self._tried(name, content)
+
+    def download(self, name: str, partial: Path, size: int) -> str:
+        digest = hashlib.sha256()
+        with open(partial, "a+b") as output:
+            output.seek(0)
+            while chunk := output.read(files.CHUNK_SIZE):
+                digest.update(chunk)
+
+            def take(piece: bytes) -> None:
+                _write(output, piece)
+                digest.update(piece)
+
+            self._receive(name, output.tell(), size, take)
+            os.fsync(output.fileno())
+        return digest.hexdigest()
+
+    def digest(self, name: str, size: int) -> str:
+        """sha256 of what can be read of an object."""
+        digest = hashlib.sha256()
+        self._receive(name, 0, size, digest.update)
+        return digest.hexdigest()
+
+    def upload(self, path: Path, name: str) -> None:
+        """Copies a file there."""
+
+        def attempt() -> None:
+            with open(path, "rb") as source, self._system.open_output_stream(f"{self._root}/{name}") as target:
+                while chunk := source.read(PIECE):
+                    target.write(chunk)
+
+        self._tried(name, attempt)
+
+    def remove(self, name: str) -> None:
+        """Removes an object, if it is there."""
+
+        def attempt() -> None:
+            try:
+                self._system.delete_file(f"{self._root}/{name}")
+            except FileNotFoundError:
+                return
+
+        self._tried(name, attempt)
+
+    def _receive(self, name: str, start: int, size: int, take: Callable[[bytes], None]) -> None:
+        """Hands over all bytes from `start` on, in order, whatever becomes of connections."""
+        reached = start
+
+        def attempt() -> None:
+            nonlocal reached
+            for piece in self._pieces(name, reached, size):
+                take(piece)
+                reached += len(piece)
+
+        self._tried(name, attempt, reached=lambda: reached)
+
+    def _pieces(self, name: str, start: int, size: int) -> Iterator[bytes]:
+        """Bytes from `start` on, in order, a few requests ahead."""
+        with self._system.open_input_file(f"{self._root}/{name}") as stream, ThreadPoolExecutor(PIECES) as pool:
+            if stream.size() != size:
+                raise StorageError(f"{self.prefix}/{name} has {stream.size()} bytes, {size} were recorded")
+            ahead: deque[Future[bytes]] = deque()
+            for place in range(start, size, PIECE):
+                ahead.append(pool.submit(stream.read_at, min(PIECE, size - place), place))
+                if len(ahead) == PIECES:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+    def _tried(self, name: str, action: Callable[[], Value], reached: Callable[[], int] = lambda: 0) -> Value:
+        """The result of an action, which is tried again with growing pauses as long as it fails on its way."""
+        furthest, failures = -1, 0
+        while True:
+            try:
+                return action()
+            except OSError as error:
+                url = f"{self.prefix}/{name}"
+                if isinstance(error, FileNotFoundError):
+                    raise StorageError(f"{url} is not there") from error
+                if isinstance(error, DiskError):
+                    raise
+                failures = 1 if reached() > furthest else failures + 1
+                furthest = max(furthest, reached())
+                if failures == retries.TRIES:
+                    raise StorageError(f"{url}: {error} ({failures} times in a row)") from error
+                wait = retries.PAUSE * 2 ** (failures - 1)
+                self._log(f"{url}: {error}; trying again in {wait:g} s")
+                time.sleep(wait)
+
+
+def _file_system(scheme: str, bucket: str, endpoint: str | None) -> Any:
+    from pyarrow import fs
+
+    own = urlsplit(endpoint) if endpoint else None
+    place = {"endpoint_override": own.netloc, "scheme": own.scheme} if own else {}
+    if scheme == "gs":
+        return fs.GcsFileSystem(**place)
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    region = region or ("us-east-1" if own else fs.resolve_s3_region(bucket))
+    return fs.S3FileSystem(region=region, connect_timeout=retries.TIMEOUT[0], request_timeout=60, **place)
+
+
+def _write(output: Any, piece: bytes) -> None:
+    try:
+        output.write(piece)
+        output.flush()
+    except OSError as error:
+        raise DiskError(error.errno, error.strerror, output.name) from error

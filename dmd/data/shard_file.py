@@ -1,0 +1,37 @@
+"""A shard that a stage writes as a whole, and the rows that its manifest lists it by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dmd.data import manifest, shards
+from dmd.provenance import record
+
+
+def write(
+    path: Path,
+    items: Iterable[tuple[int, shards.Item]],
+    *,
+    name: str,
+    number: int,
+    provenance: Mapping[str, Any],
+    inputs: record.Inputs,
+) -> tuple[str, pa.Table]:
+    """Digest of the new shard, and its rows.
+
+    Args:
+        items: index and fields of each, one of them in memory at a time.
+        name: path of the shard from the folder of the manifest.
+        number: of the shard.
+        provenance: of the stage that makes it.
+        inputs: of that stage.
+    """
+    with record.publish(path, stage=provenance["stage"], inputs=inputs) as temporary:
+        shards.write(temporary, items, {"origin": provenance, "shard": number, "facts": {}})
+    digest, size = record.check(path), path.stat().st_size
+    with shards.Shard(path) as shard:
+        return digest, manifest.rows_of(shard, name, size=size, sha256=digest, first_seed=None)

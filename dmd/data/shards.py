@@ -1,0 +1,176 @@
+"""WebDataset shards: one tar of `.npy` members per item, the same bytes for the same content.
+
+A shard starts with `__meta__/record.json`, which WebDataset skips. Readers first compare size and sha256
+with the manifest: WebDataset itself loses the tail of a truncated tar without a word.
+"""
+
+import json
+import mmap
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dmd.data import npy, ustar
+from dmd.provenance import files
+
+BLOCK_SIZE = ustar.BLOCK_SIZE
+RECORD_KEY = "__meta__/record"
+MEMBER = re.compile(r"([0-9]{8,15})\.([a-z][a-z0-9_-]*)\.npy")  # no other names: nothing of a tar is ever a path
+
+Item = dict[str, np.ndarray]  # field -> array: image, label, and noise in pairs
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one item lies in its tar, in bytes."""
+
+    offset: int
+    length: int
+
+
+class _Member(NamedTuple):
+    """One file in a tar; positions in bytes: of its header, of its data, behind its padding."""
+
+    number: int
+    field: str
+    start: int
+    data: int
+    size: int
+    stop: int
+
+
+def write(path: Path, items: Iterable[tuple[int, Item]], record: Mapping[str, Any]) -> None:
+    """Writes (global index, fields) to exactly `path`, members `{index:08d}.{field}.npy` sorted by field.
+
+    The bytes are those of webdataset's TarWriter(mtime=0), which takes three times as long.
+    """
+    with open(path, "wb", buffering=0) as stream:
+        written = ustar.write(stream, ustar.member(f"{RECORD_KEY}.json", [files.canonical_json(record).encode()]))
+        for index, fields in items:
+            parts: list[ustar.Bytes] = []
+            for name, array in sorted((f"{name}.npy", np.asarray(array, order="C")) for name, array in fields.items()):
+                content: list[ustar.Bytes] = [npy.header(array.shape, array.dtype), array.data]
+                parts += ustar.member(f"{index:08d}.{name}", content)
+            written += ustar.write(stream, parts)
+        ustar.write(stream, ustar.end(written))
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The record a shard begins with; None if the file is not such a shard."""
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(BLOCK_SIZE)
+            return parse_record(head + stream.read(min(_member(head, 0)[1], path.stat().st_size)))
+    except (OSError, ValueError):
+        return None
+
+
+def parse_record(head: bytes) -> dict[str, Any] | None:
+    """The record in the first bytes of a shard; None if they are not those of such a shard, or too few."""
+    try:
+        name, size = _member(head, 0)
+        if name != f"{RECORD_KEY}.json":
+            return None
+        found = json.loads(head[BLOCK_SIZE : BLOCK_SIZE + size])
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def read(path: Path) -> Iterator[tuple[int, Item]]:
+    """All items of a shard in order, as (global index, fields)."""
+    with Shard(path) as shard:
+        yield from shard.items()
+
+
+class Shard:
+    """An open shard, read by random access through a memory map; arrays are views of it, so copy to keep."""
+
+    def __init__(self, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
+        """Opens a shard, after comparing it with what its manifest says.
+
+        Raises:
+            ValueError: the shard is missing, or its size or sha256 differ from the manifest's.
+        """
+        self.path = path
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: `make verify`, then run snakemake again")
+        found = path.stat().st_size
+        if found < BLOCK_SIZE:
+            raise ValueError(f"{path} has {found} bytes: truncated? run `make verify`")
+        if size is not None and found != size:
+            raise ValueError(f"{path} has {found} bytes, its manifest says {size}: truncated? run `make verify`")
+        if sha256 is not None and (digest := files.sha256(path)) != sha256:
+            raise ValueError(f"{path} is damaged: sha256 {digest}, its manifest says {sha256}: run `make verify`")
+        self._stream = open(path, "rb")  # noqa: SIM115 (closed by close)
+        self._map = mmap.mmap(self._stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def item(self, place: Place) -> Item:
+        """The fields of the item at `place`; ValueError if the shard is damaged, or has no such place."""
+        if not 0 <= place.offset <= place.offset + place.length <= len(self._map):
+            raise ValueError(f"{self.path} has {len(self._map)} bytes, none from {place.offset} for {place.length}")
+        members = list(self._walk(place.offset, place.offset + place.length))
+        try:
+            return {member.field: npy.array(self._map, member.data, member.size) for member in members}
+        except ValueError as error:
+            raise self._damaged(error) from error
+
+    def items(self) -> Iterator[tuple[int, Item]]:
+        """All items in order, as (global index, fields)."""
+        for index, place in self.index():
+            yield index, self.item(place)
+
+    def index(self) -> Iterator[tuple[int, Place]]:
+        """Global index and place of all items in order; reads only headers."""
+        index, start, stop = -1, 0, 0
+        for member in self._walk(0, len(self._map)):
+            if member.number != index:
+                if index >= 0:
+                    yield index, Place(start, stop - start)
+                index, start = member.number, member.start
+            stop = member.stop
+        if index >= 0:
+            yield index, Place(start, stop - start)
+
+    def _walk(self, start: int, stop: int) -> Iterator[_Member]:
+        while start + BLOCK_SIZE <= stop and self._map[start]:  # tar ends with blocks of zeros
+            try:
+                name, size = _member(self._map[start : start + BLOCK_SIZE], start)
+            except ValueError as error:
+                raise self._damaged(error) from error
+            data = start + BLOCK_SIZE
+            end = data + -(-size // BLOCK_SIZE) * BLOCK_SIZE
+            if end > len(self._map):
+                raise ValueError(f"{self.path} is truncated inside {name}: run `make verify`")
+            if not name.startswith("__meta__/"):
+                if (found := MEMBER.fullmatch(name)) is None:
+                    raise self._damaged(f"member {name!r}")
+                yield _Member(int(found[1]), found[2], start, data, size, end)
+            start = end
+
+    def _damaged(self, reason: object) -> ValueError:
+        return ValueError(f"{self.path} is damaged: {reason}: run `make verify`")
+
+    def close(self) -> None:
+        """Closes the file; arrays that still view it keep the map alive."""
+        self._stream.close()
+
+    def __enter__(self) -> "Shard":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _member(header: bytes, start: int) -> tuple[str, int]:
+    try:
+        name, size = header[:100].rstrip(b"\0").decode("ascii"), int(header[124:136].rstrip(b"\0 "), 8)
+    except ValueError as error:
+        raise ValueError(f"not a tar header at byte {start}") from error
+    if size < 0:
+        raise ValueError(f"not a tar header at byte {start}: it claims {size} bytes")
+    return name, size

@@ -1,0 +1,76 @@
+"""A folder of a web server, to read only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+import requests
+
+from dmd.data import retries
+from dmd.data.download import Download, DownloadError
+from dmd.data.remote import StorageError
+
+Value = TypeVar("Value")
+REQUESTS = 16  # at once, each about another file
+PART_SIZE = 1 << 18  # bytes
+
+
+class WebFolder:
+    """Files of a web server under one address."""
+
+    def __init__(self, prefix: str, log: Callable[[str], None]) -> None:
+        self.prefix, self._log = prefix.rstrip("/"), log
+
+    def sizes(self, names: Iterable[str]) -> dict[str, int | None]:
+        wanted = list(names)
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            return dict(zip(wanted, pool.map(self._size, wanted), strict=True))
+
+    def read(self, name: str, num: int | None = None) -> bytes | None:
+        return self._answer("GET", name, lambda answer: _content(answer, num))
+
+    def download(self, name: str, partial: Path, size: int) -> str:
+        try:
+            return Download(self._url(name), partial, size, self._log, lambda reached, total: None).run()
+        except DownloadError as error:
+            raise StorageError(f"{self._url(name)}: {error}") from error
+
+    def _url(self, name: str) -> str:
+        return f"{self.prefix}/{quote(name)}"
+
+    def _size(self, name: str) -> int | None:
+        return self._answer("HEAD", name, lambda answer: int(answer.headers.get("Content-Length", -1)))
+
+    def _answer(self, verb: str, name: str, take: Callable[[requests.Response], Value]) -> Value | None:
+        """What `take` makes of the server's answer, its body still to come; None where it has no such file."""
+        url, headers = self._url(name), {"Accept-Encoding": "identity"}
+        for attempt in range(retries.TRIES):
+            try:
+                with requests.request(verb, url, headers=headers, timeout=retries.TIMEOUT, stream=True) as answer:
+                    if answer.status_code == 404:
+                        return None
+                    if answer.status_code in (200, 206):
+                        return take(answer)
+                    reason = f"the server answers {answer.status_code} {answer.reason}"
+                    if answer.status_code not in retries.BUSY:
+                        raise StorageError(f"{url}: {reason}")
+            except requests.RequestException as error:
+                reason = str(error)
+            if attempt + 1 < retries.TRIES:
+                time.sleep(retries.PAUSE * 2**attempt)
+        raise StorageError(f"{url}: {reason} ({retries.TRIES} times in a row)")
+
+
+def _content(answer: requests.Response, num: int | None) -> bytes:
+    """The body of an answer, or its first `num` bytes, however small the parts that it comes in."""
+    content = b""
+    for part in answer.iter_content(PART_SIZE):
+        content += part
+        if num is not None and len(content) >= num:
+            return content[:num]
+    return content

@@ -1,0 +1,1 @@
+"""Files of others: teachers, adapters and feature networks that someone else trained."""

@@ -1,0 +1,62 @@
+"""Feature networks from their files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dmd.importers import weights_file
+from dmd.metrics.features import WEIGHTED, FeatureNetwork, build
+from dmd.provenance import pinned
+from dmd.provenance import tensors as tensor_files
+
+SOURCES = {
+    "digits32": "weights of the feature network digits32; tracked, or made by dmd.stages.feature_network",
+    "inception": "the Inception network of torch-fidelity or pytorch-fid, whose file names end in 2015-12-05-6726825d",
+}
+
+
+def load(
+    path: Path | None, features: Mapping[str, Any], *, modes: Sequence[Sequence[float]] | None
+) -> tuple[FeatureNetwork, dict[str, Any]]:
+    """The feature network that a config section describes, and its identity: {"name", "sha256"}.
+
+    Args:
+        path: the file of its weights, None for kinds without weights.
+        features: section `features`: kind, and the sha256 that pins the file; null = any file.
+        modes: centres (K, size) of the dataset's modes, where it is a mixture.
+
+    Raises:
+        ValueError: the file is missing or not the pinned one, or is given for a kind without weights.
+    """
+    if path is None:
+        network = build(features, state=None, modes=modes)
+        return network, {"name": network.name, "sha256": None}
+    digest = checked(path, features)
+    network = build(features, state=weights(path, features["kind"]), modes=modes)
+    return network, {"name": network.name, "sha256": digest}
+
+
+def checked(path: Path, features: Mapping[str, Any]) -> str:
+    """Digest of the weights; see `load`."""
+    kind = features["kind"]
+    if kind not in WEIGHTED:
+        raise ValueError(f"{path} is given, but features.kind {kind} has no weights")
+    return pinned.check(path, features.get("sha256"), key="features.sha256", source=SOURCES[kind])
+
+
+def weights(path: Path, kind: str) -> dict[str, Tensor]:
+    """The tensors of a file of weights; of a released .pth nothing but tensors is unpickled.
+
+    Raises:
+        ValueError: the file cannot be read, or holds something else than named tensors.
+    """
+    if kind == "digits32":
+        return tensor_files.load(path)[0]
+    try:
+        return weights_file.read(path)
+    except ValueError as error:
+        raise ValueError(f"{error} (wanted: {SOURCES[kind]})") from error

@@ -1,0 +1,116 @@
+"""Teachers from a local Stable Diffusion folder: a UNet2DConditionModel, its noise levels, the state of no prompt.
+
+Only JSON, text and safetensors are read; no code in the folder is run, and nothing is fetched.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmd.importers import autoencoder_files as autoencoders
+from dmd.importers import pipeline_files as pipelines
+from dmd.importers import text_files as texts
+from dmd.models.networks.unet2d_condition import UNet2DCondition
+from dmd.models.preconditioning import preconditioning
+from dmd.models.text_encoder import Text
+
+NETWORK = "UNet2DConditionModel"
+SCHEDULERS: tuple[str, ...] = (
+    "PNDMScheduler",
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+)
+SCHEDULERS += ("EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler", "DPMSolverMultistepScheduler")
+SCHEDULERS += ("UniPCMultistepScheduler", "DEISMultistepScheduler", "LCMScheduler")
+FOLDERS = {"unet": f"the {NETWORK}", "scheduler": "the noise levels", "vae": "the AutoencoderKL"}
+FOLDERS |= {"text_encoder": "the CLIPTextModel", "tokenizer": "the CLIPTokenizer"}
+
+
+def source_files(folder: Path) -> list[Path]:
+    """Every file that is read of the folder, for its digest: those of autoencoder and text encoder with them.
+
+    Raises:
+        ValueError: one that is needed is missing or cannot be read; the message says which and what belongs there.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder")
+    for name, what in FOLDERS.items():
+        if not (folder / name).is_dir():
+            raise ValueError(f"{folder / name} is missing: the sub-folder of {what}")
+    index = folder / "model_index.json"
+    return [
+        *([index] if index.exists() else []),
+        pipelines.needed(_scheduler(folder), "the configuration of the scheduler that the network was trained with"),
+        *pipelines.network_files(folder / "unet", NETWORK),
+        *texts.source_files(folder),
+        *autoencoders.source_files(folder / "vae"),
+    ]
+
+
+def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Weights (`ema.*`, float32), text states of the empty prompt (`text.empty`, (L, E)), and facts.
+
+    Facts: network, preconditioning, scheduler (the folder's, as StableDiffusionPipeline corrects it), sigma_data,
+    sigma_min, sigma_max, shape of a latent, image_shape, num_classes 0, text {length, width}.
+
+    Raises:
+        ValueError: something is missing, of another class, or does not fit the rest; each is named.
+    """
+    source_files(folder)
+    if (index := folder / "model_index.json").exists():
+        _check_pipeline(index)
+    unet = folder / "unet"
+    config = pipelines.network_config(unet / "config.json", NETWORK)
+    try:
+        pipelines.check_extent(config)
+        with torch.device("meta"):
+            network = UNet2DCondition(config=config)
+        levels = pipelines.levels(_scheduler(folder), SCHEDULERS)
+        table = preconditioning(levels, sigma_data=1.0).table
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    assert table is not None  # kind discrete has one
+    empty, text = _empty(folder)
+    if text["width"] != network.text_width:
+        raise ValueError(f"{folder}: text states of width {text['width']}, the network takes {network.text_width}")
+    shape = [network.channels, network.resolution, network.resolution]
+    facts = {
+        "network": {"kind": "unet2d-condition", "config": config},
+        "preconditioning": levels,
+        "scheduler": {**pipelines.read_json(_scheduler(folder)), "steps_offset": 1, "clip_sample": False},
+        "sigma_data": 1.0,
+        "shape": shape,
+        "image_shape": autoencoders.image_shape(folder / "vae", shape),
+        "num_classes": 0,
+        "text": text,
+        "sigma_min": float(table[1][0]),
+        "sigma_max": float(table[1][-1]),
+    }
+    weights = pipelines.tensors_of(pipelines.network_files(unet, NETWORK))
+    return {**{f"ema.unet.{name}": value for name, value in weights.items()}, "text.empty": empty}, facts
+
+
+def _scheduler(folder: Path) -> Path:
+    return folder / "scheduler" / "scheduler_config.json"
+
+
+def _empty(folder: Path) -> tuple[torch.Tensor, dict[str, int]]:
+    """Text states (L, E) of the empty prompt, and their extents."""
+    state, facts = texts.load(folder)
+    text = Text(**facts["text_encoder"]).eval()
+    text.load_state_dict(state)
+    return text.encode([""]).states[0], facts["text"]
+
+
+def _check_pipeline(index: Path) -> None:
+    parts = pipelines.read_json(index)
+    for name, wanted in {"unet": NETWORK, "vae": autoencoders.FULL}.items():
+        if (found := parts.get(name)) != ["diffusers", wanted]:
+            raise ValueError(f"{index}: {name} is {found!r}, no {wanted} of diffusers")
+    for name, wanted in {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}.items():
+        found = parts.get(name)
+        if not isinstance(found, list) or found[:1] != ["transformers"] or found[1] not in (wanted, f"{wanted}Fast"):
+            raise ValueError(f"{index}: {name} is {found!r}, no {wanted} of transformers")

@@ -1,0 +1,104 @@
+"""Denoisers D(image; sigma, label) -> x0: a preconditioned network, and an exact one for Gaussian mixtures."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from dmd.models.preconditioning import preconditioning as make_preconditioning
+
+
+def per_sample(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """(B,) -> (B, 1, 1, 1), to multiply images with."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+class Denoiser(nn.Module):
+    """A network under a preconditioning, D(x; sigma) = c_skip x + c_out F(c_in x; condition).
+
+    Args:
+        network: F_theta(image, condition, label).
+        sigma_data: standard deviation of the data.
+        preconditioning: see `dmd.models.preconditioning.preconditioning`; None is EDM's.
+
+    Attributes:
+        dtype: the network works in it under autocast, its parameters stay float32; None is float32 throughout.
+        scheduler: configuration of the scheduler of diffusers that the network was trained with; None if it has none.
+    """
+
+    dtype: torch.dtype | None = None
+    scheduler: dict[str, Any] | None = None
+
+    def __init__(
+        self, network: nn.Module, *, sigma_data: float, preconditioning: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.sigma_data = sigma_data
+        self.preconditioning = make_preconditioning(preconditioning, sigma_data=sigma_data)
+
+    def forward(self, image: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """image (B, C, H, W) = x0 + sigma * noise; sigma (B,) > 0; label int64 (B,), or text states float32 (B, L, E).
+
+        Returns x0 (B, C, H, W) in the dtype of the image; the sum is taken in that of the coefficients.
+        """
+        c_skip, c_out, c_in, condition = self.preconditioning(sigma)
+        out = self.predict((image * per_sample(c_in, image)).to(image.dtype), condition, label)
+        kept = image * per_sample(c_skip, image)
+        return torch.addcmul(kept, out.to(kept.dtype), per_sample(c_out, image)).to(image.dtype)
+
+    def predict(self, image: torch.Tensor, condition: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """What the network itself returns (B, C, H, W), in the dtype of the image; `condition` (B,) as it takes it."""
+        with torch.autocast(image.device.type, self.dtype, enabled=self.dtype is not None):
+            return self.network(image, condition, label).to(image.dtype)
+
+    def loss_weight(self, sigma: torch.Tensor) -> torch.Tensor:
+        """Weight (B,) of the squared x0 error in the denoising loss."""
+        return self.preconditioning.loss_weight(sigma)
+
+    @property
+    def table(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """(alpha, sigma) of the network's own discrete levels, sigma ascending, float64; None where time is real."""
+        return self.preconditioning.table
+
+
+def start_scale(denoiser: Any, sigma: float) -> float:
+    """What unit noise is multiplied with to become the image at level sigma that `denoiser` starts from.
+
+    Variance-exploding: sigma. Where the network itself starts from unit noise, 1 / alpha, so that it sees just that.
+    """
+    levels = getattr(denoiser, "preconditioning", None)
+    return sigma if levels is None else levels.start_scale(sigma)
+
+
+class GaussianMixtureDenoiser(nn.Module):
+    """The exact denoiser of a mixture of isotropic Gaussians, in the precision of its input.
+
+    E[x0 | x] = sum_k r_k (s_k^2 x + sigma^2 mu_k) / (s_k^2 + sigma^2), responsibilities
+    r_k ~ w_k N(x; mu_k, s_k^2 + sigma^2).
+    """
+
+    means: torch.Tensor
+    stds: torch.Tensor
+    weights: torch.Tensor
+
+    def __init__(self, means: torch.Tensor, stds: torch.Tensor, weights: torch.Tensor) -> None:
+        """means (K, C, H, W), stds (K,), weights (K,) summing to 1. ValueError if the counts differ."""
+        super().__init__()
+        if not len(means) == len(stds) == len(weights):
+            raise ValueError(f"{len(means)} means, {len(stds)} stds and {len(weights)} weights")
+        self.register_buffer("means", means.double())
+        self.register_buffer("stds", stds.double())
+        self.register_buffer("weights", weights.double())
+
+    def forward(self, image: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """Same as `Denoiser.forward`; the label is ignored."""
+        flat, means = image.double().flatten(1), self.means.flatten(1)
+        noise = sigma.double().square()[:, None]  # (B, 1)
+        spread = self.stds.square() + noise  # (B, K)
+        distance = (flat[:, None] - means).square().sum(-1)
+        logits = self.weights.log() - 0.5 * (distance / spread + flat.shape[1] * spread.log())
+        share = logits.softmax(-1)  # responsibilities (B, K)
+        x0 = (share * self.stds.square() / spread).sum(-1, keepdim=True) * flat + (share * noise / spread) @ means
+        return x0.to(image.dtype).reshape(image.shape)

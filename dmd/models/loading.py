@@ -1,0 +1,228 @@
+"""Denoisers from their artifacts, whatever made them."""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmd.models.autoencoder import Codec
+from dmd.models.calls import Calls
+from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser
+from dmd.models.lora import merged
+from dmd.models.networks import build
+from dmd.models.text_encoder import Text
+from dmd.provenance import tensors as tensor_files
+
+MIXTURE = ("means", "stds", "weights")
+LARGE = ("unet2d-condition", "sd3")  # all that they hold stands in their files: nothing is drawn first and dropped
+LEVELS = ("sigma_data", "sigma", "sigma_min", "sigma_max")
+
+
+@dataclass(frozen=True)
+class DenoiserFile:
+    """A denoiser's file that was looked at, and its metadata."""
+
+    path: Path
+    facts: Mapping[str, Any]
+
+
+def look_at(path: Path) -> DenoiserFile:
+    """What a denoiser's file says of itself; ValueError if it is none."""
+    metadata = tensor_files.load_metadata(path)
+    check_facts(metadata, path)
+    return DenoiserFile(path, metadata)
+
+
+def load_denoiser(
+    path: Path, *, weights: str = "ema", calls: int | None = None
+) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """A frozen denoiser in eval mode (dropout off), on the CPU.
+
+    Args:
+        path: teacher/denoiser.safetensors or distill/generator.safetensors.
+        weights: "ema" or "raw"; both kinds of file that were trained hold both.
+        calls: of a student of several numbers of calls; None is the number that training ended with. Weights of
+            earlier rounds of progressive distillation are averages only.
+
+    Returns:
+        The denoiser, and the file's metadata: `shape` (C, H, W), `num_classes`, `sigma_data`, `kind`, ...; with `calls`
+        its keys `calls` and `sigma` are those of the weights that were read.
+
+    Raises:
+        ValueError: the file is damaged, or does not hold these weights.
+    """
+    tensors, metadata = tensor_files.load(path)
+    check_facts(metadata, path)
+    if calls is not None:
+        chosen = student_calls(metadata, path, calls=calls)
+        if str(calls) in metadata.get("calls_kept", {}):
+            weights = f"{weights}@{calls}"
+        metadata |= {"sigma": chosen.sigmas[0], "calls": chosen.facts()}
+    if metadata["kind"] == "gaussian-mixture":
+        if missing := [name for name in MIXTURE if name not in tensors]:
+            raise ValueError(f"{path} holds no mixture: {', '.join(missing)} missing")
+        exact = GaussianMixtureDenoiser(tensors["means"], tensors["stds"], tensors["weights"])
+        return exact.requires_grad_(False).eval(), metadata
+    prefix = f"{weights}."
+    state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    if not state:
+        raise ValueError(f"{path} holds no {weights!r} weights")
+    numbers = {"sigma_data": metadata["sigma_data"], "preconditioning": metadata.get("preconditioning")}
+    network = metadata["network"]
+    if network.get("kind") not in LARGE:
+        check_network(network, state, path)
+    try:
+        with torch.device("meta") if network.get("kind") in LARGE else contextlib.nullcontext():
+            denoiser = new_denoiser(network, **numbers)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: preconditioning: {error}") from error
+    load_network(denoiser, state, path)
+    denoiser.scheduler = metadata.get("scheduler")
+    return denoiser.requires_grad_(False).eval(), metadata
+
+
+def student_calls(metadata: Mapping[str, Any], path: Path, *, calls: int | None = None) -> Calls:
+    """How a student is sampled with so many calls; None is the number that its training ended with.
+
+    Raises:
+        ValueError: the file is of no student, says nothing that could be its calls, or is no student of so many.
+    """
+    own, kept = metadata.get("calls"), metadata.get("calls_kept", {})
+    if not isinstance(own, dict) or not isinstance(kept, dict):
+        raise ValueError(f"{path} is no student: it does not say the calls it was distilled for")
+    try:
+        last = Calls.of(own)
+        if calls is None or len(last.sigmas) == calls:
+            return last
+        if str(calls) in kept:
+            return Calls.of(kept[str(calls)])
+        fewer = range(1, len(last.sigmas)) if last.map == "consistency" else ()
+        if calls in fewer:
+            return replace(last, sigmas=last.sigmas[:calls])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    known = ", ".join(map(str, [*kept, *fewer, len(last.sigmas)]))
+    raise ValueError(f"{path} is no student of {calls} calls; it is one of {known}")
+
+
+def check_facts(metadata: Mapping[str, Any], path: Path) -> None:
+    """ValueError unless a file says what a denoiser's file says, each of its type."""
+    for name in ("shape", "num_classes", "sigma_data", "kind"):
+        if name not in metadata:
+            raise ValueError(f"{path} holds no denoiser: it does not say {name}")
+    shape, classes = metadata["shape"], metadata["num_classes"]
+    if not isinstance(shape, list) or len(shape) != 3 or not all(type(side) is int and side > 0 for side in shape):
+        raise ValueError(f"{path}: shape {shape!r:.80} is no (channels, height, width)")
+    if type(classes) is not int or classes < 0:
+        raise ValueError(f"{path}: num_classes {classes!r:.80} is no number of classes")
+    for name in LEVELS:
+        value = metadata.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
+            raise ValueError(f"{path}: {name} {value!r:.80} is no noise level")
+    if metadata["kind"] != "gaussian-mixture" and not isinstance(metadata.get("network"), dict):
+        raise ValueError(f"{path} holds no denoiser: it does not say which network")
+
+
+def check_network(network: Mapping[str, Any], state: dict[str, torch.Tensor], path: Path) -> None:
+    """ValueError unless a network has just the weights `state`; it is made without memory, whatever size it claims."""
+    levels, numbers = network.get("multipliers", ()), [network.get(name, 0) for name in ("blocks", "layers")]
+    if isinstance(levels, list | tuple) and all(isinstance(number, int) for number in numbers):
+        if (blocks := max(len(levels) * numbers[0], numbers[1])) > len(state):
+            raise ValueError(f"{path} holds another architecture: {blocks} blocks for {len(state)} tensors")
+    try:
+        with torch.device("meta"):
+            denoiser = new_denoiser(dict(network), sigma_data=1.0)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0]:.300}") from error
+    load_network(denoiser, state, path)
+
+
+def new_denoiser(
+    network: dict[str, Any], *, sigma_data: float, preconditioning: dict[str, Any] | None = None
+) -> Denoiser:
+    """A denoiser with fresh weights from torch's global generator."""
+    return Denoiser(build(network), sigma_data=sigma_data, preconditioning=preconditioning)
+
+
+def load_network(denoiser: Denoiser, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Copies weights into the network; ValueError if `path` holds another architecture."""
+    try:
+        denoiser.network.load_state_dict(state, assign=next(denoiser.parameters()).is_meta)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[2].strip().partition("\n")[0][:200]  # torch lists every weight
+        raise ValueError(f"{path} holds another architecture: {reason}") from error
+
+
+def add_adapter(denoiser: torch.nn.Module, adapter: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Adds an adapter, as `dmd.models.lora.merged` takes it, to the weights of a denoiser.
+
+    Raises:
+        ValueError: the denoiser has no network, or another one than the adapter is of.
+    """
+    if not isinstance(denoiser, Denoiser):
+        raise ValueError(f"{path} holds no network that an adapter could be added to")
+    load_network(denoiser, merged(denoiser.network.state_dict(), adapter, scale=1.0), path)
+
+
+def load_codec(path: Path) -> Codec:
+    """What decodes latents, frozen and in eval mode, on the CPU.
+
+    Args:
+        path: teacher/autoencoder.safetensors or teacher/tiny_autoencoder.safetensors.
+
+    Raises:
+        ValueError: the file is damaged or holds something else.
+    """
+    tensors, metadata = _of_kind(path, "autoencoder")
+    with torch.device("meta"):
+        codec = Codec(**metadata["autoencoder"])
+    codec.load_state_dict(tensors, assign=True)
+    return codec.requires_grad_(False).eval()
+
+
+def load_text(path: Path) -> Text:
+    """The text encoder of teacher/text_encoder.safetensors, frozen and in eval mode, on the CPU.
+
+    Raises:
+        ValueError: the file is damaged or holds something else.
+    """
+    tensors, metadata = _of_kind(path, "text-encoder")
+    text = Text(**metadata["text_encoder"])
+    text.load_state_dict(tensors)
+    return text.requires_grad_(False).eval()
+
+
+def load_empty(path: Path) -> torch.Tensor:
+    """What stands for no condition under guidance, of teacher/denoiser.safetensors.
+
+    Text states (L, E) of the empty prompt, or the label -1 () of a denoiser that was trained with label dropout.
+
+    Raises:
+        ValueError: the file is damaged, or its denoiser never learnt to do without a condition.
+    """
+    metadata = tensor_files.load_metadata(path)
+    if "text" not in metadata:
+        if metadata.get("label_dropout"):
+            return torch.tensor(-1)
+        raise ValueError(f"{path} cannot be guided: it knows no prompts, and was not trained with label_dropout")
+    return tensor_files.load_some(path, "text.empty")[0]
+
+
+def _of_kind(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    tensors, metadata = tensor_files.load(path)
+    if metadata.get("kind") != kind:
+        raise ValueError(f"{path} is of kind {metadata.get('kind')!r}, no {kind}")
+    return tensors, metadata
+
+
+def check_noise_scale(metadata: Mapping[str, Any], sigma: float, path: Path) -> None:
+    """ValueError if `sigma` is beyond the largest noise level that the denoiser in `path` was trained on."""
+    limit = metadata.get("sigma_max")
+    if limit is not None and sigma > limit * (1 + 1e-6):
+        raise ValueError(
+            f"{path} knows noise up to sigma {limit:.6g}, not {sigma:.6g}: "
+            "lower distill.method.sigma and sigma_max of the solvers to it"
+        )

@@ -1,0 +1,63 @@
+"""Networks F_theta(image, noise_condition, label): architectures only, no noise levels, no files.
+
+`build` makes one from its architecture, a mapping of plain numbers that also stands in artifacts' metadata.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from dmd.models.networks.block import ADM, DDPMPP, NCSNPP
+from dmd.models.networks.mlp import MLP
+from dmd.models.networks.sd3 import SD3
+from dmd.models.networks.unet import Shape, UNet
+from dmd.models.networks.unet2d import UNet2D
+from dmd.models.networks.unet2d_condition import UNet2DCondition
+
+FAMILIES = {"adm": ADM, "ddpmpp": DDPMPP, "ncsnpp": NCSNPP}
+OTHERS = {"mlp": MLP, "unet2d": UNet2D, "unet2d-condition": UNet2DCondition, "sd3": SD3}
+
+
+def build(architecture: Mapping[str, Any]) -> nn.Module:
+    """Network with random weights, drawn from torch's global generator.
+
+    Args:
+        architecture: `kind` is adm, ddpmpp or ncsnpp (the other keys are those of dmd.models.networks.unet.Shape)
+            or mlp (those of dmd.models.networks.mlp.MLP) or unet2d, unet2d-condition, sd3 (`config`, that of diffusers'
+            UNet2DModel, UNet2DConditionModel, SD3Transformer2DModel).
+
+    Returns:
+        Module: image (B, C, R, R), noise_condition (B,) float32, label (B,) int64 or, for unet2d-condition and sd3,
+        text states (B, L, E) float32 -> (B, C, R, R).
+
+    Raises:
+        ValueError: unknown kind, unknown or missing key, or a number that does not fit.
+    """
+    numbers = dict(architecture)
+    kind = numbers.pop("kind", None)
+    if kind in OTHERS:
+        _check_keys(kind, numbers, OTHERS[kind])
+        return OTHERS[kind](**numbers)
+    if kind in FAMILIES:
+        _check_keys(kind, numbers, Shape)
+        return UNet(FAMILIES[kind], Shape(**numbers))
+    raise ValueError(f"network kind: {kind!r} is none of {', '.join([*FAMILIES, *OTHERS])}")
+
+
+def without_classes(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """The same network, which takes no class; of one whose condition is text, itself."""
+    kind = architecture["kind"]
+    if kind == "unet2d":
+        return {**architecture, "config": {**architecture["config"], "num_class_embeds": None}}
+    return {**architecture, "num_classes": 0} if kind in FAMILIES or kind == "mlp" else dict(architecture)
+
+
+def _check_keys(kind: str, numbers: dict[str, Any], maker: Callable[..., Any]) -> None:
+    known = inspect.signature(maker).parameters
+    if unknown := sorted(set(numbers) - set(known)):
+        raise ValueError(f"network {kind}: unknown {', '.join(unknown)}; known are {', '.join(known)}")
+    needed = {name for name, key in known.items() if key.default is inspect.Parameter.empty}
+    if missing := sorted(needed - set(numbers)):
+        raise ValueError(f"network {kind}: missing {', '.join(missing)}")

@@ -1,0 +1,58 @@
+"""A small fully connected network for points."""
+
+import torch
+from torch import Tensor, nn
+
+from dmd.models.networks.layers import NoiseFeatures, check_integer, geometric, one_hot
+from dmd.models.networks.shapes import check_image
+
+_NUM_FREQUENCIES = 16
+
+
+class MLP(nn.Module):
+    """SiLU network on the flattened input beside sines and cosines of the noise condition.
+
+    The label enters as a learned vector added to the first hidden layer; the last layer starts at zero.
+
+    Args:
+        channels: of the image; a point of the plane has 2.
+        resolution: height and width of the image; a point has 1.
+        width: features of each hidden layer.
+        layers: number of hidden layers.
+        num_classes: 0 for an unconditional network, which ignores labels.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    def __init__(self, *, channels: int, resolution: int, width: int, layers: int, num_classes: int) -> None:
+        super().__init__()
+        extents = {"channels": channels, "resolution": resolution, "width": width, "layers": layers}
+        for name, value in extents.items():
+            check_integer(name, value, least=1)
+        check_integer("num_classes", num_classes, least=0)
+        self.channels, self.resolution, self.num_classes = channels, resolution, num_classes
+        values = channels * resolution**2
+        frequencies = geometric(_NUM_FREQUENCIES, last=32.0, endpoint=True) / 2  # 0.5 .. 16 per unit of ln(sigma)/4
+        self.noise = NoiseFeatures(frequencies, sine_first=True)
+        self.first = nn.Linear(values + 2 * _NUM_FREQUENCIES, width)
+        self.label = nn.Linear(num_classes, width, bias=False) if num_classes else None
+        hidden: list[nn.Module] = [nn.SiLU()]
+        for _ in range(layers - 1):
+            hidden += [nn.Linear(width, width), nn.SiLU()]
+        self.hidden = nn.Sequential(*hidden)
+        self.last = nn.Linear(width, values)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, image: Tensor, noise_condition: Tensor, label: Tensor) -> Tensor:
+        """image (B, C, R, R), noise_condition (B,), label (B,) int64, -1 = none -> (B, C, R, R).
+
+        Raises:
+            ValueError: the image has another shape, or a label is not one of the classes.
+        """
+        check_image(self, image)
+        hidden = self.first(torch.cat([image.flatten(1), self.noise(noise_condition)], dim=1))
+        if self.label is not None:
+            hidden = hidden + self.label(one_hot(label, self.num_classes))
+        return self.last(self.hidden(hidden)).view(image.shape)

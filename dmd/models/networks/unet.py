@@ -1,0 +1,223 @@
+"""U-Nets of the EDM teachers (Karras et al. 2022): ADM, DDPM++ and NCSN++, three settings of one network."""
+
+from dataclasses import dataclass
+from functools import partial
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dmd.models.networks.block import Block, Family
+from dmd.models.networks.layers import (
+    NoiseFeatures,
+    ResidualDown,
+    check_integer,
+    geometric,
+    group_norm,
+    initialise,
+    one_hot,
+)
+from dmd.models.networks.recompute import Recomputing
+from dmd.models.networks.shapes import check_image
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Numbers of a U-Net.
+
+    Attributes:
+        resolution: height and width of the image.
+        channels: of the image.
+        width: channels at multiplier 1; the embedding has four times as many.
+        multipliers: channels of each level over width; each level halves the resolution.
+        blocks: encoder blocks per level; the decoder has one more.
+        attention: resolutions of the levels that attend.
+        num_classes: 0 for an unconditional network, which ignores labels.
+        dropout: probability while training.
+        augment: inputs of the augmentation layer that released files carry; sampling feeds it zeros,
+            so it holds weights and computes nothing.
+
+    Raises:
+        ValueError: a number is out of range or fits no other.
+    """
+
+    resolution: int
+    channels: int
+    width: int
+    multipliers: list[int]
+    blocks: int
+    attention: list[int]
+    num_classes: int
+    dropout: float = 0.0
+    augment: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("resolution", "channels", "width", "blocks"):
+            check_integer(name, getattr(self, name), least=1)
+        for name in ("num_classes", "augment"):
+            check_integer(name, getattr(self, name), least=0)
+        for name in ("multipliers", "attention"):
+            if not isinstance(getattr(self, name), list | tuple):
+                raise ValueError(f"{name}: {getattr(self, name)!r} is no list")
+        if not self.multipliers:
+            raise ValueError("multipliers: at least one level is needed")
+        for multiplier in self.multipliers:
+            check_integer("multipliers", multiplier, least=1)
+        if self.width < 4 or self.width % 4:
+            raise ValueError(f"width: {self.width} is no multiple of 4")
+        halvings = 2 ** (len(self.multipliers) - 1)
+        if self.resolution % halvings:
+            raise ValueError(f"resolution: {self.resolution} is not divisible by {halvings} = 2 ** (levels - 1)")
+        if unknown := sorted(set(self.attention) - set(self.levels)):
+            raise ValueError(f"attention: {unknown} are no levels; the levels are {self.levels}")
+        if not isinstance(self.dropout, int | float) or not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout: {self.dropout!r} is not in [0, 1)")
+
+    @property
+    def levels(self) -> list[int]:
+        """Resolution of each level, finest first."""
+        return [self.resolution >> level for level in range(len(self.multipliers))]
+
+
+class UNet(Recomputing, nn.Module):
+    """F_theta with the parameter names of the released EDM files.
+
+    Args:
+        family: ADM, DDPMPP or NCSNPP of dmd.models.networks.block.
+        shape: the numbers.
+
+    Attributes:
+        checkpointing: keep only the inputs of blocks for the backward pass, which computes each block once more.
+
+    Raises:
+        ValueError: channels that cannot be normalised in groups or split into attention heads.
+    """
+
+    def __init__(self, family: Family, shape: Shape) -> None:
+        super().__init__()
+        self.family, self.checkpointing = family, False
+        self.channels, self.resolution, self.num_classes = shape.channels, shape.resolution, shape.num_classes
+        embedding = 4 * shape.width
+        features = shape.width * (2 if family.fourier else 1)
+        self.map_noise = _noise_features(family, shape.width)
+        self.map_augment: nn.Linear | None = None
+        if shape.augment:
+            self.map_augment = nn.Linear(shape.augment, features, bias=False)
+        self.map_layer0 = nn.Linear(features, embedding)
+        self.map_layer1 = nn.Linear(embedding, embedding)
+        self.map_label: nn.Linear | None = None
+        if shape.num_classes:
+            self.map_label = nn.Linear(
+                shape.num_classes, embedding if family.late_label else features, bias=not family.late_label
+            )
+        self.enc, kept = _encoder(family, shape)
+        self.dec, channels = _decoder(family, shape, kept)
+        norm, conv = group_norm(channels, family.eps), nn.Conv2d(channels, shape.channels, 3, padding=1)
+        if family.late_label:
+            self.out_norm, self.out_conv = norm, conv
+        else:
+            name = f"{shape.resolution}x{shape.resolution}_aux"
+            self.dec[f"{name}_norm"], self.dec[f"{name}_conv"] = norm, conv
+        initialise(self, zero=("conv1", "proj", "out_conv", "aux_conv"))
+        if self.map_augment is not None:
+            self.map_augment.requires_grad_(False)
+
+    def forward(self, image: Tensor, noise_condition: Tensor, label: Tensor) -> Tensor:
+        """image (B, C, R, R), noise_condition (B,), label (B,) int64, -1 = none -> (B, C, R, R).
+
+        Raises:
+            ValueError: the image has another shape, or a label is not one of the classes.
+        """
+        check_image(self, image)
+        with torch.autocast(image.device.type, enabled=False):
+            embedding = self._embed(noise_condition, label)
+        hidden, skips = self._encode(image, embedding)
+        for name, layer in self.dec.items():
+            if isinstance(layer, Block):
+                if "_block" in name:
+                    hidden = torch.cat([hidden, skips.pop()], dim=1)
+                hidden = self._block(layer, hidden, embedding)
+            else:
+                hidden = layer(F.silu(hidden) if name.endswith("conv") else hidden)
+        return self.out_conv(F.silu(self.out_norm(hidden))) if self.family.late_label else hidden
+
+    def _embed(self, noise_condition: Tensor, label: Tensor) -> Tensor:
+        """Noise and label embedding (B, 4 * width), float32 even under autocast."""
+        classes = one_hot(label, self.num_classes) if self.num_classes else None
+        embedding = self.map_noise(noise_condition)
+        if self.map_label is not None and classes is not None and not self.family.late_label:
+            embedding = embedding + self.map_label(classes * sqrt(self.num_classes))
+        embedding = self.map_layer1(F.silu(self.map_layer0(embedding)))
+        if self.map_label is not None and classes is not None and self.family.late_label:
+            embedding = embedding + self.map_label(classes)
+        return F.silu(embedding)
+
+    def _block(self, block: Block, hidden: Tensor, embedding: Tensor) -> Tensor:
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return block(hidden, embedding)
+        return self.recomputed(block, hidden, embedding, draws=self.training)  # dropout
+
+    def _encode(self, image: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
+        hidden = branch = image
+        skips: list[Tensor] = []
+        for layer in self.enc.values():
+            if isinstance(layer, ResidualDown):
+                hidden = branch = skips[-1] = (hidden + layer(branch)) * self.family.gain
+            else:
+                hidden = self._block(layer, hidden, embedding) if isinstance(layer, Block) else layer(hidden)
+                skips.append(hidden)
+        return hidden, skips
+
+
+def _noise_features(family: Family, width: int) -> NoiseFeatures:
+    if family.fourier:
+        return NoiseFeatures(torch.randn(width) * 16, sine_first=True, saved=True)  # scale: Song et al. 2021
+    freqs = geometric(width // 2, last=1e-4, endpoint=not family.late_label)
+    return NoiseFeatures(freqs, sine_first=not family.late_label)
+
+
+def _encoder(family: Family, shape: Shape) -> tuple[nn.ModuleDict, list[int]]:
+    """Encoder, and the channels of each image it keeps for the decoder."""
+    stem = shape.width * (shape.multipliers[0] if family.wide_stem else 1)
+    block = partial(Block, embedding=4 * shape.width, family=family, dropout=shape.dropout)
+    layers = nn.ModuleDict()
+    kept = [stem]
+    branch = shape.channels
+    for level, multiplier in zip(shape.levels, shape.multipliers, strict=True):
+        name = f"{level}x{level}"
+        if level == shape.resolution:
+            layers[f"{name}_conv"] = nn.Conv2d(shape.channels, stem, 3, padding=1)
+        else:
+            layers[f"{name}_down"] = block(kept[-1], kept[-1], resample="down")
+            if family.binomial:
+                layers[f"{name}_aux_residual"] = ResidualDown(branch, kept[-1])
+                branch = kept[-1]
+            kept.append(kept[-1])
+        for index in range(shape.blocks):
+            layers[f"{name}_block{index}"] = block(
+                kept[-1],
+                shape.width * multiplier,
+                attention=level in shape.attention,
+            )
+            kept.append(shape.width * multiplier)
+    return layers, kept
+
+
+def _decoder(family: Family, shape: Shape, kept: list[int]) -> tuple[nn.ModuleDict, int]:
+    """Decoder without its output layers, and the channels that it ends with."""
+    block = partial(Block, embedding=4 * shape.width, family=family, dropout=shape.dropout)
+    layers = nn.ModuleDict()
+    channels, kept = kept[-1], list(kept)
+    for level, multiplier in reversed(list(zip(shape.levels, shape.multipliers, strict=True))):
+        name = f"{level}x{level}"
+        if level == shape.levels[-1]:
+            layers[f"{name}_in0"] = block(channels, channels, attention=True)
+            layers[f"{name}_in1"] = block(channels, channels)
+        else:
+            layers[f"{name}_up"] = block(channels, channels, resample="up")
+        for index in range(shape.blocks + 1):
+            attends = level in shape.attention and (family.decoder_attention or index == shape.blocks)
+            layers[f"{name}_block{index}"] = block(channels + kept.pop(), shape.width * multiplier, attention=attends)
+            channels = shape.width * multiplier
+    return layers, channels

@@ -1,0 +1,57 @@
+"""diffusers' UNet2DModel behind the interface of our networks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmd.models.networks.shapes import check_image
+from dmd.models.networks.wrapped import Wrapped
+
+
+class UNet2D(Wrapped):
+    """The network of an unconditional or class-conditional diffusers pipeline.
+
+    A network with twice as many output as input channels learnt its variance, too; that half is left out.
+
+    Args:
+        config: arguments of UNet2DModel; those that begin with an underscore are diffusers' own notes.
+
+    Raises:
+        ValueError: arguments that UNet2DModel does not take or cannot use, no square sample_size, a condition other
+            than a class, or another number of output channels.
+    """
+
+    word, holds = "unet2d", "unet"
+
+    def __init__(self, *, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.unet = self.made("UNet2DModel", config, absent=("class_embed_type",))
+        self.set_extent(variances=(1, 2))
+        self.num_classes = self.unet.config["num_class_embeds"] or 0
+
+    def forward(self, image: Tensor, noise_condition: Tensor, label: Tensor) -> Tensor:
+        """image (B, C, R, R), noise_condition (B,) float: time, label (B,) int64 -> (B, C, R, R).
+
+        Raises:
+            ValueError: the image has another shape, or a label is not one of the classes: -1 is none of them.
+        """
+        check_image(self, image)
+        classes = None
+        if self.num_classes:
+            classes = self._checked(label)
+        # an integer time would lose what lies between the levels
+        return self.unet(image, noise_condition.float(), class_labels=classes).sample[:, : self.channels]
+
+    def _checked(self, label: Tensor) -> Tensor:
+        if label.device.type == "cpu" and len(label):
+            low, high = (int(bound) for bound in label.aminmax())
+            if low < 0 or high >= self.num_classes:
+                raise ValueError(f"label: {low} .. {high} is outside 0 .. {self.num_classes - 1}")
+        return label
+
+
+def named(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of a UNet2DModel under the names they have in `UNet2D`."""
+    return {f"unet.{name}": value for name, value in state.items()}

@@ -1,0 +1,187 @@
+"""What an artifact was made from: digests of inputs, and a sidecar that lets `verify` find damage.
+
+Beside each artifact `name` lies `.name.json`: size and sha256 of the artifact, and the digest of each input by
+path. A block file counts the tars it lists among its inputs. Each record has a digest of itself, so that a bit that
+flips in one is noticed, too; those of earlier versions have none.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from dmd.config.rules import VERSIONS
+from dmd.provenance import address_space, files
+
+Inputs = dict[str, dict[str, str]]  # name of the input -> {path: sha256}
+SEAL = "record"  # key of the sha256 of the canonical JSON of all else
+_KEYS = frozenset({"sha256", "size", "inputs", "stage", "version", "stored", "url", SEAL})
+
+
+def sidecar(path: Path) -> Path:
+    """Where the record of `path` lies."""
+    return path.with_name(f".{path.name}.json")
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """The record of an artifact, None where there is none or it is damaged."""
+    with contextlib.suppress(ValueError):
+        return known(path)
+    return None
+
+
+def written(path: Path) -> tuple[int, int] | None:
+    """Inode and time of the record of an artifact, others once a stage wrote it anew; None where there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        found = sidecar(path).stat()
+        return found.st_ino, found.st_mtime_ns
+    return None
+
+
+def known(path: Path) -> dict[str, Any] | None:
+    """The record of an artifact, None where there is none; ValueError if there is one that is damaged."""
+    side = sidecar(path)
+    try:
+        entry = parse(side.read_bytes())
+    except FileNotFoundError:
+        return None
+    if entry is None:
+        raise ValueError(
+            f"{side} is damaged, the record of {path}: `make verify` removes both, then run snakemake again; of a file "
+            "outside results/ remove the record alone, it is then written anew of what is there"
+        )
+    return entry
+
+
+def parse(text: bytes) -> dict[str, Any] | None:
+    """The record that a file holds, without its seal; None if it is none, or other bits than were written."""
+    try:
+        record = json.loads(text)
+        if not isinstance(record, dict) or not record.keys() <= _KEYS:
+            return None
+        if (seal := record.pop(SEAL, None)) is not None and seal != _seal(record):
+            return None
+    except (ValueError, RecursionError):
+        return None
+    digest, size, inputs = (record.get(key) for key in ("sha256", "size", "inputs"))
+    if not isinstance(digest, str) or not isinstance(size, int) or not isinstance(inputs, dict):
+        return None
+    return record if all(isinstance(found, str) for found in inputs.values()) else None
+
+
+def write(path: Path, entry: Mapping[str, Any]) -> None:
+    """Writes the record of the file that lies, or will lie, at `path`."""
+    with files.atomic(sidecar(path)) as side:
+        side.write_text(files.canonical_json({**entry, SEAL: _seal(entry)}) + "\n")
+
+
+def _seal(entry: Mapping[str, Any]) -> str:
+    return hashlib.sha256(files.canonical_json(dict(entry)).encode()).hexdigest()
+
+
+def stored(record: Mapping[str, Any] | None) -> tuple[str, str | None, str] | None:
+    """Prefix, endpoint and name of a file that is in a storage; None where its record does not say so."""
+    place = (record or {}).get("stored")
+    prefix, endpoint, name = (
+        place.get(key) if isinstance(place, dict) else 0 for key in ("prefix", "endpoint", "name")
+    )
+    if isinstance(prefix, str) and isinstance(name, str) and (endpoint is None or isinstance(endpoint, str)):
+        return prefix, endpoint, name
+    return None
+
+
+def check(path: Path) -> str:
+    """Digest of a file, after comparing it with the file's record where there is one.
+
+    Raises:
+        ValueError: the file is missing, or was altered since it was written.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: run snakemake for it, or `make verify` if it should be there")
+    digest = files.sha256(path)
+    compare(path, digest)
+    return digest
+
+
+def compare(path: Path, digest: str) -> None:
+    """ValueError if the file's record is damaged, or names another digest than `digest`, which is the file's."""
+    record = known(path)
+    if not record or record["sha256"] == digest:
+        return
+    if record.get("stage", "fetch") == "fetch":  # no stage makes it
+        raise ValueError(
+            f"{path} has changed: sha256 {digest} but {record['sha256']} was recorded when it came here; put that file "
+            f"back, or remove {sidecar(path)} if the change is meant"
+        )
+    raise ValueError(
+        f"{path} is damaged: sha256 {digest} but {record['sha256']} was recorded when it was written; "
+        "`make verify` removes it and what was made from it, then run snakemake again"
+    )
+
+
+def check_inputs(**paths: Path | Sequence[Path] | None) -> Inputs:
+    """Digests of all inputs of a stage by name and path; ValueError names a damaged one."""
+    inputs: Inputs = {}
+    for name, value in paths.items():
+        if value is not None:
+            group = [value] if isinstance(value, Path) else value
+            inputs[name] = {str(path): check(path) for path in group}
+    return inputs
+
+
+def provenance(stage: str, spec: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
+    """What every artifact says of itself: stage, version, spec, digests of inputs (sorted by path)."""
+    digests: dict[str, Any] = {}
+    for name, group in inputs.items():
+        values = [group[path] for path in sorted(group)]
+        digests[name] = values[0] if len(values) == 1 else values
+    return {"stage": stage, "version": VERSIONS[stage], "spec": dict(spec), "inputs": digests}
+
+
+def entry(sha256: str, size: int, *, stage: str, inputs: Inputs) -> dict[str, Any]:
+    """The record of a file of `size` bytes that a stage makes."""
+    digests = {name: digest for group in inputs.values() for name, digest in group.items()}
+    return {"sha256": sha256, "size": size, "stage": stage, "version": VERSIONS[stage], "inputs": digests}
+
+
+@contextlib.contextmanager
+def publish(path: Path, *, stage: str, inputs: Inputs) -> Iterator[Path]:
+    """Like `files.atomic`, and writes the record just before the artifact appears.
+
+    Raises:
+        MemoryError: memory was so tight that what was computed may be wrong; nothing is written.
+    """
+    with files.atomic(path) as temporary:
+        yield temporary
+        address_space.check()
+        write(path, entry(files.sha256(temporary), temporary.stat().st_size, stage=stage, inputs=inputs))
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Refuses a second writer of `path`, or waits for it; the lock falls with its process, however that ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    with _locked(path, lock, wait):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _locked(path: Path, lock: Path, wait: bool) -> TextIO:
+    while True:
+        stream = open(lock, "a")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            stream.close()
+            raise ValueError(f"another process is writing {path}: wait for it or stop it") from error
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(stream.fileno()).st_ino == lock.stat().st_ino:
+                return stream
+        stream.close()  # its last holder removed the file between our open and our lock

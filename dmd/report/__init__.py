@@ -1,0 +1,1 @@
+"""What people look at: scores, tables, charts, grids of images, model cards."""

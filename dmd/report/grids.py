@@ -1,0 +1,57 @@
+"""A sheet of images, or of points of the plane, as a PNG."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn.functional import adaptive_avg_pool2d
+
+from dmd.models.autoencoder import Codec
+from dmd.provenance import files
+
+EDGE = 64  # pixels an image is enlarged to at least
+SIDE = 128  # pixels that a decoded image is averaged down to
+PLANE = 4.0  # half the width of the plane shown
+
+
+def save_grid(path: str | Path, images: torch.Tensor) -> None:
+    """Writes a PNG: images (B, C, H, W) in [-1, 1] row by row; points (B, 2, 1, 1) as dots in a plane.
+
+    Of more than three channels, which are those of latents, the first three are shown as colours.
+    """
+    points = images.shape[1:] == (2, 1, 1)
+    sheet = _plane(images.flatten(1).numpy()) if points else _sheet(images)
+    with files.atomic(Path(path)) as temporary:
+        Image.fromarray(sheet).save(temporary, format="png")
+
+
+@torch.no_grad()
+def decoded(latents: torch.Tensor, codec: Codec) -> torch.Tensor:
+    """Images (B, 3, h, w) of latents (B, C, H, W), decoded one by one, at most `SIDE` pixels wide."""
+    images = [codec.decode(latent) for latent in latents.split(1)]
+    return torch.cat([adaptive_avg_pool2d(image, min(SIDE, image.shape[-1])) for image in images])
+
+
+def _sheet(images: torch.Tensor) -> np.ndarray:
+    images = images if images.shape[1] == 1 else images[:, :3]
+    scale = max(1, EDGE // images.shape[-1])
+    levels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
+    levels = levels.repeat_interleave(scale, -1).repeat_interleave(scale, -2).permute(0, 2, 3, 1)
+    columns = math.isqrt(len(levels))
+    rows = len(levels) // columns
+    height, width, channels = levels.shape[1:]
+    sheet = levels[: rows * columns].reshape(rows, columns, height, width, channels).transpose(1, 2)
+    whole = sheet.reshape(rows * height, columns * width, channels).numpy()
+    return whole[:, :, 0] if channels == 1 else whole
+
+
+def _plane(points: np.ndarray) -> np.ndarray:
+    size = 256
+    place = ((points / PLANE + 1) * size / 2).round().astype(int).clip(1, size - 2)
+    sheet = np.full((size, size), 255, np.uint8)
+    for dx in (-1, 0, 1):
+        for dy in (-1, 0, 1):
+            sheet[size - 1 - place[:, 1] + dy, place[:, 0] + dx] = 40
+    return sheet

@@ -1,0 +1,201 @@
+"""The scores that stage evaluate writes, one function each; see `SCORES`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dmd.data.feature_blocks import Repetition
+from dmd.metrics.classes import class_counts, class_scores
+from dmd.metrics.distances import neighbour_radii
+from dmd.metrics.frechet import frechet_distance
+from dmd.metrics.inception import metric_name
+from dmd.metrics.kernel import NUM_SUBSETS, kernel_distance, subset_kernel_distances
+from dmd.metrics.memorisation import QUANTILE, memorisation
+from dmd.metrics.moments import Moments
+from dmd.metrics.prdc import prdc
+from dmd.provenance import tensors as tensor_files
+
+Score = dict[str, Any]
+REASONS = {  # `against` of a reference -> why it cannot say all
+    "moments": "the reference holds moments only, no features of real images",
+    "all": "the reference knows no training images: all are compared with",
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samples are compared with. Tensors are read when they are asked for.
+
+    Attributes:
+        facts: metadata of the file.
+    """
+
+    path: Path
+    facts: dict[str, Any]
+
+    @property
+    def against(self) -> str:
+        """Name of what samples are compared with: held_out, training, all (images of no training) or moments."""
+        return self.facts.get("against", "held_out")
+
+    @property
+    def beside(self) -> str | None:
+        """The other split, None of moments and of all images."""
+        return {"held_out": "training", "training": "held_out"}.get(self.against)
+
+    def metric(self, score: str) -> str:
+        """What a score in its features may be called."""
+        return metric_name(score, self.facts["features"])
+
+    def load(self, split: str | None, *names: str) -> list[Tensor]:
+        """Tensors of a split: features, predicted, mean, covariance."""
+        return tensor_files.load_some(self.path, *(f"{split}.{name}" for name in names))
+
+
+def frechet(repetitions: Sequence[Repetition], real: Reference, numbers: Mapping[str, Any]) -> Score:
+    """Frechet distances to what samples are compared with, and under its name those to the other split."""
+    splits = [real.against, *([real.beside] if real.beside else [])]
+    compared = {split: real.load(split, "mean", "covariance") for split in splits}
+    values: dict[str, list[float]] = {split: [] for split in splits}
+    for repetition in repetitions:
+        count, total, outer = repetition.sums("count", "sum", "outer")
+        moments = Moments(int(count), total, outer)
+        for split, found in values.items():
+            found.append(frechet_distance(moments.mean, moments.covariance, *compared[split]))
+    floor = real.facts["floor"]
+    return {
+        "metric": real.metric("fd"),
+        **spread(values[real.against]),
+        **({real.beside: spread(values[real.beside])} if real.beside else {}),
+        "floor": {name: floor[name] for name in ("kind", "mean", "std", "num") if name in floor},
+        "real_distance": real.facts["real_distance"],
+    }
+
+
+def kernel(repetitions: Sequence[Repetition], real: Reference, numbers: Mapping[str, Any]) -> Score:
+    """Kernel distances, and the one between training and held-out images (`real_distance`; null of all images)."""
+    size, seed = numbers["kid_subset"], numbers["seed"]
+    (compared,) = real.load(real.against, "features")
+    values, stds = [], []
+    for repetition in repetitions:
+        (generated,) = repetition.load("features")
+        if size is None:
+            values.append(kernel_distance(generated, compared))
+        else:
+            distances = subset_kernel_distances(generated, compared, size=size, seed=seed)
+            values.append(float(distances.mean()))
+            stds.append(float(distances.std()))
+    other = real.load(real.beside, "features")[0] if real.beside else None
+    return {
+        "metric": real.metric("kid"),
+        **spread(values),
+        "subsets": None if size is None else {"size": size, "num": NUM_SUBSETS, "stds": stds},
+        "real_distance": None if other is None else kernel_distance(other, compared),
+    }
+
+
+def precision_and_kin(repetitions: Sequence[Repetition], real: Reference, numbers: Mapping[str, Any]) -> Score:
+    """Precision, recall, density, coverage; `real`: the same of as many images of the other split, if there is one."""
+    neighbours = numbers["neighbours"]
+    (compared,) = real.load(real.against, "features")
+    radii = neighbour_radii(compared, neighbours=neighbours)
+    found, num_samples = [], 0
+    for repetition in repetitions:
+        (generated,) = repetition.load("features")
+        found.append(prdc(generated, compared, neighbours=neighbours, real_radii=radii))
+        num_samples = len(generated)
+    other = real.load(real.beside, "features")[0][:num_samples] if real.beside else None
+    return {
+        "metric": real.metric("prdc"),
+        "neighbours": neighbours,
+        **spreads(found),
+        "real": None
+        if other is None
+        else {"num_samples": len(other), **prdc(other, compared, neighbours=neighbours, real_radii=radii)},
+    }
+
+
+def classes(repetitions: Sequence[Repetition], real: Reference, numbers: Mapping[str, Any]) -> Score:
+    """Counts of predicted classes, and `class_scores`; all null where the features predict no classes."""
+    num_classes = real.facts["num_classes"]
+    if num_classes == 0:
+        names = ("counts", "real_counts", "real", "uniform", "requested", "accuracy")
+        return {"metric": real.metric("classes"), "num_classes": 0, **dict.fromkeys(names)}
+    real_counts = class_counts(*real.load(real.against, "predicted"), num_classes=num_classes)
+    counts, found = [], []
+    for repetition in repetitions:
+        predicted, label = repetition.load("predicted", "label")
+        counts.append(class_counts(predicted, num_classes=num_classes).tolist())
+        found.append(class_scores(predicted, label, real_counts))
+    return {
+        "metric": real.metric("classes"),
+        "num_classes": num_classes,
+        "counts": counts,
+        "real_counts": real_counts.tolist(),
+        **spreads(found),
+    }
+
+
+def copying(repetitions: Sequence[Repetition], real: Reference, numbers: Mapping[str, Any]) -> Score:
+    """The three-sample test; see `memorisation`."""
+    training, held_out = (real.load(split, "features")[0] for split in ("training", "held_out"))
+    found = []
+    for repetition in repetitions:
+        (generated,) = repetition.load("features")
+        found.append(memorisation(generated, training, held_out))
+    return {"metric": real.metric("memorisation"), "nearer_than": QUANTILE, **spreads(found)}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One score file: its function, and the metric's name.
+
+    Attributes:
+        without: `against` of references that it cannot be had from.
+        values: keys that are null then.
+    """
+
+    score: Callable[[Sequence[Repetition], Reference, Mapping[str, Any]], Score]
+    metric: str
+    without: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
+
+
+SCORES = {
+    "fid": Kind(frechet, "fd"),
+    "kid": Kind(kernel, "kid", ("moments",), ("value", "values", "min", "std", "subsets", "real_distance")),
+    "prdc": Kind(precision_and_kin, "prdc", ("moments",), ("precision", "recall", "density", "coverage", "real")),
+    "classes": Kind(classes, "classes"),
+    "memorisation": Kind(
+        copying, "memorisation", ("moments", "all"), ("auc", "z", "nearer", "distance", "held_out_distance")
+    ),
+}
+
+
+def score(name: str, repetitions: Sequence[Repetition], real: Reference, numbers: Mapping[str, Any]) -> Score:
+    """The content of the score file `{name}.json`; null values and the reason where the reference cannot give it."""
+    kind = SCORES[name]
+    if real.against in kind.without:
+        return {"metric": real.metric(kind.metric), **dict.fromkeys(kind.values), "reason": REASONS[real.against]}
+    return kind.score(repetitions, real, numbers)
+
+
+def spreads(found: Sequence[Mapping[str, float | None]]) -> Score:
+    """`spread` of each score over the repetitions; null where it is not known."""
+    result: Score = {}
+    for name in found[0]:
+        values = [value for each in found if (value := each[name]) is not None]
+        result[name] = spread(values) if values else None
+    return result
+
+
+def spread(values: Sequence[float]) -> Score:
+    """Mean (`value`), all values, smallest, and standard deviation (divisor num - 1; null of one)."""
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"value": statistics.fmean(values), "values": list(values), "min": min(values), "std": std}

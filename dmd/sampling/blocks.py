@@ -1,0 +1,222 @@
+"""Blocks of shards of solved images: what stages pairs and sample have in common."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dmd.cluster import reporting, torch_setup
+from dmd.config import training
+from dmd.data import manifest, reuse, shards
+from dmd.data.storage import Storage
+from dmd.models import lora_file
+from dmd.models.compute import Compute, compile_network, set_tf32
+from dmd.provenance import pinned, record
+from dmd.sampling import drawing_memory, schedulers
+from dmd.sampling.noise import sampling_sigmas
+from dmd.sampling.sampler import Sampler
+from dmd.sampling.solvers import SOLVERS
+from dmd.sampling.text_states import Texts
+
+RANGE_KEYS = ("first", "last", "num_samples")  # say which shards and how many, not what is in them
+PLAIN: Any = training.Compute().whole()  # how passes are computed where a spec does not say
+COUNTED = ("num_truncated",)  # facts of a shard that add up; all others are those of every shard
+
+
+def draw_block(
+    output: Path,
+    *,
+    stage_name: str,
+    denoiser: Path,
+    weights: str,
+    spec: dict[str, Any],
+    keep_noise: bool,
+    prompts: Path | None = None,
+    text_encoder: Path | None = None,
+    lora: Path | None = None,
+    storage: Storage | None = None,
+) -> None:
+    """Makes shards spec["first"] .. spec["last"] and the block file that lists them.
+
+    Where the denoiser's condition is text, `prompts` and `text_encoder` give it. The file `lora` is added to the
+    denoiser, as spec["lora"] says. `keep_noise` keeps the noise of an item, and its text states as float16: pairs are
+    distilled from them.
+
+    A tar that is whole and was made from the same spec is kept, so a job that was stopped, or a block that
+    grew, makes only what is missing. Batches never cross shards and the last one is padded: an item depends on
+    its own seed, and a shard's bytes on nothing outside it. So is one that `storage` has, which all shards are copied
+    to.
+
+    Raises:
+        ValueError: the denoiser's file is damaged, or images are not finite.
+    """
+    torch_setup.set_threads(spec["threads"])
+    if (prompts is None) != (text_encoder is None):
+        raise ValueError("--prompts and --text-encoder are given together, or neither")
+    if (lora is None) != (spec.get("lora") is None):
+        raise ValueError("--lora-file and `lora` of the spec are given together, or neither")
+    inputs = record.check_inputs(denoiser=denoiser, prompts=prompts, text_encoder=text_encoder, lora=lora)
+    shard_spec = {key: value for key, value in spec.items() if key not in RANGE_KEYS}
+    origin = record.provenance(stage_name, shard_spec, inputs)
+    numbers = range(spec["first"], spec["last"] + 1)
+    paths = {number: output.parent.parent / f"{number:05d}.tar" for number in numbers}
+    with record.exclusive(output):
+        made = {number: _is_made(paths[number], origin, number) for number in numbers}
+        whole = record.provenance(stage_name, spec, inputs)
+        if (
+            storage
+            and not all(made.values())
+            and reuse.recall_block(storage, output, {paths[each]: made[each] for each in numbers}, whole, inputs)
+        ):
+            return
+        if storage:
+            made = {each: reuse.claim(storage, paths[each], origin, each, inputs, made=made[each]) for each in numbers}
+        missing = [number for number in numbers if not made[number]]
+        reporting.log(f"{len(missing)} shards of {spec['shard_size']} to make, {len(numbers) - len(missing)} kept")
+        if missing:
+            texts = None if prompts is None or text_encoder is None else (prompts, text_encoder)
+            drawer = _Drawer(denoiser, weights, spec, keep_noise, texts, lora)
+            _draw_shards(missing, paths, drawer, origin, inputs, storage)
+        tars, tables, facts = {}, [], []
+        for path in paths.values():
+            tars[str(path)], table, found = reuse.listed(path, spec["first_seed"], storage)
+            tables.append(table)
+            facts.append(found)
+        metadata = {**whole, "facts": total_facts(facts)}
+        with record.publish(output, stage=stage_name, inputs={**inputs, "shards": tars}) as temporary:
+            manifest.write(temporary, pa.concat_tables(tables), metadata)
+        if storage:
+            reuse.settle(storage, output, [*paths.values()])
+
+
+def total_facts(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Facts of several shards or blocks: those of the first, with `COUNTED` ones added up."""
+    sums = {name: sum(part[name] for part in parts) for name in COUNTED if name in parts[0]}
+    return {**parts[0], **sums}
+
+
+def _is_made(path: Path, origin: dict[str, Any], number: int) -> bool:
+    found = shards.read_record(path) if path.is_file() else None
+    if found is None or found.get("origin") != origin or found["shard"] != number or record.read(path) is None:
+        return False
+    try:
+        record.check(path)
+    except ValueError as error:
+        reporting.log(f"making {path} again: {error}")
+        return False
+    return True
+
+
+def _draw_shards(
+    numbers: list[int],
+    paths: dict[int, Path],
+    drawer: "_Drawer",
+    origin: dict[str, Any],
+    inputs: record.Inputs,
+    storage: Storage | None,
+) -> None:
+    size = drawer.spec["shard_size"]
+    status = reporting.Progress(total=len(numbers) * size, unit="images")
+    for number in numbers:
+        with record.exclusive(paths[number], wait=True):  # a block of another size may hold the same shard
+            if _is_made(paths[number], origin, number):
+                continue
+            items = list(drawer.items(range(number * size, (number + 1) * size), status))
+            found = {"origin": origin, "shard": number, "facts": drawer.facts}
+            with record.publish(paths[number], stage=origin["stage"], inputs=inputs) as temporary:
+                shards.write(temporary, items, found)
+            if storage and storage.writable:
+                storage.upload(paths[number])
+
+
+class _Drawer:
+    """Draws the items of shards; `facts` say what it learnt from the denoiser's file and counted in the last shard."""
+
+    def __init__(
+        self,
+        denoiser: Path,
+        weights: str,
+        spec: dict[str, Any],
+        keep_noise: bool,
+        texts: tuple[Path, Path] | None,
+        lora: Path | None,
+    ) -> None:
+        self.spec, self._keep_noise = spec, keep_noise
+        self._dtype = np.dtype(spec.get("dtype", "float32"))
+        device = torch_setup.choose_device(spec["device"])
+        size, compute, guidance = spec["batch_size"], spec.get("compute", Compute()), spec.get("guidance", 1.0)
+        set_tf32(compute)
+        numbers: dict[str, Any] = {"solver": spec["solver"], "batch_size": size, "guidance": guidance}
+        numbers |= {"calls": spec.get("calls")}
+        if lora is not None:
+            pinned.check(lora, spec["lora"]["sha256"], key="sample.lora.sha256")
+            numbers["adapter"] = lora_file.load(lora, scale=spec["lora"]["scale"])
+        self._sampler = Sampler(denoiser, weights=weights, device=device, compute=compute, **numbers)
+        num = (spec["last"] + 1) * spec["shard_size"]
+        self._kept = kept_steps(spec["solver"], spec.get("kept_states", 0))
+        self._texts = None if texts is None else Texts(*texts, device, num=num)
+        drawing_memory.announce_drawing(self._sampler.denoiser, self._sampler.shape, size, device)
+        compile_network(self._sampler.denoiser, compute)
+        self.facts: dict[str, Any] = {
+            "shape": list(self._sampler.shape),
+            "num_classes": self._sampler.num_classes,
+            "sigma": self._sampler.sigma,
+            **_optional_facts(self._sampler, guidance),
+            **({"trajectory_sigmas": _levels(spec["solver"], self._kept)} if self._kept else {}),
+        }
+
+    def items(self, indices: range, status: reporting.Progress) -> Iterator[tuple[int, shards.Item]]:
+        """(global index, fields) of each item."""
+        seeds = range(self.spec["first_seed"] + indices.start, self.spec["first_seed"] + indices.stop)
+        rows = states = kept = None
+        if self._texts is not None:
+            rows, states, self.facts["num_truncated"] = self._texts.of(indices)
+            kept = states.half().numpy() if self._keep_noise else None
+        index = indices.start
+        drawn = {"labels": self.spec["labels"], "given": rows, "states": states, "kept_steps": self._kept}
+        for batch in self._sampler.batches(seeds, **drawn):
+            self.facts["network_calls"] = batch.network_calls
+            for place, (noise, label, image) in enumerate(zip(batch.noise, batch.label, batch.image, strict=True)):
+                fields = {"image": image.numpy().astype(self._dtype, copy=False), "label": label.numpy()}
+                fields |= {"noise": noise.numpy()} if self._keep_noise else {}
+                if batch.trajectory is not None:
+                    fields["trajectory"] = batch.trajectory[place].numpy().astype(self._dtype, copy=False)
+                yield index, fields | ({"text": kept[index - indices.start]} if kept is not None else {})
+                index += 1
+            status.add(len(batch.image))
+
+
+def kept_steps(solver: dict[str, Any], num: int) -> list[int]:
+    """The steps of a solver, from 1, after which `num` states are kept: evenly spaced, the last step among them.
+
+    Raises:
+        ValueError: more states than steps, or a solver whose states are no trajectory of the ODE.
+    """
+    if not num:
+        return []
+    if solver["name"] not in SOLVERS:
+        raise ValueError(f"pairs.kept_states: {num}, but solver {solver['name']} keeps none: {' or '.join(SOLVERS)} do")
+    steps = solver["steps"]
+    if num > steps:
+        raise ValueError(f"pairs.kept_states: {num} states, but the solver makes {steps} steps")
+    return [(number * steps + num - 1) // num for number in range(1, num + 1)]
+
+
+def _levels(solver: dict[str, Any], steps: list[int]) -> list[float]:
+    """Noise levels of the states after some steps."""
+    grid = {key: solver[key] for key in ("sigma_min", "sigma_max", "rho")}
+    sigmas = sampling_sigmas(solver["steps"], **grid)
+    return [float(sigmas[step]) for step in steps]
+
+
+def _optional_facts(sampler: Sampler, guidance: float) -> dict[str, Any]:
+    """What is true of some only: guidance, the first timestep of a scheduler, latents of images of another shape."""
+    facts: dict[str, Any] = {} if guidance == 1 else {"guidance": guidance}
+    if sampler.solver["name"] in schedulers.NAMES:
+        facts["first_timestep"] = schedulers.first_timestep(sampler.metadata.get("scheduler"), sampler.solver)
+        reporting.log(f"solver {sampler.solver['name']} begins at timestep {facts['first_timestep']:g}")
+    if "image_shape" in sampler.metadata:
+        facts |= {"codec": True, "image_shape": sampler.metadata["image_shape"]}
+    return facts

@@ -1,0 +1,119 @@
+"""Deterministic solvers of the probability flow ODE dx/dsigma = (x - D(x; sigma)) / sigma, state in float64.
+
+Sums are taken in place where nobody else holds the tensor: new memory costs more than the arithmetic.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from dmd.models.calls import Calls
+from dmd.models.denoiser import start_scale
+from dmd.sampling import schedulers
+from dmd.sampling.noise import sampling_sigmas
+
+Denoise = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Counted:
+    """A denoiser that counts its calls (a cost is measured, not assumed) and works in `dtype`."""
+
+    def __init__(self, denoiser: Denoise, dtype: torch.dtype) -> None:
+        self.denoiser = denoiser
+        self.dtype = dtype
+        self.num_calls = 0
+
+    def __call__(self, image: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        self.num_calls += 1
+        return self.denoiser(image.to(self.dtype), sigma.to(self.dtype), label).to(image.dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the denoiser says of itself: sigma_data, preconditioning."""
+        return getattr(self.__dict__["denoiser"], name)
+
+
+Keep = Callable[[int, torch.Tensor], None]  # is given the state after step k, from 1, before anything changes it
+
+
+def euler(
+    denoiser: Denoise, image: torch.Tensor, label: torch.Tensor, sigmas: torch.Tensor, keep: Keep | None = None
+) -> torch.Tensor:
+    """First order: one call a step. `image` float64 at sigmas[0]; `sigmas` float64 descending, ending in 0."""
+    for step, (sigma, next_sigma) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)):
+        slope = (image - _x0(denoiser, image, sigma, label)).div_(sigma)
+        image = slope.mul_(next_sigma - sigma).add_(image)
+        if keep is not None:
+            keep(step + 1, image)
+    return image
+
+
+def heun(
+    denoiser: Denoise, image: torch.Tensor, label: torch.Tensor, sigmas: torch.Tensor, keep: Keep | None = None
+) -> torch.Tensor:
+    """Second order (Karras et al. 2022, Algorithm 1 without churn): two calls a step, one in the last."""
+    for step, (sigma, next_sigma) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)):
+        slope = (image - _x0(denoiser, image, sigma, label)).div_(sigma)
+        end = (slope * (next_sigma - sigma)).add_(image)
+        if next_sigma > 0:
+            end_slope = (end - _x0(denoiser, end, next_sigma, label)).div_(next_sigma)
+            end = end_slope.add_(slope).mul_((next_sigma - sigma) * 0.5).add_(image)
+        image = end
+        if keep is not None:
+            keep(step + 1, image)
+    return image
+
+
+SOLVERS = {"euler": euler, "heun": heun}
+
+
+@torch.no_grad()
+def solve(
+    denoiser: Denoise,
+    noise: torch.Tensor,
+    label: torch.Tensor,
+    solver: dict[str, Any],
+    fresh: Callable[[int], torch.Tensor] | None = None,
+    keep: Keep | None = None,
+) -> tuple[torch.Tensor, int]:
+    """Images from unit noise.
+
+    Args:
+        denoiser: (image, sigma, label) -> x0; sees the dtype of `noise`.
+        noise: unit variance, (B, C, H, W); it is scaled to the first sigma here.
+        label: int64 (B,), or text states (B, L, E).
+        solver: {"name": "heun"|"euler", "steps", "sigma_min", "sigma_max", "rho"}, or
+            {"name": "student", "calls"}: its own calls, see `dmd.models.calls.Calls`, or one of
+            `dmd.sampling.schedulers.NAMES`.
+        fresh: the k-th further unit noise, for students that take some between their calls.
+        keep: is given the state after each step of heun or euler, float64.
+
+    Returns:
+        Images (B, C, H, W) in the dtype of `noise`, and the number of network calls made.
+
+    Raises:
+        ValueError: an unknown solver, or one that this denoiser cannot take.
+    """
+    if solver["name"] in schedulers.NAMES:
+        return schedulers.draw(denoiser, noise, label, solver)  # type: ignore[arg-type]
+    counted = Counted(denoiser, noise.dtype)
+    if solver["name"] == "student":
+        calls = Calls.of(solver["calls"])
+        if calls.num_fresh and fresh is None:
+            raise ValueError(f"a student of {len(calls.sigmas)} calls takes fresh noise between them: none is given")
+        return calls.draw(counted, noise, label, fresh or _no_noise), counted.num_calls
+    if solver["name"] not in SOLVERS:
+        raise ValueError(f"solver {solver['name']!r} is not one of {['student', *SOLVERS, *schedulers.NAMES]}")
+    grid = {key: solver[key] for key in ("sigma_min", "sigma_max", "rho")}
+    sigmas = sampling_sigmas(solver["steps"], **grid)
+    image = start_scale(denoiser, sigmas[0].item()) * noise.double()
+    image = SOLVERS[solver["name"]](counted, image, label, sigmas, keep)
+    return image.to(noise.dtype), counted.num_calls
+
+
+def _no_noise(number: int) -> torch.Tensor:
+    raise AssertionError("these calls take no fresh noise")
+
+
+def _x0(denoiser: Denoise, image: torch.Tensor, sigma: float, label: torch.Tensor) -> torch.Tensor:
+    return denoiser(image, torch.full((len(image),), sigma, dtype=image.dtype, device=image.device), label)

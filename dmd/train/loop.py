@@ -1,0 +1,171 @@
+"""The loop of stages that train: update after update, from a checkpoint on where there is one."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from dmd.cluster import processes, reporting, signals
+from dmd.data.columns import numbers
+from dmd.provenance import address_space
+from dmd.report.event_log import EventLog
+from dmd.report.grids import save_grid
+from dmd.train import checkpoints, memory, state
+from dmd.train.data import BatchLoader, Stream
+from dmd.train.trainer import Plan, Trainer, loader, plan
+
+
+@dataclass
+class TrainingLoop:
+    """The updates of one training. The first process writes; all know the same.
+
+    Attributes:
+        stage_name: that trains.
+        section: of the configuration that the training follows, for advice.
+        key: which run checkpoints belong to, see `checkpoints.checkpoint_key`.
+        folder: of checkpoints/, grids/ and tensorboard/, which are scratch.
+        draw_grid: images (B, C, H, W) of fixed noise that show how far it is; None where nothing is shown.
+        grid_every: updates between two of them.
+    """
+
+    stage_name: str
+    section: str
+    trainer: Trainer
+    loader: BatchLoader
+    plan: Plan
+    key: str
+    folder: Path
+    draw_grid: Callable[[], torch.Tensor] | None
+    grid_every: int
+    _events: EventLog | None = field(default=None, init=False)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    def run(self) -> list[dict[str, float]]:
+        """All updates that are left; returns the log rows of every `log_every`-th of all.
+
+        Raises:
+            Stopped: a signal came to any process; a checkpoint was written after the update that it came in.
+            ValueError: numbers that are not finite, with the update and the last good checkpoint.
+        """
+        training, total = self.trainer.training, self.plan.total
+        self.trainer.start()
+        first, rows = checkpoints.resume(self.checkpoints, key=self.key, trainer=self.trainer, log=reporting.log)
+        self._agree(first)
+        reporting.log(f"{total} updates in {len(self.plan.phases)} phases")
+        status = reporting.Progress(total=total, unit="updates", done=first)
+        with contextlib.closing(self.loader), self._event_log(first, rows):
+            for update in range(first, total):
+                clock = self.plan.clock(update)
+                with memory.explained(update, self.checkpoints, advice=memory.training_advice(self.section)):
+                    steps = self.loader.take(update)
+                    row = self.trainer.update(clock, steps)
+                address_space.check()  # of every process, before any of them writes
+                checkpoints.check_finite(
+                    row, update, self.checkpoints, advice=f"{self.section}.optimisers.student.learning_rate"
+                )
+                if update % training.log_every == 0:
+                    rows.append({"update": update, "phase": clock.phase.index, **row})
+                    if self._events:
+                        self._events.row(rows[-1])
+                stopping = self._asked_to_stop() and update + 1 < total
+                self._keep(update + 1, rows, stopping=stopping)
+                status.add(images=sum(part.size for prepared in steps for part in prepared.step.parts if part.stream))
+                if stopping:
+                    self._agree(update + 1)  # nobody ends before the checkpoint is written
+                    who = signals.asked() or "a signal to another process"
+                    told = f"stopped by {who} at update {update + 1} of {total}: run again to continue"
+                    raise signals.Stopped(told, advanced=True)
+        return rows
+
+    @contextlib.contextmanager
+    def _event_log(self, first: int, rows: list[dict[str, float]]) -> Iterator[None]:
+        """Keeps TensorBoard's logs of the first process open, where they are asked for."""
+        if not self.trainer.training.tensorboard or processes.rank() != 0:
+            yield
+            return
+        grids = sorted(path for path in (self.folder / "grids").glob("[0-9]*.png") if int(path.stem) <= first)
+        self._events = EventLog(self.folder / "tensorboard", rows=rows, grids=grids)
+        with contextlib.closing(self._events):
+            yield
+
+    def _agree(self, first: int) -> None:
+        """ValueError unless all processes continue at the same update."""
+        found = self.trainer.split.add_up(torch.tensor(first, device=self.trainer.networks.device))
+        if found != first * processes.count():
+            raise ValueError(f"processes disagree on the checkpoint in {self.checkpoints}: one found update {first}")
+
+    def _asked_to_stop(self) -> bool:
+        """Whether a signal came to any process: all know the same after the same update."""
+        asked = torch.tensor(signals.asked() is not None, dtype=torch.int64, device=self.trainer.networks.device)
+        return bool(self.trainer.split.add_up(asked))
+
+    def _keep(self, done: int, rows: list[dict[str, float]], *, stopping: bool) -> None:
+        """Checkpoint and grid, where it is time: the first process writes them, others add the parts that they hold."""
+        training, total, leads = self.trainer.training, self.plan.total, processes.rank() == 0
+        if not leads and not training.compute.shard_parameters:
+            return
+        if stopping or done % training.checkpoint_every == 0 and done < total:
+            learnt = state.state(self.trainer)
+            if leads:
+                checkpoints.save(
+                    self.checkpoints, stage=self.stage_name, key=self.key, update=done, learnt=learnt, rows=rows
+                )
+        if self.draw_grid is not None and (done % self.grid_every == 0 or done == total):
+            image = self.draw_grid()
+            if leads:
+                save_grid(path := self.folder / "grids" / f"{done:08d}.png", image.cpu())
+                if self._events:
+                    self._events.grid(path)
+
+
+def training_loop(
+    trainer: Trainer,
+    streams: Mapping[str, Stream],
+    *,
+    stage_name: str,
+    section: str,
+    provenance: Mapping[str, Any],
+    folder: Path,
+    draw_grid: Callable[[], torch.Tensor] | None = None,
+    grid_every: int = 1,
+) -> TrainingLoop:
+    """The loop over what the method plans, once the log says how much memory that takes; see `TrainingLoop`.
+
+    Raises:
+        ValueError: no phase has a loss left, or the GPU has less memory than an update needs.
+    """
+    phases, notes = plan(trainer.training.method)
+    for line in notes:
+        reporting.log(line)
+    memory.announce_training(trainer, streams, advice=memory.training_advice(section))
+    return TrainingLoop(
+        stage_name=stage_name,
+        section=section,
+        trainer=trainer,
+        loader=loader(trainer, streams, phases, stage=stage_name),
+        plan=phases,
+        key=checkpoints.checkpoint_key(provenance),
+        folder=folder,
+        draw_grid=draw_grid,
+        grid_every=grid_every,
+    )
+
+
+def log_table(rows: list[dict[str, float]]) -> pa.Table:
+    """Log rows as a table: update, phase, then all other columns by name; NaN where an update has no value."""
+    names = ["update", "phase", *sorted({name for row in rows for name in row} - {"update", "phase"})]
+    kinds = {"update": np.int64, "phase": np.int64}
+    columns = [numbers([row.get(name, math.nan) for row in rows], kinds.get(name, np.float64)) for name in names]
+    return pa.table(columns, names)

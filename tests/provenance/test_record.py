@@ -1,0 +1,146 @@
+"""Records find damage; a second writer is refused."""
+
+import itertools
+import json
+import subprocess
+import sys
+
+import pytest
+
+from dmd.config.rules import VERSIONS
+from dmd.provenance import files, record
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    path = tmp_path / "deep" / "artifact.json"
+    with record.publish(path, stage="evaluate", inputs={"reference": {"r.safetensors": "ab"}}) as temporary:
+        temporary.write_text("some content")
+    return path
+
+
+def flip(path, place: int = 3) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def test_record_says_what_the_artifact_is_and_what_it_was_made_from(artifact):
+    assert record.read(artifact) == {
+        "sha256": files.sha256(artifact),
+        "size": 12,
+        "stage": "evaluate",
+        "version": VERSIONS["evaluate"],
+        "inputs": {"r.safetensors": "ab"},
+    }
+    assert sorted(path.name for path in artifact.parent.iterdir()) == [".artifact.json.json", "artifact.json"]
+
+
+def test_check_returns_the_digest_of_a_whole_file_with_or_without_record(artifact):
+    assert record.check(artifact) == files.sha256(artifact)
+    record.sidecar(artifact).unlink()
+    assert record.check(artifact) == files.sha256(artifact)
+
+
+def test_check_names_a_flipped_truncated_and_missing_file(artifact):
+    content = artifact.read_bytes()
+    flip(artifact)
+    with pytest.raises(ValueError, match=f"{artifact} is damaged"):
+        record.check(artifact)
+    artifact.write_bytes(content[:-1])
+    with pytest.raises(ValueError, match=f"{artifact} is damaged"):
+        record.check(artifact)
+    artifact.unlink()
+    with pytest.raises(ValueError, match=f"{artifact} is missing"):
+        record.check(artifact)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "\udcff"])
+def test_a_damaged_record_counts_as_none(artifact, text):
+    record.sidecar(artifact).write_bytes(text.encode(errors="surrogateescape"))
+    assert record.read(artifact) is None
+
+
+def test_a_record_in_which_any_bit_flipped_is_damaged_and_so_is_what_it_is_of(artifact):
+    side = record.sidecar(artifact)
+    text, entry = side.read_bytes(), record.read(artifact)
+    assert record.parse(text) == entry
+    for place, bit in itertools.product(range(len(text)), range(8)):
+        flipped = bytearray(text)
+        flipped[place] ^= 1 << bit
+        assert record.parse(bytes(flipped)) is None, bytes(flipped)
+    side.write_bytes(text.replace(b"evaluate", b"evaluade"))
+    with pytest.raises(ValueError, match=f"{side} is damaged, the record of {artifact}: `make verify`"):
+        record.check(artifact)
+
+
+def test_a_record_of_earlier_versions_has_no_digest_of_itself_and_counts(artifact):
+    side, entry = record.sidecar(artifact), record.read(artifact)
+    side.write_text(files.canonical_json(entry) + "\n")
+    assert record.read(artifact) == entry and record.check(artifact) == entry["sha256"]
+    side.write_text(files.canonical_json({**entry, "recorb": "0"}) + "\n")
+    assert record.read(artifact) is None
+
+
+def test_check_inputs_groups_digests_by_name_and_names_the_damaged_one(artifact, tmp_path):
+    other = tmp_path / "other"
+    other.write_text("x")
+    digests = {str(path): files.sha256(path) for path in (artifact, other)}
+    assert record.check_inputs(one=other, many=[artifact, other], none=None) == {
+        "one": {str(other): digests[str(other)]},
+        "many": digests,
+    }
+    flip(artifact)
+    with pytest.raises(ValueError, match=str(artifact)):
+        record.check_inputs(many=[other, artifact])
+
+
+def test_provenance_holds_digests_but_no_paths():
+    inputs = {"teacher": {"/a/t": "1"}, "blocks": {"/a/1": "3", "/a/0": "2"}}
+    found = record.provenance("pairs", {"steps": 18}, inputs)
+    assert found["inputs"] == {"teacher": "1", "blocks": ["2", "3"]}
+    assert (found["stage"], found["version"], found["spec"]) == ("pairs", VERSIONS["pairs"], {"steps": 18})
+    assert "/a" not in json.dumps(found)
+
+
+def test_a_failed_publish_keeps_artifact_and_record(artifact):
+    before = record.read(artifact)
+    with pytest.raises(RuntimeError), record.publish(artifact, stage="evaluate", inputs={}) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert record.read(artifact) == before and record.check(artifact) == before["sha256"]
+
+
+def test_exclusive_refuses_a_second_process_and_is_free_after_the_first(tmp_path):
+    path = tmp_path / "new" / "artifact"
+    code = (
+        "import sys, pathlib; from dmd.provenance import record\nwith record.exclusive(pathlib.Path(sys.argv[1])): pass"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    with record.exclusive(path):
+        found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 1 and f"another process is writing {path}" in found.stderr
+    assert subprocess.run(command).returncode == 0
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_lock_falls_with_its_process_and_leaves_no_file_after_an_exception(tmp_path):
+    path = tmp_path / "artifact"
+    code = (
+        "import os, sys, pathlib; from dmd.provenance import record\n"
+        "with record.exclusive(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -9
+    with pytest.raises(RuntimeError), record.exclusive(path):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "1.5", '{"sha256": true, "size": 1, "inputs": {}}', '{"sha256": "a", "inputs": {}}', "[" * 100_000]
+    + ['{"sha256": "a", "size": 1}', '{"sha256": "a", "size": 1, "inputs": {"b": 1}}'],
+)
+def test_record_without_all_that_a_record_says_is_none(tmp_path, text):
+    record.sidecar(tmp_path / "a").write_text(text)
+    assert record.read(tmp_path / "a") is None

@@ -1,0 +1,161 @@
+"""Schedulers of diffusers as solvers: latents of the stock pipeline, calls, first times."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dmd import torchvision_operators
+from dmd.models import loading
+from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser
+from dmd.models.guidance import guided
+from dmd.sampling import schedulers
+from dmd.sampling.solvers import solve
+from dmd.stages import teacher
+from tests.stable_diffusion_files import SCHEDULER, make_stable_diffusion
+
+SD15 = {"_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", "trained_betas": None, **SCHEDULER}
+SOLVERS: list[dict[str, Any]] = [
+    {"name": "pndm", "steps": 6},
+    {"name": "pndm", "steps": 5, "spacing": "trailing"},
+    {"name": "ddim", "steps": 4},
+    {"name": "ddim", "steps": 2, "spacing": "linspace"},
+    {"name": "dpmsolver++", "steps": 4},
+    {"name": "unipc", "steps": 4},
+    {"name": "heun-discrete", "steps": 3},
+    {"name": "euler-discrete", "steps": 4, "spacing": "trailing"},
+    {"name": "lcm", "steps": 1},
+]
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def opened(request, tmp_path_factory) -> tuple[Any, Denoiser, torch.Tensor]:
+    """The stock pipeline, our denoiser, and the text states of no prompt."""
+    folder = tmp_path_factory.mktemp("sd")
+    make_stable_diffusion(folder / "sd", prediction=request.param)
+    teacher.run(
+        output=folder / "t.safetensors", table=folder / "log.parquet", kind="stable-diffusion", source=folder / "sd"
+    )
+    torchvision_operators.ensure()
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder / "sd", local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline, loading.load_denoiser(folder / "t.safetensors")[0], loading.load_empty(folder / "t.safetensors")
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: f"{solver['name']}-{solver.get('spacing', 'own')}")
+def test_latents_are_those_of_the_stock_pipeline(solver, guidance, opened):
+    torchvision_operators.ensure()
+    import diffusers
+
+    pipeline, denoiser, empty = opened
+    name, numbers = schedulers.CLASSES[solver["name"]]
+    numbers = numbers | ({"timestep_spacing": solver["spacing"]} if "spacing" in solver else {})
+    before, calls = pipeline.scheduler, []
+    pipeline.scheduler = getattr(diffusers, name).from_config(before.config, **numbers)
+    hook = pipeline.unet.register_forward_hook(lambda *given: calls.append(1))
+    noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    states = pipeline.encode_prompt(["a photo of a cat", "red house"], "cpu", 1, False)[0].detach()
+    given = {"prompt": ["a photo of a cat", "red house"], "latents": noise, "output_type": "latent"}
+    try:
+        expected = pipeline(**given, num_inference_steps=solver["steps"], guidance_scale=guidance).images
+    finally:
+        pipeline.scheduler = before
+        hook.remove()
+    found, num_calls = solve(guided(denoiser, empty, guidance), noise, states, solver)
+    assert num_calls == len(calls) and float(found.std()) > 0.1
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+
+
+@pytest.mark.parametrize(
+    ("solver", "first", "calls"),
+    [
+        ({"name": "pndm", "steps": 50}, 981, 51),
+        ({"name": "pndm", "steps": 50, "spacing": "trailing"}, 999, 51),
+        ({"name": "ddim", "steps": 50}, 981, 50),
+        ({"name": "dpmsolver++", "steps": 4}, 999, 4),
+        ({"name": "unipc", "steps": 4}, 999, 4),
+        ({"name": "heun-discrete", "steps": 4}, 999, 7),
+        ({"name": "lcm", "steps": 4}, 999, 4),
+        ({"name": "rectified-flow", "steps": 3}, 1000, 3),
+    ],
+)
+def test_calls_and_first_time_are_counted_not_assumed(solver, first, calls):
+    class Zero(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.times: list[float] = []
+
+        def forward(self, image, condition, label):
+            self.times.append(float(condition[0]))
+            return torch.zeros_like(image)
+
+    numbers = {"kind": "discrete", "alphas_cumprod": [0.9, 0.1], "prediction": "epsilon"}
+    denoiser = Denoiser(Zero(), sigma_data=1.0, preconditioning=numbers)
+    denoiser.scheduler = SD15
+    _, found = solve(denoiser, torch.randn(1, 4, 2, 2), torch.tensor([-1]), solver)
+    assert found == calls == len(denoiser.network.times)
+    assert denoiser.network.times[0] == first == schedulers.first_timestep(SD15, solver)
+
+
+def test_noise_of_later_steps_depends_on_the_sample_alone(opened):
+    _, denoiser, empty = opened
+    noise = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    solver = {"name": "lcm", "steps": 3}
+    whole, calls = solve(denoiser, noise, empty.expand(3, -1, -1), solver)
+    parts = [solve(denoiser, noise[[row]], empty[None], solver)[0] for row in (2, 0, 1)]
+    torch.testing.assert_close(whole[[2, 0, 1]], torch.cat(parts), rtol=1e-4, atol=1e-4)
+    (one_step, _) = solve(denoiser, noise, empty.expand(3, -1, -1), {"name": "lcm", "steps": 1})
+    assert calls == 3 and not torch.allclose(whole, one_step, atol=0.1)
+
+
+class Line(nn.Module):
+    """Knows where each straight line ends, whatever its time: its velocity never changes."""
+
+    def __init__(self, velocity: torch.Tensor) -> None:
+        super().__init__()
+        self.velocity = velocity
+        self.times: list[float] = []
+
+    def forward(self, image, condition, label):
+        self.times.append(float(condition[0]))
+        return self.velocity
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_rectified_flow_follows_straight_lines_to_their_end(steps):
+    generator = torch.Generator().manual_seed(0)
+    noise, image = torch.randn(2, 3, 4, 8, 8, generator=generator).unbind()
+    levels = {"kind": "discrete", "alphas_cumprod": [0.9, 0.1], "prediction": "epsilon"}
+    for velocity, preconditioning in ((image - noise, levels), (noise - image, {"kind": "flow"})):
+        denoiser = Denoiser(Line(velocity), sigma_data=1.0, preconditioning=preconditioning)
+        found, calls = solve(denoiser, noise, torch.full((3,), -1), {"name": "rectified-flow", "steps": steps})
+        torch.testing.assert_close(found, image)
+        assert calls == steps and denoiser.network.times == [1000.0 * (1 - step / steps) for step in range(steps)]
+
+
+def test_pixels_are_clipped_only_where_the_scheduler_of_the_teacher_says_so():
+    denoiser = Denoiser(Line(torch.zeros(2, 3, 4, 4)), sigma_data=1.0, preconditioning={"kind": "flow"})
+    noise, label = torch.full((2, 3, 4, 4), 3.0), torch.full((2,), -1)
+    for config, clipped in ((SD15, False), (SD15 | {"clip_sample": True}, True)):
+        denoiser.scheduler = config
+        found, _ = solve(denoiser, noise, label, {"name": "ddim", "steps": 1})
+        assert bool((found.abs() < 1.01).all()) == clipped
+
+
+def test_solver_that_does_not_fit_the_denoiser_is_named():
+    noise, label = torch.zeros(1, 2, 1, 1), torch.tensor([-1])
+    exact = GaussianMixtureDenoiser(torch.zeros(1, 2, 1, 1), torch.ones(1), torch.ones(1))
+    with pytest.raises(ValueError, match="'pndm' needs a denoiser with a network, not GaussianMixtureDenoiser"):
+        solve(exact, noise, label, {"name": "pndm", "steps": 4})
+    denoiser = Denoiser(Line(noise), sigma_data=1.0)
+    with pytest.raises(ValueError, match="solver 'ddim' needs a teacher that came with a scheduler"):
+        solve(denoiser, noise, label, {"name": "ddim", "steps": 4})
+    denoiser.scheduler = SD15
+    with pytest.raises(ValueError, match="solver 'ddim' with 2000 steps: .*num_inference_steps"):
+        solve(denoiser, noise, label, {"name": "ddim", "steps": 2000})
+    with pytest.raises(ValueError, match="solver 'dpm' is not one of"):
+        solve(denoiser, noise, label, {"name": "dpm", "steps": 4})
