@@ -49,11 +49,13 @@ class Asked(Section):
     """What a cluster is asked for, where it is not what the rule says."""
 
     memory_mb: Count | None = Field(None, description="of the CPU; of teacher and distill for each process")
-    hours: Positive | None = None
+    hours: Positive | None = Field(
+        None, description="that a job may take; for distill the profile of the cluster overrules it"
+    )
 
 
 class AskedNodes(Asked):
-    """The same, of a distillation."""
+    """What a cluster is asked for by a distillation."""
 
     nodes: Count = Field(1, description="machines; each gets an equal part of distill.processes")
 
@@ -78,16 +80,16 @@ class Resources(Section):
 class Experiment(Section):
     """One experiment, merged with what it extends."""
 
-    device: Literal["auto", "cpu"] = "auto"
+    device: Literal["auto", "cpu"] = Field("auto", description="auto: a GPU where there is one, else the CPU")
     threads: Count = Field(1, description="torch threads; more or fewer give other bytes")
     resources: Resources = Resources()
-    dataset: Dataset | None = None
-    teacher: Teacher | None = None
+    dataset: Dataset | None = Field(None, description="real images: to train on, and to compare with")
+    teacher: Teacher | None = Field(None, description="the diffusion model that is distilled")
     reference: Reference | None = None
-    prompts: Prompts | None = None
+    prompts: Prompts | None = Field(None, description="texts that pairs are made of")
     states: States | None = None
     pairs: Pairs | None = None
-    distill: Distill | None = None
+    distill: Distill | None = Field(None, description="the training of the student")
     sample: Sample | None = None
     evaluate: Evaluate | None = None
 
@@ -241,14 +243,14 @@ class Experiment(Section):
 class Published(Section):
     """The row of `paper` that measures the same, to stand beside it."""
 
-    label: str
-    dataset: str | None = None
+    label: str = Field(description="of its row")
+    dataset: str | None = Field(None, description="of its row, where labels occur twice")
 
 
 class Row(Section):
     """A row of a table: the mean over its experiments, and their spread."""
 
-    label: str
+    label: str = Field(description="first column")
     experiments: Annotated[Many[str], Field(min_length=1, description="one with `seeds` stands for all of them")]
     seeds: Literal["all", "first"] = Field("all", description="first: the experiment alone, not its other seeds")
     run: bool = Field(True, description="false: show the scores that are there, never start a job for one that is not")
@@ -258,7 +260,7 @@ class Row(Section):
 class Table(Section):
     """results/tables/NAME.md and .csv."""
 
-    title: str = ""
+    title: str = Field("", description="heading above the table")
     paper: str | None = Field(None, description="a table of workflow/resources/paper.yaml to print beside ours")
     rows: Annotated[Many[Row], Field(min_length=1)]
 
@@ -266,23 +268,27 @@ class Table(Section):
 class Series(Section):
     """A line of a chart; each point is the mean over its experiments."""
 
-    label: str
-    points: Annotated[Many[Annotated[Many[str], Field(min_length=1)]], Field(min_length=1)]
+    label: str = Field(description="in the legend")
+    points: Annotated[Many[Annotated[Many[str], Field(min_length=1)]], Field(min_length=1)] = Field(
+        description="experiments of each point"
+    )
     seeds: Literal["all", "first"] = Field("all", description="first: the experiments alone, not their other seeds")
 
 
 class Chart(Section):
     """results/tables/NAME.png."""
 
-    kind: Literal["calls", "pairs", "figure3"]
-    title: str = ""
+    kind: Literal["calls", "pairs", "figure3"] = Field(
+        description="what the axis below is: network calls, number of pairs; figure3: points of toy2d"
+    )
+    title: str = Field("", description="above the chart")
     series: Annotated[Many[Series], Field(min_length=1)]
 
 
 class Input(Section):
     """A file from outside."""
 
-    url: str = Field(pattern="^https?://")
+    url: str = Field(pattern="^https?://", description="that it is fetched from")
     file: Path = Field(description="where it belongs; sections name the same path")
     sha256: Pinned
     size: Count | None = Field(None, description="bytes; null = unknown")
@@ -335,7 +341,7 @@ class File(Section):
     """config.yaml, or what it includes, apart from the experiments themselves, which are merged first."""
 
     include: Many[Path] = Field((), description="further files, from the folder of this one")
-    experiments: dict[Name, dict[str, Any]]
+    experiments: dict[Name, dict[str, Any]] = Field(description="sections of each, or `extends` and what differs")
     tables: dict[Name, Table] = {}
     charts: dict[Name, Chart] = {}
     inputs: dict[Name, Input] = {}

@@ -31,12 +31,12 @@ class KarrasLevels(Section):
     """Noise levels of EDM teachers (Karras et al. 2022, Eq. 5), and the range that the matching loss draws from."""
 
     kind: Literal["karras"] = "karras"
-    count: Annotated[Count, Field(ge=2)] = 1000
-    sigma_min: Positive = 0.002
-    sigma_max: Positive = 80.0
-    rho: Positive = 7.0
-    min_index: Whole = 20
-    max_index: Whole = 980
+    count: Annotated[Count, Field(ge=2)] = Field(1000, description="number of levels; index 0 is sigma_min")
+    sigma_min: Positive = Field(0.002, description="lowest level")
+    sigma_max: Positive = Field(80.0, description="highest level")
+    rho: Positive = Field(7.0, description="bends the curve of levels")
+    min_index: Whole = Field(20, description="lowest level that is drawn")
+    max_index: Whole = Field(980, description="highest level that is drawn")
 
     @model_validator(mode="after")
     def _range(self) -> KarrasLevels:
@@ -50,8 +50,8 @@ class TeacherLevels(Section):
     """The discrete noise levels that the teacher was trained on."""
 
     kind: Literal["teacher"]
-    min_index: Whole = 20
-    max_index: Whole = 980
+    min_index: Whole = Field(20, description="lowest level that is drawn")
+    max_index: Whole = Field(980, description="highest level that is drawn")
 
     @model_validator(mode="after")
     def _range(self) -> TeacherLevels:
@@ -71,9 +71,11 @@ class LpipsDistance(Section):
     """LPIPS on VGG16 features (Zhang et al. 2018)."""
 
     kind: Literal["lpips"]
-    file: Path = NAMED
+    file: Path = Field(NAMED, description="torchvision's weights of VGG16")
     sha256: Pinned = None
-    pooling: Literal["average", "max"] = "average"
+    pooling: Literal["average", "max"] = Field(
+        "average", description="average as in the official code, max as published"
+    )
     size: Annotated[Count, Field(ge=16, description="side in pixels")] = 224
     decoder: Decoder = Field("none", description=DECODER)
 
@@ -91,14 +93,14 @@ class DmdPhase(Phase):
     """A phase of DMD; null is the section's own."""
 
     train: Literal["both", "fake"] = Field("both", description="fake: the fake denoiser alone; `updates` counts it")
-    matching_scale: Weight = 1.0
-    regression_scale: Weight = 1.0
+    matching_scale: Weight = Field(1.0, description="factor on matching_weight; 0 = off")
+    regression_scale: Weight = Field(1.0, description="factor on regression_weight; 0 = off")
     fake_updates: Whole = Field(1, description="per update of the student")
     max_index: Whole | None = Field(None, description="of the matching loss")
     num_pairs: Count | None = Field(None, description="the first pairs of the manifest; null = all")
-    decoder: Decoder | None = None
-    matching_batch_size: Count | None = None
-    regression_batch_size: Count | None = None
+    decoder: Decoder | None = Field(None, description="of regression_distance")
+    matching_batch_size: Count | None = Field(None, description="images")
+    regression_batch_size: Count | None = Field(None, description="pairs")
 
 
 class Dmd(MethodSection):
@@ -106,17 +108,20 @@ class Dmd(MethodSection):
 
     name: Literal["dmd"]
     sigma: Positive | None = Field(80.0, description="noise level of the student's input; null = the teacher's last")
-    levels: Levels = KarrasLevels()
-    weighting: Literal["eq8", "sigma/alpha", "sigma3/alpha", "sigma2/alpha"] = "eq8"
-    alpha_factor: bool = False
+    levels: Levels = Field(KarrasLevels(), description="noise levels of matching and fake loss")
+    weighting: Literal["eq8", "sigma/alpha", "sigma3/alpha", "sigma2/alpha"] = Field(
+        "eq8",
+        description="w_t of the matching gradient: Eq. 8, two rows of the paper's Table 2, Eq. 8 without its mean",
+    )
+    alpha_factor: bool = Field(False, description="the factor alpha_t of Eqs. 7 and 8, which the official code drops")
     fake_score: bool = Field(True, description="false = follow the real score alone")
     guidance: float = Field(1.0, ge=1, description="classifier-free, of the real score alone; 1 = none")
     match_pairs: bool = Field(False, description="images of the pairs' noise join the matching and fake losses")
-    matching_weight: Weight = 1.0
-    regression_weight: Weight = 0.25
-    regression_distance: Distance = L2Distance(kind="l2")
-    matching_batch_size: Count = 392
-    regression_batch_size: Count = 392
+    matching_weight: Weight = Field(1.0, description="0 = off")
+    regression_weight: Weight = Field(0.25, description="lambda_reg; 0 = off, and no pairs are read")
+    regression_distance: Distance = Field(L2Distance(kind="l2"), description="Eq. 9; the paper's is lpips")
+    matching_batch_size: Count = Field(392, description="images, of the fake loss, too")
+    regression_batch_size: Count = Field(392, description="pairs")
     shared_noise: bool = Field(False, description="one noised batch for matching and fake loss")
     phases: Annotated[Many[DmdPhase], Field(min_length=1)] = (DmdPhase(updates=300000),)
 
@@ -225,10 +230,10 @@ class Progressive(MethodSection):
     }
     schedule_defaults: ClassVar[Mapping[str, Any]] = {"over": "phase", "decay": "linear", "warmup": 0}
     name: Literal["progressive"]
-    batch_size: Count = 128
+    batch_size: Count = Field(128, description="images")
     sigma_max: Positive | None = Field(80.0, description="first level of all rounds; null = the teacher's last")
     sigma_min: Positive = Field(0.002, description="last level above 0, of the first teacher")
-    rho: Positive = 7.0
+    rho: Positive = Field(7.0, description="bends the curve of levels")
     weighting: Literal["truncated-snr", "snr+1", "network"] = Field(
         "truncated-snr", description="max(1/sigma^2, 1), 1 + 1/sigma^2, or that of the network's preconditioning"
     )
@@ -266,7 +271,7 @@ class FixedNumber(Section):
     """The same number of noise levels throughout."""
 
     kind: Literal["fixed"]
-    count: Annotated[Count, Field(ge=2)] = 18
+    count: Annotated[Count, Field(ge=2)] = Field(18, description="N")
 
 
 class GrowingNumber(Section):
@@ -286,16 +291,16 @@ class RootNumber(GrowingNumber):
     """N(k) from `first` to `last` + 1, with a square that grows linearly (Song et al. 2023, Appendix C)."""
 
     kind: Literal["root"]
-    first: Annotated[Count, Field(ge=2)] = 2
-    last: Count = 150
+    first: Annotated[Count, Field(ge=2)] = Field(2, description="N at the first update")
+    last: Count = Field(150, description="N - 1 at the last update")
 
 
 class DoublingNumber(GrowingNumber):
     """N(k) = first + 1, 2 first + 1, 4 first + 1, ..., last + 1 (Song and Dhariwal 2023, Table 1)."""
 
     kind: Literal["doubling"]
-    first: Annotated[Count, Field(ge=2)] = 10
-    last: Count = 1280
+    first: Annotated[Count, Field(ge=2)] = Field(10, description="N - 1 at the first update")
+    last: Count = Field(1280, description="N - 1 at the last update")
 
 
 class PseudoHuberDistance(Section):
@@ -310,13 +315,13 @@ class ConsistencyLevels(Section):
 
     sigma_min: Positive = Field(0.002, description="where the student's map is the image itself")
     sigma_max: Positive | None = Field(80.0, description="null = the teacher's last")
-    rho: Positive = 7.0
-    number: Annotated[FixedNumber | RootNumber | DoublingNumber, Field(discriminator="kind")] = FixedNumber(
-        kind="fixed"
+    rho: Positive = Field(7.0, description="bends the curve of levels")
+    number: Annotated[FixedNumber | RootNumber | DoublingNumber, Field(discriminator="kind")] = Field(
+        FixedNumber(kind="fixed"), description="how many levels, N"
     )
     distribution: Literal["uniform", "log-normal"] = Field("uniform", description="log-normal: ln(sigma) about normal")
     sigma_log_mean: float = Field(-1.1, description="of ln(sigma), where log-normal")
-    sigma_log_std: Positive = 2.0
+    sigma_log_std: Positive = Field(2.0, description="of ln(sigma), where log-normal")
 
     @model_validator(mode="after")
     def _range(self) -> ConsistencyLevels:
@@ -350,7 +355,7 @@ class Consistency(MethodSection):
     solver: Literal["heun", "euler"] = Field("heun", description="of the teacher's one step")
     guidance: float = Field(1.0, ge=1, description="classifier-free, of the teacher; 1 = none")
     levels: ConsistencyLevels = ConsistencyLevels()
-    metric: Metric = L2Distance(kind="l2")
+    metric: Metric = Field(L2Distance(kind="l2"), description="distance between the student and its target")
     weighting: Literal["one", "gap"] = Field("one", description="gap: 1 over the difference of the two levels")
     target_decay: Decay = Field(0.0, description="of the target network; 0 = the student itself, without gradient")
     target_schedule: Literal["constant", "levels"] = Field(
@@ -360,7 +365,7 @@ class Consistency(MethodSection):
     calls: Annotated[Many[Positive], Field(min_length=1)] | None = Field(
         None, description="noise level of each call when the student is sampled, sample.calls of them; null = sigma_max"
     )
-    batch_size: Count = 512
+    batch_size: Count = Field(512, description="images")
     phases: Annotated[Many[ConsistencyPhase], Field(min_length=1)] = (ConsistencyPhase(updates=800000),)
 
     @model_validator(mode="after")
@@ -427,9 +432,9 @@ class Denoising(MethodSection):
     """EDM's objective (Karras et al. 2022, Table 1): how a teacher is trained on images."""
 
     name: Literal["denoising"]
-    batch_size: Count
+    batch_size: Count = Field(description="images")
     sigma_log_mean: float = Field(-1.2, description="of ln(sigma)")
-    sigma_log_std: Positive = 1.2
+    sigma_log_std: Positive = Field(1.2, description="of ln(sigma)")
     label_dropout: float = Field(
         0.0, ge=0, lt=1, description="part of the images whose label is left out, so that the denoiser can be guided"
     )
@@ -447,9 +452,9 @@ class Denoising(MethodSection):
 class KarrasCurve(Section):
     """Noise levels at times uniform in [0, last), 0 being sigma_min and 1 sigma_max (Karras et al. 2022, Eq. 5)."""
 
-    sigma_min: Positive = 0.002
-    sigma_max: Positive = 80.0
-    rho: Positive = 7.0
+    sigma_min: Positive = Field(0.002, description="lowest level")
+    sigma_max: Positive = Field(80.0, description="highest level")
+    rho: Positive = Field(7.0, description="bends the curve of levels")
     last: float = Field(0.8, gt=0, le=1, description="0.8 is sigma 24.4 of the default curve")
 
     @model_validator(mode="after")
@@ -469,7 +474,7 @@ class PseudoHuber(Section):
     """SIM's loss (Luo et al. 2024): (mean y^2 + c^2)^1/2 of the difference y of teacher and fake denoiser."""
 
     kind: Literal["sim"]
-    c: Positive = 5.4e-4
+    c: Positive = Field(5.4e-4, description="differences well above it count linearly, below it squared")
 
 
 class SidPhase(Phase):
@@ -487,11 +492,13 @@ class Sid(MethodSection):
     refuses: ClassVar[tuple[str, ...]] = ("shard_parameters",)  # gradients pass through networks that keep none
     name: Literal["sid"]
     sigma: Positive = Field(2.5, description="noise level of the student's input")
-    divergence: Annotated[ScoreIdentity | PseudoHuber, Field(discriminator="kind")] = ScoreIdentity(kind="sid")
+    divergence: Annotated[ScoreIdentity | PseudoHuber, Field(discriminator="kind")] = Field(
+        ScoreIdentity(kind="sid"), description="the student's loss"
+    )
     levels: KarrasCurve = Field(KarrasCurve(), description="of the student's loss")
     sigma_log_mean: float = Field(-1.2, description="of ln(sigma) of the fake denoiser's loss")
-    sigma_log_std: Positive = 1.2
-    batch_size: Count = 256
+    sigma_log_std: Positive = Field(1.2, description="of ln(sigma) of the fake denoiser's loss")
+    batch_size: Count = Field(256, description="images")
     phases: Annotated[Many[SidPhase], Field(min_length=1)] = (SidPhase(updates=2000000),)
 
     def roles(self) -> dict[str, Role]:

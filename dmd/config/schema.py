@@ -6,14 +6,17 @@ It is of the file as written: an experiment may leave out what it inherits, so n
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from dmd.config.experiment import NAME, Experiment, File
 
 PATH = Path(__file__).resolve().parents[2] / "workflow" / "schemas" / "config.schema.json"
+EXTENDS = {"type": "string", "pattern": NAME, "description": "the experiment that the rest is inherited from"}
 SEEDS = {
     "type": "array",
     "minItems": 1,
@@ -25,17 +28,29 @@ SEEDS = {
 
 def schema() -> dict[str, Any]:
     """The schema of the whole file."""
-    parts = models_json_schema([(File, "validation"), (Experiment, "validation")])[1]["$defs"]
+    parts = definitions([File, Experiment])
     whole: dict[str, Any] = parts.pop("File")
     used = _references(parts["Experiment"], parts)
     parts |= {name: _partial(parts[name]) for name in used | {"Experiment"}}
-    parts["Experiment"]["properties"] = {
-        "extends": {"type": "string", "pattern": NAME, "description": "the experiment that the rest is inherited from"},
-        **parts["Experiment"]["properties"],
-    }
+    parts["Experiment"]["properties"] = {"extends": EXTENDS, **parts["Experiment"]["properties"]}
     parts["Distill"]["properties"]["seeds"] = SEEDS
     whole["properties"]["experiments"]["patternProperties"] = {NAME: {"$ref": "#/$defs/Experiment"}}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole, "$defs": parts}
+
+
+def definitions(models: Iterable[type[BaseModel]]) -> dict[str, Any]:
+    """JSON schemas of models and of all that they are made of, by name."""
+    parts: dict[str, Any] = models_json_schema([(model, "validation") for model in models])[1]["$defs"]
+    return {name: _with_ranges(part) for name, part in parts.items()}
+
+
+def _with_ranges(value: Any) -> Any:
+    """pydantic writes a range that follows a validator as `ge` and `le`, which editors do not know."""
+    if isinstance(value, list):
+        return [_with_ranges(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {{"ge": "minimum", "le": "maximum"}.get(key, key): _with_ranges(item) for key, item in value.items()}
 
 
 def _references(value: Any, parts: dict[str, Any]) -> set[str]:

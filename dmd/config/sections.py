@@ -42,8 +42,10 @@ class DigitsDataset(Section):
     """scikit-learn's handwritten digits, 8x8 pixels."""
 
     kind: Literal["digits"]
-    split_seed: Whole = 0
-    num_training: Annotated[Count, Field(le=1796)] = 1000
+    split_seed: Whole = Field(0, description="of the split into training and held-out images")
+    num_training: Annotated[Count, Field(le=1796)] = Field(
+        1000, description="images to train on; the other ones of the 1,797 are held out"
+    )
     shard_size: Count = SHARD_SIZE
 
 
@@ -51,15 +53,15 @@ class ImageDataset(Section):
     """A folder of images."""
 
     kind: Literal["images"]
-    folder: Path = NAMED
+    folder: Path = Field(NAMED, description="from the folder of config.yaml; sub-folders are searched, too")
     labels: str = Field(
         "none", pattern=r"^(none|folders|.*\.csv)$", description="none, folders or the path of a .csv file"
     )
-    resolution: Count
-    channels: Literal[1, 3] = 3
-    resize: Literal["lanczos", "bicubic", "box"] = "lanczos"
-    crop: Literal["center", "none"] = "center"
-    split_seed: Whole = 0
+    resolution: Count = Field(description="side in pixels, after crop and resize")
+    channels: Literal[1, 3] = Field(3, description="1 = grey")
+    resize: Literal["lanczos", "bicubic", "box"] = Field("lanczos", description="filter")
+    crop: Literal["center", "none"] = Field("center", description="none: images that are not square are refused")
+    split_seed: Whole = Field(0, description="of the split into training and held-out images")
     shard_size: Count = SHARD_SIZE
     num_held_out: Annotated[Count | Literal["all"], WrapValidator(_count_or_all)] = Field(
         description="all: nothing is trained on them"
@@ -70,12 +72,16 @@ class MixtureDataset(Section):
     """Points of a Gaussian mixture in the plane."""
 
     kind: Literal["gaussian-mixture"]
-    means: Annotated[Many[Annotated[tuple[float, float], Field(strict=False)]], Field(min_length=1)]
-    stds: Annotated[Many[Positive], Field(min_length=1)]
-    weights: Annotated[Many[Positive], Field(min_length=1)]
-    num_training: Count
-    num_held_out: Count
-    seed: Whole = 0
+    means: Annotated[Many[Annotated[tuple[float, float], Field(strict=False)]], Field(min_length=1)] = Field(
+        description="of the components"
+    )
+    stds: Annotated[Many[Positive], Field(min_length=1)] = Field(description="of the components")
+    weights: Annotated[Many[Positive], Field(min_length=1)] = Field(
+        description="of the components; their sum is divided out"
+    )
+    num_training: Count = Field(description="points to train on")
+    num_held_out: Count = Field(description="points to compare samples with")
+    seed: Whole = Field(0, description="of the points")
     shard_size: Count = SHARD_SIZE
 
     @model_validator(mode="after")
@@ -89,27 +95,29 @@ class MixtureDataset(Section):
 class UNet(Section):
     """The U-Nets of EDM (Karras et al. 2022) and ADM (Dhariwal and Nichol 2021)."""
 
-    kind: Literal["adm", "ddpmpp", "ncsnpp"]
+    kind: Literal["adm", "ddpmpp", "ncsnpp"] = Field(description="ADM, DDPM++ or NCSN++")
     width: Count = Field(description="channels at multiplier 1")
-    multipliers: Annotated[Many[Count], Field(min_length=1)]
+    multipliers: Annotated[Many[Count], Field(min_length=1)] = Field(
+        description="of the width, one per level; each level has half the resolution of the one before"
+    )
     blocks: Count = Field(description="per level")
     attention: Many[Count] = Field(description="resolutions with attention")
-    dropout: Decay = 0.0
+    dropout: Decay = Field(0.0, description="probability")
 
 
 class Mlp(Section):
     """A multilayer perceptron, for points of the plane."""
 
     kind: Literal["mlp"]
-    width: Count
-    layers: Count
+    width: Count = Field(description="features of a hidden layer")
+    layers: Count = Field(description="hidden layers")
 
 
 class TrainedTeacher(Section):
     """A denoiser trained on the dataset."""
 
     kind: Literal["train"]
-    network: Annotated[UNet | Mlp, Field(discriminator="kind")]
+    network: Annotated[UNet | Mlp, Field(discriminator="kind")] = Field(description="architecture")
     training: TeacherTraining
 
 
@@ -123,7 +131,7 @@ class EdmTeacher(Section):
     """A file that NVIDIA released with EDM."""
 
     kind: Literal["edm"]
-    file: Path = NAMED
+    file: Path = Field(NAMED, description="a .pkl of the release")
     sha256: Pinned = None
 
 
@@ -131,7 +139,7 @@ class OpenaiTeacher(Section):
     """The EDM teacher of the consistency models (Song et al. 2023), as OpenAI released it."""
 
     kind: Literal["openai"]
-    file: Path = NAMED
+    file: Path = Field(NAMED, description="edm_imagenet64_ema.pt")
     sha256: Pinned = None
     resolution: Count = Field(64, description="side of the images; the file does not say it")
 
@@ -148,7 +156,7 @@ class DiffusersTeacher(Section):
 class TinyAutoencoder(Section):
     """An AutoencoderTiny saved by diffusers, which decodes latents faster."""
 
-    folder: Path = NAMED
+    folder: Path = Field(NAMED, description="from the folder of config.yaml")
     sha256: PinnedFolder = None
 
 
@@ -165,8 +173,8 @@ class DigitsFeatures(Section):
     """The small classifier of digits that the repository ships."""
 
     kind: Literal["digits32"]
-    file: Path = NAMED
-    sha256: Digest
+    file: Path = Field(NAMED, description="of the classifier")
+    sha256: Digest = Field(description="of the file")
 
 
 class CoordinateFeatures(Section):
@@ -186,7 +194,7 @@ class InceptionFeatures(Section):
     """The Inception network of 2015 (Szegedy et al.), which FID is defined by."""
 
     kind: Literal["inception"]
-    file: Path = NAMED
+    file: Path = Field(NAMED, description="of the weights, from torch-fidelity or pytorch-fid")
     sha256: Pinned = None
     batch_size: Count = Field(64, description="images at once, enlarged to 299x299")
     resize: Literal["tf", "clean"] = Field(
@@ -217,7 +225,7 @@ class Protocol(Section):
 class Moments(Section):
     """.npz of mean (mu) and covariance (sigma) of real features, in place of a dataset."""
 
-    file: Path = NAMED
+    file: Path = Field(NAMED, description="with the arrays mu and sigma")
     sha256: Pinned = None
 
 
@@ -226,12 +234,12 @@ class Reference(Section):
 
     features: Annotated[
         DigitsFeatures | CoordinateFeatures | PixelFeatures | InceptionFeatures, Field(discriminator="kind")
-    ]
+    ] = Field(description="network in whose features samples and real data are compared")
     protocol: Protocol = Protocol()
     moments: Moments | None = Field(None, description="in place of a dataset; null drops the parent's")
     against: Literal["held_out", "training"] = Field("held_out", description="the split of the dataset")
-    floor_draws: Count = 20
-    seed: Whole = 0
+    floor_draws: Count = Field(20, description="repetitions that the floor is a mean over")
+    seed: Whole = Field(0, description="of the floor")
 
     @model_validator(mode="after")
     def _fits(self) -> Reference:
@@ -252,7 +260,7 @@ class PromptFile(Section):
     kind: Literal["file"]
     file: Path = Field(NAMED, description="parquet")
     sha256: Pinned = None
-    column: Text = "prompt"
+    column: Text = Field("prompt", description="of the texts")
 
 
 class CocoPrompts(Section):
@@ -262,13 +270,13 @@ class CocoPrompts(Section):
     file: Path = Field(NAMED, description="annotations/captions_val2014.json")
     sha256: Pinned = None
     num: Count | None = Field(None, description="null = all images")
-    seed: Whole = 0
+    seed: Whole = Field(0, description="draws the images")
 
 
 class PinnedFile(Section):
     """A file from outside."""
 
-    file: Path = NAMED
+    file: Path = Field(NAMED, description="from the folder of config.yaml")
     sha256: Pinned = None
 
 
@@ -277,28 +285,32 @@ class LaionPrompts(Section):
 
     kind: Literal["laion"]
     files: Annotated[Many[PinnedFile], Field(min_length=1, description="parquet")]
-    text_column: Text = "TEXT"
-    score_column: Text = "AESTHETIC_SCORE"
-    threshold: float
+    text_column: Text = Field("TEXT", description="of the texts")
+    score_column: Text = Field("AESTHETIC_SCORE", description="of the scores")
+    threshold: float = Field(description="lowest score of a text")
     num: Count | None = Field(None, description="of prompts; null = all")
-    seed: Whole = 0
+    seed: Whole = Field(0, description="of the order")
 
 
 class OdeSolver(Section):
     """The deterministic sampler of EDM (Karras et al. 2022, Algorithm 1), or its first order."""
 
-    name: Literal["heun", "euler"]
-    steps: Count = 18
-    sigma_min: Positive = 0.002
-    sigma_max: Positive = 80.0
-    rho: Positive = 7.0
+    name: Literal["heun", "euler"] = Field(description="heun: 2 * steps - 1 network calls; euler: a call per step")
+    steps: Count = Field(18, description="noise levels above 0")
+    sigma_min: Positive = Field(0.002, description="lowest level above 0")
+    sigma_max: Positive = Field(80.0, description="first level")
+    rho: Positive = Field(7.0, description="bends the curve of levels")
 
 
 class ScheduledSolver(Section):
     """A scheduler of diffusers with the noise levels of the teacher."""
 
-    name: Literal["pndm", "ddim", "dpmsolver++", "unipc", "heun-discrete", "euler-discrete", "lcm"]
-    steps: Count
+    name: Literal["pndm", "ddim", "dpmsolver++", "unipc", "heun-discrete", "euler-discrete", "lcm"] = Field(
+        description="scheduler"
+    )
+    steps: Count = Field(
+        description="asked of the scheduler; pndm and heun-discrete make more network calls than steps"
+    )
     spacing: Literal["leading", "trailing", "linspace"] | None = Field(
         None, description="of timesteps; null: the scheduler's own"
     )
@@ -314,7 +326,7 @@ class FlowSolver(Section):
     """Euler steps of a rectified flow (Liu et al. 2023)."""
 
     name: Literal["rectified-flow"]
-    steps: Count
+    steps: Count = Field(description="network calls")
 
 
 PairSolver = Annotated[OdeSolver | ScheduledSolver, Field(discriminator="name")]
@@ -330,13 +342,13 @@ Prompts = Annotated[PromptFile | CocoPrompts | LaionPrompts, Field(discriminator
 class Pairs(Section):
     """Noises and the images that the teacher's ODE makes of them."""
 
-    num_pairs: Count
+    num_pairs: Count = Field(description="a multiple of shard_size")
     shard_size: Count = Field(description="pairs in one tar")
-    shards_per_job: Count = 1
+    shards_per_job: Count = Field(1, description="shards that one job draws")
     first_seed: NoiseSeed = 2147483648
-    batch_size: Count = 64
-    labels: Literal["random", "balanced"] = "random"
-    solver: PairSolver = OdeSolver(name="heun")
+    batch_size: Count = Field(64, description="images in a pass")
+    labels: Literal["random", "balanced"] = Field("random", description="balanced: every class as often")
+    solver: PairSolver = Field(OdeSolver(name="heun"), description="of the teacher's ODE")
     guidance: Guidance = 1.0
     dtype: Literal["float32", "float16"] = Field(
         "float32", description="of the images on disk; noise is float32, text float16"
@@ -370,7 +382,7 @@ class States(Section):
 
     num_states: Count = Field(description="prompts; from their number on they come again")
     shard_size: Count = Field(description="text states in one tar")
-    shards_per_job: Count = 1
+    shards_per_job: Count = Field(1, description="shards that one job makes")
 
     @model_validator(mode="after")
     def _fits(self) -> States:
@@ -381,7 +393,7 @@ class States(Section):
 class Lora(Section):
     """LoRA of others, as LCM-LoRA is distributed (pytorch_lora_weights.safetensors), added to the teacher's weights."""
 
-    file: Path = NAMED
+    file: Path = Field(NAMED, description="safetensors, in a layout of diffusers or of kohya")
     sha256: Pinned = None
     scale: float = Field(1.0, description="how much of it is added")
 
@@ -389,22 +401,24 @@ class Lora(Section):
 class Sample(Section):
     """Images of the generator or of the teacher, to be scored."""
 
-    source: Literal["generator", "teacher"] = Field("generator", alias="from")
+    source: Literal["generator", "teacher"] = Field("generator", alias="from", description="what is sampled")
     weights: Literal["ema", "raw"] = Field("ema", description="of a generator")
     calls: Count | None = Field(
         None, description="of a generator of several numbers of calls; null = the number that its training ended with"
     )
     lora: Lora | None = None
-    solver: SampleSolver = StudentSolver(name="student")
-    prompts: Prompts | None = None
+    solver: SampleSolver = Field(
+        StudentSolver(name="student"), description="student for the generator; any other for the teacher"
+    )
+    prompts: Prompts | None = Field(None, description="captions that images are made of, for a teacher of text")
     guidance: Guidance = 1.0
     num_samples: Count = Field(description="per repetition")
-    repetitions: Count = 1
+    repetitions: Count = Field(1, description="sets of samples, each with noise of its own and scored by itself")
     shard_size: Count = Field(description="samples in one tar")
-    shards_per_job: Count = 1
+    shards_per_job: Count = Field(1, description="shards that one job draws")
     first_seed: NoiseSeed = 0
-    batch_size: Count = 64
-    labels: Literal["random", "balanced"] = "random"
+    batch_size: Count = Field(64, description="images in a pass")
+    labels: Literal["random", "balanced"] = Field("random", description="balanced: every class as often")
     compute: Compute = Compute()
 
     @property
@@ -435,7 +449,7 @@ class Sample(Section):
 class InceptionScore(Section):
     """How the Inception Score is computed, on request."""
 
-    splits: Count = 10
+    splits: Count = Field(10, description="parts of the samples, each with a score of its own")
     seed: Annotated[Whole, Field(le=NUM_SEEDS - 1)] = Field(2020, description="of the shuffle; torch-fidelity's")
 
 
@@ -472,14 +486,14 @@ class Latency(Section):
 class Evaluate(Section):
     """Scores of samples."""
 
-    neighbours: Count = 3
+    neighbours: Count = Field(3, description="k of precision, recall, density and coverage")
     kid_subset: Annotated[Count, Field(ge=2)] | None = Field(
         None, description="samples; null = all; 1000 = torch-fidelity's default"
     )
     inception_score: InceptionScore = InceptionScore()
     clip: Clip | None = None
     latency: Latency = Latency()
-    seed: Whole = 0
+    seed: Whole = Field(0, description="of the subsets of kid_subset")
 
 
 def _uneven(key: str, num: int, shard_size: int) -> Iterator[str]:

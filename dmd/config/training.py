@@ -19,9 +19,11 @@ class Optimiser(Section):
     """AdamW of one trained network."""
 
     kind: Literal["fused", "8bit"] = Field("fused", description="8bit: moments of a byte each, torchao's AdamW8bit")
-    learning_rate: Positive = 5.0e-5
-    weight_decay: Weight = 0.01
-    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
+    learning_rate: Positive = Field(5.0e-5, description="after warmup; a phase may scale it")
+    weight_decay: Weight = Field(0.01, description="of AdamW")
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = Field(
+        (0.9, 0.999), description="decays of the two moments"
+    )
     gradient_clip: Positive = Field(10.0, description="L2 norm")
 
 
@@ -29,7 +31,7 @@ class Schedule(Section):
     """Learning rates over updates."""
 
     warmup: Whole = Field(500, description="updates")
-    decay: Literal["constant", "linear", "cosine"] = "constant"
+    decay: Literal["constant", "linear", "cosine"] = Field("constant", description="linear and cosine fall to 0")
     over: Literal["run", "phase"] = Field("run", description="what warmup and decay count: all updates, or a phase's")
 
 
@@ -38,12 +40,12 @@ class Compute(Section):
 
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of passes; parameters stay float32")
     tf32: bool = Field(False, description="float32 products of GPUs from 10-bit factors")
-    channels_last: bool = False
+    channels_last: bool = Field(False, description="memory layout of images, for GPUs")
     compile: bool = Field(False, description="torch.compile; the first passes take minutes")
 
 
 class TrainingCompute(Compute):
-    """The same, and what spares memory in a training."""
+    """How passes of a network are computed in a training, and what saves memory."""
 
     gradient_checkpointing: bool = Field(False, description="keep block inputs only; a pass more")
     micro_batch_size: Count | None = Field(None, description="images in a pass with gradient; null = the whole batch")
@@ -53,7 +55,7 @@ class TrainingCompute(Compute):
 class Adapter(Section):
     """LoRA: one frozen network is the teacher, and carries an adapter for each trained network."""
 
-    rank: Count = 64
+    rank: Count = Field(64, description="of the adapter of a layer")
     alpha: Positive | None = Field(None, description="an adapter counts alpha / rank; null = rank")
     targets: Annotated[Many[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = Field(
         None, description="last parts of the names of Linear and Conv2d layers; null = all of them"
@@ -67,15 +69,15 @@ class Training(Section):
     `schedule` leaves out are the method's defaults, too.
     """
 
-    method: MethodSection
+    method: MethodSection = Field(description="what the student learns from")
     optimisers: dict[str, Optimiser] = Field({}, validate_default=True, description="by role")
     schedule: Schedule = Field(Schedule(), validate_default=True)
     ema_decay: Decay = Field(0.999, description="of the student's moving average, per update")
-    seed: Whole = 0
+    seed: Whole = Field(0, description="of weights, noise and order of the data")
     processes: Count = Field(1, description="a GPU each; they share every batch")
     compute: TrainingCompute = TrainingCompute()
-    checkpoint_every: Count = 1000
-    log_every: Count = 1
+    checkpoint_every: Count = Field(1000, description="updates between checkpoints")
+    log_every: Count = Field(1, description="updates between rows of the log")
     tensorboard: bool = Field(False, description="log rows and grids for TensorBoard, scratch")
 
     @field_validator("optimisers", mode="before")
@@ -171,15 +173,15 @@ class Training(Section):
 
 
 class TeacherTraining(Training):
-    """Section `teacher.training`."""
+    """The training of a teacher."""
 
-    method: Denoising
+    method: Denoising = Field(description="EDM's objective")
 
 
 class Distill(Training):
-    """Section `distill`."""
+    """The training of a student."""
 
-    method: Method
+    method: Method = Field(description="what the student learns from")
     start: str | None = Field(None, description="experiment whose teacher initialises the trained networks")
     grid_every: Count = Field(1000, description="updates between grids of images of the student")
     adapter: Adapter | None = None
