@@ -28,7 +28,7 @@ RESULTS = Path(__file__).parent / "results" / "readers.json"
 NUM_SHARDS, SHARD_SIZE = 4, 500  # shards of the size of experiment imagenet64: 50.7 MB
 BATCH_SIZE = 48  # pairs: the share of one of seven GPUs in a batch of 336
 EPOCHS, REPETITIONS = 3, 3
-# an update of ImageNet-64 is 811 T operations, shared by seven GPUs that sustain 200 T/s each: README
+# an update of ImageNet-64 is 811 T operations, shared by seven GPUs that sustain 200 T/s each: docs/results.md
 PAIRS_NEEDED = 200 / (811 / 7) * BATCH_SIZE  # per second and process
 LEAST_MARGIN = 2.0  # by the clock, with one worker
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -71,7 +72,7 @@ class Page:
         heading, *others = self.headings[model]
         paragraphs = [f"## {heading}", (inspect.getdoc(model) or "").split("\n\nAttributes:")[0]]
         if others:
-            paragraphs.append(f"Also: {', '.join(others)}.")
+            paragraphs.append(textwrap.fill(f"Also: {', '.join(others)}.", 120, break_long_words=False))
         if issubclass(model, MethodSection):
             paragraphs += _method_defaults(model)
         schema = self._schemas[model.__name__].get("properties", {})

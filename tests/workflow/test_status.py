@@ -34,7 +34,7 @@ def stages(folder: Path, *words: str) -> dict[str, dict]:
 
 
 def start_distill(folder: Path) -> subprocess.Popen[bytes]:
-    """The stage by the command that its log begins with, as README says one may."""
+    """The stage by the command that its log begins with, as docs/outputs.md says one may."""
     words = shlex.split((folder / LOG).read_text().splitlines()[0])[1:]
     shutil.rmtree(folder / "results/small/distill")
     (folder / LOG).unlink()
