@@ -2,10 +2,11 @@
 
 import ast
 import re
+from pathlib import PurePath
 
 import pytest
 
-from dmd.config import Experiments, resolve
+from dmd.config import RULES, Experiments, resolve
 from tests import pages
 from tests.pages import NAMES, PAGES, ROOT
 
@@ -97,6 +98,13 @@ def test_make_knows_targets_and_variables(name: str):
         target, *settings = words.split("#")[0].split()[1:]
         assert re.search(rf"^{target}: ", makefile, re.M), words
         assert all(re.search(rf"\b{each.split('=')[0]}\b", makefile) for each in settings), words
+
+
+def test_tree_of_results_has_every_artifact():
+    tree = (ROOT / "results" / "README.md").read_text()
+    for file in (PurePath(file) for rule in RULES.values() for file in rule.files):
+        assert f"{file.parts[0]}/" in tree or len(file.parts) == 1, file
+        assert "pipeline" in file.parts or file.name.replace(":05d", "") in tree, file
 
 
 def test_examples_are_valid_and_share_what_the_pages_say():
