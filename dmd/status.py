@@ -1,7 +1,7 @@
 """How far the experiments are: `python -m dmd.status [EXPERIMENT ...]`, run in the folder of config.yaml.
 
-Reads files and logs of the results and nothing else, so it works on any machine that sees the folder, while jobs of a
-cluster or of this machine write to it. What the states mean is said in `dmd.cluster.job_log`; `done` says that files
+Reads files below the folder of results and nothing else, so it works on any machine that sees the folder, while jobs
+of a cluster or of this machine write to it. `dmd.cluster.job_status` says what the states mean; `done` says that files
 are there, `snakemake -n` whether they are of the numbers that config.yaml has now.
 """
 
@@ -36,8 +36,9 @@ def main() -> None:
     try:
         experiments = Experiments(load(parsed.config))
         while True:
-            stages = found(parsed.results, experiments, parsed.experiments)
-            lines = [json.dumps(described(stage)) for stage in stages] if parsed.json else list(text(stages))
+            results = Results(parsed.results, experiments)
+            stages = [stage for name in parsed.experiments or results.known() for stage in results.stages(name)]
+            lines = [json.dumps(as_json(stage)) for stage in stages] if parsed.json else list(text(stages))
             clear = "\x1b[2J\x1b[H" if parsed.watch and sys.stdout.isatty() and not parsed.json else ""
             print(clear + "\n".join(lines), flush=True)
             if not parsed.watch:
@@ -58,32 +59,28 @@ def _seconds(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is no positive number of seconds")
 
 
-def found(folder: Path, experiments: Experiments, names: list[str]) -> list[Stage]:
-    """Stages of the named experiments, or of all that have begun, as they are now."""
-    results = Results(folder, experiments)
-    return [stage for name in names or results.known() for stage in results.stages(name)]
-
-
-def described(stage: Stage) -> dict[str, Any]:
-    """A stage as plain values: jobs by state, pace and time left of what runs, errors, newest grid."""
-    failed = [job for job in stage.jobs if job.told.state in ("failed", "stopped")]
-    running = [job for job in stage.jobs if job.told.state == "running"]
-    paces, images = stage.paces, [pace.images for pace in stage.paces if pace.images is not None]
+def as_json(stage: Stage) -> dict[str, Any]:
+    """A stage as plain values: jobs by state, rate and time left of what runs, errors, newest grid."""
+    ended = [job for job in stage.jobs if job.status.state in ("failed", "stopped")]
+    running = [job for job in stage.jobs if job.status.state == "running"]
+    throughput = stage.throughput
     return {
         "experiment": stage.experiment,
         "stage": stage.name,
         "state": stage.state,
         "owners": sorted({job.owner for job in stage.jobs}),
         "jobs": {"all": len(stage.jobs), **stage.count},
-        "done": sum(pace.count for pace in paces) if paces else None,
-        "total": sum(pace.total for pace in paces) if paces else None,
-        "unit": paces[0].unit if paces else None,
-        "per_second": sum(pace.rate for pace in paces) if paces else None,
-        "images_per_second": sum(images) if images else None,
+        "done": throughput and throughput.count,
+        "total": throughput and throughput.total,
+        "unit": throughput and throughput.unit,
+        "per_second": throughput and throughput.rate,
+        "images_per_second": throughput and throughput.image_rate,
         "seconds_left": stage.seconds_left,
         "grid": str(stage.grid) if stage.grid else None,
         "logs": [str(job.log) for job in running],
-        "faults": [{"log": str(job.log), "silent_s": job.told.silent, "message": job.told.message} for job in failed],
+        "faults": [
+            {"log": str(job.log), "silent_s": job.status.silent_seconds, "message": job.status.message} for job in ended
+        ],
     }
 
 
@@ -101,12 +98,9 @@ def text(stages: list[Stage]) -> Iterator[str]:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
     if any(stage.shared for stage in stages):
         yield "* of the experiment that it extends"
-    told: set[str] = set()
-    for stage in stages:
-        for line in [*_running(stage), *_faults(stage), *_grid(stage)]:
-            if line not in told:  # what is shared is told once
-                yield line
-            told.add(line)
+    yield from dict.fromkeys(  # each line once: several experiments share a stage
+        line for stage in stages for line in [*_running(stage), *_faults(stage), *_grid(stage)]
+    )
 
 
 def _cell(stage: Stage) -> str:
@@ -120,25 +114,24 @@ def _running(stage: Stage) -> Iterator[str]:
         return
     num = stage.count["running"]
     parts = [f"{num} jobs at work"] if num > 1 else []
-    if paces := stage.paces:
-        done, total = sum(pace.count for pace in paces), sum(pace.total for pace in paces)
-        rate, images = sum(pace.rate for pace in paces), sum(pace.images or 0 for pace in paces)
-        parts += [f"{done:,}/{total:,} {paces[0].unit}", f"{rate:.4g} {paces[0].unit}/s"]
-        parts += [f"{images:.4g} images/s"] if images else []
+    if running := stage.throughput:
+        parts += [f"{running.count:,}/{running.total:,} {running.unit}", f"{running.rate:.4g} {running.unit}/s"]
+        parts += [f"{running.image_rate:.4g} images/s"] if running.image_rate else []
         parts += [f"{_time(stage.seconds_left)} left"] if stage.seconds_left is not None else []
     else:
-        parts.append("no status line yet")
-    owner = next(job.owner for job in stage.jobs if job.told.state == "running")
+        parts.append("nothing counted yet")
+    owner = next(job.owner for job in stage.jobs if job.status.state == "running")
     yield f"{owner} {stage.name}: {', '.join(parts)}"
 
 
 def _faults(stage: Stage) -> Iterator[str]:
     for job in stage.jobs:
-        if job.told.state == "failed":
-            yield f"{job.owner} {stage.name} failed: {job.told.message} ({job.log})"
-        elif job.told.state == "stopped":
-            silent = f"no sign of life for {_time(job.told.silent or 0.0)}, killed or suspended?"
-            yield f"{job.owner} {stage.name} {job.told.message or f'stopped: {silent}'} ({job.log})"
+        status = job.status
+        if status.state == "failed":
+            yield f"{job.owner} {stage.name} failed: {status.message} ({job.log})"
+        elif status.state == "stopped":
+            silent = f"no sign of life for {_time(status.silent_seconds)}, killed or suspended?"
+            yield f"{job.owner} {stage.name} {status.message or f'stopped: {silent}'} ({job.log})"
 
 
 def _grid(stage: Stage) -> Iterator[str]:

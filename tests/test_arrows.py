@@ -70,7 +70,7 @@ def test_every_stage_is_run_as_a_module():
 
 
 def test_configuration_needs_no_torch():
-    paths = [PACKAGE / f"{name}.py" for name in ("status", "cluster/progress", "cluster/job_log", "__init__")]
+    paths = [PACKAGE / f"{name}.py" for name in ("status", "cluster/progress", "cluster/job_status", "__init__")]
     for path in [*paths, *(PACKAGE / "config").glob("*.py")]:
         assert not any(each.split(".")[0] == "torch" for each in imported(path)), path
 

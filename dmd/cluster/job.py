@@ -1,4 +1,4 @@
-"""The job that runs a stage: its command line, its log, its devices, and one line for whatever fails."""
+"""The job that runs a stage: its command line, its log and status file, its devices, and one line for an error."""
 
 import argparse
 import inspect
@@ -7,14 +7,15 @@ import logging
 import os
 import shlex
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from dmd.cluster import command_line, garbage, gpu_locks, heartbeat, processes, signals, slurm
+from dmd.cluster import command_line, garbage, gpu_locks, job_status, processes, reporting, signals, slurm
 from dmd.config.section import Section
 from dmd.provenance import address_space
 
@@ -39,50 +40,61 @@ def main(run: Callable[..., None], *sections: type[Section]) -> None:
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=Path, nargs=number, required=required, default=parameter.default)
     parser.add_argument("--spec", type=json.loads, nargs="+", default=[{}], help="numbers, as JSON; several add up")
-    parser.add_argument("--log", type=Path, help="also write the log to this file")
+    parser.add_argument("--log", type=Path, help="also write the log to this file, and a status file beside it")
     parsed = vars(parser.parse_args())
     spec = {name: value for part in parsed.pop("spec") for name, value in part.items()}
     log = parsed.pop("log")
     _start_log(log)
     try:
         signals.listen()
-        given = command_line.arguments(spec, numbers, sections)
-        _claim_devices(given)
-        _log.info("%s -m %s %s", sys.executable, _module_name(), shlex.join(sys.argv[1:]))
-        with heartbeat.beating(log if processes.rank() == 0 else None):
+        with job_status.refreshed(log if processes.rank() == 0 else None):
+            given = command_line.arguments(spec, numbers, sections)
+            _claim_devices(given)
+            _log.info("%s -m %s %s", sys.executable, _module_name(), shlex.join(sys.argv[1:]))
+            begin = time.monotonic()
             run(**parsed, **given)
+            reporting.log(f"done in {time.monotonic() - begin:.1f} s")
     except signals.Stopped as stop:
         if processes.first_to_fail():
-            _log.error("%s%s", stop, slurm.requeue(advanced=stop.advanced) if signals.asked() == "SIGUSR1" else "")
+            requeued = slurm.requeue(advanced=stop.advanced) if signals.asked() == "SIGUSR1" else ""
+            _end(log, "stopped", f"{stop}{requeued}")
         sys.exit(signals.status())
     except (ValueError, OSError) as error:
-        _fail(error)
+        _fail(error, log)
     except torch.OutOfMemoryError as error:
         what = str(error).splitlines()[0]
-        _fail(ValueError(f"GPU memory does not suffice: {what} Lower the batch size, or set compute.dtype bfloat16"))
+        _fail(
+            ValueError(f"GPU memory does not suffice: {what} Lower the batch size, or set compute.dtype bfloat16"), log
+        )
     except Exception as error:
         if _lacks_memory(error):
             what = " ".join(f"{type(error).__name__} {error}".split())[:200]
-            _fail(ValueError(f"memory does not suffice: {what}; on a cluster `resources` asks for more"))
+            _fail(ValueError(f"memory does not suffice: {what}; on a cluster `resources` asks for more"), log)
         if isinstance(error, RuntimeError) and processes.count() > 1:  # often but the echo of another's failure
-            _fail(error)
+            _fail(error, log)
         _log.debug("%s", traceback.format_exc())
-        _log.error("error: %s: %s", type(error).__name__, error)
+        _end(log, "failed", f"error: {type(error).__name__}: {error}")
         raise
 
 
 def _lacks_memory(error: Exception) -> bool:
     """Whether Python, torch, a thread or a library that is only loaded now was refused memory, even if none says so."""
-    told = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in told for words in REFUSALS) or address_space.tight()
+    message = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in message for words in REFUSALS) or address_space.tight()
 
 
-def _fail(error: Exception) -> None:
+def _fail(error: Exception, log: Path | None) -> None:
     if processes.first_to_fail():
         where = f" in process {processes.rank()} of {processes.count()}" if processes.count() > 1 else ""
         _log.debug("%s", traceback.format_exc())
-        _log.error("error%s: %s", where, error)
+        _end(log, "failed", f"error{where}: {error}")
     sys.exit(1)
+
+
+def _end(log: Path | None, state: Literal["failed", "stopped"], message: str) -> None:
+    """Says in the log and in the status file how the job ended."""
+    _log.error("%s", message)
+    job_status.end(log, state, message)
 
 
 def _claim_devices(spec: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""How far the stages of an experiment are, as files and logs say; nothing is written, no scheduler is asked.
+"""How far the stages of experiments are, as their files say; nothing is written, no scheduler is asked.
 
-A job is `done` when its artifacts are there; else its log tells, see `dmd.cluster.job_log`.
+A job is `done` when its artifacts are there; else its status file says what it is, see `dmd.cluster.job_status`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from dmd.cluster import job_log
-from dmd.cluster.job_log import Pace, Told
+from dmd.cluster import job_status
+from dmd.cluster.job_status import JobStatus, Throughput
 from dmd.config import RULES, Experiments
 
 STAGES: dict[str, list[str]] = {}  # stage -> rules of its jobs
@@ -26,22 +26,22 @@ STATES = ("running", "failed", "stopped", "waiting", "done")  # a stage is the f
 
 @dataclass(frozen=True)
 class Job:
-    """One job and what became of it.
+    """One job and its status.
 
     Attributes:
         owner: experiment under whose name its artifacts lie.
-        num_images: that its block makes; 0 where it makes no blocks.
+        num_images: images that its block has; 0 where it makes no block.
     """
 
     owner: str
     log: Path
     num_images: int
-    told: Told
+    status: JobStatus
 
     @property
-    def pace(self) -> Pace | None:
+    def throughput(self) -> Throughput | None:
         """How far it is, if it runs and has said so."""
-        return self.told.pace if self.told.state == "running" else None
+        return self.status.throughput if self.status.state == "running" else None
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Stage:
     @cached_property
     def count(self) -> Counter[str]:
         """Jobs by state."""
-        return Counter(job.told.state for job in self.jobs)
+        return Counter(job.status.state for job in self.jobs)
 
     @property
     def shared(self) -> bool:
@@ -68,33 +68,42 @@ class Stage:
         return all(job.owner != self.experiment for job in self.jobs)
 
     @property
-    def paces(self) -> list[Pace]:
-        """Of the running jobs that have said how far they are, all in the unit of the first."""
-        found = [job.pace for job in self.jobs if job.pace]
-        return [pace for pace in found if pace.unit == found[0].unit]
+    def throughput(self) -> Throughput | None:
+        """The sum over running jobs that count what the first of them counts; None where none has counted yet."""
+        counted = [job.throughput for job in self.jobs if job.throughput]
+        same_unit = [each for each in counted if each.unit == counted[0].unit]
+        if not same_unit:
+            return None
+        return Throughput(
+            count=sum(each.count for each in same_unit),
+            total=sum(each.total for each in same_unit),
+            unit=counted[0].unit,
+            rate=sum(each.rate for each in same_unit),
+            image_rate=sum(each.image_rate or 0.0 for each in same_unit) or None,
+        )
 
     @property
     def seconds_left(self) -> float | None:
-        """At the pace of now, blocks that wait included; None where nothing runs or was counted yet."""
-        paces = self.paces
-        if not (rate := sum(pace.rate for pace in paces)):
+        """At the rate of now, blocks that wait included; None where no running job has counted yet."""
+        if not (running := self.throughput) or not running.rate:
             return None
-        waiting = [job.num_images for job in self.jobs if job.num_images and job.told.state != "done" and not job.pace]
-        more = sum(waiting) if paces[0].unit == "images" else len(waiting) * paces[0].total
-        return (sum(pace.total - pace.count for pace in paces) + more) / rate
+        total = next(job.throughput.total for job in self.jobs if job.throughput)
+        blocks = [job for job in self.jobs if job.num_images and job.status.state != "done" and not job.throughput]
+        waiting = sum(job.num_images if running.unit == "images" else total for job in blocks)
+        return (running.total - running.count + waiting) / running.rate
 
 
 class Results:
-    """The folder of results at one moment: each folder is listed once, each log of an unfinished job read once."""
+    """The folder of results at one moment: each folder is listed once, each status file read once."""
 
     def __init__(self, folder: Path, experiments: Experiments) -> None:
         self._folder, self._experiments = folder, experiments
-        self._names: dict[Path, set[str]] = {}
+        self._listings: dict[Path, set[str]] = {}
         self._jobs: dict[tuple[str, str, tuple[int, int] | None], Job] = {}
 
     def known(self) -> list[str]:
-        """Experiments that something was made or begun for."""
-        return [name for name in self._experiments.merged if name in self._listed(self._folder)]
+        """Experiments that have a folder: something was made or begun for them."""
+        return [name for name in self._experiments.merged if name in self._listing(self._folder)]
 
     def stages(self, experiment: str) -> list[Stage]:
         """The stages that lead to the experiment's scores, and those on request that have left a trace.
@@ -103,31 +112,31 @@ class Results:
             ConfigError: unknown experiment.
         """
         self._experiments.whole(experiment)
-        wanted = self._wanted(experiment)
-        found = []
+        rules_to_show = self._rules_to_show(experiment)
+        stages = []
         for name, rules in STAGES.items():
-            jobs = [job for rule in rules if rule in wanted for job in self._of(experiment, rule)]
+            jobs = [job for rule in rules if rule in rules_to_show for job in self._jobs_of(experiment, rule)]
             if jobs:
                 grid = self._newest_grid(jobs[0].owner) if name == "distill" else None
-                found.append(Stage(experiment, name, jobs, grid))
-        return found
+                stages.append(Stage(experiment, name, jobs, grid))
+        return stages
 
-    def _wanted(self, experiment: str) -> set[str]:
-        look = self._experiments
-        end = next((rule for rule in CHAIN if look.has(experiment, rule)), None)
-        left, found = [(end, experiment)] if end else [], set()
-        while left:
-            rule, name = left.pop()
-            if rule not in found and name == experiment:  # `start` is the teacher of another
-                found.add(rule)
-                left += look.upstream(experiment, rule)
+    def _rules_to_show(self, experiment: str) -> set[str]:
+        experiments = self._experiments
+        last = next((rule for rule in CHAIN if experiments.has(experiment, rule)), None)
+        to_visit, rules = [(last, experiment)] if last else [], set()
+        while to_visit:
+            rule, name = to_visit.pop()
+            if rule not in rules and name == experiment:  # `start` is the teacher of another
+                rules.add(rule)
+                to_visit += experiments.upstream(experiment, rule)
         for rule in ON_REQUEST:
-            own = look.has(experiment, rule) and look.owner(experiment, rule) == experiment
-            if own and any(job.told.state != "waiting" for job in self._of(experiment, rule)):
-                found.add(rule)
-        return found
+            own = experiments.has(experiment, rule) and experiments.owner(experiment, rule) == experiment
+            if own and any(job.status.state != "waiting" for job in self._jobs_of(experiment, rule)):
+                rules.add(rule)
+        return rules
 
-    def _of(self, experiment: str, rule: str) -> list[Job]:
+    def _jobs_of(self, experiment: str, rule: str) -> list[Job]:
         owner = self._experiments.owner(experiment, rule)
         if not RULES[rule].blocks:
             return [self._job(owner, rule, None, 0)]
@@ -139,26 +148,30 @@ class Results:
         key = (owner, rule, block)
         if key not in self._jobs:
             first, last = block or (0, 0)
-            names = [name.format(first=first, last=last) for name in RULES[rule].files]
-            place = f"-{first:05d}-{last:05d}" if block else ""
-            log = self._folder / owner / "logs" / f"{rule}{place}.log"
-            done = all(self._exists(self._folder / owner / name) for name in names)
-            told = Told("done") if done else job_log.read(log) if self._exists(log) else Told("waiting")
-            self._jobs[key] = Job(owner, log, num_images, told)
+            folder = self._folder / owner
+            artifacts = [folder / name.format(first=first, last=last) for name in RULES[rule].files]
+            log = folder / "logs" / (f"{rule}-{first:05d}-{last:05d}.log" if block else f"{rule}.log")
+            if all(self._exists(path) for path in artifacts):
+                status = JobStatus(state="done")
+            elif self._exists(path := job_status.path_beside(log)):
+                status = job_status.read(path)
+            else:
+                status = JobStatus(state="waiting")
+            self._jobs[key] = Job(owner, log, num_images, status)
         return self._jobs[key]
 
     def _newest_grid(self, owner: str) -> Path | None:
         folder = self._folder / owner / "distill" / "grids"
-        names = [name for name in self._listed(folder) if name.endswith(".png") and not name.startswith(".")]
+        names = [name for name in self._listing(folder) if name.endswith(".png") and not name.startswith(".")]
         return folder / max(names) if names else None
 
     def _exists(self, path: Path) -> bool:
-        return path.name in self._listed(path.parent)
+        return path.name in self._listing(path.parent)
 
-    def _listed(self, folder: Path) -> set[str]:
-        if folder not in self._names:
+    def _listing(self, folder: Path) -> set[str]:
+        if folder not in self._listings:
             try:
-                self._names[folder] = set(os.listdir(folder))
+                self._listings[folder] = set(os.listdir(folder))
             except (FileNotFoundError, NotADirectoryError):
-                self._names[folder] = set()
-        return self._names[folder]
+                self._listings[folder] = set()
+        return self._listings[folder]

@@ -5,7 +5,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from dmd.cluster import processes, signals
+from dmd.cluster import job_status, processes, signals
+from dmd.cluster.job_status import Throughput
 
 Item = TypeVar("Item")
 STATUS_SECONDS = 10.0
@@ -19,10 +20,10 @@ def log(message: str) -> None:
 
 
 class Progress:
-    """A status line every ten seconds and at the end: rate and time left."""
+    """Counts units of work; says every ten seconds and at the end how many, at what rate, and the time left."""
 
     def __init__(self, *, total: int, unit: str, done: int = 0) -> None:
-        """total: how many there are in all; done: how many were made before."""
+        """total: how many units there are in all; done: how many of them were made before."""
         self._total, self._unit, self._before, self._count = total, unit, done, done
         self._images = 0
         self._begin = self._last = time.monotonic()
@@ -37,9 +38,13 @@ class Progress:
         self._last = now
         seconds = max(now - self._begin, 1e-9)
         rate = (self._count - self._before) / seconds
+        image_rate = self._images / seconds if self._images else None
+        job_status.report(
+            Throughput(count=self._count, total=self._total, unit=self._unit, rate=rate, image_rate=image_rate)
+        )
         left = (self._total - self._count) / rate
-        pace = f", {self._images / seconds:.4g} images/s" if self._images else ""
-        log(f"{self._count}/{self._total} {self._unit}, {rate:.3g} {self._unit}/s{pace}, {left:.0f} s left")
+        speed = f"{rate:.3g} {self._unit}/s" + (f", {image_rate:.4g} images/s" if image_rate else "")
+        log(f"{self._count}/{self._total} {self._unit}, {speed}, {left:.0f} s left")
 
 
 def progress(items: Iterable[Item], *, total: int, unit: str, done: int = 0) -> Iterator[Item]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from dmd.cluster import job, reporting
+from dmd.cluster import job, job_status, reporting
+from dmd.cluster.job_status import Throughput
 from dmd.config.rules import VERSIONS
 from dmd.data.download import Download, DownloadError
 from dmd.provenance import pinned, record
@@ -70,6 +71,7 @@ class _Status:
         if total is not None:
             line = f"{reached / 1e6:.1f}/{total / 1e6:.1f} MB, {rate / 1e6:.3g} MB/s, "
             line += f"{(total - reached) / max(rate, 1):.0f} s left"
+            job_status.report(Throughput(count=reached, total=total, unit="bytes", rate=rate))
         reporting.log(line)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dmd.cluster import job, job_log, reporting, torch_setup
+from dmd.cluster import job, job_status, reporting, torch_setup
 from dmd.config.section import Section
 from dmd.config.training import TeacherTraining
 from dmd.provenance import address_space
@@ -155,18 +155,19 @@ def test_whatever_ends_a_stage_that_came_near_a_limit_of_memory_is_told_as_lack_
 def test_a_bug_is_not_disguised_as_a_bad_input_and_stands_in_the_log(monkeypatch, tmp_path, error):
     with pytest.raises(type(error)):
         call(monkeypatch, *spec(), "--log", str(tmp_path / "log"), error=error)
-    told = job_log.read(tmp_path / "log")
-    assert (told.state, told.message) == ("failed", f"error: {type(error).__name__}: {error}")
+    status = job_status.read(tmp_path / "log.status.json")
+    assert (status.state, status.message) == ("failed", f"error: {type(error).__name__}: {error}")
     assert "Traceback (most recent call last)" in (tmp_path / "log").read_text()
 
 
 def test_processes_that_cannot_be_shared_by_the_nodes_stand_in_the_log(monkeypatch, tmp_path):
-    (tmp_path / "log").write_text("00:00:00 stopped by SIGUSR1 at update 3 of 5: run again to continue\n")
+    (tmp_path / "log").touch()
+    job_status.end(tmp_path / "log", "stopped", "stopped by SIGUSR1 at update 3 of 5: run again to continue")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     with pytest.raises(SystemExit):
         call(monkeypatch, *spec(training=TRAINING | {"processes": 3}), "--log", str(tmp_path / "log"))
-    assert job_log.read(tmp_path / "log").message == (
+    assert job_status.read(tmp_path / "log.status.json").message == (
         "error: processes: 3 cannot be shared evenly by the 2 nodes of this job"
     )
 
@@ -184,6 +185,14 @@ def test_a_stage_of_its_own_process_ends_with_one_line_and_code_one(tmp_path):
     assert f"error: {damaged} cannot be read" in found.stderr.splitlines()[-1] and "Traceback" not in found.stderr
     assert f"dmd.stages.pairs --teacher {damaged}" in (tmp_path / "log").read_text()
     assert not [path for path in (tmp_path / "pairs").rglob("*") if path.is_file()]
+    status = job_status.read(tmp_path / "log.status.json")
+    assert status.state == "failed" and (status.message or "").startswith(f"error: {damaged} cannot be read")
+
+
+def test_a_stage_that_ends_well_says_so_in_its_log_and_status_file(monkeypatch, tmp_path):
+    call(monkeypatch, *spec(), "--log", str(tmp_path / "log"))
+    assert (tmp_path / "log").read_text().splitlines()[-1].split(" ", 1)[1].startswith("done in ")
+    assert json.loads((tmp_path / "log.status.json").read_text())["state"] == "done"
 
 
 def test_progress_ends_with_all_items_counted(caplog):

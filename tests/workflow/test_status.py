@@ -2,17 +2,18 @@
 
 import functools
 import json
-import os
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from dmd.cluster.job_status import JobStatus, Throughput
 from tests.workflow.conftest import ENVIRONMENT, REPOSITORY, SMALL, write_config
 
 PYTHON = {**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}
@@ -20,6 +21,7 @@ PATIENCE = 180.0  # seconds, on a machine that is busy with other things
 CHAIN = ["teacher", "reference", "pairs", "distill", "sample", "features", "evaluate"]
 GRID = "results/small/distill/grids/00000010.png"
 LOG = "results/small/logs/distill.log"
+STATUS = "results/small/logs/distill.status.json"
 
 
 def status(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -37,7 +39,8 @@ def start_distill(folder: Path) -> subprocess.Popen[bytes]:
     """The stage by the command that its log begins with, as docs/outputs.md says one may."""
     words = shlex.split((folder / LOG).read_text().splitlines()[0])[1:]
     shutil.rmtree(folder / "results/small/distill")
-    (folder / LOG).unlink()
+    for name in (LOG, STATUS):
+        (folder / name).unlink()
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=PYTHON, cwd=folder)
 
 
@@ -82,7 +85,8 @@ def test_status_calls_a_job_running_only_while_its_process_can_work(broken: Path
         (broken / GRID).touch()
         found = stages(broken, "small")
         assert found["distill"]["state"] == "running" and found["distill"]["logs"] == [LOG]
-        os.utime(broken / LOG, (time.time() - 10800,) * 2)  # three hours later
+        three_hours_ago = {"time": (datetime.now(UTC) - timedelta(hours=3)).isoformat()}
+        (broken / STATUS).write_text(json.dumps(json.loads((broken / STATUS).read_text()) | three_hours_ago))
         found = stages(broken, "small")
         assert found["distill"]["state"] == "stopped" and found["distill"]["faults"][0]["silent_s"] >= 10800
         said = status(broken, "small").stdout
@@ -96,6 +100,25 @@ def test_status_calls_a_job_running_only_while_its_process_can_work(broken: Path
     finally:
         process.kill()
         process.wait()
+
+
+def test_status_shows_how_far_a_running_job_is_and_how_long_it_will_take(broken: Path):
+    shutil.rmtree(broken / "results/small/distill")
+    throughput = Throughput(count=1500, total=4500, unit="updates", rate=2.0, image_rate=128.0)
+    (broken / STATUS).write_text(JobStatus(state="running", throughput=throughput).model_dump_json())
+    for block in ("00000-00001", "00002-00003"):
+        (broken / f"results/small/pairs/blocks/{block}.parquet").unlink()
+    images = Throughput(count=2, total=8, unit="images", rate=0.05)
+    path = broken / "results/small/logs/pairs-00000-00001.status.json"
+    path.write_text(JobStatus(state="running", throughput=images).model_dump_json())
+    lines = status(broken, "small").stdout.splitlines()
+    assert "small distill: 1,500/4,500 updates, 2 updates/s, 128 images/s, 25.0 min left" in lines
+    assert "small pairs: 2/8 images, 0.05 images/s, 4.7 min left" in lines  # 6 of this block, 8 of the one that waits
+    found = stages(broken, "small")
+    assert {key: found["distill"][key] for key in ("done", "total", "unit", "per_second", "seconds_left")} == {
+        "done": 1500, "total": 4500, "unit": "updates", "per_second": 2.0, "seconds_left": 1500.0,
+    }  # fmt: skip
+    assert found["distill"]["images_per_second"] == 128.0 and found["pairs"]["seconds_left"] == 280.0
 
 
 def test_status_names_the_error_of_a_stage_that_failed(broken: Path):

@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from dmd.cluster import job_status  # noqa: E402
 from dmd.config import RULES, Configuration, Experiments, load  # noqa: E402
 from dmd.config.rules import ARTIFACTS  # noqa: E402
 from dmd.data import manifest  # noqa: E402
@@ -79,17 +80,22 @@ def files_of(experiments: Experiments, experiment: str, rule: str, owner: str) -
             yield from (str(Path(first).parent / shard.path.name) for shard in manifest.read(listed).shards)
     yield from (f"{owner}/{name}" for name in RULES[rule].files[1:])
     for job in jobs:
-        yield from (f"{owner}/logs/{job}.log", f"{owner}/benchmarks/{job}.tsv")
+        yield from (*log_files(f"{owner}/logs/{job}.log"), f"{owner}/benchmarks/{job}.tsv")
 
 
 def shared_files(config: Configuration) -> Iterator[str]:
     """Tables, charts, and logs of what was fetched."""
     for name in config.tables:
-        yield from (f"tables/{name}.md", f"tables/{name}.csv", f"logs/tables-{name}.log")
+        yield from (f"tables/{name}.md", f"tables/{name}.csv", *log_files(f"logs/tables-{name}.log"))
     for name in config.charts:
-        yield from (f"tables/{name}.png", f"logs/charts-{name}.log")
+        yield from (f"tables/{name}.png", *log_files(f"logs/charts-{name}.log"))
     for entry in config.inputs.values():
-        yield f"logs/fetch/{entry.file}.log"
+        yield from log_files(f"logs/fetch/{entry.file}.log")
+
+
+def log_files(log: str) -> tuple[str, str]:
+    """The log of a job and the status file beside it."""
+    return log, str(job_status.path_beside(Path(log)))
 
 
 def is_owned(path: Path, owned: set[str], scratch: set[str]) -> bool:
