@@ -61,7 +61,10 @@ def records_now(folder: Path) -> dict[Path, tuple[int, int] | None]:
 
 
 def refuse_while_writing(folder: Path) -> None:
-    """ValueError if a stage holds the lock of an artifact below `folder`."""
+    """ValueError if a stage holds the lock of an artifact below `folder`.
+
+    filelock has no shared lock like this one: audits do not refuse each other, and they write nothing.
+    """
     for lock in _walk(folder):
         if lock.name.startswith(".") and lock.suffix == ".lock":
             with contextlib.suppress(FileNotFoundError), lock.open() as stream:  # its stage may end just now

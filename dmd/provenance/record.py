@@ -6,13 +6,13 @@ flips in one is noticed, too; those of earlier versions have none.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from dmd.config.rules import VERSIONS
 from dmd.provenance import address_space, files
@@ -163,25 +163,16 @@ def publish(path: Path, *, stage: str, inputs: Inputs) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Refuses a second writer of `path`, or waits for it; the lock falls with its process, however that ends."""
+    """Refuses a second writer of `path`, or waits for the first; the lock falls with its process, however that ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f".{path.name}.lock")
-    with _locked(path, lock, wait):
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-
-
-def _locked(path: Path, lock: Path, wait: bool) -> TextIO:
-    while True:
-        stream = open(lock, "a")
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            stream.close()
-            raise ValueError(f"another process is writing {path}: wait for it or stop it") from error
-        with contextlib.suppress(FileNotFoundError):
-            if os.fstat(stream.fileno()).st_ino == lock.stat().st_ino:
-                return stream
-        stream.close()  # its last holder removed the file between our open and our lock
+    lock_file = path.with_name(f".{path.name}.lock")
+    lock = FileLock(lock_file, blocking=wait, fallback_to_soft=False)  # a soft lock would outlive a killed process
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(f"another process is writing {path}: wait for it or stop it") from error
+    try:
+        yield
+    finally:
+        lock_file.unlink(missing_ok=True)  # who waits for it locks a new file
+        lock.release()

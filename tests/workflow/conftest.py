@@ -1,7 +1,6 @@
 """A small experiment on a folder of pictures, run once for real; tests look at it, edit it, or break a copy."""
 
 import copy
-import fcntl
 import hashlib
 import os
 import re
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from tests.workflow import dry_runs
 from tests.workflow.photos import write_photos
@@ -154,8 +154,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """
     shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
     made, folder = shared / "made", tmp_path_factory.mktemp("finished")
-    with open(shared / "made.lock", "w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with FileLock(shared / "made.lock"):
         if not (shared / "made.whole").exists():
             shutil.rmtree(made, ignore_errors=True)
             made.mkdir()
