@@ -1,4 +1,4 @@
-"""The parameters of a stage's `run`, as its command line knows them."""
+"""The command line of a stage, made from the parameters of its `run`: paths are flags, all others a JSON spec."""
 
 import inspect
 import typing
@@ -15,7 +15,7 @@ from dmd.config.section import Section, without_paths
 def parameters(
     run: Callable[..., None],
 ) -> tuple[dict[str, inspect.Parameter], dict[str, inspect.Parameter]]:
-    """Paths that a stage takes as flags, and numbers that it takes from its spec."""
+    """The parameters that are paths, which a stage takes as flags, and all others, which it takes from its spec."""
     paths: dict[str, inspect.Parameter] = {}
     numbers: dict[str, inspect.Parameter] = {}
     for name, parameter in inspect.signature(run, eval_str=True).parameters.items():
@@ -24,7 +24,7 @@ def parameters(
 
 
 def is_path(annotation: Any) -> bool:
-    """Whether a parameter is a path, several, or perhaps one."""
+    """Whether a parameter is a path, a list of paths, or may be one of these."""
     return annotation is Path or any(is_path(part) for part in typing.get_args(annotation))
 
 
@@ -34,7 +34,7 @@ def is_list(annotation: Any) -> bool:
 
 
 def is_section(annotation: Any) -> bool:
-    """Whether a parameter is a section, or perhaps one."""
+    """Whether a parameter is a section, or may be one."""
     if isinstance(annotation, type):
         return issubclass(annotation, Section)
     return any(is_section(part) for part in typing.get_args(annotation))
@@ -43,15 +43,15 @@ def is_section(annotation: Any) -> bool:
 def arguments(
     spec: dict[str, Any], numbers: dict[str, inspect.Parameter], sections: tuple[type[Section], ...] = ()
 ) -> dict[str, Any]:
-    """What `run` takes besides paths.
+    """The arguments of `run` besides paths.
 
-    A parameter that is a section takes all keys of the spec that are no other parameter; one that is perhaps a section
-    takes the key of its name. Parameters that are keys of one of `sections` have its defaults.
+    A parameter that is a section takes all keys of the spec that are no other parameter; one that may be a section, as
+    `Section | None`, takes the key of its name. Parameters that are keys of one of `sections` have its defaults.
 
     Raises:
-        ValueError: a spec that lacks keys or has too many, or a section that cannot be used; one line for each fault.
+        ValueError: the spec lacks keys or has unknown ones, or a section cannot be used; the message names each fault.
     """
-    whole = next(
+    section_name = next(
         (
             name
             for name, parameter in numbers.items()
@@ -59,31 +59,33 @@ def arguments(
         ),
         None,
     )
-    known = {name: parameter for name, parameter in numbers.items() if name != whole}
+    known = {name: parameter for name, parameter in numbers.items() if name != section_name}
     spec = _with_defaults(spec, known, sections)
-    if whole is not None:
-        rest = {key: value for key, value in spec.items() if key not in known}
-        spec = {key: value for key, value in spec.items() if key in known} | {whole: rest}
+    if section_name is not None:
+        section = {key: value for key, value in spec.items() if key not in known}
+        spec = {key: value for key, value in spec.items() if key in known} | {section_name: section}
     check_spec(spec, numbers)
-    return {name: _value(name, value, numbers[name].annotation, place=name != whole) for name, value in spec.items()}
+    return {
+        name: _value(value, numbers[name].annotation, "--spec" if name == section_name else f"--spec.{name}")
+        for name, value in spec.items()
+    }
 
 
-def _value(name: str, value: Any, annotation: Any, *, place: bool) -> Any:
+def _value(value: Any, annotation: Any, key: str) -> Any:
+    """A value of the spec as `run` takes it; messages call it `key`."""
     if not is_section(annotation):
         return value
     try:
         return TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:
-        raise ValueError(
-            "; ".join(sorted(faults(error, annotation, f"--spec.{name}" if place else "--spec")))
-        ) from None
+        raise ValueError("; ".join(sorted(faults(error, annotation, key)))) from None
 
 
 def _with_defaults(
     spec: dict[str, Any], numbers: dict[str, inspect.Parameter], sections: tuple[type[Section], ...]
 ) -> dict[str, Any]:
-    """A spec that says what it left out, as far as the sections know it, down to keys of keys."""
-    whole = dict(spec)
+    """The spec with the defaults that `sections` have for its keys and for keys within those."""
+    filled = dict(spec)
     for section in sections:
         for name, field in section.model_fields.items():
             key = field.alias or name
@@ -95,12 +97,12 @@ def _with_defaults(
                 value = adapter.validate_python(spec[key]) if key in spec else field.get_default()
             except ValidationError as error:
                 raise ValueError("; ".join(sorted(faults(error, annotation, f"--spec.{key}")))) from None
-            whole[key] = without_paths(adapter.dump_python(value, mode="json", by_alias=True))
-    return whole
+            filled[key] = without_paths(adapter.dump_python(value, mode="json", by_alias=True))
+    return filled
 
 
 def check_spec(spec: dict[str, Any], numbers: dict[str, inspect.Parameter]) -> None:
-    """ValueError names the numbers that a spec lacks, or has too many."""
+    """ValueError names the keys that a spec lacks, or that `run` does not know."""
     required = {name for name, parameter in numbers.items() if parameter.default is inspect.Parameter.empty}
     if missing := sorted(required - spec.keys()):
         raise ValueError(f"--spec lacks {', '.join(missing)}")

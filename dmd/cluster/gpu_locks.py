@@ -1,4 +1,4 @@
-"""Which GPUs a job may use: jobs of one machine lease cards from each other; a lease falls with its process."""
+"""Which GPUs a job may use: jobs of one machine lease cards, no two the same; a lease ends with its process."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ POLL_SECONDS = 0.5
 
 
 def lease_visible(num: int, *, log: Callable[[str], None]) -> None:
-    """Leases `num` GPUs for this process, what it executes and what it starts, through CUDA_VISIBLE_DEVICES.
+    """Leases `num` GPUs, and shows no others to this process and to those that it starts: CUDA_VISIBLE_DEVICES.
 
     Does nothing where there is no choice: fewer than two cards, or a scheduler that has assigned them. To be called
-    before CUDA is used. Waits while too few are free; takes all of them at once, so that two that wait never block
-    each other.
+    before CUDA is used. Waits while too few are free, and holds none meanwhile, so that two that wait never block each
+    other.
 
     Raises:
         ValueError: the machine shows fewer cards than `num`, but more than one.
@@ -31,10 +31,10 @@ def lease_visible(num: int, *, log: Callable[[str], None]) -> None:
         return
     if num > len(cards):
         raise ValueError(f"{num} GPUs wanted, but there are {len(cards)}: {', '.join(cards)}")
-    found = lease(cards, num, folder=Path(tempfile.gettempdir()), log=log)
+    leased = lease(cards, num, folder=Path(tempfile.gettempdir()), log=log)
     if "CUDA_VISIBLE_DEVICES" not in os.environ:  # cards are numbers: of the same order in every job
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(found)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(leased)
 
 
 def shared_cards(environment: Mapping[str, str], count: Callable[[], int]) -> list[str]:
@@ -48,15 +48,15 @@ def shared_cards(environment: Mapping[str, str], count: Callable[[], int]) -> li
 def lease(cards: Sequence[str], num: int, *, folder: Path, log: Callable[[str], None]) -> list[str]:
     """Names of `num` of the cards, each held by a lock in `folder` until this process ends, even by a kill.
 
-    A process that this one becomes (exec) holds them on; one that it starts does not, and needs not.
+    A program that this process becomes (exec) keeps them. Programs that it starts do not hold them.
     """
-    begin = said = time.monotonic()
+    begin = logged = time.monotonic()
     while True:
-        with open(_opened(folder / "dmd-gpus.lock"), "rb") as turn:  # one at a time looks for free cards
+        with open(_open_lock_file(folder / "dmd-gpus.lock"), "rb") as turn:  # one at a time looks for free cards
             fcntl.flock(turn, fcntl.LOCK_EX)
             held: dict[str, int] = {}
             for card in cards:
-                if len(held) < num and (lock := _locked(folder / f"dmd-gpu-{card}.lock")) is not None:
+                if len(held) < num and (lock := _try_lock(folder / f"dmd-gpu-{card}.lock")) is not None:
                     held[card] = lock
             if len(held) == num:
                 for lock in held.values():
@@ -64,15 +64,15 @@ def lease(cards: Sequence[str], num: int, *, folder: Path, log: Callable[[str], 
                 return list(held)
             for lock in held.values():
                 os.close(lock)
-        if time.monotonic() - said >= STATUS_SECONDS:
-            said = time.monotonic()
-            log(f"waiting for {num} of the GPUs {', '.join(cards)} for {said - begin:.0f} s: other jobs lease them")
+        if time.monotonic() - logged >= STATUS_SECONDS:
+            logged = time.monotonic()
+            log(f"waiting for {num} of the GPUs {', '.join(cards)} for {logged - begin:.0f} s: other jobs lease them")
         time.sleep(POLL_SECONDS)
 
 
-def _locked(path: Path) -> int | None:
-    """Descriptor of a lock that is now held, None where another process holds it."""
-    lock = _opened(path)
+def _try_lock(path: Path) -> int | None:
+    """Takes a lock; its descriptor, None where another process holds it."""
+    lock = _open_lock_file(path)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -81,8 +81,8 @@ def _locked(path: Path) -> int | None:
     return lock
 
 
-def _opened(path: Path) -> int:
-    """Descriptor of a lock file that all users of the machine share."""
+def _open_lock_file(path: Path) -> int:
+    """Descriptor of a lock file that all users of the machine share: they may read and lock it, not write."""
     try:
         return os.open(path, os.O_RDONLY)
     except FileNotFoundError:

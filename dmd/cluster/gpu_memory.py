@@ -9,15 +9,17 @@ from dmd.cluster import reporting
 GIB = 2**30
 
 
-def announce(parts: Mapping[str, int], device: torch.device, *, here: int, advice: str, exact: bool = True) -> None:
+def announce(
+    parts: Mapping[str, int], device: torch.device, *, allocated: int, advice: str, exact: bool = True
+) -> None:
     """Logs the plan, and stops where it cannot be met.
 
     Args:
         parts: bytes by purpose; all of them are needed at once.
-        device: where they are needed; memory of a CPU is not compared.
-        here: bytes of `parts` that are allocated already.
+        device: where they are needed; on a CPU nothing is compared.
+        allocated: bytes of `parts` that are allocated already.
         advice: keys of the configuration that make the plan smaller.
-        exact: whether no less than `parts` will do; else a plan that cannot be met is a warning.
+        exact: whether the job surely needs all of `parts`; else a plan that cannot be met is a warning.
 
     Raises:
         ValueError: an exact plan, and the GPU has less memory left than the plan needs.
@@ -28,7 +30,7 @@ def announce(parts: Mapping[str, int], device: torch.device, *, here: int, advic
     if device.type != "cuda":
         return
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    refuse(total - here, free, advice, exact=exact)
+    refuse(total - allocated, free, advice, exact=exact)
 
 
 def refuse(need: int, free: int, advice: str, *, exact: bool = True) -> None:

@@ -31,7 +31,7 @@ def main(run: Callable[..., None], *sections: type[Section]) -> None:
     Exits 1 with one line for whatever a user or a file can cause, `signals.EXIT_STATUS` after a signal; the traceback
     goes to the log. Of several processes the first that fails says why.
     """
-    garbage.imports_are_done()
+    garbage.switch_on()
     parser = argparse.ArgumentParser(description=inspect.getdoc(run), formatter_class=argparse.RawTextHelpFormatter)
     paths, numbers = command_line.parameters(run)
     for name, parameter in paths.items():
@@ -48,17 +48,17 @@ def main(run: Callable[..., None], *sections: type[Section]) -> None:
     try:
         signals.listen()
         with job_status.refreshed(log if processes.rank() == 0 else None):
-            given = command_line.arguments(spec, numbers, sections)
-            _claim_devices(given)
+            arguments = command_line.arguments(spec, numbers, sections)
+            _claim_devices(arguments)
             _log.info("%s -m %s %s", sys.executable, _module_name(), shlex.join(sys.argv[1:]))
             begin = time.monotonic()
-            run(**parsed, **given)
+            run(**parsed, **arguments)
             reporting.log(f"done in {time.monotonic() - begin:.1f} s")
     except signals.Stopped as stop:
         if processes.first_to_fail():
-            requeued = slurm.requeue(advanced=stop.advanced) if signals.asked() == "SIGUSR1" else ""
+            requeued = slurm.requeue(advanced=stop.advanced) if signals.received() == "SIGUSR1" else ""
             _end(log, "stopped", f"{stop}{requeued}")
-        sys.exit(signals.status())
+        sys.exit(signals.exit_status())
     except (ValueError, OSError) as error:
         _fail(error, log)
     except torch.OutOfMemoryError as error:

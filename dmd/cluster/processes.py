@@ -1,4 +1,4 @@
-"""Processes of one stage that torchrun started: which one this is, their group, and one message when one fails."""
+"""The processes of one stage that torchrun starts: which one this is, their group, one message when one fails."""
 
 import contextlib
 import ctypes
@@ -15,7 +15,7 @@ from torch import distributed
 from dmd.cluster import slurm
 from dmd.config.training import Training
 
-PATIENCE = timedelta(hours=1)  # how long others wait while the first writes a checkpoint or draws a grid
+TIMEOUT = timedelta(hours=1)  # how long others wait while the first writes a checkpoint or draws a grid
 PARENT_DEATH = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -35,7 +35,7 @@ def local_rank() -> int:
 
 
 def wanted(spec: Mapping[str, Any]) -> tuple[int, int]:
-    """Processes that a spec wants, and nodes that they are spread over: those of a job of SLURM, else this machine.
+    """How many processes a spec wants, and how many nodes share them: those of the SLURM job, 1 outside SLURM.
 
     Raises:
         ValueError: the nodes cannot have equal numbers of processes.
@@ -48,9 +48,9 @@ def wanted(spec: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def launch(num: int, nodes: int, *, threads: int) -> None:
-    """Starts this command again under torchrun, in place of this process, where it is to be several.
+    """Where `num` is more than 1, this process becomes a torchrun that starts the same command `num` times.
 
-    On several nodes of a job srun starts a torchrun on each.
+    On several nodes it becomes an srun that starts a torchrun on each.
     """
     spec = sys.modules["__main__"].__spec__
     if num > 1 and spec is not None:
@@ -61,7 +61,7 @@ def launch(num: int, nodes: int, *, threads: int) -> None:
 
 
 @contextlib.contextmanager
-def joined(num: int, device: torch.device) -> Iterator[None]:
+def group(num: int, device: torch.device) -> Iterator[None]:
     """torch.distributed's default group of `num` processes, where there is more than one.
 
     Raises:
@@ -79,7 +79,7 @@ def joined(num: int, device: torch.device) -> Iterator[None]:
         raise ValueError(f"processes: {num} need a GPU each, this machine shows {torch.cuda.device_count()}")
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGKILL)  # torchrun that was killed leaves nothing behind
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield
     finally:
@@ -87,7 +87,7 @@ def joined(num: int, device: torch.device) -> Iterator[None]:
 
 
 def first_to_fail() -> bool:
-    """Whether no other process failed before: those that fail because it is gone have nothing to add."""
+    """Whether no other process of the job has failed before: later ones only fail because the first is gone."""
     if count() == 1:
         return True
     with contextlib.suppress(RuntimeError):  # torchrun is gone, too

@@ -11,15 +11,15 @@ from types import FrameType
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_STATUS = os.EX_TEMPFAIL  # 75: nothing is wrong, run again
 
-_asked: str | None = None
-_held = False
+_received: str | None = None
+_deferred = False
 
 
 class Stopped(BaseException):
-    """A signal ended the stage; no library takes it for a failure of its own.
+    """A signal ended the stage. No Exception, so that no library catches it as an error of its own.
 
     Attributes:
-        advanced: whether it is known to be further than when it began, so that it ends if it is started often enough.
+        advanced: whether the stage is further than when it began, so that it ends if it is started often enough.
     """
 
     def __init__(self, message: str, *, advanced: bool = False) -> None:
@@ -28,42 +28,42 @@ class Stopped(BaseException):
 
 
 def listen() -> None:
-    """From now on the first signal raises `Stopped`, or is noted where `held`; those after it change nothing."""
+    """From now on the first signal raises `Stopped`, at once or after a block of `deferred`; later ones do nothing."""
     for number in SIGNALS:
         signal.signal(number, _note)
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
-    """A signal is noted: the block looks at `asked` where it can stop."""
-    global _held
-    _held = True
+def deferred() -> Iterator[None]:
+    """Within the block a signal raises nothing: the block asks for it with `received` where it can stop."""
+    global _deferred
+    _deferred = True
     try:
         yield
     finally:
-        _held = False
+        _deferred = False
 
 
-def asked() -> str | None:
+def received() -> str | None:
     """Name of the signal that came, None before one did."""
-    return _asked
+    return _received
 
 
 def check() -> None:
-    """Raises `Stopped` if a signal came that is not held: what its handler raised may have been lost in a finaliser."""
-    if _asked and not _held:
-        raise Stopped(f"stopped by {_asked} before the end: run again, what is whole is kept")
+    """Raises `Stopped` if a signal came. Its handler does so, too, but Python loses what is raised in a finaliser."""
+    if _received and not _deferred:
+        raise Stopped(f"stopped by {_received} before the end: run again, finished files are kept")
 
 
-def status() -> int:
-    """The exit status; while Python itself ends, where its handlers are gone, no signal makes it another."""
+def exit_status() -> int:
+    """The exit status. From now on signals are ignored: one that comes while Python ends would change it."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     return EXIT_STATUS
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    global _asked
-    if _asked is None:
-        _asked = signal.Signals(number).name
+    global _received
+    if _received is None:
+        _received = signal.Signals(number).name
         check()

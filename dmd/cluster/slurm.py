@@ -1,4 +1,4 @@
-"""The job of SLURM that a stage runs in: its nodes, how they find each other, and how it is started again."""
+"""The SLURM job that a stage runs in: its nodes, where they meet, and how it is started again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LOWEST_PORT, NUM_PORTS = 20000, 10000  # below those that systems hand out thems
 def nodes() -> int:
     """How many nodes this job has; 1 outside SLURM.
 
-    Snakemake's jobs have little of SLURM's environment left, so that the controller is asked.
+    Snakemake removes most of SLURM's variables from the environment of its jobs: the controller is asked.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
@@ -20,7 +20,7 @@ def nodes() -> int:
 
 
 def srun(num: int) -> list[str]:
-    """The beginning of a command that runs once on each of `num` nodes, with all that the job has there."""
+    """The beginning of a command that runs once on each of `num` nodes, with all resources of the job there."""
     job = os.environ["SLURM_JOB_ID"]
     line = ["srun", f"--jobid={job}", f"--nodes={num}", f"--ntasks={num}", "--ntasks-per-node=1"]
     return [*line, "--cpu-bind=none", "--kill-on-bad-exit=1"]
@@ -32,19 +32,19 @@ def rendezvous(num: int) -> list[str]:
     names = _answer("squeue", "--noheader", f"--job={job}", "--format=%N")
     first = _answer("scontrol", "show", "hostnames", names).split()[0]
     facts = dict(each.split("=", 1) for each in _answer("scontrol", "show", "node", first).split() if "=" in each)
-    place = f"{facts['NodeAddr']}:{LOWEST_PORT + int(job) % NUM_PORTS}"
-    return [f"--nnodes={num}", "--rdzv-backend=c10d", f"--rdzv-endpoint={place}", f"--rdzv-id={job}"]
+    endpoint = f"{facts['NodeAddr']}:{LOWEST_PORT + int(job) % NUM_PORTS}"
+    return [f"--nnodes={num}", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", f"--rdzv-id={job}"]
 
 
-def leads() -> bool:
-    """Whether this is the task of the first node, where agents meet."""
+def is_first_node() -> bool:
+    """Whether this task runs on the first node, where agents meet."""
     return os.environ.get("SLURM_NODEID") == "0"
 
 
 def requeue(*, advanced: bool) -> str:
-    """Has SLURM start this batch job again, later; says in words what came of it, nothing outside SLURM.
+    """Asks SLURM to start this batch job again later; the end of a sentence about it, empty outside SLURM.
 
-    One that has not `advanced` within its time limit would meet it again, for ever: it counts as failed.
+    A job that has not `advanced` before its time limit would reach that limit each time: it is not started again.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
@@ -59,7 +59,7 @@ def requeue(*, advanced: bool) -> str:
 
 
 def _answer(*line: str) -> str:
-    """What a command of SLURM prints; ValueError says why there is nothing."""
+    """What a SLURM command prints; ValueError if it fails, or where squeue prints nothing."""
     try:
         answer = subprocess.run(line, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:

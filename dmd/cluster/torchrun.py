@@ -23,9 +23,9 @@ def main() -> None:
     """Runs torchrun with the arguments of the command line; ends as its workers do where a signal stopped them."""
     for number in signals.SIGNALS:
         signal.signal(number, _pass_on)
-    several = [] if "--standalone" in sys.argv else [f"--rdzv-conf=is_host={slurm.leads()}"]
+    rendezvous = [] if "--standalone" in sys.argv else [f"--rdzv-conf=is_host={slurm.is_first_node()}"]
     try:
-        run.main(["--signals-to-handle", LEFT_TO_TORCHRUN, *several, *sys.argv[1:]])
+        run.main(["--signals-to-handle", LEFT_TO_TORCHRUN, *rendezvous, *sys.argv[1:]])
     except ChildFailedError as error:
         if all(failure.exitcode == signals.EXIT_STATUS for failure in error.failures.values()):
             sys.exit(signals.EXIT_STATUS)

@@ -208,4 +208,4 @@ def _metadata(path: Path, schema: pa.Schema) -> dict[str, Any]:
     text = (schema.metadata or {}).get(KEY)
     if text is None:
         raise ValueError(f"{path} has no 'dmd' metadata: it was not written by a stage of this project")
-    return files.described(text, path)
+    return files.json_object(text, path)

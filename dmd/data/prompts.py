@@ -57,7 +57,7 @@ class Prompts:
         text = (self._file.metadata.metadata or {}).get(KEY)
         if text is None or columns != [COLUMN]:
             raise ValueError(f"{path} holds no prompts that a stage of this project wrote")
-        self.metadata: dict[str, Any] = files.described(text, path)
+        self.metadata: dict[str, Any] = files.json_object(text, path)
         sizes = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
         if any(size < 0 for size in sizes):
             raise ValueError(f"{path} claims {min(sizes)} prompts in a row group: run `make verify`")

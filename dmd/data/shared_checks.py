@@ -26,7 +26,7 @@ class _Shared:
     """Through the store of torchrun: who asks first for a shard checks it, and says what came of it."""
 
     def __init__(
-        self, store: distributed.Store, group: str = "shard", *, patience: float = processes.PATIENCE.total_seconds()
+        self, store: distributed.Store, group: str = "shard", *, patience: float = processes.TIMEOUT.total_seconds()
     ) -> None:
         self._store, self._group, self._patience = store, group, patience
 

@@ -171,8 +171,8 @@ def open_shard(file: ShardFile, storage: Storage | None, *, checked: bool = Fals
     Raises:
         ValueError: the shard is nowhere, or differs from what its manifest says.
     """
-    if storage is None and not file.path.is_file() and (there := record.stored(record.read(file.path))):
-        where = f"{there[0]}/{there[2]}"
+    if storage is None and not file.path.is_file() and (location := record.storage_location(record.read(file.path))):
+        where = f"{location.prefix}/{location.name}"
         raise ValueError(f"{file.path} is not here but at {where}: give `storage`, with that prefix, to read it")
     if storage is None or file.path.is_file():
         return Shard(file.path, size=file.size, sha256=None if checked else file.sha256)

@@ -136,7 +136,7 @@ def digests(source: Path, paths: Sequence[Path], sha256: str | None, *, key: str
     named = {path.relative_to(source).as_posix(): each for path, each in found.items()}
     digest = hashlib.sha256(files.canonical_json(named).encode()).hexdigest()
     if not digest.startswith(sha256 or ""):
-        raise ValueError(f"{source} has sha256 {digest}, but {key} pins {pinned.described(sha256 or '')}")
+        raise ValueError(f"{source} has sha256 {digest}, but {key} pins {pinned.printed(sha256 or '')}")
     return found, digest
 
 

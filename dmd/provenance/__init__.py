@@ -1,1 +1,1 @@
-"""What an artifact was made from: whole files, digests, records, and what `verify` compares."""
+"""What an artifact was made from: atomic writes, digests, records, and the comparison that `verify` makes."""

@@ -1,7 +1,7 @@
-"""Whether the process ever came near its memory limit: what it has computed may then have other bits.
+"""Whether the process ever came near its memory limit: its results may then have other bits.
 
-MKL, which multiplies torch's matrices on CPUs, copies them into buffers first. Where it is refused a buffer it says
-nothing and works without, but rounds in another order: images, scores and eigenvalues get other bits.
+MKL, which multiplies torch's matrices on CPUs, copies them into buffers first. Where a buffer is refused it works
+without one and says nothing, but it rounds in another order: images, scores and eigenvalues get other bits.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ _SIZES = re.compile(r"^(VmPeak|VmSize|VmData):\s+(\d+) kB$", re.MULTILINE)
 
 
 def check() -> None:
-    """MemoryError if it is `tight`: before what was computed is written, or given to other processes."""
+    """MemoryError if memory was `tight`; called before results are written or given to other processes."""
     if tight():
         raise MemoryError(
             f"the process came within {MARGIN >> 20} MiB of its limit (ulimit -v or -d), where matrix products may be "
@@ -24,14 +24,14 @@ def check() -> None:
 
 def tight() -> bool:
     """Whether less than `MARGIN` was left at the fullest moment up to now."""
-    return (bytes_left := left()) is not None and bytes_left < MARGIN
+    return (left := bytes_left()) is not None and left < MARGIN
 
 
-def left() -> int | None:
+def bytes_left() -> int | None:
     """Bytes below `ulimit -v` and `-d` at the fullest moment up to now; None without limits, or where no /proc tells.
 
-    The kernel keeps the peak of all mappings alone, not that of the data among them: what all had more then than now
-    counts as data.
+    The kernel keeps the peak of all mappings, but not that of the data among them: whatever the mappings have shrunk by
+    since their peak counts as data.
     """
     limits = {
         "VmSize": resource.getrlimit(resource.RLIMIT_AS)[0],
@@ -42,6 +42,6 @@ def left() -> int | None:
         return None
     with contextlib.suppress(OSError, KeyError):
         sizes = {name: int(size) << 10 for name, size in _SIZES.findall(Path("/proc/self/status").read_text())}
-        more = sizes["VmPeak"] - sizes["VmSize"]
-        return min(limit - sizes[name] - more for name, limit in limits.items())
+        shrunk = sizes["VmPeak"] - sizes["VmSize"]
+        return min(limit - sizes[name] - shrunk for name, limit in limits.items())
     return None

@@ -31,9 +31,9 @@ def audit(folder: Path, stored_sizes: Sizes) -> tuple[Reasons, Reasons, list[str
         stored_sizes: sizes of files that only a storage has, by its prefix, its endpoint and their names.
 
     Returns:
-        The reason for each file that is bad in itself; for each file made, directly or not, from those; and notes on
-        what is left alone: files of no record that no stage makes, and whole artifacts of an input that has changed
-        since, which Snakemake remakes where a target needs them.
+        Why each damaged file is bad; why each file is bad that was made, directly or not, from a damaged one; and notes
+        on what is left alone: files without a record that no stage makes, and intact artifacts whose input has changed
+        since, which Snakemake makes again where a target needs them.
 
     Raises:
         ValueError: the folder is missing, or a stage is writing into it now.
@@ -42,22 +42,24 @@ def audit(folder: Path, stored_sizes: Sizes) -> tuple[Reasons, Reasons, list[str
         raise ValueError(f"{folder} is not a folder")
     folder = _normal(folder)
     refuse_while_writing(folder)
-    records, bad, strangers = _scan(folder)
-    away = {path: entry for path, entry in records.items() if record.stored(entry) and not path.is_file()}
-    bad |= _compare({path: entry for path, entry in records.items() if path not in away})
-    lost, unseen = _lost(away, stored_sizes)
-    bad |= lost
+    records, bad, unknown = _scan(folder)
+    remote = {path: entry for path, entry in records.items() if record.storage_location(entry) and not path.is_file()}
+    bad |= _compare({path: entry for path, entry in records.items() if path not in remote})
+    bad_remote, remote_notes = _compare_remote(remote, stored_sizes)
+    bad |= bad_remote
     missing, notes = _compare_inputs(records, folder, bad)
     bad |= missing
-    notes += unseen
-    notes += [f"{path}: has no record and is nothing that a stage makes; left alone" for path in strangers]
+    notes += remote_notes
+    notes += [f"{path}: has no record and is nothing that a stage makes; left alone" for path in unknown]
     return bad, _derived(records, bad), [*notes, f"{folder}: {len(records)} artifacts checked"]
 
 
 def records_now(folder: Path) -> dict[Path, tuple[int, int] | None]:
-    """What `record.written` says of each record below `folder`, by artifact."""
+    """The `record.file_identity` of each record below `folder`, by artifact."""
     sides = [path for path in _walk(_normal(folder)) if path.name.startswith(".") and path.suffix == ".json"]
-    return {artifact: record.written(artifact) for artifact in (side.with_name(side.name[1:-5]) for side in sides)}
+    return {
+        artifact: record.file_identity(artifact) for artifact in (side.with_name(side.name[1:-5]) for side in sides)
+    }
 
 
 def refuse_while_writing(folder: Path) -> None:
@@ -77,7 +79,7 @@ def refuse_while_writing(folder: Path) -> None:
 def _scan(folder: Path) -> tuple[Records, Reasons, list[Path]]:
     """All records below `folder`, the artifacts that have none, and other files that look like artifacts."""
     records: Records = {}
-    unrecorded: dict[Path, Path] = {}  # artifact -> the file that was found of it
+    unrecorded: dict[Path, Path] = {}  # artifact -> itself, or its damaged record where only that is there
     for path in _walk(folder):
         if path.name.startswith(".tmp-"):
             continue
@@ -92,8 +94,8 @@ def _scan(folder: Path) -> tuple[Records, Reasons, list[Path]]:
             unrecorded[path] = path
     unrecorded = {artifact: path for artifact, path in unrecorded.items() if artifact not in records}
     known = {artifact for artifact in unrecorded if is_artifact(artifact.relative_to(folder))}
-    strangers = [path for artifact, path in unrecorded.items() if artifact not in known]
-    return records, {artifact: "has no readable record" for artifact in unrecorded if artifact in known}, strangers
+    unknown = [path for artifact, path in unrecorded.items() if artifact not in known]
+    return records, {artifact: "has no readable record" for artifact in unrecorded if artifact in known}, unknown
 
 
 def _compare(records: Records) -> Reasons:
@@ -114,18 +116,18 @@ def _compare(records: Records) -> Reasons:
     return bad
 
 
-def _lost(away: Records, stored_sizes: Sizes) -> tuple[Reasons, list[str]]:
-    """Of files that only a storage has: those that it has no longer, or in another size; notes where it says nothing.
+def _compare_remote(records: Records, stored_sizes: Sizes) -> tuple[Reasons, list[str]]:
+    """Of files that only a storage has: those that are missing there or have another size; a note on each storage.
 
     Their bytes are compared with their digests by whoever reads them.
     """
-    places: dict[tuple[str, str | None], dict[str, Path]] = {}
+    storages: dict[tuple[str, str | None], dict[str, Path]] = {}
     bad: Reasons = {}
-    for path, entry in away.items():
-        if place := record.stored(entry):
-            places.setdefault(place[:2], {})[place[2]] = path
+    for path, entry in records.items():
+        if location := record.storage_location(entry):
+            storages.setdefault((location.prefix, location.endpoint), {})[location.name] = path
     notes = []
-    for (prefix, endpoint), names in places.items():
+    for (prefix, endpoint), names in storages.items():
         try:
             sizes = stored_sizes(prefix, endpoint, names)
         except (ValueError, OSError) as error:
@@ -133,14 +135,16 @@ def _lost(away: Records, stored_sizes: Sizes) -> tuple[Reasons, list[str]]:
             continue
         notes.append(f"{prefix}: {len(names)} files are there and not here")
         for name, path in names.items():
-            if sizes[name] != away[path]["size"]:
-                there = "is missing" if sizes[name] is None else f"has {sizes[name]} bytes, not {away[path]['size']},"
+            if sizes[name] != records[path]["size"]:
+                there = (
+                    "is missing" if sizes[name] is None else f"has {sizes[name]} bytes, not {records[path]['size']},"
+                )
                 bad[path] = f"{there} in {prefix}, where it was stored"
     return bad, notes
 
 
 def _compare_inputs(records: Records, folder: Path, bad: Reasons) -> tuple[Reasons, list[str]]:
-    """Whole artifacts whose inputs a stage has to make first; notes on other inputs that changed or are missing."""
+    """Intact artifacts whose inputs a stage has to make first; notes on other inputs that changed or are missing."""
     missing: Reasons = {}
     notes: list[str] = []
     outside: dict[Path, str] = {}
@@ -195,5 +199,5 @@ def _digest(path: Path, bar: Any) -> str:
 
 def _normal(path: Path) -> Path:
     """Relative to the current directory where it lies below it, absolute otherwise."""
-    whole = Path(os.path.abspath(path))
-    return whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole
+    absolute = Path(os.path.abspath(path))
+    return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute

@@ -17,19 +17,19 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def described(text: str | bytes, path: Path) -> dict[str, Any]:
-    """The JSON object that a file at `path` holds or carries as its metadata; ValueError names the file."""
+def json_object(text: str | bytes, path: Path) -> dict[str, Any]:
+    """The JSON object that `text` is, which is a file at `path` or its metadata; ValueError names the file."""
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged, what it says of itself is no JSON ({error}): `make verify`") from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise ValueError(f"{path} is damaged, what it says of itself is no JSON object: `make verify`")
-    return found
+    return value
 
 
 def sha256(path: Path, *, advance: Callable[[int], object] | None = None) -> str:
-    """Hex digest of a file's bytes, `advance` being told how many were read; OSError if it cannot be read."""
+    """Hex digest of a file's bytes; `advance` gets the size of each piece. OSError if it cannot be read."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while chunk := stream.read(CHUNK_SIZE):

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -18,8 +18,8 @@ from dmd.config.rules import VERSIONS
 from dmd.provenance import address_space, files
 
 Inputs = dict[str, dict[str, str]]  # name of the input -> {path: sha256}
-SEAL = "record"  # key of the sha256 of the canonical JSON of all else
-_KEYS = frozenset({"sha256", "size", "inputs", "stage", "version", "stored", "url", SEAL})
+OWN_DIGEST = "record"  # key: sha256 of the canonical JSON of all other keys
+_KEYS = frozenset({"sha256", "size", "inputs", "stage", "version", "stored", "url", OWN_DIGEST})
 
 
 def sidecar(path: Path) -> Path:
@@ -30,19 +30,19 @@ def sidecar(path: Path) -> Path:
 def read(path: Path) -> dict[str, Any] | None:
     """The record of an artifact, None where there is none or it is damaged."""
     with contextlib.suppress(ValueError):
-        return known(path)
+        return read_checked(path)
     return None
 
 
-def written(path: Path) -> tuple[int, int] | None:
-    """Inode and time of the record of an artifact, others once a stage wrote it anew; None where there is none."""
+def file_identity(path: Path) -> tuple[int, int] | None:
+    """Inode and time of the record of an artifact, which change when it is written again; None where there is none."""
     with contextlib.suppress(FileNotFoundError):
-        found = sidecar(path).stat()
-        return found.st_ino, found.st_mtime_ns
+        status = sidecar(path).stat()
+        return status.st_ino, status.st_mtime_ns
     return None
 
 
-def known(path: Path) -> dict[str, Any] | None:
+def read_checked(path: Path) -> dict[str, Any] | None:
     """The record of an artifact, None where there is none; ValueError if there is one that is damaged."""
     side = sidecar(path)
     try:
@@ -58,39 +58,47 @@ def known(path: Path) -> dict[str, Any] | None:
 
 
 def parse(text: bytes) -> dict[str, Any] | None:
-    """The record that a file holds, without its seal; None if it is none, or other bits than were written."""
+    """The record that a file holds, without its own digest; None if it is no record, or a bit of it has changed."""
     try:
         record = json.loads(text)
         if not isinstance(record, dict) or not record.keys() <= _KEYS:
             return None
-        if (seal := record.pop(SEAL, None)) is not None and seal != _seal(record):
+        if (own := record.pop(OWN_DIGEST, None)) is not None and own != _own_digest(record):
             return None
     except (ValueError, RecursionError):
         return None
     digest, size, inputs = (record.get(key) for key in ("sha256", "size", "inputs"))
     if not isinstance(digest, str) or not isinstance(size, int) or not isinstance(inputs, dict):
         return None
-    return record if all(isinstance(found, str) for found in inputs.values()) else None
+    return record if all(isinstance(each, str) for each in inputs.values()) else None
 
 
 def write(path: Path, entry: Mapping[str, Any]) -> None:
     """Writes the record of the file that lies, or will lie, at `path`."""
     with files.atomic(sidecar(path)) as side:
-        side.write_text(files.canonical_json({**entry, SEAL: _seal(entry)}) + "\n")
+        side.write_text(files.canonical_json({**entry, OWN_DIGEST: _own_digest(entry)}) + "\n")
 
 
-def _seal(entry: Mapping[str, Any]) -> str:
+def _own_digest(entry: Mapping[str, Any]) -> str:
     return hashlib.sha256(files.canonical_json(dict(entry)).encode()).hexdigest()
 
 
-def stored(record: Mapping[str, Any] | None) -> tuple[str, str | None, str] | None:
-    """Prefix, endpoint and name of a file that is in a storage; None where its record does not say so."""
-    place = (record or {}).get("stored")
-    prefix, endpoint, name = (
-        place.get(key) if isinstance(place, dict) else 0 for key in ("prefix", "endpoint", "name")
-    )
+class StorageLocation(NamedTuple):
+    """Where a file lies in an object storage: `name` below `prefix`; `endpoint` None is that of the provider."""
+
+    prefix: str
+    endpoint: str | None
+    name: str
+
+
+def storage_location(record: Mapping[str, Any] | None) -> StorageLocation | None:
+    """Where the record of a file says that it lies in a storage; None where it does not say so."""
+    location = (record or {}).get("stored")
+    if not isinstance(location, dict):
+        return None
+    prefix, endpoint, name = (location.get(key) for key in StorageLocation._fields)
     if isinstance(prefix, str) and isinstance(name, str) and (endpoint is None or isinstance(endpoint, str)):
-        return prefix, endpoint, name
+        return StorageLocation(prefix, endpoint, name)
     return None
 
 
@@ -109,7 +117,7 @@ def check(path: Path) -> str:
 
 def compare(path: Path, digest: str) -> None:
     """ValueError if the file's record is damaged, or names another digest than `digest`, which is the file's."""
-    record = known(path)
+    record = read_checked(path)
     if not record or record["sha256"] == digest:
         return
     if record.get("stage", "fetch") == "fetch":  # no stage makes it
@@ -134,7 +142,7 @@ def check_inputs(**paths: Path | Sequence[Path] | None) -> Inputs:
 
 
 def provenance(stage: str, spec: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
-    """What every artifact says of itself: stage, version, spec, digests of inputs (sorted by path)."""
+    """The metadata of every artifact: stage, version, spec, digests of inputs (sorted by path)."""
     digests: dict[str, Any] = {}
     for name, group in inputs.items():
         values = [group[path] for path in sorted(group)]

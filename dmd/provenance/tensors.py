@@ -17,12 +17,12 @@ KEY = "dmd"  # one key: safetensors writes several in random order
 
 def write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
     """Writes to exactly `path` (callers pass the temporary path of `files.atomic` or `record.publish`)."""
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        safetensors.torch.save_file(whole, path, metadata={KEY: files.canonical_json(metadata)})
+        safetensors.torch.save_file(contiguous, path, metadata={KEY: files.canonical_json(metadata)})
     except safetensors.SafetensorError as error:
-        found = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(found[1]) if found else errno.EIO, str(error), str(path)) from error
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
     mask = os.umask(0)
     os.umask(mask)
     os.chmod(path, 0o666 & ~mask)  # safetensors leaves 0600: nobody else on a cluster could read it
@@ -69,4 +69,4 @@ def load_metadata(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read ({error}): run `make verify`") from error
     if text is None:
         raise ValueError(f"{path} has no '{KEY}' metadata: it was not written by a stage of this project")
-    return files.described(text, path)
+    return files.json_object(text, path)

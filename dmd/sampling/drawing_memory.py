@@ -15,7 +15,7 @@ def announce_drawing(denoiser: nn.Module, shape: tuple[int, ...], batch_size: in
     """The plan of stages that draw images, `batch_size` at once; the denoiser is on its device, not compiled yet."""
     weights = weight_bytes(denoiser)
     parts = drawing_parts(weights=weights, found=working(denoiser, shape), batch_size=batch_size)
-    gpu_memory.announce(parts, device, here=weights, advice="lower batch_size, or set compute.dtype bfloat16")
+    gpu_memory.announce(parts, device, allocated=weights, advice="lower batch_size, or set compute.dtype bfloat16")
 
 
 def working(denoiser: nn.Module, shape: tuple[int, ...]) -> Line:

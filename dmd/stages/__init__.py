@@ -5,4 +5,4 @@ import sys
 from dmd.cluster import garbage
 
 if sys.argv[0] == "-m":
-    garbage.wait_for_imports()
+    garbage.switch_off()

@@ -78,7 +78,7 @@ def run(
     set_tf32(distill.compute.model_dump())  # type: ignore[arg-type]
     leads = processes.rank() == 0
     alone = record.exclusive(output) if leads else contextlib.nullcontext()
-    with alone, processes.joined(distill.processes, torch_setup.choose_device(device)):
+    with alone, processes.group(distill.processes, torch_setup.choose_device(device)):
         inputs = record.check_inputs(teacher=teacher, manifest=manifest, images=images, states=states)
         inputs |= record.check_inputs(start=start, lpips=lpips)
         inputs |= record.check_inputs(tiny_autoencoder=tiny_autoencoder, autoencoder=autoencoder)
@@ -103,7 +103,7 @@ def run(
             draw_grid=grid,
             grid_every=distill.grid_every,
         )
-        with signals.held():  # from the first update until the student is written
+        with signals.deferred():  # from the first update until the student is written
             rows, weights = loop.run(), state.student_weights(trainer, distill.adapter)
             if not leads:
                 return

@@ -46,7 +46,7 @@ def _fetch(output: Path, url: str, sha256: str | None, size: int | None) -> None
         reporting.log(f"somebody put {output} there meanwhile: what came is discarded")
     else:
         facts = {"url": url, "stage": "fetch", "version": VERSIONS["fetch"]}
-        pinned.remember(output, digest, partial.stat().st_size, **facts)
+        pinned.write_record(output, digest, partial.stat().st_size, **facts)
         partial.replace(output)
         reporting.log(f"sha256 {digest} recorded")
     download.discard()
@@ -77,7 +77,7 @@ class _Status:
 
 def _recorded(output: Path, sha256: str | None) -> str | None:
     """Digest of the file that was there before, None where `sha256` is whole and decides alone."""
-    known = record.known(output) if len(sha256 or "") < pinned.WHOLE else None
+    known = record.read_checked(output) if len(sha256 or "") < pinned.FULL_LENGTH else None
     return known["sha256"] if known else None
 
 
@@ -92,7 +92,7 @@ def _wanted(download: Download, output: Path, sha256: str | None, recorded: str 
     if sha256 and not digest.startswith(sha256):
         download.discard()
         raise ValueError(
-            f"{download.url} has sha256 {digest}, but inputs pins {pinned.described(sha256)}: what came was discarded; "
+            f"{download.url} has sha256 {digest}, but inputs pins {pinned.printed(sha256)}: what came was discarded; "
             "it was damaged on its way, or another file is served there now"
         )
     if recorded and digest != recorded:
@@ -114,7 +114,7 @@ def _tried(download: Download, output: Path, sha256: str | None) -> str:
     try:
         return download.run()
     except DownloadError as error:
-        digest = f"sha256 {pinned.described(sha256)}" if sha256 else "nobody published its sha256"
+        digest = f"sha256 {pinned.printed(sha256)}" if sha256 else "nobody published its sha256"
         raise ValueError(
             f"{output} is missing, and {download.url} cannot be downloaded: {error}. Run again to go on from "
             f"what came, or get the file elsewhere ({digest}) and put it at {output.absolute()}"

@@ -120,7 +120,7 @@ def _train(
     leads = processes.rank() == 0
     alone = record.exclusive(output) if leads else contextlib.nullcontext()
     place = torch_setup.choose_device(device)
-    with alone, processes.joined(training.processes, place):
+    with alone, processes.group(training.processes, place):
         inputs = record.check_inputs(images=images)
         data = ImageReader(images, "training", once=shared_checks.once("images"))
         facts = _facts(data, network, training)
@@ -137,7 +137,7 @@ def _train(
         )
         count = sum(parameter.numel() for parameter in trainer.networks.weights(STUDENT).parameters())
         reporting.log(f"{len(data)} images {facts['shape']}, sigma_data {facts['sigma_data']}, {count} parameters")
-        with signals.held():
+        with signals.deferred():
             rows, weights = loop.run(), state.student_weights(trainer, None)
             if leads:
                 _publish(output, table, weights, rows, {**provenance, "kind": "train", **facts}, inputs)

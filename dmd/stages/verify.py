@@ -24,7 +24,7 @@ from dmd.provenance.audit import audit, records_now
 
 def main() -> None:
     """Command line: see the module."""
-    garbage.imports_are_done()
+    garbage.switch_on()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--delete", action="store_true", help="remove what is bad, and what was made from it")
@@ -77,7 +77,7 @@ def _remove(bad: Collection[Path], before: Mapping[Path, tuple[int, int] | None]
 
 
 def _refuse_if_written(path: Path, before: Mapping[Path, tuple[int, int] | None]) -> None:
-    if record.written(path) != before.get(path):
+    if record.file_identity(path) != before.get(path):
         raise ValueError(f"a stage wrote {path} while this looked; it is kept. Run it again when no stage works")
 
 

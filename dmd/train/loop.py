@@ -84,7 +84,7 @@ class TrainingLoop:
                 status.add(images=sum(part.size for prepared in steps for part in prepared.step.parts if part.stream))
                 if stopping:
                     self._agree(update + 1)  # nobody ends before the checkpoint is written
-                    who = signals.asked() or "a signal to another process"
+                    who = signals.received() or "a signal to another process"
                     told = f"stopped by {who} at update {update + 1} of {total}: run again to continue"
                     raise signals.Stopped(told, advanced=True)
         return rows
@@ -108,7 +108,7 @@ class TrainingLoop:
 
     def _asked_to_stop(self) -> bool:
         """Whether a signal came to any process: all know the same after the same update."""
-        asked = torch.tensor(signals.asked() is not None, dtype=torch.int64, device=self.trainer.networks.device)
+        asked = torch.tensor(signals.received() is not None, dtype=torch.int64, device=self.trainer.networks.device)
         return bool(self.trainer.split.add_up(asked))
 
     def _keep(self, done: int, rows: list[dict[str, float]], *, stopping: bool) -> None:

@@ -34,9 +34,9 @@ def announce_training(trainer: Trainer, streams: Mapping[str, Stream], *, advice
         watch.watch(trainer, streams),
         lambda num: max((distance_bytes(each, shape, num) for each in distances), default=0),
     )
-    here = sum(size for name, size in parts.items() if name.startswith("weights of") or name == "moving average")
+    allocated = sum(size for name, size in parts.items() if name.startswith("weights of") or name == "moving average")
     gpu_memory.announce(
-        parts, trainer.networks.device, here=here, advice=advice, exact=not trainer.training.compute.compile
+        parts, trainer.networks.device, allocated=allocated, advice=advice, exact=not trainer.training.compute.compile
     )
 
 

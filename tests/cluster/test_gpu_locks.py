@@ -63,15 +63,15 @@ def held(process: subprocess.Popen[str]) -> list[str]:
 
 def test_jobs_get_different_cards_and_a_killed_one_gives_its_back(start, tmp_path):
     jobs = [start("0,1,2", 1), start("0,1,2", 1)]
-    found = [held(job) for job in jobs]
-    (free,) = {"0", "1", "2"} - {*found[0], *found[1]}
+    leased = [held(job) for job in jobs]
+    (free,) = {"0", "1", "2"} - {*leased[0], *leased[1]}
     waiting = start("0,1,2", 2)
     assert gpu_locks.lease(["0", "1", "2"], 1, folder=tmp_path, log=print) == [free]  # until this test process ends
     jobs[0].kill()
     jobs[0].wait()
     jobs[1].kill()
     jobs[1].wait()
-    assert set(held(waiting)) == {*found[0], *found[1]}
+    assert set(held(waiting)) == {*leased[0], *leased[1]}
 
 
 def test_one_that_waits_for_several_holds_none(start):

@@ -37,18 +37,18 @@ def plain_log():
 
 def call(monkeypatch, *words: str, error: Exception | None = None) -> dict:
     """What `main` hands to a stage."""
-    found = {}
+    arguments = {}
 
     def run(*, teacher_file: Path, blocks: list[Path], output: Path, start: Path | None = None,
             steps: int, seed: int = 7, training: TeacherTraining | None = None,
             numbers: Numbers) -> None:  # fmt: skip
-        found.update(locals())
+        arguments.update(locals())
         if error:
             raise error
 
     monkeypatch.setattr(sys, "argv", ["stage", "--teacher-file", "t", "--output", "o", *words])
     job.main(run)
-    return found
+    return arguments
 
 
 def spec(**changed) -> list[str]:
@@ -56,15 +56,19 @@ def spec(**changed) -> list[str]:
 
 
 def test_paths_become_flags_and_numbers_come_from_the_spec(monkeypatch):
-    found = call(monkeypatch, *spec())
-    assert found["teacher_file"] == Path("t") and found["blocks"] == [Path("a"), Path("b")] and found["start"] is None
-    assert (found["steps"], found["seed"], found["numbers"].whole()) == (3, 7, {"weight": 0.5, "name": "x"})
+    arguments = call(monkeypatch, *spec())
+    assert (
+        arguments["teacher_file"] == Path("t")
+        and arguments["blocks"] == [Path("a"), Path("b")]
+        and arguments["start"] is None
+    )
+    assert (arguments["steps"], arguments["seed"], arguments["numbers"].whole()) == (3, 7, {"weight": 0.5, "name": "x"})
     assert call(monkeypatch, *spec(seed=8), "--start", "s")["start"] == Path("s")
 
 
 def test_sections_of_the_configuration_are_built_or_refused_by_key(monkeypatch, capsys):
-    found = call(monkeypatch, *spec(training=TRAINING | {"seed": 4}))["training"]
-    assert isinstance(found, TeacherTraining) and (found.seed, found.method.phases[0].updates) == (4, 3)
+    training = call(monkeypatch, *spec(training=TRAINING | {"seed": 4}))["training"]
+    assert isinstance(training, TeacherTraining) and (training.seed, training.method.phases[0].updates) == (4, 3)
     assert call(monkeypatch, *spec(training=None))["training"] is None
     with pytest.raises(SystemExit):
         call(monkeypatch, *spec(training=TRAINING | {"seed": -1, "sede": 3}))
@@ -73,8 +77,8 @@ def test_sections_of_the_configuration_are_built_or_refused_by_key(monkeypatch, 
 
 
 def test_several_objects_of_a_spec_add_up(monkeypatch):
-    found = call(monkeypatch, "--spec", '{"steps": 3, "weight": 0.5}', '{"name": "x"}', "--blocks", "a")
-    assert (found["steps"], found["numbers"].whole()) == (3, {"weight": 0.5, "name": "x"})
+    arguments = call(monkeypatch, "--spec", '{"steps": 3, "weight": 0.5}', '{"name": "x"}', "--blocks", "a")
+    assert (arguments["steps"], arguments["numbers"].whole()) == (3, {"weight": 0.5, "name": "x"})
 
 
 def test_a_missing_path_is_refused_before_any_work(monkeypatch, capsys):
@@ -180,9 +184,9 @@ def test_a_stage_of_its_own_process_ends_with_one_line_and_code_one(tmp_path):
     output = tmp_path / "pairs" / "blocks" / "00000-00000.parquet"
     command = [sys.executable, "-m", "dmd.stages.pairs", "--teacher", str(damaged), "--output", str(output)]
     command += ["--spec", json.dumps(numbers), "--log", str(tmp_path / "log")]
-    found = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert found.returncode == 1
-    assert f"error: {damaged} cannot be read" in found.stderr.splitlines()[-1] and "Traceback" not in found.stderr
+    answer = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert answer.returncode == 1
+    assert f"error: {damaged} cannot be read" in answer.stderr.splitlines()[-1] and "Traceback" not in answer.stderr
     assert f"dmd.stages.pairs --teacher {damaged}" in (tmp_path / "log").read_text()
     assert not [path for path in (tmp_path / "pairs").rglob("*") if path.is_file()]
     status = job_status.read(tmp_path / "log.status.json")

@@ -27,10 +27,10 @@ def started(line: list[str], moment: Path) -> subprocess.Popen:
 
 def stopped_at(process: subprocess.Popen, name: str) -> int:
     """The update that a stage says it was stopped at, after it ended."""
-    _, said = process.communicate(timeout=PATIENCE)
-    assert process.returncode == os.EX_TEMPFAIL, said
-    (update, *_) = re.findall(rf"stopped by {name} at update (\d+) of \d+: run again to continue", said)
-    assert "Traceback" not in said and "error" not in said, said
+    _, output = process.communicate(timeout=PATIENCE)
+    assert process.returncode == os.EX_TEMPFAIL, output
+    (update, *_) = re.findall(rf"stopped by {name} at update (\d+) of \d+: run again to continue", output)
+    assert "Traceback" not in output and "error" not in output, output
     return int(update)
 
 
@@ -53,7 +53,7 @@ def test_a_job_is_requeued_only_if_it_got_further(teacher_file, manifest_file, d
     """One whose time limit ends before its first update would else be started again for ever."""
     monkeypatch.setitem(ENVIRONMENT, "SLURM_JOB_ID", "2147483647")
     line = command(tmp_path, distill_section, teacher=teacher_file, manifest=manifest_file)
-    for moment, told in (
+    for moment, ending in (
         (tmp_path / "log.txt", "before the end: .*; not requeued, since its time limit leaves no time to get further"),
         (tmp_path / "grids" / "00000002.png", "at update .*; not requeued: scontrol requeue 2147483647: "),
     ):
@@ -61,8 +61,8 @@ def test_a_job_is_requeued_only_if_it_got_further(teacher_file, manifest_file, d
         while not moment.stat().st_size:  # of the log: the first line comes once signals are heard
             time.sleep(0.001)
         process.send_signal(signal.SIGUSR1)
-        _, said = process.communicate(timeout=PATIENCE)
-        assert process.returncode == os.EX_TEMPFAIL and re.search(f"stopped by SIGUSR1 {told}", said), said
+        _, output = process.communicate(timeout=PATIENCE)
+        assert process.returncode == os.EX_TEMPFAIL and re.search(f"stopped by SIGUSR1 {ending}", output), output
 
 
 def test_pairs_that_a_signal_stopped_keep_whole_shards(teacher_file, pairs_numbers, tmp_path):
@@ -70,12 +70,12 @@ def test_pairs_that_a_signal_stopped_keep_whole_shards(teacher_file, pairs_numbe
     line = [sys.executable, "-m", "dmd.stages.pairs", "--teacher", str(teacher_file), "--output", str(block), "--spec"]
     process = started([*line, json.dumps(pairs_numbers | {"last": 400})], tmp_path / "00001.tar")
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=PATIENCE)
-    assert process.returncode == os.EX_TEMPFAIL and "Traceback" not in said, said
-    assert said.splitlines()[-1].endswith("stopped by SIGTERM before the end: run again, what is whole is kept")
+    _, output = process.communicate(timeout=PATIENCE)
+    assert process.returncode == os.EX_TEMPFAIL and "Traceback" not in output, output
+    assert output.splitlines()[-1].endswith("stopped by SIGTERM before the end: run again, finished files are kept")
     assert not block.exists() and not list(tmp_path.rglob(".tmp*"))
-    whole = (tmp_path / "00001.tar").stat()
+    before = (tmp_path / "00001.tar").stat()
     again = subprocess.run([*line, json.dumps(pairs_numbers | {"last": 2})], env=ENVIRONMENT, capture_output=True)
     assert again.returncode == 0 and block.exists(), again.stderr
     after = (tmp_path / "00001.tar").stat()
-    assert (after.st_ino, after.st_mtime_ns) == (whole.st_ino, whole.st_mtime_ns)
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)

@@ -28,7 +28,7 @@ def main() -> None:
 
     shards.files = type("Counted", (), {**vars(files), "sha256": staticmethod(sha256)})  # type: ignore[attr-defined]
     manifest = manifests.read(Path(sys.argv[1]))
-    with processes.joined(2, torch.device("cpu")):
+    with processes.group(2, torch.device("cpu")):
         reader = PairReader(manifest, seed=0, once=shared_checks.once())
         try:
             labels = reader.batch(processes.rank() * len(reader), len(reader))[

@@ -48,12 +48,12 @@ def publish(path: Path, work: str) -> str:
     ],
 )
 def test_nothing_is_written_once_a_limit_of_memory_was_near(tmp_path: Path, name: str, work: str, written: bool):
-    said = publish(tmp_path / "scores.json", work.format(name=name, margin=MARGIN))
-    assert written or "MemoryError: the process came within 128 MiB of its limit" in said.splitlines()[-1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".scores.json.json", "scores.json"] * written, said
+    stderr = publish(tmp_path / "scores.json", work.format(name=name, margin=MARGIN))
+    assert written or "MemoryError: the process came within 128 MiB of its limit" in stderr.splitlines()[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".scores.json.json", "scores.json"] * written, stderr
 
 
 def test_without_a_limit_nothing_is_tight(tmp_path: Path):
-    work = "pass_by({margin} * 9); assert address_space.left() is None and not address_space.tight()"
+    work = "pass_by({margin} * 9); assert address_space.bytes_left() is None and not address_space.tight()"
     assert publish(tmp_path / "scores.json", work.format(margin=MARGIN)) == ""
     assert (tmp_path / "scores.json").exists()

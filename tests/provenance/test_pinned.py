@@ -49,7 +49,7 @@ def test_damaged_record_is_named_and_not_written_anew(path):
 
 
 def test_change_behind_equal_first_digits_is_noticed(path):
-    pinned.remember(path, f"{DIGEST[:8]}{'0' * 56}", 7)
+    pinned.write_record(path, f"{DIGEST[:8]}{'0' * 56}", 7)
     with pytest.raises(ValueError, match="has changed"):
         pinned.check(path, DIGEST[:8])
 

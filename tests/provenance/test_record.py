@@ -19,9 +19,9 @@ def artifact(tmp_path):
     return path
 
 
-def flip(path, place: int = 3) -> None:
+def flip(path, index: int = 3) -> None:
     content = bytearray(path.read_bytes())
-    content[place] ^= 1
+    content[index] ^= 1
     path.write_bytes(content)
 
 
@@ -65,9 +65,9 @@ def test_a_record_in_which_any_bit_flipped_is_damaged_and_so_is_what_it_is_of(ar
     side = record.sidecar(artifact)
     text, entry = side.read_bytes(), record.read(artifact)
     assert record.parse(text) == entry
-    for place, bit in itertools.product(range(len(text)), range(8)):
+    for index, bit in itertools.product(range(len(text)), range(8)):
         flipped = bytearray(text)
-        flipped[place] ^= 1 << bit
+        flipped[index] ^= 1 << bit
         assert record.parse(bytes(flipped)) is None, bytes(flipped)
     side.write_bytes(text.replace(b"evaluate", b"evaluade"))
     with pytest.raises(ValueError, match=f"{side} is damaged, the record of {artifact}: `make verify`"):
@@ -97,10 +97,10 @@ def test_check_inputs_groups_digests_by_name_and_names_the_damaged_one(artifact,
 
 def test_provenance_holds_digests_but_no_paths():
     inputs = {"teacher": {"/a/t": "1"}, "blocks": {"/a/1": "3", "/a/0": "2"}}
-    found = record.provenance("pairs", {"steps": 18}, inputs)
-    assert found["inputs"] == {"teacher": "1", "blocks": ["2", "3"]}
-    assert (found["stage"], found["version"], found["spec"]) == ("pairs", VERSIONS["pairs"], {"steps": 18})
-    assert "/a" not in json.dumps(found)
+    metadata = record.provenance("pairs", {"steps": 18}, inputs)
+    assert metadata["inputs"] == {"teacher": "1", "blocks": ["2", "3"]}
+    assert (metadata["stage"], metadata["version"], metadata["spec"]) == ("pairs", VERSIONS["pairs"], {"steps": 18})
+    assert "/a" not in json.dumps(metadata)
 
 
 def test_a_failed_publish_keeps_artifact_and_record(artifact):
@@ -118,8 +118,8 @@ def test_exclusive_refuses_a_second_process_and_is_free_after_the_first(tmp_path
     )
     command = [sys.executable, "-c", code, str(path)]
     with record.exclusive(path):
-        found = subprocess.run(command, capture_output=True, text=True)
-    assert found.returncode == 1 and f"another process is writing {path}" in found.stderr
+        answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 1 and f"another process is writing {path}" in answer.stderr
     assert subprocess.run(command).returncode == 0
     assert list(path.parent.iterdir()) == []
 

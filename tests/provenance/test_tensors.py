@@ -17,12 +17,12 @@ METADATA = {"spec": {"z": 1, "a": [0.1, None]}, "kind": "train"}
 def test_tensors_and_metadata_survive_a_round_trip(tmp_path):
     path = tmp_path / "a.safetensors"
     tensors.save(path, CONTENT, METADATA)
-    found, metadata = tensors.load(path)
+    loaded, metadata = tensors.load(path)
     assert metadata == METADATA == tensors.load_metadata(path)
-    assert found.keys() == CONTENT.keys()
+    assert loaded.keys() == CONTENT.keys()
     for name, tensor in CONTENT.items():
-        assert found[name].dtype == tensor.dtype
-        assert torch.equal(found[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
 
 
 def test_bytes_do_not_depend_on_order_or_memory_layout(tmp_path):

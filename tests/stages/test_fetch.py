@@ -184,7 +184,7 @@ def test_only_a_file_of_which_nothing_is_known_is_warned_of(server, output, capl
 
 @pytest.mark.parametrize("sha256", [None, DIGEST[:8]])
 def test_another_file_than_came_before_is_refused_until_its_record_is_removed(server, output, sha256):
-    pinned.remember(output, DIGEST[:8] + "0" * 56, len(CONTENT))
+    pinned.write_record(output, DIGEST[:8] + "0" * 56, len(CONTENT))
     with pytest.raises(ValueError, match=f"sha256 {DIGEST}, but {DIGEST[:8]}0+ was recorded .* remove .*.bin.json if"):
         fetch.run(output=output, url=server.url, sha256=sha256)
     assert not output.exists() and hidden(output) == {".weights.bin.json"}
@@ -195,7 +195,7 @@ def test_another_file_than_came_before_is_refused_until_its_record_is_removed(se
 
 
 def test_whole_digest_decides_against_what_was_recorded(server, output):
-    pinned.remember(output, "0" * 64, 5)
+    pinned.write_record(output, "0" * 64, 5)
     fetch.run(output=output, url=server.url, sha256=DIGEST)
     assert output.read_bytes() == CONTENT and record.check(output) == DIGEST
 

@@ -376,4 +376,4 @@ def test_a_plan_of_compiled_networks_does_not_refuse(monkeypatch, distill_sectio
     ((parts, how),) = announced
     assert how["exact"] is not compiled
     held = [size for name, size in parts.items() if name.startswith("weights") or name == "moving average"]
-    assert how["here"] == sum(held) and len(held) == 4
+    assert how["allocated"] == sum(held) and len(held) == 4

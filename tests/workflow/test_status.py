@@ -32,7 +32,7 @@ def status(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def stages(folder: Path, *words: str) -> dict[str, dict]:
     answer = status(folder, "--json", *words)
     assert answer.returncode == 0, answer.stderr
-    return {found["stage"]: found for found in map(json.loads, answer.stdout.splitlines())}
+    return {stage["stage"]: stage for stage in map(json.loads, answer.stdout.splitlines())}
 
 
 def start_distill(folder: Path) -> subprocess.Popen[bytes]:
@@ -45,22 +45,22 @@ def start_distill(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def test_status_of_a_finished_experiment_is_done_throughout(finished: Path):
-    found = stages(finished, "small")
-    assert [name for name in found if name in CHAIN] == CHAIN
-    assert {each["state"] for each in found.values()} == {"done"}
-    assert found["pairs"]["jobs"] == {"all": 3, "done": 3}  # two blocks and their manifest
-    assert found["distill"]["grid"] == "results/small/distill/grids/00000060.png"
+    by_stage = stages(finished, "small")
+    assert [name for name in by_stage if name in CHAIN] == CHAIN
+    assert {each["state"] for each in by_stage.values()} == {"done"}
+    assert by_stage["pairs"]["jobs"] == {"all": 3, "done": 3}  # two blocks and their manifest
+    assert by_stage["distill"]["grid"] == "results/small/distill/grids/00000060.png"
     lines = status(finished, "small").stdout.splitlines()
     assert lines[2:] == ["small distill, newest grid: results/small/distill/grids/00000060.png"]
 
 
 def test_status_tells_what_a_child_shares_from_what_it_waits_for(finished: Path):
-    found = stages(finished, "small-seed1")
-    assert {name: each["state"] for name, each in found.items()} == {
+    by_stage = stages(finished, "small-seed1")
+    assert {name: each["state"] for name, each in by_stage.items()} == {
         **dict.fromkeys(["images", "teacher", "reference", "pairs"], "done"),
         **dict.fromkeys(["distill", "sample", "features", "evaluate"], "waiting"),
     }
-    assert found["pairs"]["owners"] == ["small"] and found["distill"]["owners"] == ["small-seed1"]
+    assert by_stage["pairs"]["owners"] == ["small"] and by_stage["distill"]["owners"] == ["small-seed1"]
     lines = status(finished, "small-seed1").stdout.splitlines()
     assert lines[1].split() == ["small-seed1", *["done*"] * 4, *["waiting"] * 4]
 
@@ -83,20 +83,22 @@ def test_status_calls_a_job_running_only_while_its_process_can_work(broken: Path
         process.send_signal(signal.SIGSTOP)
         (broken / GRID).parent.mkdir()
         (broken / GRID).touch()
-        found = stages(broken, "small")
-        assert found["distill"]["state"] == "running" and found["distill"]["logs"] == [LOG]
+        by_stage = stages(broken, "small")
+        assert by_stage["distill"]["state"] == "running" and by_stage["distill"]["logs"] == [LOG]
         three_hours_ago = {"time": (datetime.now(UTC) - timedelta(hours=3)).isoformat()}
         (broken / STATUS).write_text(json.dumps(json.loads((broken / STATUS).read_text()) | three_hours_ago))
-        found = stages(broken, "small")
-        assert found["distill"]["state"] == "stopped" and found["distill"]["faults"][0]["silent_s"] >= 10800
-        said = status(broken, "small").stdout
-        assert f"no sign of life for 3.0 h, killed or suspended? ({LOG})" in said
-        assert f"small distill, newest grid: {GRID}" in said.splitlines()
+        by_stage = stages(broken, "small")
+        assert by_stage["distill"]["state"] == "stopped" and by_stage["distill"]["faults"][0]["silent_s"] >= 10800
+        output = status(broken, "small").stdout
+        assert f"no sign of life for 3.0 h, killed or suspended? ({LOG})" in output
+        assert f"small distill, newest grid: {GRID}" in output.splitlines()
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGCONT)
         process.wait(PATIENCE)
-        found = stages(broken, "small")["distill"]
-        assert found["state"] == "stopped" and found["faults"][0]["message"].startswith("stopped by SIGTERM at update")
+        distill = stages(broken, "small")["distill"]
+        assert distill["state"] == "stopped" and distill["faults"][0]["message"].startswith(
+            "stopped by SIGTERM at update"
+        )
     finally:
         process.kill()
         process.wait()
@@ -114,20 +116,20 @@ def test_status_shows_how_far_a_running_job_is_and_how_long_it_will_take(broken:
     lines = status(broken, "small").stdout.splitlines()
     assert "small distill: 1,500/4,500 updates, 2 updates/s, 128 images/s, 25.0 min left" in lines
     assert "small pairs: 2/8 images, 0.05 images/s, 4.7 min left" in lines  # 6 of this block, 8 of the one that waits
-    found = stages(broken, "small")
-    assert {key: found["distill"][key] for key in ("done", "total", "unit", "per_second", "seconds_left")} == {
+    by_stage = stages(broken, "small")
+    assert {key: by_stage["distill"][key] for key in ("done", "total", "unit", "per_second", "seconds_left")} == {
         "done": 1500, "total": 4500, "unit": "updates", "per_second": 2.0, "seconds_left": 1500.0,
     }  # fmt: skip
-    assert found["distill"]["images_per_second"] == 128.0 and found["pairs"]["seconds_left"] == 280.0
+    assert by_stage["distill"]["images_per_second"] == 128.0 and by_stage["pairs"]["seconds_left"] == 280.0
 
 
 def test_status_names_the_error_of_a_stage_that_failed(broken: Path):
     manifest = broken / "results/small/pairs/manifest.parquet"
     manifest.write_bytes(manifest.read_bytes()[:-1] + b"x")
     assert start_distill(broken).wait(PATIENCE) == 1
-    found = stages(broken, "small")["distill"]
-    assert found["state"] == "failed" and found["faults"][0]["log"] == LOG
-    assert found["faults"][0]["message"].startswith("error: results/small/pairs/manifest.parquet is damaged")
+    distill = stages(broken, "small")["distill"]
+    assert distill["state"] == "failed" and distill["faults"][0]["log"] == LOG
+    assert distill["faults"][0]["message"].startswith("error: results/small/pairs/manifest.parquet is damaged")
 
 
 @pytest.mark.parametrize("words", [["--json"], []])
