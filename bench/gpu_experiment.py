@@ -10,10 +10,8 @@ import torch
 
 from bench import setting, updates
 from bench.gpu_passes import Size, fresh, milliseconds
-from dmd.methods.parts.distances import GROUPS, Lpips
+from dmd.methods.parts.distances import Lpips, lpips_shapes
 from dmd.models.compute import set_tf32
-
-WIDTHS = (64, 128, 256, 512, 512)  # channels of VGG16's groups
 
 
 def measure(size: Size) -> dict[str, Any]:
@@ -44,15 +42,13 @@ def measure(size: Size) -> dict[str, Any]:
 
 def lpips(size: int) -> Lpips:
     """VGG16 of random weights that keep activations alive."""
-    trunk: dict[str, torch.Tensor] = {}
-    channels = 3
-    for group, width in zip(GROUPS, WIDTHS, strict=True):
-        for layer in group:
-            trunk[f"features.{layer}.weight"] = torch.randn(width, channels, 3, 3) * (2 / (9 * channels)) ** 0.5
-            trunk[f"features.{layer}.bias"] = torch.zeros(width)
-            channels = width
-    heads = {f"lin{number}.model.1.weight": torch.rand(1, width, 1, 1) for number, width in enumerate(WIDTHS)}
-    return Lpips(trunk, heads, pooling="average", size=size)
+    trunk, heads = lpips_shapes()
+    drawn = {
+        name: torch.randn(shape) * (2 / shape[1:].numel()) ** 0.5 if name.endswith("weight") else torch.zeros(shape)
+        for name, shape in trunk.items()
+    }
+    positive = {name: torch.rand(shape) for name, shape in heads.items()}
+    return Lpips(drawn, positive, pooling="average", size=size)
 
 
 def _updates(size: Size, folder: Path) -> updates.Updates:

@@ -1,11 +1,11 @@
-"""The distances of images that losses use, from their files."""
+"""Builds the distances of images that losses use from their files."""
 
-import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from dmd import torchvision_operators
 from dmd.cluster import processes
 from dmd.config.methods import L2Distance, LpipsDistance
 from dmd.config.training import Training, TrainingCompute
@@ -37,11 +37,12 @@ def distances(training: Training, files: DistanceFiles, device: torch.device) ->
     if not isinstance(section, L2Distance | LpipsDistance):
         return {}
     key = f"distill.method.{training.method.distance_key()}"
-    distance, found = _distance(section, key, files.lpips, device), {}
+    distance = _distance(section, key, files.lpips, device)
+    by_decoder: dict[str, Distance] = {}
     for name in training.method.decoders():
         codec = None if name == "none" else _codec(name, files, training.compute).to(device)
-        found[name] = distance if codec is None else Decoded(distance, codec)
-    return found
+        by_decoder[name] = distance if codec is None else Decoded(distance, codec)
+    return by_decoder
 
 
 def _codec(name: str, files: DistanceFiles, compute: TrainingCompute) -> Codec:
@@ -61,12 +62,12 @@ def _distance(section: L2Distance | LpipsDistance, key: str, weights: Path | Non
         raise ValueError("a distance of kind lpips needs VGG16 weights: give --lpips")
     if processes.rank() == 0:  # where no digest is known, it writes down the one it finds
         pinned.check(weights, section.sha256, key=f"{key}.sha256", source="VGG16 weights of torchvision")
-    package = importlib.util.find_spec("lpips")
-    if package is None or package.origin is None:
-        raise ValueError("a distance of kind lpips needs the lpips package: its heads are read from there")
-    heads = Path(package.origin).parent / "weights" / "v0.1" / "vgg.pth"
-    trunk, linear = weights_file.read(weights), weights_file.read(heads)
+    torchvision_operators.ensure()
+    import lpips
+
+    trunk = weights_file.read(weights)
+    heads = weights_file.read(Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth")  # comes with the package
     try:
-        return Lpips(trunk, linear, pooling=section.pooling, size=section.size).to(device)
+        return Lpips(trunk, heads, pooling=section.pooling, size=section.size).to(device)
     except ValueError as error:
         raise ValueError(f"{weights}: {error}") from error

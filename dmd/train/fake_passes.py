@@ -10,12 +10,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dmd.methods.base import Distance
 from dmd.methods.parts.decoded import Decoded
-from dmd.methods.parts.distances import GROUPS, Lpips, l2_distance
+from dmd.methods.parts.distances import Lpips, l2_distance, lpips_shapes
 from dmd.models.autoencoder import Codec
 from dmd.models.compute import DTYPES
 from dmd.train.memory import distance_bytes
-
-WIDTHS = (64, 128, 256, 512, 512)  # of VGG16
 
 
 @cache
@@ -28,21 +26,14 @@ def counted_distance(lpips: int | None, shape: tuple[int, ...], num: int, codec:
         codec: what decodes latents, arguments of `Codec` in canonical JSON; None where nothing is decoded.
         dtype: of its passes, "float32" or "bfloat16".
     """
+    shapes = lpips_shapes() if lpips is not None else ()  # imports packages, whose tensors are no fakes
     with FakeTensorMode():
-        distance: Distance = l2_distance if lpips is None else _lpips(lpips)
+        distance: Distance = l2_distance
+        if lpips is not None:
+            trunk, heads = ({name: torch.empty(size) for name, size in group.items()} for group in shapes)
+            distance = Lpips(trunk, heads, pooling="average", size=lpips)
         if codec is not None:
             decoder = Codec(**json.loads(codec)).requires_grad_(False).eval()
             decoder.dtype = DTYPES[dtype]
             distance = Decoded(distance, decoder)
         return distance_bytes(distance, shape, num)
-
-
-def _lpips(size: int) -> Lpips:
-    trunk, channels = {}, 3
-    for group, width in zip(GROUPS, WIDTHS, strict=True):
-        for layer in group:
-            trunk[f"features.{layer}.weight"] = torch.empty(width, channels, 3, 3)
-            trunk[f"features.{layer}.bias"] = torch.empty(width)
-            channels = width
-    heads = {f"lin{number}.model.1.weight": torch.empty(1, width, 1, 1) for number, width in enumerate(WIDTHS)}
-    return Lpips(trunk, heads, pooling="average", size=size)

@@ -1,4 +1,4 @@
-"""LPIPS against the lpips package on the same VGG16, read from a file of the released layout."""
+"""`Lpips` against the lpips package's own sum and its own heads, on VGG16 from a file of the released layout."""
 
 from pathlib import Path
 

@@ -1,15 +1,16 @@
 """Distances of the regression loss between generated and reference images."""
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-# Layers of VGG16's `features`: convolutions up to relu1_2, 2_2, 3_3, 4_3 and 5_3, a pooling layer between groups.
-GROUPS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-POOLS: dict[str, Callable[..., torch.Tensor]] = {"average": functional.avg_pool2d, "max": functional.max_pool2d}
+from dmd import torchvision_operators
+
+POOLS: dict[str, type[nn.Module]] = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}
 MINIMUM_SIZE = 16  # pixels: four poolings
 CHUNK = 16  # images whose features are in memory at once: 1.7 GB at 224 pixels
 
@@ -67,7 +68,7 @@ class Chunked(nn.Module, ABC):
 
 
 class Lpips(Chunked):
-    """LPIPS on VGG16 features (Zhang et al. 2018), mean over the batch.
+    """LPIPS on VGG16 features (Zhang et al. 2018), mean over the batch: network and heads of the lpips package.
 
     Images are upsampled (bilinear) to `size` first. Average pooling is what the code of the DMD papers uses,
     max pooling is the published metric.
@@ -91,20 +92,20 @@ class Lpips(Chunked):
             raise ValueError(f"pooling {pooling!r} is not one of {list(POOLS)}")
         if size < MINIMUM_SIZE:
             raise ValueError(f"size must be at least {MINIMUM_SIZE} pixels, got {size}")
-        self._pooling, self._size = pooling, size
-        names = [f"features.{layer}.{kind}" for group in GROUPS for layer in group for kind in ("weight", "bias")]
-        head_names = [f"lin{number}.model.1.weight" for number in range(len(GROUPS))]
-        if missing := [name for name in names if name not in trunk] + [
-            name for name in head_names if name not in heads
-        ]:
+        self._size, self._network = size, _empty_network()
+        given = {**trunk, **heads}
+        names = _weight_names(self._network)
+        if missing := [name for name in names.values() if name not in given]:
             raise ValueError(f"LPIPS weights lack {missing[0]} and {len(missing) - 1} more")
-        for name in names:
-            self.register_buffer(name.replace(".", "_"), trunk[name].float())
-        for number, name in enumerate(head_names):
-            self.register_buffer(f"head{number}", heads[name].float())
-        # ImageNet's mean and standard deviation, for images in [-1, 1]
-        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
-        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
+        try:
+            weights = {own: given[name].float() for own, name in names.items()}
+            self._network.load_state_dict(weights, strict=False, assign=True)
+        except RuntimeError as error:
+            raise ValueError(f"LPIPS weights are of another network: {' '.join(str(error).split())}") from error
+        for part in self._network.net.children():
+            for name, layer in part.named_children():
+                if isinstance(layer, nn.MaxPool2d):
+                    setattr(part, name, POOLS[pooling](kernel_size=2, stride=2))
 
     @property
     def chunk(self) -> int:
@@ -112,29 +113,49 @@ class Lpips(Chunked):
         return CHUNK
 
     def total(self, image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        """Sum of the distances of images (B, 1 or 3, H, W) in [-1, 1], with all its features in memory."""
+        """Sum of the distances of images (B, 1 or 3, H, W) in [-1, 1], with all its features in memory.
+
+        The package's own sum needs 1.6 times the memory: it holds the features of all layers of both images at once.
+        """
         ours, total = self._enlarged(image), image.new_zeros((), dtype=torch.float32)
         with torch.no_grad():
             theirs = self._enlarged(reference)
-        for number in range(len(GROUPS)):
-            ours = self._features(number, ours)
+        for part, head in zip(self._network.net.children(), self._network.lins, strict=True):
+            ours = part(ours)
             with torch.no_grad():
-                theirs = self._features(number, theirs)
+                theirs = part(theirs)
                 unit = functional.normalize(theirs, dim=1, eps=1e-10)
-            # a square root by hand would have no slope at 0
             error = (functional.normalize(ours, dim=1, eps=1e-10) - unit).square()
-            total = total + functional.conv2d(error, self.get_buffer(f"head{number}")).mean((2, 3)).sum()
+            total = total + head(error).mean((2, 3)).sum()
         return total
 
     def _enlarged(self, image: torch.Tensor) -> torch.Tensor:
         image = image.float().expand(-1, 3, -1, -1) if image.shape[1] == 1 else image.float()
         image = functional.interpolate(image, size=(self._size, self._size), mode="bilinear", align_corners=False)
-        return (image - self.get_buffer("shift")) / self.get_buffer("scale")
+        scaled: torch.Tensor = self._network.scaling_layer(image)
+        return scaled
 
-    def _features(self, number: int, features: torch.Tensor) -> torch.Tensor:
-        """Output of a group of layers from that of the group before it."""
-        features = POOLS[self._pooling](features, 2) if number else features
-        for layer in GROUPS[number]:
-            weight, bias = (self.get_buffer(f"features_{layer}_{kind}") for kind in ("weight", "bias"))
-            features = functional.conv2d(features, weight, bias, padding=1).relu()
-        return features
+
+def lpips_shapes() -> tuple[dict[str, torch.Size], dict[str, torch.Size]]:
+    """Shapes of the weights that `Lpips` takes, by name: of VGG16, and of the heads."""
+    network = _empty_network()
+    state = network.state_dict()
+    shapes = {name: state[own].shape for own, name in _weight_names(network).items()}
+    trunk = {name: shape for name, shape in shapes.items() if name.startswith("features.")}
+    return trunk, {name: shape for name, shape in shapes.items() if name not in trunk}
+
+
+def _empty_network() -> Any:
+    """The package's network on VGG16: frozen, in evaluation mode, its weights without numbers."""
+    torchvision_operators.ensure()
+    import lpips
+
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")  # names an argument of old
+        return lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False).requires_grad_(False)
+
+
+def _weight_names(network: Any) -> dict[str, str]:
+    """Names of weights in their files by those in the network, `net.slice3.10.bias`: `features.10.bias`."""
+    trunk = {f"net.{name}": f"features.{name.partition('.')[2]}" for name in network.net.state_dict()}
+    return trunk | {name: name for name in (f"lin{group}.model.1.weight" for group in range(len(network.lins)))}

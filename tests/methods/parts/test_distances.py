@@ -6,8 +6,10 @@ from torch import nn
 from torch.nn import functional
 
 from dmd.methods.parts import distances
-from dmd.methods.parts.distances import GROUPS, Lpips, l2_distance
+from dmd.methods.parts.distances import Lpips, l2_distance, lpips_shapes
 
+# Layers of VGG16's `features`: convolutions up to relu1_2, 2_2, 3_3, 4_3 and 5_3, a pooling layer between groups.
+GROUPS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 WIDTHS = (64, 128, 256, 512, 512)
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # of ImageNet, in [0, 1]
 
@@ -45,7 +47,7 @@ def images(channels: int = 3, size: int = 24) -> tuple[torch.Tensor, torch.Tenso
 
 
 def published(vgg: nn.Sequential, heads: dict, image: torch.Tensor, reference: torch.Tensor, size: int) -> torch.Tensor:
-    """Zhang et al. 2018, Eq. 1, pixel by pixel of each layer."""
+    """Zhang et al. 2018, Eq. 1, pixel by pixel of each layer; mean over the batch."""
     total = torch.zeros(())
     for x, y in zip(image, reference, strict=True):
         x, y = (
@@ -62,11 +64,34 @@ def published(vgg: nn.Sequential, heads: dict, image: torch.Tensor, reference: t
     return total / len(image)
 
 
-@pytest.mark.parametrize("size", [16, 32])
-def test_lpips_with_max_pooling_is_the_published_distance(vgg, weights, size):
+@pytest.mark.parametrize(("pooling", "size"), [("max", 16), ("max", 32), ("average", 16), ("average", 32)])
+def test_lpips_and_its_gradient_are_the_published_ones_with_either_pooling(vgg, weights, pooling, size):
+    layers = [nn.AvgPool2d(2) if isinstance(one, nn.MaxPool2d) and pooling == "average" else one for one in vgg]
     image, reference = images()
-    found = Lpips(*weights, pooling="max", size=size)(image, reference)
-    torch.testing.assert_close(found, published(vgg, weights[1], image, reference, size), rtol=2e-3, atol=0)
+    expected, got = image.clone().requires_grad_(), image.clone().requires_grad_()
+    formula = published(nn.Sequential(*layers), weights[1], expected, reference, size)
+    distance = Lpips(*weights, pooling=pooling, size=size)(got, reference)
+    torch.testing.assert_close(distance, formula, rtol=2e-3, atol=0)  # the package rounds ImageNet's numbers
+    formula.backward()
+    distance.backward()
+    assert (got.grad - expected.grad).norm() < 0.02 * expected.grad.norm()
+
+
+def test_lpips_gradient_is_finite_where_no_feature_is_above_zero(weights):
+    trunk, heads = weights
+    silent = {**trunk, "features.2.bias": torch.full_like(trunk["features.2.bias"], -1e3)}
+    image, reference = images()
+    image.requires_grad_()
+    Lpips(silent, heads, pooling="average", size=16)(image, reference).backward()
+    assert image.grad.isfinite().all()
+
+
+def test_lpips_draws_nothing_from_torchs_generator_and_names_the_shapes_of_its_weights(weights):
+    before = torch.random.get_rng_state()
+    Lpips(*weights, pooling="max", size=16)
+    assert torch.equal(before, torch.random.get_rng_state())
+    shapes = [{name: value.shape for name, value in group.items()} for group in weights]
+    assert [*lpips_shapes()] == shapes
 
 
 def test_lpips_pooling_matters_and_equal_images_are_at_zero(weights):
@@ -86,7 +111,7 @@ def test_lpips_takes_grey_images_as_equal_colours_and_has_a_gradient(weights):
     torch.testing.assert_close(found, distance(image.expand(-1, 3, -1, -1), reference.expand(-1, 3, -1, -1)))
     found.backward()
     assert image.grad.abs().sum() > 0
-    assert not list(distance.parameters())
+    assert not any(value.requires_grad for value in distance.parameters())
 
 
 def test_lpips_in_chunks_is_the_distance_and_gradient_of_the_batch(weights, monkeypatch):
@@ -114,6 +139,8 @@ def test_lpips_refuses_bad_numbers_and_foreign_weights(weights):
         Lpips(trunk, heads, pooling="max", size=8)
     with pytest.raises(ValueError, match="features.0.weight and 25 more"):
         Lpips({}, heads, pooling="max", size=64)
+    with pytest.raises(ValueError, match=r"another network: .*slice1.0.weight"):
+        Lpips({**trunk, "features.0.weight": torch.ones(64, 1, 3, 3)}, heads, pooling="max", size=64)
     with pytest.raises(ValueError, match=r"\(2, 3, 24, 24\), reference \(2, 1, 24, 24\)"):
         Lpips(trunk, heads, pooling="max", size=16)(images()[0], images(1)[1])
 
