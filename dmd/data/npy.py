@@ -11,12 +11,17 @@ import numpy as np
 DAMAGE = (SyntaxError, RecursionError, MemoryError, tokenize.TokenError)  # numpy reads a header as Python's literal
 
 
+def encoded(array: np.ndarray) -> bytes:
+    """The content of a .npy file."""
+    array = np.asarray(array, order="C")
+    return b"".join((_header(array.shape, array.dtype), array.data))
+
+
 @functools.lru_cache(maxsize=64)
-def header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
-    """What stands before the numbers of an array."""
+def _header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
     stream = io.BytesIO()
-    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(stream, described)
+    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, description)
     return stream.getvalue()
 
 

@@ -7,6 +7,7 @@ with the manifest: WebDataset itself loses the tail of a truncated tar without a
 import json
 import mmap
 import re
+import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dmd.data import npy, ustar
+from dmd.data import npy
 from dmd.provenance import files
 
-BLOCK_SIZE = ustar.BLOCK_SIZE
+BLOCK_SIZE = tarfile.BLOCKSIZE
 RECORD_KEY = "__meta__/record"
 MEMBER = re.compile(r"([0-9]{8,15})\.([a-z][a-z0-9_-]*)\.npy")  # no other names: nothing of a tar is ever a path
 
@@ -44,19 +45,14 @@ class _Member(NamedTuple):
 
 
 def write(path: Path, items: Iterable[tuple[int, Item]], record: Mapping[str, Any]) -> None:
-    """Writes (global index, fields) to exactly `path`, members `{index:08d}.{field}.npy` sorted by field.
+    """Writes (global index, fields) to exactly `path`, members `{index:08d}.{field}.npy` sorted by field."""
+    from webdataset import TarWriter
 
-    The bytes are those of webdataset's TarWriter(mtime=0), which takes three times as long.
-    """
-    with open(path, "wb", buffering=0) as stream:
-        written = ustar.write(stream, ustar.member(f"{RECORD_KEY}.json", [files.canonical_json(record).encode()]))
+    with open(path, "wb") as stream, TarWriter(stream, encoder=False, mtime=0) as writer:
+        writer.write({"__key__": RECORD_KEY, "json": files.canonical_json(record).encode()})
         for index, fields in items:
-            parts: list[ustar.Bytes] = []
-            for name, array in sorted((f"{name}.npy", np.asarray(array, order="C")) for name, array in fields.items()):
-                content: list[ustar.Bytes] = [npy.header(array.shape, array.dtype), array.data]
-                parts += ustar.member(f"{index:08d}.{name}", content)
-            written += ustar.write(stream, parts)
-        ustar.write(stream, ustar.end(written))
+            members = {f"{name}.npy": npy.encoded(array) for name, array in fields.items()}
+            writer.write({"__key__": f"{index:08d}", **members})
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

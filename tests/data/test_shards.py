@@ -6,7 +6,6 @@ import tarfile
 import numpy as np
 import pytest
 import webdataset
-from webdataset.writer import TarWriter
 
 from dmd.data import shards
 from dmd.provenance import files
@@ -78,19 +77,21 @@ def test_the_record_is_read_back_and_missing_elsewhere(tar, tmp_path):
 
 @pytest.mark.parametrize("shape", [(3, 5, 7), (2, 1, 1), (1, 16, 8), (3, 64, 64)])
 @pytest.mark.parametrize(("first", "num"), [(30, 5), (0, 1), (99_999_998, 3), (0, 0)])
-def test_bytes_are_those_of_webdatasets_own_writer(tmp_path, shape, first, num):
+def test_bytes_are_those_of_a_plain_tar_of_python_and_numpy(tmp_path, shape, first, num):
     given = [(index, {**item, "a-b": item["image"][:, ::-1].T}) for index, item in items(first, num, shape=shape)]
     shards.write(tmp_path / "ours.tar", given, RECORD)
-    with open(tmp_path / "theirs.tar", "wb") as stream, TarWriter(stream, encoder=False, mtime=0) as writer:
-        writer.write({"__key__": "__meta__/record", "json": files.canonical_json(RECORD).encode()})
-        for index, item in given:
-            members = {}
-            for name, array in item.items():
-                npy = io.BytesIO()
-                np.lib.format.write_array(npy, np.asarray(array, order="C"), version=(1, 0))
-                members[f"{name}.npy"] = npy.getvalue()
-            writer.write({"__key__": f"{index:08d}", **members})
-    assert (tmp_path / "ours.tar").read_bytes() == (tmp_path / "theirs.tar").read_bytes()
+    members = {"__meta__/record.json": files.canonical_json(RECORD).encode()}
+    for index, item in given:
+        for name, array in sorted((f"{name}.npy", array) for name, array in item.items()):
+            npy = io.BytesIO()
+            np.lib.format.write_array(npy, np.asarray(array, order="C"), version=(1, 0))
+            members[f"{index:08d}.{name}"] = npy.getvalue()
+    with tarfile.open(tmp_path / "plain.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode, info.uname, info.gname = len(content), 0o444, "bigdata", "bigdata"
+            archive.addfile(info, io.BytesIO(content))
+    assert (tmp_path / "ours.tar").read_bytes() == (tmp_path / "plain.tar").read_bytes()
 
 
 def test_bytes_depend_on_content_alone(tar, tmp_path):
