@@ -1,4 +1,4 @@
-"""One file over HTTP: goes on from what an earlier try left, and notices when the file on the server changed."""
+"""Downloads one file over HTTP: continues an earlier download, and notices when the file on the server changed."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ PIECE = 1 << 16  # bytes; at most so much is lost with a connection
 
 
 class DownloadError(ValueError):
-    """The file could not be had; what came so far is kept for the next try."""
+    """The download failed; the bytes that came stay for the next try."""
 
 
 @dataclass
 class Download:
-    """A file on its way to `partial`; beside it `partial` + ".json" says which version of the file the bytes are of.
+    """A download to `partial`; the note beside it, `partial` + ".json", says of which version the bytes are.
 
     Attributes:
         url, partial: from, to.
-        size: bytes of the whole file, None where nobody knows.
-        log: told in words what happens.
-        advance: told after each piece how many bytes there are, and how many there will be (None: unknown).
-        ended: whether anything but the end of the connection said where the file ends.
+        size: bytes of the file, None where nobody knows.
+        log: gets a sentence about each retry.
+        advance: gets, after each piece, the bytes that there are and that there will be (None: unknown).
+        ended: whether the server said where the file ends; else the end of the connection is all there is.
     """
 
     url: str
@@ -45,7 +45,7 @@ class Download:
     ended: bool = field(default=True, init=False)
 
     def run(self) -> str:
-        """Downloads what is missing; returns sha256 of the whole.
+        """Downloads what is missing; returns the sha256 of the file.
 
         Raises:
             DownloadError: the server cannot be reached, refuses, keeps dropping the connection, or offers a file of
@@ -68,7 +68,7 @@ class Download:
                 raise DownloadError(_reason(error)) from error
 
     def discard(self) -> None:
-        """Forgets what came so far."""
+        """Removes what came so far."""
         for path in (self.partial, self._note):
             path.unlink(missing_ok=True)
 
@@ -77,7 +77,7 @@ class Download:
         return self.partial.with_name(f"{self.partial.name}.json")
 
     def _attempt(self) -> str:
-        start, version = self._kept()
+        start, version = self._resume_point()
         if start and start == version["size"]:
             return files.sha256(self.partial)
         headers = {"Accept-Encoding": "identity"}
@@ -96,8 +96,8 @@ class Download:
                 start = 0
             return self._receive(answer, start)
 
-    def _kept(self) -> tuple[int, dict[str, Any]]:
-        """How many bytes an earlier try left, and of which version of the file; none where that cannot be told."""
+    def _resume_point(self) -> tuple[int, dict[str, Any]]:
+        """How many bytes an earlier try left, and of which version; 0 and {} where nothing says so."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             version = json.loads(self._note.read_text())
             same = version["url"] == self.url and self.size in (None, version["size"])
@@ -107,7 +107,7 @@ class Download:
         return 0, {}
 
     def _receive(self, answer: requests.Response, start: int) -> str:
-        """Writes the bytes of an answer from `start` on; sha256 of all."""
+        """Writes the bytes of an answer from `start` on; the sha256 of the file."""
         length = answer.headers.get("Content-Length")
         total = start + int(length) if length else self.size
         if self.size not in (None, total):
@@ -142,16 +142,16 @@ class Download:
 
 
 def _continues(answer: requests.Response, start: int, version: dict[str, Any]) -> bool:
-    """Whether an answer holds the bytes from `start` on of the version that the first ones are of."""
-    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
-    if answer.status_code != 206 or found is None or int(found[1]) != start:
+    """Whether an answer holds the bytes from `start` on, of the same version as the earlier ones."""
+    content_range = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
+    if answer.status_code != 206 or content_range is None or int(content_range[1]) != start:
         return False
-    same_size = found[2] == "*" or version["size"] in (None, int(found[2]))
+    same_size = content_range[2] == "*" or version["size"] in (None, int(content_range[2]))
     return same_size and _validator(answer) in (None, version["validator"])
 
 
 def _validator(answer: requests.Response) -> str | None:
-    """What names the version of a file on its server: a strong ETag, else the time of its last change."""
+    """The version of a file on its server: a strong ETag, else the time of its last change."""
     tag = answer.headers.get("ETag")
     return tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified")
 

@@ -1,4 +1,4 @@
-"""The blocks of features that belong together: which repetitions they make up, and whether they are whole."""
+"""Groups blocks of features into repetitions, and checks that each repetition is complete."""
 
 from __future__ import annotations
 
@@ -69,17 +69,17 @@ def group(paths: Sequence[Path], *, reference_sha256: str) -> tuple[list[Repetit
             if metadata.get(name) != value:
                 raise ValueError(f"{path} has {name} {metadata.get(name)}, but {blocks[0][0]} has {value}")
         grouped.setdefault(metadata["repetition"], []).append((path, metadata))
-    return [_repetition(number, found) for number, found in sorted(grouped.items())], shared
+    return [_repetition(number, parts) for number, parts in sorted(grouped.items())], shared
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    """What a block says of itself; ValueError if it does not say all that a block says."""
-    found = tensor_files.load_metadata(path)
-    missing = [name for name in (*SHARED, "inputs") if name not in found]
-    missing += [name for name in COUNTS if not isinstance(found.get(name), int)]
-    if missing or not isinstance(found["inputs"], dict) or "reference" not in found["inputs"]:
+    """The metadata of a block; ValueError if a key of a block is missing."""
+    metadata = tensor_files.load_metadata(path)
+    missing = [name for name in (*SHARED, "inputs") if name not in metadata]
+    missing += [name for name in COUNTS if not isinstance(metadata.get(name), int)]
+    if missing or not isinstance(metadata["inputs"], dict) or "reference" not in metadata["inputs"]:
         raise ValueError(f"{path} is no block of features: it lacks {', '.join(missing) or 'inputs.reference'}")
-    return found
+    return metadata
 
 
 def _first_index(block: tuple[Path, dict[str, Any]]) -> int:

@@ -33,11 +33,11 @@ def names(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise ValueError(f"dataset.folder {folder} is not a folder")
-    found = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    listed = sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
-    if not listed:
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    visible = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+    if not visible:
         raise ValueError(f"dataset.folder {folder} holds no images ({' '.join(sorted(SUFFIXES))})")
-    return listed
+    return visible
 
 
 def labels(folder: Path, names: Sequence[str], source: str) -> tuple[list[int], int]:
@@ -81,21 +81,21 @@ def _csv_labels(folder: Path, names: Sequence[str], path: Path) -> dict[str, str
         rows = csv.DictReader(lines)
         if not {"file", "label"} <= set(rows.fieldnames or ()):
             raise ValueError(f"{path} has the columns {rows.fieldnames}, not file and label")
-        found: dict[str, str] = {}
+        by_name: dict[str, str] = {}
         known = set(names)
         for row in rows:
             name, label = (row["file"] or "").strip(), (row["label"] or "").strip()
             if name not in known:
                 raise ValueError(f"{path}, line {rows.line_num}: no image {name!r} in {folder}")
-            if name in found:
+            if name in by_name:
                 raise ValueError(f"{path}, line {rows.line_num}: {name!r} is listed twice")
             if not label:
                 raise ValueError(f"{path}, line {rows.line_num}: {name!r} has no label")
-            found[name] = label
-    missing = [name for name in names if name not in found]
+            by_name[name] = label
+    missing = [name for name in names if name not in by_name]
     if missing:
         raise ValueError(f"{folder / missing[0]} has no label in {path} ({len(missing)} such files)")
-    return found
+    return by_name
 
 
 def read(paths: Sequence[Path], *, resolution: int, channels: int, resize: str, crop: str) -> np.ndarray:

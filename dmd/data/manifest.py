@@ -1,4 +1,4 @@
-"""Parquet tables that say what lies where: one row per item, with the digest of the shard that holds it."""
+"""Parquet tables with one row per item: its shard, the place of its bytes there, and the digest of the shard."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from dmd.data.shards import Shard
 from dmd.provenance import files
 
 KEY = b"dmd"
-ROW_GROUP = 1 << 20  # rows; as many as pyarrow puts into one unless told otherwise
+ROW_GROUP = 1 << 20  # rows; the number that pyarrow takes by default
 BATCH = 1 << 16  # rows read at a time
 SCHEMA = pa.schema(
     [
@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ShardFile:
-    """A tar with what it must look like, and its rows in the table: first .. first + num - 1."""
+    """A tar, the size and digest that it must have, and its rows in the table: first .. first + num - 1."""
 
     path: Path
     size: int
@@ -47,7 +47,7 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A table with the columns of `SCHEMA`: shards in order, metadata, `len` rows, which are read when asked for."""
+    """A table with the columns of `SCHEMA`: its shards in order and its metadata; the rows are read on demand."""
 
     path: Path
     shards: list[ShardFile]
@@ -58,13 +58,13 @@ class Manifest:
 
     @cached_property
     def table(self) -> pa.Table:
-        """All rows and columns: of blocks, not of millions of rows."""
+        """All rows and columns in memory: for blocks, not for millions of rows."""
         return read_table(self.path, repeated=("shard", "sha256"))[0]
 
     def numbers(self, name: str) -> np.ndarray:
         """One column of numbers, int64 (rows,)."""
         values, done = np.empty(len(self), np.int64), 0
-        with _opened(self.path) as file:
+        with _open(self.path) as file:
             for batch in file.iter_batches(BATCH, columns=[name]):
                 values[done : done + len(batch)] = np.from_dlpack(batch.column(0))
                 done += len(batch)
@@ -79,17 +79,17 @@ def rows_of(shard: Shard, name: str, *, size: int, sha256: str, first_seed: int 
         size, sha256: of its file.
         first_seed: item i was drawn from seed first_seed + i; None writes -1.
     """
-    found = [(index, place, int(shard.item(place)["label"])) for index, place in shard.index()]
+    rows = [(index, extent, int(shard.item(extent)["label"])) for index, extent in shard.index()]
     columns = {
-        "key": texts([f"{index:08d}" for index, _, _ in found]),
-        "shard": texts([name] * len(found)),
-        "index": numbers([index for index, _, _ in found]),
-        "label": numbers([label for _, _, label in found]),
-        "seed": numbers([-1 if first_seed is None else first_seed + index for index, _, _ in found]),
-        "offset": numbers([place.offset for _, place, _ in found]),
-        "length": numbers([place.length for _, place, _ in found]),
-        "size": numbers([size] * len(found)),
-        "sha256": texts([sha256] * len(found)),
+        "key": texts([f"{index:08d}" for index, _, _ in rows]),
+        "shard": texts([name] * len(rows)),
+        "index": numbers([index for index, _, _ in rows]),
+        "label": numbers([label for _, _, label in rows]),
+        "seed": numbers([-1 if first_seed is None else first_seed + index for index, _, _ in rows]),
+        "offset": numbers([extent.offset for _, extent, _ in rows]),
+        "length": numbers([extent.length for _, extent, _ in rows]),
+        "size": numbers([size] * len(rows)),
+        "sha256": texts([sha256] * len(rows)),
     }
     return pa.table(columns, schema=SCHEMA)
 
@@ -101,7 +101,7 @@ def write(path: Path, table: pa.Table, metadata: Mapping[str, Any]) -> None:
 
 
 def write_parts(path: Path, parts: Iterable[pa.Table], metadata: Mapping[str, Any]) -> None:
-    """Writes what `write` makes of all parts joined (columns of `SCHEMA`), with a row group of them in memory."""
+    """Writes the same as `write` of all parts joined (columns of `SCHEMA`), with one row group in memory."""
     schema = _with_metadata(SCHEMA, metadata)
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for group in _row_groups(parts):
@@ -109,18 +109,18 @@ def write_parts(path: Path, parts: Iterable[pa.Table], metadata: Mapping[str, An
 
 
 def _row_groups(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in tables of `ROW_GROUP`, the last of what is left."""
-    held: list[pa.Table] = []
+    """The same rows in tables of `ROW_GROUP` rows; the last one may have fewer."""
+    waiting: list[pa.Table] = []
     room = ROW_GROUP
     for part in parts:
         while len(part):
-            held.append(part.slice(0, room))
-            part, room = part.slice(room), room - len(held[-1])
+            waiting.append(part.slice(0, room))
+            part, room = part.slice(room), room - len(waiting[-1])
             if not room:
-                yield pa.concat_tables(held)
-                held, room = [], ROW_GROUP
-    if held:
-        yield pa.concat_tables(held)
+                yield pa.concat_tables(waiting)
+                waiting, room = [], ROW_GROUP
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 def _with_metadata(schema: pa.Schema, metadata: Mapping[str, Any]) -> pa.Schema:
@@ -128,12 +128,12 @@ def _with_metadata(schema: pa.Schema, metadata: Mapping[str, Any]) -> pa.Schema:
 
 
 def read_table(path: Path, *, repeated: Sequence[str] = ()) -> tuple[pa.Table, dict[str, Any]]:
-    """A parquet table written here, with its metadata; `repeated` columns hold each value in memory once.
+    """A parquet table that a stage wrote, and its metadata; columns in `repeated` hold each value in memory once.
 
     Raises:
         ValueError: the file is missing, damaged, or has no `dmd` metadata.
     """
-    with _readable(path), pq.ParquetFile(path, read_dictionary=list(repeated)) as file:
+    with _damage_named(path), pq.ParquetFile(path, read_dictionary=list(repeated)) as file:
         table = file.read()
     return table, _metadata(path, table.schema)
 
@@ -141,14 +141,14 @@ def read_table(path: Path, *, repeated: Sequence[str] = ()) -> tuple[pa.Table, d
 def read(path: Path) -> Manifest:
     """A manifest or block file.
 
-    Its shards lie below the folder two above its own, which is that of all experiments (a manifest may list the shards
-    of its experiment's parent, `../../parent/pairs/00000.tar`), for a block file that of its experiment. Where the
-    user has put a link in the place of a folder or a shard there, it is followed: the digest still has to fit.
+    Its shards must lie below the folder two levels above its own: for a manifest that of all experiments (it may list
+    the shards of its experiment's parent, `../../parent/pairs/00000.tar`), for a block file that of its experiment.
+    A link there that the user made is followed: the digest of the shard must fit all the same.
 
     Raises:
         ValueError: it cannot be read, its columns are not `SCHEMA`, or it names a shard elsewhere.
     """
-    with _readable(path):
+    with _damage_named(path):
         schema = pq.read_schema(path)
         names = schema.names  # damaged ones cannot be decoded
     metadata = _metadata(path, schema)
@@ -156,23 +156,23 @@ def read(path: Path) -> Manifest:
         raise ValueError(f"{path} has columns {names}, expected {SCHEMA.names}")
     if schema.types != SCHEMA.types:
         raise ValueError(f"{path} has columns of {', '.join(map(str, schema.types))}, which no manifest has")
-    with _opened(path) as file:
+    with _open(path) as file:
         starts = list(_starts(file))
         stops = [*(first for first, *_ in starts[1:]), file.metadata.num_rows]
     shards = [
-        ShardFile(path=_placed(path, name), size=size, sha256=sha256, first=first, num=stop - first)
+        ShardFile(path=_shard_path(path, name), size=size, sha256=sha256, first=first, num=stop - first)
         for (first, name, size, sha256), stop in zip(starts, stops, strict=False)
     ]
     return Manifest(path, shards, metadata)
 
 
-def _placed(path: Path, name: str) -> Path:
+def _shard_path(path: Path, name: str) -> Path:
     """Path of the shard `name` of the manifest at `path`; ValueError if it leads out of the tree, or to no shard."""
     top = os.path.abspath(path.parent / os.pardir / os.pardir)
-    whole = os.path.abspath(path.parent / name)
-    if os.path.isabs(name) or "\0" in name or os.path.commonpath([whole, top]) != top or Path(name).suffix != ".tar":
+    absolute = os.path.abspath(path.parent / name)
+    if os.path.isabs(name) or "\0" in name or os.path.commonpath([absolute, top]) != top or Path(name).suffix != ".tar":
         raise ValueError(f"{path} lists {name!r:.200}, which is no shard below {top}: run `make verify`")
-    return Path(os.path.normpath(path.parent / name))  # as messages should name it, and where its writer has put it
+    return Path(os.path.normpath(path.parent / name))  # relative, as messages name it
 
 
 def _starts(file: pq.ParquetFile) -> Iterator[tuple[int, str, int, str]]:
@@ -191,13 +191,13 @@ def _starts(file: pq.ParquetFile) -> Iterator[tuple[int, str, int, str]]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[pq.ParquetFile]:
-    with _readable(path), pq.ParquetFile(path, read_dictionary=["shard", "sha256"]) as file:
+def _open(path: Path) -> Iterator[pq.ParquetFile]:
+    with _damage_named(path), pq.ParquetFile(path, read_dictionary=["shard", "sha256"]) as file:
         yield file
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, IndexError, pa.ArrowException) as error:

@@ -1,8 +1,8 @@
 """Prompts from files of others: a column of a table, captions of COCO, metadata of LAION.
 
-Tables are read a batch of rows at a time. LAION's are deduplicated and shuffled outside memory: a prompt's place is its
-digest under the seed, so equal prompts meet, whatever files and rows they come from; prompts wait in files by the first
-byte of their digests, and one such file at a time is sorted.
+Tables are read a batch of rows at a time. LAION's prompts are deduplicated and shuffled on disk: they are sorted by
+their digest under the seed, which brings equal prompts together, whatever files and rows they come from. Prompts first
+go to bucket files by the first byte of their digest; then one bucket at a time is sorted.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from dmd.data.prompts import MOST_CHARACTERS
 
 BATCH_SIZE = 65_536  # rows of a source in memory at a time
 BUCKETS = 256  # one for each first byte of a digest
-HELD = 1 << 19  # prompts in memory before they go to their buckets
-SPILLED = pa.schema([("digest", pa.binary(16)), ("prompt", pa.large_string())])
+IN_MEMORY = 1 << 19  # prompts in memory before they go to their buckets
+BUCKET = pa.schema([("digest", pa.binary(16)), ("prompt", pa.large_string())])
 
 
 def column(path: Path, name: str) -> Iterator[pa.Array]:
@@ -51,20 +51,20 @@ def coco(path: Path, *, num: int | None, seed: int) -> list[str]:
         ValueError: the file is not of that layout or has fewer images, or a caption is empty or too long.
     """
     try:
-        found = sorted(_caption(each) for each in json.loads(path.read_bytes())["annotations"])
+        captions = sorted(_caption(each) for each in json.loads(path.read_bytes())["annotations"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is no file of COCO captions (`annotations` of image_id, id, caption): {error}"
         ) from error
     first: dict[int, str] = {}
-    for image, number, caption in found:
+    for image, number, caption in captions:
         text = first.setdefault(image, caption)
         if not 0 < len(text) <= MOST_CHARACTERS:
             raise ValueError(f"{path}: caption {number} has {len(text)} characters, not 1 to {MOST_CHARACTERS}")
     if len(first) < (num or 1):
         raise ValueError(f"{path} has captions of {len(first)} images, num {num} were asked for")
-    drawn = sorted(first, key=lambda image: _digest(str(image), seed))[:num]
-    return [first[image] for image in drawn]
+    chosen = sorted(first, key=lambda image: _digest(str(image), seed))[:num]
+    return [first[image] for image in chosen]
 
 
 def laion(paths: list[Path], section: dict[str, Any], folder: Path, counts: Counter[str]) -> Iterator[pa.Array]:
@@ -80,10 +80,10 @@ def laion(paths: list[Path], section: dict[str, Any], folder: Path, counts: Coun
     Raises:
         ValueError: a file is no parquet table or lacks a column, or fewer than `num` prompts are left.
     """
-    _spill(paths, section, folder, counts)
+    _write_buckets(paths, section, folder, counts)
     left = section["num"]
     for bucket in range(BUCKETS):
-        texts = _sorted(folder / f"{bucket:03d}", counts)
+        texts = _read_bucket(folder / f"{bucket:03d}", counts)
         yield texts if left is None else texts[: max(left, 0)]
         left = None if left is None else left - len(texts)
     if left is not None and left > 0:
@@ -98,23 +98,23 @@ def _caption(annotation: Any) -> tuple[int, int, str]:
     return image, number, text.strip()
 
 
-def _spill(paths: list[Path], section: dict[str, Any], folder: Path, counts: Counter[str]) -> None:
+def _write_buckets(paths: list[Path], section: dict[str, Any], folder: Path, counts: Counter[str]) -> None:
     """Writes the prompts that are used, with their digests, into files by first byte."""
-    writers = [pa.ipc.new_file(folder / f"{bucket:03d}", SPILLED) for bucket in range(BUCKETS)]
-    held: list[str] = []
+    writers = [pa.ipc.new_file(folder / f"{bucket:03d}", BUCKET) for bucket in range(BUCKETS)]
+    prompts: list[str] = []
     for path in paths:
         for batch in _batches(path, {section["text_column"]: "text", section["score_column"]: "score"}):
-            held += _used(batch, section["threshold"], counts)
-            if len(held) >= HELD:
-                _flush(held, section["seed"], writers)
-                held = []
-    _flush(held, section["seed"], writers)
+            prompts += _usable(batch, section["threshold"], counts)
+            if len(prompts) >= IN_MEMORY:
+                _flush(prompts, section["seed"], writers)
+                prompts = []
+    _flush(prompts, section["seed"], writers)
     for writer in writers:
         writer.close()
 
 
-def _used(batch: pa.RecordBatch, threshold: float, counts: Counter[str]) -> list[str]:
-    """Prompts of a batch (text, score) whose score is high enough, without those that nobody could use."""
+def _usable(batch: pa.RecordBatch, threshold: float, counts: Counter[str]) -> list[str]:
+    """Prompts of a batch (text, score) whose score is high enough, without those that are empty or too long."""
     rated = pc.fill_null(pc.greater_equal(batch.column(1).cast(pa.float64()), threshold), False)
     texts = pc.utf8_trim_whitespace(pc.fill_null(batch.column(0).cast(pa.large_string()).filter(rated), ""))
     lengths = pc.utf8_length(texts)
@@ -128,22 +128,22 @@ def _used(batch: pa.RecordBatch, threshold: float, counts: Counter[str]) -> list
 def _flush(prompts: list[str], seed: int, writers: list[pa.ipc.RecordBatchFileWriter]) -> None:
     digests = [_digest(prompt, seed) for prompt in prompts]
     bucket = np.array([digest[0] for digest in digests], np.uint8)
-    batch = pa.record_batch([pa.array(digests, pa.binary(16)), pa.array(prompts, pa.large_string())], schema=SPILLED)
+    batch = pa.record_batch([pa.array(digests, pa.binary(16)), pa.array(prompts, pa.large_string())], schema=BUCKET)
     for number, writer in enumerate(writers):
         if len(chosen := np.flatnonzero(bucket == number)):
             writer.write_batch(batch.take(pa.array(chosen)))
 
 
-def _sorted(path: Path, counts: Counter[str]) -> pa.Array:
-    """The distinct prompts of a bucket by digest; removes it."""
+def _read_bucket(path: Path, counts: Counter[str]) -> pa.Array:
+    """The distinct prompts of a bucket, sorted by digest; the bucket is removed."""
     with pa.ipc.open_file(path) as stream:
         table = stream.read_all()
     path.unlink()
     table = table.sort_by("digest").combine_chunks()
     digests = table["digest"].to_pylist()
-    fresh = [place for place, digest in enumerate(digests) if place == 0 or digest != digests[place - 1]]
-    counts.update(distinct=len(fresh), duplicates=len(digests) - len(fresh))
-    return table["prompt"].take(pa.array(fresh, pa.int64())).combine_chunks()
+    distinct = [row for row, digest in enumerate(digests) if row == 0 or digest != digests[row - 1]]
+    counts.update(distinct=len(distinct), duplicates=len(digests) - len(distinct))
+    return table["prompt"].take(pa.array(distinct, pa.int64())).combine_chunks()
 
 
 def _digest(text: str, seed: int) -> bytes:
@@ -157,7 +157,7 @@ def _batches(path: Path, columns: dict[str, str]) -> Iterator[pa.RecordBatch]:
             for name, kind in columns.items():
                 _check_column(path, table.schema_arrow, name, kind)
             for batch in table.iter_batches(BATCH_SIZE, columns=list(columns)):
-                batch.validate(full=True)  # text that is none would fail later, and name no file
+                batch.validate(full=True)  # bytes that are not UTF-8 would fail later, without the name of the file
                 yield batch.select(list(columns))
     except (OSError, IndexError, UnicodeDecodeError, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read as a parquet table: {error}") from error
@@ -166,8 +166,8 @@ def _batches(path: Path, columns: dict[str, str]) -> Iterator[pa.RecordBatch]:
 def _check_column(path: Path, schema: pa.Schema, name: str, kind: str) -> None:
     if name not in schema.names:
         raise ValueError(f"{path} has no column {name!r} of {kind}s; its columns are {', '.join(schema.names)}")
-    found = schema.field(name).type
-    is_text = pa.types.is_string(found) or pa.types.is_large_string(found)
-    is_number = pa.types.is_floating(found) or pa.types.is_integer(found)
+    column_type = schema.field(name).type
+    is_text = pa.types.is_string(column_type) or pa.types.is_large_string(column_type)
+    is_number = pa.types.is_floating(column_type) or pa.types.is_integer(column_type)
     if not (is_text if kind == "text" else is_number):
-        raise ValueError(f"{path}: column {name!r} holds {found}, not {kind}s")
+        raise ValueError(f"{path}: column {name!r} holds {column_type}, not {kind}s")

@@ -1,4 +1,4 @@
-"""Files of prompts: one column of text, read by rows, never as a whole."""
+"""Files of prompts: one column of text, read by rows, never all at once."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def write(path: Path, texts: Iterable[pa.Array], metadata: Callable[[], Mapping[
     """Writes exactly `path`; the same prompts give the same bytes, however `texts` cuts them.
 
     Args:
-        texts: arrays of strings, in order; few prompts are held at a time.
-        metadata: asked for after the last of `texts`, and kept with the file.
+        texts: arrays of strings, in order; few prompts are in memory at a time.
+        metadata: called after the last of `texts`; the file holds what it returns.
 
     Returns:
         How many prompts were written.
@@ -44,7 +44,7 @@ def write(path: Path, texts: Iterable[pa.Array], metadata: Callable[[], Mapping[
 
 
 class Prompts:
-    """The prompts of a file that a stage of this project wrote; rows are read when they are asked for."""
+    """The prompts of a file that a stage of this project wrote, read by rows."""
 
     def __init__(self, path: Path) -> None:
         """Reads the metadata; ValueError if the file is missing, damaged, or none of prompts."""
@@ -75,12 +75,12 @@ class Prompts:
         group = int(np.searchsorted(self._ends, row, side="right"))
         if self._group is None or self._group[0] != group:
             try:
-                found = self._file.read_row_group(group)[COLUMN]
+                column = self._file.read_row_group(group)[COLUMN]
             except (OSError, ValueError, IndexError, pa.ArrowException) as error:
                 raise ValueError(f"{self._path} cannot be read ({error}): run `make verify`") from error
-            there, claimed = len(found) - found.null_count, self._file.metadata.row_group(group).num_rows
-            if there != claimed:
-                raise ValueError(f"{self._path} claims {claimed} prompts where {there} are: run `make verify`")
-            self._group = group, found
+            num, claimed = len(column) - column.null_count, self._file.metadata.row_group(group).num_rows
+            if num != claimed:
+                raise ValueError(f"{self._path} claims {claimed} prompts where {num} are: run `make verify`")
+            self._group = group, column
         column = self._group[1]
         return str(column[row - int(self._ends[group]) + len(column)].as_py())

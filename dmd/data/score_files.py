@@ -9,8 +9,8 @@ from typing import Any
 
 
 def by_experiment(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Score files by their field `experiment`; ValueError names a file that is none, or a second one."""
-    found: dict[str, dict[str, Any]] = {}
+    """Score files by their field `experiment`; ValueError names a file that is no score, or a second one."""
+    scores: dict[str, dict[str, Any]] = {}
     for path in dict.fromkeys(paths):
         try:
             score = json.loads(path.read_text(encoding="utf-8"))
@@ -19,7 +19,7 @@ def by_experiment(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
                 raise ValueError(f"experiment {name!r:.50} is no name")
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is not a score file: run `make verify`") from error
-        if name in found:
+        if name in scores:
             raise ValueError(f"{path}: there is another score of experiment {name!r}")
-        found[name] = score
-    return found
+        scores[name] = score
+    return scores

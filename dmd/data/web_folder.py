@@ -47,7 +47,7 @@ class WebFolder:
         return self._answer("HEAD", name, lambda answer: int(answer.headers.get("Content-Length", -1)))
 
     def _answer(self, verb: str, name: str, take: Callable[[requests.Response], Value]) -> Value | None:
-        """What `take` makes of the server's answer, its body still to come; None where it has no such file."""
+        """The result of `take` on the answer, whose body it may read; None where the server has no such file."""
         url, headers = self._url(name), {"Accept-Encoding": "identity"}
         for attempt in range(retries.TRIES):
             try:

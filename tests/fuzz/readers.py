@@ -139,7 +139,7 @@ def _read_table(path: Path) -> None:
     for _ in prompt_sources.column(path, "text"):
         pass
     for batch in prompt_sources._batches(path, {"text": "text", "score": "score"}):
-        prompt_sources._used(batch, 1.0, Counter())
+        prompt_sources._usable(batch, 1.0, Counter())
 
 
 def _make_coco(folder: Path) -> Path:
