@@ -1,4 +1,4 @@
-"""Real data: digits, any folder of images, or points of a Gaussian mixture, split by a seed."""
+"""Real data: digits, a folder of images, or points of a Gaussian mixture; a seed splits it."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from torch import Tensor
 from dmd.data import image_folder
 
 SPLITS = ("training", "held_out")
-ALL = "all"  # num_held_out of images that nothing is trained on
+ALL = "all"  # num_held_out of a folder whose images are all held out
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One split of a dataset, whole in memory.
+    """One split of a dataset, all of it in memory.
 
     Attributes:
-        stored: (N, C, H, W); float32 in [-1, 1], or uint8 levels 0..255 (folders of images: a quarter of the memory).
+        values: (N, C, H, W); float32 in [-1, 1], or uint8 levels 0..255 (folders of images: a quarter of the memory).
         labels: int64 (N,), class index or -1; of a mixture the index of the mode each point was drawn from.
         num_classes: classes a denoiser is conditioned on; 0 = unconditional, as of a mixture.
-        sha256: digest of the whole dataset (both splits) and of the settings that shape it; not of where it lies.
+        sha256: digest of both splits and of the settings that shape them; the folder is no part of it.
     """
 
-    stored: Tensor
+    values: Tensor
     labels: Tensor
     num_classes: int
     sha256: str
 
     def __len__(self) -> int:
-        return len(self.stored)
+        return len(self.values)
 
     @property
     def images(self) -> Tensor:
         """All images as float32 in [-1, 1], shape (N, C, H, W)."""
-        return scaled(self.stored)
+        return as_float(self.values)
 
     def batch(self, indices: Tensor) -> Tensor:
         """The images at int64 `indices` (B,) as float32 in [-1, 1], shape (B, C, H, W)."""
-        return scaled(self.stored[indices])
+        return as_float(self.values[indices])
 
 
 def load(dataset: Mapping[str, Any], split: str) -> Dataset:
@@ -105,7 +105,7 @@ def _images(dataset: Mapping[str, Any], split: str) -> Dataset:
 
 
 class Folder:
-    """Images of a folder, which are read when they are asked for.
+    """Images of a folder; `read` reads some of them.
 
     Attributes:
         labels: int64 (N,) of all files in their order, -1 where there are no classes.
@@ -127,7 +127,7 @@ class Folder:
 
     def chosen(self, split: str) -> np.ndarray:
         """Indices of the files of a split."""
-        return _of_folder(self._dataset, len(self._names), split)
+        return _folder_indices(self._dataset, len(self._names), split)
 
     def read(self, chosen: np.ndarray) -> Tensor:
         """Some images, uint8 (n, C, H, W)."""
@@ -136,7 +136,7 @@ class Folder:
         return torch.from_numpy(image_folder.read(paths, **{key: self._dataset[key] for key in keys}))
 
 
-def _of_folder(dataset: Mapping[str, Any], num: int, split: str) -> np.ndarray:
+def _folder_indices(dataset: Mapping[str, Any], num: int, split: str) -> np.ndarray:
     """Indices of one split of the `num` images of a folder."""
     folder, num_held_out = dataset["folder"], dataset["num_held_out"]
     if num_held_out == ALL:
@@ -169,25 +169,25 @@ def _digest(dataset: Mapping[str, Any], *contents: bytes) -> str:
 
 
 def parts(dataset: Mapping[str, Any], split: str, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The split in pieces of `size`: `stored` and `labels` as in `Dataset`; of a folder one piece is in memory."""
+    """The split in parts of `size` items, `values` and `labels` as in `Dataset`; of a folder one part is in memory."""
     if dataset.get("kind") == "images":
         folder = Folder(dataset)
         for indices in np.array_split(chosen := folder.chosen(split), range(size, len(chosen), size)):
             yield folder.read(indices), folder.labels[indices]
         return
-    whole = load(dataset, split)
-    yield from zip(whole.stored.split(size), whole.labels.split(size), strict=True)
+    loaded = load(dataset, split)
+    yield from zip(loaded.values.split(size), loaded.labels.split(size), strict=True)
 
 
-def described(dataset: Mapping[str, Any]) -> tuple[int, str]:
-    """Number of classes, and digest, of a whole dataset."""
+def describe(dataset: Mapping[str, Any]) -> tuple[int, str]:
+    """Number of classes, and digest, of a dataset with all its splits."""
     if dataset.get("kind") == "images":
         folder = Folder(dataset)
         return folder.num_classes, folder.sha256
-    whole = load(dataset, "training")
-    return whole.num_classes, whole.sha256
+    training = load(dataset, "training")
+    return training.num_classes, training.sha256
 
 
-def scaled(stored: Tensor) -> Tensor:
-    """Stored images as float32 in [-1, 1]."""
-    return stored.to(torch.float32) / 127.5 - 1 if stored.dtype == torch.uint8 else stored
+def as_float(values: Tensor) -> Tensor:
+    """Images as float32 in [-1, 1], of uint8 levels or of such numbers."""
+    return values.to(torch.float32) / 127.5 - 1 if values.dtype == torch.uint8 else values

@@ -1,4 +1,4 @@
-"""Images of a dataset as shards with an index: named splits, classes and sigma_data stand in the manifest."""
+"""Images of a dataset in shards, whose manifest names splits, classes and sigma_data."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from dmd.data import manifest as manifests
 from dmd.data import shards
-from dmd.data.dataset import SPLITS, scaled
+from dmd.data.dataset import SPLITS, as_float
 from dmd.data.manifest import Manifest
-from dmd.data.shard_rows import Once, ShardRows, unshared
+from dmd.data.shard_rows import ShardRows, Verifier, verify_alone
 
-IN_MEMORY = 2**28  # bytes of shards that are read whole, which is faster
+IN_MEMORY = 2**28  # bytes of shards up to which all images are held in memory, which is faster
 
 
 class ImageReader:
-    """One split of a manifest of images, read by random access where it is too large for memory.
+    """One split of a manifest of images, held in memory or, if it is too large, read by random access.
 
     Attributes:
         shape: (C, H, W) of an image.
@@ -32,7 +32,7 @@ class ImageReader:
         modes: means of a mixture's modes, None of all others.
     """
 
-    def __init__(self, path: Path, split: str, *, once: Once = unshared, in_memory: int = IN_MEMORY) -> None:
+    def __init__(self, path: Path, split: str, *, verify: Verifier = verify_alone, in_memory: int = IN_MEMORY) -> None:
         """path: images/manifest.parquet.
 
         Raises:
@@ -53,45 +53,45 @@ class ImageReader:
         self.splits: list[str] = [*facts["splits"]]
         self.name: str = facts["name"]
         self.modes: list[list[float]] | None = facts["modes"]
-        self._rows = ShardRows(manifest, once=once)
+        self._rows = ShardRows(manifest, verify=verify)
         small = sum(shard.size for shard in manifest.shards) <= in_memory
-        self._stored = _whole(self._rows, manifest, first, stop) if small else None
+        self._images = _read_split(self._rows, manifest, first, stop) if small else None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, indices: Tensor) -> Tensor:
         """The images at int64 `indices` (B,) as float32 in [-1, 1], shape (B, C, H, W)."""
-        if self._stored is not None:
-            return scaled(self._stored[indices])
+        if self._images is not None:
+            return as_float(self._images[indices])
         items = self._rows.items((indices + self._first).tolist())
-        return scaled(self._rows.stacked(items, "image"))
+        return as_float(self._rows.stacked(items, "image"))
 
 
-def _whole(rows: ShardRows, manifest: Manifest, first: int, stop: int) -> Tensor:
-    """All images of a split, in order; its shards are checked on the way."""
+def _read_split(rows: ShardRows, manifest: Manifest, first: int, stop: int) -> Tensor:
+    """All images of a split, in order; each shard is verified before it is read."""
     images: list[np.ndarray] = []
     for number, shard in enumerate(manifest.shards):
         if shard.first < stop and shard.first + shard.num > first:
-            rows.check(number)
+            rows.verify(number)
             wanted = range(max(first, shard.first), min(stop, shard.first + shard.num))
             images += [item["image"].copy() for index, item in shards.read(shard.path) if index in wanted]
     return torch.from_numpy(np.stack(images))
 
 
-def splits_of(counts: dict[str, int]) -> dict[str, list[int]]:
-    """First row and the row behind the last one of each split, in the order of `SPLITS`."""
-    found, first = {}, 0
+def split_rows(counts: dict[str, int]) -> dict[str, list[int]]:
+    """First row of each split and the row after its last one; splits lie in the order of `SPLITS`."""
+    rows, first = {}, 0
     for split in SPLITS:
         if num := counts.get(split, 0):
-            found[split] = [first, first + num]
+            rows[split] = [first, first + num]
             first += num
-    return found
+    return rows
 
 
 def items(parts: Iterator[tuple[Tensor, Tensor]], first: int) -> Iterator[tuple[int, shards.Item]]:
-    """(row, fields) of images and labels that come in pieces."""
-    for stored, labels in parts:
-        for image, label in zip(stored.numpy(), labels.numpy(), strict=True):
+    """(row, fields) of images and labels that come in parts, counted from `first`."""
+    for values, labels in parts:
+        for image, label in zip(values.numpy(), labels.numpy(), strict=True):
             yield first, {"image": image, "label": label}
             first += 1

@@ -28,7 +28,7 @@ def _header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
 def array(data: mmap.mmap, start: int, size: int) -> np.ndarray:
     """A view of the array that `size` bytes of `data` from `start` on hold; ValueError if they hold none."""
     length = 10 + int.from_bytes(data[start + 8 : start + 10], "little")
-    shape, dtype = _parsed(data[start : start + length])
+    shape, dtype = _parse_header(data[start : start + length])
     count = math.prod(shape)
     if count < 0 or length + count * dtype.itemsize != size:
         raise ValueError(f"a .npy member of {size} bytes claims {count} values of {dtype}")
@@ -36,7 +36,7 @@ def array(data: mmap.mmap, start: int, size: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
-def _parsed(content: bytes) -> tuple[tuple[int, ...], np.dtype]:
+def _parse_header(content: bytes) -> tuple[tuple[int, ...], np.dtype]:
     stream = io.BytesIO(content)
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("members are written in .npy format 1.0")

@@ -1,4 +1,4 @@
-"""Pairs of a manifest in a reproducible shuffled order, and text states by row, without loading them all."""
+"""Pairs of a manifest in a reproducible shuffled order, and text states by row; they are never all in memory."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 import torch
 
 from dmd.data.manifest import Manifest
-from dmd.data.shard_rows import Once, ShardRows, unshared
-from dmd.data.storage import Storage
+from dmd.data.shard_rows import ShardRows, Verifier, verify_alone
+from dmd.data.storage import LOCAL, ShardSource
 
 
 class TextReader:
     """Text states of a manifest by row. Several threads may read."""
 
-    def __init__(self, manifest: Manifest, *, once: Once = unshared) -> None:
-        self._rows, self._lock = ShardRows(manifest, once=once), threading.Lock()
+    def __init__(self, manifest: Manifest, *, verify: Verifier = verify_alone) -> None:
+        self._rows, self._lock = ShardRows(manifest, verify=verify), threading.Lock()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -29,16 +29,19 @@ class TextReader:
 
 
 class PairReader:
-    """Position p of the stream is a pure function of (seed, p, manifest), so a resumed run reads on exactly.
+    """Pairs at positions of an endless shuffled stream.
 
+    The pair at position p is a pure function of (seed, p, manifest), so a resumed run reads exactly the same pairs.
     Several threads may read.
     """
 
-    def __init__(self, manifest: Manifest, *, seed: int, once: Once = unshared, storage: Storage | None = None) -> None:
-        """Opens nothing yet; `once` and `storage` as in `ShardRows`."""
-        self._rows, self._seed = ShardRows(manifest, once=once, storage=storage), seed
+    def __init__(
+        self, manifest: Manifest, *, seed: int, verify: Verifier = verify_alone, source: ShardSource = LOCAL
+    ) -> None:
+        """Opens nothing yet; `verify` and `source` as in `ShardRows`."""
+        self._rows, self._seed = ShardRows(manifest, verify=verify, source=source), seed
         self._order: tuple[tuple[int, int], np.ndarray] = ((-1, 0), np.empty(0, np.int64))
-        self._lock = threading.Lock()  # of everything above that changes
+        self._lock = threading.Lock()  # for all of the above
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -49,7 +52,7 @@ class PairReader:
         """Pairs at positions position .. position + num - 1 of the endless shuffled stream.
 
         Args:
-            among: how many pairs of the manifest there are, its first ones; None is all of them.
+            among: the stream shuffles the first `among` pairs of the manifest; None is all of them.
             last: "image", or "trajectory" for all states that were kept, (num, M, C, H, W), the last one the image.
 
         Returns:
@@ -60,7 +63,7 @@ class PairReader:
             ValueError: a shard is missing or differs from the manifest.
         """
         with self._lock:
-            rows = [self._row(place, among or len(self)) for place in range(position, position + num)]
+            rows = [self._row(each, among or len(self)) for each in range(position, position + num)]
             self._rows.prepare(rows)
             items = self._rows.items(rows)
             name = "text" if "text" in items[0] else "label"
@@ -68,7 +71,7 @@ class PairReader:
         return noise, label, image
 
     def texts(self, rows: Iterable[int]) -> torch.Tensor:
-        """Text states float32 (B, L, E) of rows of the manifest; ValueError if its pairs have none."""
+        """Text states float32 (B, L, E) of rows of the manifest; ValueError if its pairs hold none."""
         with self._lock:
             items = self._rows.items(rows)
             if "text" not in items[0]:
@@ -77,7 +80,7 @@ class PairReader:
             return self._rows.stacked(items, "text")
 
     def _row(self, position: int, num: int) -> int:
-        epoch, place = divmod(position, num)
+        epoch, index = divmod(position, num)
         if self._order[0] != (epoch, num):
             self._order = (epoch, num), np.random.default_rng([self._seed, epoch]).permutation(num)
-        return int(self._order[1][place])
+        return int(self._order[1][index])

@@ -29,11 +29,11 @@ class StorageError(ValueError):
 
 
 class DiskError(OSError):
-    """The disk of this machine cannot take what came."""
+    """The disk of this machine refuses the bytes that came."""
 
 
 class Remote(Protocol):
-    """What lies under a prefix."""
+    """The files under a prefix."""
 
     def sizes(self, names: Iterable[str]) -> dict[str, int | None]:
         """Bytes of each file, None where there is none."""
@@ -42,7 +42,7 @@ class Remote(Protocol):
         """A small file, or its first `num` bytes; None where there is none."""
 
     def download(self, name: str, partial: Path, size: int) -> str:
-        """Brings a file to `partial`, going on from what is there, and returns its sha256."""
+        """Downloads a file to `partial`, goes on from what is there, and returns the sha256 of the file."""
 
 
 def connect(prefix: str, *, endpoint: str | None, log: Callable[[str], None]) -> Remote:
@@ -66,14 +66,14 @@ class ObjectStorage:
         self.prefix, self._log = prefix.rstrip("/"), log
         parts = urlsplit(self.prefix)
         self._root = f"{parts.netloc}{parts.path}"
-        self._system = self._tried(parts.netloc, lambda: _file_system(parts.scheme, parts.netloc, endpoint))
+        self._system = self._retry(parts.netloc, lambda: _file_system(parts.scheme, parts.netloc, endpoint))
 
     def sizes(self, names: Iterable[str]) -> dict[str, int | None]:
         """Of many by listing their folders: a request for a thousand objects."""
         from pyarrow.fs import FileSelector, FileType
 
         wanted = list(names)
-        found: dict[str, int | None] = dict.fromkeys(wanted)
+        by_name: dict[str, int | None] = dict.fromkeys(wanted)
         keys = [f"{self._root}/{name}" for name in wanted]
         folders = sorted({os.path.dirname(key) for key in keys}) if len(wanted) > FEW else []
 
@@ -81,11 +81,11 @@ class ObjectStorage:
             listed = [self._system.get_file_info(FileSelector(each, allow_not_found=True)) for each in folders]
             return [info for infos in listed for info in infos] if folders else self._system.get_file_info(keys)
 
-        for info in self._tried("", ask):
+        for info in self._retry("", ask):
             name = info.path.removeprefix(f"{self._root}/")
-            if info.type == FileType.File and name in found:
-                found[name] = info.size
-        return found
+            if info.type == FileType.File and name in by_name:
+                by_name[name] = info.size
+        return by_name
 
     def read(self, name: str, num: int | None = None) -> bytes | None:
         def content() -> bytes | None:
@@ -95,7 +95,7 @@ class ObjectStorage:
             except FileNotFoundError:
                 return None
 
-        return self._tried(name, content)
+        return self._retry(name, content)
 
     def download(self, name: str, partial: Path, size: int) -> str:
         digest = hashlib.sha256()
@@ -126,7 +126,7 @@ class ObjectStorage:
                 while chunk := source.read(PIECE):
                     target.write(chunk)
 
-        self._tried(name, attempt)
+        self._retry(name, attempt)
 
     def remove(self, name: str) -> None:
         """Removes an object, if it is there."""
@@ -137,10 +137,10 @@ class ObjectStorage:
             except FileNotFoundError:
                 return
 
-        self._tried(name, attempt)
+        self._retry(name, attempt)
 
     def _receive(self, name: str, start: int, size: int, take: Callable[[bytes], None]) -> None:
-        """Hands over all bytes from `start` on, in order, whatever becomes of connections."""
+        """Gives `take` all bytes from `start` on, in order; a lost connection is made again."""
         reached = start
 
         def attempt() -> None:
@@ -149,7 +149,7 @@ class ObjectStorage:
                 take(piece)
                 reached += len(piece)
 
-        self._tried(name, attempt, reached=lambda: reached)
+        self._retry(name, attempt, reached=lambda: reached)
 
     def _pieces(self, name: str, start: int, size: int) -> Iterator[bytes]:
         """Bytes from `start` on, in order, a few requests ahead."""
@@ -157,15 +157,18 @@ class ObjectStorage:
             if stream.size() != size:
                 raise StorageError(f"{self.prefix}/{name} has {stream.size()} bytes, {size} were recorded")
             ahead: deque[Future[bytes]] = deque()
-            for place in range(start, size, PIECE):
-                ahead.append(pool.submit(stream.read_at, min(PIECE, size - place), place))
+            for offset in range(start, size, PIECE):
+                ahead.append(pool.submit(stream.read_at, min(PIECE, size - offset), offset))
                 if len(ahead) == PIECES:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
 
-    def _tried(self, name: str, action: Callable[[], Value], reached: Callable[[], int] = lambda: 0) -> Value:
-        """The result of an action, which is tried again with growing pauses as long as it fails on its way."""
+    def _retry(self, name: str, action: Callable[[], Value], reached: Callable[[], int] = lambda: 0) -> Value:
+        """The result of an action; a failure is tried again, with growing pauses, `retries.TRIES` times in a row.
+
+        A failure counts as the first one if `reached` says that the action came further than before.
+        """
         furthest, failures = -1, 0
         while True:
             try:
@@ -189,12 +192,12 @@ def _file_system(scheme: str, bucket: str, endpoint: str | None) -> Any:
     from pyarrow import fs
 
     own = urlsplit(endpoint) if endpoint else None
-    place = {"endpoint_override": own.netloc, "scheme": own.scheme} if own else {}
+    address = {"endpoint_override": own.netloc, "scheme": own.scheme} if own else {}
     if scheme == "gs":
-        return fs.GcsFileSystem(**place)
+        return fs.GcsFileSystem(**address)
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     region = region or ("us-east-1" if own else fs.resolve_s3_region(bucket))
-    return fs.S3FileSystem(region=region, connect_timeout=retries.TIMEOUT[0], request_timeout=60, **place)
+    return fs.S3FileSystem(region=region, connect_timeout=retries.TIMEOUT[0], request_timeout=60, **address)
 
 
 def _write(output: Any, piece: bytes) -> None:

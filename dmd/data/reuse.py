@@ -1,4 +1,4 @@
-"""What the stages of pairs leave in a storage, and what they take from it in place of drawing it again."""
+"""Takes blocks and shards from a storage, so that they need not be drawn again, and puts new ones there."""
 
 from __future__ import annotations
 
@@ -13,28 +13,35 @@ from dmd.cluster import reporting
 from dmd.data import manifest, shards
 from dmd.data.manifest import ShardFile
 from dmd.data.remote import StorageError
-from dmd.data.storage import Settings, Storage, open_shard
+from dmd.data.storage import LOCAL, Settings, Storage
 from dmd.provenance import files, record
 
 HEAD = 1 << 18  # bytes that hold the record which a shard begins with
 
 
-def opened(settings: Settings | None) -> Storage | None:
-    """The storage of a spec, None where it names none."""
+def connect(settings: Settings | None) -> Storage | None:
+    """The storage that a spec names, or None."""
     return Storage(settings, log=reporting.log) if settings else None
 
 
-def recall_block(
+def take_block(
     storage: Storage, output: Path, made: Mapping[Path, bool], provenance: Mapping[str, Any], inputs: record.Inputs
 ) -> bool:
-    """Takes a block file from the storage if it was made of the same, and all its shards are here or there.
+    """Takes a block file from the storage if it was made from the same inputs and numbers and no shard is missing.
 
-    Its shards stay there; each gets a record that says so, and what is here of it without being `made` goes. False
-    where something is missing or differs.
+    A shard may be in the storage or in the folder. One that is not in the folder stays in the storage; its local record
+    says so.
+
+    Args:
+        made: path of each shard, and whether the folder has it, complete and from the same inputs and numbers. A file
+            that is not is removed.
+
+    Returns:
+        Whether the block was taken.
 
     Raises:
-        StorageError: the storage does not say.
-        ValueError: the block file is damaged there, and can be removed.
+        StorageError: the storage does not answer.
+        ValueError: the block file in the storage is damaged, and can be removed there.
     """
     entry = storage.record(output)
     if entry is None:
@@ -55,11 +62,11 @@ def recall_block(
         return False
     own = {path.name: path for path in made}
     listed = {own[file.path.name]: file for file in block.shards if file.path.name in own}
-    if [*listed] != [*made] or not _are_there(storage, listed, made):
+    if [*listed] != [*made] or not _all_available(storage, listed, made):
         return False
     for path, file in listed.items():
         if not made[path]:
-            _leave(storage, path, record.entry(file.sha256, file.size, stage=provenance["stage"], inputs=inputs))
+            _leave_there(storage, path, record.entry(file.sha256, file.size, stage=provenance["stage"], inputs=inputs))
     tars = {"shards": {str(path): file.sha256 for path, file in listed.items()}}
     with record.publish(output, stage=provenance["stage"], inputs={**inputs, **tars}) as temporary:
         temporary.write_bytes(content)
@@ -67,24 +74,24 @@ def recall_block(
     return True
 
 
-def claim(
+def take_shard(
     storage: Storage, path: Path, origin: Mapping[str, Any], number: int, inputs: record.Inputs, *, made: bool
 ) -> bool:
-    """Whether shard `number` need not be drawn: it is `made`, or the storage has it, made of the same.
+    """Whether shard `number` need not be drawn, because it is `made` or the storage has it, from the same `origin`.
 
-    Writes the record of one that is only there, in place of what is here without being `made`.
+    Of a shard that is only in the storage a local record is written, and a file that is not `made` is removed.
 
     Raises:
-        StorageError: the storage does not say.
-        ValueError: the storage has another shard of this name, which is not the one that this folder knew.
+        StorageError: the storage does not answer.
+        ValueError: the storage has another shard of this name, whose digest the local record does not have.
     """
     entry, known = storage.record(path), (record.read(path) or {}).get("sha256")
     if entry is None or (made and known == entry["sha256"]):
         return made
-    found = shards.parse_record(storage.head(path, HEAD)) or {}
-    same = found.get("origin") == origin and found.get("shard") == number
+    stored = shards.parse_record(storage.head(path, HEAD)) or {}
+    same = stored.get("origin") == origin and stored.get("shard") == number
     if same and not made:
-        _leave(storage, path, record.entry(entry["sha256"], entry["size"], stage=origin["stage"], inputs=inputs))
+        _leave_there(storage, path, record.entry(entry["sha256"], entry["size"], stage=origin["stage"], inputs=inputs))
         return True
     if storage.writable and known != entry["sha256"]:
         raise ValueError(
@@ -94,19 +101,19 @@ def claim(
     return made
 
 
-def listed(path: Path, first_seed: int, storage: Storage | None) -> tuple[str, pa.Table, dict[str, Any]]:
-    """Digest, rows and facts of one shard, here or in the storage; paths in rows are relative to a folder beside it."""
+def describe_shard(path: Path, first_seed: int, storage: Storage | None) -> tuple[str, pa.Table, dict[str, Any]]:
+    """Digest, rows and facts of a shard, local or in the storage; its path in the rows begins with `../`."""
     entry = record.read(path)
     digest = entry["sha256"] if entry and not path.is_file() else record.check(path)
     file = ShardFile(path, entry["size"] if entry else path.stat().st_size, digest, 0, 0)
-    with open_shard(file, storage, checked=True) as shard:
+    with (storage or LOCAL).open(file) as shard:
         table = manifest.rows_of(shard, f"../{path.name}", size=file.size, sha256=digest, first_seed=first_seed)
         facts = (shards.read_record(shard.path) or {})["facts"]
     return digest, table, facts
 
 
-def settle(storage: Storage, output: Path, paths: Sequence[Path]) -> None:
-    """Uploads a block file and those of its shards that are here, and removes them here where they are not kept."""
+def put_block(storage: Storage, output: Path, paths: Sequence[Path]) -> None:
+    """Uploads a block file and its local shards; unless `storage.keep`, removes those shards here."""
     if not storage.writable:
         return
     here = [path for path in paths if path.is_file()]
@@ -114,29 +121,28 @@ def settle(storage: Storage, output: Path, paths: Sequence[Path]) -> None:
         storage.upload(path)
     if not storage.keep:
         for path in here:
-            storage.drop(path)
+            storage.remove_local(path)
 
 
-def check(storage: Storage, away: Sequence[ShardFile]) -> None:
-    """Compares sizes of shards that are only in the storage; whoever reads them compares digests.
+def check_sizes(storage: Storage, away: Sequence[ShardFile]) -> None:
+    """Compares the sizes of shards that are only in the storage; their reader compares digests.
 
     Raises:
         ValueError: one is missing there, or has another size.
     """
     for file, size in zip(away, storage.sizes([file.path for file in away]), strict=True):
         if size != file.size:
-            found = "is not there" if size is None else f"has {size} bytes, {file.size} were recorded"
-            raise ValueError(f"{storage.url(file.path)} {found}: run `make verify`, then snakemake again")
+            fault = "is not there" if size is None else f"has {size} bytes, {file.size} were recorded"
+            raise ValueError(f"{storage.url(file.path)} {fault}: run `make verify`, then snakemake again")
 
 
-def _leave(storage: Storage, path: Path, entry: dict[str, Any]) -> None:
-    """Writes the record of a shard that is only in the storage; a tar that is here is damaged, or of other numbers."""
+def _leave_there(storage: Storage, path: Path, entry: dict[str, Any]) -> None:
+    """Writes the local record of a shard in the storage; a local file is damaged, or from other numbers, and goes."""
     with record.exclusive(path, wait=True):  # a job whose block has the same shard may just publish it
-        storage.note(path, entry)
-        path.unlink(missing_ok=True)
+        storage.remove_local(path, entry)
 
 
-def _are_there(storage: Storage, listed: Mapping[Path, ShardFile], made: Mapping[Path, bool]) -> bool:
+def _all_available(storage: Storage, listed: Mapping[Path, ShardFile], made: Mapping[Path, bool]) -> bool:
     """Whether each shard is `made` here, with the digest that is listed, or in the storage."""
     away = {path: file for path, file in listed.items() if not made[path]}
     for path, file in listed.items():

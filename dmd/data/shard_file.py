@@ -1,4 +1,4 @@
-"""A shard that a stage writes as a whole, and the rows that its manifest lists it by."""
+"""Publishes a shard that a stage writes in one go, with the rows that list it in a manifest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dmd.data import manifest, shards
 from dmd.provenance import record
 
 
-def write(
+def publish(
     path: Path,
     items: Iterable[tuple[int, shards.Item]],
     *,
@@ -21,7 +21,7 @@ def write(
     provenance: Mapping[str, Any],
     inputs: record.Inputs,
 ) -> tuple[str, pa.Table]:
-    """Digest of the new shard, and its rows.
+    """Writes a shard with its record; returns its digest and its rows.
 
     Args:
         items: index and fields of each, one of them in memory at a time.

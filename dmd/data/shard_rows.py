@@ -1,4 +1,4 @@
-"""Rows of a manifest by random access: shards are checked when they are first needed, and kept open."""
+"""Rows of a manifest by random access: a shard is verified when it is first needed, and stays open."""
 
 from __future__ import annotations
 
@@ -11,36 +11,37 @@ import torch
 from torch import Tensor
 
 from dmd.data.manifest import Manifest
-from dmd.data.shards import Item, Place, Shard
-from dmd.data.storage import Storage, open_shard
+from dmd.data.shards import Extent, Item, Shard
+from dmd.data.storage import LOCAL, ShardSource
 
 DESCRIPTORS = 2  # of an open shard: its file and its memory map
-SPARE = 128  # descriptors for all else
-Once = Callable[[int, Callable[[], None]], None]  # calls the second, unless that was done for shard number the first
+SPARE = 128  # descriptors for everything else
+Verifier = Callable[[int, Callable[[], None]], None]  # (shard number, check): calls `check` if the shard needs it
 
 
-def unshared(number: int, check: Callable[[], None]) -> None:
-    """A shard is checked by every reader that needs it."""
+def verify_alone(number: int, check: Callable[[], None]) -> None:
+    """The `Verifier` of a process that is alone: every reader verifies each shard itself."""
     check()
 
 
 class ShardRows:
     """Items of a manifest by row. One thread at a time may read."""
 
-    def __init__(self, manifest: Manifest, *, once: Once = unshared, storage: Storage | None = None) -> None:
-        """Opens nothing yet; a shard is checked against the manifest when it is first needed.
+    def __init__(self, manifest: Manifest, *, verify: Verifier = verify_alone, source: ShardSource = LOCAL) -> None:
+        """Opens nothing yet.
 
-        `once` may leave the comparison of digests to another process. Shards that are missing are downloaded from
-        `storage`, where there is one, and read from its cache.
+        Args:
+            verify: may leave the comparison of digests to another process, see `verification`.
+            source: where shards are.
         """
         self.manifest = manifest
-        self._once, self._storage = once, storage
+        self._verify, self._source = verify, source
         self._offsets, self._lengths = manifest.numbers("offset"), manifest.numbers("length")
         self._firsts = np.array([shard.first for shard in manifest.shards])
-        fits = storage is None or storage.holds(manifest.shards)  # a file that is open takes room even if it is removed
-        self._most = most_open(len(manifest.shards)) if fits else 1
+        # where not all fit one is open: a file that is removed takes room as long as it is open
+        self._max_open = max_open(len(manifest.shards)) if source.holds(manifest.shards) else 1
         self._open: dict[int, Shard] = {}  # least recently used first
-        self._checked: set[int] = set()
+        self._verified: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -50,10 +51,10 @@ class ShardRows:
         return [self._item(row) for row in rows]
 
     def prepare(self, rows: Iterable[int]) -> None:
-        """Downloads what some rows need, several shards at once, if all will stay."""
-        if self._storage is not None and self._most > 1:
-            numbers = {self._number(row) for row in rows} - self._checked
-            self._storage.prepare([self.manifest.shards[number] for number in sorted(numbers)])
+        """Brings the shards of some rows to this machine, several at once, if there is room for all of the manifest."""
+        if self._max_open > 1:
+            numbers = {self._number(row) for row in rows} - self._verified
+            self._source.prepare([self.manifest.shards[number] for number in sorted(numbers)])
 
     def stacked(self, items: list[Item], name: str) -> Tensor:
         """One field of all items; half-precision values become float32. ValueError if they are of several shapes."""
@@ -69,25 +70,24 @@ class ShardRows:
 
     def _item(self, row: int) -> Item:
         number = self._number(row)
-        shard = self._open.pop(number, None) or self._opened(number)
+        shard = self._open.pop(number, None) or self._open_shard(number)
         self._open[number] = shard
-        return shard.item(Place(int(self._offsets[row]), int(self._lengths[row])))
+        return shard.item(Extent(int(self._offsets[row]), int(self._lengths[row])))
 
-    def _opened(self, number: int) -> Shard:
-        if len(self._open) == self._most:
+    def _open_shard(self, number: int) -> Shard:
+        if len(self._open) == self._max_open:
             self._open.pop(next(iter(self._open))).close()
-        self.check(number)
-        return open_shard(self.manifest.shards[number], self._storage, checked=True)
+        self.verify(number)
+        return self._source.open(self.manifest.shards[number])
 
-    def check(self, number: int) -> None:
-        """Compares shard `number` with the manifest, where it is here and nobody did; ValueError if it differs."""
-        file = self.manifest.shards[number]
-        if number not in self._checked and (self._storage is None or file.path.is_file()):
-            self._once(number, lambda: open_shard(file, None).close())
-        self._checked.add(number)
+    def verify(self, number: int) -> None:
+        """Compares shard `number` with the manifest, unless that was done; ValueError if it differs."""
+        if number not in self._verified:
+            self._verify(number, lambda: self._source.verify(self.manifest.shards[number]))
+        self._verified.add(number)
 
 
-def most_open(num: int) -> int:
+def max_open(num: int) -> int:
     """How many of `num` shards may be open at once; raises this process's limit of descriptors as far as it may."""
     wanted = SPARE + DESCRIPTORS * num
     soft, hard = (

@@ -26,15 +26,15 @@ Item = dict[str, np.ndarray]  # field -> array: image, label, and noise in pairs
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where one item lies in its tar, in bytes."""
+class Extent:
+    """The bytes of one item in its tar: the first one, and how many."""
 
     offset: int
     length: int
 
 
 class _Member(NamedTuple):
-    """One file in a tar; positions in bytes: of its header, of its data, behind its padding."""
+    """One file in a tar. Bytes: `start` of its header, `data` and `size` of its content, `stop` after its padding."""
 
     number: int
     field: str
@@ -56,7 +56,7 @@ def write(path: Path, items: Iterable[tuple[int, Item]], record: Mapping[str, An
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """The record a shard begins with; None if the file is not such a shard."""
+    """The record that a shard begins with; None if the file is no shard of a stage."""
     try:
         with open(path, "rb") as stream:
             head = stream.read(BLOCK_SIZE)
@@ -66,15 +66,15 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def parse_record(head: bytes) -> dict[str, Any] | None:
-    """The record in the first bytes of a shard; None if they are not those of such a shard, or too few."""
+    """The record in the first bytes of a shard; None if they are too few, or not those of a shard of a stage."""
     try:
         name, size = _member(head, 0)
         if name != f"{RECORD_KEY}.json":
             return None
-        found = json.loads(head[BLOCK_SIZE : BLOCK_SIZE + size])
+        content = json.loads(head[BLOCK_SIZE : BLOCK_SIZE + size])
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def read(path: Path) -> Iterator[tuple[int, Item]]:
@@ -95,21 +95,21 @@ class Shard:
         self.path = path
         if not path.is_file():
             raise ValueError(f"{path} is missing: `make verify`, then run snakemake again")
-        found = path.stat().st_size
-        if found < BLOCK_SIZE:
-            raise ValueError(f"{path} has {found} bytes: truncated? run `make verify`")
-        if size is not None and found != size:
-            raise ValueError(f"{path} has {found} bytes, its manifest says {size}: truncated? run `make verify`")
+        num_bytes = path.stat().st_size
+        if num_bytes < BLOCK_SIZE:
+            raise ValueError(f"{path} has {num_bytes} bytes: truncated? run `make verify`")
+        if size is not None and num_bytes != size:
+            raise ValueError(f"{path} has {num_bytes} bytes, its manifest says {size}: truncated? run `make verify`")
         if sha256 is not None and (digest := files.sha256(path)) != sha256:
             raise ValueError(f"{path} is damaged: sha256 {digest}, its manifest says {sha256}: run `make verify`")
         self._stream = open(path, "rb")  # noqa: SIM115 (closed by close)
         self._map = mmap.mmap(self._stream.fileno(), 0, access=mmap.ACCESS_READ)
 
-    def item(self, place: Place) -> Item:
-        """The fields of the item at `place`; ValueError if the shard is damaged, or has no such place."""
-        if not 0 <= place.offset <= place.offset + place.length <= len(self._map):
-            raise ValueError(f"{self.path} has {len(self._map)} bytes, none from {place.offset} for {place.length}")
-        members = list(self._walk(place.offset, place.offset + place.length))
+    def item(self, extent: Extent) -> Item:
+        """The fields of the item at `extent`; ValueError if the shard is damaged or ends before."""
+        if not 0 <= extent.offset <= extent.offset + extent.length <= len(self._map):
+            raise ValueError(f"{self.path} has {len(self._map)} bytes, none from {extent.offset} for {extent.length}")
+        members = list(self._walk(extent.offset, extent.offset + extent.length))
         try:
             return {member.field: npy.array(self._map, member.data, member.size) for member in members}
         except ValueError as error:
@@ -117,20 +117,20 @@ class Shard:
 
     def items(self) -> Iterator[tuple[int, Item]]:
         """All items in order, as (global index, fields)."""
-        for index, place in self.index():
-            yield index, self.item(place)
+        for index, extent in self.index():
+            yield index, self.item(extent)
 
-    def index(self) -> Iterator[tuple[int, Place]]:
-        """Global index and place of all items in order; reads only headers."""
+    def index(self) -> Iterator[tuple[int, Extent]]:
+        """Global index and extent of all items in order; reads only headers."""
         index, start, stop = -1, 0, 0
         for member in self._walk(0, len(self._map)):
             if member.number != index:
                 if index >= 0:
-                    yield index, Place(start, stop - start)
+                    yield index, Extent(start, stop - start)
                 index, start = member.number, member.start
             stop = member.stop
         if index >= 0:
-            yield index, Place(start, stop - start)
+            yield index, Extent(start, stop - start)
 
     def _walk(self, start: int, stop: int) -> Iterator[_Member]:
         while start + BLOCK_SIZE <= stop and self._map[start]:  # tar ends with blocks of zeros
@@ -143,9 +143,9 @@ class Shard:
             if end > len(self._map):
                 raise ValueError(f"{self.path} is truncated inside {name}: run `make verify`")
             if not name.startswith("__meta__/"):
-                if (found := MEMBER.fullmatch(name)) is None:
+                if (member := MEMBER.fullmatch(name)) is None:
                     raise self._damaged(f"member {name!r}")
-                yield _Member(int(found[1]), found[2], start, data, size, end)
+                yield _Member(int(member[1]), member[2], start, data, size, end)
             start = end
 
     def _damaged(self, reason: object) -> ValueError:

@@ -1,7 +1,8 @@
-"""Files of a folder that may lie elsewhere: under a prefix of object storage or of a web server, by the same names.
+"""Where a reader gets shards from: a folder, or a storage, which has files of the folder under the same names.
 
-Beside each file there lies its record, written last: a file without one is not whole. A local record of a file that is
-only there says so under "stored".
+A storage is a prefix of object storage or of a web server. Its files have their records beside them. A record is
+written after its file: a file without one is not complete. The local record of a file that is only in the storage says
+so under "stored".
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 from dmd.data import remote
 from dmd.data.cache import DIGEST, GIGABYTE, Cache
@@ -35,8 +36,49 @@ class Settings(TypedDict, total=False):
     keep: bool
 
 
-class Storage:
-    """Where the shards of a folder are when they are not in it. Connects when it is first asked."""
+class ShardSource(Protocol):
+    """Where a reader gets the shards of a manifest from."""
+
+    def holds(self, files: Sequence[ShardFile]) -> bool:
+        """Whether all these shards can be on this machine at the same time."""
+
+    def prepare(self, files: Sequence[ShardFile]) -> None:
+        """Brings shards to this machine that are elsewhere."""
+
+    def verify(self, file: ShardFile) -> None:
+        """ValueError if a shard in its folder differs from its manifest."""
+
+    def open(self, file: ShardFile) -> Shard:
+        """A shard that was verified; ValueError if it is nowhere."""
+
+
+class LocalShards(ShardSource):
+    """Shards in the folder that their manifest names."""
+
+    def holds(self, files: Sequence[ShardFile]) -> bool:
+        return True
+
+    def prepare(self, files: Sequence[ShardFile]) -> None:
+        pass
+
+    def verify(self, file: ShardFile) -> None:
+        self._open(file, file.sha256).close()
+
+    def open(self, file: ShardFile) -> Shard:
+        return self._open(file, None)
+
+    def _open(self, file: ShardFile, sha256: str | None) -> Shard:
+        if not file.path.is_file() and (stored := record.stored(record.read(file.path))):
+            url = f"{stored[0]}/{stored[2]}"
+            raise ValueError(f"{file.path} is not here but at {url}: give `storage`, with that prefix, to read it")
+        return Shard(file.path, size=file.size, sha256=sha256)
+
+
+LOCAL = LocalShards()
+
+
+class Storage(ShardSource):
+    """A prefix that has files of a folder, some of which are not in the folder. It connects when it is first used."""
 
     def __init__(self, settings: Settings, *, log: Callable[[str], None] = lambda line: None) -> None:
         self.prefix, self.keep = settings["prefix"].rstrip("/"), settings.get("keep", True)
@@ -50,7 +92,7 @@ class Storage:
         return remote.connect(self.prefix, endpoint=self.endpoint, log=self._log)
 
     def name(self, path: Path) -> str:
-        """Name of a file below the prefix; ValueError if it is not in the folder that the prefix mirrors."""
+        """Name of a file below the prefix; ValueError if it is not in the folder."""
         name = os.path.relpath(path, self._folder)
         if name.startswith(os.pardir):
             raise ValueError(
@@ -59,20 +101,20 @@ class Storage:
         return name.replace(os.sep, "/")
 
     def url(self, path: Path) -> str:
-        """Where a file lies, or would lie, in the storage."""
+        """Address of a file in the storage, whether it is there or not."""
         return f"{self.prefix}/{self.name(path)}"
 
     def sizes(self, paths: Sequence[Path]) -> list[int | None]:
         """Bytes of each file in the storage, None where there is none."""
         names = [self.name(path) for path in paths]
-        found = self._remote.sizes(names)
-        return [found[name] for name in names]
+        by_name = self._remote.sizes(names)
+        return [by_name[name] for name in names]
 
     def record(self, path: Path) -> dict[str, Any] | None:
         """The record of a file in the storage, None where there is none or the file has another size.
 
         Raises:
-            StorageError: the storage does not say.
+            StorageError: the storage does not answer.
         """
         entry = record.parse(self._remote.read(self.name(record.sidecar(path))) or b"")
         if entry is None or not DIGEST.fullmatch(entry["sha256"]):
@@ -84,7 +126,7 @@ class Storage:
         return self._remote.read(self.name(path), num) or b""
 
     def fetch(self, path: Path, entry: dict[str, Any], target: Path) -> None:
-        """Downloads a small file whose record is `entry` to exactly `target`; ValueError if it is another."""
+        """Downloads a small file to exactly `target`; ValueError if its sha256 is not that of its record `entry`."""
         content = self._remote.read(self.name(path)) or b""
         if (digest := hashlib.sha256(content).hexdigest()) != entry["sha256"]:
             raise ValueError(
@@ -93,7 +135,7 @@ class Storage:
         target.write_bytes(content)
 
     def upload(self, path: Path) -> None:
-        """Copies a file with its record there and reads it back, unless it is there already.
+        """Copies a file and its record to the storage and reads the file back, unless the storage has it.
 
         Raises:
             ValueError: what is read back differs, or the file has no record.
@@ -103,8 +145,8 @@ class Storage:
         own = record.read(path)
         if own is None:
             raise ValueError(f"{path} has no record beside it: run `make verify`")
-        there = self.record(path)
-        if there is not None and there["sha256"] == own["sha256"]:
+        stored = self.record(path)
+        if stored is not None and stored["sha256"] == own["sha256"]:
             return
         side = record.sidecar(path)
         self._remote.remove(self.name(side))
@@ -114,15 +156,11 @@ class Storage:
             raise ValueError(f"{self.url(path)} did not arrive whole: sha256 {digest}, not {own['sha256']}: run again")
         self._remote.upload(side, self.name(side))
 
-    def drop(self, path: Path) -> None:
-        """Removes a local file that is in the storage; its record says where it is."""
-        self.note(path, record.read(path) or {})
-        path.unlink(missing_ok=True)
-
-    def note(self, path: Path, entry: dict[str, Any]) -> None:
-        """Writes the record of a file that is only in the storage."""
+    def remove_local(self, path: Path, entry: dict[str, Any] | None = None) -> None:
+        """Removes the local file, if it is there, and writes in its record, or in `entry`, that the storage has it."""
         stored = {"prefix": self.prefix, "name": self.name(path), "endpoint": self.endpoint}
-        record.write(path, {**entry, "stored": stored})
+        record.write(path, {**(entry or record.read(path) or {}), "stored": stored})
+        path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def cached(self, file: ShardFile) -> Iterator[Path]:
@@ -135,46 +173,36 @@ class Storage:
         with self.cache.entry(self.url(file.path), size=file.size, sha256=file.sha256, download=download) as path:
             yield path
 
-    def prepare(self, shards: Sequence[ShardFile]) -> None:
-        """Brings those shards into the cache that are not in the folder, several at once."""
+    def prepare(self, files: Sequence[ShardFile]) -> None:
+        """Downloads those shards into the cache that are not in the folder, several at once."""
 
-        def bring(file: ShardFile) -> None:
+        def download(file: ShardFile) -> None:
             with self.cached(file):
                 pass
 
-        away = [file for file in shards if not file.path.is_file()]
+        away = [file for file in files if not file.path.is_file()]
         if len(away) > 1:
             with ThreadPoolExecutor(AT_ONCE) as pool:
-                list(pool.map(bring, away))
+                list(pool.map(download, away))
 
-    def holds(self, shards: Sequence[ShardFile]) -> bool:
-        """Whether the cache has room for all shards that are not in the folder; says so where it has not."""
-        away = [file.size for file in shards if not file.path.is_file()]
+    def verify(self, file: ShardFile) -> None:
+        if file.path.is_file():  # the cache compares digests itself
+            LOCAL.verify(file)
+
+    def open(self, file: ShardFile) -> Shard:
+        if file.path.is_file():
+            return LOCAL.open(file)
+        with self.cached(file) as path:
+            return Shard(path, size=file.size)
+
+    def holds(self, files: Sequence[ShardFile]) -> bool:
+        """Whether the cache has room for all shards that are not in the folder; logs a warning where it has not."""
+        away = [file.size for file in files if not file.path.is_file()]
         if fits := sum(away) <= self.cache.limit:
-            self._log(
-                f"{len(away)} of {len(shards)} shards, {sum(away) / GIGABYTE:.3g} GB, are read from {self.prefix}"
-            )
+            self._log(f"{len(away)} of {len(files)} shards, {sum(away) / GIGABYTE:.3g} GB, are read from {self.prefix}")
         else:
             self._log(
                 f"WARNING: {sum(away) / GIGABYTE:.3g} GB of shards are read from {self.prefix}, but storage.cache_gb "
                 f"is {self.cache.limit / GIGABYTE:g}: shards will be downloaded again and again; raise it"
             )
         return fits
-
-
-def open_shard(file: ShardFile, storage: Storage | None, *, checked: bool = False) -> Shard:
-    """A shard, from its folder where it is there, else from the cache of the storage.
-
-    Args:
-        checked: whether this process has compared it with its digest before.
-
-    Raises:
-        ValueError: the shard is nowhere, or differs from what its manifest says.
-    """
-    if storage is None and not file.path.is_file() and (location := record.storage_location(record.read(file.path))):
-        where = f"{location.prefix}/{location.name}"
-        raise ValueError(f"{file.path} is not here but at {where}: give `storage`, with that prefix, to read it")
-    if storage is None or file.path.is_file():
-        return Shard(file.path, size=file.size, sha256=None if checked else file.sha256)
-    with storage.cached(file) as path:
-        return Shard(path, size=file.size)

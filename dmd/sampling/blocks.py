@@ -68,11 +68,13 @@ def draw_block(
         if (
             storage
             and not all(made.values())
-            and reuse.recall_block(storage, output, {paths[each]: made[each] for each in numbers}, whole, inputs)
+            and reuse.take_block(storage, output, {paths[each]: made[each] for each in numbers}, whole, inputs)
         ):
             return
         if storage:
-            made = {each: reuse.claim(storage, paths[each], origin, each, inputs, made=made[each]) for each in numbers}
+            made = {
+                each: reuse.take_shard(storage, paths[each], origin, each, inputs, made=made[each]) for each in numbers
+            }
         missing = [number for number in numbers if not made[number]]
         reporting.log(f"{len(missing)} shards of {spec['shard_size']} to make, {len(numbers) - len(missing)} kept")
         if missing:
@@ -81,14 +83,14 @@ def draw_block(
             _draw_shards(missing, paths, drawer, origin, inputs, storage)
         tars, tables, facts = {}, [], []
         for path in paths.values():
-            tars[str(path)], table, found = reuse.listed(path, spec["first_seed"], storage)
+            tars[str(path)], table, found = reuse.describe_shard(path, spec["first_seed"], storage)
             tables.append(table)
             facts.append(found)
         metadata = {**whole, "facts": total_facts(facts)}
         with record.publish(output, stage=stage_name, inputs={**inputs, "shards": tars}) as temporary:
             manifest.write(temporary, pa.concat_tables(tables), metadata)
         if storage:
-            reuse.settle(storage, output, [*paths.values()])
+            reuse.put_block(storage, output, [*paths.values()])
 
 
 def total_facts(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

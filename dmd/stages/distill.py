@@ -13,10 +13,11 @@ from dmd import methods
 from dmd.cluster import job, processes, reporting, signals, torch_setup
 from dmd.config.training import Distill
 from dmd.data import manifest as manifests
-from dmd.data import reuse, shared_checks
+from dmd.data import reuse
 from dmd.data.images import ImageReader
 from dmd.data.pairs import PairReader, TextReader
-from dmd.data.storage import Settings, Storage
+from dmd.data.storage import LOCAL, Settings, Storage
+from dmd.data.verification import verify_once
 from dmd.importers.distance_files import DistanceFiles, distances
 from dmd.methods.base import Facts
 from dmd.models import loading
@@ -91,7 +92,7 @@ def run(
         calls = trainer.method.sampling()
         pairs = distillation.pairs if "pairs" in distill.method.reads() else None
         compatible.check_levels(calls, distillation.start, pairs)
-        streams = distillation.streams(images, states, reuse.opened(storage), trainer.method.facts)
+        streams = distillation.streams(images, states, reuse.connect(storage), trainer.method.facts)
         grid = Grid(trainer, distillation.texts if trainer.method.facts.text else None).draw if calls else None
         loop = training_loop(
             trainer,
@@ -158,20 +159,18 @@ class _Distillation:
         """Where the rows of updates come from."""
         pairs = None
         if self.pairs is not None:
-            seed, once = self.distill.seed, shared_checks.once()
-            pairs = PairReader(self.pairs, seed=seed, once=once, storage=storage)
+            seed, verify = self.distill.seed, verify_once()
+            pairs = PairReader(self.pairs, seed=seed, verify=verify, source=storage or LOCAL)
             reporting.log(f"{len(pairs)} pairs")
         if facts.text:
-            self.text = (
-                pairs if states is None else TextReader(manifests.read(states), once=shared_checks.once("states"))
-            )
+            self.text = pairs if states is None else TextReader(manifests.read(states), verify=verify_once("states"))
             if self.text is None:
                 raise ValueError("the condition of this teacher is text: give --states, or --manifest of pairs")
         found: dict[str, Stream] = {"noise": NoiseStream(facts, self.text)}
         if pairs is not None:
             found |= {"pairs": PairStream(pairs), "trajectories": PairStream(pairs, last="trajectory")}
         if images is not None:
-            reader = ImageReader(images, "training", once=shared_checks.once("images"))
+            reader = ImageReader(images, "training", verify=verify_once("images"))
             compatible.check_images(self.teacher, reader, images)
             found["images"] = ImageStream(reader)
         if missing := sorted(self.distill.method.reads() - found.keys()):

@@ -42,13 +42,13 @@ def run(*, output: Path, dataset: dict[str, Any], shard_size: int) -> None:
         tables, tars = [], {}
         for number, items in enumerate(_shards(images.items(rows, 0), shard_size)):
             path = output.parent / f"{number:05d}.tar"
-            tars[str(path)], table = shard_file.write(
+            tars[str(path)], table = shard_file.publish(
                 path, items, name=path.name, number=number, provenance=provenance, inputs={}
             )
             tables.append(table)
-        num_classes, digest = datasets.described(dataset)
+        num_classes, digest = datasets.describe(dataset)
         facts = {"shape": spread.shape, "num_classes": num_classes, "sigma_data": round(spread.std, 6)}
-        facts |= {"dataset_sha256": digest, "splits": images.splits_of(counts)}
+        facts |= {"dataset_sha256": digest, "splits": images.split_rows(counts)}
         facts |= {"name": dataset["kind"], "modes": dataset.get("means")}
         with record.publish(output, stage="images", inputs={"shards": tars}) as temporary:
             manifest.write(temporary, pa.concat_tables(tables), {**provenance, "facts": facts})
@@ -64,7 +64,7 @@ class _Spread:
 
     def add(self, stored: torch.Tensor) -> None:
         self.shape = [*stored.shape[1:]]
-        values = datasets.scaled(stored).double()
+        values = datasets.as_float(stored).double()
         self._count += values.numel()
         self._total += values.sum().item()
         self._squares += values.square().sum().item()

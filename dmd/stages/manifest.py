@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from dmd.cluster import job, reporting
 from dmd.data import columns, manifest, reuse
-from dmd.data.storage import Settings, open_shard
+from dmd.data.storage import LOCAL, Settings
 from dmd.provenance import record
 from dmd.sampling.blocks import COUNTED, RANGE_KEYS, total_facts
 
@@ -32,7 +32,7 @@ def run(*, blocks: list[Path], output: Path, num: int, shard_size: int, storage:
     with record.exclusive(output):
         found = [manifest.read(path) for path in blocks]
         _check_origins(found)
-        there = reuse.opened(storage)
+        there = reuse.connect(storage)
         away = [file for block in found for file in block.shards if there and not file.path.is_file()]
         held = sum(len(block) for block in found)
         if held < num:
@@ -40,7 +40,7 @@ def run(*, blocks: list[Path], output: Path, num: int, shard_size: int, storage:
         if num % shard_size:
             raise ValueError(f"num {num} must be a multiple of shard_size {shard_size}")
         if there:
-            reuse.check(there, away)
+            reuse.check_sizes(there, away)
         facts = total_facts([block.metadata["facts"] for block in found])
         spec = {"num": num, "shard_size": shard_size}
         metadata = {**record.provenance("manifest", spec, inputs), "facts": facts}
@@ -72,7 +72,7 @@ def _parts(blocks: Sequence[manifest.Manifest], folder: Path, num: int, away: se
     for block in blocks:
         for file in block.shards:
             if file.path not in away:
-                open_shard(file, None).close()
+                LOCAL.verify(file)
             status.add(file.num)
         part = _moved(manifest.read(block.path), folder).slice(0, num - done)  # read anew: rows are not kept
         if not np.array_equal(np.from_dlpack(part["index"].combine_chunks()), np.arange(done, done + len(part))):

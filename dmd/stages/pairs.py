@@ -71,7 +71,7 @@ def run(
         keep_noise=True,
         prompts=prompts,
         text_encoder=text_encoder,
-        storage=reuse.opened(storage),
+        storage=reuse.connect(storage),
     )
 
 

@@ -58,7 +58,7 @@ def run(
                 (number * shard_size + place, {"text": kept[place], "label": np.asarray(row)})
                 for place, row in enumerate(rows.tolist())
             ]
-            tars[str(path)], table = shard_file.write(
+            tars[str(path)], table = shard_file.publish(
                 path, items, name=f"../{path.name}", number=number, provenance=provenance, inputs=inputs
             )
             tables.append(table)

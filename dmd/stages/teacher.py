@@ -10,8 +10,8 @@ from dmd.cluster import job, processes, reporting, signals, torch_setup
 from dmd.config.method import STUDENT
 from dmd.config.training import TeacherTraining
 from dmd.data import manifest as manifests
-from dmd.data import shared_checks
 from dmd.data.images import ImageReader
+from dmd.data.verification import verify_once
 from dmd.importers import teachers
 from dmd.methods.base import Facts
 from dmd.models import loading
@@ -122,7 +122,7 @@ def _train(
     place = torch_setup.choose_device(device)
     with alone, processes.group(training.processes, place):
         inputs = record.check_inputs(images=images)
-        data = ImageReader(images, "training", once=shared_checks.once("images"))
+        data = ImageReader(images, "training", verify=verify_once("images"))
         facts = _facts(data, network, training)
         spec = {"kind": "train", "network": network, "training": training.learnt_from()}
         provenance = record.provenance("teacher", spec | {"device": device, "threads": threads}, inputs)

@@ -44,7 +44,7 @@ def save(path: Path, value: object, size: tuple[int, int] = (8, 8), mode: str = 
 
 def one(path: Path, **changes: object) -> np.ndarray:
     """The only image of a folder as uint8 levels (C, H, W)."""
-    return dataset.load(folder_settings(path.parent, **changes), "training").stored[0].numpy()
+    return dataset.load(folder_settings(path.parent, **changes), "training").values[0].numpy()
 
 
 def test_digits_splits_are_disjoint_and_cover_all_scans():
@@ -85,7 +85,7 @@ def test_batch_equals_the_same_rows_of_images(tmp_path):
         save(tmp_path / f"{index}.png", (index * 60, 10, 255))
     loaded = dataset.load(folder_settings(tmp_path), "training")
     indices = torch.tensor([2, 0])
-    assert loaded.stored.dtype == torch.uint8
+    assert loaded.values.dtype == torch.uint8
     assert torch.equal(loaded.batch(indices), loaded.images[indices])
     assert loaded.images[:, 2].max() == 1
 
@@ -155,7 +155,7 @@ def test_folder_labels_are_the_sorted_first_level_folders(tmp_path):
     save(tmp_path / "cat" / "b.png", "white")
     loaded = dataset.load(folder_settings(tmp_path, labels="folders"), "training")
     assert loaded.num_classes == 2
-    white = loaded.stored.amax((1, 2, 3)) == 255
+    white = loaded.values.amax((1, 2, 3)) == 255
     assert torch.equal(white, loaded.labels == 0) and white.sum() == 1
 
 
@@ -189,7 +189,7 @@ def test_image_splits_are_disjoint_and_cover_the_folder(tmp_path):
     for level in range(7):
         save(tmp_path / f"{level}.png", level, mode="L")
     splits = [dataset.load(folder_settings(tmp_path, num_held_out=3, channels=1), s) for s in dataset.SPLITS]
-    levels = [set(split.stored[:, 0, 0, 0].tolist()) for split in splits]
+    levels = [set(split.values[:, 0, 0, 0].tolist()) for split in splits]
     assert len(levels[0]) == 4 and len(levels[1]) == 3 and levels[0] | levels[1] == set(range(7))
 
 
@@ -197,7 +197,7 @@ def test_all_images_are_held_out_in_the_order_of_their_names(tmp_path):
     for level in range(5):
         save(tmp_path / f"{level}.png", level, mode="L")
     whole = dataset.load(folder_settings(tmp_path, num_held_out="all", channels=1), "held_out")
-    assert whole.stored[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    assert whole.values[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="num_held_out is all: no image"):
         dataset.load(folder_settings(tmp_path, num_held_out="all"), "training")
 

@@ -170,7 +170,7 @@ def test_a_damaged_number_header_and_a_place_elsewhere_are_named(tar):
         (_, place) = list(shard.index())[1]
         for offset, length in ((-512, 512), (0, 1 << 40), (1 << 40, 512)):
             with pytest.raises(ValueError, match=f"{tar} has [0-9]+ bytes, none from {offset} for {length}"):
-                shard.item(shards.Place(offset, length))
+                shard.item(shards.Extent(offset, length))
     content = bytearray(tar.read_bytes())
     content[place.offset + 512 + 20] = ord("(")  # numpy would go on with its own reading of a literal
     tar.write_bytes(content)

@@ -13,7 +13,7 @@ import pytest
 from dmd.data import manifest, remote, retries
 from dmd.data.pairs import PairReader
 from dmd.data.remote import StorageError
-from dmd.data.storage import Settings, Storage, open_shard
+from dmd.data.storage import LOCAL, Settings, Storage
 from dmd.data.web_folder import WebFolder
 from dmd.provenance import files, record
 from dmd.stages.verify import run as verify
@@ -61,13 +61,13 @@ def away(s3, tmp_path, pairs) -> Settings:
     storage = Storage(place(tmp_path, s3.endpoint))
     for file in pairs.shards:
         storage.upload(file.path)
-        storage.drop(file.path)
+        storage.remove_local(file.path)
     s3.asked.clear()
     return place(tmp_path, s3.endpoint)
 
 
-def whole_epoch(pairs, storage=None) -> list[int]:
-    return labels(PairReader(pairs, seed=0, storage=storage), 0, 12)
+def whole_epoch(pairs, source=LOCAL) -> list[int]:
+    return labels(PairReader(pairs, seed=0, source=source), 0, 12)
 
 
 def cached(tmp_path) -> list[str]:
@@ -79,8 +79,8 @@ def test_storage_gives_the_pairs_of_the_folder_it_was_filled_from(s3, tmp_path, 
     storage = Storage(place(tmp_path, s3.endpoint))
     for file in pairs.shards:
         storage.upload(file.path)
-        storage.drop(file.path)
-        assert not file.path.exists() and open_shard(file, storage).path.parent == tmp_path / "cache"
+        storage.remove_local(file.path)
+        assert not file.path.exists() and storage.open(file).path.parent == tmp_path / "cache"
     assert whole_epoch(pairs, storage) == before
     assert cached(tmp_path) == sorted(f"{file.sha256}.tar" for file in pairs.shards)
 
@@ -107,7 +107,7 @@ def test_dropped_connections_go_on_where_they_ended(s3, tmp_path, pairs, away, m
     monkeypatch.setattr(remote, "PIECE", 4096)
     file, lines = pairs.shards[0], []
     s3.drops = [2000] * 13  # the library itself asks three times for a piece, four of which are on their way
-    with open_shard(file, Storage(away, log=lines.append)) as shard:
+    with Storage(away, log=lines.append).open(file) as shard:
         assert files.sha256(shard.path) == file.sha256
     assert "NETWORK_CONNECTION" in "".join(lines) and "trying again" in lines[-1]
     starts = [int(wanted.removeprefix("bytes=").split("-")[0]) for _, _, wanted in s3.asked if wanted]
@@ -119,13 +119,13 @@ def test_connections_that_are_always_dropped_end_with_the_url(s3, pairs, away, m
     s3.drops = [10] * 100
     storage = Storage(away)
     with pytest.raises(ValueError, match=f"{storage.url(pairs.shards[0].path)}: .*2 times in a row"):
-        open_shard(pairs.shards[0], storage)
+        storage.open(pairs.shards[0])
 
 
 def test_byte_corrupted_on_its_way_is_downloaded_once_more(s3, tmp_path, pairs, away):
     lines: list[str] = []
     s3.flips["00001.tar"] = 1
-    with open_shard(pairs.shards[1], Storage(away, log=lines.append)) as shard:
+    with Storage(away, log=lines.append).open(pairs.shards[1]) as shard:
         assert files.sha256(shard.path) == pairs.shards[1].sha256
     assert s3.tars().count(f"{tmp_path.name}/00001.tar") == 2
     assert "00001.tar came with sha256" in lines[-1]
@@ -135,7 +135,7 @@ def test_corrupted_shard_is_named_and_never_read(s3, tmp_path, pairs, away):
     s3.flips["00001.tar"] = 99
     storage = Storage(away)
     with pytest.raises(ValueError, match="00001.tar is damaged: sha256 [0-9a-f]{64}.*nothing of it was used") as caught:
-        PairReader(pairs, seed=0, storage=storage).batch(0, 12)
+        PairReader(pairs, seed=0, source=storage).batch(0, 12)
     assert pairs.shards[1].sha256 in str(caught.value) and storage.url(pairs.shards[1].path) in str(caught.value)
     assert f"{pairs.shards[1].sha256}.tar" not in cached(tmp_path)
 
@@ -155,10 +155,10 @@ def test_two_processes_share_a_cache_and_download_each_shard_once(s3, tmp_path, 
     code = """if True:
         import json, pathlib, sys
         from dmd.data import manifest
-        from dmd.data.storage import Storage, open_shard
+        from dmd.data.storage import Storage
         storage = Storage(json.loads(sys.argv[1]))
         storage.prepare(shards := manifest.read(pathlib.Path(sys.argv[2])).shards)
-        print([int(item["label"]) for file in shards for _, item in open_shard(file, storage).items()])
+        print([int(item["label"]) for file in shards for _, item in storage.open(file).items()])
     """
     command = [sys.executable, "-c", code, json.dumps(away), str(pairs.path)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -171,7 +171,7 @@ def test_cache_keeps_to_its_limit_and_drops_the_least_recently_used(s3, tmp_path
     limit = 2 * pairs.shards[0].size
     storage = Storage({**away, "cache_gb": limit / 1e9})
     for number in (0, 1, 0, 2):
-        open_shard(pairs.shards[number], storage).close()
+        storage.open(pairs.shards[number]).close()
         assert sum(path.stat().st_size for path in (tmp_path / "cache").iterdir()) <= limit
     assert cached(tmp_path) == sorted(f"{pairs.shards[number].sha256}.tar" for number in (0, 2))
 
@@ -197,17 +197,17 @@ def test_cache_removes_no_file_but_its_own(s3, tmp_path, pairs, away):
 def test_download_that_goes_on_is_counted_once(s3, tmp_path, pairs, away):
     first, second = pairs.shards[:2]
     storage = Storage({**away, "cache_gb": (first.size + second.size) / 1e9})
-    open_shard(first, storage).close()
+    storage.open(first).close()
     partial = tmp_path / "cache" / f".{second.sha256}.tar.{second.size}.part"
     partial.write_bytes(s3_bytes(storage, second)[: second.size // 2])
-    open_shard(second, storage).close()
+    storage.open(second).close()
     assert cached(tmp_path) == sorted(f"{file.sha256}.tar" for file in (first, second))
 
 
 def test_cache_too_small_for_one_shard_is_refused(pairs, away):
     storage = Storage({**away, "cache_gb": (pairs.shards[0].size - 1) / 1e9})
     with pytest.raises(ValueError, match="00000.tar has .* GB, but storage.cache_gb is .*: raise it"):
-        open_shard(pairs.shards[0], storage)
+        storage.open(pairs.shards[0])
 
 
 def test_full_disk_ends_with_one_message_and_leaves_nothing(tmp_path, pairs, away):
@@ -217,7 +217,7 @@ def test_full_disk_ends_with_one_message_and_leaves_nothing(tmp_path, pairs, awa
         pytest.skip("no right to mount a small file system")
     try:
         with pytest.raises(OSError, match="no space left in .*cache while downloading s3://.*00000.tar"):
-            open_shard(pairs.shards[0], Storage(away))
+            Storage(away).open(pairs.shards[0])
         assert cached(tmp_path) == []
     finally:
         subprocess.run(["umount", str(tmp_path / "cache")], check=True)
@@ -225,16 +225,16 @@ def test_full_disk_ends_with_one_message_and_leaves_nothing(tmp_path, pairs, awa
 
 def test_shard_that_is_nowhere_is_named(s3, pairs, away, tmp_path):
     with pytest.raises(ValueError, match="00000.tar is not here but at s3://bucket/"):
-        open_shard(pairs.shards[0], None)
+        LOCAL.verify(pairs.shards[0])
     elsewhere = Storage({**away, "prefix": "s3://bucket/elsewhere"})
     with pytest.raises(ValueError, match="s3://bucket/elsewhere/00000.tar is not there"):
-        open_shard(pairs.shards[0], elsewhere)
+        elsewhere.open(pairs.shards[0])
 
 
 def test_digest_that_is_none_names_no_file_of_the_cache(tmp_path, pairs, away):
     file = dataclasses.replace(pairs.shards[0], sha256="../../evil")
     with pytest.raises(ValueError, match="recorded with sha256 '../../evil', which is none"):
-        open_shard(file, Storage(away))
+        Storage(away).open(file)
     assert not (tmp_path / "cache").exists() and not list(tmp_path.parent.glob("evil*"))
 
 
@@ -282,7 +282,7 @@ def test_record_that_does_not_say_where_a_shard_is_stored_makes_it_missing(tmp_p
     shutil.move(file.path, tmp_path / "elsewhere.tar")
     assert verify(folder=Path("results"), delete=False)[Path("results/00000.tar")] == "is missing"
     with pytest.raises(ValueError, match="00000.tar is missing"):
-        open_shard(file, None)
+        LOCAL.verify(file)
 
 
 def test_storage_that_does_not_answer_is_not_taken_for_empty(tmp_path, pairs, monkeypatch):

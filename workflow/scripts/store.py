@@ -53,7 +53,7 @@ def store(storage: Storage, path: Path) -> None:
             storage.upload(each)
         if not storage.keep:
             for each in here:
-                storage.drop(each)
+                storage.remove_local(each)
     print(f"{path}: {len(here)} shards copied to {storage.prefix}")
 
 

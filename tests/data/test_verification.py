@@ -10,7 +10,7 @@ import pytest
 from torch import distributed
 
 from dmd.data import manifest as manifests
-from dmd.data import shared_checks
+from dmd.data import verification
 from dmd.data.pairs import PairReader
 from tests.data import reading_process
 from tests.data.test_pairs import build
@@ -59,19 +59,19 @@ def test_a_damaged_shard_stops_both_by_its_name(tmp_path):
 def test_alone_a_process_asks_nobody(monkeypatch, tmp_path):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     build(tmp_path, num_shards=2, size=3)
-    reader = PairReader(manifests.read(tmp_path / "manifest.parquet"), seed=0, once=shared_checks.once())
+    reader = PairReader(manifests.read(tmp_path / "manifest.parquet"), seed=0, verify=verification.verify_once())
     assert sorted(reader.batch(0, 6)[1].tolist()) == list(range(6))
 
 
 def test_a_shard_that_was_checked_is_not_checked_again_by_a_later_process():
     store, calls = distributed.HashStore(), []
     for _ in range(3):
-        shared_checks._Shared(store)(7, lambda: calls.append(7))
+        verification._SharedVerifier(store)(7, lambda: calls.append(7))
     assert calls == [7]
 
     store.add("dmd/shard/9/claims", 1)  # of a process whose file system does not answer
     with pytest.raises(ValueError, match="shard 9: the process that hashes it has not ended in 0.1 s"):
-        shared_checks._Shared(store, patience=0.1)(9, lambda: calls.append(9))
+        verification._SharedVerifier(store, patience=0.1)(9, lambda: calls.append(9))
     assert calls == [7]
 
     def damaged() -> None:
@@ -79,4 +79,4 @@ def test_a_shard_that_was_checked_is_not_checked_again_by_a_later_process():
 
     for _ in range(2):
         with pytest.raises(ValueError, match="00008.tar is damaged"):
-            shared_checks._Shared(store)(8, damaged)
+            verification._SharedVerifier(store)(8, damaged)

@@ -1,4 +1,4 @@
-"""Each shard is hashed by one process of a job: the others wait for what it found, and hash other shards meanwhile."""
+"""Of the processes of a job one verifies each shard; the others wait for its result, or verify other shards."""
 
 import time
 from collections.abc import Callable
@@ -7,23 +7,23 @@ from datetime import timedelta
 from torch import distributed
 
 from dmd.cluster import processes
-from dmd.data.shard_rows import Once, unshared
+from dmd.data.shard_rows import Verifier, verify_alone
 
 POLL_SECONDS = 0.05
 _GOOD = "good"
 
 
-def once(group: str = "shard") -> Once:
-    """What a reader of this process takes: alone it checks every shard itself. `group` tells manifests apart."""
+def verify_once(group: str = "shard") -> Verifier:
+    """What a reader gets as `verify`; `group` is another name for each manifest of a job."""
     if processes.count() == 1:
-        return unshared
+        return verify_alone
     # a client of its own: a wait in the thread that reads ahead must not hold up the main thread's collectives
     store, *_ = next(distributed.rendezvous("env://", timeout=timedelta(minutes=5)))
-    return _Shared(store, group)
+    return _SharedVerifier(store, group)
 
 
-class _Shared:
-    """Through the store of torchrun: who asks first for a shard checks it, and says what came of it."""
+class _SharedVerifier:
+    """Uses the store of torchrun: the first process that asks for a shard verifies it, and stores the result."""
 
     def __init__(
         self, store: distributed.Store, group: str = "shard", *, patience: float = processes.TIMEOUT.total_seconds()
@@ -31,7 +31,7 @@ class _Shared:
         self._store, self._group, self._patience = store, group, patience
 
     def __call__(self, number: int, check: Callable[[], None]) -> None:
-        """ValueError of the process that checked the shard, in all of them; or because it does not come to an end."""
+        """Raises the error of the process that verified the shard in all of them; ValueError if it does not end."""
         key = f"dmd/{self._group}/{number}"
         if self._store.add(f"{key}/claims", 1) == 1:
             try:
@@ -46,5 +46,5 @@ class _Shared:
             if time.monotonic() > deadline:
                 raise ValueError(f"shard {number}: the process that hashes it has not ended in {self._patience:g} s")
             time.sleep(POLL_SECONDS)
-        if (found := self._store.get(key).decode()) != _GOOD:
-            raise ValueError(found)
+        if (result := self._store.get(key).decode()) != _GOOD:
+            raise ValueError(result)
