@@ -65,7 +65,7 @@ def _first_updates(teacher: Path, manifest: Path, shared_noise: bool) -> Callabl
     training, phases, checkpoints = (
         importlib.import_module(f"dmd.{name}") for name in ("stages.training", "methods.phases", "stages.checkpoints")
     )
-    files = importlib.import_module("dmd.importers.distance_files").DistanceFiles()
+    files = importlib.import_module("dmd.stages.distance").DistanceFiles()
     numbers = importlib.import_module("bench.setting").distill_numbers(shared_noise=shared_noise)
     found = training.Training(teacher, manifest, teacher, files, manifest.parent, numbers)
     (phase,), _ = phases.plan(numbers)

@@ -68,8 +68,8 @@ class LocalShards(ShardSource):
         return self._open(file, None)
 
     def _open(self, file: ShardFile, sha256: str | None) -> Shard:
-        if not file.path.is_file() and (stored := record.stored(record.read(file.path))):
-            url = f"{stored[0]}/{stored[2]}"
+        if not file.path.is_file() and (location := record.storage_location(record.read(file.path))):
+            url = f"{location.prefix}/{location.name}"
             raise ValueError(f"{file.path} is not here but at {url}: give `storage`, with that prefix, to read it")
         return Shard(file.path, size=file.size, sha256=sha256)
 
