@@ -1,7 +1,8 @@
 """The configuration: its sections, what an experiment says after inheritance, and the table of rules. No torch here.
 
-`load` reads a file; `Experiments` answers what rules and scripts ask; `RULES` describes each rule. A section is a model
-in `sections`, `training` or `methods`, which is the one place of its defaults, ranges and checks.
+`load` reads a file; `Experiments` answers what scripts ask, and the rules of the workflow through `provider` and
+`tables`; `RULES` describes each rule. A section is a model in `sections`, `training` or `methods`, which is the one
+place of its defaults, ranges and checks.
 """
 
 from dmd.config.experiments import Configuration, Experiments, load, merge, resolve

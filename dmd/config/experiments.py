@@ -28,6 +28,7 @@ from dmd.config.reading import Json, placed, read_file, unfit_values, unpinned, 
 from dmd.config.rules import RULES, SCORES, Named, Rule
 from dmd.config.section import NAMED, SOURCES, Section
 from dmd.config.sections import DECODERS
+from dmd.config.training import Training
 
 SWITCHES = ("kind", "name")
 SEED_STEP = 1_000_000  # between the first seeds of the samples of two seeds of a training
@@ -334,6 +335,8 @@ class Experiments:
         self.merged = configuration.experiments
         self.parents = configuration.parents
         self.owner = cache(self._owner)
+        self.upstream = cache(self._upstream)
+        self._identity = cache(self._shared_identity)
         self._spec = cache(self._shared_spec)
 
     def whole(self, experiment: str) -> Experiment:
@@ -376,7 +379,7 @@ class Experiments:
             return False
         return True
 
-    def upstream(self, experiment: str, rule: str) -> list[tuple[str, str]]:
+    def _upstream(self, experiment: str, rule: str) -> list[tuple[str, str]]:
         """(rule, experiment) of the artifacts that a rule reads, before ownership."""
         sources = {
             "pairs": ["teacher", *(["prompts", "text_encoder"] if self.whole(experiment).prompts else [])],
@@ -428,6 +431,12 @@ class Experiments:
             inputs.append(("teacher", start))
         return inputs
 
+    def training(self, experiment: str, rule: str) -> Training | None:
+        """The section of the training that a rule runs: `distill`, or `teacher` where it is trained here."""
+        if rule == "teacher":
+            return getattr(self.section(experiment, "teacher"), "training", None)
+        return self.section(experiment, "distill") if rule == "distill" else None
+
     def parts(self, experiment: str, *rules: str) -> list[str]:
         """Those among `rules`, all of a teacher of latents, that the experiment's teacher has."""
         return [rule for rule in rules if self.has(experiment, rule)]
@@ -452,7 +461,7 @@ class Experiments:
             return experiment
         return self.owner(parent, rule) if identity == self._identity(parent, rule) else experiment
 
-    def _identity(self, experiment: str, rule: str) -> tuple[Json, list[tuple[str, str]], list[str]]:
+    def _shared_identity(self, experiment: str, rule: str) -> tuple[Json, list[tuple[str, str]], list[str]]:
         upstream = [(source, self.owner(name, source)) for source, name in self.upstream(experiment, rule)]
         spec = self._spec(experiment, rule)
         named = self._named(experiment)
@@ -462,9 +471,9 @@ class Experiments:
             values.append(self.section(experiment, "evaluate.clip").model_dump())
         return spec, upstream, [path for value in values for path in unpinned(value)]
 
-    def path(self, experiment: str, rule: str, block: tuple[int, int] = (0, 0)) -> str:
-        """Where the (first) artifact of a rule lies, relative to the folder of results."""
-        name = RULES[rule].files[0].format(first=block[0], last=block[1])
+    def path(self, experiment: str, rule: str, block: tuple[int, int] = (0, 0), number: int = 0) -> str:
+        """Where an artifact of a rule lies, its first by default, relative to the folder of results."""
+        name = RULES[rule].files[number].format(first=block[0], last=block[1])
         return f"{self.owner(experiment, rule)}/{name}"
 
     def blocks(self, experiment: str, rule: str) -> list[tuple[int, int]]:

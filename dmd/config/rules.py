@@ -77,7 +77,10 @@ class Rule:
         files: artifacts, the first one first, below the folder of the experiment.
         tars: shards beside its first artifact.
         blocks: whether it makes a block of shards per job.
-        computed: whether device and threads are part of its spec.
+        computed: whether it takes the threads and the GPU of the experiment, and its spec names them.
+        threads, gpu: whether it takes these although its spec does not name them, or not always.
+        memory_mb: of the CPU, for each process of a training.
+        minutes: after which a cluster ends it.
         shown: the column of `dmd.status` that it belongs to.
         on_request: whether no score needs it.
     """
@@ -90,6 +93,10 @@ class Rule:
     tars: str | None = None
     blocks: bool = False
     computed: bool = False
+    threads: bool = False
+    gpu: bool = False
+    memory_mb: int = 2000
+    minutes: int = 60
     shown: str = ""
     on_request: bool = False
 
@@ -259,6 +266,8 @@ RULES: dict[str, Rule] = {
         files=("images/manifest.parquet",),
         tars="images/{shard:05d}.tar",
         shown="images",
+        memory_mb=4000,
+        minutes=720,
     ),
     "teacher": Rule(
         "teacher",
@@ -267,6 +276,10 @@ RULES: dict[str, Rule] = {
         spec=_teacher,
         files=("teacher/denoiser.safetensors", "teacher/log.parquet"),
         shown="teacher",
+        memory_mb=4000,
+        minutes=720,
+        gpu=True,
+        threads=True,
     ),
     "text_encoder": Rule(
         "text_encoder",
@@ -275,6 +288,7 @@ RULES: dict[str, Rule] = {
         spec=_text_encoder,
         files=("teacher/text_encoder.safetensors",),
         shown="teacher",
+        memory_mb=4000,
     ),
     "autoencoder": Rule(
         "autoencoder",
@@ -283,6 +297,7 @@ RULES: dict[str, Rule] = {
         spec=_autoencoder,
         files=("teacher/autoencoder.safetensors",),
         shown="teacher",
+        memory_mb=4000,
     ),
     "tiny_autoencoder": Rule(
         "autoencoder",
@@ -291,6 +306,7 @@ RULES: dict[str, Rule] = {
         spec=_tiny_autoencoder,
         files=("teacher/tiny_autoencoder.safetensors",),
         shown="teacher",
+        memory_mb=4000,
     ),
     "reference": Rule(
         "reference",
@@ -300,12 +316,28 @@ RULES: dict[str, Rule] = {
         files=("reference/reference.safetensors",),
         computed=True,
         shown="reference",
+        memory_mb=4000,
+        minutes=120,
     ),
     "prompts": Rule(
-        "prompts", 1, section="prompts", spec=_prompts, files=("prompts/prompts.parquet",), shown="prompts"
+        "prompts",
+        1,
+        section="prompts",
+        spec=_prompts,
+        files=("prompts/prompts.parquet",),
+        shown="prompts",
+        memory_mb=4000,
+        minutes=120,
     ),
     "captions": Rule(
-        "prompts", 1, section="sample.prompts", spec=_prompts, files=("captions/captions.parquet",), shown="prompts"
+        "prompts",
+        1,
+        section="sample.prompts",
+        spec=_prompts,
+        files=("captions/captions.parquet",),
+        shown="prompts",
+        memory_mb=4000,
+        minutes=120,
     ),
     "states": Rule(
         "states",
@@ -317,6 +349,8 @@ RULES: dict[str, Rule] = {
         blocks=True,
         computed=True,
         shown="states",
+        memory_mb=4000,
+        minutes=240,
     ),
     "states_manifest": Rule(
         "manifest", 1, section="states", spec=_states_manifest, files=("states/manifest.parquet",), shown="states"
@@ -331,6 +365,7 @@ RULES: dict[str, Rule] = {
         blocks=True,
         computed=True,
         shown="pairs",
+        minutes=240,
     ),
     "pairs_manifest": Rule(
         "manifest", 1, section="pairs", spec=_pairs_manifest, files=("pairs/manifest.parquet",), shown="pairs"
@@ -343,6 +378,8 @@ RULES: dict[str, Rule] = {
         files=("distill/generator.safetensors", "distill/log.parquet"),
         computed=True,
         shown="distill",
+        memory_mb=4000,
+        minutes=1440,
     ),
     "sample": Rule(
         "sample",
@@ -354,6 +391,7 @@ RULES: dict[str, Rule] = {
         blocks=True,
         computed=True,
         shown="sample",
+        minutes=240,
     ),
     "samples_manifest": Rule(
         "manifest",
@@ -373,6 +411,7 @@ RULES: dict[str, Rule] = {
         blocks=True,
         computed=True,
         shown="features",
+        minutes=120,
     ),
     "evaluate": Rule(
         "evaluate",
@@ -403,6 +442,7 @@ RULES: dict[str, Rule] = {
         computed=True,
         shown="evaluate",
         on_request=True,
+        memory_mb=8000,
     ),
     "pictures": Rule(
         "pictures",
@@ -422,6 +462,8 @@ RULES: dict[str, Rule] = {
         computed=True,
         shown="pictures",
         on_request=True,
+        memory_mb=4000,
+        minutes=30,
     ),
     "export": Rule(
         "export",
@@ -431,6 +473,8 @@ RULES: dict[str, Rule] = {
         files=("export/generator.onnx",),
         shown="export",
         on_request=True,
+        memory_mb=8000,
+        threads=True,
     ),
     "pipeline": Rule(
         "pipeline",
@@ -440,6 +484,7 @@ RULES: dict[str, Rule] = {
         files=("export/pipeline/model_index.json", *(f"export/pipeline/{name}" for name in PIPELINE)),
         shown="export",
         on_request=True,
+        memory_mb=16000,
     ),
     "lora": Rule(
         "lora",
@@ -449,6 +494,7 @@ RULES: dict[str, Rule] = {
         files=("export/pytorch_lora_weights.safetensors",),
         shown="export",
         on_request=True,
+        memory_mb=16000,
     ),
     "tables": Rule("tables", 1),
     "charts": Rule("charts", 1),

@@ -31,22 +31,35 @@ FILLED = {  # stage -> sections whose defaults its command line fills in
 }
 
 
-def rules() -> dict[str, str]:
-    """Text of each rule of workflow/rules/."""
-    text = "\n".join(path.read_text() for path in sorted(FOLDER.glob("*.smk")))
-    parts = re.split(r"^rule (\w+):\n", text, flags=re.M)[1:]
-    return dict(zip(parts[::2], parts[1::2], strict=True))
+HEAD = re.compile(r"^(?:rule|use rule (\w+) as) (\w+)(?: with)?:\n", re.M)
+
+
+def rules() -> dict[str, tuple[str, str | None]]:
+    """Text of each rule of workflow/rules/, and the rule that it inherits from, whose text follows its own."""
+    parts = HEAD.split("\n".join(path.read_text() for path in sorted(FOLDER.glob("*.smk"))))[1:]
+    texts = {name: (text, parent) for parent, name, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True)}
+    return {name: (text + texts[parent][0] if parent else text, parent) for name, (text, parent) in texts.items()}
 
 
 def test_every_rule_has_a_row():
     assert set(rules()) == set(RULES)
 
 
+def test_snakefile_uses_every_rule_of_an_experiment():
+    (names,) = re.findall(r"^use rule (.*?) from stages with:", (ROOT / "Snakefile").read_text(), re.M | re.S)
+    assert sorted(re.findall(r"\w+", names)) == sorted(name for name, row in RULES.items() if row.section)
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_row_says_what_the_rule_does(name: str):
-    text, row = rules()[name], RULES[name]
+    (text, parent), row = rules()[name], RULES[name]
     assert re.search(rf"python -m dmd\.stages\.{row.stage} ", text), "stage"
-    assert f'version=RULES["{name}"].version' in text
+    assert re.findall(r'version=RULES\["(\w+)"\].version', text) == [parent or name]
+    if row.section is not None:
+        assert re.search(r'^        job="([a-z_]+)(-\{first\}-\{last\})?",$', text, re.M).groups() == (
+            name,
+            "-{first}-{last}" if row.blocks else None,
+        )
     block = re.search(r"^    output:\n(.*?)^    \w+:", text, re.M | re.S)[1]
     if "expand(" in block:
         block = re.sub(r"expand\(.*?\)", "", block)

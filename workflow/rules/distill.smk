@@ -2,34 +2,20 @@
 # several nodes of a cluster through srun. SLURM counts threads by task, one on each node, memory and `gres` by node.
 rule distill:
     input:
-        owned("distill"),
-        teacher=artifact("teacher"),
-        manifest=read_by("distill", "pairs_manifest"),
-        images=read_by("distill", "images"),
-        states=read_by("distill", "states_manifest"),
-        start=start,
-        lpips=distance_weights,
-        tiny_autoencoder=read_by("distill", "tiny_autoencoder"),
-        autoencoder=read_by("distill", "autoencoder"),
+        provider.owned("distill"),
+        teacher=provider.reads("distill", "teacher"),
+        manifest=provider.reads("distill", "pairs_manifest"),
+        images=provider.reads("distill", "images"),
+        states=provider.reads("distill", "states_manifest"),
+        start=provider.start,
+        lpips=provider.distance_weights,
+        tiny_autoencoder=provider.reads("distill", "tiny_autoencoder"),
+        autoencoder=provider.reads("distill", "autoencoder"),
     output:
         generator="results/{experiment}/distill/generator.safetensors",
         table="results/{experiment}/distill/log.parquet",
-    log:
-        "results/{experiment}/logs/distill.log",
-    benchmark:
-        "results/{experiment}/benchmarks/distill.tsv"
-    conda:
-        "../../envs/dmd.yaml"
-    threads: lambda wildcards: cores(wildcards) * per_node(wildcards)
-    resources:
-        gpu=lambda wildcards: gpus(wildcards) * processes(wildcards) if nodes(wildcards) == 1 else None,
-        mem_mb=lambda wildcards, attempt: memory(4000, "distill")(wildcards, attempt) * per_node(wildcards),
-        runtime=minutes(1440, "distill"),
-        nodes=nodes,
-        tasks=several_nodes(nodes),
-        mpi=several_nodes("srun"),
-        tasks_per_gpu=several_nodes(0),
-        gres=several_nodes(lambda wildcards: f"gpu:{per_node(wildcards)}" if gpus(wildcards) else None),
+    pathvars:
+        job="distill",
     params:
         manifest=flag("manifest"),
         images=flag("images"),
@@ -38,10 +24,9 @@ rule distill:
         lpips=flag("lpips"),
         tiny_autoencoder=flag("tiny_autoencoder"),
         autoencoder=flag("autoencoder"),
-        spec=spec("distill"),
-        # a parameter that depends on the output is none that Snakemake compares: another cadence trains nothing anew
-        cadence=lambda wildcards, output: canonical_json(EXPERIMENTS.section(wildcards.experiment, "distill").cadence()),
-        place=place,
+        spec=provider.spec("distill"),
+        cadence=provider.cadence("distill"),
+        place=provider.storage,
         version=RULES["distill"].version,
     shell:
         "python -m dmd.stages.distill --teacher {input.teacher} {params.manifest} {params.images} {params.states} "
@@ -53,13 +38,13 @@ rule distill:
 # Teacher and generator from the same noise, and the curves of the training.
 rule pictures:
     input:
-        owned("pictures"),
-        teacher=artifact("teacher"),
-        generator=artifact("distill"),
-        table=training_log,
-        prompts=read_by("pictures", "captions"),
-        text_encoder=read_by("pictures", "text_encoder"),
-        autoencoder=read_by("pictures", "autoencoder"),
+        provider.owned("pictures"),
+        teacher=provider.reads("pictures", "teacher"),
+        generator=provider.reads("pictures", "distill"),
+        table=provider.reads("pictures", "distill", number=1),
+        prompts=provider.reads("pictures", "captions"),
+        text_encoder=provider.reads("pictures", "text_encoder"),
+        autoencoder=provider.reads("pictures", "autoencoder"),
     output:
         grid=report(
             "results/{experiment}/pictures/grid.png",
@@ -73,22 +58,13 @@ rule pictures:
             category="pictures",
             subcategory="{experiment}",
         ),
-    log:
-        "results/{experiment}/logs/pictures.log",
-    benchmark:
-        "results/{experiment}/benchmarks/pictures.tsv"
-    conda:
-        "../../envs/dmd.yaml"
-    threads: cores
-    resources:
-        gpu=gpus,
-        mem_mb=memory(2000, "pictures"),
-        runtime=minutes(60, "pictures"),
+    pathvars:
+        job="pictures",
     params:
         prompts=flag("prompts"),
         text_encoder=flag("text_encoder"),
         autoencoder=flag("autoencoder"),
-        spec=spec("pictures"),
+        spec=provider.spec("pictures"),
         version=RULES["pictures"].version,
     shell:
         "python -m dmd.stages.pictures --teacher {input.teacher} --generator {input.generator} --table {input.table} "

@@ -1,32 +1,23 @@
 # Features, moments and predicted classes of one block of samples, and with evaluate.clip how well captions fit.
 rule features:
     input:
-        owned("features"),
-        block=block_of("sample"),
-        reference=artifact("reference"),
-        network=given("reference", "features"),
-        autoencoder=read_by("features", "autoencoder"),
-        clip=clip_files,
-        captions=read_by("features", "captions"),
+        provider.owned("features"),
+        block=provider.reads("features", "sample"),
+        reference=provider.reads("features", "reference"),
+        network=provider.files("reference.features"),
+        autoencoder=provider.reads("features", "autoencoder"),
+        clip=provider.folder("evaluate.clip"),
+        captions=provider.reads("features", "captions"),
     output:
         "results/{experiment}/features/{first}-{last}.safetensors",
-    log:
-        "results/{experiment}/logs/features-{first}-{last}.log",
-    benchmark:
-        "results/{experiment}/benchmarks/features-{first}-{last}.tsv"
-    conda:
-        "../../envs/dmd.yaml"
-    threads: cores
-    resources:
-        gpu=gpus,
-        mem_mb=memory(2000, "features"),
-        runtime=minutes(120, "features"),
+    pathvars:
+        job="features-{first}-{last}",
     params:
         network=flag("network"),
         autoencoder=flag("autoencoder"),
-        clip=clip_folder,
+        clip=provider.source("evaluate.clip", "--clip-network"),
         captions=flag("captions"),
-        spec=spec("features"),
+        spec=provider.spec("features"),
         version=RULES["features"].version,
     shell:
         "python -m dmd.stages.features --block {input.block} --reference {input.reference} {params.network} "
@@ -37,30 +28,21 @@ rule features:
 # Every metric of one experiment, from the features alone.
 rule evaluate:
     input:
-        owned("evaluate"),
-        reference=artifact("reference"),
-        features=blocks("features"),
-        teacher=trained_on,
+        provider.owned("evaluate"),
+        reference=provider.reads("evaluate", "reference"),
+        features=provider.reads("evaluate", "features"),
+        teacher=provider.trained_on,
     output:
         fid="results/{experiment}/fid.json",
         kid="results/{experiment}/kid.json",
         prdc="results/{experiment}/prdc.json",
         classes="results/{experiment}/classes.json",
         memorisation="results/{experiment}/memorisation.json",
-    log:
-        "results/{experiment}/logs/evaluate.log",
-    benchmark:
-        "results/{experiment}/benchmarks/evaluate.tsv"
-    conda:
-        "../../envs/dmd.yaml"
-    threads: 1
-    resources:
-        gpu=0,
-        mem_mb=memory(2000, "evaluate"),
-        runtime=minutes(60, "evaluate"),
+    pathvars:
+        job="evaluate",
     params:
         teacher=flag("teacher"),
-        spec=spec("evaluate"),
+        spec=provider.spec("evaluate"),
         version=RULES["evaluate"].version,
     shell:
         "python -m dmd.stages.evaluate --reference {input.reference} --features {input.features} {params.teacher} "
@@ -71,25 +53,16 @@ rule evaluate:
 # Inception Score, from the same features; on request, and only where they are the Inception network's.
 rule inception_score:
     input:
-        owned("inception_score"),
-        reference=artifact("reference"),
-        features=blocks("features"),
-        network=given("reference", "features"),
+        provider.owned("inception_score"),
+        reference=provider.reads("inception_score", "reference"),
+        features=provider.reads("inception_score", "features"),
+        network=provider.files("reference.features"),
     output:
         "results/{experiment}/inception_score.json",
-    log:
-        "results/{experiment}/logs/inception_score.log",
-    benchmark:
-        "results/{experiment}/benchmarks/inception_score.tsv"
-    conda:
-        "../../envs/dmd.yaml"
-    threads: 1
-    resources:
-        gpu=0,
-        mem_mb=memory(2000),
-        runtime=60,
+    pathvars:
+        job="inception_score",
     params:
-        spec=spec("inception_score"),
+        spec=provider.spec("inception_score"),
         version=RULES["inception_score"].version,
     shell:
         "python -m dmd.stages.inception_score --reference {input.reference} --features {input.features} "
@@ -99,23 +72,14 @@ rule inception_score:
 # Mean cosine of images and captions, of cosines that are among the features.
 rule clip:
     input:
-        owned("clip"),
-        features=blocks("features"),
+        provider.owned("clip"),
+        features=provider.reads("clip", "features"),
     output:
         "results/{experiment}/clip.json",
-    log:
-        "results/{experiment}/logs/clip.log",
-    benchmark:
-        "results/{experiment}/benchmarks/clip.tsv"
-    conda:
-        "../../envs/dmd.yaml"
-    threads: 1
-    resources:
-        gpu=0,
-        mem_mb=memory(2000),
-        runtime=60,
+    pathvars:
+        job="clip",
     params:
-        spec=spec("clip"),
+        spec=provider.spec("clip"),
         version=RULES["clip"].version,
     shell:
         "python -m dmd.stages.clip --features {input.features} --output {output} --spec {params.spec:q} --log {log}"
@@ -124,27 +88,18 @@ rule clip:
 # Seconds from a prompt to its image, on the machine that it runs on, which should do nothing else. On request.
 rule latency:
     input:
-        owned("latency"),
-        denoiser=sampled,
-        text_encoder=read_by("latency", "text_encoder"),
-        autoencoder=decoder,
+        provider.owned("latency"),
+        denoiser=provider.reads("latency", "distill", "teacher"),
+        text_encoder=provider.reads("latency", "text_encoder"),
+        autoencoder=provider.reads("latency", "autoencoder", "tiny_autoencoder"),
     output:
         "results/{experiment}/latency.json",
-    log:
-        "results/{experiment}/logs/latency.log",
-    benchmark:
-        "results/{experiment}/benchmarks/latency.tsv"
-    conda:
-        "../../envs/dmd.yaml"
-    threads: cores
-    resources:
-        gpu=gpus,
-        mem_mb=memory(8000, "latency"),
-        runtime=minutes(60, "latency"),
+    pathvars:
+        job="latency",
     params:
         text_encoder=flag("text_encoder"),
         autoencoder=flag("autoencoder"),
-        spec=spec("latency"),
+        spec=provider.spec("latency"),
         version=RULES["latency"].version,
     shell:
         "python -m dmd.stages.latency --denoiser {input.denoiser} {params.text_encoder} {params.autoencoder} "

@@ -1,3 +1,6 @@
+import re
+
+
 localrules:
     fetch,
 
@@ -13,10 +16,14 @@ rule fetch:
     threads: 1
     resources:
         gpu=0,
-        mem_mb=memory(1000),
+        mem_mb=lambda wildcards, attempt: 500 * (attempt + 1),
         runtime=240,
     params:
-        spec=fetch_spec,
+        spec=provider.fetched,
         version=RULES["fetch"].version,
     shell:
         "python -m dmd.stages.fetch --output {output:q} --spec {params.spec:q} --log {log:q}"
+
+
+wildcard_constraints:
+    file="|".join(map(re.escape, provider.missing)) or "(?!)",

@@ -1,29 +1,20 @@
 # A block of shards of images from the generator or the teacher. The tars lie beside.
 rule sample:
     input:
-        owned("sample"),
-        denoiser=sampled,
-        prompts=read_by("sample", "captions"),
-        text_encoder=read_by("sample", "text_encoder"),
-        lora_file=given("sample", "lora"),
+        provider.owned("sample"),
+        denoiser=provider.reads("sample", "distill", "teacher"),
+        prompts=provider.reads("sample", "captions"),
+        text_encoder=provider.reads("sample", "text_encoder"),
+        lora_file=provider.files("sample.lora"),
     output:
         "results/{experiment}/samples/blocks/{first}-{last}.parquet",
-    log:
-        "results/{experiment}/logs/sample-{first}-{last}.log",
-    benchmark:
-        "results/{experiment}/benchmarks/sample-{first}-{last}.tsv"
-    conda:
-        "../../envs/dmd.yaml"
-    threads: cores
-    resources:
-        gpu=gpus,
-        mem_mb=memory(2000, "sample"),
-        runtime=minutes(240, "sample"),
+    pathvars:
+        job="sample-{first}-{last}",
     params:
         prompts=flag("prompts"),
         text_encoder=flag("text_encoder"),
         lora_file=flag("lora_file"),
-        spec=spec("sample"),
+        spec=provider.spec("sample"),
         version=RULES["sample"].version,
     shell:
         "python -m dmd.stages.sample --denoiser {input.denoiser} {params.prompts} {params.text_encoder} "
@@ -31,37 +22,25 @@ rule sample:
 
 
 # One table over all samples, after hashing every shard again.
-rule samples_manifest:
+use rule states_manifest as samples_manifest with:
     input:
-        owned("samples_manifest"),
-        blocks("sample"),
+        provider.owned("samples_manifest"),
+        provider.reads("samples_manifest", "sample"),
     output:
         "results/{experiment}/samples/manifest.parquet",
-    log:
-        "results/{experiment}/logs/samples_manifest.log",
-    benchmark:
-        "results/{experiment}/benchmarks/samples_manifest.tsv"
-    conda:
-        "../../envs/dmd.yaml"
-    threads: 1
-    resources:
-        gpu=0,
-        mem_mb=memory(2000),
-        runtime=60,
+    pathvars:
+        job="samples_manifest",
     params:
-        spec=spec("samples_manifest"),
-        version=RULES["samples_manifest"].version,
-    shell:
-        "python -m dmd.stages.manifest --blocks {input} --output {output} --spec {params.spec:q} --log {log}"
+        spec=provider.spec("samples_manifest"),
 
 
 # The first samples, whatever drew them, each with its prompt or class. On request.
 rule sheet:
     input:
-        owned("sheet"),
-        block=lambda wildcards: blocks("sample")(wildcards)[0],
-        prompts=read_by("sheet", "captions"),
-        autoencoder=read_by("sheet", "autoencoder"),
+        provider.owned("sheet"),
+        block=lambda wildcards: provider.reads("sheet", "sample")(wildcards)[0],
+        prompts=provider.reads("sheet", "captions"),
+        autoencoder=provider.reads("sheet", "autoencoder"),
     output:
         report(
             "results/{experiment}/pictures/samples.png",
@@ -69,21 +48,12 @@ rule sheet:
             category="pictures",
             subcategory="{experiment}",
         ),
-    log:
-        "results/{experiment}/logs/sheet.log",
-    benchmark:
-        "results/{experiment}/benchmarks/sheet.tsv"
-    conda:
-        "../../envs/dmd.yaml"
-    threads: cores
-    resources:
-        gpu=gpus,
-        mem_mb=memory(4000),
-        runtime=30,
+    pathvars:
+        job="sheet",
     params:
         prompts=flag("prompts"),
         autoencoder=flag("autoencoder"),
-        spec=spec("sheet"),
+        spec=provider.spec("sheet"),
         version=RULES["sheet"].version,
     shell:
         "python -m dmd.stages.sheet --block {input.block} {params.prompts} {params.autoencoder} --output {output} "

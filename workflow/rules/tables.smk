@@ -3,13 +3,18 @@ localrules:
     charts,
 
 
+wildcard_constraints:
+    table="[a-z0-9][a-z0-9-]*",
+    chart="[a-z0-9][a-z0-9-]*",
+
+
 # Our rows, mean and spread over seeds, and the paper's beside them. Scores that must not be made are no inputs: they are
 # named in the parameters, with their digests.
 rule tables:
     input:
-        scores=scores("fid"),
-        classes=scores("classes"),
-        clips=scores("clip"),
+        scores=tables.scores("fid"),
+        classes=tables.scores("classes"),
+        clips=tables.scores("clip"),
     output:
         markdown=report("results/tables/{table}.md", caption="../report/table.rst", category="tables"),
         csv="results/tables/{table}.csv",
@@ -20,18 +25,15 @@ rule tables:
     threads: 1
     resources:
         gpu=0,
-        mem_mb=memory(1000),
+        mem_mb=lambda wildcards, attempt: 500 * (attempt + 1),
         runtime=10,
     params:
-        shown_scores=lambda wildcards: shown("fid", wildcards),
-        shown_classes=lambda wildcards: shown("classes", wildcards),
-        shown_clips=lambda wildcards: shown("clip", wildcards),
-        latencies=timed,
-        digests=lambda wildcards: [
-            sha256(Path(path))
-            for path in sum((shown(metric, wildcards) for metric in ("fid", "classes", "clip")), timed(wildcards))
-        ],
-        spec=table_spec,
+        shown_scores=tables.shown("fid"),
+        shown_classes=tables.shown("classes"),
+        shown_clips=tables.shown("clip"),
+        latencies=tables.latencies,
+        digests=lambda wildcards: [sha256(Path(path)) for path in tables.not_inputs(wildcards)],
+        spec=tables.table_spec,
         version=RULES["tables"].version,
     shell:
         "python -m dmd.stages.tables --scores {input.scores} {params.shown_scores} "
@@ -43,7 +45,7 @@ rule tables:
 # Distance against calls or pairs, and the paper's Figure 3.
 rule charts:
     input:
-        chart_inputs,
+        tables.chart_inputs,
     output:
         report("results/tables/{chart}.png", caption="../report/chart.rst", category="charts"),
     log:
@@ -53,10 +55,10 @@ rule charts:
     threads: 1
     resources:
         gpu=0,
-        mem_mb=memory(1000),
+        mem_mb=lambda wildcards, attempt: 500 * (attempt + 1),
         runtime=10,
     params:
-        spec=chart_spec,
+        spec=tables.chart_spec,
         version=RULES["charts"].version,
     shell:
         "python -m dmd.stages.charts --inputs {input} --output {output} --spec {params.spec:q} --log {log}"

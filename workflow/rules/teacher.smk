@@ -2,30 +2,20 @@
 # has no rows where it was not trained here.
 rule teacher:
     input:
-        owned("teacher"),
-        images=read_by("teacher", "images"),
-        file=given("teacher"),
-        folder=saved("teacher"),
+        provider.owned("teacher"),
+        images=provider.reads("teacher", "images"),
+        file=provider.files("teacher"),
+        folder=provider.folder("teacher"),
     output:
         denoiser="results/{experiment}/teacher/denoiser.safetensors",
         table="results/{experiment}/teacher/log.parquet",
-    log:
-        "results/{experiment}/logs/teacher.log",
-    benchmark:
-        "results/{experiment}/benchmarks/teacher.tsv"
-    conda:
-        "../../envs/dmd.yaml"
-    threads: lambda wildcards: cores(wildcards) * teacher_processes(wildcards)
-    resources:
-        gpu=lambda wildcards: gpus(wildcards) * teacher_processes(wildcards),
-        mem_mb=lambda wildcards, attempt: memory(4000, "teacher")(wildcards, attempt) * teacher_processes(wildcards),
-        runtime=minutes(720, "teacher"),
+    pathvars:
+        job="teacher",
     params:
         images=flag("images"),
-        source=source("teacher"),
-        spec=spec("teacher"),
-        # a parameter that depends on the output is none that Snakemake compares: another cadence trains nothing anew
-        cadence=lambda wildcards, output: canonical_json(teacher_cadence(wildcards)),
+        source=provider.source("teacher"),
+        spec=provider.spec("teacher"),
+        cadence=provider.cadence("teacher"),
         version=RULES["teacher"].version,
     shell:
         "python -m dmd.stages.teacher {params.images} {params.source} --output {output.denoiser} --table {output.table} "
@@ -35,24 +25,15 @@ rule teacher:
 # Text encoder and tokenizer of a Stable Diffusion folder.
 rule text_encoder:
     input:
-        owned("text_encoder"),
-        folder=saved("teacher"),
+        provider.owned("text_encoder"),
+        folder=provider.folder("teacher"),
     output:
         "results/{experiment}/teacher/text_encoder.safetensors",
-    log:
-        "results/{experiment}/logs/text_encoder.log",
-    benchmark:
-        "results/{experiment}/benchmarks/text_encoder.tsv"
-    conda:
-        "../../envs/dmd.yaml"
-    threads: 1
-    resources:
-        gpu=0,
-        mem_mb=memory(4000),
-        runtime=60,
+    pathvars:
+        job="text_encoder",
     params:
-        source=source("teacher"),
-        spec=spec("text_encoder"),
+        source=provider.source("teacher"),
+        spec=provider.spec("text_encoder"),
         version=RULES["text_encoder"].version,
     shell:
         "python -m dmd.stages.text_encoder {params.source} --output {output} --spec {params.spec:q} --log {log}"
@@ -61,50 +42,29 @@ rule text_encoder:
 # What decodes the latents of a teacher.
 rule autoencoder:
     input:
-        owned("autoencoder"),
-        folder=saved("teacher"),
+        provider.owned("autoencoder"),
+        folder=provider.folder("teacher"),
     output:
         "results/{experiment}/teacher/autoencoder.safetensors",
-    log:
-        "results/{experiment}/logs/autoencoder.log",
-    benchmark:
-        "results/{experiment}/benchmarks/autoencoder.tsv"
-    conda:
-        "../../envs/dmd.yaml"
-    threads: 1
-    resources:
-        gpu=0,
-        mem_mb=memory(4000),
-        runtime=60,
+    pathvars:
+        job="autoencoder",
     params:
-        source=source("teacher"),
-        spec=spec("autoencoder"),
+        source=provider.source("teacher"),
+        spec=provider.spec("autoencoder"),
         version=RULES["autoencoder"].version,
     shell:
         "python -m dmd.stages.autoencoder {params.source} --output {output} --spec {params.spec:q} --log {log}"
 
 
 # The same, smaller and faster, from a folder of its own.
-rule tiny_autoencoder:
+use rule autoencoder as tiny_autoencoder with:
     input:
-        owned("tiny_autoencoder"),
-        folder=saved("teacher.tiny_autoencoder"),
+        provider.owned("tiny_autoencoder"),
+        folder=provider.folder("teacher.tiny_autoencoder"),
     output:
         "results/{experiment}/teacher/tiny_autoencoder.safetensors",
-    log:
-        "results/{experiment}/logs/tiny_autoencoder.log",
-    benchmark:
-        "results/{experiment}/benchmarks/tiny_autoencoder.tsv"
-    conda:
-        "../../envs/dmd.yaml"
-    threads: 1
-    resources:
-        gpu=0,
-        mem_mb=memory(4000),
-        runtime=60,
+    pathvars:
+        job="tiny_autoencoder",
     params:
-        source=source("teacher.tiny_autoencoder"),
-        spec=spec("tiny_autoencoder"),
-        version=RULES["tiny_autoencoder"].version,
-    shell:
-        "python -m dmd.stages.autoencoder {params.source} --output {output} --spec {params.spec:q} --log {log}"
+        source=provider.source("teacher.tiny_autoencoder"),
+        spec=provider.spec("tiny_autoencoder"),

@@ -61,7 +61,7 @@ def work(experiments: Experiments, job: Job) -> int:
     """Units of work of a job: updates (teacher), passes of a network over a batch, one with its gradient counted 3
     (distill), network calls on an image (pairs, sample), images (features), or 1 (all others)."""
     if job.rule == "teacher":
-        training = getattr(experiments.section(job.experiment, "teacher"), "training", None)
+        training = experiments.training(job.experiment, "teacher")
         return sum(phase.updates for phase in training.method.phases) if training else 1
     if job.rule == "distill":
         from workflow.scripts import memory, stand_in  # torch, which nothing else here needs

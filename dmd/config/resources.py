@@ -1,0 +1,60 @@
+"""What a job asks of its machine, or of a cluster; changes no bytes but by its threads, which are part of its spec."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dmd.config.experiment import Asked
+from dmd.config.experiments import Experiments
+from dmd.config.rules import RULES
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Of one job, by the names that Snakemake has for them; None asks for nothing.
+
+    Attributes:
+        threads: on each machine.
+        gpu: GPUs of a job on one machine.
+        mem_mb: memory of the CPU, on each machine.
+        runtime: minutes.
+        nodes: machines of a distillation.
+        tasks, mpi, tasks_per_gpu, gres: of one on several machines. SLURM counts threads by task, one on each machine;
+            the stage starts its processes through srun; `gres` names the GPUs of each machine.
+    """
+
+    threads: int
+    gpu: int | None
+    mem_mb: int
+    runtime: int
+    nodes: int | None = None
+    tasks: int | None = None
+    mpi: str | None = None
+    tasks_per_gpu: int | None = None
+    gres: str | None = None
+
+
+def resources(experiments: Experiments, experiment: str, rule: str, attempt: int = 1) -> Resources:
+    """Those of a job: memory and minutes of its rule, unless `resources` of the experiment says others.
+
+    Each process of a training has memory, threads and a GPU of its own. Each attempt after the first has half of the
+    memory more. An experiment with `device: cpu` asks for no GPU.
+    """
+    row, whole = RULES[rule], experiments.whole(experiment)
+    asked = getattr(whole.resources, rule, Asked())
+    training = experiments.training(experiment, rule)
+    nodes = getattr(asked, "nodes", None)
+    several = nodes if nodes != 1 else None
+    processes = training.processes // (nodes or 1) if training else 1  # on each machine
+    gpus = processes if (row.computed or row.gpu) and whole.device != "cpu" else 0
+    return Resources(
+        threads=processes * whole.threads if row.computed or row.threads else 1,
+        gpu=None if several else gpus,
+        mem_mb=processes * ((asked.memory_mb or row.memory_mb) * (attempt + 1) // 2),
+        runtime=round(60 * asked.hours) if asked.hours else row.minutes,
+        nodes=nodes,
+        tasks=several,
+        mpi="srun" if several else None,
+        tasks_per_gpu=0 if several else None,
+        gres=f"gpu:{gpus}" if several and gpus else None,
+    )

@@ -1,0 +1,27 @@
+# The stages of an experiment, one file each. A module: the Snakefile says what all of its rules have in common.
+from pathlib import Path
+
+from dmd.config import RULES
+from dmd.config.provider import braced, flag, measured
+from dmd.config.rules import PIPELINE
+from dmd.provenance.files import sha256
+
+provider = config  # of the module: what the Snakefile passes
+
+
+wildcard_constraints:
+    experiment="[a-z0-9][a-z0-9-]*",
+    first=r"\d{5}",
+    last=r"\d{5}",
+
+
+include: "images.smk"
+include: "teacher.smk"
+include: "reference.smk"
+include: "prompts.smk"
+include: "states.smk"
+include: "pairs.smk"
+include: "distill.smk"
+include: "export.smk"
+include: "sample.smk"
+include: "evaluate.smk"
