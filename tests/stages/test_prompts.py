@@ -72,7 +72,7 @@ def test_laion_order_depends_on_the_seed_and_not_on_files_rows_or_memory(laion_f
     backwards = read(laion_files)[::-1]
     texts, scores = (list(each) for each in zip(*backwards, strict=True))
     other = table(tmp_path / "other.parquet", AESTHETIC_SCORE=np.float32(scores).tolist(), TEXT=texts)
-    monkeypatch.setattr(prompt_sources, "HELD", 50)
+    monkeypatch.setattr(prompt_sources, "IN_MEMORY", 50)
     monkeypatch.setattr(prompt_sources, "BATCH_SIZE", 64)
     assert every(made(tmp_path / "second", [other], LAION)) == first
     seeded = every(made(tmp_path / "third", laion_files, LAION | {"seed": 1}))

@@ -138,11 +138,11 @@ def test_bad_input_ends_its_stage_with_one_message(refused: tuple[Path, str], na
 
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[dict[str, Any]]:
-    """Settings for a process whose results may take no more than 64 KiB: a full disk, or where that needs
+    """Settings for a process whose results may take no more than 80 KiB: a full disk, or where that needs
     permissions a limit on the size of files."""
     results = tmp_path / "results"
     results.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(results)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=80k", "tmpfs", str(results)]
     if shutil.which("mount") and subprocess.run(mount, capture_output=True).returncode == 0:
         yield {}
         subprocess.run(["umount", str(results)], check=True)
