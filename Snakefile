@@ -21,16 +21,16 @@ use rule images, teacher, text_encoder, autoencoder, tiny_autoencoder, reference
     log: "results/{experiment}/logs/<job>.log"
     benchmark: "results/{experiment}/benchmarks/<job>.tsv"
     conda: "../../envs/dmd.yaml"  # as seen from workflow/rules/
-    threads: provider.asks("threads")
+    threads: provider.resource("threads")
     resources:
-        gpu=provider.asks("gpu"),
-        mem_mb=provider.asks("mem_mb"),
-        runtime=provider.asks("runtime"),
-        nodes=provider.asks("nodes"),
-        tasks=provider.asks("tasks"),
-        mpi=provider.asks("mpi"),
-        tasks_per_gpu=provider.asks("tasks_per_gpu"),
-        gres=provider.asks("gres"),
+        gpu=provider.resource("gpu"),
+        mem_mb=provider.resource("mem_mb"),
+        runtime=provider.resource("runtime"),
+        nodes=provider.resource("nodes"),
+        tasks=provider.resource("tasks"),
+        mpi=provider.resource("mpi"),
+        tasks_per_gpu=provider.resource("tasks_per_gpu"),
+        gres=provider.resource("gres"),
 
 
 # fmt: on

@@ -38,8 +38,8 @@ Paths = Callable[[Wildcards], str | list[str]]
 Text = Callable[[Wildcards], str]
 
 
-def refuses(function: Callable[P, T]) -> Callable[P, T]:
-    """Ends with one message; an exception would reach the user wrapped in Snakemake's traceback."""
+def exits_on_config_error(function: Callable[P, T]) -> Callable[P, T]:
+    """Exits with one message at a ConfigError, which would reach the user wrapped in Snakemake's traceback."""
 
     @functools.wraps(function)
     def call(*arguments: P.args, **keywords: P.kwargs) -> T:
@@ -52,7 +52,7 @@ def refuses(function: Callable[P, T]) -> Callable[P, T]:
 
 
 class Provider:
-    """Answers for one configuration.
+    """Look-ups over one configuration, for its rules.
 
     Attributes:
         experiments: look-ups over it.
@@ -67,9 +67,9 @@ class Provider:
         self._resources = functools.cache(functools.partial(resources, self.experiments))
 
     def owned(self, rule: str) -> Paths:
-        """No file; refuses unless the experiment exists, has what `rule` needs, and owns its artifact."""
+        """No file; exits unless the experiment exists, has what `rule` needs, and owns its artifact."""
 
-        @refuses
+        @exits_on_config_error
         def check(wildcards: Wildcards) -> list[str]:
             name = wildcards.experiment
             owner = self.experiments.owner(name, rule)
@@ -87,7 +87,7 @@ class Provider:
         none. `number` chooses among the files of an artifact.
         """
 
-        @refuses
+        @exits_on_config_error
         def look_up(wildcards: Wildcards) -> str | list[str]:
             name = wildcards.experiment
             upstream = self.experiments.upstream(name, rule)
@@ -106,13 +106,13 @@ class Provider:
     def _path(self, experiment: str, rule: str, block: tuple[int, int] = (0, 0), number: int = 0) -> str:
         return f"results/{self.experiments.path(experiment, rule, block, number)}"
 
-    @refuses
+    @exits_on_config_error
     def start(self, wildcards: Wildcards) -> str | list[str]:
         """The teacher file that initialises the networks of a distillation, where it is not the teacher."""
         name = self.experiments.section(wildcards.experiment, "distill").start
         return self._path(name, "teacher") if name else []
 
-    @refuses
+    @exits_on_config_error
     def trained_on(self, wildcards: Wildcards) -> str | list[str]:
         """The teacher whose images the reference is of, where files of images were read for both."""
         whole = self.experiments.whole(wildcards.experiment)
@@ -123,7 +123,7 @@ class Provider:
     def files(self, key: str) -> Paths:
         """The file or files from outside that the section `key` names, or nothing."""
 
-        @refuses
+        @exits_on_config_error
         def look_up(wildcards: Wildcards) -> str | list[str]:
             entry, name = self._section(wildcards, key), f"{wildcards.experiment}.{key}"
             if hasattr(entry, "files"):
@@ -132,7 +132,7 @@ class Provider:
 
         return look_up
 
-    @refuses
+    @exits_on_config_error
     def distance_weights(self, wildcards: Wildcards) -> str | list[str]:
         """Weights of the distance of images that a method's losses use, or nothing."""
         entry = self.experiments.section(wildcards.experiment, "distill").method.distance()
@@ -142,7 +142,7 @@ class Provider:
     def folder(self, key: str) -> Paths:
         """Configurations and weights in the folder of the section `key`, as diffusers saved them, or nothing."""
 
-        @refuses
+        @exits_on_config_error
         def look_up(wildcards: Wildcards) -> list[str]:
             folder = getattr(self._section(wildcards, key), "folder", None)
             if folder is None:
@@ -158,7 +158,7 @@ class Provider:
     def source(self, key: str, flag: str = "--source") -> Text:
         """`--source PATH` where the section `key` names a file or folder, else nothing."""
 
-        @refuses
+        @exits_on_config_error
         def look_up(wildcards: Wildcards) -> str:
             entry = self._section(wildcards, key)
             path = getattr(entry, "file", None) or getattr(entry, "folder", None)
@@ -166,7 +166,7 @@ class Provider:
 
         return look_up
 
-    @refuses
+    @exits_on_config_error
     def dataset(self, wildcards: Wildcards) -> list[str]:
         """Folders, label file and newest file of a dataset of images.
 
@@ -182,12 +182,12 @@ class Provider:
     def spec(self, rule: str) -> Text:
         """The numbers of a job as canonical JSON: one string, so that any change reruns the job and only that."""
         spec = self.experiments.spec
-        return refuses(lambda wildcards: as_text(spec(wildcards.experiment, rule, _block(wildcards))))
+        return exits_on_config_error(lambda wildcards: as_text(spec(wildcards.experiment, rule, _block(wildcards))))
 
     def cadence(self, rule: str) -> Callable[[Wildcards, Any], str]:
         """How often a training writes; another cadence trains nothing anew."""
 
-        @refuses
+        @exits_on_config_error
         def look_up(wildcards: Wildcards, output: Any) -> str:
             training = self.experiments.training(wildcards.experiment, rule)
             cadence = training.cadence() if training else {}
@@ -199,15 +199,15 @@ class Provider:
         """Where shards of pairs lie when they are not in results/; another storage makes nothing anew."""
         return as_text({"storage": self._storage.settings("results")} if self._storage else {})
 
-    def fetched(self, wildcards: Any) -> str:
+    def fetch_spec(self, wildcards: Any) -> str:
         """Where a missing input comes from, and what is known of it."""
         entry = self.missing[wildcards.file]
         return as_text({"url": entry.url, "sha256": entry.sha256, "size": entry.size})
 
-    def asks(self, name: str) -> Callable[[Wildcards, int, str], int | str | None]:
-        """One of the resources of a job of any rule, such as "mem_mb"."""
+    def resource(self, name: str) -> Callable[[Wildcards, int, str], int | str | None]:
+        """One of `Resources` of a job of any rule, such as "mem_mb"."""
         asked = self._resources
-        return refuses(
+        return exits_on_config_error(
             lambda wildcards, attempt, rulename: getattr(asked(wildcards.experiment, rulename, attempt), name)
         )
 
@@ -219,7 +219,7 @@ class Provider:
         return section
 
     def _present(self, entry: Any, name: str) -> str:
-        """The file of an entry of the configuration; refuses unless it is there or can be fetched."""
+        """The file of an entry of the configuration; exits unless it is there or can be fetched."""
         file, sha256 = str(entry.file), entry.sha256
         if file not in self.missing and not os.path.exists(file):
             digest = f" with sha256 {sha256}" if sha256 else ""
@@ -229,7 +229,7 @@ class Provider:
         return file
 
 
-def measured(wildcards: Wildcards) -> list[str]:
+def existing_scores(wildcards: Wildcards) -> list[str]:
     """Scores of the experiment that are there, for the card of its pipeline; to Snakemake they are no inputs."""
     names = [f"results/{wildcards.experiment}/{score}.json" for score in ("fid", "clip")]
     return [name for name in names if os.path.exists(name)]
@@ -267,5 +267,5 @@ def _block(wildcards: Wildcards) -> tuple[int, int] | None:
 
 
 def as_text(value: Any) -> str:
-    """Canonical JSON, as `provenance.files` writes it."""
+    """Canonical JSON, as `provenance.files` writes it, which this package may not import; a test compares them."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -1,4 +1,4 @@
-"""What a job asks of its machine, or of a cluster; changes no bytes but by its threads, which are part of its spec."""
+"""Threads, GPUs, memory and time that a job asks for. Of these only threads, which its spec has too, change bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dmd.config.rules import RULES
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one job, by the names that Snakemake has for them; None asks for nothing.
+    """Resources of one job, under the names of Snakemake and its SLURM plugin; None asks for nothing.
 
     Attributes:
         threads: on each machine.
@@ -35,7 +35,7 @@ class Resources:
 
 
 def resources(experiments: Experiments, experiment: str, rule: str, attempt: int = 1) -> Resources:
-    """Those of a job: memory and minutes of its rule, unless `resources` of the experiment says others.
+    """Resources of a job: memory and minutes of its rule, unless `resources` of the experiment says others.
 
     Each process of a training has memory, threads and a GPU of its own. Each attempt after the first has half of the
     memory more. An experiment with `device: cpu` asks for no GPU.

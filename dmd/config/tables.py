@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from dmd.config.experiment import Chart, Row, Table
 from dmd.config.experiments import Configuration, Experiments
 from dmd.config.messages import ConfigError, suggestion
-from dmd.config.provider import as_text, refuses
+from dmd.config.provider import as_text, exits_on_config_error
 
 T = TypeVar("T")
 Look = Callable[[Any], list[str]]
@@ -34,7 +34,7 @@ class Tables:
     def group(self, name: str) -> Look:
         """Table, charts and pictures: `demo` has demo.md, demo-*.png and pictures of each row's first experiment."""
 
-        @refuses
+        @exits_on_config_error
         def look_up(wildcards: Any) -> list[str]:
             if name not in self.tables:
                 raise ConfigError(
@@ -54,16 +54,16 @@ class Tables:
     def scores(self, metric: str) -> Look:
         """Files of a metric, of the experiments of a table in its order; not of rows with `run: false`."""
 
-        @refuses
+        @exits_on_config_error
         def look_up(wildcards: Any) -> list[str]:
             return self._scores(metric, [row for row in self._table(wildcards).rows if row.run])
 
         return look_up
 
-    def shown(self, metric: str) -> Look:
-        """Those that are there of rows with `run: false`. To Snakemake they are no inputs, which it would update."""
+    def existing(self, metric: str) -> Look:
+        """Files of a metric that exist, of rows with `run: false`. Snakemake would update them if they were inputs."""
 
-        @refuses
+        @exits_on_config_error
         def look_up(wildcards: Any) -> list[str]:
             rows = self._table(wildcards).rows
             run = self.scores(metric)(wildcards)
@@ -72,14 +72,14 @@ class Tables:
 
         return look_up
 
-    @refuses
+    @exits_on_config_error
     def latencies(self, wildcards: Any) -> list[str]:
-        """Those of a table's experiments that are there: a measurement wants an idle machine, a table starts none."""
+        """Latencies that exist, of a table's experiments. A table measures none: that needs an idle machine."""
         return [path for path in self._scores("latency", self._table(wildcards).rows) if os.path.exists(path)]
 
     def not_inputs(self, wildcards: Any) -> list[str]:
         """All files that a table shows besides its inputs."""
-        scores = [path for metric in ("fid", "classes", "clip") for path in self.shown(metric)(wildcards)]
+        scores = [path for metric in ("fid", "classes", "clip") for path in self.existing(metric)(wildcards)]
         return self.latencies(wildcards) + scores
 
     def _scores(self, metric: str, rows: Iterable[Row]) -> list[str]:
@@ -88,7 +88,7 @@ class Tables:
         known = [name for name in names if metric != "clip" or self.experiments.has(name, metric)]
         return [f"results/{name}/{metric}.json" for name in known]
 
-    @refuses
+    @exits_on_config_error
     def table_spec(self, wildcards: Any) -> str:
         """Rows of a table, each with the owners of its teachers, and the published ones to print beside them.
 
@@ -103,7 +103,7 @@ class Tables:
             rows.append(values | {"teacher": " ".join(owners)})
         return as_text({"title": table.title, "rows": rows, "paper": self.paper.get(table.paper or "")})
 
-    @refuses
+    @exits_on_config_error
     def chart_inputs(self, wildcards: Any) -> list[str]:
         """Scores of every experiment of a chart; for Figure 3 the classes, and the samples of each panel."""
         chart = self._chart(wildcards)
@@ -114,7 +114,7 @@ class Tables:
         panels = [self.experiments.path(point[0], "samples_manifest") for point in points]
         return [f"results/{name}/classes.json" for name in names] + [f"results/{path}" for path in panels]
 
-    @refuses
+    @exits_on_config_error
     def chart_spec(self, wildcards: Any) -> str:
         """Kind, title and series of a chart, and what its kind needs besides."""
         chart = self._chart(wildcards)

@@ -89,7 +89,7 @@ def test_file_that_is_missing_is_refused_unless_it_can_be_fetched(tmp_path: Path
     found = provided({"inputs": {"moments": entry}}, child=moments)
     assert found.files("reference.moments")(job("child")) == "m.npz" and found.files("reference.moments")(job()) == []
     expected = {"url": entry["url"], "sha256": entry["sha256"], "size": 3}
-    assert found.fetched(Wildcards(fromdict={"file": "m.npz"})) == canonical_json(expected)
+    assert found.fetch_spec(Wildcards(fromdict={"file": "m.npz"})) == canonical_json(expected)
     Path("m.npz").touch()
     assert provided({"inputs": {"moments": entry}}, child=moments).missing == {}
     assert provided(child=moments).files("reference.moments")(job("child")) == "m.npz"
@@ -154,7 +154,7 @@ def asked(section: dict[str, Any], rule: str, attempt: int = 1) -> dict[str, Any
     """What a job asks for, without what it does not."""
     found = provided(child=section)
     fields = resources.Resources.__dataclass_fields__
-    values = {name: found.asks(name)(job("child"), attempt=attempt, rulename=rule) for name in fields}
+    values = {name: found.resource(name)(job("child"), attempt=attempt, rulename=rule) for name in fields}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -199,11 +199,11 @@ def test_table_reads_scores_of_rows_that_run_and_shows_others_that_are_there(tmp
     monkeypatch.chdir(tmp_path)
     found, table = tables(tables={"demo": {"rows": ROWS}}), Wildcards(fromdict={"table": "demo"})
     assert found.scores("fid")(table) == ["results/base/fid.json", "results/child/fid.json"]
-    assert found.scores("clip")(table) == found.shown("fid")(table) == found.latencies(table) == []
+    assert found.scores("clip")(table) == found.existing("fid")(table) == found.latencies(table) == []
     for path in (Path("results/other/fid.json"), Path("results/child/latency.json")):
         path.parent.mkdir(parents=True)
         path.touch()
-    assert found.shown("fid")(table) == ["results/other/fid.json"]
+    assert found.existing("fid")(table) == ["results/other/fid.json"]
     assert found.latencies(table) == ["results/child/latency.json"]
     assert found.not_inputs(table) == ["results/child/latency.json", "results/other/fid.json"]
 

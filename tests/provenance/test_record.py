@@ -144,3 +144,26 @@ def test_a_lock_falls_with_its_process_and_leaves_no_file_after_an_exception(tmp
 def test_record_without_all_that_a_record_says_is_none(tmp_path, text):
     record.sidecar(tmp_path / "a").write_text(text)
     assert record.read(tmp_path / "a") is None
+
+
+COUNT = """
+import pathlib, sys
+from dmd.provenance import record
+path, left = pathlib.Path(sys.argv[1]), 300
+while left:
+    try:
+        with record.exclusive(path):
+            path.write_text(str(int(path.read_text()) + 1))
+            left -= 1
+    except ValueError as error:
+        if "another process is writing" not in str(error):
+            raise
+"""
+
+
+def test_three_writers_that_try_again_and_again_lose_nothing(tmp_path):
+    """The lock file is removed before its lock is released: whoever opened it before that holds a lock on no name."""
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    writers = [subprocess.Popen([sys.executable, "-c", COUNT, str(counter)]) for _ in range(3)]
+    assert [writer.wait() for writer in writers] == [0, 0, 0] and counter.read_text() == "900"

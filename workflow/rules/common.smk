@@ -1,4 +1,4 @@
-# The configuration, the two objects that answer for it, and what is the same for all jobs.
+# Reads the configuration, makes the two objects that rules look things up in, and sets what all jobs share.
 import os
 import shlex
 import signal
@@ -8,7 +8,7 @@ from pathlib import Path
 from snakemake_interface_executor_plugins.settings import DeploymentMethod
 
 from dmd.config import RULES, ConfigError, read_yaml, reading, resolve
-from dmd.config.provider import Provider, refuses
+from dmd.config.provider import Provider, exits_on_config_error
 from dmd.config.tables import Tables
 from dmd.provenance.files import sha256
 
@@ -16,7 +16,7 @@ ROOT = Path(workflow.basedir)
 PAPER = ROOT / "workflow" / "resources" / "paper.yaml"  # published tables
 
 
-def written():
+def merged_files():
     """What Snakemake's `config` says, and what the files of it include: all of them are read once more, by our reader.
 
     As in Snakemake, --configfile goes over the file that the Snakefile names, and --config over both.
@@ -32,11 +32,11 @@ def written():
     return reading.update(whole, workflow.config_settings.config)
 
 
-@refuses
-def configured():
-    """What answers for experiments, and for tables and charts."""
+@exits_on_config_error
+def provider_and_tables():
+    """The look-ups of rules: over experiments, and over tables and charts."""
     try:
-        configuration = resolve(written())
+        configuration = resolve(merged_files())
     except ConfigError as error:
         raise ConfigError(f"the configuration cannot be used\n{error}")
     provider = Provider(configuration)
@@ -52,7 +52,7 @@ def prefix():
     return "; ".join(lines).replace("{", "{{").replace("}", "}}") + "; "
 
 
-provider, tables = configured()
+provider, tables = provider_and_tables()
 shell.prefix(prefix())
 
 # Before its time limit SLURM sends SIGUSR1 to every process of a job; the stage heeds it, Snakemake must outlive it.

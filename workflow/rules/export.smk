@@ -32,8 +32,8 @@ rule pipeline:
     params:
         manifest=flag("manifest"),
         states=flag("states"),
-        scores=measured,
-        digests=lambda wildcards: [sha256(Path(path)) for path in measured(wildcards)],
+        scores=existing_scores,
+        digests=lambda wildcards: [sha256(Path(path)) for path in existing_scores(wildcards)],
         spec=provider.spec("pipeline"),
         version=RULES["pipeline"].version,
     shell:

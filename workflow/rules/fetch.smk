@@ -19,7 +19,7 @@ rule fetch:
         mem_mb=lambda wildcards, attempt: 500 * (attempt + 1),
         runtime=240,
     params:
-        spec=provider.fetched,
+        spec=provider.fetch_spec,
         version=RULES["fetch"].version,
     shell:
         "python -m dmd.stages.fetch --output {output:q} --spec {params.spec:q} --log {log:q}"

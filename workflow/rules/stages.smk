@@ -2,7 +2,7 @@
 from pathlib import Path
 
 from dmd.config import RULES
-from dmd.config.provider import braced, flag, measured
+from dmd.config.provider import braced, existing_scores, flag
 from dmd.config.rules import PIPELINE
 from dmd.provenance.files import sha256
 

@@ -28,9 +28,9 @@ rule tables:
         mem_mb=lambda wildcards, attempt: 500 * (attempt + 1),
         runtime=10,
     params:
-        shown_scores=tables.shown("fid"),
-        shown_classes=tables.shown("classes"),
-        shown_clips=tables.shown("clip"),
+        shown_scores=tables.existing("fid"),
+        shown_classes=tables.existing("classes"),
+        shown_clips=tables.existing("clip"),
         latencies=tables.latencies,
         digests=lambda wildcards: [sha256(Path(path)) for path in tables.not_inputs(wildcards)],
         spec=tables.table_spec,
