@@ -1,1 +1,1 @@
-"""The stages against their parts: ratios measured in one run, on one thread."""
+"""Benchmarks: stages against their parts, on GPUs, at scale, and against an earlier commit."""

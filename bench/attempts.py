@@ -1,4 +1,4 @@
-"""Figures that come after each other for as long as there is time, and do not stop at one that fails."""
+"""Runs measurements one after the other while there is time, and goes on after one that fails."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ FAILED = "failed: "
 Over = Callable[[], bool]
 
 
-def attempted(work: Callable[[], Any], over: Over = lambda: False) -> Any:
-    """What `work` found; a line that says so where time is `over`, memory does not suffice, or something else fails."""
+def attempt(work: Callable[[], Any], over: Over = lambda: False) -> Any:
+    """The result of `work`, or a line if time is `over`, memory does not suffice, or something else fails."""
     if over():
         return LATE
     try:
         return work()
     except torch.OutOfMemoryError as error:
         return f"out of memory: {str(error).splitlines()[0]}"
-    except Exception as error:  # minutes of a GPU are not thrown away for one figure; the suite ends with an error
+    except Exception as error:  # one failure must not lose the other figures; the suite ends with an error
         traceback.print_exc(file=sys.stderr)
         return f"{FAILED}{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
     finally:
@@ -32,7 +32,7 @@ def attempted(work: Callable[[], Any], over: Over = lambda: False) -> Any:
 
 
 def forget() -> None:
-    """Gives memory back. Networks with checkpointed blocks refer to themselves: they wait for the collector."""
+    """Frees memory; networks with checkpointed blocks are reference cycles, which only the collector frees."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""CPU and wall seconds of a piece of work, and what is reported of repeated measurements."""
+"""CPU and wall seconds of a piece of work, and summaries of repeated measurements."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def now() -> Cost:
 
 
 def cost(work: Callable[[], object]) -> Cost:
-    """What one call of `work` costs."""
+    """The cost of one call of `work`."""
     start = now()
     work()
     return now() - start
@@ -39,7 +39,7 @@ def cost(work: Callable[[], object]) -> Cost:
 def ratios(above: Sequence[Cost], below: Sequence[Cost], *, least: float = 0, most: float = 0) -> dict[str, Any]:
     """above / below of each repetition, as median and range; `least` or `most` is the target of the CPU time's median.
 
-    The wall clock stands beside it: on a machine that does nothing else the two agree.
+    On an idle machine the ratios by the wall clock agree with it.
     """
     pairs = list(zip(above, below, strict=True))
     figure: dict[str, Any] = {
@@ -52,14 +52,14 @@ def ratios(above: Sequence[Cost], below: Sequence[Cost], *, least: float = 0, mo
 def rates(num: int, costs: Sequence[Cost], *, least: float = 0) -> dict[str, Any]:
     """num / seconds of each repetition, as median and range; `least` is the target of the CPU time's median."""
     figure: dict[str, Any] = {
-        "cpu": spread([num / one.cpu for one in costs]),
-        "wall": spread([num / one.wall for one in costs]),
+        "cpu": spread([num / cost.cpu for cost in costs]),
+        "wall": spread([num / cost.wall for cost in costs]),
     }
     return figure | target(figure["cpu"]["median"], least=least)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and range; the range is the noise."""
+    """Median and range, which shows the noise."""
     return {
         "median": _rounded(statistics.median(values)),
         "min": _rounded(min(values)),
@@ -68,7 +68,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def target(value: float, *, least: float = 0, most: float = 0) -> dict[str, Any]:
-    """The target and whether `value` meets it; empty where neither is given."""
+    """The target and whether `value` meets it; empty without a target."""
     if least:
         return {"target": f">= {least:g}", "met": value >= least}
     return {"target": f"<= {most:g}", "met": value <= most} if most else {}
@@ -76,8 +76,8 @@ def target(value: float, *, least: float = 0, most: float = 0) -> dict[str, Any]
 
 @contextlib.contextmanager
 def plain_torch() -> Iterator[None]:
-    """torch as it comes, for the bare side: without the deterministic algorithms that stages ask for."""
-    import torch  # not above: what is started by a process that has it seems to need its memory
+    """torch without the deterministic algorithms of stages, for the bare side of a ratio."""
+    import torch  # not above: the peak memory of child processes would include that of torch
 
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)

@@ -22,13 +22,13 @@ SWITCHES: dict[str, Compute] = {
     "compile": {"compile": True},
     "bfloat16_compile": {"dtype": "bfloat16", "compile": True},
 }
-FAKE_FORWARD = "fake forward"  # what shared_noise saves
+FAKE_FORWARD = "fake forward"  # not needed with shared_noise
 
 
 def measure(folder: Path, *, repetitions: int) -> dict[str, Any]:
     """Time of an update over the sum of its bare passes, without and with `shared_noise`.
 
-    An update is the stage's own: data read, noise drawn, both losses, both optimisers, moving average, log row.
+    An update is that of the stage: reading data, drawing noise, both losses, both optimisers, moving average, log row.
     """
     teacher, manifest = _inputs(folder)
     own, shared = (_updates(teacher, manifest, shared_noise=shared) for shared in (False, True))
@@ -40,14 +40,14 @@ def measure(folder: Path, *, repetitions: int) -> dict[str, Any]:
         shared_steps.append(clock.cost(shared.next))
     steps, shared_steps, parts = steps[1:], shared_steps[1:], parts[1:]  # the first is warm-up
     sums = [sum(part.values(), clock.Cost(0.0, 0.0)) for part in parts]
-    shared_sums = [whole - part[FAKE_FORWARD] for whole, part in zip(sums, parts, strict=True)]
+    shared_sums = [total - part[FAKE_FORWARD] for total, part in zip(sums, parts, strict=True)]
     return {
         "over_passes": clock.ratios(steps, sums, most=1.03),
         "shared_noise_over_own_passes": clock.ratios(shared_steps, shared_sums, most=1.03),
         "shared_noise_over_passes": clock.ratios(shared_steps, sums),
         "seconds": {"cpu": clock.spread([step.cpu for step in steps])},
         "shares_of_passes": {
-            name: clock.spread([part[name].cpu / whole.cpu for part, whole in zip(parts, sums, strict=True)])["median"]
+            name: clock.spread([part[name].cpu / total.cpu for part, total in zip(parts, sums, strict=True)])["median"]
             for name in parts[0]
         },
     }
@@ -60,17 +60,17 @@ def measure_compute(folder: Path, *, repetitions: int) -> dict[str, Any]:
     """
     teacher, manifest = _inputs(folder)
     passes = _Passes(teacher)
-    found = {
+    by_switch = {
         name: _updates(teacher, manifest, shared_noise=False, compute=compute) for name, compute in SWITCHES.items()
     }
     sums: list[clock.Cost] = []
-    steps: dict[str, list[clock.Cost]] = {name: [] for name in found}
+    steps: dict[str, list[clock.Cost]] = {name: [] for name in by_switch}
     for repetition in range(repetitions + 1):
         sums.append(sum(passes.costs().values(), clock.Cost(0.0, 0.0)))
-        for name, one in found.items():
-            steps[name].append(clock.cost(one.next))
+        for name, updates_of_one in by_switch.items():
+            steps[name].append(clock.cost(updates_of_one.next))
             print(f"compute  {name}, update {repetition}: {steps[name][-1].cpu:.3g} s of CPU", flush=True)
-    return {f"{name}_over_float32_passes": clock.ratios(each[1:], sums[1:]) for name, each in steps.items()}
+    return {f"{name}_over_float32_passes": clock.ratios(costs[1:], sums[1:]) for name, costs in steps.items()}
 
 
 def _inputs(folder: Path) -> tuple[Path, Path]:
@@ -90,7 +90,7 @@ def _updates(teacher: Path, manifest: Path, *, shared_noise: bool, compute: Comp
 
 
 class _Passes:
-    """Networks of the same weights, called as a step calls them and with nothing in between."""
+    """Three networks with the same weights; their bare calls, as in one step."""
 
     def __init__(self, teacher: Path) -> None:
         self._teacher, self._generator, self._fake = (_network(teacher) for _ in range(3))

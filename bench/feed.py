@@ -1,4 +1,4 @@
-"""How long an update waits for its batch: prepared when it is asked for, by one of eight processes, and read ahead."""
+"""Seconds that an update waits for its batch: prepared on demand, by one of eight processes, and prefetched."""
 
 from __future__ import annotations
 
@@ -23,36 +23,38 @@ NETWORK = {"kind": "mlp", "channels": 3, "resolution": RESOLUTION, "width": 2, "
 
 
 def measure(folder: Path, *, repetitions: int) -> dict[str, Any]:
-    """Seconds until a batch is there; the networks are an idle wait, as those of a GPU are to the CPU."""
+    """Seconds until a batch is ready; the CPU sleeps meanwhile, as if a GPU were working."""
     teacher, block = folder / "teacher" / "denoiser.safetensors", folder / "pairs" / "blocks" / "pairs.parquet"
     setting.write_exact_teacher(teacher, resolution=RESOLUTION)
     solver = {**setting.SOLVER, "name": "euler", "steps": 1}
     setting.draw_pairs(teacher, block, first=0, last=1, shard_size=BATCH_SIZE, solver=solver)
-    asked, eighth, ahead = (_loader(block, split) for split in (BatchSplit(), BatchSplit(0, PROCESSES), BatchSplit()))
-    found: dict[str, list[float]] = {"when_asked": [], "by_one_of_eight_processes": [], "read_ahead": []}
+    on_demand, eighth, prefetched = (
+        _loader(block, split) for split in (BatchSplit(), BatchSplit(0, PROCESSES), BatchSplit())
+    )
+    seconds: dict[str, list[float]] = {"when_asked": [], "by_one_of_eight_processes": [], "read_ahead": []}
     for update in range(repetitions + 1):
-        found["when_asked"].append(_waited(asked, 2 * update))  # each second one: nothing was prepared
-        found["by_one_of_eight_processes"].append(_waited(eighth, 2 * update))
-        time.sleep(2 * found["when_asked"][-1])  # until threads are done
-        found["read_ahead"].append(_waited(ahead, update))
-        time.sleep(2 * found["when_asked"][-1])
-    return {f"seconds_{name}": clock.spread(values[1:]) for name, values in found.items()}
+        seconds["when_asked"].append(_wait(on_demand, 2 * update))  # every second update: none is prefetched
+        seconds["by_one_of_eight_processes"].append(_wait(eighth, 2 * update))
+        time.sleep(2 * seconds["when_asked"][-1])  # until the threads are done
+        seconds["read_ahead"].append(_wait(prefetched, update))
+        time.sleep(2 * seconds["when_asked"][-1])
+    return {f"seconds_{name}": clock.spread(values[1:]) for name, values in seconds.items()}
 
 
 def _loader(block: Path, split: BatchSplit) -> BatchLoader:
-    """That of a training whose networks are never asked."""
+    """The loader of a training whose networks are never called."""
     section = setting.distill(shared_noise=False, batch_size=BATCH_SIZE)
     facts = Facts((3, RESOLUTION, RESOLUTION), 0, 0.5)
     modules = {role: loading.new_denoiser(NETWORK, sigma_data=0.5) for role in section.method.roles()}
-    found = assemble(section, modules, facts, distances={"none": l2_distance}, split=split, start=False)
+    trainer = assemble(section, modules, facts, distances={"none": l2_distance}, split=split, start=False)
     streams: dict[str, Stream] = {
         "noise": NoiseStream(facts),
         "pairs": PairStream(PairReader(manifest.read(block), seed=0)),
     }
-    return loader(found, streams, plan(section.method)[0], stage="distill")
+    return loader(trainer, streams, plan(section.method)[0], stage="distill")
 
 
-def _waited(feed: BatchLoader, update: int) -> float:
+def _wait(batches: BatchLoader, update: int) -> float:
     begin = time.monotonic()
-    feed.take(update)
+    batches.take(update)
     return time.monotonic() - begin

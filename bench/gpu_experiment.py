@@ -1,4 +1,4 @@
-"""Whole updates of stage distill with LPIPS at the sizes of an experiment, and the hours that all of them take."""
+"""Updates of stage distill with LPIPS at the sizes of an experiment, and the hours of all updates."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from dmd.models.compute import set_tf32
 
 
 def measure(size: Size) -> dict[str, Any]:
-    """Seconds of an update: noise drawn, pairs read, both losses, both optimisers, moving average, log row.
+    """Times an update: drawing noise, reading pairs, both losses, both optimisers, moving average, log row.
 
     Weights of the teacher and of VGG are random; the first two updates are not counted.
     """
     fresh()
     set_tf32(size.compute)
     with tempfile.TemporaryDirectory() as name:
-        found = _updates(size, Path(name))
+        updates_of_stage = _updates(size, Path(name))
         if size.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(size.device)
-        step = milliseconds(found.next, size)
-        found.close()
+        step = milliseconds(updates_of_stage.next, size)
+        updates_of_stage.close()
     figures: dict[str, Any] = {
         "images": size.whole,
         "micro_batch_size": size.batch_size,
@@ -41,7 +41,7 @@ def measure(size: Size) -> dict[str, Any]:
 
 
 def lpips(size: int) -> Lpips:
-    """VGG16 of random weights that keep activations alive."""
+    """LPIPS on a VGG16 of random weights that keep the scale of activations."""
     trunk, heads = lpips_shapes()
     drawn = {
         name: torch.randn(shape) * (2 / shape[1:].numel()) ** 0.5 if name.endswith("weight") else torch.zeros(shape)
@@ -52,10 +52,10 @@ def lpips(size: int) -> Lpips:
 
 
 def _updates(size: Size, folder: Path) -> updates.Updates:
-    """The stage's own, on a teacher of random weights and one update's pairs."""
+    """Updates of the stage, on a teacher of random weights and the pairs of one update."""
     teacher, manifest = folder / "teacher" / "denoiser.safetensors", folder / "pairs" / "blocks" / "pairs.parquet"
     setting.write_teacher(teacher, size.network)
-    exact = folder / "exact" / "denoiser.safetensors"  # pairs cost nothing: what they show does not matter
+    exact = folder / "exact" / "denoiser.safetensors"  # fast pairs, since their content does not matter
     setting.write_exact_teacher(exact, resolution=size.network["resolution"])
     solver = {**setting.SOLVER, "name": "euler", "steps": 1}
     setting.draw_pairs(exact, manifest, first=0, last=0, shard_size=size.whole, solver=solver)

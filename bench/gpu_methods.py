@@ -37,19 +37,19 @@ METHODS: dict[str, Mapping[str, object]] = {
 
 
 def measure(size: Size, compute: Compute) -> dict[str, Any]:
-    """Milliseconds of an update of each method on one micro batch; peak memory and plan."""
+    """Milliseconds of an update of each method on one micro-batch; peak memory and plan."""
     return {name: _update(size, compute, method) for name, method in METHODS.items()}
 
 
 def _update(size: Size, compute: Compute, method: Mapping[str, object]) -> dict[str, Any]:
     fresh()
-    made = _trainer(size, compute, method)
-    plan = memory_plan(made, watch(made, _streams(size)), lambda num: 0)
-    found = updates.Updates(made, _streams(size))
+    trainer = _trainer(size, compute, method)
+    plan = memory_plan(trainer, watch(trainer, _streams(size)), lambda num: 0)
+    runner = updates.Updates(trainer, _streams(size))
     if size.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(size.device)
-    figures: dict[str, Any] = {"update_ms": milliseconds(found.next, size)}
-    found.close()
+    figures: dict[str, Any] = {"update_ms": milliseconds(runner.next, size)}
+    runner.close()
     figures["planned_gib"] = round(sum(plan.values()) / 2**30, 3)
     if size.device.type == "cuda":
         figures["peak_gib"] = round(torch.cuda.max_memory_allocated(size.device) / 2**30, 3)
@@ -65,6 +65,6 @@ def _trainer(size: Size, compute: Compute, method: Mapping[str, object]) -> Trai
 def _streams(size: Size) -> dict[str, Stream]:
     image, _, label = (part.cpu() for part in batch(size))
     return {
-        "noise": updates.Given({"noise": image, "label": label}),
-        "images": updates.Given({"image": image, "label": label}),
+        "noise": updates.FixedRows({"noise": image, "label": label}),
+        "images": updates.FixedRows({"image": image, "label": label}),
     }

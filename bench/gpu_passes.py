@@ -27,28 +27,28 @@ MODES: dict[str, tuple[Compute, str | None]] = {  # compute, mode of torch.compi
 
 
 class Timed(Protocol):
-    """Where something is measured, and how often."""
+    """The device and the number of repetitions of a measurement."""
 
     @property
     def device(self) -> torch.device:
-        """Of the work."""
+        """Device of the work."""
 
     @property
     def repetitions(self) -> int:
-        """That count."""
+        """Number of measured calls."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """A network, the images of one pass, the device, and what a whole experiment with this network asks for.
+    """A network, the images of one pass, the device, and the sizes of an experiment with this network.
 
     Attributes:
-        batch_size: images of a pass; micro batches of an experiment.
+        batch_size: images of a pass; micro-batch size of an experiment.
         whole: images, and pairs, of an update.
         updates: of an experiment.
-        compute: as in config.yaml, without micro batches.
-        lpips: pixels that LPIPS sees.
-        backend: of torch.compile; "eager" proves that the code runs where compiling would take too long.
+        compute: as in config.yaml, without micro-batches.
+        lpips: input size of LPIPS in pixels.
+        backend: of torch.compile; "eager" tests the code without the time of compilation.
     """
 
     network: dict[str, Any]
@@ -68,22 +68,22 @@ class Size:
 
 
 def denoiser(size: Size, compute: Compute, mode: str | None = None) -> Denoiser:
-    """Random weights, the layers that start at zero too, in eval mode."""
+    """A denoiser with random weights, also in layers that start at zero, in eval mode."""
     torch.manual_seed(0)
     with size.device:
-        found = Denoiser(build(size.network), sigma_data=0.5).to(size.device).eval()
-    for weight in found.parameters():
+        result = Denoiser(build(size.network), sigma_data=0.5).to(size.device).eval()
+    for weight in result.parameters():
         if not weight.any():
             torch.nn.init.normal_(weight, std=0.02)
-    prepare(found, compute)
+    prepare(result, compute)
     if mode is not None:
-        named = {} if size.backend == "eager" or mode == "default" else {"mode": mode}
-        found.network.compile(dynamic=False, backend=size.backend, **named)
-    return found
+        options = {} if size.backend == "eager" or mode == "default" else {"mode": mode}
+        result.network.compile(dynamic=False, backend=size.backend, **options)
+    return result
 
 
 def fresh() -> None:
-    """Forgets what was compiled. Networks of one class share torch's limit of variants; above it, an error."""
+    """Drops compiled code, since networks of one class share torch's limit of variants; exceeding it is an error."""
     torch._dynamo.reset()
     torch._dynamo.config.fail_on_recompile_limit_hit = True
 
@@ -95,20 +95,20 @@ def batch(size: Size) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def milliseconds(work: Callable[[], object], size: Timed) -> dict[str, float]:
-    """Wall time of `work` until the device is done: median and range; two calls are warm-up."""
-    found = []
+    """Wall time of `work` until the device is done: median and range, after two calls of warm-up."""
+    times = []
     for number in range(size.repetitions + 2):
         synchronise(size.device)
         start = time.perf_counter()
         work()
         synchronise(size.device)
         if number >= 2:
-            found.append(1000 * (time.perf_counter() - start))
-    return clock.spread(found)
+            times.append(1000 * (time.perf_counter() - start))
+    return clock.spread(times)
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits until the device has done all it was asked for."""
+    """Waits until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -116,24 +116,24 @@ def synchronise(device: torch.device) -> None:
 def measure(size: Size, over: Over) -> dict[str, Any]:
     """Forward passes, and forward and backward passes, in each mode; modes are left out once time is `over`."""
     figures: dict[str, Any] = {}
-    given = batch(size)
+    inputs = batch(size)
     for name, (compute, mode) in MODES.items():
         if over():
             figures[name] = LATE
             continue
         set_tf32(compute)
         fresh()
-        found = denoiser(size, compute, mode)
+        network = denoiser(size, compute, mode)
 
-        def forward(found: Denoiser = found) -> None:
+        def forward(network: Denoiser = network) -> None:
             torch.compiler.cudagraph_mark_step_begin()
             with torch.no_grad():
-                found(*given)
+                network(*inputs)
 
-        def both(found: Denoiser = found) -> None:
+        def both(network: Denoiser = network) -> None:
             torch.compiler.cudagraph_mark_step_begin()
-            found(*given).square().mean().backward()
-            found.zero_grad()
+            network(*inputs).square().mean().backward()
+            network.zero_grad()
 
         figures[name] = {"forward_ms": milliseconds(forward, size), "forward_backward_ms": milliseconds(both, size)}
     set_tf32(Compute())
@@ -141,10 +141,10 @@ def measure(size: Size, over: Over) -> dict[str, Any]:
 
 
 def _with_ratios(figures: dict[str, Any]) -> dict[str, Any]:
-    """Each time over that of float32, too."""
+    """Adds the ratio of each time to that of float32."""
     for figure in figures.values():
         if isinstance(figure, dict):
             for name in ("forward", "forward_backward"):
-                whole = figures["float32"][f"{name}_ms"]["median"]
-                figure[f"{name}_over_float32"] = round(figure[f"{name}_ms"]["median"] / whole, 3)
+                base = figures["float32"][f"{name}_ms"]["median"]
+                figure[f"{name}_over_float32"] = round(figure[f"{name}_ms"]["median"] / base, 3)
     return figures

@@ -23,7 +23,7 @@ NUM_CALLS = 7  # of Heun in 4 steps
 
 
 def pairs(size: Size, compute: Compute, mode: str | None) -> dict[str, Any]:
-    """Images per second of the solver against as many calls of its network alone."""
+    """Images per second of the solver, against as many calls of the bare network."""
     fresh()
     teacher = denoiser(size, compute, mode).requires_grad_(False)
     noise, sigma, label = batch(size)
@@ -42,7 +42,7 @@ def pairs(size: Size, compute: Compute, mode: str | None) -> dict[str, Any]:
 
 
 def distill(size: Size, compute: Compute, mode: str | None) -> dict[str, Any]:
-    """One update on one micro batch, with L2, against the sum of its bare passes; peak memory and plan.
+    """One update on one micro-batch, with L2, against the sum of its bare passes; peak memory and plan.
 
     Without and with a shared noised batch. `bench.gpu_experiment` measures an update of an experiment.
     """
@@ -52,13 +52,13 @@ def distill(size: Size, compute: Compute, mode: str | None) -> dict[str, Any]:
         eager = _trainer(size, compute, None, shared)
         plan = memory_plan(eager, watch(eager, _streams(size)), lambda num: 0)
         del eager
-        found = updates.Updates(_trainer(size, compute, mode, shared), _streams(size))
+        runner = updates.Updates(_trainer(size, compute, mode, shared), _streams(size))
         if size.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(size.device)
-        step = milliseconds(found.next, size)
-        peak = torch.cuda.max_memory_allocated(size.device) if size.device.type == "cuda" else 0  # of updates alone
-        found.close()
-        passes = _passes(size, found.trainer.networks)
+        step = milliseconds(runner.next, size)
+        peak = torch.cuda.max_memory_allocated(size.device) if size.device.type == "cuda" else 0  # of updates only
+        runner.close()
+        passes = _passes(size, runner.trainer.networks)
         bare = sum(passes.values()) - (passes["fake forward"] if shared else 0.0)
         name = "shared_noise" if shared else "own_noise"
         figures[name] = {
@@ -69,12 +69,12 @@ def distill(size: Size, compute: Compute, mode: str | None) -> dict[str, Any]:
         }
         if size.device.type == "cuda":
             figures[name]["peak_gib"] = round(peak / 2**30, 3)
-        del found
+        del runner
     return figures
 
 
 def _trainer(size: Size, compute: Compute, mode: str | None, shared: bool) -> Trainer:
-    """A training whose networks compute as asked, and are compiled in a mode."""
+    """The trainer on networks with these compute switches and compile mode."""
     section = setting.distill(shared_noise=shared, batch_size=size.batch_size)
     modules = {role: denoiser(size, compute, mode) for role in section.method.roles()}
     return updates.trainer(section, modules, size.shape, num_classes=size.network["num_classes"])
@@ -83,21 +83,21 @@ def _trainer(size: Size, compute: Compute, mode: str | None, shared: bool) -> Tr
 def _streams(size: Size) -> dict[str, Stream]:
     image, _, label = (part.cpu() for part in batch(size))
     rows = {"noise": image, "label": label}
-    return {"noise": updates.Given(rows), "pairs": updates.Given({**rows, "image": image})}
+    return {"noise": updates.FixedRows(rows), "pairs": updates.FixedRows({**rows, "image": image})}
 
 
-def _passes(size: Size, found: NetworkSet) -> dict[str, float]:
+def _passes(size: Size, networks: NetworkSet) -> dict[str, float]:
     """Milliseconds of each pass and optimiser step of an update, called alone."""
-    given = batch(size)
-    gradient = torch.randn_like(given[0])
-    found.train_only(("student", "fake"))
+    inputs = batch(size)
+    gradient = torch.randn_like(inputs[0])
+    networks.train_only(("student", "fake"))
 
     def train(role: str) -> None:
-        found[role](*given).backward(gradient)
+        networks[role](*inputs).backward(gradient)
 
     def call(role: str) -> None:
         with torch.no_grad():
-            found[role](*given)
+            networks[role](*inputs)
 
     student = milliseconds(lambda: train("student"), size)["median"]
     fake = milliseconds(lambda: train("fake"), size)["median"]
@@ -106,21 +106,21 @@ def _passes(size: Size, found: NetworkSet) -> dict[str, float]:
         "teacher forward": milliseconds(lambda: call("teacher"), size)["median"],
         "fake forward": milliseconds(lambda: call("fake"), size)["median"],
         "fake forward and backward": fake,
-        "optimisers, clipping and moving average": _step_alone(found, train, size),
+        "optimisers, clipping and moving average": _step_alone(networks, train, size),
     }
 
 
-def _step_alone(found: NetworkSet, train: Callable[[str], None], size: Size) -> float:
-    """Milliseconds of both optimisers, clips and the moving average; passes that make gradients are not counted."""
+def _step_alone(networks: NetworkSet, train: Callable[[str], None], size: Size) -> float:
+    """Milliseconds of both optimisers with clipping, and of the moving average, without passes."""
     times = []
     for _ in range(size.repetitions):
-        for role in found.optimisers:
+        for role in networks.optimisers:
             train(role)
         synchronise(size.device)
         start = time.perf_counter()
-        for optimiser in found.optimisers.values():
+        for optimiser in networks.optimisers.values():
             optimiser.update()
-        found.average_student()
+        networks.average_student()
         synchronise(size.device)
         times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times)

@@ -1,9 +1,9 @@
 """Text to image at the size of Stable Diffusion 1.5, weights random: pairs, updates, one-step images.
 
-pairs: seconds of a latent by PNDM under guidance 3, and the network's calls alone over it;
-distill: an update (see `bench.gpu_text_step`) of three whole networks, and of adapters on one;
-one_step: images/s from prompt to pixels, with the share of text encoder, denoiser and decoder, as stage latency has it.
-What is compiled comes last: it takes minutes.
+pairs: seconds of a latent by PNDM with guidance 3, and the ratio of the bare network calls to it;
+distill: an update (see `bench.gpu_text_step`) of three full networks, and of adapters on one;
+one_step: images/s from prompt to pixels, with the shares of text encoder, denoiser and decoder, as in stage latency.
+Compiled networks come last, since compiling takes minutes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from bench import gpu_text_step
-from bench.attempts import Over, attempted
+from bench.attempts import Over, attempt
 from bench.gpu_passes import HALF, fresh, milliseconds
 from bench.gpu_text_parts import GUIDANCE, TextSize, codec, denoiser, last_sigma, text
 from dmd.models.calls import Calls
 from dmd.models.compute import RECOMPILE_LIMIT, Compute, set_tf32
-from dmd.models.guidance import guided
+from dmd.models.guidance import with_guidance
 from dmd.models.lora import Adapter
 from dmd.sampling.solvers import solve
 from dmd.stages.latency import Chain
@@ -30,29 +30,29 @@ def measure(size: TextSize, over: Over) -> dict[str, Any]:
     """All figures, the most important ones first."""
     set_tf32(HALF)
     figures: dict[str, Any] = {"one_step": {}, "distill": {}, "pairs": {}, "network": size.network}
-    figures["one_step"]["bfloat16"] = attempted(lambda: one_step(size, over, compiled=False), over)
+    figures["one_step"]["bfloat16"] = attempt(lambda: one_step(size, over, compiled=False), over)
     adapters: dict[str, Adapter | None] = {
         "full": None,
         "adapters": {"rank": size.rank, "alpha": None, "targets": None},
     }
     for name, adapter in adapters.items():
         work = lambda adapter=adapter: gpu_text_step.measure(size, adapter)  # noqa: E731
-        figures["distill"][name] = attempted(work, over)
-    figures["pairs"]["bfloat16"] = attempted(lambda: pairs(size, compiled=False), over)
-    figures["one_step"]["bfloat16, compiled"] = attempted(lambda: one_step(size, over, compiled=True), over)
-    figures["pairs"]["bfloat16, compiled"] = attempted(lambda: pairs(size, compiled=True), over)
+        figures["distill"][name] = attempt(work, over)
+    figures["pairs"]["bfloat16"] = attempt(lambda: pairs(size, compiled=False), over)
+    figures["one_step"]["bfloat16, compiled"] = attempt(lambda: one_step(size, over, compiled=True), over)
+    figures["pairs"]["bfloat16, compiled"] = attempt(lambda: pairs(size, compiled=True), over)
     return figures
 
 
 def pairs(size: TextSize, *, compiled: bool) -> dict[str, Any]:
-    """Seconds of a latent by PNDM under guidance, and as many calls of the network, on doubled batches, over that."""
+    """Seconds of a latent by PNDM with guidance, and the ratio of as many bare calls on doubled batches to it."""
     fresh()
     teacher = denoiser(size, Compute(dtype="bfloat16", channels_last=True))
     if compiled:
         _compile(size, teacher.network)
-    num = max(size.steps // 5, 1)  # calls of the network alone in a measurement
+    num = max(size.steps // 5, 1)  # bare calls in a measurement
     solver = {"name": "pndm", "steps": size.steps, "spacing": None}
-    drawn = guided(teacher, size.states(), GUIDANCE)
+    guided = with_guidance(teacher, size.states(), GUIDANCE)
     noise, states = size.noise(size.drawn), size.states(size.drawn)
     doubled = size.noise(2 * size.drawn), noise.new_full((2 * size.drawn,), 500.0), size.states(2 * size.drawn)
 
@@ -61,9 +61,9 @@ def pairs(size: TextSize, *, compiled: bool) -> dict[str, Any]:
             for _ in range(num):
                 teacher.predict(*doubled)
 
-    calls = solve(drawn, noise, states, solver)[1]
+    calls = solve(guided, noise, states, solver)[1]
     call = milliseconds(bare, size)["median"] / num
-    solved = milliseconds(lambda: solve(drawn, noise, states, solver), size)
+    solved = milliseconds(lambda: solve(guided, noise, states, solver), size)
     return {
         "batch_size": size.drawn,
         "guidance": GUIDANCE,
@@ -76,7 +76,7 @@ def pairs(size: TextSize, *, compiled: bool) -> dict[str, Any]:
 
 
 def one_step(size: TextSize, over: Over, *, compiled: bool) -> dict[str, Any]:
-    """What stage latency measures of a generator, by batch size; compiled, with pixels before channels in memory."""
+    """Figures of stage latency for a student, by batch size; compiled networks are channels-last."""
     fresh()
     generator = denoiser(size, Compute(dtype="bfloat16", channels_last=compiled))
     decoder, encoder = codec(size, size.autoencoder), text(size)
@@ -85,10 +85,10 @@ def one_step(size: TextSize, over: Over, *, compiled: bool) -> dict[str, Any]:
         for module in (generator.network, decoder.autoencoder.decoder, encoder.encoder):
             _compile(size, module)
     solver = {"name": "student", "calls": Calls((last_sigma(generator),)).facts()}
-    numbers: dict[str, Any] = {"solver": solver, "shape": size.shape, "num_classes": 0, "device": size.device}
-    chain = Chain(generator, encoder, decoder, torch.bfloat16, **numbers)
+    options: dict[str, Any] = {"solver": solver, "shape": size.shape, "num_classes": 0, "device": size.device}
+    chain = Chain(generator, encoder, decoder, torch.bfloat16, **options)
     return {
-        str(num): attempted(lambda num=num: chain.measured(num, repeats=REPEATS, warmup=WARM_UP), over)  # type: ignore[misc]
+        str(num): attempt(lambda num=num: chain.measure(num, repeats=REPEATS, warmup=WARM_UP), over)  # type: ignore[misc]
         for num in size.batch_sizes
     }
 

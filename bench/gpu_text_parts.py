@@ -49,19 +49,19 @@ TINY_TEXT |= {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_he
 
 @dataclass(frozen=True)
 class TextSize:
-    """What is measured, and how much of it.
+    """The networks and sizes of the text-to-image measurements.
 
     Attributes:
-        network: as `dmd.models.networks.build` takes it.
+        network: architecture for `dmd.models.networks.build`.
         autoencoder, small_autoencoder: arguments of `Codec`; the second decodes for LPIPS.
         text: arguments of CLIPTextConfig.
         micro_batch_size: latents of a training pass.
         rank: of adapters on all layers.
-        drawn: latents that are solved for at once.
+        drawn: latents solved at once.
         steps: of PNDM.
         batch_sizes: of one-step images.
-        lpips: pixels that LPIPS sees.
-        backend: of torch.compile; "eager" proves that the code runs where compiling would take too long.
+        lpips: input size of LPIPS in pixels.
+        backend: of torch.compile; "eager" tests the code without the time of compilation.
     """
 
     network: dict[str, Any]
@@ -112,33 +112,33 @@ def size(device: torch.device, *, tiny: bool) -> TextSize:
 
 
 def denoiser(size: TextSize, compute: Compute) -> Denoiser:
-    """Frozen, with random weights made on the device."""
+    """A frozen denoiser with random weights, made on the device."""
     torch.manual_seed(0)
     with size.device:
         network = build(size.network)
     levels = {"kind": "discrete", "prediction": "epsilon", "alphas_cumprod": _alphas()}
-    found = Denoiser(network, sigma_data=1.0, preconditioning=levels).to(size.device)
-    found.scheduler = SCHEDULER
-    prepare(found.requires_grad_(False).eval(), compute)
-    return found
+    result = Denoiser(network, sigma_data=1.0, preconditioning=levels).to(size.device)
+    result.scheduler = SCHEDULER
+    prepare(result.requires_grad_(False).eval(), compute)
+    return result
 
 
 def last_sigma(denoiser: Denoiser) -> float:
-    """The noise level that one-step generators start from."""
+    """The noise level that one-step students start from."""
     assert denoiser.table is not None  # kind discrete
     return float(denoiser.table[1][-1])
 
 
 def codec(size: TextSize, autoencoder: dict[str, Any]) -> Codec:
-    """Frozen, with random weights made on the device."""
+    """A frozen codec with random weights, made on the device."""
     torch.manual_seed(0)
     with size.device:
-        found = Codec(**autoencoder)
-    return found.to(size.device).requires_grad_(False).eval()
+        result = Codec(**autoencoder)
+    return result.to(size.device).requires_grad_(False).eval()
 
 
 def text(size: TextSize) -> Text:
-    """Frozen, with random weights made on the device; its tokens are letters."""
+    """A frozen text encoder with random weights, made on the device; its tokens are letters."""
     letters = string.ascii_lowercase
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *dict.fromkeys(SPECIAL.values())]
     start, end = (tokens.index(SPECIAL[name]) for name in ("bos_token", "eos_token"))
@@ -146,8 +146,8 @@ def text(size: TextSize) -> Text:
     ids = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
     torch.manual_seed(0)
     with size.device:
-        found = Text(config={**size.text, **ids}, tokenizer=files)
-    return found.to(size.device).requires_grad_(False).eval()
+        result = Text(config={**size.text, **ids}, tokenizer=files)
+    return result.to(size.device).requires_grad_(False).eval()
 
 
 def _alphas() -> list[float]:

@@ -1,7 +1,8 @@
-"""One update of a distillation of text to image, at the part of the paper's batch that each of its 72 cards had.
+"""One update of a text-to-image distillation, with the share of the paper's batch that each of its 72 cards had.
 
-32 images are matched and 16 regressed, by LPIPS through the tiny decoder; the 16 join the matching batch, the real
-score is guided. bfloat16, gradient checkpointing. Random numbers and the log row are in the time, reading pairs is not.
+32 images for the matching loss, 16 pairs for the regression loss (LPIPS through the tiny decoder), which join the
+matching batch; the real score has guidance. bfloat16, gradient checkpointing. The time includes random numbers and the
+log row, but not the reading of pairs.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from bench.gpu_passes import fresh, milliseconds, synchronise
 from bench.gpu_text_parts import GUIDANCE, TextSize, codec, denoiser, last_sigma
 from dmd.config.training import Distill
 from dmd.methods.parts.decoded import Decoded
-from dmd.models.adapters import carried, with_network
+from dmd.models.adapters import add_adapters, with_network
 from dmd.models.compute import Compute
 from dmd.models.denoiser import Denoiser
-from dmd.models.guidance import guided
+from dmd.models.guidance import with_guidance
 from dmd.models.lora import Adapter
 from dmd.train.data import Stream
 from dmd.train.memory import distance_bytes
@@ -28,15 +29,15 @@ from dmd.train.networks import NetworkSet
 from dmd.train.watch import memory_plan, watch
 
 COMPUTE = Compute(dtype="bfloat16", gradient_checkpointing=True)
-UPDATES, MATCHED = 20_000, 2304  # of the paper's run on LAION-Aesthetics 6.25+: updates, and matched images of each
+UPDATES, MATCHED = 20_000, 2304  # of the paper's run on LAION-Aesthetics 6.25+: updates, and matching batch size
 CARDS = (1, 8, 72)
 
 
 def measure(size: TextSize, adapter: Adapter | None) -> dict[str, Any]:
-    """Milliseconds and peak memory of an update, the memory plan, and hours of the paper's run by arithmetic.
+    """Milliseconds and peak memory of an update, the memory plan, and extrapolated hours of the paper's run.
 
     Args:
-        adapter: of student and fake denoiser, which share the teacher's network; None trains two more networks.
+        adapter: of student and fake denoiser on the teacher's network; None trains two further networks.
     """
     fresh()
     matched, regressed = 2 * size.micro_batch_size, size.micro_batch_size
@@ -45,12 +46,12 @@ def measure(size: TextSize, adapter: Adapter | None) -> dict[str, Any]:
     trainer = updates.trainer(section, modules, size.shape, text=True, sigma_data=1.0, distance=distance)
     streams = _streams(size, matched=matched, regressed=regressed)
     plan = memory_plan(trainer, watch(trainer, streams), lambda num: distance_bytes(distance, size.shape, num))
-    found = updates.Updates(trainer, streams)
+    runner = updates.Updates(trainer, streams)
     cuda = size.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(size.device)
-    step = milliseconds(found.next, size)
-    found.close()
+    step = milliseconds(runner.next, size)
+    runner.close()
     peak = {"peak_gib": _gib(torch.cuda.max_memory_allocated(size.device))} if cuda else {}
     alone = _optimisers_alone(trainer.networks, size)
     return {
@@ -69,30 +70,30 @@ def measure(size: TextSize, adapter: Adapter | None) -> dict[str, Any]:
 
 
 def hours(update: float, alone: float, *, matched: int) -> dict[str, float]:
-    """Hours of the paper's 20,000 updates by number of cards; what cards exchange is not counted.
+    """Hours of the paper's 20,000 updates by number of cards, without communication.
 
     Args:
         update: milliseconds of an update of `matched` images and half as many pairs.
-        alone: those of its optimisers, which every card takes in full.
+        alone: those of its optimisers, which every card runs in full.
         matched: images of the matching batch, without those of pairs.
     """
-    found = {}
+    by_cards = {}
     for cards in CARDS:
         passes = (update - alone) * MATCHED / matched / cards
-        found[f"{cards} card{'s' if cards > 1 else ''}"] = round((passes + alone) / 3.6e6 * UPDATES, 3)
-    return found
+        by_cards[f"{cards} card{'s' if cards > 1 else ''}"] = round((passes + alone) / 3.6e6 * UPDATES, 3)
+    return by_cards
 
 
 def _denoisers(size: TextSize, adapter: Adapter | None) -> dict[str, Denoiser]:
-    """Real score under guidance, student, fake denoiser, as stage distill makes them."""
+    """Real score with guidance, student and fake denoiser, as in stage distill."""
     roles = ("teacher", "student", "fake")
     if adapter is None:
-        found = {role: denoiser(size, COMPUTE) for role in roles}
+        denoisers = {role: denoiser(size, COMPUTE) for role in roles}
     else:
         carrier = denoiser(size, COMPUTE)
-        views = carried(carrier.network, adapter, roles[1:], seed=0)
-        found = {role: with_network(carrier, view) for role, view in zip(roles, views, strict=True)}
-    return found | {"teacher": guided(found["teacher"], size.states(), GUIDANCE)}
+        views = add_adapters(carrier.network, adapter, roles[1:], seed=0)
+        denoisers = {role: with_network(carrier, view) for role, view in zip(roles, views, strict=True)}
+    return denoisers | {"teacher": with_guidance(denoisers["teacher"], size.states(), GUIDANCE)}
 
 
 def _section(student: Denoiser, *, matched: int, regressed: int) -> Distill:
@@ -109,31 +110,34 @@ def _section(student: Denoiser, *, matched: int, regressed: int) -> Distill:
 
 
 def _distance(size: TextSize) -> Decoded:
-    """LPIPS through the tiny decoder, which works as the networks do."""
+    """LPIPS through the tiny decoder, which computes like the networks."""
     decoder = codec(size, size.small_autoencoder)
     decoder.dtype, decoder.checkpointing = torch.bfloat16, True
     return Decoded(gpu_experiment.lpips(size.lpips).to(size.device), decoder)
 
 
 def _streams(size: TextSize, *, matched: int, regressed: int) -> dict[str, Stream]:
-    """Noise, text states and pairs on the CPU, as they are read."""
+    """Noise, text states and pairs, on the CPU as in training."""
     noise = {"noise": size.noise(matched).cpu(), "label": size.states(matched).cpu()}
     pairs = {"noise": size.noise(regressed).cpu(), "label": size.states(regressed).cpu()}
-    return {"noise": updates.Given(noise), "pairs": updates.Given({**pairs, "image": size.noise(regressed).cpu()})}
+    return {
+        "noise": updates.FixedRows(noise),
+        "pairs": updates.FixedRows({**pairs, "image": size.noise(regressed).cpu()}),
+    }
 
 
-def _optimisers_alone(found: NetworkSet, size: TextSize) -> float:
-    """Milliseconds of both optimisers, clips and the moving average."""
+def _optimisers_alone(networks: NetworkSet, size: TextSize) -> float:
+    """Milliseconds of both optimisers with clipping, and of the moving average."""
     times = []
     for _ in range(size.repetitions):
-        for role in found.optimisers:
-            for weight in found.weights(role).parameters():
+        for role in networks.optimisers:
+            for weight in networks.weights(role).parameters():
                 weight.grad = torch.zeros_like(weight)
         synchronise(size.device)
         start = time.perf_counter()
-        for optimiser in found.optimisers.values():
+        for optimiser in networks.optimisers.values():
             optimiser.update()
-        found.average_student()
+        networks.average_student()
         synchronise(size.device)
         times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times)

@@ -1,4 +1,4 @@
-"""Images per second of stage pairs against those of its network alone."""
+"""Images per second of stage pairs against those of its bare network."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from dmd.sampling import drawing_memory
 def measure(folder: Path, *, repetitions: int) -> dict[str, Any]:
     """Speed of the stage as a fraction of the speed of the bare network.
 
-    Each repetition runs the whole stage for one shard (noise drawn, solved, written, digested, listed in a block
-    file), loads the teacher and plans its memory once more, to be subtracted, and calls the network as often as the
-    solver did.
+    Each repetition runs the stage for one shard (drawing noise, solving, writing, digest, block file), subtracts the
+    time of loading the teacher and planning its memory, and calls the network as often as the solver.
     """
     teacher = folder / "teacher" / "denoiser.safetensors"
     setting.write_teacher(teacher)
@@ -28,8 +27,8 @@ def measure(folder: Path, *, repetitions: int) -> dict[str, Any]:
     assert isinstance(denoiser, Denoiser)
     bare, stage = [], []
     for number in range(repetitions + 1):
-        whole = clock.cost(partial(_draw, teacher, folder, number))
-        stage.append(whole - clock.cost(partial(_load, teacher)))
+        total = clock.cost(partial(_draw, teacher, folder, number))
+        stage.append(total - clock.cost(partial(_load, teacher)))
         bare.append(_call(denoiser.network))
     stage, bare = stage[1:], bare[1:]  # the first is warm-up
     return {

@@ -36,9 +36,9 @@ RECORDED = ("pairs", "distill", "shards")
 
 
 def main() -> None:
-    """Measures the chosen parts."""
+    """The command line: measures the chosen parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="pairs, distill and shards where none is named")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: pairs, distill and shards")
     chosen = parser.parse_args().parts or list(RECORDED)
     torch.set_num_threads(setting.THREADS)
     figures: dict[str, Any] = {}

@@ -1,8 +1,8 @@
-"""Pairs of ImageNet-64 size per second: our reader, the bare bytes of the tars, and webdataset's own loader.
+"""Pairs of ImageNet-64 size per second: our reader, the raw bytes of the tars, and webdataset's loader.
 
-`python -m bench.readers` writes bench/results/readers.json. Each reading is a process of its own (`--read`), which goes
-over all pairs once to warm up and then `EPOCHS` times, timed from its first batch on. Two workers are two processes of
-ours (each has its half of the batches, as processes of a distillation do), or two workers of webdataset's loader.
+`python -m bench.readers` writes bench/results/readers.json. Each reading is a separate process (`--read`), which reads
+all pairs once to warm up and then `EPOCHS` times, timed from its first batch on. Two workers are two processes of
+ours (each with half of the batches, as in a distillation), or two workers of webdataset's loader.
 Exits 1 if our reader misses its margin.
 """
 
@@ -34,7 +34,7 @@ LEAST_MARGIN = 2.0  # by the clock, with one worker
 
 
 def main() -> None:
-    """Command line: see the module."""
+    """The command line; see the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--read", nargs=4, metavar=("KIND", "BLOCK", "WORKER", "WORKERS"), help="one reading")
     parsed = parser.parse_args()
@@ -42,17 +42,17 @@ def main() -> None:
         kind, block, worker, workers = parsed.read
         print(json.dumps(read(KINDS[kind], Path(block), int(worker), int(workers))))
         return
-    found: dict[str, Any] = {"machine": machine(), "load_before": round(os.getloadavg()[0], 2)}
+    figures: dict[str, Any] = {"machine": machine(), "load_before": round(os.getloadavg()[0], 2)}
     with tempfile.TemporaryDirectory() as folder:
-        found |= measure(Path(folder))
-    found["load_after"] = round(os.getloadavg()[0], 2)
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+        figures |= measure(Path(folder))
+    figures["load_after"] = round(os.getloadavg()[0], 2)
+    RESULTS.write_text(json.dumps(figures, indent=1) + "\n")
     print(RESULTS.read_text(), end="")
-    end(found["targets"])
+    end(figures["targets"])
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Pairs per second of wall clock and of CPU, medians over readings that take turns; and what a step needs."""
+    """Pairs per second of wall clock and of CPU, medians over alternating readings, and the rate that a step needs."""
     from bench import setting
 
     teacher, block = folder / "teacher" / "denoiser.safetensors", folder / "pairs" / "blocks" / "00000-00003.parquet"
@@ -65,7 +65,7 @@ def measure(folder: Path) -> dict[str, Any]:
     for _ in range(REPETITIONS):
         for name in names:
             kind, workers = name.rsplit("_", 1)
-            parts = started(kind, block, int(workers))
+            parts = start_readers(kind, block, int(workers))
             total = sum(part["pairs"] for part in parts)
             wall[name].append(total / max(part["wall"] for part in parts))
             cpu[name].append(total / sum(part["cpu"] for part in parts))
@@ -91,13 +91,13 @@ def measure(folder: Path) -> dict[str, Any]:
     }
 
 
-def started(kind: str, block: Path, workers: int) -> list[dict[str, float]]:
-    """What the processes of one reading say; webdataset starts its workers itself."""
+def start_readers(kind: str, block: Path, workers: int) -> list[dict[str, float]]:
+    """Runs the processes of one reading and returns their figures; webdataset starts its workers itself."""
     num = 1 if kind == "webdataset" else workers
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     lines = [
-        [sys.executable, "-m", "bench.readers", "--read", kind, str(block), str(each), str(workers)]
-        for each in range(num)
+        [sys.executable, "-m", "bench.readers", "--read", kind, str(block), str(worker), str(workers)]
+        for worker in range(num)
     ]
     processes = [subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment) for line in lines]
     answers = [process.communicate()[0] for process in processes]
@@ -107,7 +107,7 @@ def started(kind: str, block: Path, workers: int) -> list[dict[str, float]]:
 def read(
     pairs: Callable[[Path, int, int, int], Iterator[int]], block: Path, worker: int, workers: int
 ) -> dict[str, float]:
-    """Pairs, wall and CPU seconds of `EPOCHS` epochs after one that warms up; CPU with that of workers, who end."""
+    """Pairs, wall and CPU seconds of `EPOCHS` epochs after one of warm-up; CPU time includes that of workers."""
     import torch
 
     torch.set_num_threads(1)
@@ -120,12 +120,12 @@ def read(
 
 
 def _cpu() -> float:
-    used = [resource.getrusage(each) for each in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _ours(block: Path, worker: int, workers: int, epochs: int) -> Iterator[int]:
-    """Batches in shuffled order through a `PairReader`, each worker its part."""
+    """Batches in shuffled order from a `PairReader`; each worker reads its part."""
     from dmd.data import manifest
     from dmd.data.pairs import PairReader
 
@@ -138,7 +138,7 @@ def _ours(block: Path, worker: int, workers: int, epochs: int) -> Iterator[int]:
 
 
 def _bytes(block: Path, worker: int, workers: int, epochs: int) -> Iterator[int]:
-    """The tars from end to end into one buffer: what no reader can beat."""
+    """The raw bytes of the tars into one buffer, an upper bound for readers."""
     buffer = bytearray(1 << 20)
     for number in [*range(worker, NUM_SHARDS, workers)] * epochs:
         with open(block.parent.parent / f"{number:05d}.tar", "rb", buffering=0) as stream:

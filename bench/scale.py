@@ -20,31 +20,31 @@ RESULTS = Path(__file__).parent / "results" / "scale.json"
 
 
 def main() -> None:
-    """Command line: see the module."""
+    """The command line; see the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="?", choices=("rows", "jobs"), help="only this, which is then only printed")
+    parser.add_argument("part", nargs="?", choices=("rows", "jobs"), help="measure only this part, and only print it")
     parser.add_argument("--rows", type=int, default=scale_rows.NUM_ROWS)
-    parser.add_argument("--seconds", type=float, default=scale_jobs.SECONDS, help="that a near-empty job takes")
+    parser.add_argument("--seconds", type=float, default=scale_jobs.SECONDS, help="of a near-empty job")
     parsed = parser.parse_args()
-    found: dict[str, Any] = {"machine": machine(), "load_before": round(os.getloadavg()[0], 2)}
+    figures: dict[str, Any] = {"machine": machine(), "load_before": round(os.getloadavg()[0], 2)}
     with tempfile.TemporaryDirectory() as folder:
         if parsed.part != "jobs":
-            found["rows"] = scale_rows.measure(Path(folder, "rows"), parsed.rows)
+            figures["rows"] = scale_rows.measure(Path(folder, "rows"), parsed.rows)
         if parsed.part != "rows":
             Path(folder, "jobs").mkdir()
-            found["jobs"] = scale_jobs.measure(Path(folder, "jobs"), seconds=parsed.seconds)
-    found["load_after"] = round(os.getloadavg()[0], 2)
-    text = json.dumps(found, indent=1) + "\n"
+            figures["jobs"] = scale_jobs.measure(Path(folder, "jobs"), seconds=parsed.seconds)
+    figures["load_after"] = round(os.getloadavg()[0], 2)
+    text = json.dumps(figures, indent=1) + "\n"
     print(text, end="")
     if parsed.part is None:
         RESULTS.write_text(text)
-    parts = {part: found[part]["targets"] for part in ("rows", "jobs") if part in found}
-    end({f"{part}.{name}": each for part, targets in parts.items() for name, each in targets.items()})
+    parts = {part: figures[part]["targets"] for part in ("rows", "jobs") if part in figures}
+    end({f"{part}.{name}": target for part, targets in parts.items() for name, target in targets.items()})
 
 
 def end(targets: dict[str, dict[str, Any]]) -> None:
-    """Exit status 1, and their names, if targets were missed."""
-    if missed := [f"{name} {each['target']}" for name, each in targets.items() if not each["met"]]:
+    """Exits 1 with the names of missed targets, if there are any."""
+    if missed := [f"{name} {target['target']}" for name, target in targets.items() if not target["met"]]:
         sys.exit(f"missed: {', '.join(missed)}")
 
 

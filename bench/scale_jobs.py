@@ -1,4 +1,4 @@
-"""Snakemake over thousands of jobs: dry runs of what is shipped and of 10,000 shards, near-empty jobs, and a no-op."""
+"""Snakemake with thousands of jobs: dry runs of sd15-cfg8 and of 10,000 shards, near-empty jobs, and a no-op."""
 
 from __future__ import annotations
 
@@ -29,39 +29,39 @@ EMPTY = """() {
     case "$1" in --output|--table|--fid|--kid|--prdc|--classes|--memorisation) : > "$2";; esac;
     shift;
   done
-}"""  # what stands for `python` in the shell of a job: it makes empty artifacts
+}"""  # replaces `python` in the shell of a job: makes empty artifacts
 
 
 def measure(folder: Path, *, seconds: float = SECONDS) -> dict[str, Any]:
-    """Jobs, seconds and MiB of each, and how they stand to the targets; `seconds` is what one job of the run takes."""
+    """Jobs, seconds and MiB of each call, with targets; `seconds` is the duration of one job of the run."""
     put_inputs(folder)
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     wanted = ["results/sd15-cfg8/fid.json", "results/sd15-cfg8/clip.json"]
-    found["dry_run_sd15_cfg8"] = snakemake(folder, "--dry-run", *wanted)
-    found["dry_run_10000_shards"] = snakemake(folder, "--dry-run", "results/many/fid.json")
+    figures["dry_run_sd15_cfg8"] = snakemake(folder, "--dry-run", *wanted)
+    figures["dry_run_10000_shards"] = snakemake(folder, "--dry-run", "results/many/fid.json")
     target = "results/more/pairs/manifest.parquet"
     run = snakemake(folder, "--cores", str(CORES), target, seconds=seconds)
     least = run["jobs"] * seconds / CORES
-    found["run"] = {**run, "seconds_of_a_job": seconds, "at_a_time": CORES, "seconds_of_jobs_alone": round(least, 1)}
-    found["run"]["over_jobs_alone"] = round(run["seconds"] / least, 3)
-    found["no_op"] = snakemake(folder, "--cores", str(CORES), target)
-    return found | {"targets": targets(found)}
+    figures["run"] = {**run, "seconds_of_a_job": seconds, "at_a_time": CORES, "seconds_of_jobs_alone": round(least, 1)}
+    figures["run"]["over_jobs_alone"] = round(run["seconds"] / least, 3)
+    figures["no_op"] = snakemake(folder, "--cores", str(CORES), target)
+    return figures | {"targets": targets(figures)}
 
 
-def targets(found: dict[str, Any]) -> dict[str, Any]:
-    """Targets of the figures by name, and whether they are met."""
-    plans = [name for name in found if name.startswith("dry_run")]
-    judged = {f"{name}.jobs": clock.target(found[name]["jobs"], most=MOST_JOBS) for name in plans}
+def targets(figures: dict[str, Any]) -> dict[str, Any]:
+    """Targets by figure, and whether they are met."""
+    plans = [name for name in figures if name.startswith("dry_run")]
+    judged = {f"{name}.jobs": clock.target(figures[name]["jobs"], most=MOST_JOBS) for name in plans}
     for name in (*plans, "no_op"):
-        judged[f"{name}.seconds"] = clock.target(found[name]["seconds"], most=MOST_SECONDS)
-        judged[f"{name}.peak_mib"] = clock.target(found[name]["peak_mib"], most=MOST_MIB)
-    judged["run.jobs"] = clock.target(found["run"]["jobs"], least=SHARDS["more"] / PER_JOB)
-    judged["run.over_jobs_alone"] = clock.target(found["run"]["over_jobs_alone"], most=MOST_OVER_JOBS)
+        judged[f"{name}.seconds"] = clock.target(figures[name]["seconds"], most=MOST_SECONDS)
+        judged[f"{name}.peak_mib"] = clock.target(figures[name]["peak_mib"], most=MOST_MIB)
+    judged["run.jobs"] = clock.target(figures["run"]["jobs"], least=SHARDS["more"] / PER_JOB)
+    judged["run.over_jobs_alone"] = clock.target(figures["run"]["over_jobs_alone"], most=MOST_OVER_JOBS)
     return judged
 
 
 def snakemake(folder: Path, *words: str, seconds: float = 0.0) -> dict[str, Any]:
-    """Runs Snakemake on the repository's rules and default profile, with empty jobs; it has to succeed."""
+    """Runs Snakemake on the repository's rules and default profile, with empty jobs; RuntimeError if it fails."""
     command = [str(SNAKEMAKE), "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
     command += ["--workflow-profile", str(ROOT / "profiles" / "default"), *words]
     environment = {**os.environ, "BASH_FUNC_python%%": EMPTY, "DMD_JOB_SECONDS": str(seconds)}
@@ -79,15 +79,15 @@ def snakemake(folder: Path, *words: str, seconds: float = 0.0) -> dict[str, Any]
 
 
 def put_inputs(folder: Path) -> None:
-    """The shipped configuration with experiments of many shards, and empty files where sd15-cfg8 wants its own."""
+    """Writes the shipped configuration with experiments of many shards, and empty input files of sd15-cfg8."""
     config = read_file(ROOT / "config.yaml")
-    for number, (name, num) in enumerate(SHARDS.items()):  # seeds apart: neither shares the blocks of the other
+    for number, (name, num) in enumerate(SHARDS.items()):  # different seeds, so that they share no blocks
         pairs = {"num_pairs": num * 4, "shard_size": 4, "shards_per_job": PER_JOB, "first_seed": 2**30 + number * 2**20}
         config["experiments"][name] = {"extends": "digits", "pairs": pairs}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     shared, last = config["experiments"]["sd15-cfg3"], config["experiments"]["sd15-cfg8"]
     weights = shared["reference"]["features"]["file"], shared["distill"]["method"]["regression_distance"]["file"]
-    paths = [*(each["file"] for each in last["prompts"]["files"]), shared["sample"]["prompts"]["file"], *weights]
+    paths = [*(entry["file"] for entry in last["prompts"]["files"]), shared["sample"]["prompts"]["file"], *weights]
     for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
         paths += [f"{shared['teacher']['folder']}/{part}/{name}" for name in ("config.json", "model.safetensors")]
     paths += [f"{shared['teacher']['tiny_autoencoder']['folder']}/model.safetensors"]

@@ -38,30 +38,30 @@ print(len(reader), opened - begin, time.monotonic() - opened, (after - before) /
 
 
 def measure(folder: Path, num: int = NUM_ROWS) -> dict[str, Any]:
-    """Seconds and MiB of both, over tars of a few kilobytes: what is hashed and read of real ones comes on top."""
+    """Seconds and MiB of both, with tars of a few kilobytes: hashing and reading real ones takes longer."""
     blocks = write_blocks(folder, num)
     output = folder / "pairs" / "manifest.parquet"
     command = [sys.executable, "-m", "dmd.stages.manifest", "--output", str(output)]
     command += ["--spec", json.dumps({"num": num, "shard_size": SHARD_SIZE}), "--blocks", *map(str, blocks)]
     begin = time.monotonic()
     peak = peak_of(command)
-    found: dict[str, Any] = {"rows": num, "shards": num // SHARD_SIZE, "blocks": len(blocks)}
-    found["manifest"] = {
+    figures: dict[str, Any] = {"rows": num, "shards": num // SHARD_SIZE, "blocks": len(blocks)}
+    figures["manifest"] = {
         "seconds": round(time.monotonic() - begin, 1),
         "peak_mib": peak,
         "bytes": output.stat().st_size,
     }
-    found["manifest"]["imports_alone_peak_mib"] = peak_of([sys.executable, "-c", "import dmd.stages.manifest"])
+    figures["manifest"]["imports_alone_peak_mib"] = peak_of([sys.executable, "-c", "import dmd.stages.manifest"])
     answer = subprocess.run([sys.executable, "-c", OPEN, str(output)], capture_output=True, text=True, check=True)
-    rows, opened, order, more, whole = map(float, answer.stdout.split())
+    rows, opened, order, increase, peak_mib = map(float, answer.stdout.split())
     assert rows == num
-    found["reader"] = {"seconds_to_open": round(opened, 2), "seconds_to_shuffle_an_epoch": round(order, 2)}
-    found["reader"] |= {"peak_mib_over_imports": round(more), "peak_mib": round(whole)}
-    return found | {"targets": {"manifest.peak_mib": clock.target(peak, most=MOST_MIB)}}
+    figures["reader"] = {"seconds_to_open": round(opened, 2), "seconds_to_shuffle_an_epoch": round(order, 2)}
+    figures["reader"] |= {"peak_mib_over_imports": round(increase), "peak_mib": round(peak_mib)}
+    return figures | {"targets": {"manifest.peak_mib": clock.target(peak, most=MOST_MIB)}}
 
 
 def peak_of(command: list[str]) -> int:
-    """Largest resident memory of a process, in MiB; it has to succeed."""
+    """Peak resident memory of a process in MiB; RuntimeError if it fails."""
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -71,24 +71,24 @@ def peak_of(command: list[str]) -> int:
 
 
 def write_blocks(folder: Path, num: int) -> list[Path]:
-    """Block files as stage pairs writes them, over one tiny tar under many names."""
-    place = folder / "pairs"
-    (place / "blocks").mkdir(parents=True)
+    """Writes block files like those of stage pairs, with one tiny tar under many names."""
+    pairs = folder / "pairs"
+    (pairs / "blocks").mkdir(parents=True)
     tiny = folder / "tiny.tar"
     shards.write(tiny, [(0, {"label": np.array(-1)})], {})
     digest, size = files.sha256(tiny), tiny.stat().st_size
     spec = {"shard_size": SHARD_SIZE, "first_seed": 2**31, "solver": {"name": "pndm", "steps": 50}}
-    found = []
+    paths = []
     for first in range(0, num // SHARD_SIZE, BLOCK):
         names = [f"{number:05d}.tar" for number in range(first, first + BLOCK)]
         for name in names:
-            os.link(tiny, place / name)
-        path = place / "blocks" / f"{first:05d}-{first + BLOCK - 1:05d}.parquet"
+            os.link(tiny, pairs / name)
+        path = pairs / "blocks" / f"{first:05d}-{first + BLOCK - 1:05d}.parquet"
         metadata = record.provenance("pairs", {**spec, "first": first, "last": first + BLOCK - 1}, {})
         with record.publish(path, stage="pairs", inputs={}) as temporary:
             manifest.write(temporary, _rows(first, names, size, digest), {**metadata, "facts": FACTS})
-        found.append(path)
-    return found
+        paths.append(path)
+    return paths
 
 
 def _rows(first: int, names: list[str], size: int, digest: str) -> pa.Table:

@@ -1,4 +1,4 @@
-"""What is measured: the network, its file, and the numbers of the stages."""
+"""The network of the benchmarks, its file, and the settings of the stages."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ NUM_CALLS = 9  # of Heun in 5 steps
 
 
 def write_teacher(path: Path, network: dict[str, Any] = NETWORK) -> None:
-    """A teacher of random weights in the layout of stage teacher."""
+    """Writes a teacher with random weights, as stage teacher."""
     torch.manual_seed(0)
     denoiser = loading.new_denoiser(network, sigma_data=0.5)
     for weight in denoiser.parameters():
-        if not weight.any():  # layers that start at zero would pass no gradient on
+        if not weight.any():  # layers at zero would pass no gradient
             torch.nn.init.normal_(weight, std=0.02)
     tensors = {f"ema.{name}": value for name, value in denoiser.network.state_dict().items()}
     facts = {"network": network, "sigma_data": 0.5, "num_classes": network["num_classes"]}
@@ -46,7 +46,7 @@ def write_teacher(path: Path, network: dict[str, Any] = NETWORK) -> None:
 
 
 def write_exact_teacher(path: Path, *, resolution: int) -> None:
-    """A Gaussian around grey, whose denoiser costs next to nothing."""
+    """Writes the exact, fast denoiser of a Gaussian."""
     tensors = {"means": torch.zeros(1, 3, resolution, resolution), "stds": torch.ones(1), "weights": torch.ones(1)}
     _write(path, tensors, {"num_classes": NUM_CLASSES, "sigma_data": 1.0}, resolution=resolution)
 
@@ -61,7 +61,7 @@ def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any
 def draw_pairs(
     teacher: Path, output: Path, *, first: int, last: int, shard_size: int, solver: dict[str, Any] = SOLVER
 ) -> None:
-    """Stage pairs: shards first .. last and their block file `output`, which reads like a manifest."""
+    """Runs stage pairs: shards first .. last and their block file `output`, which can be read like a manifest."""
     pairs.run(
         teacher=teacher,
         output=output,

@@ -1,4 +1,4 @@
-"""Images per second of one core, written to shards and read from them."""
+"""Pairs per second that one core writes to shards and reads from them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Items = list[tuple[int, shards.Item]]
 def measure(folder: Path, *, repetitions: int) -> dict[str, Any]:
     """Pairs (noise, label, image) written, published (written with digest, record and fsync), and read.
 
-    Reading is by random access, the first time with the digests of the shards checked.
+    Reading is random access; the first time it includes the check of the shards' digests.
     """
     teacher, block = folder / "teacher" / "denoiser.safetensors", folder / "pairs" / "blocks" / "pairs.parquet"
     setting.write_exact_teacher(teacher, resolution=RESOLUTION)

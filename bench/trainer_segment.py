@@ -1,7 +1,7 @@
-"""One segment of `bench.trainers`, run in the tree that is measured: prints its figures as JSON.
+"""One segment of `bench.trainers`, run in the measured tree: prints its figures as JSON.
 
-python trainer_segment.py TREE FOLDER CASE NUM, TREE as `bench.trainers.TREES` calls it. Names of the first house are
-looked up while it runs: this tree has no longer all of them.
+python trainer_segment.py TREE FOLDER CASE NUM, with TREE of `bench.trainers.TREES`. Modules are imported by name at run
+time, since the two trees have different ones.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ DIGITS |= {"blocks": 1, "attention": [4], "num_classes": 10}
 
 
 def main(tree: str, folder: Path, case: str, num: int) -> None:
-    """CPU and wall seconds of a unit of work, mean over `num`, and the peak memory of the process."""
-    sys.path[0] = str(Path.cwd())  # not the folder of this file, which is of this tree
+    """Prints CPU and wall seconds of a unit of work, mean over `num`, and the peak memory of the process."""
+    sys.path[0] = str(Path.cwd())  # instead of the folder of this file, which is in this tree
     setting, threads = (importlib.import_module(name) for name in ("bench.setting", THREADS[tree]))
     threads.set_threads(1)
     network, _, kind = case.partition(" ")
-    place = folder / tree / network
-    teacher, manifest = place / "teacher" / "denoiser.safetensors", place / "pairs" / "blocks" / "pairs.parquet"
+    inputs = folder / tree / network
+    teacher, manifest = inputs / "teacher" / "denoiser.safetensors", inputs / "pairs" / "blocks" / "pairs.parquet"
     if not manifest.exists():
         setting.write_teacher(teacher, DIGITS if network == "digits" else setting.NETWORK)
         euler = {**setting.SOLVER, "name": "euler", "steps": 1}
@@ -38,7 +38,7 @@ def main(tree: str, folder: Path, case: str, num: int) -> None:
     if num == 0:
         return
     if kind == "pairs":
-        work = _pairs(setting, teacher, place)
+        work = _pairs(setting, teacher, inputs)
     else:
         work = {"first": _first_updates, "this": _updates}[tree](teacher, manifest, kind == "shared_noise")
     for _ in range(WARM_UP):
@@ -79,9 +79,9 @@ def _first_updates(teacher: Path, manifest: Path, shared_noise: bool) -> Callabl
     return update
 
 
-def _pairs(setting: Any, teacher: Path, place: Path) -> Callable[[], object]:
-    """Stage pairs, shard after shard, of names that nothing else has."""
-    fresh = place / f"pairs-{time.time_ns()}" / "blocks"
+def _pairs(setting: Any, teacher: Path, folder: Path) -> Callable[[], object]:
+    """Stage pairs, shard after shard, in a new folder."""
+    fresh = folder / f"pairs-{time.time_ns()}" / "blocks"
     numbers = iter(range(10**5))
 
     def draw() -> None:

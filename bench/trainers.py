@@ -1,11 +1,11 @@
 """Updates and pairs of this tree against those of commit 29f82d6, the first house: python -m bench.trainers.
 
-Segments of the two alternate, each a process of its own on one thread: many short ones, because the speed of a machine
-drifts over minutes; the ratio is that of two neighbouring segments. With --together the two run at the same time, on a
-core each, and change cores from pair to pair: the ratio of CPU time is then less noisy, wall time says nothing.
-Writes bench/results/trainers.json: seconds of CPU of an update, or of a shard of 64 pairs, of both; the ratio of this
-tree to the first house, geometric mean with the 95 % interval of Student's t; peak memory of both. Where cases are
-named, the file keeps the figures of the others.
+Segments of the two alternate, each a separate process on one thread: many short ones, because the speed of a machine
+drifts over minutes; ratios are those of two neighbouring segments. With --together the two run at the same time, on a
+core each, which they swap from pair to pair: the ratio of CPU time is then less noisy, and wall time is meaningless.
+Writes bench/results/trainers.json: CPU seconds of an update, or of a shard of 64 pairs, of both; the ratio of this
+tree to the first house, geometric mean with the 95 % interval of Student's t; peak memory of both. If cases are named,
+the file keeps the figures of the others.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Segment:
-    """What one process measured: seconds of a unit, and its peak memory."""
+    """Figures of one process: seconds of a unit, and its peak memory."""
 
     cpu: float
     wall: float
@@ -55,7 +55,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Geometric mean of ratios, and the ends of its interval; None where one pair of segments has none."""
+    """Geometric mean of ratios, and the ends of its interval; None for a single pair of segments."""
 
     mean: float
     low: float | None
@@ -63,7 +63,7 @@ class Ratio:
 
 
 def main() -> None:
-    """Command line: see the module."""
+    """The command line; see the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"{', '.join(map(repr, CASES))}; all if none")
     parser.add_argument("--segments", type=int, default=30, help="of each tree and case (%(default)s)")
@@ -83,31 +83,31 @@ def main() -> None:
         trees = dict(zip(TREES, (first, ROOT), strict=True))
         for name in parsed.cases or CASES:
             units = parsed.units or CASES[name]
-            found = measured(trees, Path(folder), name, parsed.segments, units, together=parsed.together)
-            figures["cases"][name] = as_json(found, units) | {"together": parsed.together}
+            by_tree = run_segments(trees, Path(folder), name, parsed.segments, units, together=parsed.together)
+            figures["cases"][name] = as_json(by_tree, units) | {"together": parsed.together}
             print(as_text(name, figures["cases"][name]), flush=True)
             parsed.output.write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n")
 
 
-def measured(
+def run_segments(
     trees: dict[str, Path], folder: Path, case: str, segments: int, units: int, *, together: bool = False
 ) -> dict[str, list[Segment]]:
-    """Segments of each tree, in turn, or one of each at the same time; their inputs are made before."""
-    found: dict[str, list[Segment]] = {name: [] for name in trees}
+    """Runs segments of the trees in turn, or one of each at the same time; makes their inputs first."""
+    by_tree: dict[str, list[Segment]] = {name: [] for name in trees}
     for name, tree in trees.items():
         _printed(_start(name, tree, folder, case, 0))
     cores = sorted(os.sched_getaffinity(0))
     for number in range(segments):
         running = {}
-        for place, (name, tree) in enumerate(trees.items()):
+        for index, (name, tree) in enumerate(trees.items()):
             running[name] = _start(name, tree, folder, case, units)
             if together:
-                os.sched_setaffinity(running[name].pid, {cores[(number + place) % len(trees)]})
+                os.sched_setaffinity(running[name].pid, {cores[(number + index) % len(trees)]})
             else:
                 running[name].wait()
         for name, process in running.items():
-            found[name].append(Segment(**json.loads(_printed(process))))
-    return found
+            by_tree[name].append(Segment(**json.loads(_printed(process))))
+    return by_tree
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
@@ -120,15 +120,15 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
     return Ratio(*(math.exp(value) for value in (mean, mean - half, mean + half)))
 
 
-def as_json(found: dict[str, list[Segment]], units: int) -> dict[str, Any]:
+def as_json(by_tree: dict[str, list[Segment]], units: int) -> dict[str, Any]:
     """Figures of a case."""
-    first, this = (found[name] for name in TREES)
+    first, this = (by_tree[name] for name in TREES)
     figures: dict[str, Any] = {"units_of_a_segment": units}
     for kind in ("cpu", "wall"):
-        values = {name: [getattr(one, kind) for one in segments] for name, segments in found.items()}
-        figures[f"{kind}_seconds"] = {name: clock.spread(each) for name, each in values.items()}
+        values = {name: [getattr(segment, kind) for segment in segments] for name, segments in by_tree.items()}
+        figures[f"{kind}_seconds"] = {name: clock.spread(seconds) for name, seconds in values.items()}
         figures[f"{kind}_ratio"] = dataclasses.asdict(ratio(values["this"], values["first"]))
-    peaks = {name: clock.spread([one.peak_rss_mib for one in segments]) for name, segments in found.items()}
+    peaks = {name: clock.spread([segment.peak_rss_mib for segment in segments]) for name, segments in by_tree.items()}
     return figures | {"peak_rss_mib": peaks, "pairs_of_segments": min(len(first), len(this))}
 
 
@@ -139,9 +139,9 @@ def as_text(case: str, figures: dict[str, Any]) -> str:
 
 def _words(case: str, figures: dict[str, Any]) -> Iterator[str]:
     seconds, peaks = figures["cpu_seconds"], figures["peak_rss_mib"]
-    found = figures["cpu_ratio"]
-    ends = "" if found["low"] is None else f" ({found['low']:.4f} .. {found['high']:.4f})"
-    yield f"{case}: CPU time of this tree over that of the first house {found['mean']:.4f}{ends}"
+    cpu = figures["cpu_ratio"]
+    ends = "" if cpu["low"] is None else f" ({cpu['low']:.4f} .. {cpu['high']:.4f})"
+    yield f"{case}: CPU time of this tree over that of the first house {cpu['mean']:.4f}{ends}"
     yield f"seconds {seconds['first']['median']:.4g} and {seconds['this']['median']:.4g}"
     yield f"peak MiB {peaks['first']['median']:.0f} and {peaks['this']['median']:.0f}"
 
@@ -153,7 +153,7 @@ def _start(name: str, tree: Path, folder: Path, case: str, units: int) -> subpro
 
 
 def _printed(process: subprocess.Popen[str]) -> str:
-    """The last line of a segment; CalledProcessError, with its complaint above, if it fails."""
+    """The last line that a segment prints; CalledProcessError if it fails, after its own message."""
     printed, _ = process.communicate()
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, process.args)

@@ -1,4 +1,4 @@
-"""Updates of a distillation as stage distill makes them, of networks from files or of those at hand."""
+"""Updates of a distillation as in stage distill, of networks from files or from memory."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ NONE = Path("checkpoints")  # no checkpoint is written
 
 
 @dataclass(frozen=True)
-class Given:
-    """A stream whose rows are always these, on the CPU; there are as many as any part takes."""
+class FixedRows:
+    """A stream of the same rows in every update, on the CPU; it must have as many as the largest part."""
 
     values: Rows
 
     def rows(self, part: Part, position: int, mine: slice, random: torch.Generator) -> Rows:
-        """As `dmd.train.data.Stream`."""
+        """See `dmd.train.data.Stream`."""
         return {name: value[mine] for name, value in self.values.items()}
 
 
 class Updates:
-    """Update after update: rows read ahead, losses, optimisers, moving average, and the log row.
+    """Runs updates with prefetched rows, losses, optimisers, moving average and log row.
 
     Attributes:
-        trainer: at work, started.
-        done: updates that were made.
+        trainer: after `Trainer.start`.
+        done: number of updates so far.
     """
 
     def __init__(self, trainer: Trainer, streams: Mapping[str, Stream]) -> None:
@@ -59,7 +59,7 @@ class Updates:
         self.done += 1
 
     def close(self) -> None:
-        """Ends the thread that reads ahead."""
+        """Ends the prefetching thread."""
         self._loader.close()
 
 
@@ -73,7 +73,7 @@ def trainer(
     sigma_data: float = 0.5,
     distance: Distance = l2_distance,
 ) -> Trainer:
-    """A training on networks that are on their device, not started; each decoder has the same distance."""
+    """A trainer, not started, on networks that are on their device; all decoders have the same distance."""
     facts = Facts(shape, num_classes, sigma_data, text=text)
     split = BatchSplit(micro_batch_size=section.compute.micro_batch_size)
     distances = dict.fromkeys(section.method.decoders(), distance)
@@ -88,8 +88,8 @@ def from_files(
     device: torch.device = torch.device("cpu"),  # noqa: B008
     distance: Distance = l2_distance,
 ) -> Updates:
-    """Those of a teacher's file and its pairs; all networks begin as the teacher."""
-    file = loading.look_at(teacher)
+    """Updates from a teacher's file and its pairs; all networks start as the teacher."""
+    file = loading.denoiser_file(teacher)
     classes = int(file.facts["num_classes"])
     modules = networks.load(
         section.method,
@@ -99,16 +99,18 @@ def from_files(
         compute=section.compute,
         seed=section.seed,
         device=device,
-        new=_none,
+        new=_no_network,
         log=lambda line: None,
     )
     shape = tuple(file.facts["shape"])
-    made = trainer(section, modules, shape, num_classes=classes, sigma_data=file.facts["sigma_data"], distance=distance)
+    assembled = trainer(
+        section, modules, shape, num_classes=classes, sigma_data=file.facts["sigma_data"], distance=distance
+    )
     pairs = PairReader(manifests.read(manifest), seed=section.seed)
-    streams: dict[str, Stream] = {"noise": NoiseStream(made.method.facts), "pairs": PairStream(pairs)}
-    watch(made, streams)  # as the stage does for its memory plan
-    return Updates(made, streams)
+    streams: dict[str, Stream] = {"noise": NoiseStream(assembled.method.facts), "pairs": PairStream(pairs)}
+    watch(assembled, streams)  # as in the stage, for its memory plan
+    return Updates(assembled, streams)
 
 
-def _none(role: str) -> nn.Module:
-    raise ValueError(f"no method that is measured makes a network {role}")
+def _no_network(role: str) -> nn.Module:
+    raise ValueError(f"the measured methods make no network {role}")

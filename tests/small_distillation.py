@@ -6,7 +6,7 @@ from dmd.methods.base import Facts
 from dmd.models.denoiser import Denoiser
 from dmd.models.networks import build
 from dmd.train.trainer import Trainer
-from tests.trainings import Given, Updates
+from tests.trainings import FixedRows, Updates
 
 NETWORK = {"kind": "mlp", "channels": 2, "resolution": 1, "width": 4, "layers": 1, "num_classes": 0}
 SECTION = {
@@ -29,6 +29,6 @@ def distillation() -> Trainer:
     for module in modules.values():
         for parameter in module.parameters():
             parameter.data += 0.1
-    found = Updates(SECTION, modules, Facts((2, 1, 1), 0, 0.5), {"noise": Given(ROWS)})
+    found = Updates(SECTION, modules, Facts((2, 1, 1), 0, 0.5), {"noise": FixedRows(ROWS)})
     found.update(0)
     return found.trainer

@@ -95,17 +95,17 @@ def test_more_pairs_are_new_blocks_of_the_same_specs():
         ({"pairs": {"solver": {"name": "ddim", "steps": 3, "spacing": "even"}}}, ["child.pairs.solver.spacing"]),
         (
             {"teacher": {"kind": "diffusers", "folder": "x"}},
-            ["child.prompts: a teacher of kind diffusers knows no text"],
+            ["child.prompts: a teacher of kind diffusers takes no prompts"],
         ),
         ({"teacher": {"kind": "edm", "file": "x"}}, ["child.pairs.solver.name: pndm", "kind edm has none"]),
-        ({"teacher": {"kind": "edm", "file": "x"}}, ["child.pairs.guidance: 3.0", "edm knows no guidance"]),
+        ({"teacher": {"kind": "edm", "file": "x"}}, ["child.pairs.guidance: 3.0", "edm does not support guidance"]),
         (
             {"distill": {"method": {"name": "dmd"}}},
-            ["child.distill.method.sigma: 80.0, but pndm starts at the teacher's last level: write null"],
+            ["child.distill.method.sigma: 80.0, but pndm starts at the teacher's highest level: write null"],
         ),
         (
             {"sample": {"from": "generator", "guidance": 3, "solver": {"name": "student"}}},
-            ["child.sample.guidance: 3.0, but a student is drawn without"],
+            ["child.sample.guidance: 3.0, but a student is sampled without"],
         ),
     ],
 )
@@ -118,7 +118,7 @@ def test_fault_of_texts_is_named(section, words):
 @pytest.mark.parametrize(("drop", "place"), [("pairs", "prompts"), ("sample", "sample.prompts")])
 def test_teacher_of_text_needs_prompts(drop, place):
     alone = {"teacher": TEXT["teacher"], drop: {key: TEXT[drop][key] for key in TEXT[drop] if key != "prompts"}}
-    with pytest.raises(config.ConfigError, match=f"alone.{place}: a teacher of kind stable-diffusion needs texts"):
+    with pytest.raises(config.ConfigError, match=f"alone.{place}: a teacher of kind stable-diffusion needs prompts"):
         config.resolve({"experiments": {"alone": alone}})
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.updates import Given as Given  # rows that tests give
+from bench.updates import FixedRows as FixedRows  # rows that tests give
 from dmd.config.training import Distill, TeacherTraining
 from dmd.methods.base import Clock, Facts
 from dmd.methods.parts.distances import l2_distance

@@ -1,1 +1,1 @@
-"""Does this tree make what the first house made? `python -m bench.first_house` says, stage by stage."""
+"""Compares this tree with commit 29f82d6, "the first house", stage by stage: `python -m bench.first_house`."""

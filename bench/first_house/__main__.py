@@ -1,8 +1,8 @@
-"""The first house and this tree, stage by stage from equal inputs: `python -m bench.first_house [--quick] [CASE ...]`.
+"""Compares the first house and this tree, stage by stage: `python -m bench.first_house [--quick] [CASE ...]`.
 
-The first house is commit 29f82d6: it makes each case, or made it before, and each stage of this tree runs on the
-artifacts that it made. Exits 1 if a tensor, log column, score or fact differs by more than 1e-6, relative to its
-largest value, if a name is on one side only (but for log columns without a value), or if a stage fails.
+The first house is commit 29f82d6. It makes each case once per machine; each stage of this tree then runs on the
+artifacts of the first house. Exits 1 if a tensor, log column, score or fact differs by more than 1e-6, relative to its
+largest value, if a name is on one side only (except log columns without values), or if a stage fails.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ CACHE = ROOT / ".cache" / "first-house"
 
 
 def main() -> None:
-    """Command line: see the module."""
+    """The command line; see the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"{', '.join(CASES)}; all where none is named")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"{', '.join(CASES)}; default: all")
     parser.add_argument("--quick", action="store_true", help="fewer updates, pairs and samples")
-    parser.add_argument("--own-inputs", action="store_true", help="stages of this tree read what this tree made")
+    parser.add_argument("--own-inputs", action="store_true", help="stages of this tree read artifacts of this tree")
     parser.add_argument("--cores", type=int, default=2, help="jobs at a time")
     parser.add_argument("--json", type=Path, help="also write the report to this file")
     parsed = parser.parse_args()
     if unknown := [name for name in parsed.cases if name not in CASES]:
         parser.error(f"no case {', '.join(unknown)}; cases are {', '.join(CASES)}")
     run = from_own_inputs if parsed.own_inputs else from_equal_inputs
-    numbers = {"quick": parsed.quick, "cores": parsed.cores}
+    options = {"quick": parsed.quick, "cores": parsed.cores}
     reports: list[StageReport] = []
     begin = time.monotonic()
     try:
         with tempfile.TemporaryDirectory() as scratch:
             for name in parsed.cases or CASES:
-                made = first_house(CASES[name], **numbers)
-                for report in run(CASES[name], made, House(ROOT, HERE / "new"), Path(scratch, name), **numbers):
+                made = first_house(CASES[name], **options)
+                for report in run(CASES[name], made, House(ROOT, HERE / "new"), Path(scratch, name), **options):
                     reports.append(report)
                     print(as_text(report), flush=True)
     except (Failed, ValueError) as error:
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def first_house(case: Case, *, quick: bool, cores: int) -> Path:
-    """The folder with all that the first house makes of a case, of an earlier run on this machine if there was one."""
+    """The folder with all artifacts of a case by the first house, from an earlier run on this machine if possible."""
     configs = HERE / "old"
     config = House(ROOT, configs).config(case.name, quick=quick)
     key = [git("rev-parse", COMMIT), config, (HERE / "cases.py").read_text(), torch.__version__, platform.node()]
@@ -77,7 +77,7 @@ def first_house(case: Case, *, quick: bool, cores: int) -> Path:
 
 
 def end(reports: list[StageReport], seconds: float) -> None:
-    """Exit status 1, and their names, if stages differ."""
+    """Exits 1 with the names of stages that differ, if there are any."""
     print(f"{len(reports)} stages in {seconds:.0f} s")
     if wrong := [f"{report.case}.{report.stage}" for report in reports if not report.agrees]:
         sys.exit(f"differs from the first house: {', '.join(wrong)}")
@@ -85,30 +85,30 @@ def end(reports: list[StageReport], seconds: float) -> None:
 
 
 def as_text(report: StageReport) -> str:
-    """A line for the stage, one for each kind of content of each artifact, and what went wrong."""
+    """A line for the stage, one per kind of content of each artifact, and the failure if there is one."""
     verdict = "equal" if report.agrees else "DIFFERS"
     lines = [f"{report.case}.{report.stage}: {verdict} (ran {', '.join(report.rules) or 'nothing'})"]
-    for each in report.comparisons:
-        far = f", by {each.absolute:.3g} at most, relative {each.relative:.3g}" if each.num_equal < each.num else ""
-        lines.append(f"  {each.artifact}: {each.num_equal} of {each.num} {each.kind} equal bit by bit{far}")
-        lines += [f"    largest difference: {each.worst}"] if each.worst else []
-        for names, where in ((each.only_old, "in the first house only"), (each.only_new, "in this tree only")):
+    for part in report.comparisons:
+        far = f", by at most {part.absolute:.3g}, relative {part.relative:.3g}" if part.num_equal < part.num else ""
+        lines.append(f"  {part.artifact}: {part.num_equal} of {part.num} {part.kind} equal bit by bit{far}")
+        lines += [f"    largest difference: {part.worst}"] if part.worst else []
+        for names, where in ((part.only_old, "in the first house only"), (part.only_new, "in this tree only")):
             lines += [f"    {where}: {', '.join(names)}"] if names else []
-        lines += [f"    not compared, as RENAMES says: {', '.join(each.declared)}"] if each.declared else []
+        lines += [f"    not compared, as RENAMES says: {', '.join(part.declared)}"] if part.declared else []
     lines += [f"  {line}" for line in report.failure.splitlines()]
     return "\n".join(lines)
 
 
 def as_json(report: StageReport) -> dict[str, Any]:
-    """The same for --json; what cannot be subtracted has null as its difference."""
+    """The report for --json; differences of values that cannot be subtracted are null."""
     return {**dataclasses.asdict(report), "agrees": report.agrees, "comparisons": list(map(_row, report.comparisons))}
 
 
-def _row(each: Comparison) -> dict[str, Any]:
-    numbers = {
-        name: value if math.isfinite(value := getattr(each, name)) else None for name in ("absolute", "relative")
+def _row(comparison: Comparison) -> dict[str, Any]:
+    differences = {
+        name: value if math.isfinite(value := getattr(comparison, name)) else None for name in ("absolute", "relative")
     }
-    return {**dataclasses.asdict(each), **numbers, "agrees": each.agrees}
+    return {**dataclasses.asdict(comparison), **differences, "agrees": comparison.agrees}
 
 
 if __name__ == "__main__":

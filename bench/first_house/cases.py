@@ -1,4 +1,4 @@
-"""The cases: which artifacts each has, in the order in which they are made, and the files from outside."""
+"""The cases: their artifacts in the order of their stages, and their input files."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ texts = [f"a {one} {other}" for one in WORDS for other in WORDS]
 pyarrow.parquet.write_table(pyarrow.table({"prompt": texts[:40]}), folder / "prompts.parquet")
 captions = [{"image_id": number, "id": number, "caption": text} for number, text in enumerate(texts[40:60])]
 (folder / "captions.json").write_text(json.dumps({"annotations": captions}))
-"""  # run in the tree of the first house, whose test files do not change any more
+"""  # run in the tree of the first house, whose test files are frozen
 
 
 @dataclass(frozen=True)
 class Step:
-    """Artifacts that one stage makes, or several stages that read none of each other's.
+    """Artifacts of one stage, or of several independent stages.
 
     Attributes:
-        targets: globs below results/ of what Snakemake is asked for.
-        beside: globs of what comes with it.
-        checkpoints: globs of what is removed at the end.
+        targets: globs below results/ of the targets for Snakemake.
+        beside: globs of further artifacts.
+        checkpoints: globs of checkpoints, which the stage removes at its end.
     """
 
     name: str
@@ -39,10 +39,10 @@ class Step:
     checkpoints: tuple[str, ...] = ()
 
     def artifacts(self, results: Path, globs: Iterable[str] | None = None) -> list[str]:
-        """Paths of the artifacts that are there, relative to the folder of results."""
-        wanted = (*self.targets, *self.beside) if globs is None else globs
-        found = [path for pattern in wanted for path in sorted(results.glob(pattern))]
-        return [str(path.relative_to(results)) for path in found]
+        """Paths of the existing artifacts, relative to the folder of results."""
+        patterns = (*self.targets, *self.beside) if globs is None else globs
+        paths = [path for pattern in patterns for path in sorted(results.glob(pattern))]
+        return [str(path.relative_to(results)) for path in paths]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Case:
 
     @property
     def whole(self) -> list[str]:
-        """What to ask for so that everything is made: whatever is no glob."""
+        """Targets that make everything: those that are no globs."""
         return [target for step in self.steps for target in step.targets if "*" not in target]
 
     @property
@@ -65,12 +65,12 @@ class Case:
 
 def _steps(name: str, first: tuple[str, ...]) -> tuple[Step, ...]:
     """The chain of an experiment from its sources `first` to its samples."""
-    learnt = f"{name}/distill/generator.safetensors", f"{name}/distill/log.parquet"
+    outputs = f"{name}/distill/generator.safetensors", f"{name}/distill/log.parquet"
     return (
         Step("sources", first),
         Step("pairs", (f"{name}/pairs/blocks/*.parquet",), (f"{name}/pairs/*.tar",)),
         Step("pairs_manifest", (f"{name}/pairs/manifest.parquet",)),
-        Step("distill", learnt, checkpoints=(f"{name}/distill/checkpoints/[0-9]*.safetensors",)),
+        Step("distill", outputs, checkpoints=(f"{name}/distill/checkpoints/[0-9]*.safetensors",)),
         Step("sample", (f"{name}/samples/blocks/*.parquet",), (f"{name}/samples/*.tar",)),
         Step("samples_manifest", (f"{name}/samples/manifest.parquet",)),
     )
@@ -78,7 +78,7 @@ def _steps(name: str, first: tuple[str, ...]) -> tuple[Step, ...]:
 
 def _scored(name: str, *others: str) -> Case:
     """An experiment with a reference and scores; `others` are experiments whose teachers it reads."""
-    teachers = [f"{each}/teacher/denoiser.safetensors" for each in (name, *others)]
+    teachers = [f"{other}/teacher/denoiser.safetensors" for other in (name, *others)]
     scores = ("fid", "kid", "prdc", "classes", "memorisation")
     return Case(
         name,
@@ -101,7 +101,7 @@ CASES = {case.name: case for case in (_scored("digits"), _scored("toy2d", "toy2d
 
 
 def write_inputs(case: str, tree: Path, folder: Path) -> None:
-    """Writes the files from outside that the configurations of a case name, made by the tree of the first house."""
+    """Writes the input files of a case, from the tree of the first house."""
     folder.mkdir(parents=True)
     if case == "digits":
         shutil.copy2(tree / "workflow" / "resources" / "digits32.safetensors", folder)

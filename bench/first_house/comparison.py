@@ -1,4 +1,4 @@
-"""What is in an artifact, and how far two artifacts are apart."""
+"""The content of artifacts, and differences between two of them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import torch
 
 from bench.first_house.renames import RENAMES, Rename, match
 
-LARGEST = 1e-6  # relative difference that is none: max |a - b| / max |a|
-UNCOMPARED_FACTS = frozenset({"stage", "version", "spec", "inputs", "key"})  # what an artifact was made of, and by whom
+TOLERANCE = 1e-6  # allowed relative difference: max |a - b| / max |a|
+UNCOMPARED_FACTS = frozenset({"stage", "version", "spec", "inputs", "key"})  # provenance of an artifact
 UNCOMPARED_COLUMNS = frozenset(
     {"offset", "length", "size", "sha256"}
 )  # of tars, which hold the spec beside the tensors
@@ -33,9 +33,9 @@ class Difference:
     """How far two values of one name are apart.
 
     Attributes:
-        bits: they are equal bit by bit.
+        bits: whether they are equal bit by bit.
         absolute, relative: max |a - b|, and that over max |a|; both infinite for values that cannot be subtracted.
-        why: why they cannot be.
+        why: why they cannot be subtracted.
     """
 
     bits: bool
@@ -49,8 +49,8 @@ class Comparison:
     """One kind of content of one artifact, in both houses.
 
     Attributes:
-        worst: the name of the largest relative difference, and why its values cannot be subtracted, if so.
-        declared: names that one side lacks as a row of RENAMES says.
+        worst: name with the largest relative difference, and why its values cannot be subtracted, if so.
+        declared: names that only one side has, as a row of RENAMES says.
     """
 
     artifact: str
@@ -66,8 +66,8 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        """Whether no name is missing and no value differs by more than `LARGEST`."""
-        return not self.only_old and not self.only_new and self.relative <= LARGEST
+        """Whether no name is missing and no value differs by more than `TOLERANCE`."""
+        return not self.only_old and not self.only_new and self.relative <= TOLERANCE
 
     def add(self, name: str, difference: Difference) -> None:
         """Counts one pair of values."""
@@ -87,14 +87,14 @@ def compare(artifact: str, old: Path, new: Path, renames: Sequence[Rename] = REN
         names = match(artifact, theirs, ours, renames)
         empty = [name for name in names.only_old if _is_logged(kind, name) and _is_empty(theirs[name])]
         lacking = [name for name in names.only_old if name not in empty]
-        found = Comparison(artifact, kind, only_old=lacking, only_new=names.only_new, declared=names.declared)
+        comparison = Comparison(artifact, kind, only_old=lacking, only_new=names.only_new, declared=names.declared)
         for name, other in names.pairs:
-            found.add(name, difference(theirs[name], ours[other]))
-        yield found
+            comparison.add(name, difference(theirs[name], ours[other]))
+        yield comparison
 
 
 def difference(old: np.ndarray, new: np.ndarray) -> Difference:
-    """How far two arrays are apart; values that are not finite have to be equal, each in its place."""
+    """The difference of two arrays; values that are not finite must be equal at the same positions."""
     if old.dtype.kind in "OU" and new.dtype.kind in "OU":
         same = old.shape == new.shape and bool(np.all(old == new))
         return Difference(bits=True) if same else _incomparable("other text")
@@ -113,12 +113,12 @@ def difference(old: np.ndarray, new: np.ndarray) -> Difference:
 
 
 def _is_logged(kind: str, name: str) -> bool:
-    """Whether a name is of the log, or of the rows of the log that a checkpoint keeps."""
+    """Whether a name is a column of a log, or of the log rows in a checkpoint."""
     return kind == "columns" or name.startswith("log.")
 
 
 def _is_empty(column: np.ndarray) -> bool:
-    """Whether a column of the log has no value in any row, where this tree has no column."""
+    """Whether a column of the log has no value in any row; this tree leaves such columns out."""
     return column.dtype.kind == "f" and bool(np.isnan(column).all())
 
 
@@ -127,7 +127,7 @@ def _incomparable(why: str) -> Difference:
 
 
 def read(path: Path) -> Content:
-    """Everything in a file that is compared, by kind and name; ValueError for a file of another kind."""
+    """The compared content of a file, by kind and name; ValueError for another kind of file."""
     readers = {".safetensors": _safetensors, ".parquet": _parquet, ".tar": _tar, ".json": _json}
     if path.suffix not in readers:
         raise ValueError(f"{path}: only {', '.join(readers)} can be compared")
@@ -142,7 +142,7 @@ def _safetensors(path: Path) -> Content:
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
-    """The tensor as NumPy knows it, which has no bfloat16."""
+    """The tensor as a NumPy array, which has no bfloat16."""
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
@@ -169,18 +169,18 @@ def _json(path: Path) -> Content:
 
 
 def _facts(text: str | bytes) -> Values:
-    """Numbers and words of a JSON text by their place, such as `network.channels`, but those of `UNCOMPARED_FACTS`."""
-    return {place: np.asarray(value) for place, value in _leaves(json.loads(text), "")}
+    """Values of a JSON text by their path, such as `network.channels`, without `UNCOMPARED_FACTS`."""
+    return {path: np.asarray(value) for path, value in _leaves(json.loads(text), "")}
 
 
-def _leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Numbers as float64, so that 1 and 1.0 are equal; all else as text."""
     if isinstance(value, dict | list) and value:
         parts = value.items() if isinstance(value, dict) else enumerate(value)
         for key, part in parts:
             if key not in UNCOMPARED_FACTS:
-                yield from _leaves(part, f"{place}.{key}" if place else str(key))
+                yield from _leaves(part, f"{path}.{key}" if path else str(key))
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield place, float(value)
+        yield path, float(value)
     else:
-        yield place, json.dumps(value)
+        yield path, json.dumps(value)

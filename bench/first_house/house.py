@@ -1,4 +1,4 @@
-"""A house: a tree of this repository with configurations in its own format, run through its own Snakefile."""
+"""A tree of this repository (a "house") with configurations in its own format, run by its own Snakefile."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import yaml
 from snakemake.utils import update_config  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).resolve().parents[2]
-KEPT = "kept"  # folder beside results/ for checkpoints, which a stage removes when it is done
+KEPT = "kept"  # folder beside results/ for checkpoints, which a stage removes at its end
 POLL_SECONDS = 0.02
 
 
@@ -27,40 +27,40 @@ class Failed(RuntimeError):
 
 @dataclass(frozen=True)
 class House:
-    """A tree, and the folder with a configuration for each case: NAME.yaml, and quick/NAME.yaml that shortens it."""
+    """A tree, and the folder with a configuration for each case: NAME.yaml, and the shorter quick/NAME.yaml."""
 
     tree: Path
     configs: Path
 
     def config(self, case: str, *, quick: bool) -> str:
         """The configuration of a case as YAML."""
-        whole = yaml.safe_load((self.configs / f"{case}.yaml").read_text())
+        config = yaml.safe_load((self.configs / f"{case}.yaml").read_text())
         if quick:
-            update_config(whole, yaml.safe_load((self.configs / "quick" / f"{case}.yaml").read_text()))
-        return yaml.safe_dump(whole, sort_keys=False)
+            update_config(config, yaml.safe_load((self.configs / "quick" / f"{case}.yaml").read_text()))
+        return yaml.safe_dump(config, sort_keys=False)
 
     def make(self, folder: Path, targets: Sequence[str], *, cores: int, checkpoints: Sequence[str] = ()) -> list[str]:
-        """Makes artifacts in a folder that has a config.yaml, and keeps the checkpoints that come and go meanwhile.
+        """Makes artifacts in a folder with a config.yaml, and keeps checkpoints that stages remove meanwhile.
 
-        Only files that are missing, or older than what they are made of, are made.
+        Only files that are missing, or older than their inputs, are made.
 
         Args:
             targets: paths below results/.
             cores: jobs at a time.
-            checkpoints: globs below results/; what fits them is kept below `KEPT`.
+            checkpoints: globs below results/; matching files are kept below `KEPT`.
 
         Returns:
             Names of the rules that ran.
 
         Raises:
-            Failed: with the end of what was said.
+            Failed: with the end of the output.
         """
         line = [sys.executable, "-m", "snakemake", "--snakefile", str(self.tree / "Snakefile")]
         line += ["--workflow-profile", str(self.tree / "profiles" / "default"), "--cores", str(cores)]
         line += ["--rerun-triggers", "mtime", "--", *(f"results/{target}" for target in targets)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(self.tree)}
-        said = folder / "snakemake.out"
-        with open(said, "w") as stream:
+        output = folder / "snakemake.out"
+        with open(output, "w") as stream:
             process = subprocess.Popen(line, cwd=folder, env=environment, stdout=stream, stderr=stream)
             try:
                 while process.poll() is None:
@@ -70,14 +70,14 @@ class House:
                 if process.poll() is None:  # this process was interrupted
                     process.terminate()
                     process.wait()
-        text = said.read_text()
+        text = output.read_text()
         if process.returncode:
             raise Failed(f"snakemake ended with {process.returncode} in {folder}:\n{text[-3000:]}")
         return sorted(set(re.findall(r"^(?:local)?rule (\w+):$", text, re.M)))
 
 
 def _keep(folder: Path, patterns: Sequence[str]) -> None:
-    """Links checkpoints that are there; each of them is written under another name, then renamed, and never changed."""
+    """Links the existing checkpoints, which are complete: each is written under another name, then renamed."""
     results = folder / "results"
     for path in (path for pattern in patterns for path in results.glob(pattern)):
         link = folder / KEPT / path.relative_to(results)
@@ -89,7 +89,7 @@ def _keep(folder: Path, patterns: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def checked_out(commit: str) -> Iterator[Path]:
-    """The tree of a commit, in a worktree that goes away again."""
+    """The tree of a commit, in a temporary worktree."""
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder, "tree")
         git("worktree", "add", "--quiet", "--detach", str(tree), commit)
@@ -100,7 +100,7 @@ def checked_out(commit: str) -> Iterator[Path]:
 
 
 def git(*words: str) -> str:
-    """What git says in this repository; ValueError with its complaint if it fails."""
+    """The output of git in this repository; ValueError with its message if it fails."""
     answer = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
     if answer.returncode:
         raise ValueError(f"git {' '.join(words)}: {answer.stderr.strip()}")

@@ -1,4 +1,4 @@
-"""Names of tensors, log columns and facts that this tree spells otherwise than the first house."""
+"""Names of tensors, log columns and facts that differ between the first house and this tree."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from fnmatch import fnmatchcase
 
 @dataclass(frozen=True)
 class Rename:
-    """One row of the table; the first row that fits a name decides.
+    """One row of the table; the first matching row is used.
 
     Attributes:
         artifact: glob of the artifact below results/, "*" for all.
-        old: regular expression of the whole name in the first house; None where this tree has a name more.
-        new: what the name becomes, with the groups of `old`; where `old` is None the regular expression of the name
-            that this tree has more; None where this tree has the name no longer.
+        old: regular expression of the full name in the first house; None for a name that only this tree has.
+        new: the new name, with the groups of `old`; if `old` is None the regular expression of the new name; None for a
+            name that this tree no longer has.
     """
 
     artifact: str
@@ -49,12 +49,12 @@ RENAMES: tuple[Rename, ...] = (
 
 @dataclass(frozen=True)
 class Names:
-    """Names of both sides brought together.
+    """Names of both sides, matched.
 
     Attributes:
-        pairs: name in the first house and name in this tree, of what both have.
-        only_old, only_new: what one side lacks, though no row says that it should.
-        declared: what one side lacks as a row says.
+        pairs: names in the first house and in this tree that match.
+        only_old, only_new: names of one side only, without a row that says so.
+        declared: names of one side only, as a row says.
     """
 
     pairs: list[tuple[str, str]]
@@ -64,26 +64,26 @@ class Names:
 
 
 def match(artifact: str, old: Iterable[str], new: Iterable[str], renames: Sequence[Rename] = RENAMES) -> Names:
-    """Brings the names of an artifact together; ValueError if two old names become one."""
+    """Matches the names of an artifact; ValueError if two old names become one."""
     rows = [row for row in renames if fnmatchcase(artifact, row.artifact)]
-    renamed = {name: _renamed(name, rows) for name in old}
-    gone = [name for name, other in renamed.items() if other is None]
-    wanted = {other: name for name, other in renamed.items() if other is not None}
-    if len(wanted) + len(gone) != len(renamed):
+    new_names = {name: _new_name(name, rows) for name in old}
+    removed = [name for name, other in new_names.items() if other is None]
+    expected = {other: name for name, other in new_names.items() if other is not None}
+    if len(expected) + len(removed) != len(new_names):
         raise ValueError(f"{artifact}: rows of RENAMES give two names of the first house the same new one")
-    there = set(new)
-    extra = sorted(there - wanted.keys())
+    actual = set(new)
+    extra = sorted(actual - expected.keys())
     added = [name for name in extra if any(row.old is None and re.fullmatch(row.new or "", name) for row in rows)]
     return Names(
-        pairs=[(name, other) for other, name in wanted.items() if other in there],
-        only_old=[name for other, name in wanted.items() if other not in there],
+        pairs=[(name, other) for other, name in expected.items() if other in actual],
+        only_old=[name for other, name in expected.items() if other not in actual],
         only_new=[name for name in extra if name not in added],
-        declared=gone + added,
+        declared=removed + added,
     )
 
 
-def _renamed(name: str, rows: Sequence[Rename]) -> str | None:
+def _new_name(name: str, rows: Sequence[Rename]) -> str | None:
     for row in rows:
-        if row.old is not None and (found := re.fullmatch(row.old, name)):
-            return None if row.new is None else found.expand(row.new)
+        if row.old is not None and (matched := re.fullmatch(row.old, name)):
+            return None if row.new is None else matched.expand(row.new)
     return name

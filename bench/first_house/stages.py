@@ -1,4 +1,4 @@
-"""Runs the stages of a case in both houses and compares what they make."""
+"""Runs the stages of a case in both houses and compares their artifacts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from bench.first_house.renames import RENAMES, Rename
 
 @dataclass
 class StageReport:
-    """What a stage of this tree made, beside what the first house made.
+    """Comparison of a stage of this tree with the first house.
 
     Attributes:
-        rules: what ran in this tree.
-        failure: why not everything could be compared; "" where it could.
+        rules: rules that ran in this tree.
+        failure: why not everything could be compared; "" if everything was.
     """
 
     case: str
@@ -30,16 +30,16 @@ class StageReport:
 
     @property
     def agrees(self) -> bool:
-        """Whether the stage ran, made something, and made the same."""
-        return not self.failure and bool(self.comparisons) and all(each.agrees for each in self.comparisons)
+        """Whether the stage ran, and made the same artifacts, at least one."""
+        return not self.failure and bool(self.comparisons) and all(part.agrees for part in self.comparisons)
 
 
 def make_whole(case: Case, house: House, folder: Path, *, inputs_from: Path, quick: bool, cores: int) -> list[str]:
     """Makes a case from nothing; returns the names of the rules that ran.
 
     Args:
-        folder: where results, and all that they are made of, will lie.
-        inputs_from: tree whose files become the inputs.
+        folder: of results and inputs.
+        inputs_from: tree with the input files.
     """
     write_inputs(case.name, inputs_from, folder / "inputs")
     (folder / "config.yaml").write_text(house.config(case.name, quick=quick))
@@ -49,25 +49,25 @@ def make_whole(case: Case, house: House, folder: Path, *, inputs_from: Path, qui
 def from_equal_inputs(
     case: Case, made: Path, house: House, folder: Path, *, quick: bool, cores: int, renames: Sequence[Rename] = RENAMES
 ) -> Iterator[StageReport]:
-    """Runs each stage of a house on the artifacts in `made`, and compares what it makes with what is there.
+    """Runs each stage of a house on the artifacts in `made`, and compares its artifacts with those in `made`.
 
     Args:
-        made: a folder that `make_whole` filled.
-        folder: a new one, in which every stage has its own.
+        made: a folder filled by `make_whole`.
+        folder: a new folder, with one sub-folder per stage.
     """
     for number, step in enumerate(case.steps):
-        place = folder / f"{number}-{step.name}"
-        put_inputs(case.steps[:number], made, place)
-        (place / "config.yaml").write_text(house.config(case.name, quick=quick))
+        own_folder = folder / f"{number}-{step.name}"
+        put_inputs(case.steps[:number], made, own_folder)
+        (own_folder / "config.yaml").write_text(house.config(case.name, quick=quick))
         report = StageReport(case.name, step.name)
-        before = _states(place / "results")
+        before = _states(own_folder / "results")
         try:
             targets = step.artifacts(made / "results", step.targets)
-            report.rules = house.make(place, targets, cores=cores, checkpoints=step.checkpoints)
-            after = _states(place / "results")
+            report.rules = house.make(own_folder, targets, cores=cores, checkpoints=step.checkpoints)
+            after = _states(own_folder / "results")
             if again := [path for path, state in before.items() if after.get(path) != state]:
                 raise Failed(f"inputs were made again: {', '.join(again)}")
-            report.comparisons = compare_step(step, made, place, renames)
+            report.comparisons = compare_step(step, made, own_folder, renames)
         except (Failed, ValueError) as error:
             report.failure = str(error)
         yield report
@@ -76,14 +76,14 @@ def from_equal_inputs(
 def from_own_inputs(
     case: Case, made: Path, house: House, folder: Path, *, quick: bool, cores: int, renames: Sequence[Rename] = RENAMES
 ) -> Iterator[StageReport]:
-    """Runs all stages of a house after each other, and compares each of them: a difference is carried on."""
+    """Runs all stages of a house after each other and compares each; later stages inherit differences."""
     shutil.copytree(made / "inputs", folder / "inputs")
     (folder / "config.yaml").write_text(house.config(case.name, quick=quick))
     rules: list[str] = []
     stopped = ""
     try:
         rules = house.make(folder, case.whole, cores=cores, checkpoints=case.checkpoints)
-    except Failed as error:  # stages before that one are compared all the same
+    except Failed as error:  # earlier stages are still compared
         stopped = f"\n{error}"
     for step in case.steps:
         report = StageReport(case.name, step.name, rules)
@@ -94,12 +94,12 @@ def from_own_inputs(
         yield report
 
 
-def put_inputs(steps: Sequence[Step], made: Path, place: Path) -> None:
-    """Copies what earlier steps made, with the records beside it and the times of both, and the files from outside."""
-    shutil.copytree(made / "inputs", place / "inputs")
+def put_inputs(steps: Sequence[Step], made: Path, folder: Path) -> None:
+    """Copies the artifacts of earlier steps with their records and times, and the input files."""
+    shutil.copytree(made / "inputs", folder / "inputs")
     for step in steps:
         for name in step.artifacts(made / "results"):
-            path, copy = made / "results" / name, place / "results" / name
+            path, copy = made / "results" / name, folder / "results" / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, copy)
             record = path.with_name(f".{path.name}.json")
@@ -107,23 +107,23 @@ def put_inputs(steps: Sequence[Step], made: Path, place: Path) -> None:
                 shutil.copy2(record, copy.with_name(record.name))
 
 
-def compare_step(step: Step, made: Path, place: Path, renames: Sequence[Rename] = RENAMES) -> list[Comparison]:
+def compare_step(step: Step, made: Path, folder: Path, renames: Sequence[Rename] = RENAMES) -> list[Comparison]:
     """Compares the artifacts of a step, and its checkpoints; ValueError for a file that is on one side only."""
     compared: list[Comparison] = []
     for below, globs in (("results", (*step.targets, *step.beside)), (KEPT, step.checkpoints)):
         names = step.artifacts(made / below, globs)
-        others = step.artifacts(place / below, globs)
+        others = step.artifacts(folder / below, globs)
         if lone := sorted({*names} ^ {*others}):
             where = ", ".join(f"{name} ({'first house' if name in names else 'this tree'})" for name in lone)
             raise ValueError(f"on one side only: {where}")
         if globs and not names:
-            raise ValueError(f"nothing fits {', '.join(globs)}")
+            raise ValueError(f"no file matches {', '.join(globs)}")
         for name in names:
-            compared += compare(name, made / below / name, place / below / name, renames)
+            compared += compare(name, made / below / name, folder / below / name, renames)
     return compared
 
 
 def _states(results: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of each file by its path."""
-    found = {str(path.relative_to(results)): path.stat() for path in results.rglob("*") if path.is_file()}
-    return {name: (state.st_ino, state.st_mtime_ns) for name, state in found.items()}
+    """Inode and time of each file, by path."""
+    states = {str(path.relative_to(results)): path.stat() for path in results.rglob("*") if path.is_file()}
+    return {name: (state.st_ino, state.st_mtime_ns) for name, state in states.items()}

@@ -1,4 +1,4 @@
-"""The configuration: its sections, what an experiment says after inheritance, and the table of rules. No torch here.
+"""The configuration: sections, experiments with inheritance, and the table of rules. No torch here.
 
 `load` reads a file; `Experiments` answers what scripts ask, and the rules of the workflow through `provider` and
 `tables`; `RULES` describes each rule. A section is a model in `sections`, `training` or `methods`, which is the one

@@ -1,4 +1,4 @@
-"""A whole experiment, what its sections have to do with each other, and the parts of the file around it."""
+"""An experiment with the checks across its sections, and the other parts of the configuration file."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from dmd.config.sections import (
 from dmd.config.training import Distill
 
 NAME = "^[a-z0-9][a-z0-9-]*$"
-RESERVED = ("tables", "logs")  # folders of results/ that are no experiment
-LATENT = ("stable-diffusion",)  # kinds of teachers that always work on latents of prompts
+RESERVED = ("tables", "logs")  # folders of results/ that are not experiments
+LATENT = ("stable-diffusion",)  # kinds of teachers of latents and text
 
 
-def _free(name: str) -> str:
+def _not_reserved(name: str) -> str:
     if name in RESERVED:
-        raise ValueError(f"{name} is a folder of results/ that is no experiment's; take another name")
+        raise ValueError(f"{name} is a reserved folder of results/: take another name")
     return name
 
 
-Name = Annotated[str, Field(pattern=NAME), AfterValidator(_free)]
+Name = Annotated[str, Field(pattern=NAME), AfterValidator(_not_reserved)]
 
 
-class Asked(Section):
-    """What a cluster is asked for, where it is not what the rule says."""
+class JobResources(Section):
+    """Resources to ask a cluster for; null is the default of the rule."""
 
     memory_mb: Count | None = Field(None, description="of the CPU; of teacher and distill for each process")
     hours: Positive | None = Field(
@@ -54,31 +54,31 @@ class Asked(Section):
     )
 
 
-class AskedNodes(Asked):
+class DistillResources(JobResources):
     """What a cluster is asked for by a distillation."""
 
     nodes: Count = Field(1, description="machines; each gets an equal part of distill.processes")
 
 
 class Resources(Section):
-    """What a cluster is asked for, for each job of a rule; changes no bytes."""
+    """Resources to ask a cluster for, per job of a rule; they do not change results."""
 
-    teacher: Asked = Asked()
-    reference: Asked = Asked()
-    prompts: Asked = Asked()
-    captions: Asked = Asked()
-    pairs: Asked = Asked()
-    pairs_manifest: Asked = Asked()
-    distill: AskedNodes = AskedNodes()
-    sample: Asked = Asked()
-    features: Asked = Asked()
-    evaluate: Asked = Asked()
-    pictures: Asked = Asked()
-    latency: Asked = Asked()
+    teacher: JobResources = JobResources()
+    reference: JobResources = JobResources()
+    prompts: JobResources = JobResources()
+    captions: JobResources = JobResources()
+    pairs: JobResources = JobResources()
+    pairs_manifest: JobResources = JobResources()
+    distill: DistillResources = DistillResources()
+    sample: JobResources = JobResources()
+    features: JobResources = JobResources()
+    evaluate: JobResources = JobResources()
+    pictures: JobResources = JobResources()
+    latency: JobResources = JobResources()
 
 
 class Experiment(Section):
-    """One experiment, merged with what it extends."""
+    """One experiment, after inheritance."""
 
     device: Literal["auto", "cpu"] = Field("auto", description="auto: a GPU where there is one, else the CPU")
     threads: Count = Field(1, description="torch threads; more or fewer give other bytes")
@@ -98,7 +98,7 @@ class Experiment(Section):
     def _no_empty_section(cls, value: Any) -> Any:
         if isinstance(value, dict):
             empty = [key for key, section in value.items() if section is None and key in cls.model_fields]
-            refuse(f"{key}: null is no section; leave the key out" for key in empty)
+            refuse(f"{key}: null is not a section: leave the key out" for key in empty)
         return value
 
     @model_validator(mode="after")
@@ -107,43 +107,42 @@ class Experiment(Section):
         return self
 
     def _data_contradictions(self) -> Iterator[str]:
-        """Between the dataset and what is made from it, and between ranges of seeds."""
+        """Contradictions between the dataset and other sections, and between ranges of seeds."""
         dataset, reference = self.dataset, self.reference
         all_held_out = isinstance(dataset, ImageDataset) and dataset.num_held_out == "all"
         if isinstance(self.teacher, MixtureTeacher) and not isinstance(dataset, MixtureDataset):
-            found = dataset.kind if dataset else None
-            yield f"teacher.kind: gaussian-mixture needs a dataset of that kind, not {found}"
+            kind = dataset.kind if dataset else None
+            yield f"teacher.kind: gaussian-mixture needs a dataset of that kind, not {kind}"
         if isinstance(self.teacher, TrainedTeacher) and all_held_out:
-            yield "dataset.num_held_out: all images are held out, but teacher.kind is train: none is left to train on"
+            yield "dataset.num_held_out: all images are held out, so teacher.kind train has none to train on"
         if reference and not reference.moments and dataset is None:
-            yield "reference: needs a section dataset, or reference.moments with a file of mean and covariance"
+            yield "reference: it needs a section dataset, or reference.moments with a file of mean and covariance"
         if reference and not reference.moments and "against" in reference.model_fields_set and all_held_out:
             yield f"reference.against: {reference.against} is a split, but dataset.num_held_out is all"
         if self.evaluate and self.evaluate.clip and not (self.sample and self.sample.prompts):
-            yield "evaluate.clip: needs sample.prompts, the captions that images are compared with"
+            yield "evaluate.clip: it needs sample.prompts, the captions that images are compared with"
         if self.pairs and self.sample:
-            drawn, taught = self.sample.seeds, self.pairs.seeds
-            if max(drawn.start, taught.start) < min(drawn.stop, taught.stop):
+            samples, pairs = self.sample.seeds, self.pairs.seeds
+            if max(samples.start, pairs.start) < min(samples.stop, pairs.stop):
                 yield (
-                    f"sample.first_seed: seeds {drawn.start}..{drawn.stop - 1} of the samples overlap "
-                    f"{taught.start}..{taught.stop - 1} of the pairs, "
-                    "but nothing may be scored on noise it was regressed on"
+                    f"sample.first_seed: seeds {samples.start}..{samples.stop - 1} of the samples overlap "
+                    f"{pairs.start}..{pairs.stop - 1} of the pairs: scores need noise that is new to the student"
                 )
 
     @property
     def _guidable(self) -> bool:
-        """Whether the teacher answers without a condition, too."""
+        """Whether the teacher also works without a condition."""
         dropout = isinstance(self.teacher, TrainedTeacher) and self.teacher.training.method.label_dropout
         return bool(dropout) or (self.teacher is not None and self.teacher.kind in LATENT)
 
     @property
     def _unguided(self) -> str:
         kind = self.teacher.kind if self.teacher else "none"
-        more = "was trained without label_dropout" if kind == "train" else "knows no guidance"
-        return f"a teacher of kind {kind} {more}"
+        reason = "was trained without label_dropout" if kind == "train" else "does not support guidance"
+        return f"a teacher of kind {kind} {reason}"
 
     def _text_contradictions(self) -> Iterator[str]:
-        """Prompts and guidance belong to teachers of text, schedulers to teachers that have one."""
+        """Prompts, guidance or schedulers that do not fit the kind of teacher."""
         if self.teacher is None:
             return
         kind = self.teacher.kind
@@ -155,11 +154,9 @@ class Experiment(Section):
             if section is None:
                 continue
             if bool(prompts) != text:
-                place, word = (
-                    ("prompts" if key == "pairs" else "sample.prompts"),
-                    ("needs texts that" if text else "knows no text, but"),
-                )
-                yield f"{place}: a teacher of kind {kind} {word} {key} are made of"
+                prompts_key = "prompts" if key == "pairs" else "sample.prompts"
+                verb = "needs" if text else "takes no"
+                yield f"{prompts_key}: a teacher of kind {kind} {verb} prompts for section {key}"
             if section.guidance != 1 and not self._guidable:
                 yield f"{key}.guidance: {section.guidance}, but {self._unguided}"
             if isinstance(section.solver, ScheduledSolver | FlowSolver) and kind not in (
@@ -167,16 +164,16 @@ class Experiment(Section):
                 "diffusers",
             ):
                 name = section.solver.name
-                yield f"{key}.solver.name: {name} takes the scheduler of the teacher, which kind {kind} has none of"
+                yield f"{key}.solver.name: {name} needs the scheduler of the teacher, but kind {kind} has none"
 
     def _distill_contradictions(self) -> Iterator[str]:
-        """Between the distillation and the pairs, the teacher and the machines."""
+        """Contradictions of the distillation with pairs, teacher and nodes."""
         if self.distill is None:
             return
         method, nodes = self.distill.method, self.resources.distill.nodes
         if self.distill.processes % nodes:
             processes = self.distill.processes
-            yield f"resources.distill.nodes: {nodes} cannot share {processes} processes evenly (distill.processes)"
+            yield f"resources.distill.nodes: distill.processes {processes} is not divisible by {nodes} nodes"
         yield from self._calls_contradictions(method)
         if isinstance(method, Dmd):
             yield from self._dmd_contradictions(method)
@@ -184,64 +181,63 @@ class Experiment(Section):
             return
         kind = self.teacher.kind
         if kind in LATENT and self.states is None and self.pairs is None:
-            yield "distill: text states of prompts are those of section pairs or states, and there is neither"
+            yield "distill: text states come from section pairs or states, and there is neither"
         changing = [name for name, role in method.roles().items() if role.mode is not Mode.FROZEN]
         guidance = method.roles()[TEACHER].guidance if TEACHER in method.roles() else 1
         if guidance != 1 and not self._guidable:
             yield f"distill.method.guidance: {guidance}, but {self._unguided}"
-        decoder = f"distill.method.{method.distance_key()}.decoder"
-        for name in [each for each in method.decoders() if each != "none"]:
+        decoder_key = f"distill.method.{method.distance_key()}.decoder"
+        for name in [decoder for decoder in method.decoders() if decoder != "none"]:
             if name == "tiny" and getattr(self.teacher, "tiny_autoencoder", None) is None:
-                yield f"{decoder}: tiny, but section teacher names no tiny_autoencoder"
+                yield f"{decoder_key}: tiny, but section teacher has no tiny_autoencoder"
             if kind not in LATENT and not getattr(self.teacher, "latent", False):
-                yield f"{decoder}: a teacher of kind {kind} makes no latents"
+                yield f"{decoder_key}: a teacher of kind {kind} makes no latents"
         if kind == "gaussian-mixture" and TEACHER in changing:
-            yield f"distill.method.name: {method.name} changes the teacher's weights, and gaussian-mixture has none"
+            yield f"distill.method.name: {method.name} changes the teacher's weights, gaussian-mixture has none"
         if "images" in method.reads():
             yield from self._image_contradictions(method)
 
     def _image_contradictions(self, method: MethodSection) -> Iterator[str]:
-        """Between a method that reads images, the teacher and the dataset."""
+        """Contradictions of a method that reads images with teacher and dataset."""
         name, dataset = f"distill.method.name: {method.name} learns from images, but", self.dataset
         if self.teacher is not None and (self.teacher.kind in LATENT or getattr(self.teacher, "latent", False)):
             yield f"{name} a teacher of kind {self.teacher.kind} makes latents"
         elif isinstance(dataset, ImageDataset) and dataset.num_held_out == "all":
-            yield f"{name} dataset.num_held_out is all: none is left to train on"
+            yield f"{name} dataset.num_held_out is all, so there are none to train on"
 
     def _calls_contradictions(self, method: MethodSection) -> Iterator[str]:
-        """Between the calls of the samples and those that the student's file holds weights for."""
-        sample, kept = self.sample, method.calls_kept()
+        """Contradictions between sample.calls and the weights in the student's file."""
+        sample, weights = self.sample, method.calls_kept()
         if sample is None or sample.calls is None:
             return
-        if sample.calls not in kept:
-            known = ", ".join(map(str, sorted(kept)))
-            yield f"sample.calls: {sample.calls}, but the student of method {method.name} is kept for {known}"
-        elif sample.weights not in kept[sample.calls]:
-            yield f"sample.weights: raw, but of calls {sample.calls} the averaged weights alone are kept"
+        if sample.calls not in weights:
+            supported = ", ".join(map(str, sorted(weights)))
+            yield f"sample.calls: {sample.calls}, but the student of method {method.name} is kept for {supported}"
+        elif sample.weights not in weights[sample.calls]:
+            yield f"sample.weights: raw, but for {sample.calls} calls the file holds averaged weights only"
 
     def _dmd_contradictions(self, method: Dmd) -> Iterator[str]:
-        """Between DMD and the pairs, or the states of prompts that are read in their place."""
+        """Contradictions of DMD with the pairs, or with the text states that it reads instead."""
         reads = "pairs" in method.reads()
         num, section = (self.states.num_states, "states") if self.states and not reads else (None, "pairs")
         num = self.pairs.num_pairs if self.pairs and num is None else num
         for index, phase in enumerate(method.phases):
             if num is not None and (phase.num_pairs or 0) > num:
-                of = f"{phase.num_pairs} of {num}, the number in section {section}"
-                yield f"distill.method.phases[{index}].num_pairs: {of}"
+                yield f"distill.method.phases[{index}].num_pairs: {phase.num_pairs}, but section {section} has {num}"
         if method.sigma is None or self.pairs is None or not reads:
             return
-        solver, place = self.pairs.solver, "distill.method.sigma"
+        solver, key = self.pairs.solver, "distill.method.sigma"
         if not isinstance(solver, OdeSolver):
-            yield f"{place}: {method.sigma}, but {solver.name} starts at the teacher's last level: write null"
+            yield f"{key}: {method.sigma}, but {solver.name} starts at the teacher's highest level: write null"
         elif method.sigma != solver.sigma_max:
             yield (
-                f"{place}: {method.sigma} differs from pairs.solver.sigma_max {solver.sigma_max}, "
-                "but pairs teach the generator only at its own noise scale"
+                f"{key}: {method.sigma} differs from pairs.solver.sigma_max {solver.sigma_max}, "
+                "but the student must start at the noise level of the pairs"
             )
 
 
 class Published(Section):
-    """The row of `paper` that measures the same, to stand beside it."""
+    """The row of `paper` with the same setting, which our value stands beside."""
 
     label: str = Field(description="of its row")
     dataset: str | None = Field(None, description="of its row, where labels occur twice")
@@ -286,7 +282,7 @@ class Chart(Section):
 
 
 class Input(Section):
-    """A file from outside."""
+    """A file to download."""
 
     url: str = Field(pattern="^https?://", description="that it is fetched from")
     file: Path = Field(description="where it belongs; sections name the same path")
@@ -296,28 +292,26 @@ class Input(Section):
     @model_validator(mode="after")
     def _fits(self) -> Input:
         if self.file.split("/")[0] == "results":
-            raise ValueError(f"file: {self.file} lies in results/, where only the workflow writes")
+            raise ValueError(f"file: {self.file} is in results/, where only the workflow writes")
         return self
 
 
 class Storage(Section):
-    """Where shards of pairs lie, or go to, besides results/; part of no spec."""
+    """Object storage for shards of pairs, besides results/; not part of any spec."""
 
     prefix: str = Field(
         pattern=r"^(s3|gs|https?)://[^/@?#]+(/[^?#]*)?$",
-        description="s3:// or gs:// and bucket and folder; http(s):// to read only; no password, which every log would "
-        "show: docs/storage.md says where it belongs",
+        description="s3:// or gs:// with bucket and folder, or http(s):// to read only; without password, since logs "
+        "would show it: see docs/storage.md",
     )
     endpoint: str | None = Field(
         None,
         pattern="^https?://[^/@?#]+$",
-        description="server of an s3:// or gs:// prefix; null = that of AWS or Google",
+        description="server of an s3:// or gs:// prefix; null = AWS or Google",
     )
-    cache: Path = Field(
-        ".cache/shards", description="folder for copies of what is read, from the folder of config.yaml"
-    )
-    cache_gb: Positive = Field(200.0, description="10^9 bytes; the least recently used copies make room")
-    keep: bool = Field(True, description="false: shards are removed from results/ once they have arrived")
+    cache: Path = Field(".cache/shards", description="folder for copies of read shards, relative to config.yaml")
+    cache_gb: Positive = Field(200.0, description="10^9 bytes; the least recently used copies are removed first")
+    keep: bool = Field(True, description="false: shards are removed from results/ after their upload")
 
     @model_validator(mode="after")
     def _fits(self) -> Storage:
@@ -325,20 +319,20 @@ class Storage(Section):
         return self
 
     def settings(self, folder: str) -> Any:
-        """What a stage is given: the section, and the local folder that the prefix mirrors."""
+        """The section as JSON values, with the local folder that the prefix mirrors, for a stage."""
         return {**self.whole(), "folder": folder}
 
     def _contradictions(self) -> Iterator[str]:
         if self.prefix.startswith("http") and not self.keep:
-            yield f"keep: false, but {self.prefix} is to read only: shards made here have no other place"
+            yield f"keep: false, but {self.prefix} is read-only: shards drawn here could not be stored"
         if self.prefix.startswith("http") and self.endpoint:
-            yield f"endpoint: {self.endpoint}, but {self.prefix} names its server itself"
+            yield f"endpoint: {self.endpoint}, but {self.prefix} already names its server"
         if pathlib.Path(os.path.relpath(self.cache)).parts[:1] == ("results",):
-            yield f"cache: {self.cache} lies in results/, where only the workflow writes"
+            yield f"cache: {self.cache} is in results/, where only the workflow writes"
 
 
 class File(Section):
-    """config.yaml, or what it includes, apart from the experiments themselves, which are merged first."""
+    """config.yaml with its included files; experiments are checked after inheritance, as `Experiment`."""
 
     include: Many[Path] = Field((), description="further files, from the folder of this one")
     experiments: dict[Name, dict[str, Any]] = Field(description="sections of each, or `extends` and what differs")
@@ -353,8 +347,8 @@ class File(Section):
         return self
 
     def _contradictions(self) -> Iterator[str]:
-        """Inputs of the same file; files are spelt in one way."""
+        """Several inputs of one file."""
         owners: dict[str, str] = {}
         for name, entry in self.inputs.items():
             if (other := owners.setdefault(entry.file, name)) != name:
-                yield f"inputs.{name}.file: {entry.file} is that of inputs.{other}, too"
+                yield f"inputs.{name}.file: {entry.file} is also the file of inputs.{other}"

@@ -1,13 +1,13 @@
-"""Experiments: what a configuration says once seeds, inheritance, checks and defaults are through, and who owns what.
+"""Experiments with seeds, inheritance and defaults resolved and checked, and the owners of artifacts.
 
-`extends: other` inherits: mappings merge deeply, lists replace, and a mapping whose `kind` or `name` differs from its
-parent's replaces it whole; one that names another `file` or `folder` does not inherit the `sha256` of its parent's.
-`distill.seeds` of NAME makes NAME its first seed and adds an experiment NAME-seedN for each other one, which extends
-seed N of what NAME extends where there is one, else NAME.
+`extends: other` inherits: mappings merge deeply, lists replace, and a mapping whose `kind` or `name` differs from the
+parent's replaces all of it; one with another `file` or `folder` does not inherit the parent's `sha256`.
+With `distill.seeds` NAME has the first seed, and an experiment NAME-seedN is added for each further one. It extends
+seed N of the experiment that NAME extends if that has seed N, else NAME.
 
-An experiment owns an artifact when the spec of its rule, or of any rule upstream, differs from the parent's; otherwise
-the parent's artifact is its own too, and nothing is computed twice. Ownership is per rule: more pairs means another
-manifest but the same shards.
+An experiment owns an artifact if the spec of its rule, or of any rule upstream, differs from the parent's; otherwise
+it uses the parent's artifact, and nothing is computed twice. Ownership is per rule: more pairs give another manifest,
+but the same shards.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from pydantic import TypeAdapter, ValidationError
 from dmd.config.experiment import Chart, Experiment, File, Input, Storage, Table
 from dmd.config.messages import ConfigError, faults, raise_faults, unknown_experiment
 from dmd.config.methods import Method
-from dmd.config.reading import Json, placed, read_file, unfit_values, unpinned, with_digests
+from dmd.config.reading import Json, normalise_paths, read_file, unfit_values, unpinned, with_digests
 from dmd.config.rules import RULES, SCORES, Named, Rule
 from dmd.config.section import NAMED, SOURCES, Section
 from dmd.config.sections import DECODERS
 from dmd.config.training import Training
 
 SWITCHES = ("kind", "name")
-SEED_STEP = 1_000_000  # between the first seeds of the samples of two seeds of a training
-SCORED = ("reference", "sample", "evaluate")  # sections of an experiment that a table or chart can show
-CHARTED = {"pairs": ("pairs",), "figure3": ("dataset",)}  # kind of a chart -> sections it needs besides
+SEED_STEP = 1_000_000  # training seed N draws its samples from seed N * SEED_STEP on
+SCORED = ("reference", "sample", "evaluate")  # sections that a table or chart needs of an experiment
+CHARTED = {"pairs": ("pairs",), "figure3": ("dataset",)}  # kind of a chart -> further sections that it needs
 ROOT = "experiment"
 METHOD: TypeAdapter[Any] = TypeAdapter(Method)
 
@@ -44,9 +44,9 @@ class Configuration:
 
     Attributes:
         experiments: merged, defaults filled in.
-        parents: what each extends.
-        groups: all seeds of an experiment, itself first; of one without `seeds` itself alone.
-        tables, charts: their experiments are those of all seeds where a row or series does not say `seeds: first`.
+        parents: the experiment that each one extends.
+        groups: by experiment, the experiments of all its seeds, itself first.
+        tables, charts: with the experiments of all seeds, except in rows and series with `seeds: first`.
     """
 
     experiments: dict[str, Experiment]
@@ -59,31 +59,31 @@ class Configuration:
 
 
 def load(path: Path = Path("config.yaml")) -> Configuration:
-    """Reads a configuration file and what it includes; see `resolve`."""
+    """Reads a configuration file and its included files; see `resolve`."""
     return resolve(read_file(path))
 
 
 def resolve(written: Json) -> Configuration:
-    """The configuration that a mapping as read from YAML stands for. Each `file` is then spelt in one way.
+    """Checks and resolves a mapping from YAML; see `normalise_paths` for the paths.
 
     Raises:
-        ConfigError: all faults, a line each: unknown keys, wrong types or ranges, unknown or circular parents, numbers
-            that contradict each other, names of nothing.
+        ConfigError: all faults, a line each: unknown keys, wrong types or ranges, unknown or circular parents,
+            contradictions, unknown names.
     """
     raise_faults(unfit_values(written))
     lines: list[str] = []
-    written = placed(written)
+    written = normalise_paths(written)
     try:
         file = File.model_validate(written)
     except ValidationError as error:
         lines += faults(error, File)
         file = _usable_parts(written)
-    sections, groups, odd = _with_seeds(file.experiments)
-    lines += odd
+    sections, groups, seed_faults = _with_seeds(file.experiments)
+    lines += seed_faults
     parents: dict[str, str | None] = {}
     merged: dict[str, Experiment] = {}
-    known = {entry.file: entry.sha256 for entry in file.inputs.values() if entry.sha256 is not None}
-    found: dict[str, list[str]] = {}  # faults by experiment, from its name on
+    digests = {entry.file: entry.sha256 for entry in file.inputs.values() if entry.sha256 is not None}
+    by_experiment: dict[str, list[str]] = {}  # faults, without the name of the experiment
     for name in sections:
         try:
             chain = _chain(name, sections)
@@ -92,25 +92,25 @@ def resolve(written: Json) -> Configuration:
             continue
         parents[name] = chain[1] if len(chain) > 1 else None
         try:
-            merged[name] = _experiment(with_digests(_merged([sections[each] for each in chain]), known))
+            merged[name] = _experiment(with_digests(_merge_chain([sections[ancestor] for ancestor in chain]), digests))
         except ConfigError as error:
-            found[name] = str(error).split("\n")
-    for name, own in found.items():
-        named = (parents[name], *(first for first, group in groups.items() if name in group[1:]))
-        inherited = [fault for other in named for fault in found.get(other or "", [])]  # named once, where they stand
+            by_experiment[name] = str(error).split("\n")
+    for name, own in by_experiment.items():
+        sources = (parents[name], *(first for first, group in groups.items() if name in group[1:]))
+        inherited = [fault for other in sources for fault in by_experiment.get(other or "", [])]  # reported there
         lines += [f"{name}{fault}" for fault in own if fault not in inherited]
     if not lines:
-        tables, charts = _listed(file, groups)
+        tables, charts = _with_all_seeds(file, groups)
         lines += _unknown_names(merged, tables, charts)
     raise_faults(lines)
     return Configuration(merged, parents, groups, tables, charts, file.inputs, file.storage)
 
 
 def _usable_parts(written: Json) -> File:
-    """What can be looked at of a file with faults, to find those of its experiments at the same time."""
+    """The experiments of a file with faults that can be checked all the same."""
     experiments = written.get("experiments") if isinstance(written, dict) else None
     usable = (
-        {name: each for name, each in experiments.items() if isinstance(each, dict)}
+        {name: section for name, section in experiments.items() if isinstance(section, dict)}
         if isinstance(experiments, dict)
         else {}
     )
@@ -118,29 +118,31 @@ def _usable_parts(written: Json) -> File:
 
 
 def _experiment(merged: Json) -> Experiment:
-    """A merged experiment; ConfigError has its faults without its name: `.pairs.num_pairs: ...`."""
+    """A merged experiment; faults in ConfigError lack its name: `.pairs.num_pairs: ...`."""
     try:
         experiment = Experiment.model_validate(merged)
     except ValidationError as error:
         raise ConfigError("\n".join(line.removeprefix(ROOT) for line in faults(error, Experiment, ROOT))) from None
-    raise_faults(f'.{place}: lacks the key "{key}", which has no default' for place, key in _unnamed(experiment))
+    raise_faults(
+        f'.{section}: lacks the key "{key}", which has no default' for section, key in _missing_paths(experiment)
+    )
     return experiment
 
 
-def _unnamed(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Sections that lack a path, and its key."""
+def _missing_paths(value: Any, section: str = "") -> Iterator[tuple[str, str]]:
+    """Full key of each section that lacks a path, and the key of that path."""
     if isinstance(value, Section):
-        yield from ((place, key) for key in SOURCES if getattr(value, key, None) == NAMED)
+        yield from ((section, key) for key in SOURCES if getattr(value, key, None) == NAMED)
         fields = type(value).model_fields
         items = [(f".{field.alias or name}", getattr(value, name)) for name, field in fields.items()]
     else:
         items = [(f"[{index}]", item) for index, item in enumerate(value)] if isinstance(value, tuple) else []
     for key, item in items:
-        yield from _unnamed(item, f"{place}{key}".lstrip("."))
+        yield from _missing_paths(item, f"{section}{key}".lstrip("."))
 
 
 def _with_seeds(written: Mapping[str, Json]) -> tuple[dict[str, Json], dict[str, tuple[str, ...]], list[str]]:
-    """Experiments as written and one for each further seed; all seeds by experiment; faults."""
+    """Experiments as written, plus one per further seed; `Configuration.groups`; faults."""
     sections: dict[str, Json] = {}
     groups: dict[str, tuple[str, ...]] = {}
     lines: list[str] = []
@@ -150,20 +152,22 @@ def _with_seeds(written: Mapping[str, Json]) -> tuple[dict[str, Json], dict[str,
         distill = section.get("distill")
         if not isinstance(distill, dict) or "seeds" not in distill:
             continue
-        seeds, place = distill["seeds"], f"{name}.distill.seeds"
+        seeds, seeds_key = distill["seeds"], f"{name}.distill.seeds"
         own = {key: value for key, value in distill.items() if key != "seeds"}
         sections[name] = {**section, "distill": own}
         if not _are_seeds(seeds):
-            lines.append(f"{place}: {seeds!r} is not a list of distinct whole numbers, such as [0, 1, 2]")
+            lines.append(f"{seeds_key}: {seeds!r} is not a list of distinct whole numbers, such as [0, 1, 2]")
             continue
         if "seed" in own:
-            lines.append(f"{place}: distill.seed is {own['seed']!r}, but the first of seeds says it")
+            lines.append(f"{seeds_key}: distill.seed is {own['seed']!r}, but the first of seeds is used: remove one")
         own["seed"] = seeds[0]
         others = {f"{name}-seed{seed}": seed for seed in seeds[1:]}
         groups[name] = (name, *others)
         for other, seed in others.items():
             if other in written:
-                lines.append(f"{place}: seed {seed} is the experiment {other}, but there is another of that name")
+                lines.append(
+                    f"{seeds_key}: seed {seed} makes the experiment {other}, but there is another of that name"
+                )
                 continue
             shared = seed in _further_seeds(section.get("extends"), written)
             parent = f"{section['extends']}-seed{seed}" if shared else name
@@ -176,18 +180,18 @@ def _with_seeds(written: Mapping[str, Json]) -> tuple[dict[str, Json], dict[str,
 
 
 def _further_seeds(name: Any, written: Mapping[str, Json]) -> list[int]:
-    """Seeds of an experiment besides its first."""
+    """Seeds of an experiment after its first."""
     seeds = _part(written.get(name) if isinstance(name, str) else None, "distill").get("seeds")
     return seeds[1:] if isinstance(seeds, list) and _are_seeds(seeds) else []
 
 
 def _are_seeds(value: Any) -> bool:
-    whole = isinstance(value, list) and all(type(seed) is int and seed >= 0 for seed in value)
-    return whole and bool(value) and len(set(value)) == len(value)
+    valid = isinstance(value, list) and all(type(seed) is int and seed >= 0 for seed in value)
+    return valid and bool(value) and len(set(value)) == len(value)
 
 
 def _has_sample(name: Any, written: Mapping[str, Json]) -> bool:
-    """Whether an experiment, or one that it extends, has a section sample."""
+    """Whether an experiment has a section sample, its own or inherited."""
     seen: set[str] = set()
     while isinstance(name, str) and name in written and name not in seen:
         if "sample" in written[name]:
@@ -198,12 +202,12 @@ def _has_sample(name: Any, written: Mapping[str, Json]) -> bool:
 
 
 def _chain(name: str, written: Mapping[str, Json]) -> list[str]:
-    """An experiment and all that it extends, itself first."""
+    """An experiment and its ancestors, itself first."""
     chain: list[str] = []
     ancestor: Any = name
     while ancestor is not None:
         if not isinstance(ancestor, str):
-            raise ConfigError(f"{chain[-1]}.extends: {ancestor!r} is no name of an experiment")
+            raise ConfigError(f"{chain[-1]}.extends: {ancestor!r} is not the name of an experiment")
         if ancestor in chain:
             circle = chain[chain.index(ancestor) :]
             first = circle.index(min(circle))
@@ -216,10 +220,10 @@ def _chain(name: str, written: Mapping[str, Json]) -> list[str]:
     return chain
 
 
-def _merged(chain: Sequence[Json]) -> Json:
-    """One experiment of all that it extends; `chain` begins with itself."""
+def _merge_chain(chain: Sequence[Json]) -> Json:
+    """An experiment merged with its ancestors; `chain` begins with the experiment."""
     merged: Json = {}
-    foreign: set[str] = set()  # roles whose optimiser was written for another method
+    foreign: set[str] = set()  # roles whose optimiser belongs to another method
     for section in reversed(chain):
         before = _method_name(merged)
         merged = merge(merged, {key: value for key, value in section.items() if key != "extends"})
@@ -239,62 +243,62 @@ def _optimisers(experiment: Json) -> Json:
 
 
 def _part(value: Any, *keys: str) -> Json:
-    """A mapping within mappings; an empty one where there is none."""
+    """A mapping within mappings; an empty one if there is none."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else {}
 
 
 def _without_optimisers(experiment: Json, foreign: set[str]) -> Json:
-    """Without inherited optimisers of roles that the experiment's own method does not train."""
+    """`experiment` without inherited optimisers of roles that its method does not train."""
     try:
         trained = METHOD.validate_python(experiment["distill"]["method"]).trained
     except ValidationError:
         return experiment
     distill = experiment["distill"]
-    kept = {role: entry for role, entry in distill["optimisers"].items() if role in trained or role not in foreign}
-    return {**experiment, "distill": {**distill, "optimisers": kept}}
+    own = {role: entry for role, entry in distill["optimisers"].items() if role in trained or role not in foreign}
+    return {**experiment, "distill": {**distill, "optimisers": own}}
 
 
 def merge(parent: Any, child: Any) -> Any:
-    """`child` over `parent`: mappings deeply, unless their `kind` or `name` differs; all else replaces."""
+    """`child` over `parent`: mappings merge deeply unless their `kind` or `name` differs; all else is replaced."""
     if not isinstance(parent, dict) or not isinstance(child, dict):
         return child
     if any(key in parent and key in child and parent[key] != child[key] for key in SWITCHES):
         return child
-    kept = _without_foreign_digest(parent, child)
-    return {**kept, **{key: merge(kept.get(key), value) for key, value in child.items()}}
+    inherited = _without_foreign_digest(parent, child)
+    return {**inherited, **{key: merge(inherited.get(key), value) for key, value in child.items()}}
 
 
 def _without_foreign_digest(parent: Json, child: Json) -> Json:
-    """`parent` without its `sha256` where `child` names another file or folder: it is that of the parent's own."""
+    """`parent` without its `sha256` if `child` has another file or folder."""
     if all(parent.get(key) == child[key] for key in SOURCES if key in child):
         return parent
     return {key: value for key, value in parent.items() if key != "sha256"}
 
 
 def _without_null_moments(experiment: Json) -> Json:
-    """`experiment` without `reference.moments: null`, with which a child says that it does not want its parent's."""
+    """`experiment` without `reference.moments: null`, by which a child drops the parent's moments."""
     reference = experiment.get("reference")
     if not isinstance(reference, dict) or reference.get("moments", ...) is not None:
         return experiment
     return experiment | {"reference": {key: value for key, value in reference.items() if key != "moments"}}
 
 
-def _listed(file: File, groups: Mapping[str, tuple[str, ...]]) -> tuple[dict[str, Table], dict[str, Chart]]:
-    """Tables and charts with all seeds of the experiments that they name."""
+def _with_all_seeds(file: File, groups: Mapping[str, tuple[str, ...]]) -> tuple[dict[str, Table], dict[str, Chart]]:
+    """Tables and charts with the experiments of all seeds."""
 
-    def every(names: Sequence[str], seeds: str) -> tuple[str, ...]:
-        return tuple(each for name in names for each in (groups.get(name, (name,)) if seeds == "all" else (name,)))
+    def expand(names: Sequence[str], seeds: str) -> tuple[str, ...]:
+        return tuple(seed for name in names for seed in (groups.get(name, (name,)) if seeds == "all" else (name,)))
 
     tables, charts = {}, {}
     for name, table in file.tables.items():
-        rows = [row.model_copy(update={"experiments": every(row.experiments, row.seeds)}) for row in table.rows]
+        rows = [row.model_copy(update={"experiments": expand(row.experiments, row.seeds)}) for row in table.rows]
         tables[name] = table.model_copy(update={"rows": tuple(rows)})
     for name, chart in file.charts.items():
         series = [
-            each.model_copy(update={"points": tuple(every(point, each.seeds) for point in each.points)})
-            for each in chart.series
+            line.model_copy(update={"points": tuple(expand(point, line.seeds) for point in line.points)})
+            for line in chart.series
         ]
         charts[name] = chart.model_copy(update={"series": tuple(series)})
     return tables, charts
@@ -303,32 +307,32 @@ def _listed(file: File, groups: Mapping[str, tuple[str, ...]]) -> tuple[dict[str
 def _unknown_names(
     experiments: Mapping[str, Experiment], tables: Mapping[str, Table], charts: Mapping[str, Chart]
 ) -> Iterator[str]:
-    """Experiments that do not exist or lack what is asked of them, in `distill.start`, tables and charts."""
-    uses: list[tuple[str, str, tuple[str, ...]]] = []  # place, experiment, sections it needs there
+    """Experiments in `distill.start`, tables and charts that do not exist, or lack a section."""
+    uses: list[tuple[str, str, tuple[str, ...]]] = []  # key, experiment, sections that it must have
     for name, experiment in experiments.items():
         if experiment.distill and experiment.distill.start is not None:
             uses.append((f"{name}.distill.start", experiment.distill.start, ("teacher",)))
     for name, table in tables.items():
-        uses += [(f"tables.{name}", each, SCORED) for row in table.rows for each in row.experiments]
+        uses += [(f"tables.{name}", experiment, SCORED) for row in table.rows for experiment in row.experiments]
     for name, chart in charts.items():
         needs = (*SCORED, *CHARTED.get(chart.kind, ()))
         points = [point for series in chart.series for point in series.points]
-        uses += [(f"charts.{name}", each, needs) for point in points for each in point]
-    for place, name, needs in uses:
+        uses += [(f"charts.{name}", experiment, needs) for point in points for experiment in point]
+    for key, name, needs in uses:
         if name not in experiments:
-            yield f"{place}: {unknown_experiment(name, experiments)}"
+            yield f"{key}: {unknown_experiment(name, experiments)}"
         elif lacking := [section for section in needs if getattr(experiments[name], section) is None]:
-            yield f'{place}: experiment "{name}" cannot be used here: it has no section {", ".join(lacking)}'
+            yield f'{key}: experiment "{name}" cannot be used here: it has no section {", ".join(lacking)}'
 
 
 class Experiments:
-    """Look-ups over a configuration.
+    """Look-ups in a configuration.
 
-    Every method raises ConfigError for an unknown experiment or one without the section that a rule needs.
+    Every method raises ConfigError for an unknown experiment, or one without the section that a rule needs.
 
     Attributes:
         merged: all experiments by name.
-        parents: what each extends.
+        parents: the experiment that each one extends.
     """
 
     def __init__(self, configuration: Configuration) -> None:
@@ -344,7 +348,7 @@ class Experiments:
         return self._named(experiment).whole
 
     def section(self, experiment: str, place: str) -> Any:
-        """One section of an experiment; "sample.prompts" is one within another."""
+        """One section of an experiment, such as "sample", or "sample.prompts" within it."""
         return self._named(experiment).section(place)
 
     def _named(self, experiment: str) -> Named:
@@ -353,7 +357,7 @@ class Experiments:
         return Named(experiment, self.merged[experiment])
 
     def spec(self, experiment: str, rule: str, block: tuple[int, int] | None = None) -> Json:
-        """The numbers of one job, exactly the keys its stage takes; `block` for rules that make shards."""
+        """The spec of one job, with exactly the keys of its stage; `block` for rules that make shards."""
         spec = copy.deepcopy(self._spec(experiment, rule))
         if RULES[rule].tars and block is not None:
             spec |= {"first": block[0], "last": block[1]}
@@ -380,7 +384,7 @@ class Experiments:
         return True
 
     def _upstream(self, experiment: str, rule: str) -> list[tuple[str, str]]:
-        """(rule, experiment) of the artifacts that a rule reads, before ownership."""
+        """(rule, experiment) of the artifacts that a rule reads; ownership is not resolved."""
         sources = {
             "pairs": ["teacher", *(["prompts", "text_encoder"] if self.whole(experiment).prompts else [])],
             "states": ["prompts", "text_encoder"],
@@ -417,7 +421,7 @@ class Experiments:
             sources += ["pairs_manifest"] if reads & {"pairs", "trajectories"} or (text and not encoded) else []
             sources += ["states_manifest"] if encoded and "pairs_manifest" not in sources else []
             sources += ["images"] if "images" in reads else []
-            sources += [each for name, each in DECODERS.items() if name in method.decoders()]
+            sources += [source for name, source in DECODERS.items() if name in method.decoders()]
         if rule == "pipeline":
             read = {name for name, _ in self.upstream(experiment, "distill")}
             sources += sorted(read & {"pairs_manifest", "states_manifest"})
@@ -438,22 +442,22 @@ class Experiments:
         return self.section(experiment, "distill") if rule == "distill" else None
 
     def parts(self, experiment: str, *rules: str) -> list[str]:
-        """Those among `rules`, all of a teacher of latents, that the experiment's teacher has."""
+        """Those of `rules` for parts of a teacher of latents that the experiment's teacher has."""
         return [rule for rule in rules if self.has(experiment, rule)]
 
     def judged(self, experiment: str) -> bool:
-        """Whether CLIP sees the samples of an experiment."""
+        """Whether the samples of an experiment get a CLIP score."""
         evaluate = self.whole(experiment).evaluate
         return evaluate is not None and evaluate.clip is not None
 
     def distilled(self, experiment: str) -> bool:
-        """Whether the experiment's samples come from a generator."""
+        """Whether the experiment's samples are a student's."""
         return self.section(experiment, "sample").source == "generator"
 
     def _owner(self, experiment: str, rule: str) -> str:
-        """The experiment under whose name the artifact of a rule lies (scores: always its own).
+        """The experiment whose folder has the artifact of a rule; for scores always the experiment itself.
 
-        A parent that lacks a section the rule needs owns nothing of it.
+        A parent without a section that the rule needs owns nothing of that rule.
         """
         identity = self._identity(experiment, rule)
         parent = self.parents[experiment]
@@ -472,12 +476,12 @@ class Experiments:
         return spec, upstream, [path for value in values for path in unpinned(value)]
 
     def path(self, experiment: str, rule: str, block: tuple[int, int] = (0, 0), number: int = 0) -> str:
-        """Where an artifact of a rule lies, its first by default, relative to the folder of results."""
+        """Path of an artifact of a rule, by default the first one, relative to the folder of results."""
         name = RULES[rule].files[number].format(first=block[0], last=block[1])
         return f"{self.owner(experiment, rule)}/{name}"
 
     def blocks(self, experiment: str, rule: str) -> list[tuple[int, int]]:
-        """First and last shard of each block of `pairs`, `states` or `sample`; blocks never cross a repetition."""
+        """First and last shard of each block of `pairs`, `states` or `sample`; blocks do not cross repetitions."""
         section = self._section_of(self._named(experiment), RULES[rule])
         repetitions = getattr(section, "repetitions", 1)
         num = getattr(section, {"pairs": "num_pairs", "states": "num_states"}.get(rule, "num_samples"))

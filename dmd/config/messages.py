@@ -1,4 +1,4 @@
-"""Faults of a configuration as lines: the place, the value, what is allowed, and the name that was perhaps meant."""
+"""Faults of a configuration as lines: the key, the value, what is allowed, and "did you mean"."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-TAGS = ("kind", "name")  # keys that say which section of several a mapping is
+TAGS = ("kind", "name")  # keys that choose one section of a union
 _OF_KEY = re.compile(r"^([a-z]\w*(?:\[\d+\])?(?:\.[a-z]\w*(?:\[\d+\])?)*): ", re.S)
-_LIMITS = {  # type of an error -> its limit in the context, and words before it
+_LIMITS = {  # type of an error -> key of the limit in its context, words before the limit
     "greater_than_equal": ("ge", "less than the minimum of"),
     "greater_than": ("gt", "not greater than"),
     "less_than_equal": ("le", "greater than the maximum of"),
     "less_than": ("lt", "not less than"),
 }
-_WANTED = {
+_EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "int_parsing": "a whole number",
@@ -48,49 +48,49 @@ def raise_faults(faults: Iterable[str]) -> None:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """` (did you mean "x"?)` where a known name is close, else nothing."""
+    """` (did you mean "x"?)` if a known name is close, else nothing."""
     return "".join(f' (did you mean "{close}"?)' for close in difflib.get_close_matches(name, list(known), n=1))
 
 
 def unknown_experiment(name: str, known: Iterable[str]) -> str:
-    """The message for a name that is no experiment."""
+    """The message for a name that is not an experiment."""
     return f'unknown experiment "{name}"{suggestion(name, known)}; experiments are: {", ".join(sorted(known))}'
 
 
-def faults(error: ValidationError, model: Any, place: str = "") -> Iterator[str]:
-    """One line for each fault that pydantic found in a value of `model`, a section or a union of sections.
+def faults(error: ValidationError, model: Any, key: str = "") -> Iterator[str]:
+    """One line per fault in a value of `model`, a section or a union of sections.
 
     Args:
-        place: where the value stands in the configuration.
+        key: full key of the value in the configuration.
     """
-    for found in error.errors(include_url=False):
-        if found["type"] == "too_short" and len(found["input"]) >= found["ctx"]["min_length"]:
-            continue  # its items have faults, which are named; pydantic then counts none of them
-        yield from _described(*_place(model, found["loc"], place), found)
+    for fault in error.errors(include_url=False):
+        if fault["type"] == "too_short" and len(fault["input"]) >= fault["ctx"]["min_length"]:
+            continue  # pydantic does not count items with faults, which have lines of their own
+        yield from _lines(*_locate(model, fault["loc"], key), fault)
 
 
-def _place(annotation: Any, loc: Sequence[int | str], place: str) -> tuple[str, Any, Any]:
-    """Where a fault is, without pydantic's tags of unions; the section that has it; the annotation of the value."""
+def _locate(annotation: Any, loc: Sequence[int | str], key: str) -> tuple[str, Any, Any]:
+    """Full key of a fault, without pydantic's tags of unions; the section around it; the annotation of the value."""
     outer: Any = None
     for part in loc:
         cases = _cases(annotation)
-        sections = [each for each in cases if _is_section(each)]
+        sections = [case for case in cases if _is_section(case)]
         if len(sections) > 1 or typing.get_origin(annotation) is typing.Annotated:
-            if tagged := [each for each in sections if part in _tags(each)]:
+            if tagged := [section for section in sections if part in _tags(section)]:
                 annotation = tagged[0]
                 continue
-        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else part
+        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
         outer, annotation = (cases[0], _within(cases[0], part)) if cases else (None, Any)
-    return place, outer, annotation
+    return key, outer, annotation
 
 
 def _cases(annotation: Any) -> list[Any]:
-    """The members of a union, None apart; an annotation that is no union is its only member."""
+    """The members of a union, without None; an annotation that is no union is its only member."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         return _cases(typing.get_args(annotation)[0])
     if origin in (typing.Union, types.UnionType):
-        return [case for each in typing.get_args(annotation) for case in _cases(each)]
+        return [case for member in typing.get_args(annotation) for case in _cases(member)]
     return [] if annotation is type(None) else [annotation]
 
 
@@ -99,7 +99,7 @@ def _is_section(annotation: Any) -> bool:
 
 
 def _tags(section: type[BaseModel]) -> tuple[Any, ...]:
-    """What the tag of a section may be."""
+    """Allowed tags of a section."""
     for tag in TAGS:
         if tag in section.model_fields:
             return typing.get_args(section.model_fields[tag].annotation)
@@ -107,28 +107,34 @@ def _tags(section: type[BaseModel]) -> tuple[Any, ...]:
 
 
 def _within(annotation: Any, part: int | str) -> Any:
-    """The annotation of a part of a value."""
+    """The annotation of a key or item of a value."""
     if _is_section(annotation):
         fields = {field.alias or name: field for name, field in annotation.model_fields.items()}
         if part not in fields:
             return Any
         field = fields[part]
         return typing.Annotated[field.annotation, field] if field.discriminator else field.annotation
-    inner = [each for each in typing.get_args(annotation) if each is not Ellipsis]
+    inner = [argument for argument in typing.get_args(annotation) if argument is not Ellipsis]
     return inner[-1] if inner else Any
 
 
 def keys(section: type[BaseModel]) -> list[str]:
-    """The keys of a section as they are written."""
+    """The keys of a section as written in YAML."""
     return [field.alias or name for name, field in section.model_fields.items()]
 
 
-def _described(place: str, section: Any, annotation: Any, error: ErrorDetails) -> Iterator[str]:
+def _lines(full_key: str, section: Any, annotation: Any, error: ErrorDetails) -> Iterator[str]:
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
-    outer, _, key = place.rpartition(".")
+    outer, _, key = full_key.rpartition(".")
     if kind == "value_error":
         for line in str(context["error"]).split("\n"):
-            yield f"{place}.{line}" if _OF_KEY.match(line) and place else f"{place}: {line}" if place else line
+            yield (
+                f"{full_key}.{line}"
+                if _OF_KEY.match(line) and full_key
+                else f"{full_key}: {line}"
+                if full_key
+                else line
+            )
     elif kind == "extra_forbidden":
         known = keys(section)
         yield f'{outer or "config"}: unknown key "{key}"{suggestion(key, known)}; keys are: {", ".join(known)}'
@@ -136,26 +142,26 @@ def _described(place: str, section: Any, annotation: Any, error: ErrorDetails) -
         yield f'{outer or "config"}: lacks the key "{key}", which has no default'
     elif kind == "union_tag_not_found":
         tag = context["discriminator"].strip("'")
-        yield f'{place}: lacks the key "{tag}", which says what it is: {", ".join(_all_tags(annotation))}'
+        yield f'{full_key}: lacks the key "{tag}", which is one of {", ".join(_all_tags(annotation))}'
     elif kind == "union_tag_invalid":
-        yield f"{place}.{context['discriminator'].strip(chr(39))}: {_choice(context['tag'], _all_tags(annotation))}"
+        yield f"{full_key}.{context['discriminator'].strip(chr(39))}: {_choice(context['tag'], _all_tags(annotation))}"
     elif kind == "literal_error":
-        yield f"{place}: {_choice(value, _values(annotation))}"
+        yield f"{full_key}: {_choice(value, _values(annotation))}"
     elif kind in _NUMBERS and isinstance(value, str) and (number := as_number(value)):
-        yield f"{place}: '{value}' is a string to YAML, not a number; write {number}"
-    elif kind in _WANTED:
-        yield f"{place or 'config'}: {_shown(value)} is not {_WANTED[kind]}"
+        yield f"{full_key}: '{value}' is a string to YAML, not a number; write {number}"
+    elif kind in _EXPECTED:
+        yield f"{full_key or 'config'}: {_shown(value)} is not {_EXPECTED[kind]}"
     elif kind in _LIMITS:
         limit, words = _LIMITS[kind]
         edge = context[limit]
-        yield f"{place}: {_shown(value)} is {words} {f'{edge:g}' if isinstance(edge, float) else edge}"
+        yield f"{full_key}: {_shown(value)} is {words} {f'{edge:g}' if isinstance(edge, float) else edge}"
     elif kind == "string_pattern_mismatch":
-        yield f"{place}: {value!r} does not match {context['pattern']!r}"
+        yield f"{full_key}: {value!r} does not match {context['pattern']!r}"
     elif kind in ("too_short", "string_too_short"):
         num = context.get("min_length")
-        yield f"{place}: {_shown(value)} is too short, {num} {'is' if num == 1 else 'are'} the least"
+        yield f"{full_key}: {_shown(value)} is too short, the minimum is {num}"
     else:
-        yield f"{place or 'config'}: {_shown(value)}: {error['msg']}"
+        yield f"{full_key or 'config'}: {_shown(value)}: {error['msg']}"
 
 
 def _all_tags(model: Any) -> list[str]:
@@ -167,12 +173,12 @@ def _values(annotation: Any) -> list[Any]:
 
 
 def _choice(value: Any, allowed: Sequence[Any]) -> str:
-    close = suggestion(value, [each for each in allowed if isinstance(each, str)]) if isinstance(value, str) else ""
+    close = suggestion(value, [name for name in allowed if isinstance(name, str)]) if isinstance(value, str) else ""
     return f"{_shown(value)} is not one of {', '.join(map(repr, allowed))}{close}"
 
 
 def _shown(value: Any) -> str:
-    """A value, shortened where it is long."""
+    """A value, shortened if it is long."""
     if isinstance(value, Mapping):
         return f"a mapping of {', '.join(map(str, list(value)[:5])) or 'nothing'}"
     text = repr(value)
@@ -187,5 +193,5 @@ def as_number(text: str) -> str | None:
         return None
     if value != value or value in (float("inf"), float("-inf")):
         return None
-    whole = value.is_integer() and abs(value) < 1e9
-    return yaml.safe_dump(int(value) if whole else value).split("\n")[0]
+    is_integer = value.is_integer() and abs(value) < 1e9
+    return yaml.safe_dump(int(value) if is_integer else value).split("\n")[0]

@@ -1,4 +1,4 @@
-"""What a configuration says of any method: its networks, what it reads, and its phases. No torch here."""
+"""The base class of the sections of methods: networks, data, phases. No torch here."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pydantic import Field
 
 from dmd.config.section import Count, Positive, Section
 
-WEIGHTS = ("ema", "raw")  # of a student: averaged over updates, and those of the last one
+WEIGHTS = ("ema", "raw")  # of a student: averaged over updates, and of the last update
 STUDENT, TEACHER = "student", "teacher"
 
 
 class Mode(Enum):
-    """What happens to a network in a training."""
+    """How a network changes in a training."""
 
-    FROZEN = "frozen"  # stays what its file says; in no checkpoint
-    TRAINED = "trained"  # has an optimiser
-    COPIED = "copied"  # set by the method from others: a moving target, the teacher of a later round
+    FROZEN = "frozen"  # not at all; not in checkpoints
+    TRAINED = "trained"  # by its optimiser
+    COPIED = "copied"  # by the method, from other networks: a moving target, the teacher of a later round
 
 
 class Source(Enum):
@@ -28,8 +28,8 @@ class Source(Enum):
 
     TEACHER = "teacher"  # the teacher's file
     START = "start"  # the file of `distill.start`, else the teacher's
-    NEW = "new"  # random ones, of the architecture that the method makes
-    STUDENT = "student"  # those that the student begins with
+    NEW = "new"  # random; the method makes the architecture
+    STUDENT = "student"  # the initial weights of the student
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Role:
     """One network of a method. The trainer builds it; a method never copies a network itself.
 
     Attributes:
-        guidance: classifier-free guidance that the network is asked under; 1 is none.
+        guidance: classifier-free guidance of its calls; 1 is none.
     """
 
     source: Source
@@ -46,20 +46,20 @@ class Role:
 
 
 class Phase(Section):
-    """A stretch of a training. Methods add the keys that may change between phases."""
+    """Consecutive updates of a training with the same settings. Methods add their own keys."""
 
-    updates: Count = Field(description="of the student, or of what the phase trains")
+    updates: Count = Field(description="of the student, or of the network that the phase trains")
     learning_rate_scale: Positive = Field(1.0, description="factor on every learning rate")
-    fresh_optimiser: bool = Field(False, description="forget the student's Adam moments first")
+    fresh_optimiser: bool = Field(False, description="clear the student's Adam moments first")
 
 
 @dataclass(frozen=True)
 class PlannedPhase:
-    """A phase that has something to learn, and its place: updates first .. first + config.updates - 1.
+    """A phase that has a loss: updates first .. first + config.updates - 1.
 
     Attributes:
-        index: its place in the list of the configuration, from 0; phases that are skipped count.
-        config: its entry in the list.
+        index: in the list of the configuration, from 0, with skipped phases.
+        config: its entry in that list.
     """
 
     index: int
@@ -68,7 +68,7 @@ class PlannedPhase:
 
     @property
     def stop(self) -> int:
-        """The first update behind it."""
+        """The first update after it."""
         return self.first + self.config.updates
 
 
@@ -76,10 +76,10 @@ class MethodSection(Section):
     """Section `method` of a training. Each method has `name`, its tag, and `phases`.
 
     Attributes:
-        optimiser_defaults: keys of an optimiser by role, where the method's differ from the general ones; those of the
-            student are every role's that has none of its own.
-        schedule_defaults: keys of the schedule, where the method's differ from the general ones.
-        refuses: switches of `compute` that the method cannot take away from their defaults, or "adapter".
+        optimiser_defaults: defaults of an optimiser by role that differ from the general ones; roles that are not
+            listed have those of the student.
+        schedule_defaults: defaults of the schedule that differ from the general ones.
+        refuses: keys of `compute` that must keep their defaults with this method, or "adapter".
     """
 
     optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -93,23 +93,23 @@ class MethodSection(Section):
         raise NotImplementedError
 
     def reads(self) -> frozenset[str]:
-        """Streams besides noise that this configuration reads in any phase: pairs, images."""
+        """Streams besides noise that any phase of this configuration reads: pairs, images."""
         return frozenset()
 
     def losses(self, phase: Phase) -> frozenset[str]:
-        """Names of the losses that a phase has; one without any is skipped."""
+        """Names of the losses of a phase; a phase without losses is skipped."""
         return frozenset({STUDENT})
 
     def distance(self) -> Section | None:
-        """The section of the distance of images that losses use, None where they use none."""
+        """The section of the distance of images in the losses; None if there is none."""
         return None
 
     def decoders(self) -> tuple[str, ...]:
-        """Decoders of latents that the distance goes through in some phase, in order of first use; "none" is one."""
+        """Decoders of latents for the distance, over all phases in order of first use; "none" is one of them."""
         return ()
 
     def calls_kept(self) -> dict[int, tuple[str, ...]]:
-        """Weights that the student's file holds, by the number of network calls that it can be sampled with."""
+        """Weights ("ema", "raw") in the student's file by number of network calls."""
         return {1: WEIGHTS}
 
     def distance_key(self) -> str:
@@ -117,11 +117,11 @@ class MethodSection(Section):
         return "distance"
 
     def notes(self, phase: Phase) -> list[str]:
-        """Lines on what a phase asks for and does not get. ValueError if it contradicts the section."""
+        """Lines on keys of a phase that have no effect. ValueError if the phase contradicts the section."""
         return []
 
     def batch_sizes(self) -> dict[str, int]:
-        """Sizes of the batches that processes share, by the key of each: `batch_size`, `phases[0].batch_size`."""
+        """Sizes of the batches that processes share, by key: `batch_size`, `phases[0].batch_size`."""
         size: int | None = getattr(self, "batch_size", None)
         return {} if size is None else {"batch_size": size}
 
@@ -131,13 +131,13 @@ class MethodSection(Section):
         return tuple(name for name, role in self.roles().items() if role.mode is Mode.TRAINED)
 
     def plan(self) -> tuple[list[PlannedPhase], list[str]]:
-        """The phases that have something to learn, and lines that name what is not used."""
+        """The phases that have a loss, and lines on phases and keys without effect."""
         planned: list[PlannedPhase] = []
         lines: list[str] = []
         first = 0
         for index, phase in enumerate(self.phases):
             if not self.losses(phase):
-                lines.append(f"phase {index} skipped: no loss is left in it")
+                lines.append(f"phase {index} skipped: it has no loss")
                 continue
             lines += [f"phase {index}: {note}" for note in self.notes(phase)]
             planned.append(PlannedPhase(index, first, phase))

@@ -1,4 +1,4 @@
-"""Section `method` of each method, one class each; the union at the end knows them by `name`."""
+"""Section `method` of each method, one class each; the union at the end chooses by `name`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from dmd.config.method import STUDENT, TEACHER, WEIGHTS, MethodSection, Mode, Ph
 from dmd.config.section import NAMED, Count, Decay, Many, Path, Pinned, Positive, Section, Weight, Whole, refuse
 
 Decoder = Literal["none", "tiny", "full"]
-DECODER = "of latents: compared are images that the teacher's autoencoder makes of them"
+DECODER = "of latents, by the teacher's autoencoder; the distance is that of the images"
 
 
 def _check_order(sigma_min: float, sigma_max: float | None) -> None:
-    """ValueError unless the last noise level is above the first; None is not known yet."""
+    """ValueError unless sigma_max is above sigma_min; None is not known yet."""
     if sigma_max is not None and sigma_max <= sigma_min:
         raise ValueError(f"sigma_max {sigma_max:g} is not above sigma_min {sigma_min:g}")
 
 
 def _changed(section: Section, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Those of some keys, with their values, that differ from the defaults."""
+    """The keys, of some, whose values differ from the defaults, with these values."""
     for key in keys:
         if (value := getattr(section, key)) != type(section).model_fields[key].default:
             yield key, value
@@ -42,7 +42,7 @@ class KarrasLevels(Section):
     def _range(self) -> KarrasLevels:
         _check_order(self.sigma_min, self.sigma_max)
         if not self.min_index <= self.max_index < self.count:
-            raise ValueError(f"indices {self.min_index}..{self.max_index} are no range within 0..{self.count - 1}")
+            raise ValueError(f"indices {self.min_index}..{self.max_index} are not a range within 0..{self.count - 1}")
         return self
 
 
@@ -56,7 +56,7 @@ class TeacherLevels(Section):
     @model_validator(mode="after")
     def _range(self) -> TeacherLevels:
         if self.min_index > self.max_index:
-            raise ValueError(f"indices {self.min_index}..{self.max_index} are no range")
+            raise ValueError(f"indices {self.min_index}..{self.max_index} are not a range")
         return self
 
 
@@ -81,7 +81,7 @@ class LpipsDistance(Section):
 
 
 def _karras(value: Any) -> Any:
-    """Levels that name no kind are Karras's."""
+    """The default kind of levels is karras."""
     return {"kind": "karras", **value} if isinstance(value, dict) else value
 
 
@@ -90,13 +90,13 @@ Distance = Annotated[L2Distance | LpipsDistance, Field(discriminator="kind")]
 
 
 class DmdPhase(Phase):
-    """A phase of DMD; null is the section's own."""
+    """A phase of DMD; null is the value of the section."""
 
     train: Literal["both", "fake"] = Field("both", description="fake: the fake denoiser alone; `updates` counts it")
     matching_scale: Weight = Field(1.0, description="factor on matching_weight; 0 = off")
     regression_scale: Weight = Field(1.0, description="factor on regression_weight; 0 = off")
     fake_updates: Whole = Field(1, description="per update of the student")
-    max_index: Whole | None = Field(None, description="of the matching loss")
+    max_index: Whole | None = Field(None, description="last noise level of the matching loss")
     num_pairs: Count | None = Field(None, description="the first pairs of the manifest; null = all")
     decoder: Decoder | None = Field(None, description="of regression_distance")
     matching_batch_size: Count | None = Field(None, description="images")
@@ -132,23 +132,23 @@ class Dmd(MethodSection):
 
     def _contradictions(self) -> Iterator[str]:
         if self.match_pairs and not any({"matching", "regression"} <= self.losses(phase) for phase in self.phases):
-            yield "match_pairs: true, but no phase has a matching and a regression loss: there is nothing to join"
+            yield "match_pairs: true, but no phase has both a matching and a regression loss"
         if not any(self.losses(phase) for phase in self.phases):
-            yield "phases: no phase has a loss left to learn from: all of its weights are 0"
+            yield "phases: no phase has a loss: the weights are 0"
 
     def _phase(self, index: int) -> Iterator[str]:
-        phase, levels, place = self.phases[index], self.levels, f"phases[{index}]"
+        phase, levels, key = self.phases[index], self.levels, f"phases[{index}]"
         try:
             self.notes(phase)
         except ValueError as error:
-            yield f"{place}.fake_updates: {error}"
+            yield f"{key}.fake_updates: {error}"
         if phase.fake_updates > 1 and (phase.train == "fake" or not phase.matching_scale):
-            why = "train is fake: `updates` counts them" if phase.train == "fake" else "matching_scale is 0"
-            yield f"{place}.fake_updates: {phase.fake_updates} would not be made, {why}"
+            why = "train is fake, whose updates `updates` counts" if phase.train == "fake" else "matching_scale is 0"
+            yield f"{key}.fake_updates: {phase.fake_updates} would have no effect: {why}"
         first, last = levels.min_index, phase.max_index
         end = levels.count - 1 if isinstance(levels, KarrasLevels) else None
         if last is not None and (last < first or (end is not None and last > end)):
-            yield f"{place}.max_index: {last} is not within {first}{' or more' if end is None else f'..{end}'}"
+            yield f"{key}.max_index: {last} is not within {first}{' or more' if end is None else f'..{end}'}"
 
     def roles(self) -> dict[str, Role]:
         """Teacher (real score), student (generator) and fake denoiser (fake score)."""
@@ -159,13 +159,13 @@ class Dmd(MethodSection):
         }
 
     def reads(self) -> frozenset[str]:
-        """Pairs, where a phase has a regression loss."""
+        """Pairs, if a phase has a regression loss."""
         return frozenset({"pairs"} if any("regression" in self.losses(phase) for phase in self.phases) else ())
 
     def losses(self, phase: Phase) -> frozenset[str]:
-        """Of matching, regression and fake those that are left: a weight of 0 is off in every phase.
+        """Those of matching, regression and fake whose weight is not 0.
 
-        A phase of the fake denoiser alone has none where the matching loss never uses the fake score.
+        A phase of the fake denoiser has no loss if the matching loss does not use the fake score.
         """
         assert isinstance(phase, DmdPhase)
         if phase.train == "fake":
@@ -177,17 +177,17 @@ class Dmd(MethodSection):
         )
 
     def notes(self, phase: Phase) -> list[str]:
-        """Fake updates that are not made. ValueError if shared noise has no fake update to use its gradient."""
+        """A line if fake_updates has no effect. ValueError for shared noise without fake updates."""
         assert isinstance(phase, DmdPhase)
         losses = self.losses(phase)
         if "matching" in losses and self.shared_noise and not phase.fake_updates:
-            raise ValueError("shared_noise needs fake_updates of at least 1, or its gradient is lost")
+            raise ValueError("shared_noise needs fake_updates of at least 1")
         if phase.train == "both" and phase.fake_updates and "fake" not in losses:
-            return [f"the fake score is not used, fake_updates {phase.fake_updates} not made"]
+            return [f"fake_updates {phase.fake_updates} has no effect: the fake score is not used"]
         return []
 
     def distance(self) -> Section | None:
-        """Of the regression loss, where a phase has one."""
+        """Of the regression loss, if a phase has one."""
         return self.regression_distance if "pairs" in self.reads() else None
 
     def distance_key(self) -> str:
@@ -195,7 +195,7 @@ class Dmd(MethodSection):
         return "regression_distance"
 
     def batch_sizes(self) -> dict[str, int]:
-        """Those of the losses of each phase, which has its own or that of the section."""
+        """Batch sizes of the losses of each phase, its own or those of the section."""
         sizes = {}
         for index, phase in enumerate(self.phases):
             losses = self.losses(phase)
@@ -203,7 +203,7 @@ class Dmd(MethodSection):
                 "matching_batch_size": losses & {"matching", "fake"},
                 "regression_batch_size": losses & {"regression"},
             }
-            for key in (key for key, some in used.items() if some):
+            for key in (key for key, active in used.items() if active):
                 own = getattr(phase, key)
                 sizes[key if own is None else f"phases[{index}].{key}"] = own or getattr(self, key)
         return sizes
@@ -215,11 +215,11 @@ class Dmd(MethodSection):
 
 
 class ProgressivePhase(Phase):
-    """A round: its student makes one step of two of its teacher's."""
+    """A round: one step of the student replaces two steps of its teacher."""
 
-    steps: Count = Field(description="network calls of the student; half of those of the round before")
-    fresh_optimiser: bool = Field(True, description="forget the student's Adam moments first")
-    fresh_average: bool = Field(True, description="begin the student's moving average anew")
+    steps: Count = Field(description="network calls of the student: half of those of the round before")
+    fresh_optimiser: bool = Field(True, description="clear the student's Adam moments first")
+    fresh_average: bool = Field(True, description="restart the student's moving average")
 
 
 class Progressive(MethodSection):
@@ -235,12 +235,12 @@ class Progressive(MethodSection):
     sigma_min: Positive = Field(0.002, description="last level above 0, of the first teacher")
     rho: Positive = Field(7.0, description="bends the curve of levels")
     weighting: Literal["truncated-snr", "snr+1", "network"] = Field(
-        "truncated-snr", description="max(1/sigma^2, 1), 1 + 1/sigma^2, or that of the network's preconditioning"
+        "truncated-snr", description="max(1/sigma^2, 1), 1 + 1/sigma^2, or the weight of the network's preconditioning"
     )
     next_teacher: Literal["raw", "averaged"] = Field(
-        "raw", description="weights of the student that a round begins with, as teacher and as student"
+        "raw", description="the student's weights that become teacher and student of the next round"
     )
-    keep: Many[Count] = Field((), description="numbers of calls whose students stay in the file besides the last")
+    keep: Many[Count] = Field((), description="numbers of calls of earlier students to keep in the file")
     phases: Annotated[Many[ProgressivePhase], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -249,17 +249,17 @@ class Progressive(MethodSection):
         steps = [phase.steps for phase in self.phases]
         for before, after in zip(steps, steps[1:], strict=False):
             if 2 * after != before:
-                raise ValueError(f"phases: steps {after} are not half of the {before} of the round before")
+                raise ValueError(f"phases: steps {after} is not half of the {before} of the round before")
         if odd := sorted(set(self.keep) - set(steps)):
             raise ValueError(f"keep: no round has {odd[0]} steps; there are {steps}")
         return self
 
     def calls_kept(self) -> dict[int, tuple[str, ...]]:
-        """Those of `keep`, averaged weights alone, and of the last round."""
+        """Averaged weights of the rounds in `keep`, and all weights of the last round."""
         return {number: ("ema",) for number in self.keep} | {self.phases[-1].steps: WEIGHTS}
 
     def roles(self) -> dict[str, Role]:
-        """The student, and its teacher: the student of the round before, in the first round the teacher's file."""
+        """The student, and its teacher: the file's in the first round, then the student of the round before."""
         return {TEACHER: Role(Source.TEACHER, Mode.COPIED), STUDENT: Role(Source.START, Mode.TRAINED)}
 
     def reads(self) -> frozenset[str]:
@@ -268,7 +268,7 @@ class Progressive(MethodSection):
 
 
 class FixedNumber(Section):
-    """The same number of noise levels throughout."""
+    """A constant number of noise levels."""
 
     kind: Literal["fixed"]
     count: Annotated[Count, Field(ge=2)] = Field(18, description="N")
@@ -283,7 +283,7 @@ class GrowingNumber(Section):
     @model_validator(mode="after")
     def _grows(self) -> Self:
         if self.last < self.first:
-            raise ValueError(f"last {self.last} is below first {self.first}: the number of levels grows")
+            raise ValueError(f"last {self.last} is below first {self.first}: the number of levels must grow")
         return self
 
 
@@ -304,14 +304,14 @@ class DoublingNumber(GrowingNumber):
 
 
 class PseudoHuberDistance(Section):
-    """sqrt(|x - y|^2 + c^2) - c of whole images (Song and Dhariwal 2023, Table 1)."""
+    """sqrt(|x - y|^2 + c^2) - c, the norm over all values of an image (Song and Dhariwal 2023, Table 1)."""
 
     kind: Literal["pseudo-huber"]
     c: Positive | None = Field(None, description="null = 0.00054 times the root of the number of values of an image")
 
 
 class ConsistencyLevels(Section):
-    """Noise levels that neighbours are drawn from: N of Karras et al. 2022, Eq. 5, N depending on the update."""
+    """Noise levels of the neighbours: N levels of Karras et al. 2022, Eq. 5, where N depends on the update."""
 
     sigma_min: Positive = Field(0.002, description="where the student's map is the image itself")
     sigma_max: Positive | None = Field(80.0, description="null = the teacher's last")
@@ -341,8 +341,8 @@ Metric = Annotated[L2Distance | LpipsDistance | PseudoHuberDistance, Field(discr
 class Consistency(MethodSection):
     """Consistency models (Song et al. 2023, Song and Dhariwal 2023).
 
-    The defaults distil as Song et al. do on CIFAR-10, with L2, but for AdamW in place of RAdam, and `ema_decay` of the
-    training: theirs is 0.9999.
+    The defaults are those of Song et al. for distillation on CIFAR-10 with L2, except AdamW instead of RAdam, and
+    `ema_decay` of the training, which is 0.9999 there.
     """
 
     optimiser_defaults = {STUDENT: {"learning_rate": 4.0e-4, "weight_decay": 0.0}}
@@ -350,20 +350,24 @@ class Consistency(MethodSection):
 
     name: Literal["consistency"]
     teach: Literal["distillation", "training"] = Field(
-        "distillation", description="what leads to the lower level: the teacher's ODE, or the same noise on the image"
+        "distillation",
+        description="the neighbour at the lower level: by the teacher's ODE, or by the same noise on the image",
     )
-    solver: Literal["heun", "euler"] = Field("heun", description="of the teacher's one step")
+    solver: Literal["heun", "euler"] = Field("heun", description="of the teacher's step")
     guidance: float = Field(1.0, ge=1, description="classifier-free, of the teacher; 1 = none")
     levels: ConsistencyLevels = ConsistencyLevels()
     metric: Metric = Field(L2Distance(kind="l2"), description="distance between the student and its target")
     weighting: Literal["one", "gap"] = Field("one", description="gap: 1 over the difference of the two levels")
-    target_decay: Decay = Field(0.0, description="of the target network; 0 = the student itself, without gradient")
+    target_decay: Decay = Field(
+        0.0, description="of the target network; 0 = the student is the target, without gradient"
+    )
     target_schedule: Literal["constant", "levels"] = Field(
         "constant", description="levels: mu(k) = exp(s0 ln(target_decay) / N(k)), s0 the first number of levels"
     )
-    dropout: bool = Field(False, description="as the student's architecture says, with one mask in both passes")
+    dropout: bool = Field(False, description="of the student's architecture, with the same mask in both passes")
     calls: Annotated[Many[Positive], Field(min_length=1)] | None = Field(
-        None, description="noise level of each call when the student is sampled, sample.calls of them; null = sigma_max"
+        None,
+        description="noise levels of the student's calls, of which sample.calls takes the first; null = sigma_max",
     )
     batch_size: Count = Field(512, description="images")
     phases: Annotated[Many[ConsistencyPhase], Field(min_length=1)] = (ConsistencyPhase(updates=800000),)
@@ -375,21 +379,21 @@ class Consistency(MethodSection):
 
     def _contradictions(self) -> Iterator[str]:
         if self.target_schedule == "levels" and not (self.target_decay and isinstance(self.levels.number, RootNumber)):
-            yield "target_schedule: levels needs a target_decay above 0, and levels.number of kind root"
+            yield "target_schedule: levels needs target_decay above 0, and levels.number of kind root"
         if self.weighting != "one" and self.decoders() and not self.plain:
-            yield f"weighting {self.weighting}: each image's own distance is known of l2 and pseudo-huber only"
+            yield f"weighting {self.weighting}: it needs a distance per image, which only l2 and pseudo-huber give"
         if self.teach == "training":
             for key, value in _changed(self, ("solver", "guidance")):
                 yield f"{key}: {value}, but teach training has no teacher"
         if self.calls is not None:
             top = self.calls[0] if self.levels.sigma_max is None else self.levels.sigma_max
-            falling = all(later < sigma for sigma, later in zip(self.calls, self.calls[1:], strict=False))
-            if not falling or self.calls[0] != top or self.calls[-1] <= self.levels.sigma_min:
+            descending = all(later < sigma for sigma, later in zip(self.calls, self.calls[1:], strict=False))
+            if not descending or self.calls[0] != top or self.calls[-1] <= self.levels.sigma_min:
                 low = self.levels.sigma_min
-                yield f"calls: {list(self.calls)} do not fall from sigma_max, {top:g}, towards {low:g}"
+                yield f"calls: {list(self.calls)} do not descend from sigma_max {top:g} to above {low:g}"
 
     def calls_kept(self) -> dict[int, tuple[str, ...]]:
-        """All `calls`, or the first few of them: the student's map leads to the image from any level."""
+        """Any number of the first `calls`: the student's map leads to the image from any level."""
         return {number + 1: WEIGHTS for number in range(len(self.calls or (0,)))}
 
     def distance_key(self) -> str:
@@ -398,11 +402,11 @@ class Consistency(MethodSection):
 
     @property
     def plain(self) -> bool:
-        """The metric is a formula of the values alone."""
+        """Whether the metric is a formula, without LPIPS and decoder."""
         return not isinstance(self.metric, LpipsDistance) and self.decoders() in ((), ("none",))
 
     def roles(self) -> dict[str, Role]:
-        """Teacher where it distils, student, and a target network where it has a decay."""
+        """Teacher (for distillation), student, and a target network (with a decay)."""
         teacher = {TEACHER: Role(Source.TEACHER, Mode.FROZEN, guidance=self.guidance)}
         target = {"target": Role(Source.STUDENT, Mode.COPIED)}
         return {
@@ -420,7 +424,7 @@ class Consistency(MethodSection):
         return self.metric
 
     def decoders(self) -> tuple[str, ...]:
-        """That of the metric; pseudo-Huber has none."""
+        """The decoder of the metric; pseudo-Huber has none."""
         return () if isinstance(self.metric, PseudoHuberDistance) else (self.metric.decoder,)
 
 
@@ -429,19 +433,19 @@ class DenoisingPhase(Phase):
 
 
 class Denoising(MethodSection):
-    """EDM's objective (Karras et al. 2022, Table 1): how a teacher is trained on images."""
+    """EDM's objective (Karras et al. 2022, Table 1), which trains a teacher on images."""
 
     name: Literal["denoising"]
     batch_size: Count = Field(description="images")
     sigma_log_mean: float = Field(-1.2, description="of ln(sigma)")
     sigma_log_std: Positive = Field(1.2, description="of ln(sigma)")
     label_dropout: float = Field(
-        0.0, ge=0, lt=1, description="part of the images whose label is left out, so that the denoiser can be guided"
+        0.0, ge=0, lt=1, description="fraction of images trained without their label, for guidance"
     )
     phases: Annotated[Many[DenoisingPhase], Field(min_length=1)]
 
     def roles(self) -> dict[str, Role]:
-        """The student alone, which becomes the teacher of others."""
+        """Only the student, which becomes the teacher of other trainings."""
         return {STUDENT: Role(Source.NEW, Mode.TRAINED)}
 
     def reads(self) -> frozenset[str]:
@@ -450,7 +454,7 @@ class Denoising(MethodSection):
 
 
 class KarrasCurve(Section):
-    """Noise levels at times uniform in [0, last), 0 being sigma_min and 1 sigma_max (Karras et al. 2022, Eq. 5)."""
+    """Noise levels at uniform positions in [0, last); 0 is sigma_min, 1 sigma_max (Karras et al. 2022, Eq. 5)."""
 
     sigma_min: Positive = Field(0.002, description="lowest level")
     sigma_max: Positive = Field(80.0, description="highest level")
@@ -464,10 +468,10 @@ class KarrasCurve(Section):
 
 
 class ScoreIdentity(Section):
-    """SiD's loss (Zhou et al. 2024): the Fisher divergence at alpha 1/2, of fixed samples at 1."""
+    """SiD's loss (Zhou et al. 2024): the Fisher divergence at alpha 1/2; at 1 that of fixed samples."""
 
     kind: Literal["sid"]
-    alpha: float = Field(1.2, description="1.2 the authors' best, 1.0 safer")
+    alpha: float = Field(1.2, description="1.2 is the authors' best value, 1.0 is safer")
 
 
 class PseudoHuber(Section):
@@ -480,16 +484,16 @@ class PseudoHuber(Section):
 class SidPhase(Phase):
     """A phase of SiD."""
 
-    fake_updates: Count = Field(1, description="per update of the student, before it")
+    fake_updates: Count = Field(1, description="before each update of the student")
 
 
 class Sid(MethodSection):
-    """Score identity Distillation (Zhou et al. 2024): one call from a teacher alone, without pairs and images."""
+    """Score identity Distillation (Zhou et al. 2024): a one-call student, without pairs and images."""
 
     optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         role: {"learning_rate": 1.0e-5, "betas": (0.0, 0.999), "weight_decay": 0.0} for role in (STUDENT, "fake")
     }
-    refuses: ClassVar[tuple[str, ...]] = ("shard_parameters",)  # gradients pass through networks that keep none
+    refuses: ClassVar[tuple[str, ...]] = ("shard_parameters",)  # gradients pass through networks that are not trained
     name: Literal["sid"]
     sigma: Positive = Field(2.5, description="noise level of the student's input")
     divergence: Annotated[ScoreIdentity | PseudoHuber, Field(discriminator="kind")] = Field(

@@ -1,4 +1,4 @@
-"""Configuration files as mappings: YAML, the files that they include, and values that JSON has."""
+"""Reads configuration files: YAML, included files, and checks that values are JSON values."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dmd.config.messages import ConfigError
 from dmd.config.section import SOURCES
 
 Json = dict[str, Any]
-GROUPS = ("experiments", "tables", "charts", "inputs")  # what a file that is included adds to
-MAX_VALUES, MAX_DEPTH = 1_000_000, 32  # what a YAML file of a few lines can exceed by repeating itself
+GROUPS = ("experiments", "tables", "charts", "inputs")  # keys of an included file
+MAX_VALUES, MAX_DEPTH = 1_000_000, 32  # a YAML file of a few lines can exceed them by aliases
 
 
 class KeysOnceLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Refuses a key that stands twice in a mapping, of which YAML would keep the last."""
+    """Refuses a mapping with the same key twice, of which YAML would silently take the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         lines: dict[tuple[str, str], int] = {}
@@ -37,7 +37,7 @@ class KeysOnceLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ig
 
 
 def read_yaml(path: Path) -> Json:
-    """One YAML mapping; ConfigError if the file is missing, broken or holds something else, or a key twice."""
+    """One YAML mapping; ConfigError if the file is missing, is no YAML mapping, or has a key twice."""
     try:
         value = yaml.load(Path(path).read_text(), Loader=KeysOnceLoader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -49,28 +49,28 @@ def read_yaml(path: Path) -> Json:
 
 @dataclass
 class _Included:
-    """What was read so far.
+    """Files read so far, as one mapping.
 
     Attributes:
         origins: file of each entry, by group and name.
     """
 
-    whole: Json = field(default_factory=dict)
+    content: Json = field(default_factory=dict)
     origins: dict[tuple[str, str], Path] = field(default_factory=dict)
 
 
 def read_file(path: Path) -> Json:
-    """A configuration file with the entries of all that it includes, and without `include`.
+    """A configuration file with the entries of its included files, without the key `include`.
 
     Raises:
-        ConfigError: a file that cannot be read, includes itself, or repeats a name of another.
+        ConfigError: a file cannot be read, includes itself, or repeats a name of another file.
     """
-    found = _Included()
-    _include(Path(path), found, ())
-    return found.whole
+    included = _Included()
+    _include(Path(path), included, ())
+    return included.content
 
 
-def _include(path: Path, found: _Included, chain: tuple[Path, ...]) -> None:
+def _include(path: Path, included: _Included, chain: tuple[Path, ...]) -> None:
     if any(os.path.realpath(path) == os.path.realpath(other) for other in chain):
         raise ConfigError(f"include goes in a circle: {' -> '.join(map(str, [*chain, path]))}")
     value = read_yaml(path)
@@ -81,84 +81,85 @@ def _include(path: Path, found: _Included, chain: tuple[Path, ...]) -> None:
         if key not in GROUPS:
             if chain:
                 raise ConfigError(f'{path}: an included file has {", ".join(GROUPS)}, not "{key}"')
-            found.whole[key] = entry
+            included.content[key] = entry
         elif not isinstance(entry, dict):
             if chain:
                 raise ConfigError(f"{path}: {key}: {entry!r} is not a mapping")
-            found.whole[key] = entry
+            included.content[key] = entry
         else:
             for name in entry:
-                if (other := found.origins.setdefault((key, str(name)), path)) is not path:
+                if (other := included.origins.setdefault((key, str(name)), path)) is not path:
                     raise ConfigError(f"{key}.{name} stands in {other} and in {path}: rename one of the two")
-            group = found.whole.setdefault(key, {})
+            group = included.content.setdefault(key, {})
             if isinstance(group, dict):
                 group.update(entry)
     for name in names:
-        _include(path.parent / name, found, (*chain, path))
+        _include(path.parent / name, included, (*chain, path))
 
 
-def update(whole: Json, other: Mapping[str, Any]) -> Json:
-    """`whole` with the values of `other`, mappings deeply: what Snakemake makes of several configuration files."""
+def update(config: Json, other: Mapping[str, Any]) -> Json:
+    """Merges `other` into `config`, mappings deeply, as Snakemake merges several configuration files."""
     for key, value in other.items():
         deep = isinstance(value, Mapping)
-        whole[key] = update(whole[key] if isinstance(whole.get(key), dict) else {}, value) if deep else value
-    return whole
+        config[key] = update(config[key] if isinstance(config.get(key), dict) else {}, value) if deep else value
+    return config
 
 
 def unfit_values(value: Any) -> Iterator[str]:
-    """Faults of values that no JSON holds: numbers that are none, keys that are no text, nests without end."""
+    """Faults of values that JSON cannot represent: NaN, infinity, keys that are no text, too deep nesting."""
     waiting, num = [("", value, 0)], 0
     while waiting:
-        place, item, depth = waiting.pop()
-        where = place.lstrip(".") or "config"
+        path, item, depth = waiting.pop()
+        where = path.lstrip(".") or "config"
         num += 1
         if depth > MAX_DEPTH or num > MAX_VALUES:
-            yield f"{where}: values within values, more than {MAX_DEPTH} deep or {MAX_VALUES} in all"
+            yield f"{where}: nested more than {MAX_DEPTH} deep, or more than {MAX_VALUES} values"
             return
         if isinstance(item, dict):
             yield from (f"{where}: the key {key!r} is no text" for key in item if not isinstance(key, str))
-            waiting += [(f"{place}.{key}", inner, depth + 1) for key, inner in item.items()]
+            waiting += [(f"{path}.{key}", inner, depth + 1) for key, inner in item.items()]
         elif isinstance(item, list):
-            waiting += [(f"{place}[{index}]", inner, depth + 1) for index, inner in enumerate(item)]
+            waiting += [(f"{path}[{index}]", inner, depth + 1) for index, inner in enumerate(item)]
         elif isinstance(item, float) and not math.isfinite(item):
-            yield f"{where}: {item} is no number that can be used"
+            yield f"{where}: {item} is not a finite number"
         elif not isinstance(item, str | int | float | None):
             yield f"{where}: {item!r} is a {type(item).__name__} to YAML; write it in quotes if it is text"
 
 
-def placed(value: Any) -> Any:
-    """`value` with one spelling of each `file`: below the folder of the run without `./` or `..`, else absolute."""
+def normalise_paths(value: Any) -> Any:
+    """`value` with each `file` relative to the current folder without `./` and `..`, or absolute if outside it."""
     if isinstance(value, list):
-        return [placed(item) for item in value]
+        return [normalise_paths(item) for item in value]
     if not isinstance(value, dict):
         return value
     return {
-        key: _place(item) if key == "file" and isinstance(item, str) else placed(item) for key, item in value.items()
+        key: _normalise(item) if key == "file" and isinstance(item, str) else normalise_paths(item)
+        for key, item in value.items()
     }
 
 
-def _place(file: str) -> str:
-    here, whole = os.getcwd(), os.path.abspath(file)
-    if not file or os.path.commonpath([whole, here]) != here:
-        return file and whole
-    return os.path.relpath(whole, here)
+def _normalise(file: str) -> str:
+    folder, path = os.getcwd(), os.path.abspath(file)
+    if not file or os.path.commonpath([path, folder]) != folder:
+        return file and path
+    return os.path.relpath(path, folder)
 
 
 def with_digests(value: Any, digests: Mapping[str, str]) -> Any:
-    """`value` with the digest in `digests` in each mapping that names a `file` and has no `sha256` of its own."""
+    """`value` with the `sha256` from `digests` in each mapping that has a `file` and no `sha256`."""
     if isinstance(value, list):
         return [with_digests(item, digests) for item in value]
     if not isinstance(value, dict):
         return value
-    whole = {key: with_digests(item, digests) for key, item in value.items()}
-    file = whole.get("file")
-    if isinstance(file, str) and file in digests and whole.get("sha256") is None:
-        whole["sha256"] = digests[file]
-    return whole
+    mapping = {key: with_digests(item, digests) for key, item in value.items()}
+    file = mapping.get("file")
+    if isinstance(file, str) and file in digests and mapping.get("sha256") is None:
+        mapping["sha256"] = digests[file]
+    return mapping
 
 
 def unpinned(value: Any) -> list[str]:
-    """Files and folders from outside whose digest nobody knows: in place of a digest, their paths tell them apart."""
+    """Paths of files and folders without a digest, which identify them instead."""
     if isinstance(value, list | tuple):
         return [path for item in value for path in unpinned(item)]
     if not isinstance(value, dict):

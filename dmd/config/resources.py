@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dmd.config.experiment import Asked
+from dmd.config.experiment import JobResources
 from dmd.config.experiments import Experiments
 from dmd.config.rules import RULES
 
@@ -41,7 +41,7 @@ def resources(experiments: Experiments, experiment: str, rule: str, attempt: int
     memory more. An experiment with `device: cpu` asks for no GPU.
     """
     row, whole = RULES[rule], experiments.whole(experiment)
-    asked = getattr(whole.resources, rule, Asked())
+    asked = getattr(whole.resources, rule, JobResources())
     training = experiments.training(experiment, rule)
     nodes = getattr(asked, "nodes", None)
     several = nodes if nodes != 1 else None

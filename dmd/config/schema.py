@@ -1,6 +1,6 @@
 """The JSON schema of config.yaml, for editors: `python -m dmd.config.schema` writes it.
 
-It is of the file as written: an experiment may leave out what it inherits, so nothing of it is required.
+No key of an experiment is required in it, since an experiment may inherit any key.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ SEEDS = {
     "minItems": 1,
     "uniqueItems": True,
     "items": {"type": "integer", "minimum": 0},
-    "description": "the first is this experiment; each other one adds NAME-seedN. Not inherited",
+    "description": "the first is the seed of this experiment; each further one adds NAME-seedN. Not inherited",
 }
 
 
 def schema() -> dict[str, Any]:
-    """The schema of the whole file."""
+    """The schema of the file."""
     parts = definitions([File, Experiment])
-    whole: dict[str, Any] = parts.pop("File")
+    file: dict[str, Any] = parts.pop("File")
     used = _references(parts["Experiment"], parts)
     parts |= {name: _partial(parts[name]) for name in used | {"Experiment"}}
     parts["Experiment"]["properties"] = {"extends": EXTENDS, **parts["Experiment"]["properties"]}
     parts["Distill"]["properties"]["seeds"] = SEEDS
-    whole["properties"]["experiments"]["patternProperties"] = {NAME: {"$ref": "#/$defs/Experiment"}}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole, "$defs": parts}
+    file["properties"]["experiments"]["patternProperties"] = {NAME: {"$ref": "#/$defs/Experiment"}}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **file, "$defs": parts}
 
 
 def definitions(models: Iterable[type[BaseModel]]) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def _with_ranges(value: Any) -> Any:
 
 
 def _references(value: Any, parts: dict[str, Any]) -> set[str]:
-    """Names of all parts that a value is made of."""
+    """Names of all parts that a value refers to, directly or not."""
     names: set[str] = set()
     waiting = [value]
     while waiting:
@@ -70,21 +70,21 @@ def _references(value: Any, parts: dict[str, Any]) -> set[str]:
 
 
 def _partial(value: Any) -> Any:
-    """A schema in which nothing is required, and which of several sections it is may be inherited."""
+    """A schema without required keys and discriminators, since both may be inherited."""
     if isinstance(value, list):
         return [_partial(item) for item in value]
     if not isinstance(value, dict):
         return value
-    kept = {
+    optional = {
         key: item
         for key, item in value.items()
         if key != "discriminator" and not (key == "required" and isinstance(item, list))
     }
-    return {"anyOf" if key == "oneOf" else key: _partial(item) for key, item in kept.items()}
+    return {"anyOf" if key == "oneOf" else key: _partial(item) for key, item in optional.items()}
 
 
 def text() -> str:
-    """The file as it is tracked."""
+    """The text of the tracked file."""
     return json.dumps(schema(), indent=1) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Sections of an experiment other than its trainings. No torch here."""
+"""Sections of an experiment besides its trainings. No torch here."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from pydantic import Field, WrapValidator, model_validator
 from dmd.config.section import NAMED, Count, Decay, Digest, Many, Path, Pinned, Positive, Section, Whole, refuse
 from dmd.config.training import Compute, TeacherTraining
 
-NUM_SEEDS = 2**32  # torch's generator on the CPU keeps the low 32 bits of a seed
-IMPORTED = ("edm", "diffusers", "openai", "stable-diffusion")  # teachers that come from files and need no dataset
+NUM_SEEDS = 2**32  # torch's CPU generator uses the low 32 bits of a seed
+IMPORTED = ("edm", "diffusers", "openai", "stable-diffusion")  # kinds of teachers from files, which need no dataset
 DECODERS = {"tiny": "tiny_autoencoder", "full": "autoencoder"}  # decoder of latents -> the rule that makes it
 
 
 def _count_or_all(value: Any, handler: Any) -> Any:
-    """One message for both cases of a union of a number and a word."""
+    """One message for the union of a number and a word."""
     try:
         return handler(value)
     except ValueError:
         raise ValueError(f"{value!r} is neither a count of at least 1 nor 'all'") from None
 
 
-NoiseSeed = Annotated[Whole, Field(le=NUM_SEEDS - 1, description="the generator of noise keeps 32 bits of a seed")]
-Guidance = Annotated[float, Field(ge=1, description="classifier-free, of a text teacher; 1 = none")]
+NoiseSeed = Annotated[Whole, Field(le=NUM_SEEDS - 1, description="at most 2^32 - 1")]
+Guidance = Annotated[float, Field(ge=1, description="classifier-free guidance of the teacher; 1 = none")]
 Text = Annotated[str, Field(min_length=1)]
 PinnedFolder = Annotated[
     str | None,
     Field(
         pattern="^[0-9a-f]{8,64}$",
-        description="source_sha256 of the metadata of what is made of the folder, or its first digits; null = any",
+        description="source_sha256 in the metadata of artifacts from the folder, or its first digits; null = any",
     ),
 ]
 
@@ -64,7 +64,7 @@ class ImageDataset(Section):
     split_seed: Whole = Field(0, description="of the split into training and held-out images")
     shard_size: Count = SHARD_SIZE
     num_held_out: Annotated[Count | Literal["all"], WrapValidator(_count_or_all)] = Field(
-        description="all: nothing is trained on them"
+        description="all: no image is used for training"
     )
 
 
@@ -106,7 +106,7 @@ class UNet(Section):
 
 
 class Mlp(Section):
-    """A multilayer perceptron, for points of the plane."""
+    """A multilayer perceptron, for points in the plane."""
 
     kind: Literal["mlp"]
     width: Count = Field(description="features of a hidden layer")
@@ -128,7 +128,7 @@ class MixtureTeacher(Section):
 
 
 class EdmTeacher(Section):
-    """A file that NVIDIA released with EDM."""
+    """A network file released by NVIDIA with EDM."""
 
     kind: Literal["edm"]
     file: Path = Field(NAMED, description="a .pkl of the release")
@@ -141,16 +141,16 @@ class OpenaiTeacher(Section):
     kind: Literal["openai"]
     file: Path = Field(NAMED, description="edm_imagenet64_ema.pt")
     sha256: Pinned = None
-    resolution: Count = Field(64, description="side of the images; the file does not say it")
+    resolution: Count = Field(64, description="side of the images, which is not in the file")
 
 
 class DiffusersTeacher(Section):
     """A pipeline saved by diffusers."""
 
     kind: Literal["diffusers"]
-    folder: Path = Field(NAMED, description="from the folder of config.yaml")
+    folder: Path = Field(NAMED, description="relative to config.yaml")
     sha256: PinnedFolder = None
-    latent: bool = Field(False, description="the pipeline works on latents of its vae, an AutoencoderKL")
+    latent: bool = Field(False, description="true: the pipeline works on latents of its vae, an AutoencoderKL")
 
 
 class TinyAutoencoder(Section):
@@ -164,13 +164,13 @@ class StableDiffusionTeacher(Section):
     """A Stable Diffusion pipeline saved by diffusers."""
 
     kind: Literal["stable-diffusion"]
-    folder: Path = Field(NAMED, description="from the folder of config.yaml")
+    folder: Path = Field(NAMED, description="relative to config.yaml")
     sha256: PinnedFolder = None
     tiny_autoencoder: TinyAutoencoder | None = None
 
 
 class DigitsFeatures(Section):
-    """The small classifier of digits that the repository ships."""
+    """The small classifier of digits in this repository."""
 
     kind: Literal["digits32"]
     file: Path = Field(NAMED, description="of the classifier")
@@ -178,39 +178,39 @@ class DigitsFeatures(Section):
 
 
 class CoordinateFeatures(Section):
-    """Points themselves."""
+    """The coordinates of points."""
 
     kind: Literal["coordinates"]
 
 
 class PixelFeatures(Section):
-    """Pixels of the image in a small size."""
+    """Pixels of a reduced image."""
 
     kind: Literal["pixels"]
     size: Count = Field(8, description="side in pixels after area resizing")
 
 
 class InceptionFeatures(Section):
-    """The Inception network of 2015 (Szegedy et al.), which FID is defined by."""
+    """The Inception network of 2015 (Szegedy et al.) that defines FID."""
 
     kind: Literal["inception"]
     file: Path = Field(NAMED, description="of the weights, from torch-fidelity or pytorch-fid")
     sha256: Pinned = None
     batch_size: Count = Field(64, description="images at once, enlarged to 299x299")
     resize: Literal["tf", "clean"] = Field(
-        "tf", description="how: inside the network, or as clean-fid does (Pillow, bicubic)"
+        "tf", description="tf: inside the network; clean: as clean-fid (Pillow, bicubic)"
     )
 
 
 class Resize(Section):
-    """Another size of 8-bit images before the feature network sees them."""
+    """Resizing of 8-bit images before the feature network."""
 
     size: Count = Field(description="of both sides, in pixels")
     filter: Literal["lanczos", "bicubic", "box"] = Field("lanczos", description="of Pillow")
 
 
 class Protocol(Section):
-    """What is done to images before the feature network sees them."""
+    """Processing of images before the feature network."""
 
     quantise: Annotated[Count, Field(ge=2)] | None = Field(None, description="grey levels; null = float images")
     resize: Resize | None = None
@@ -218,12 +218,12 @@ class Protocol(Section):
     @model_validator(mode="after")
     def _fits(self) -> Protocol:
         if self.resize and self.quantise != 256:
-            raise ValueError(f"resize: works on 8-bit images, so quantise must be 256, not {self.quantise}")
+            raise ValueError(f"resize: it works on 8-bit images, so quantise must be 256, not {self.quantise}")
         return self
 
 
 class Moments(Section):
-    """.npz of mean (mu) and covariance (sigma) of real features, in place of a dataset."""
+    """A .npz of mean (mu) and covariance (sigma) of real features, instead of a dataset."""
 
     file: Path = Field(NAMED, description="with the arrays mu and sigma")
     sha256: Pinned = None
@@ -236,7 +236,7 @@ class Reference(Section):
         DigitsFeatures | CoordinateFeatures | PixelFeatures | InceptionFeatures, Field(discriminator="kind")
     ] = Field(description="network in whose features samples and real data are compared")
     protocol: Protocol = Protocol()
-    moments: Moments | None = Field(None, description="in place of a dataset; null drops the parent's")
+    moments: Moments | None = Field(None, description="instead of a dataset; null drops the parent's")
     against: Literal["held_out", "training"] = Field("held_out", description="the split of the dataset")
     floor_draws: Count = Field(20, description="repetitions that the floor is a mean over")
     seed: Whole = Field(0, description="of the floor")
@@ -248,10 +248,10 @@ class Reference(Section):
 
     def _contradictions(self) -> Iterator[str]:
         if self.moments and "against" in self.model_fields_set:
-            yield f"against: {self.against} is a split of a dataset, but reference.moments stands for it"
+            yield f"against: {self.against} is a split of a dataset, but reference.moments replaces the dataset"
         if self.features.kind == "inception" and self.protocol.quantise != 256:
             levels = self.protocol.quantise
-            yield f"protocol.quantise: {levels}, but features of kind inception are those of 8-bit images: 256"
+            yield f"protocol.quantise: {levels}, but features of kind inception need 8-bit images: 256"
 
 
 class PromptFile(Section):
@@ -274,14 +274,14 @@ class CocoPrompts(Section):
 
 
 class PinnedFile(Section):
-    """A file from outside."""
+    """A file from outside the workflow."""
 
     file: Path = Field(NAMED, description="from the folder of config.yaml")
     sha256: Pinned = None
 
 
 class LaionPrompts(Section):
-    """Distinct texts of rows with a score of `threshold` or more, in an order that `seed` decides."""
+    """Distinct texts of rows with a score of at least `threshold`, in an order that depends on `seed`."""
 
     kind: Literal["laion"]
     files: Annotated[Many[PinnedFile], Field(min_length=1, description="parquet")]
@@ -293,7 +293,7 @@ class LaionPrompts(Section):
 
 
 class OdeSolver(Section):
-    """The deterministic sampler of EDM (Karras et al. 2022, Algorithm 1), or its first order."""
+    """The deterministic sampler of EDM (Karras et al. 2022, Algorithm 1), or its first-order version."""
 
     name: Literal["heun", "euler"] = Field(description="heun: 2 * steps - 1 network calls; euler: a call per step")
     steps: Count = Field(18, description="noise levels above 0")
@@ -312,12 +312,12 @@ class ScheduledSolver(Section):
         description="asked of the scheduler; pndm and heun-discrete make more network calls than steps"
     )
     spacing: Literal["leading", "trailing", "linspace"] | None = Field(
-        None, description="of timesteps; null: the scheduler's own"
+        None, description="of timesteps; null: the scheduler's default"
     )
 
 
 class StudentSolver(Section):
-    """One call of a generator."""
+    """The network calls of a student."""
 
     name: Literal["student"]
 
@@ -340,7 +340,7 @@ Prompts = Annotated[PromptFile | CocoPrompts | LaionPrompts, Field(discriminator
 
 
 class Pairs(Section):
-    """Noises and the images that the teacher's ODE makes of them."""
+    """Noises, and the images at the ends of the teacher's ODE from them."""
 
     num_pairs: Count = Field(description="a multiple of shard_size")
     shard_size: Count = Field(description="pairs in one tar")
@@ -354,7 +354,7 @@ class Pairs(Section):
         "float32", description="of the images on disk; noise is float32, text float16"
     )
     kept_states: Whole = Field(
-        0, description="of each trajectory, evenly spaced in the steps of heun or euler, the last one the image"
+        0, description="states to save of each trajectory: evenly spaced steps of heun or euler, ending with the image"
     )
     compute: Compute = Compute()
 
@@ -372,15 +372,15 @@ class Pairs(Section):
         yield from _uneven("num_pairs", self.num_pairs, self.shard_size)
         yield from _seeds_at_end(self.seeds)
         if self.kept_states and self.solver.name not in ("heun", "euler"):
-            yield f"kept_states: {self.kept_states}, but solver {self.solver.name} keeps none; heun or euler do"
+            yield f"kept_states: {self.kept_states}, but solver {self.solver.name} saves no states: use heun or euler"
         elif self.kept_states > self.solver.steps:
             yield f"kept_states: {self.kept_states} states, but the solver makes {self.solver.steps} steps"
 
 
 class States(Section):
-    """Prompts that are encoded once, for a distillation of text that reads no pairs."""
+    """Text states of prompts, for a distillation of text without pairs."""
 
-    num_states: Count = Field(description="prompts; from their number on they come again")
+    num_states: Count = Field(description="more than the prompts: they are used again")
     shard_size: Count = Field(description="text states in one tar")
     shards_per_job: Count = Field(1, description="shards that one job makes")
 
@@ -391,20 +391,20 @@ class States(Section):
 
 
 class Lora(Section):
-    """LoRA of others, as LCM-LoRA is distributed (pytorch_lora_weights.safetensors), added to the teacher's weights."""
+    """A published LoRA, such as LCM-LoRA (pytorch_lora_weights.safetensors), added to the teacher's weights."""
 
     file: Path = Field(NAMED, description="safetensors, in a layout of diffusers or of kohya")
     sha256: Pinned = None
-    scale: float = Field(1.0, description="how much of it is added")
+    scale: float = Field(1.0, description="factor on the LoRA")
 
 
 class Sample(Section):
-    """Images of the generator or of the teacher, to be scored."""
+    """Images of the student or of the teacher, to be scored."""
 
     source: Literal["generator", "teacher"] = Field("generator", alias="from", description="what is sampled")
     weights: Literal["ema", "raw"] = Field("ema", description="of a generator")
     calls: Count | None = Field(
-        None, description="of a generator of several numbers of calls; null = the number that its training ended with"
+        None, description="of a student that supports several numbers of calls; null = that of the end of training"
     )
     lora: Lora | None = None
     solver: SampleSolver = Field(
@@ -436,50 +436,50 @@ class Sample(Section):
         yield from _seeds_at_end(self.seeds)
         generated = self.source == "generator"
         if generated != (self.solver.name == "student"):
-            wants = "student" if generated else "heun or euler, or a scheduler"
-            yield f"solver.name: from {self.source} wants {wants}, not {self.solver.name}"
+            needed = "student" if generated else "heun or euler, or a scheduler"
+            yield f"solver.name: from {self.source} needs {needed}, not {self.solver.name}"
         if generated and self.guidance != 1:
-            yield f"guidance: {self.guidance}, but a student is drawn without"
+            yield f"guidance: {self.guidance}, but a student is sampled without guidance"
         if not generated and self.calls is not None:
-            yield f"calls: {self.calls}, but sample.from is teacher: its solver has steps"
+            yield f"calls: {self.calls}, but sample.from is teacher: use solver.steps"
         if generated and self.lora is not None:
-            yield f"lora: {self.lora.file} is added to a teacher, but sample.from is generator"
+            yield f"lora: {self.lora.file}, but sample.from is generator, and only a teacher takes a LoRA"
 
 
 class InceptionScore(Section):
-    """How the Inception Score is computed, on request."""
+    """Settings of the Inception Score, which is computed on request."""
 
     splits: Count = Field(10, description="parts of the samples, each with a score of its own")
     seed: Annotated[Whole, Field(le=NUM_SEEDS - 1)] = Field(2020, description="of the shuffle; torch-fidelity's")
 
 
 class Clip(Section):
-    """CLIP score of samples and their captions (sample.prompts): clip.json."""
+    """CLIP score of samples and their captions (sample.prompts), in clip.json."""
 
     folder: Path = Field(
-        NAMED, description="CLIPModel, tokenizer and image processor as transformers saves them; safetensors"
+        NAMED, description="CLIPModel, tokenizer and image processor, saved by transformers as safetensors"
     )
     sha256: PinnedFolder = Field(
         None,
-        description="of names and digests of its files, see clip.json, or the first digits; null = any, and the score "
-        "is called after the folder",
+        description="of names and digests of its files, see clip.json, or its first digits; null = any, and the score "
+        "is named after the folder",
     )
-    prefix: str = Field("A photo depicts ", description="what each caption begins with")
+    prefix: str = Field("A photo depicts ", description="put before each caption")
 
 
 class Latency(Section):
-    """How latency.json is measured, on request."""
+    """Settings of latency.json, which is measured on request."""
 
     batch_sizes: Annotated[Many[Count], Field(min_length=1)] = Field(
-        (1,), description="images at once; the first is the one that counts"
+        (1,), description="images at once; tables show the first size"
     )
-    repeats: Count = Field(30, description="batches whose median is taken")
-    warmup: Whole = Field(5, description="batches before them")
+    repeats: Count = Field(30, description="measured batches, of which the median is taken")
+    warmup: Whole = Field(5, description="batches before the measured ones")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float16", description="of weights and passes; the paper's"
+        "float16", description="of weights and passes; float16 is the paper's"
     )
     decoder: Literal["full", "tiny"] = Field(
-        "full", description="the autoencoder of the teacher or teacher.tiny_autoencoder"
+        "full", description="full: the teacher's autoencoder; tiny: teacher.tiny_autoencoder"
     )
 
 
@@ -504,6 +504,6 @@ def _uneven(key: str, num: int, shard_size: int) -> Iterator[str]:
 def _seeds_at_end(seeds: range) -> Iterator[str]:
     if seeds.stop > NUM_SEEDS:
         yield (
-            f"first_seed: seeds {seeds.start}..{seeds.stop - 1} pass the last one, {NUM_SEEDS - 1}, "
-            f"and would repeat those from 0 on; first_seed may be {NUM_SEEDS - (seeds.stop - seeds.start)} at most"
+            f"first_seed: seeds {seeds.start}..{seeds.stop - 1} exceed the largest seed, {NUM_SEEDS - 1}; "
+            f"first_seed may be at most {NUM_SEEDS - (seeds.stop - seeds.start)}"
         )

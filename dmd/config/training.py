@@ -1,4 +1,4 @@
-"""What every training has besides its method: optimisers, schedule, precision, processes, cadence."""
+"""Settings of every training besides its method: optimisers, schedule, precision, processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dmd.config.method import STUDENT, MethodSection
 from dmd.config.methods import Denoising, Method
 from dmd.config.section import Count, Decay, Many, Positive, Section, Weight, Whole, refuse, without_paths
 
-CADENCE = ("checkpoint_every", "grid_every", "log_every", "tensorboard")  # how often it writes, not what it learns
+CADENCE = ("checkpoint_every", "grid_every", "log_every", "tensorboard")  # keys that do not change the weights
 
 
 class Optimiser(Section):
@@ -47,26 +47,28 @@ class Compute(Section):
 class TrainingCompute(Compute):
     """How passes of a network are computed in a training, and what saves memory."""
 
-    gradient_checkpointing: bool = Field(False, description="keep block inputs only; a pass more")
+    gradient_checkpointing: bool = Field(False, description="saves memory: blocks are computed twice")
     micro_batch_size: Count | None = Field(None, description="images in a pass with gradient; null = the whole batch")
-    shard_parameters: bool = Field(False, description="processes share weights, gradients and moments, too (FSDP2)")
+    shard_parameters: bool = Field(
+        False, description="each process holds a part of weights, gradients and moments (FSDP2)"
+    )
 
 
 class Adapter(Section):
-    """LoRA: one frozen network is the teacher, and carries an adapter for each trained network."""
+    """LoRA: the trained networks are adapters on one frozen network, the teacher's."""
 
     rank: Count = Field(64, description="of the adapter of a layer")
     alpha: Positive | None = Field(None, description="an adapter counts alpha / rank; null = rank")
     targets: Annotated[Many[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = Field(
-        None, description="last parts of the names of Linear and Conv2d layers; null = all of them"
+        None, description="Linear and Conv2d layers, by the last parts of their names; null = all"
     )
 
 
 class Training(Section):
     """One training of any method.
 
-    `optimisers` is by role; keys that a role leaves out are the student's, then the method's defaults. Those that
-    `schedule` leaves out are the method's defaults, too.
+    A key that an optimiser lacks is that of the student, else the method's default; a key that `schedule` lacks is the
+    method's default.
     """
 
     method: MethodSection = Field(description="what the student learns from")
@@ -83,7 +85,7 @@ class Training(Section):
     @field_validator("optimisers", mode="before")
     @classmethod
     def _by_role(cls, value: Any, info: ValidationInfo) -> Any:
-        """Every trained role, whole: its own keys over the student's over the method's defaults."""
+        """Every trained role with all keys: its own, else the student's, else the method's defaults."""
         method = info.data.get("method")
         if not isinstance(method, MethodSection) or not isinstance(value, dict):
             return value
@@ -92,15 +94,15 @@ class Training(Section):
         try:
             Optimiser.model_validate(shared := value.get(STUDENT, {}))
         except ValidationError:
-            shared = {}  # its faults are named once, not for each role
+            shared = {}  # so that its faults are reported once, not for each role
         defaults = method.optimiser_defaults
         roles = {role: {**defaults.get(STUDENT, {}), **defaults.get(role, {}), **shared} for role in method.trained}
         return {role: {**roles.get(role, {}), **value.get(role, {})} for role in {**roles, **value}}
 
     @field_validator("schedule", mode="before")
     @classmethod
-    def _scheduled(cls, value: Any, info: ValidationInfo) -> Any:
-        """Its own keys over the method's defaults."""
+    def _with_defaults(cls, value: Any, info: ValidationInfo) -> Any:
+        """The schedule's keys, else the method's defaults."""
         method = info.data.get("method")
         if isinstance(value, Schedule):
             value = value.model_dump(include=value.model_fields_set)
@@ -109,8 +111,8 @@ class Training(Section):
         return {**method.schedule_defaults, **value}
 
     @field_serializer("optimisers")
-    def _whole(self, value: dict[str, Optimiser]) -> dict[str, Any]:
-        """Every key: what a role leaves out would be the student's or the method's, not the general default."""
+    def _all_keys(self, value: dict[str, Optimiser]) -> dict[str, Any]:
+        """All keys, since one that is left out is not the general default but the student's or the method's."""
         return {role: optimiser.whole() for role, optimiser in value.items()}
 
     @model_validator(mode="after")
@@ -131,44 +133,44 @@ class Training(Section):
                 yield f"optimisers.{role}: method {name} trains no {role}{close}; it trains {known}"
         for switch in set(self.method.refuses) & set(TrainingCompute.model_fields):
             if getattr(self.compute, switch) != TrainingCompute.model_fields[switch].default:
-                yield f"compute.{switch}: method {name} cannot take it"
+                yield f"compute.{switch}: method {name} does not support it"
 
     def _uneven_batches(self) -> Iterator[str]:
-        """Batches that the processes cannot share."""
+        """Batches that the processes cannot share evenly."""
         num, sharded = self.processes, self.compute.shard_parameters
         for key, size in self.method.batch_sizes().items():
             if size < num:
                 yield f"processes: {num} cannot share method.{key} {size}"
             elif size % num and sharded:
                 yield (
-                    f"compute.shard_parameters: {num} processes work in step, but cannot have equal parts of "
-                    f"method.{key} {size}"
+                    f"compute.shard_parameters: {num} processes need equal parts, but method.{key} {size} "
+                    "is not divisible"
                 )
 
     def _memory(self) -> Iterator[str]:
-        """Ways to spare memory that exclude each other."""
+        """Ways to save memory that exclude each other."""
         if not self.compute.shard_parameters:
             return
-        place = "compute.shard_parameters"
+        key = "compute.shard_parameters"
         if self.processes == 1:
-            yield f"{place}: processes is 1, there is nobody to share with"
+            yield f"{key}: processes is 1, but it needs several"
         if self.compute.compile:
-            yield f"{place}: compile is not possible besides"
+            yield f"{key}: it cannot be combined with compile"
         if other := [role for role, optimiser in self.optimisers.items() if optimiser.kind != "fused"]:
             kind = self.optimisers[other[0]].kind
-            yield f"{place}: optimisers.{other[0]}.kind is {kind}, but only fused works on shared moments"
+            yield f"{key}: optimisers.{other[0]}.kind is {kind}, but only fused works with it"
 
     def spec(self) -> dict[str, Any]:
-        """What differs from the defaults; the schedule whole where the method has defaults of its own."""
+        """The keys that differ from their defaults; all of the schedule if the method has its own defaults."""
         own = {"schedule": self.schedule.whole()} if self.method.schedule_defaults else {}
         return super().spec() | own
 
     def learnt_from(self) -> dict[str, Any]:
-        """The spec without cadence: what decides the weights."""
+        """The spec without cadence: the keys that determine the weights."""
         return {key: value for key, value in self.spec().items() if key not in CADENCE}
 
     def cadence(self) -> dict[str, Any]:
-        """What stands beside the spec, whose change reruns nothing."""
+        """Keys beside the spec, whose change reruns nothing."""
         return {key: value for key, value in self.spec().items() if key in CADENCE}
 
 
@@ -189,12 +191,12 @@ class Distill(Training):
     def _contradictions(self) -> Iterator[str]:
         yield from super()._contradictions()
         if self.adapter is not None and self.start is not None:
-            yield f"start: {self.start}, but the network that carries distill.adapter is the teacher"
+            yield f"start: {self.start}, but with distill.adapter all networks start from the teacher"
         if self.adapter is not None and "adapter" in self.method.refuses:
-            yield f"adapter: method {self.method.name} cannot take one"
+            yield f"adapter: method {self.method.name} does not support it"
         if self.adapter is not None and getattr(self.method, "dropout", False):
-            yield "adapter: goes without method.dropout, which would drop in the network that all roles share"
+            yield "adapter: it cannot be combined with method.dropout, since all roles share one network"
 
     def learnt_from(self) -> dict[str, Any]:
-        """The spec without cadence and paths: what decides the weights."""
+        """The spec without cadence and paths: the keys that determine the weights."""
         return without_paths({key: value for key, value in super().learnt_from().items() if key != "start"})

@@ -1,1 +1,1 @@
-"""Files of others: teachers, adapters and feature networks that someone else trained."""
+"""Reads published files: teachers, feature networks, CLIP, moments."""

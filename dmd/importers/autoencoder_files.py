@@ -1,4 +1,4 @@
-"""Autoencoders of latents in folders of diffusers: AutoencoderKL of a pipeline, AutoencoderTiny on its own."""
+"""Autoencoders in folders of diffusers: AutoencoderKL of a pipeline, or AutoencoderTiny."""
 
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ def source_files(folder: Path, kind: str = "full") -> list[Path]:
 
 
 def load(folder: Path, kind: str = "full") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Weights, float32, under the names they have in `Codec`, and what makes it: `autoencoder: {kind, config}`.
+    """Weights, float32, under their names in `Codec`, and facts: `autoencoder: {kind, config}`, channels, scale.
 
     Raises:
-        ValueError: something is missing, is of another class, or does not fit.
+        ValueError: a file is missing, is of another class, or does not fit.
     """
     files = source_files(folder, kind)
     section = {"kind": kind, "config": _config(folder, kind)}
@@ -37,7 +37,9 @@ def image_shape(folder: Path, latent_shape: list[int]) -> list[int]:
     with torch.device("meta"):
         codec = _codec(folder, {"kind": "full", "config": _config(folder, "full")})
     if codec.channels != latent_shape[0]:
-        raise ValueError(f"{folder}: latents of {codec.channels} channels, those of the network have {latent_shape[0]}")
+        raise ValueError(
+            f"{folder}: its latents have {codec.channels} channels, those of the network {latent_shape[0]}"
+        )
     return [3, *(side * codec.scale for side in latent_shape[1:])]
 
 

@@ -1,4 +1,4 @@
-"""CLIP from a local folder of transformers: safetensors and JSON, nothing is run and nothing is fetched."""
+"""CLIP from a local folder of transformers. Only safetensors, JSON and text are read; nothing is run or downloaded."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ KEY = "evaluate.clip.sha256"
 
 @dataclass(frozen=True)
 class Judge:
-    """CLIP, and the captions that the samples were made of.
+    """CLIP with the captions of the samples.
 
     Attributes:
-        prefix: what each caption begins with.
+        prefix: put before each caption.
     """
 
     clip: Clip
@@ -38,13 +38,13 @@ class Judge:
     prefix: str
 
     def __call__(self, image: Tensor, label: Tensor) -> Tensor:
-        """Cosines (B,) of images in [-1, 1] and the captions of rows `label` (B,)."""
+        """Cosines (B,) of images in [-1, 1] and the captions in rows `label` (B,)."""
         texts = [self.prefix + text for text in self.captions.rows(label.tolist())]
         return self.clip(eight_bit(quantise(image, 256)), texts)
 
 
 def source_files(folder: Path) -> list[Path]:
-    """The files that make up a network: configuration, safetensors, tokenizer, and what images go through.
+    """The files of a network: configuration, safetensors, tokenizer, and image preprocessor if there is one.
 
     Raises:
         ValueError: one is missing; weights in other formats are not read.
@@ -55,11 +55,11 @@ def source_files(folder: Path) -> list[Path]:
 
 
 def judge(
-    folder: Path, captions: Path, numbers: Mapping[str, Any], *, device: torch.device
+    folder: Path, captions: Path, section: Mapping[str, Any], *, device: torch.device
 ) -> tuple[Judge, dict[str, Any], dict[str, str]]:
-    """CLIP and captions, as {"sha256", "prefix"} ask; its identity and the prefix; digests of its files. See `load`."""
-    clip, identity, digests = load(folder, sha256=numbers["sha256"])
-    prefix = numbers["prefix"]
+    """CLIP with captions, for a section {"sha256", "prefix"}; identity and prefix; digests of files. See `load`."""
+    clip, identity, digests = load(folder, sha256=section["sha256"])
+    prefix = section["prefix"]
     return Judge(clip.to(device), Prompts(captions), prefix), {**identity, "prefix": prefix}, digests
 
 
@@ -67,11 +67,11 @@ def load(folder: Path, *, sha256: str | None) -> tuple[Clip, dict[str, Any], dic
     """The network in eval mode, on the CPU; its identity {"name", "sha256", "pinned"}; digests of its files by path.
 
     Args:
-        folder: as transformers saves CLIPModel, CLIPTokenizer and CLIPImageProcessor.
-        sha256: what the digest over names and digests of its files begins with; None takes any.
+        folder: of CLIPModel, CLIPTokenizer and CLIPImageProcessor, saved by transformers.
+        sha256: digest of names and digests of its files, or the first digits; None accepts any.
 
     Raises:
-        ValueError: something is missing, is of another class, does not fit, or is not what is pinned.
+        ValueError: a file is missing, is of another class, or does not fit; or the digest differs.
     """
     files = source_files(folder)
     digests, digest = pipelines.digests(folder, files, sha256, key=KEY)
@@ -79,18 +79,18 @@ def load(folder: Path, *, sha256: str | None) -> tuple[Clip, dict[str, Any], dic
     tokenizer = clip_tokenizer(text_files.tokenizer_texts(files))
     text, end = network.config.text_config, tokenizer.eos_token_id
     if len(tokenizer) > text.vocab_size:
-        raise ValueError(f"{folder}: {len(tokenizer)} tokens, but the network knows {text.vocab_size}")
+        raise ValueError(f"{folder}: {len(tokenizer)} tokens, but the network has {text.vocab_size}")
     if end != (len(tokenizer) - 1 if text.eos_token_id == 2 else text.eos_token_id):  # 2: before transformers 4.31
-        raise ValueError(f"{folder}: texts end in token {end}, but the network looks for {text.eos_token_id}")
+        raise ValueError(f"{folder}: texts end in token {end}, but the network expects {text.eos_token_id}")
 
     def tokenise(captions: Any) -> list[list[int]]:
-        found: list[list[int]] = tokenizer(list(captions), truncation=False, verbose=False).input_ids
-        return found
+        tokens: list[list[int]] = tokenizer(list(captions), truncation=False, verbose=False).input_ids
+        return tokens
 
     mean, std = _normalisation(folder, network.config.vision_config.image_size)
     clip = Clip(network, tokenise=tokenise, end=end, mean=mean, std=std).requires_grad_(False).eval()
     identity = {"name": folder.name, "sha256": digest, "pinned": sha256 is not None}
-    return clip, identity, {str(path): found for path, found in digests.items()}
+    return clip, identity, {str(path): value for path, value in digests.items()}
 
 
 def _network(folder: Path, files: list[Path]) -> Any:
@@ -100,16 +100,16 @@ def _network(folder: Path, files: list[Path]) -> Any:
 
     config = pipelines.read_json(folder / "config.json")
     if (kind := config.get("model_type", "clip")) != "clip":
-        raise ValueError(f"{folder}/config.json: model_type {kind!r} is no clip")
+        raise ValueError(f"{folder}/config.json: model_type {kind!r} is not clip")
     for part in ("text_config", "vision_config"):
         if not isinstance(layers := config.get(part, {}).get("num_hidden_layers", 12), int) or layers > MAX_LAYERS:
             raise ValueError(
-                f"{folder}/config.json: {part}: num_hidden_layers {layers!r} is no integer to {MAX_LAYERS}"
+                f"{folder}/config.json: {part}: num_hidden_layers {layers!r} is no integer up to {MAX_LAYERS}"
             )
-    numbers = {key: config[key] for key in ("text_config", "vision_config", "projection_dim") if key in config}
+    arguments = {key: config[key] for key in ("text_config", "vision_config", "projection_dim") if key in config}
     try:
-        with torch.device("meta"):  # it is large, and all but the numbers of positions stands in its files
-            network = CLIPModel(CLIPConfig(**numbers))
+        with torch.device("meta"):  # its files hold all tensors but position_ids
+            network = CLIPModel(CLIPConfig(**arguments))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"{folder}: CLIPModel: {error}") from error
     state = {name: value for name, value in pipelines.tensors_of(files).items() if not name.endswith("position_ids")}
@@ -120,22 +120,22 @@ def _network(folder: Path, files: list[Path]) -> Any:
 
 
 def _normalisation(folder: Path, size: int) -> tuple[Any, Any]:
-    """Mean and standard deviation of the channels; ValueError if images are to go through something else besides."""
+    """Mean and standard deviation of the channels; ValueError for a preprocessor with other steps than ours."""
     path = folder / PREPROCESSOR
     if not path.is_file():
         return MEAN, STD
-    found = pipelines.read_json(path)
-    sides = {_side(found.get(key, size)) for key in ("size", "crop_size")}
-    if sides != {size} or found.get("resample", BICUBIC) != BICUBIC:
-        what = f"images of {sorted(sides, key=str)} pixels by filter {found.get('resample')}"
-        raise ValueError(f"{path}: {what}, but the network sees {size}, by filter {BICUBIC} (bicubic)")
-    mean, std = found.get("image_mean", MEAN), found.get("image_std", STD)
-    if any(not isinstance(each, (list, tuple)) or len(each) != 3 for each in (mean, std)):
+    config = pipelines.read_json(path)
+    sides = {_side(config.get(key, size)) for key in ("size", "crop_size")}
+    if sides != {size} or config.get("resample", BICUBIC) != BICUBIC:
+        what = f"images of {sorted(sides, key=str)} pixels by filter {config.get('resample')}"
+        raise ValueError(f"{path}: {what}, but the network takes {size}, by filter {BICUBIC} (bicubic)")
+    mean, std = config.get("image_mean", MEAN), config.get("image_std", STD)
+    if any(not isinstance(values, (list, tuple)) or len(values) != 3 for values in (mean, std)):
         raise ValueError(f"{path}: image_mean {mean} and image_std {std} are not of three channels")
     return mean, std
 
 
 def _side(size: Any) -> Any:
-    """One number of a size, however it is written."""
+    """A size as one number, from a number or a mapping; a tuple if its sides differ."""
     sides = set(size.values()) if isinstance(size, dict) else {size}
     return sides.pop() if len(sides) == 1 else tuple(sorted(sides))

@@ -1,6 +1,6 @@
 """Teachers from a local folder of diffusers: a UNet2DModel and the noise levels of its DDPM or DDIM scheduler.
 
-Only JSON and safetensors are read; no code in the folder is run, and nothing is fetched.
+Only JSON and safetensors are read; no code in the folder is run, nothing is downloaded.
 """
 
 from pathlib import Path
@@ -10,32 +10,32 @@ import torch
 
 from dmd.importers import autoencoder_files as autoencoders
 from dmd.importers import pipeline_files as pipelines
-from dmd.models.networks.unet2d import UNet2D, named
+from dmd.models.networks.unet2d import UNet2D, rename_weights
 from dmd.models.preconditioning import preconditioning
 
 SCHEDULERS = ("DDPMScheduler", "DDIMScheduler")
 
 
 def source_files(folder: Path) -> list[Path]:
-    """The files that a teacher is made of: configurations and weights, those of the autoencoder of latents with them.
+    """The files of a teacher: configurations and weights, with those of an autoencoder of latents.
 
     Raises:
-        ValueError: one that is needed is missing or cannot be read; the message says which and what belongs there.
+        ValueError: a required file is missing or cannot be read; the message names it and its purpose.
     """
     index = folder / "model_index.json"
-    found = [index] if index.exists() else []
+    paths = [index] if index.exists() else []
     unet = _unet(folder)
-    found += [_scheduler(folder, unet), *pipelines.network_files(unet, "UNet2DModel")]
-    return found + (autoencoders.source_files(folder / "vae") if _latent(index) else [])
+    paths += [_scheduler(folder, unet), *pipelines.network_files(unet, "UNet2DModel")]
+    return paths + (autoencoders.source_files(folder / "vae") if _latent(index) else [])
 
 
 def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Weights (`ema.*`, float32) and facts (network, preconditioning, shape, classes, range of sigma) of a folder.
 
-    Of a pipeline with a vae also `image_shape`, that of a decoded latent.
+    A pipeline with a vae also has `image_shape`, the shape of a decoded latent.
 
     Raises:
-        ValueError: something is missing, or is no pipeline of this kind; each is named.
+        ValueError: a file is missing, or the folder is no pipeline of this kind.
     """
     files = source_files(folder)
     index = folder / "model_index.json"
@@ -44,7 +44,7 @@ def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     unet = _unet(folder)
     config = pipelines.network_config(unet / "config.json", "UNet2DModel")
     if config.get("time_embedding_type", "positional") != "positional":
-        raise ValueError(f"{unet}/config.json: time_embedding_type {config['time_embedding_type']!r} is not known here")
+        raise ValueError(f"{unet}/config.json: time_embedding_type {config['time_embedding_type']!r} is not supported")
     architecture: dict[str, Any] = {"kind": "unet2d", "config": config}
     scheduler = _scheduler(folder, unet)
     try:
@@ -70,28 +70,28 @@ def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if _latent(index):
         facts["image_shape"] = autoencoders.image_shape(folder / "vae", shape)
     weights = pipelines.tensors_of([path for path in files if path.parent == unet])
-    return {f"ema.{name}": value for name, value in named(weights).items()}, facts
+    return {f"ema.{name}": value for name, value in rename_weights(weights).items()}, facts
 
 
 def _unet(folder: Path) -> Path:
     """The folder of the network: `unet` of a pipeline, or the folder itself."""
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder")
+        raise ValueError(f"{folder} is not a folder")
     return folder / "unet" if (folder / "unet").is_dir() else folder
 
 
 def _scheduler(folder: Path, unet: Path) -> Path:
     name = "scheduler_config.json"
-    places = [folder / "scheduler" / name, unet / name, unet.parent / "scheduler" / name]
-    return next((path for path in places if path.is_file()), None) or pipelines.needed(
-        places[0], "the configuration of the scheduler that the network was trained with"
+    paths = [folder / "scheduler" / name, unet / name, unet.parent / "scheduler" / name]
+    return next((path for path in paths if path.is_file()), None) or pipelines.needed(
+        paths[0], "the configuration of the scheduler that the network was trained with"
     )
 
 
 def _parts(index: Path) -> dict[str, Any]:
     """The parts of a pipeline: name -> [library, class]."""
-    found = pipelines.read_json(index) if index.exists() else {}
-    return {name: entry for name, entry in found.items() if isinstance(entry, list) and entry != [None, None]}
+    entries = pipelines.read_json(index) if index.exists() else {}
+    return {name: entry for name, entry in entries.items() if isinstance(entry, list) and entry != [None, None]}
 
 
 def _latent(index: Path) -> bool:
@@ -102,11 +102,11 @@ def _latent(index: Path) -> bool:
 def _check_pipeline(index: Path) -> None:
     parts = _parts(index)
     if parts.pop("unet", None) != ["diffusers", "UNet2DModel"]:
-        raise ValueError(f"{index}: the unet of this pipeline is no UNet2DModel of diffusers")
+        raise ValueError(f"{index}: the unet of this pipeline is not a UNet2DModel of diffusers")
     if _latent(index):
         parts.pop("vae")
     if others := sorted(set(parts) - {"scheduler"}):
         raise ValueError(
-            f"{index}: {', '.join(others)} besides unet and scheduler: only pipelines of pixels are known, "
+            f"{index}: {', '.join(others)} besides unet and scheduler: only pipelines of pixels are supported, "
             f"or of latents with a vae of class {autoencoders.FULL}"
         )

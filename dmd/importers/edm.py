@@ -1,4 +1,4 @@
-"""The released EDM teachers (Karras et al. 2022) as networks of ours: architecture, preconditioning, weights."""
+"""The released EDM teachers (Karras et al. 2022) as our networks: architecture, preconditioning, weights."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from dmd.importers import edm_pickle
 from dmd.importers.edm_pickle import Module
 
-# Each preconditioning by the name of its class, with the numbers of the class where a file is silent.
+# Kind of preconditioning by class in the file, with the default arguments of the class.
 PRECONDITIONING: dict[str, tuple[str, dict[str, float]]] = {
     "EDMPrecond": ("edm", {"sigma_min": 0.0, "sigma_max": math.inf, "sigma_data": 0.5}),
     "VEPrecond": ("ve", {"sigma_min": 0.02, "sigma_max": 100.0}),
@@ -34,7 +34,7 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Weights (`ema.*`, float32) and facts (network, preconditioning, sigma_data, shape, classes) of a released file.
 
     Raises:
-        ValueError: the file is damaged or hostile, or holds a network that none of ours equals.
+        ValueError: the file is damaged or hostile, or holds a network that we do not have.
     """
     outer = edm_pickle.read(path)
     try:
@@ -52,18 +52,18 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 def _facts(outer: Module) -> dict[str, Any]:
     if outer.class_name not in PRECONDITIONING:
         known = ", ".join(PRECONDITIONING)
-        raise ValueError(f"preconditioning {outer.class_name!r} is not known here; known are {known}")
+        raise ValueError(f"preconditioning {outer.class_name!r} is not supported; supported are {known}")
     if "model" not in outer.modules:
         raise ValueError(f"{outer.class_name} holds no module 'model'")
-    kind, numbers = PRECONDITIONING[outer.class_name]
-    arguments = _Arguments(outer, numbers)
-    numbers = {name: arguments.number(name) for name in numbers}
+    kind, defaults = PRECONDITIONING[outer.class_name]
+    arguments = _Arguments(outer, defaults)
+    values = {name: arguments.number(name) for name in defaults}
     network = architecture(outer.modules["model"])
-    limits = {name: numbers[name] for name in ("sigma_min", "sigma_max") if 0 < numbers[name] < math.inf}
+    limits = {name: values[name] for name in ("sigma_min", "sigma_max") if 0 < values[name] < math.inf}
     return {
         "network": network,
         "preconditioning": {"kind": kind},
-        "sigma_data": numbers.get("sigma_data", 0.5),
+        "sigma_data": values.get("sigma_data", 0.5),
         "shape": [network["channels"], network["resolution"], network["resolution"]],
         "num_classes": network["num_classes"],
         **limits,
@@ -73,10 +73,10 @@ def _facts(outer: Module) -> dict[str, Any]:
 
 
 def architecture(network: Module) -> dict[str, Any]:
-    """What `dmd.models.networks.build` needs to know of a SongUNet or DhariwalUNet.
+    """The architecture of a SongUNet or DhariwalUNet, for `dmd.models.networks.build`.
 
     Raises:
-        ValueError: another class, or arguments that no network of ours has; each is named.
+        ValueError: another class, or arguments that our networks do not have.
     """
     if network.class_name == "DhariwalUNet":
         arguments, kind = _Arguments(network, COMMON | DHARIWAL), "adm"
@@ -84,13 +84,13 @@ def architecture(network: Module) -> dict[str, Any]:
         arguments = _Arguments(network, COMMON | SONG | STYLE)
         kind = _style(arguments)
     else:
-        raise ValueError(f"network {network.class_name!r} is not known here; known are SongUNet and DhariwalUNet")
+        raise ValueError(f"network {network.class_name!r} is not supported; supported are SongUNet and DhariwalUNet")
     arguments.refuse_unknown("img_resolution", "in_channels", "out_channels")
     channels, resolution = arguments.integer("in_channels"), arguments.integer("img_resolution")
     if arguments.integer("out_channels") != channels:
         raise ValueError(f"out_channels differs from in_channels, {channels}")
     if arguments.number("channel_mult_emb") != 4:
-        raise ValueError("channel_mult_emb is not 4, which all networks here have")
+        raise ValueError("channel_mult_emb must be 4")
     multipliers = arguments.integers("channel_mult")
     levels = [resolution >> level for level in range(len(multipliers))]
     return {
@@ -108,54 +108,54 @@ def architecture(network: Module) -> dict[str, Any]:
 
 
 def _style(arguments: "_Arguments") -> str:
-    found = [arguments.plain(name) for name in STYLE]
+    values = [arguments.plain(name) for name in STYLE]
     for kind, style in STYLES.items():
-        if found == style:
+        if values == style:
             return kind
-    raise ValueError(f"SongUNet with {dict(zip(STYLE, found, strict=True))} is neither DDPM++ nor NCSN++")
+    raise ValueError(f"SongUNet with {dict(zip(STYLE, values, strict=True))} is neither DDPM++ nor NCSN++")
 
 
 class _Arguments:
-    """Arguments of a module over the defaults of its class, each checked when it is asked for."""
+    """Arguments of a module with the defaults of its class; each is checked when it is read."""
 
     def __init__(self, module: Module, defaults: dict[str, Any]) -> None:
         if module.positional:
-            raise ValueError(f"{module.class_name} has arguments by position, which have no names here")
+            raise ValueError(f"{module.class_name} has positional arguments, whose names are unknown")
         self._class = module.class_name
         self._values = {**defaults, **module.arguments}
         self._known = set(defaults)
 
     def refuse_unknown(self, *names: str) -> None:
-        """ValueError if there are arguments besides those that have a default, and `names`."""
+        """ValueError for arguments other than `names` and those with a default."""
         if unknown := sorted(set(self._values) - self._known - set(names)):
-            raise ValueError(f"{self._class} has arguments that are not known here: {', '.join(unknown)[:200]}")
+            raise ValueError(f"{self._class} has unknown arguments: {', '.join(unknown)[:200]}")
 
     def plain(self, name: str) -> Any:
         """Text, a number, or a list of integers."""
         value = self._values.get(name)
-        return self.integers(name) if isinstance(value, list | tuple) else self._checked(name, str, int, float)
+        return self.integers(name) if isinstance(value, list | tuple) else self._get(name, str, int, float)
 
     def integer(self, name: str) -> int:
         """An integer from 0 to a million."""
-        value = self._checked(name, int)
+        value = self._get(name, int)
         if not 0 <= value <= 10**6:
             raise ValueError(f"{self._class}.{name}: the value is out of range")
         return value
 
     def number(self, name: str) -> float:
         """A number as float."""
-        return float(self._checked(name, int, float))
+        return float(self._get(name, int, float))
 
     def integers(self, name: str) -> list[int]:
         """A list of at most 16 positive integers."""
-        values = self._checked(name, list, tuple)
+        values = self._get(name, list, tuple)
         if len(values) > 16 or not all(type(value) is int and 0 < value <= 10**6 for value in values):
-            raise ValueError(f"{self._class}.{name}: no short list of positive integers")
+            raise ValueError(f"{self._class}.{name}: not a list of at most 16 positive integers")
         return list(values)
 
-    def _checked(self, name: str, *kinds: type) -> Any:
+    def _get(self, name: str, *kinds: type) -> Any:
         value = self._values.get(name)
         if type(value) not in kinds:
-            wanted = " or ".join(kind.__name__ for kind in kinds)
-            raise ValueError(f"{self._class}.{name}: expected {wanted}, found {type(value).__name__}")
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            raise ValueError(f"{self._class}.{name}: expected {expected}, found {type(value).__name__}")
         return value

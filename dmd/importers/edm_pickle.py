@@ -1,8 +1,8 @@
-"""The pickles of the released EDM teachers as inert data: modules, their arguments and their weights.
+"""Reads the pickles of the released EDM teachers as inert data: modules, their arguments and weights.
 
 Such a file holds `{"ema": module, ...}`. Each module is a call of torch_utils.persistence._reconstruct_persistent_obj
-on a dict with the name of its class, the source code of that class (which NVIDIA's reader executes; here it becomes a
-digest), and its state; `dmd.importers.stored_tensors` has the tensors.
+on a dict with the name of its class, the source code of that class (which NVIDIA's reader executes; here only its
+digest is taken), and its state; `dmd.importers.tensor_storage` reads the tensors.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from dmd.importers.bounded import Bounded
+from dmd.importers.bounded_stream import BoundedStream
 from dmd.importers.inert_pickle import Global, Stateful, load
-from dmd.importers.stored_tensors import Storage, StoredTensor
+from dmd.importers.tensor_storage import Storage, StoredTensor
 
 MAX_SIZE = 4 << 30  # bytes of a file; the largest released one has 1.2e9
-MAX_DEPTH = 16  # of modules within modules; the released ones have 5
-MAX_ENTRIES = 50_000  # of the dicts of all modules, modules that share a dict counting it again; they have some 2,000
+MAX_DEPTH = 16  # of nested modules; the released files have 5
+MAX_ENTRIES = 50_000  # in the dicts of all modules, shared dicts counted again; the released files have about 2,000
 MAX_NAME = 100  # characters
 SCALARS = {"f8": "d", "f4": "f", "i8": "q", "i4": "i", "b1": "?"}
 
@@ -32,12 +32,12 @@ class Module:
     """A module of the file.
 
     Attributes:
-        class_name: as the file says; "ModuleDict" for containers.
-        arguments: keyword arguments its class was called with; values are whatever the file holds.
-        positional: how many arguments were given by position.
-        tensors: parameters and buffers of its own, by name.
-        modules: by name.
-        source_sha256: digest of the source code that the file carries for its class.
+        class_name: in the file; "ModuleDict" for containers.
+        arguments: keyword arguments of its class; their values are not checked.
+        positional: number of positional arguments.
+        tensors: its own parameters and buffers, by name.
+        modules: its child modules, by name.
+        source_sha256: digest of the source code of its class in the file.
     """
 
     class_name: str
@@ -48,7 +48,7 @@ class Module:
     source_sha256: str = ""
 
     def state(self, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-        """Dotted names and tensors of this module and all below."""
+        """Dotted names and tensors of this module and all its children."""
         for name, tensor in self.tensors.items():
             yield prefix + name, tensor
         for name, module in self.modules.items():
@@ -63,15 +63,15 @@ def read(path: Path, *, key: str = "ema", max_size: int = MAX_SIZE) -> Module:
     """
     size = path.stat().st_size
     if size > max_size:
-        raise ValueError(f"{path} has {size} bytes, more than the {max_size} that such a file may have")
+        raise ValueError(f"{path} has {size} bytes, more than the allowed {max_size}")
     try:
         with path.open("rb") as stream:
-            whole = load(Bounded(stream, size), _makers(size))
-        if not isinstance(whole, dict) or not isinstance(whole.get(key), _Persistent):
+            content = load(BoundedStream(stream, size), _makers(size))
+        if not isinstance(content, dict) or not isinstance(content.get(key), _Persistent):
             raise ValueError(f"it is no dict with a module {key!r}")
-        return _Reading(size).module(whole[key], 0)
+        return _ModuleReader(size).module(content[key], 0)
     except ValueError as error:
-        raise ValueError(f"{path} is no EDM teacher that can be used: {error}") from error
+        raise ValueError(f"{path} is not a usable EDM teacher: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ class _Persistent:
 
 
 class _Container(Stateful):
-    """torch's ModuleDict, whose state comes by BUILD."""
+    """Stands for torch's ModuleDict, whose state is set by BUILD."""
 
     def __init__(self) -> None:
         self.state: dict[Any, Any] = {}
@@ -94,7 +94,7 @@ class _Container(Stateful):
 
 
 class _ArrayType(Stateful):
-    """numpy's dtype of a scalar, whose byte order comes by BUILD."""
+    """Stands for numpy's dtype of a scalar, whose byte order is set by BUILD."""
 
     def __init__(self, name: str, *_: Any) -> None:
         self.format = SCALARS.get(name) if isinstance(name, str) else None
@@ -105,7 +105,7 @@ class _ArrayType(Stateful):
 
 
 def _makers(size: int) -> dict[Global, Any]:
-    """What stands for each global of such a file of `size` bytes; encoding shared text again and again is bounded."""
+    """Our maker of each global of a file of `size` bytes; the total length of encoded text is bounded."""
     left = [2 * size]
 
     def encode(text: str, encoding: str) -> bytes:
@@ -114,7 +114,7 @@ def _makers(size: int) -> dict[Global, Any]:
             raise ValueError("_codecs.encode: more text than the file holds, or not latin1")
         return text.encode("latin1")
 
-    found = {
+    makers = {
         ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
         ("torch._utils", "_rebuild_tensor_v2"): lambda *parts: StoredTensor(*parts[:4]),
         ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
@@ -126,10 +126,10 @@ def _makers(size: int) -> dict[Global, Any]:
         ("_codecs", "encode"): encode,
     }
     for core in ("numpy.core", "numpy._core"):
-        found[f"{core}.multiarray", "scalar"] = _scalar
+        makers[f"{core}.multiarray", "scalar"] = _scalar
     for builtins in ("builtins", "__builtin__"):
-        found[builtins, "set"] = lambda items=None: items
-    return {Global(*names): maker for names, maker in found.items()}
+        makers[builtins, "set"] = lambda items=None: items
+    return {Global(*names): maker for names, maker in makers.items()}
 
 
 def _scalar(kind: Any, data: Any) -> int | float | bool:
@@ -149,40 +149,40 @@ def _persistent(meta: Any) -> _Persistent:
     return _Persistent(name[:200], state, source)
 
 
-class _Reading:
-    """Turns stand-ins into modules, never reading more than the file holds."""
+class _ModuleReader:
+    """Turns the objects of `_makers` into modules, with limits on what they may hold."""
 
     def __init__(self, size: int) -> None:
-        self._left = size  # bytes of storages: each stands in the file once
+        self._left = size  # bytes of storages; the file has each of them once
         self._entries = MAX_ENTRIES
         self._seen: set[int] = set()
         self._digests: dict[int, str] = {}  # of source codes, which modules share
 
-    def module(self, found: Any, depth: int) -> Module:
-        """A module and all below."""
-        if not isinstance(found, _Persistent | _Container):
-            raise ValueError(f"a module was expected, found a {type(found).__name__}")
-        if depth > MAX_DEPTH or id(found) in self._seen:
-            raise ValueError("modules within modules without end, or one at two places")
-        self._seen.add(id(found))
-        own = {**self._named(found.state, "_parameters"), **self._named(found.state, "_buffers")}
+    def module(self, item: Any, depth: int) -> Module:
+        """A module with all its children."""
+        if not isinstance(item, _Persistent | _Container):
+            raise ValueError(f"a module was expected, found a {type(item).__name__}")
+        if depth > MAX_DEPTH or id(item) in self._seen:
+            raise ValueError("modules are nested too deep, or one occurs twice")
+        self._seen.add(id(item))
+        own = {**self._named(item.state, "_parameters"), **self._named(item.state, "_buffers")}
         tensors = {name: self.tensor(value, name) for name, value in own.items()}
-        modules = {name: self.module(value, depth + 1) for name, value in self._named(found.state, "_modules").items()}
-        if isinstance(found, _Container):
+        modules = {name: self.module(value, depth + 1) for name, value in self._named(item.state, "_modules").items()}
+        if isinstance(item, _Container):
             return Module("ModuleDict", tensors=tensors, modules=modules)
-        if not isinstance(positional := found.state.get("_init_args", ()), tuple | list):
-            raise ValueError(f"{found.class_name}: its arguments by position are no tuple")
-        arguments = self._named(found.state, "_init_kwargs", keep_none=True)
-        return Module(found.class_name, arguments, len(positional), tensors, modules, self._digest(found.source))
+        if not isinstance(positional := item.state.get("_init_args", ()), tuple | list):
+            raise ValueError(f"{item.class_name}: its arguments by position are no tuple")
+        arguments = self._named(item.state, "_init_kwargs", keep_none=True)
+        return Module(item.class_name, arguments, len(positional), tensors, modules, self._digest(item.source))
 
-    def tensor(self, found: Any, name: str) -> torch.Tensor:
-        """A tensor of its own memory."""
-        if not isinstance(found, StoredTensor):
+    def tensor(self, item: Any, name: str) -> torch.Tensor:
+        """A tensor with its own memory."""
+        if not isinstance(item, StoredTensor):
             raise ValueError(f"{name}: a tensor was expected")
-        self._left -= found.num_bytes  # before they are parsed, and again for each tensor that shares them
+        self._left -= item.num_bytes  # before they are parsed, and again for each tensor that shares them
         if self._left < 0:
             raise ValueError("more numbers in tensors than the file holds")
-        return found.view(found.stored(name), name)
+        return item.view(item.stored(name), name)
 
     def _digest(self, source: str) -> str:
         if id(source) not in self._digests:
@@ -190,11 +190,11 @@ class _Reading:
         return self._digests[id(source)]
 
     def _named(self, state: dict[Any, Any], key: str, *, keep_none: bool = False) -> dict[str, Any]:
-        """The entries of a module's dict, by default those that are there: torch keeps None for an absent bias."""
-        found = state.get(key, {})
-        if not isinstance(found, dict) or not all(isinstance(name, str) and len(name) <= MAX_NAME for name in found):
+        """The entries of a module's dict, by default without None, which torch has for an absent bias."""
+        entries = state.get(key, {})
+        if not isinstance(entries, dict) or not all(isinstance(n, str) and len(n) <= MAX_NAME for n in entries):
             raise ValueError(f"{key} is no dict of names of at most {MAX_NAME} characters")
-        self._entries -= len(found)
+        self._entries -= len(entries)
         if self._entries < 0:
             raise ValueError(f"more than {MAX_ENTRIES} names of tensors, modules and arguments")
-        return {name: value for name, value in found.items() if keep_none or value is not None}
+        return {name: value for name, value in entries.items() if keep_none or value is not None}

@@ -1,4 +1,4 @@
-"""Feature networks from their files."""
+"""Loads feature networks from their files."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ SOURCES = {
 def load(
     path: Path | None, features: Mapping[str, Any], *, modes: Sequence[Sequence[float]] | None
 ) -> tuple[FeatureNetwork, dict[str, Any]]:
-    """The feature network that a config section describes, and its identity: {"name", "sha256"}.
+    """The feature network of a config section, and its identity: {"name", "sha256"}.
 
     Args:
-        path: the file of its weights, None for kinds without weights.
-        features: section `features`: kind, and the sha256 that pins the file; null = any file.
-        modes: centres (K, size) of the dataset's modes, where it is a mixture.
+        path: the file of its weights; None for kinds without weights.
+        features: section `features`: kind, and the sha256 of the file; null = any file.
+        modes: centres (K, size) of the modes of a Gaussian mixture.
 
     Raises:
-        ValueError: the file is missing or not the pinned one, or is given for a kind without weights.
+        ValueError: the file is missing, has another digest, or is given for a kind without weights.
     """
     if path is None:
         network = build(features, state=None, modes=modes)
         return network, {"name": network.name, "sha256": None}
-    digest = checked(path, features)
+    digest = check_digest(path, features)
     network = build(features, state=weights(path, features["kind"]), modes=modes)
     return network, {"name": network.name, "sha256": digest}
 
 
-def checked(path: Path, features: Mapping[str, Any]) -> str:
-    """Digest of the weights; see `load`."""
+def check_digest(path: Path, features: Mapping[str, Any]) -> str:
+    """Digest of the file of weights; ValueError as in `load`."""
     kind = features["kind"]
     if kind not in WEIGHTED:
         raise ValueError(f"{path} is given, but features.kind {kind} has no weights")
@@ -49,7 +49,7 @@ def checked(path: Path, features: Mapping[str, Any]) -> str:
 
 
 def weights(path: Path, kind: str) -> dict[str, Tensor]:
-    """The tensors of a file of weights; of a released .pth nothing but tensors is unpickled.
+    """The tensors of a file of weights; only tensors are unpickled from a released .pth.
 
     Raises:
         ValueError: the file cannot be read, or holds something else than named tensors.
@@ -59,4 +59,4 @@ def weights(path: Path, kind: str) -> dict[str, Tensor]:
     try:
         return weights_file.read(path)
     except ValueError as error:
-        raise ValueError(f"{error} (wanted: {SOURCES[kind]})") from error
+        raise ValueError(f"{error} (expected: {SOURCES[kind]})") from error

@@ -1,9 +1,9 @@
-"""Reads the data in a pickle without running anything that the file names.
+"""Reads the data in a pickle without running code that the file names.
 
-An interpreter of the opcodes that plain data needs. A global is looked up by its exact (module, name) in a table of
-makers, which are ours and inert; whatever else a pickle can ask for (extension codes, classes by INST or OBJ, objects
-by persistent id, attributes by BUILD) is refused by having no meaning here. Python's own Unpickler, restricted, would
-still hash what a file nests, size its memo as a file says, and set attributes of whatever lies on its stack.
+It interprets the opcodes of plain data. A global is looked up by its exact (module, name) in a table of our own, inert
+makers; everything else in a pickle (extension codes, classes by INST or OBJ, objects by persistent id, attributes by
+BUILD) is refused. A restricted Unpickler of Python would still hash nested objects of the file, give its memo a size
+from the file, and set attributes of any object on its stack.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from dmd.importers.bounded import Bounded
+from dmd.importers.bounded_stream import BoundedStream
 
 MAX_OPERATIONS = 2_000_000
 MAX_PROTOCOL = 5
@@ -32,32 +32,32 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class Global(NamedTuple):
-    """What a pickle calls a global: a pair of names."""
+    """The name of a global in a pickle."""
 
     module: str
     name: str
 
 
 class Stateful:
-    """An object of ours that takes the state a BUILD opcode gives it; no other object takes any."""
+    """An object of ours whose state a BUILD opcode may set; all others refuse BUILD."""
 
     def set_state(self, state: Any) -> None:
-        """ValueError if the state is not one of such an object."""
+        """Sets the state; ValueError if it is invalid."""
         raise ValueError(f"{type(self).__name__} takes no state")
 
 
 Makers = Mapping[Global, Callable[..., Any]]
 
 
-def load(stream: Bounded, makers: Makers, *, persistent: Callable[[Any], Any] | None = None) -> Any:
-    """The one object of a pickle; the stream then stands behind it.
+def load(stream: BoundedStream, makers: Makers, *, persistent: Callable[[Any], Any] | None = None) -> Any:
+    """The object of a pickle; the stream is then positioned after it.
 
     Args:
-        makers: what stands for each global that the file may call; none must have an effect.
-        persistent: what stands for an object stored elsewhere, given its id; None refuses those.
+        makers: the function that is called for each allowed global; it must have no side effects.
+        persistent: maps the id of an object stored elsewhere to a value; None refuses such ids.
 
     Raises:
-        ValueError: the file is damaged, or asks for anything that is not plain data or in `makers`.
+        ValueError: the file is damaged, or has anything but plain data and globals of `makers`.
     """
     machine = _Machine(makers, persistent)
     try:
@@ -68,7 +68,7 @@ def load(stream: Bounded, makers: Makers, *, persistent: Callable[[Any], Any] | 
         return machine.result()
     except ValueError:
         raise
-    except Exception as error:  # a damaged file fails in too many ways to list: an empty stack, a missing memo entry
+    except Exception as error:  # a damaged file can fail in many ways: an empty stack, a missing memo entry
         raise ValueError(f"damaged: {type(error).__name__} {error}") from error
 
 
@@ -99,12 +99,12 @@ class _Machine:
         elif action := getattr(self, f"_on_{name.lower()}", None):
             action(argument)
         else:
-            raise ValueError(f"opcode {name} is refused: it is not needed for plain data")
+            raise ValueError(f"opcode {name} is refused: plain data does not need it")
 
     def result(self) -> Any:
-        """What STOP returns."""
+        """The result of the pickle."""
         if self._below or len(self._stack) != 1:
-            raise ValueError("damaged: the pickle ends with more or less than one object")
+            raise ValueError("damaged: the pickle does not end with exactly one object")
         return self._stack[0]
 
     def _on_proto(self, version: int) -> None:
@@ -124,7 +124,7 @@ class _Machine:
         self._memo[len(self._memo)] = self._stack[-1]
 
     def _on_tuple(self, _: None) -> None:
-        items = tuple(self._popped())
+        items = tuple(self._pop_to_mark())
         self._stack.append(items)
 
     def _on_append(self, _: None) -> None:
@@ -132,21 +132,21 @@ class _Machine:
         self._top(list).append(item)
 
     def _on_appends(self, _: None) -> None:
-        items = self._popped()
+        items = self._pop_to_mark()
         self._top(list).extend(items)
 
     def _on_setitem(self, _: None) -> None:
         value, key = self._stack.pop(), self._stack.pop()
-        self._top(dict)[_checked_key(key)] = value
+        self._top(dict)[_check_key(key)] = value
 
     def _on_setitems(self, _: None) -> None:
-        items = self._popped()
+        items = self._pop_to_mark()
         for key, value in zip(items[::2], items[1::2], strict=True):
-            self._top(dict)[_checked_key(key)] = value
+            self._top(dict)[_check_key(key)] = value
 
     def _on_additems(self, _: None) -> None:
-        items = self._popped()
-        self._top(set).update(_checked_key(item) for item in items)
+        items = self._pop_to_mark()
+        self._top(set).update(_check_key(item) for item in items)
 
     def _on_global(self, names: str) -> None:
         self._look_up(*names.split(" ", 1))
@@ -180,12 +180,12 @@ class _Machine:
     def _look_up(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise ValueError("damaged: a global whose names are no text")
-        if (found := Global(module, name)) not in self._makers:
+        if (target := Global(module, name)) not in self._makers:
             raise ValueError(f"global {module[:80]}.{name[:80]} is refused: it is not part of such files")
-        self._stack.append(found)
+        self._stack.append(target)
 
-    def _popped(self) -> list[Any]:
-        """What lies above the last mark."""
+    def _pop_to_mark(self) -> list[Any]:
+        """Removes and returns the items above the last mark."""
         items, self._stack = self._stack, self._below.pop()
         return items
 
@@ -195,8 +195,8 @@ class _Machine:
         return self._stack[-1]
 
 
-def _checked_key(key: Any) -> Any:
-    """Only keys whose hash takes no time: that of nested tuples can take for ever."""
+def _check_key(key: Any) -> Any:
+    """The key, if its hash is cheap; the hash of nested tuples may take very long."""
     if type(key) not in _KEYS:
         raise ValueError(f"damaged: a {type(key).__name__} as a key")
     return key

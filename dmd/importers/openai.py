@@ -1,8 +1,8 @@
-"""OpenAI's EDM teacher of consistency models (Song et al. 2023) as the ADM network of ours.
+"""OpenAI's EDM teacher of consistency models (Song et al. 2023) as our ADM network.
 
-The file is a state dict of the U-Net of guided diffusion. It is the architecture of Dhariwal and Nichol 2021, so only
-names differ, the order of channels in attention (query, key and value one after the other), the orientation of the
-label embedding, and the condition, which is 1000 ln(sigma) / 4.
+The file is a state dict of the U-Net of guided diffusion, the architecture of Dhariwal and Nichol 2021. It differs from
+ours in names, in the order of channels in attention (query, key and value one after the other), in the orientation of
+the label embedding, and in the noise condition, 1000 ln(sigma) / 4.
 """
 
 import re
@@ -32,10 +32,10 @@ def load(path: Path, resolution: int) -> tuple[State, dict[str, Any]]:
     """Weights (`ema.*`, float32) and facts (network, preconditioning, sigma_data, shape, classes) of a file.
 
     Args:
-        resolution: side of the images in pixels, of which the file says nothing; 64 for the released one.
+        resolution: side of the images in pixels, which is not in the file; 64 for the released one.
 
     Raises:
-        ValueError: the file holds anything but tensors, or the weights of another network.
+        ValueError: the file holds something else than tensors, or the weights of another network.
     """
     state = weights_file.read(path)
     if bad := [key for key, value in state.items() if not value.is_floating_point()]:
@@ -45,12 +45,12 @@ def load(path: Path, resolution: int) -> tuple[State, dict[str, Any]]:
         blocks = _block_names(architecture)
         weights = {
             f"ema.{name}": value.float().contiguous()
-            for key, found in state.items()
-            for name, value in _converted(key, found, blocks)
+            for key, tensor in state.items()
+            for name, value in _convert(key, tensor, blocks)
         }
     except (KeyError, ValueError, IndexError, RuntimeError, ArithmeticError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error).split("\n")[0]
-        raise ValueError(f"{path} is no teacher of consistency models that can be used: {reason}") from error
+        raise ValueError(f"{path} is not a usable teacher of consistency models: {reason}") from error
     return weights, {
         "network": architecture,
         "preconditioning": {"kind": "edm", "condition_scale": CONDITION_SCALE},
@@ -61,23 +61,23 @@ def load(path: Path, resolution: int) -> tuple[State, dict[str, Any]]:
 
 
 def _architecture(state: State, resolution: int) -> dict[str, Any]:
-    """Numbers of the network, from names and shapes: decoder blocks that end in a second block end a level."""
+    """The architecture, from names and shapes; a decoder block with an up-sampling block ends a level."""
     width, stem = state["time_embed.0.weight"].shape[1], state["input_blocks.0.0.weight"]
-    numbers = (int(found[1]) for key in state if (found := re.match(r"output_blocks\.(\d{1,4})\.", key)))
+    numbers = (int(match[1]) for key in state if (match := re.match(r"output_blocks\.(\d{1,4})\.", key)))
     count = 1 + max(numbers, default=-1)
     ends = [
         num
         for num in range(count)
-        if any(f"output_blocks.{num}.{place}.in_layers.0.weight" in state for place in (1, 2))
+        if any(f"output_blocks.{num}.{index}.in_layers.0.weight" in state for index in (1, 2))
     ]
     levels = len(ends) + 1
     per_level = count // levels
     if count % levels or ends != [per_level * level - 1 for level in range(1, levels)] or per_level < 2:
-        raise ValueError(f"{count} decoder blocks with up-sampling blocks in {ends} make no equal levels")
+        raise ValueError(f"{count} decoder blocks with up-sampling blocks in {ends} do not form equal levels")
     firsts = range(count - per_level, -1, -per_level)  # of each level in the decoder, finest first
     channels = [state[f"output_blocks.{num}.0.out_layers.0.weight"].shape[0] for num in firsts]
     if any(channel % width for channel in channels):
-        raise ValueError(f"channels {channels} of the levels are no multiples of {width}")
+        raise ValueError(f"channels {channels} of the levels are not multiples of {width}")
     attends = [f"output_blocks.{num}.1.qkv.weight" in state for num in firsts]
     return {
         "kind": "adm",
@@ -93,7 +93,7 @@ def _architecture(state: State, resolution: int) -> dict[str, Any]:
 
 
 def _block_names(architecture: dict[str, Any]) -> dict[str, str]:
-    """Our name of each block by OpenAI's, `input_blocks.3.0` and so on; attention has the name of its block."""
+    """Our name of each block by OpenAI's (`input_blocks.3.0`, ...); attention has the name of its block."""
     levels = [architecture["resolution"] >> level for level in range(len(architecture["multipliers"]))]
     names = {"input_blocks.0.0": f"enc.{levels[0]}x{levels[0]}_conv"}
     number = 1
@@ -102,7 +102,7 @@ def _block_names(architecture: dict[str, Any]) -> dict[str, str]:
             names[f"input_blocks.{number}.0"] = f"enc.{side}x{side}_down"
             number += 1
         for index in range(architecture["blocks"]):
-            names |= {f"input_blocks.{number}.{place}": f"enc.{side}x{side}_block{index}" for place in (0, 1)}
+            names |= {f"input_blocks.{number}.{part}": f"enc.{side}x{side}_block{index}" for part in (0, 1)}
             number += 1
     last = f"dec.{levels[-1]}x{levels[-1]}"
     names |= {"middle_block.0": f"{last}_in0", "middle_block.1": f"{last}_in0", "middle_block.2": f"{last}_in1"}
@@ -119,7 +119,7 @@ def _block_names(architecture: dict[str, Any]) -> dict[str, str]:
     return names
 
 
-def _converted(key: str, value: torch.Tensor, blocks: dict[str, str]) -> list[tuple[str, torch.Tensor]]:
+def _convert(key: str, value: torch.Tensor, blocks: dict[str, str]) -> list[tuple[str, torch.Tensor]]:
     """Our name and layout of one tensor."""
     if key == "label_emb.weight":
         return [("map_label.weight", value.T)]
@@ -132,7 +132,7 @@ def _converted(key: str, value: torch.Tensor, blocks: dict[str, str]) -> list[tu
     if layer.startswith("middle_block."):
         block, part = ".".join(layer.split(".")[:2]), ".".join(layer.split(".")[2:])
     if block not in blocks or part not in (PARTS | ATTENTION):
-        raise ValueError(f"{key[:100]} is no weight of such a network")
+        raise ValueError(f"{key[:100]} is not a weight of such a network")
     name = f"{blocks[block]}.{(PARTS | ATTENTION)[part]}.{kind}"
     if part == "qkv":  # (q | k | v, head, channel in head) to (head, channel in head, q | k | v)
         heads = value.shape[0] // (3 * HEAD_CHANNELS)

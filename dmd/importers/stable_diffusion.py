@@ -1,6 +1,6 @@
-"""Teachers from a local Stable Diffusion folder: a UNet2DConditionModel, its noise levels, the state of no prompt.
+"""Teachers from a local Stable Diffusion folder: UNet2DConditionModel, noise levels, states of the empty prompt.
 
-Only JSON, text and safetensors are read; no code in the folder is run, and nothing is fetched.
+Only JSON, text and safetensors are read; no code in the folder is run, nothing is downloaded.
 """
 
 from pathlib import Path
@@ -30,13 +30,13 @@ FOLDERS |= {"text_encoder": "the CLIPTextModel", "tokenizer": "the CLIPTokenizer
 
 
 def source_files(folder: Path) -> list[Path]:
-    """Every file that is read of the folder, for its digest: those of autoencoder and text encoder with them.
+    """All files of the folder for its digest, with those of autoencoder and text encoder.
 
     Raises:
-        ValueError: one that is needed is missing or cannot be read; the message says which and what belongs there.
+        ValueError: a required file is missing or cannot be read; the message names it and its purpose.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder")
+        raise ValueError(f"{folder} is not a folder")
     for name, what in FOLDERS.items():
         if not (folder / name).is_dir():
             raise ValueError(f"{folder / name} is missing: the sub-folder of {what}")
@@ -53,11 +53,11 @@ def source_files(folder: Path) -> list[Path]:
 def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Weights (`ema.*`, float32), text states of the empty prompt (`text.empty`, (L, E)), and facts.
 
-    Facts: network, preconditioning, scheduler (the folder's, as StableDiffusionPipeline corrects it), sigma_data,
+    Facts: network, preconditioning, scheduler (with the corrections of StableDiffusionPipeline), sigma_data,
     sigma_min, sigma_max, shape of a latent, image_shape, num_classes 0, text {length, width}.
 
     Raises:
-        ValueError: something is missing, of another class, or does not fit the rest; each is named.
+        ValueError: a file is missing, is of another class, or does not fit the others.
     """
     source_files(folder)
     if (index := folder / "model_index.json").exists():
@@ -98,7 +98,7 @@ def _scheduler(folder: Path) -> Path:
 
 
 def _empty(folder: Path) -> tuple[torch.Tensor, dict[str, int]]:
-    """Text states (L, E) of the empty prompt, and their extents."""
+    """Text states (L, E) of the empty prompt, and their sizes."""
     state, facts = texts.load(folder)
     text = Text(**facts["text_encoder"]).eval()
     text.load_state_dict(state)
@@ -107,10 +107,10 @@ def _empty(folder: Path) -> tuple[torch.Tensor, dict[str, int]]:
 
 def _check_pipeline(index: Path) -> None:
     parts = pipelines.read_json(index)
-    for name, wanted in {"unet": NETWORK, "vae": autoencoders.FULL}.items():
-        if (found := parts.get(name)) != ["diffusers", wanted]:
-            raise ValueError(f"{index}: {name} is {found!r}, no {wanted} of diffusers")
-    for name, wanted in {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}.items():
-        found = parts.get(name)
-        if not isinstance(found, list) or found[:1] != ["transformers"] or found[1] not in (wanted, f"{wanted}Fast"):
-            raise ValueError(f"{index}: {name} is {found!r}, no {wanted} of transformers")
+    for name, expected in {"unet": NETWORK, "vae": autoencoders.FULL}.items():
+        if (part := parts.get(name)) != ["diffusers", expected]:
+            raise ValueError(f"{index}: {name} is {part!r}, not {expected} of diffusers")
+    for name, expected in {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}.items():
+        part = parts.get(name)
+        if not isinstance(part, list) or part[:1] != ["transformers"] or part[1] not in (expected, f"{expected}Fast"):
+            raise ValueError(f"{index}: {name} is {part!r}, not {expected} of transformers")

@@ -1,4 +1,4 @@
-"""Teachers from files of others: one function for all kinds."""
+"""Loads published teachers of all kinds."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Importer(NamedTuple):
-    """How a kind of teacher is read: the files it consists of, then its weights and facts."""
+    """How a kind of teacher is read: its files, then weights and facts."""
 
     files: Callable[[Path], list[Path]]
     load: Callable[[Path, int | None], tuple[Tensors, dict[str, Any]]]
@@ -33,22 +33,22 @@ KINDS = {
 def load(
     kind: str, source: Path, *, sha256: str | None, resolution: int | None = None
 ) -> tuple[Tensors, dict[str, Any], record.Inputs]:
-    """Weights and facts of a teacher that others have trained, checked against the network they belong to.
+    """Weights and facts of a published teacher, after a check that they fit its network.
 
     Args:
         kind: one of `KINDS`.
         source: its file or folder.
-        sha256: what the digest begins with, that of the file, or of a folder the one over the names and digests of
-            its files; None takes any.
-        resolution: side of the images, for kind openai, whose files say nothing of it; None is 64.
+        sha256: digest of the file, or for a folder the digest of the names and digests of its files; or its first
+            digits; None accepts any.
+        resolution: side of the images for kind openai, which is not in the file; None is 64.
 
     Returns:
-        Tensors `ema.*`, and `text.empty` where there are prompts; what stage teacher writes as metadata: network,
-        preconditioning, sigma_data, shape, num_classes, source_sha256 and, where the source limits or says them,
-        sigma_min, sigma_max, scheduler, text and image_shape; digests of the files.
+        Tensors `ema.*`, and `text.empty` for a teacher of text; metadata for stage teacher: network, preconditioning,
+        sigma_data, shape, num_classes, source_sha256 and, if the source has them, sigma_min, sigma_max, scheduler,
+        text and image_shape; digests of the files.
 
     Raises:
-        ValueError: the source is missing, is not the pinned one, cannot be used, or its weights do not fit.
+        ValueError: the source is missing, has another digest, cannot be used, or its weights do not fit.
     """
     digests, digest = pipelines.digests(source, KINDS[kind].files(source), sha256, key="teacher.sha256")
     tensors, facts = KINDS[kind].load(source, resolution)
@@ -59,5 +59,5 @@ def load(
     count = sum(value.numel() for value in state.values())
     limit = f", sigma up to {facts['sigma_max']:.6g}" if "sigma_max" in facts else ""
     reporting.log(f"{source}: network {facts['network']['kind']}, {count} parameters, images {facts['shape']}{limit}")
-    inputs = {"source": {str(path): found for path, found in digests.items()}}
+    inputs = {"source": {str(path): value for path, value in digests.items()}}
     return tensors, {**facts, "source_sha256": digest}, inputs

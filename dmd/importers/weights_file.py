@@ -1,4 +1,4 @@
-"""State dicts in files of torch.save: dense tensors by name, and nothing else. Nowhere else is torch.load called."""
+"""State dicts in files of torch.save: dense tensors by name. This is the only caller of torch.load."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-DAMAGE = (  # what torch's reader and zipfile raise for damaged files, and for those that want to run something
+DAMAGE = (  # errors of torch's reader and of zipfile for damaged or hostile files
     pickle.UnpicklingError,
     RuntimeError,
     NotImplementedError,
@@ -29,30 +29,30 @@ DAMAGE = (  # what torch's reader and zipfile raise for damaged files, and for t
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file; torch's restricted reader runs nothing that it names.
+    """The tensors of a file, by torch's restricted reader, which runs no code.
 
     Raises:
-        ValueError: the file is damaged, holds something else, or tensors of more numbers than it stores; one line.
+        ValueError: the file is damaged, holds something else, or tensors larger than their storage; one line.
     """
     try:
         _check_claims(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGE as error:
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        raise ValueError(f"{path} cannot be read as a file of weights alone: {reason}") from error
-    if not isinstance(found, dict) or not found or not all(isinstance(key, str) for key in found):
+        raise ValueError(f"{path} cannot be read as a file of weights only: {reason}") from error
+    if not isinstance(state, dict) or not state or not all(isinstance(key, str) for key in state):
         raise ValueError(f"{path} holds no dict of names and tensors")
-    if bad := [key for key, value in found.items() if not isinstance(value, torch.Tensor)]:
+    if bad := [key for key, value in state.items() if not isinstance(value, torch.Tensor)]:
         raise ValueError(f"{path} holds something else than tensors: {', '.join(bad[:3])[:200]}")
-    if bad := [key for key, value in found.items() if not _stored(value)]:
-        raise ValueError(f"{path} holds tensors whose numbers are not all stored: {', '.join(bad[:3])[:200]}")
-    if sum(value.nbytes for value in found.values()) > path.stat().st_size:
+    if bad := [key for key, value in state.items() if not _stored(value)]:
+        raise ValueError(f"{path} holds tensors larger than their storage: {', '.join(bad[:3])[:200]}")
+    if sum(value.nbytes for value in state.values()) > path.stat().st_size:
         raise ValueError(f"{path} holds tensors of more bytes than the file has")
-    return dict(found)
+    return dict(state)
 
 
 def _check_claims(path: Path) -> None:
-    """ValueError if the parts of a zip file claim more bytes than it has: torch stores them as they are."""
+    """ValueError if the parts of a zip file claim more bytes than it has; torch does not compress them."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as parts:
             claimed = sum(part.file_size for part in parts.infolist())
@@ -61,7 +61,7 @@ def _check_claims(path: Path) -> None:
 
 
 def _stored(value: torch.Tensor) -> bool:
-    """Whether a tensor is dense, in memory, and claims some numbers, no more than it stores."""
+    """Whether a tensor is dense, in memory, not empty, and no larger than its storage."""
     if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
         return False
     return 0 < value.nbytes <= value.untyped_storage().nbytes()

@@ -1,4 +1,4 @@
-"""What a denoiser or a student learns from: one file a method, see `base`."""
+"""Methods: how a teacher or a student is trained, one file per method; `base` has their interface."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ if TYPE_CHECKING:
 
 
 def load(name: str) -> type[Method[Any]]:
-    """The class of a method, from the file of its name."""
-    found: type[Method[Any]] = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").METHOD
-    return found
+    """The class `METHOD` of the file that has the method's name."""
+    method: type[Method[Any]] = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").METHOD
+    return method

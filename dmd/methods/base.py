@@ -1,7 +1,7 @@
-"""What a method says of itself: networks, data, optimiser steps, losses. `dmd.train` does the rest.
+"""The interface of a method: optimiser steps, random draws, losses. `dmd.train` does the rest.
 
-A method is one file here and one class in `dmd.config.methods`; no method inherits from another. The file has a class
-that derives from `Method`, named `METHOD`; its `name` in the configuration is the name of the file.
+A method is one file here and one class in `dmd.config.methods`; no method inherits from another. The file is named
+after the method's `name` in the configuration, and its constant `METHOD` is a class that derives from `Method`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Part:
-    """Samples that a step works on together.
+    """A batch of samples within a step.
 
     Attributes:
-        name: within its step; within the update, where a later part carries its rows.
-        stream: where its rows come from: noise, pairs, trajectories, images; none where `carries` names a part.
+        name: unique in its step, and in the update if a later part continues it.
+        stream: source of its rows: noise, pairs, trajectories, images; None if `carries` names a part.
         size: samples of the whole batch, over all processes and micro-batches.
-        among: the first so many items of the stream; None is all of them.
-        carries: an earlier part of the same update that goes on: its rows, what its loss kept, and its micro-batches.
+        among: only the first `among` items of the stream are used; None is all of them.
+        carries: an earlier part of the same update that this one continues: with the same rows, with what its loss
+            added to them, and with the same micro-batches.
     """
 
     name: str
@@ -42,10 +43,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Step:
-    """Gradients of all parts add up; then each role in `trains` takes one optimiser step, in this order.
+    """One optimiser step of each role in `trains`, in this order, on the sum of the gradients of all parts.
 
     Attributes:
-        name: in the log, and in the methods below.
+        name: which kind of step it is, for the functions of the method.
         dropout: roles whose dropout is on in this step; see `Method.replay`.
     """
 
@@ -57,7 +58,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Clock:
-    """Where a training stands: update number `update` of all `total`, in `phase`."""
+    """Progress of a training: update number `update` of `total`, in `phase`."""
 
     update: int
     total: int
@@ -71,15 +72,15 @@ class Clock:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the data of a training are.
+    """Properties of the data, and of the network that training starts from.
 
     Attributes:
         shape: (C, H, W) of an image.
-        num_classes: 0 where there are no labels.
+        num_classes: 0 if there are no labels.
         sigma_data: standard deviation of the data.
-        text: the condition is text states.
-        sigma_max: the last noise level of the network that training starts from; None where it has no last.
-        network: architecture of the network that training starts from; None where it is no network.
+        text: whether the condition is text states.
+        sigma_max: highest noise level of that network; None if it has no highest one.
+        network: architecture of that network; None if the denoiser is no network.
     """
 
     shape: tuple[int, ...]
@@ -91,13 +92,13 @@ class Facts:
 
 
 class StepLog(Protocol):
-    """What a loss leaves for the log: sums over rows, micro-batches, steps of one name and processes."""
+    """Columns that a loss adds to the log; they are reduced over rows, micro-batches, steps and processes."""
 
     def mean(self, name: str, values: Tensor, *, weights: Tensor | None = None) -> None:
-        """Mean of values (b, ...) of this micro-batch's rows; `weights` (b,) of 0 leave rows out."""
+        """Mean of values (b, ...) over the rows of this micro-batch; weights (b,) of 0 leave rows out."""
 
     def scalar(self, name: str, value: Tensor, rows: int) -> None:
-        """A mean over the `rows` rows of this micro-batch, such as a loss."""
+        """A value that is already a mean over the `rows` rows of this micro-batch, such as a loss."""
 
     def total(self, name: str, values: Tensor) -> None:
         """Sum of values (b,)."""
@@ -106,20 +107,20 @@ class StepLog(Protocol):
         """Mean and standard deviation of all elements, as columns `{name}/mean` and `{name}/std`."""
 
     def binned(self, name: str, values: Tensor, bins: Tensor, num_bins: int) -> None:
-        """Means of values (b,) by bin (b,), as columns `{name}0`, `{name}1`, ...; an empty bin has none."""
+        """Means of values (b,) per bin (b,), as columns `{name}0`, `{name}1`, ...; an empty bin has no value."""
 
     def value(self, name: str) -> Tensor:
-        """The mean `name` of the step at hand, or those of all bins, over all rows and processes.
+        """The mean `name` of the current step, or the means of its bins, over all rows and processes.
 
-        All processes have to ask together.
+        All processes must call it together.
         """
 
 
 class Networks(Protocol):
-    """The networks of a method, on their device: what `begin` may do with them besides calling them."""
+    """The networks of a method, on their device, with what `begin` and `after` may do besides calling them."""
 
     def __getitem__(self, role: str) -> nn.Module:
-        """The denoiser, or other network, of a role."""
+        """The denoiser or other network of a role."""
 
     def copy(self, role: str, source: str, *, averaged: bool = False) -> None:
         """Sets the weights of `role` to those of `source`; `averaged` takes the student's moving average."""
@@ -128,7 +129,7 @@ class Networks(Protocol):
         """Moves the weights of `role` towards those of `source`: decay * role + (1 - decay) * source."""
 
     def restart_average(self) -> None:
-        """Begins the student's moving average anew at its weights of now."""
+        """Resets the student's moving average to its current weights."""
 
     def forget_moments(self, role: str) -> None:
         """Clears the Adam moments of a role."""
@@ -137,26 +138,25 @@ class Networks(Protocol):
 Config = TypeVar("Config", bound=MethodSection)
 
 
-def _nothing() -> None:
-    """There is no pass to replay where nothing drops out."""
+def _no_dropout() -> None:
+    """Without dropout there is no random state to restore."""
 
 
 @dataclass
 class Method(ABC, Generic[Config]):
-    """One method at work.
+    """A method with its networks.
 
-    All but `draw` and `steps` see micro-batches of this process; no row's loss depends on other rows. A loss that needs
-    batch statistics keeps them in `buffers` and sets them in `after`, one update late.
+    `loss` sees micro-batches of this process; no row's loss depends on other rows. A loss that needs batch statistics
+    reads them from `buffers`, which `after` sets, one update late.
 
     Attributes:
-        config: its section.
+        config: its section of the configuration.
         networks: by role, on their device.
         facts: of the data.
         device: of the networks.
-        distances: of images, (made, reference) -> scalar, by the decoder that latents go through; see
+        distances: of images, (generated, reference) -> scalar, by the decoder that latents go through; see
             `MethodSection.distance`.
-        buffers: tensors besides networks and optimisers that checkpoints keep, on the networks' device; all of them are
-            made in `__post_init__`.
+        buffers: further tensors that checkpoints hold, on the networks' device; `__post_init__` makes all of them.
     """
 
     config: Config
@@ -165,49 +165,52 @@ class Method(ABC, Generic[Config]):
     device: torch.device
     distances: Mapping[str, Distance] = field(default_factory=dict)
     buffers: dict[str, Tensor] = field(default_factory=dict, init=False)
-    _replay: Callable[[], None] = field(default_factory=lambda: _nothing, init=False)
+    _replay: Callable[[], None] = field(default_factory=lambda: _no_dropout, init=False)
 
     @classmethod
     def new_network(cls, config: Config, role: str, facts: Facts) -> nn.Module:
-        """The network of a role whose source is NEW, with random weights of torch's global generator, on the CPU."""
+        """The network of a role whose source is NEW, on the CPU, its weights drawn from torch's global generator."""
         raise ValueError(f"method {config.name} makes no network {role}")
 
     @classmethod
     @abstractmethod
     def steps(cls, config: Config, clock: Clock) -> tuple[Step, ...]:
-        """Optimiser steps of one update, in order: a function of config and clock alone, which costs nothing."""
+        """Optimiser steps of one update, in order: a cheap function of config and clock alone."""
 
     def draw(self, step: Step, clock: Clock, random: torch.Generator) -> Mapping[str, Rows]:
         """Random values by part, for whole batches, on the CPU: noise levels and noise.
 
-        The rows of all parts of a step come first, then what this draws, then the next step. It is called while the
-        update before is at work, and so reads nothing that an update or `configure` sets: the phase is in the clock.
+        `random` first draws the rows of all parts of a step, then these values, then those of the next step. The
+        previous update may still run meanwhile, so this reads nothing that an update or `configure` sets: the phase is
+        in the clock.
         """
         return {}
 
     @abstractmethod
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
-        """Mean over the rows of one micro-batch, on the device; parts that carry it see what it adds to `rows`."""
+        """Mean over the rows of one micro-batch, on the device; what it adds to `rows`, parts that carry it read."""
 
     def replay(self) -> None:
-        """Sets torch's global generators back to where the pass at hand began: a second pass has the same dropout."""
+        """Resets torch's global generators to the start of this pass: a second pass has the same dropout."""
         self._replay()
 
     def configure(self, phase: PlannedPhase) -> None:
-        """Sets what a phase decides: a function of config and phase alone, called before its first update here."""
+        """Sets the values of a phase: a function of config and phase alone, called on entering it and on resume."""
 
     def begin(self, phase: PlannedPhase) -> None:
-        """What happens once at the first update of a phase, such as teacher := student; never again on resume."""
+        """Runs once, before the first update of a phase, and not again on resume; copies student to teacher, say."""
 
     def after(self, step: Step, clock: Clock, log: StepLog) -> None:
-        """What follows a step: moving targets, statistics, of which `log.value` has sums over all processes."""
+        """Runs after each step: moving targets, and statistics, for which `log.value` has means over all processes."""
 
     def sampling(self) -> Calls | None:
-        """How the student is sampled, for its file; None where it is a denoiser that any solver takes."""
+        """How the student is sampled, for its file; None for a denoiser that any solver can sample."""
         return None
 
     def keep(self, phase: PlannedPhase) -> Calls | None:
-        """How the student that a phase ends with is sampled, if its average is to stay in the file: one set of weights
-        for each number of calls. A function of config and phase alone; the last phase needs none, see `sampling`.
+        """How the student at the end of a phase is sampled, if its averaged weights are to stay in the file, else None.
+
+        A function of config and phase alone. The file has one set of weights per number of calls; those of the last
+        phase are described by `sampling`.
         """
         return None

@@ -1,14 +1,14 @@
 """Consistency models: distillation and training (Song et al. 2023, arXiv 2303.01469, Algorithms 2 and 3).
 
 The student's map f(x; sigma) leads from any level of the probability flow ODE to its end: f(x; sigma_min) = x, and f is
-the same all along a trajectory. Of two neighbouring levels sigma_i < sigma_{i+1} and x_{i+1} = x + sigma_{i+1} n,
+constant along a trajectory. For neighbouring levels sigma_i < sigma_{i+1} and x_{i+1} = x + sigma_{i+1} n,
 
-    loss   w d(f(x_{i+1}; sigma_{i+1}), f-(x_i; sigma_i)),   f- the target, through which no gradient goes
+    loss   w d(f(x_{i+1}; sigma_{i+1}), f-(x_i; sigma_i)),   f- the target, without gradient
     distillation   (Eq. 7)   x_i is one step of the teacher's ODE from x_{i+1}
     training       (Eq. 10)  x_i = x + sigma_i n: no teacher
 
-Improved training (Song and Dhariwal 2023, arXiv 2310.14189) is the second with the target the student itself, d
-pseudo-Huber, w = 1 / (sigma_{i+1} - sigma_i), i drawn by a log-normal, and a number of levels that doubles.
+Improved training (Song and Dhariwal 2023, arXiv 2310.14189) is consistency training whose target is the student itself,
+with the pseudo-Huber d, w = 1 / (sigma_{i+1} - sigma_i), i from a log-normal, and a number of levels that doubles.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Consistency(Method[sections.Consistency]):
     """Consistency distillation and training.
 
     Attributes:
-        calls: how the student is sampled; its map is the one that is trained.
-        sigma_max: the last level.
+        calls: how the student is sampled, with the map that is trained.
+        sigma_max: the highest level.
     """
 
     def __post_init__(self) -> None:
@@ -46,9 +46,9 @@ class Consistency(Method[sections.Consistency]):
         last = config.levels.sigma_max if config.levels.sigma_max is not None else self.facts.sigma_max
         if last is None:
             where = "distill.method.levels.sigma_max"
-            raise ValueError(f"{where}: null is the last noise level of the file to start from, which names none")
+            raise ValueError(f"{where}: null is the highest noise level of the file to start from, which has none")
         if self.facts.text:
-            raise ValueError("method consistency learns from images and their labels, and the condition here is text")
+            raise ValueError("method consistency cannot train a denoiser of text: it reads images with labels")
         self.sigma_max = float(last)
         self.calls = Calls(
             config.calls or (self.sigma_max,), between="noise", map="consistency", sigma_min=config.levels.sigma_min
@@ -56,7 +56,7 @@ class Consistency(Method[sections.Consistency]):
 
     @classmethod
     def steps(cls, config: sections.Consistency, clock: Clock) -> tuple[Step, ...]:
-        """One step of the student on one batch of images; the teacher never drops out."""
+        """One step of the student on one batch of images; dropout is off in the teacher."""
         dropout = tuple(role for role in config.roles() if role != "teacher") if config.dropout else ()
         return (Step("student", ("student",), (Part("images", config.batch_size, "images"),), dropout),)
 
@@ -64,10 +64,10 @@ class Consistency(Method[sections.Consistency]):
         """Neighbouring levels, and noise."""
         levels, num = self.config.levels, self.config.batch_size
         sigmas = self.sigmas(number_of_levels(levels.number, clock))
-        place = torch.multinomial(level_probabilities(sigmas, levels), num, replacement=True, generator=random)
+        index = torch.multinomial(level_probabilities(sigmas, levels), num, replacement=True, generator=random)
         noise = torch.randn((num, *self.facts.shape), generator=random)
-        bins = place * NUM_BINS // (len(sigmas) - 1)
-        neighbours = {"sigma": sigmas[place + 1].float(), "lower_sigma": sigmas[place].float()}
+        bins = index * NUM_BINS // (len(sigmas) - 1)
+        neighbours = {"sigma": sigmas[index + 1].float(), "lower_sigma": sigmas[index].float()}
         return {"images": {**neighbours, "noise": noise, "bin": bins}}
 
     def sigmas(self, num: int) -> Tensor:
@@ -76,7 +76,7 @@ class Consistency(Method[sections.Consistency]):
         return level_table(num, levels.sigma_min, self.sigma_max, levels.rho)
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
-        """Weighted distance of the student at one level to its target at the level below."""
+        """Weighted distance of the student at one level to the target at the level below."""
         image, label, noise = rows["image"], rows["label"], rows["noise"]
         sigma, lower = rows["sigma"], rows["lower_sigma"]
         noised = image + per_sample(sigma, image) * noise
@@ -89,10 +89,10 @@ class Consistency(Method[sections.Consistency]):
                 )
             target = self.map("target" if self.config.target_decay else "student", neighbour, lower, label)
         self.replay()
-        made = self.map("student", noised, sigma, label)
+        x0 = self.map("student", noised, sigma, label)
         log.scalar("levels", sigma.new_tensor(number_of_levels(self.config.levels.number, clock)), len(image))
-        log.binned("consistency/gap", (made - target).abs().flatten(1).mean(1), rows["bin"], NUM_BINS)
-        loss = self._distance(made, target, sigma - lower)
+        log.binned("consistency/gap", (x0 - target).abs().flatten(1).mean(1), rows["bin"], NUM_BINS)
+        loss = self._distance(x0, target, sigma - lower)
         log.scalar("loss/consistency", loss, len(image))
         return loss
 
@@ -109,17 +109,17 @@ class Consistency(Method[sections.Consistency]):
         """One call at the last level, or more with fresh noise between them (Algorithm 1)."""
         return self.calls
 
-    def _distance(self, made: Tensor, target: Tensor, gap: Tensor) -> Tensor:
-        """Mean over images of w d(made, target)."""
+    def _distance(self, x0: Tensor, target: Tensor, gap: Tensor) -> Tensor:
+        """Mean over images of w d(x0, target)."""
         metric = self.config.metric
         if not self.config.plain:
             (distance,) = self.distances.values()
-            return distance(made, target)
+            return distance(x0, target)
         if isinstance(metric, sections.PseudoHuberDistance):
-            each = pseudo_huber(made, target, metric.c or HUBER * math.sqrt(math.prod(self.facts.shape)))
+            distances = pseudo_huber(x0, target, metric.c or HUBER * math.sqrt(math.prod(self.facts.shape)))
         else:
-            each = (made - target).square().flatten(1).mean(1)
-        return (each / gap if self.config.weighting == "gap" else each).mean()
+            distances = (x0 - target).square().flatten(1).mean(1)
+        return (distances / gap if self.config.weighting == "gap" else distances).mean()
 
 
 def number_of_levels(number: sections.FixedNumber | sections.RootNumber | sections.DoublingNumber, clock: Clock) -> int:
@@ -149,14 +149,14 @@ def target_decay(config: sections.Consistency, clock: Clock) -> float:
 
 @lru_cache(maxsize=8)
 def level_table(num: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
-    """`karras_sigmas`, ascending, whose ends are exact: f is the image at sigma_min and nowhere else."""
+    """`karras_sigmas`, ascending, with exact ends: f must be the identity at sigma_min."""
     sigmas = karras_sigmas(num, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho).flip(0)
     sigmas[0], sigmas[-1] = sigma_min, sigma_max
     return sigmas
 
 
 def level_probabilities(sigmas: Tensor, levels: sections.ConsistencyLevels) -> Tensor:
-    """Probability (N - 1,) of each pair of neighbours of ascending levels (N,).
+    """Probabilities (N - 1,) of the pairs of neighbours among ascending levels (N,).
 
     Log-normal: proportional to erf((ln sigma_{i+1} - m) / (sqrt(2) s)) - erf((ln sigma_i - m) / (sqrt(2) s)) (Song and
     Dhariwal 2023, Table 1).
@@ -171,7 +171,7 @@ def level_probabilities(sigmas: Tensor, levels: sections.ConsistencyLevels) -> T
 def teacher_step(teacher: Any, image: Tensor, label: Tensor, sigma: Tensor, lower: Tensor, *, heun: bool) -> Tensor:
     """One step of the probability flow ODE dx/dsigma = (x - D(x; sigma)) / sigma, from levels sigma (B,) to lower (B,).
 
-    Euler's, or Heun's, which takes the mean of the slopes at both ends.
+    Euler's step, or Heun's, which takes the mean of the slopes at both ends.
     """
     change = per_sample(lower - sigma, image)
     slope = (image - teacher(image, sigma, label)) / per_sample(sigma, image)
@@ -182,9 +182,9 @@ def teacher_step(teacher: Any, image: Tensor, label: Tensor, sigma: Tensor, lowe
     return image + change * (slope + end_slope) / 2
 
 
-def pseudo_huber(made: Tensor, target: Tensor, c: float) -> Tensor:
-    """sqrt(|made - target|^2 + c^2) - c of each image (B,), the norm over all its values."""
-    square = (made - target).square().flatten(1).sum(1)
+def pseudo_huber(image: Tensor, target: Tensor, c: float) -> Tensor:
+    """sqrt(|image - target|^2 + c^2) - c of each image (B,), the norm over all its values."""
+    square = (image - target).square().flatten(1).sum(1)
     return (square + c**2).sqrt() - c
 
 

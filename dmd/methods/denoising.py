@@ -1,6 +1,6 @@
 """Training of a denoiser on images: EDM's objective (Karras et al. 2022, arXiv 2206.00364, Table 1).
 
-E || D(x + sigma n; sigma) - x ||^2 weighted by the preconditioning's own lambda(sigma), ln sigma ~ N(mean, std^2).
+E || D(x + sigma n; sigma) - x ||^2 weighted by lambda(sigma) of the preconditioning, ln sigma ~ N(mean, std^2).
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from dmd.sampling.noise import log_normal_sigmas
 
 @dataclass
 class Denoising(Method[sections.Denoising]):
-    """How a teacher is trained; the student is what becomes the teacher of others."""
+    """Trains a teacher; the role is called student, as in every method."""
 
     @classmethod
     def steps(cls, config: sections.Denoising, clock: Clock) -> tuple[Step, ...]:
-        """One step of the student on one batch of images, with dropout as the network's architecture says."""
+        """One step on one batch of images, with the dropout of the network's architecture."""
         return (Step("student", ("student",), (Part("images", config.batch_size, "images"),), dropout=("student",)),)
 
     def draw(self, step: Step, clock: Clock, random: torch.Generator) -> Mapping[str, Rows]:
-        """Noise level, noise, and which labels are left out."""
+        """Noise levels, noise, and which labels are used."""
         config, num = self.config, self.config.batch_size
         sigma = log_normal_sigmas(num, mean=config.sigma_log_mean, std=config.sigma_log_std, generator=random)
         rows = {"sigma": sigma, "noise": torch.randn((num, *self.facts.shape), generator=random)}
         if config.label_dropout:
-            rows["kept"] = torch.rand(num, generator=random) >= config.label_dropout
+            rows["use_label"] = torch.rand(num, generator=random) >= config.label_dropout
         return {"images": rows}
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
         """The denoising loss of noised images."""
         student, image, sigma, label = self.networks["student"], rows["image"], rows["sigma"], rows["label"]
         assert isinstance(student, Denoiser)
-        if "kept" in rows:
-            label = torch.where(rows["kept"], label, -1)
+        if "use_label" in rows:
+            label = torch.where(rows["use_label"], label, -1)
         denoised = student(image + per_sample(sigma, image) * rows["noise"], sigma, label)
         loss = denoising_loss(denoised, image, weight=student.loss_weight(sigma))
         log.scalar("loss/denoising", loss, len(image))

@@ -5,7 +5,7 @@ The student G(z) = D(scale z; sigma) is one call of a denoiser. One update of it
     matching     (Eqs. 7, 8)   w_t (fake_x0 - real_x0), the gradient from the fake to the real distribution
     regression   (Section 3.3) distance of G(z) to the end of the teacher's ODE from the same z,
 
-and the fake denoiser is then trained on the images just generated, by the denoising loss (Eq. 6).
+and then trains the fake denoiser on the generated images by the denoising loss (Eq. 6).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from dmd.config import methods as sections
 from dmd.config.method import PlannedPhase
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
-from dmd.methods.parts.levels import noise_table
+from dmd.methods.parts.levels import noise_levels
 from dmd.methods.parts.matching import matching_gradient, matching_loss
 from dmd.methods.parts.objective import denoising_loss
 from dmd.models.calls import Calls
@@ -35,29 +35,29 @@ class Dmd(Method[sections.Dmd]):
     Attributes:
         sigma: noise level of the student's input.
         alphas, sigmas: of each noise level, float32 (T,), sigma ascending.
-        distance: of the regression loss, in the phase at hand.
+        distance: of the regression loss, in the current phase.
     """
 
     def __post_init__(self) -> None:
         config = self.config
         if config.sigma is None and self.facts.sigma_max is None:
             raise ValueError(
-                "distill.method.sigma: null is the last noise level of the file to start from, which names none"
+                "distill.method.sigma: null is the highest noise level of the file to start from, which has none"
             )
         self.sigma = float(config.sigma if config.sigma is not None else self.facts.sigma_max or 0.0)
-        table = noise_table(config.levels, self.networks["teacher"])
-        self.alphas, self.sigmas = (part.to(self.device) for part in table)
+        alphas, sigmas = noise_levels(config.levels, self.networks["teacher"])
+        self.alphas, self.sigmas = alphas.to(self.device), sigmas.to(self.device)
         for index, phase in enumerate(config.phases):
             if (phase.max_index or 0) >= len(self.sigmas):
-                place = f"distill.method.phases[{index}].max_index"
-                raise ValueError(f"{place}: {phase.max_index} is beyond the {len(self.sigmas)} levels of the teacher")
+                key = f"distill.method.phases[{index}].max_index"
+                raise ValueError(f"{key}: {phase.max_index} is beyond the {len(self.sigmas)} levels of the teacher")
         self.distance = next(iter(self.distances.values()), None)
 
     @classmethod
     def steps(cls, config: sections.Dmd, clock: Clock) -> tuple[Step, ...]:
-        """The student on both losses, then the fake denoiser: first on the images that the student just made.
+        """A step of the student on both losses, then steps of the fake denoiser, the first on the student's images.
 
-        With `shared_noise` the pass of the fake denoiser under the matching loss is its first update, too.
+        With `shared_noise` that first step uses the fake denoiser's pass in the matching loss.
         """
         phase = clock.phase.config
         assert isinstance(phase, sections.DmdPhase)
@@ -81,7 +81,7 @@ class Dmd(Method[sections.Dmd]):
         return (*steps, *(Step("fake", ("fake",), (part,)) for part in more))
 
     def draw(self, step: Step, clock: Clock, random: torch.Generator) -> Mapping[str, Rows]:
-        """Noise levels and noise: of the matching range for the student, of the whole table for the fake denoiser."""
+        """Noise levels and noise: from the matching range for the student, from all levels for the fake denoiser."""
         phase, levels = clock.phase.config, self.config.levels
         assert isinstance(phase, sections.DmdPhase)
         parts = step.parts if step.name == "fake" else self._matched(step, phase)
@@ -104,7 +104,7 @@ class Dmd(Method[sections.Dmd]):
         self.distance = self.distances.get(phase.config.decoder or self.config.regression_distance.decoder)
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
-        """Of the student: matching, regression or both; of the fake denoiser: denoising of generated images."""
+        """The student's matching and regression losses, or the fake denoiser's loss on generated images."""
         phase = clock.phase.config
         assert isinstance(phase, sections.DmdPhase)
         if step.name == "fake":
@@ -113,7 +113,7 @@ class Dmd(Method[sections.Dmd]):
                     rows["generated"] = self.generate(rows)
             noised, sigma, _ = self._noised(rows)
             fake_x0 = self._denoiser("fake")(noised, sigma, rows["label"])
-            return _part(part, step.parts) * self._fake_loss(fake_x0, rows, sigma, log)
+            return _fraction(part, step.parts) * self._fake_loss(fake_x0, rows, sigma, log)
         matched = self._matched(step, phase)
         image = self.generate(rows)
         rows["generated"] = image.detach()
@@ -124,7 +124,7 @@ class Dmd(Method[sections.Dmd]):
             log.scalar("loss/regression", distance, len(image))
             loss = loss + self.config.regression_weight * phase.regression_scale * distance
         if part in matched:
-            loss = loss + _part(part, matched) * self._matching(image, rows, phase, log)
+            loss = loss + _fraction(part, matched) * self._matching(image, rows, phase, log)
         if part in matched or not matched:
             log.spread("generated", image)
         return loss
@@ -138,13 +138,13 @@ class Dmd(Method[sections.Dmd]):
         return Calls((self.sigma,))
 
     def _matched(self, step: Step, phase: sections.DmdPhase) -> tuple[Part, ...]:
-        """Parts of the student's step that the matching loss sees."""
+        """Parts of the student's step that have the matching loss."""
         if "matching" not in self.config.losses(phase):
             return ()
         return step.parts if self.config.match_pairs else step.parts[:1]
 
     def _matching(self, image: Tensor, rows: Rows, phase: sections.DmdPhase, log: StepLog) -> Tensor:
-        """The weighted matching loss, and with `shared_noise` that of the fake denoiser; zero where not finite."""
+        """The weighted matching loss, plus the fake denoiser's with `shared_noise`; non-finite gradients count as 0."""
         config = self.config
         noised, sigma, alpha = self._noised(rows)
         with torch.no_grad():
@@ -192,9 +192,9 @@ class Dmd(Method[sections.Dmd]):
         return self.networks[role]  # type: ignore[return-value]
 
 
-def _part(part: Part, parts: tuple[Part, ...]) -> float:
-    """What a part counts in a mean over several."""
-    return part.size / sum(each.size for each in parts)
+def _fraction(part: Part, parts: tuple[Part, ...]) -> float:
+    """Weight of a part in a mean over the rows of several."""
+    return part.size / sum(other.size for other in parts)
 
 
 METHOD = Dmd

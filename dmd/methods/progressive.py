@@ -1,20 +1,20 @@
 """Progressive distillation (Salimans and Ho 2022, arXiv 2202.00512, Algorithm 2) in variance-exploding coordinates.
 
-A round teaches a student of N calls to do in one step what its teacher does in two; then the student becomes the
+In each round a student of N steps learns to do in one step what its teacher does in two; then the student becomes the
 teacher of the next round, and N is halved. A step between levels is that of DDIM, which is Euler's in sigma:
 
     Phi(x; s -> s') = s'/s x + (1 - s'/s) D(x; s).
 
-With levels s1 > s2 > s3 of two steps of the teacher, an image x and noise n,
+For the levels s1 > s2 > s3 of two steps of the teacher, an image x and noise n,
 
     x1 = x + s1 n,   x2 = Phi_teacher(x1; s1 -> s2),   x3 = Phi_teacher(x2; s2 -> s3),
-    target = (s1 x3 - s3 x1) / (s1 - s3),   which is x3 where s3 = 0: the x0 whose one step from x1 ends at x3,
+    target = (s1 x3 - s3 x1) / (s1 - s3),   x3 if s3 = 0: one step from x1 with this x0 ends at x3,
     loss = w(s1) | D_student(x1; s1) - target |^2,   w = max(1/s1^2, 1) or 1 + 1/s1^2 (Section 4).
 
-The levels of all rounds are one grid. The first teacher's 2 N steps have those of Karras et al. 2022 (Eq. 5) and 0, as
-its solvers have (Song et al. 2023, arXiv 2303.01469, end theirs at sigma_min); each later round has every second one
-of the round before. So a teacher is asked at the levels that it was trained at, and for the steps that it was trained
-for, and no others. The first level is sigma_max in every round, and the student of one call goes from there to 0.
+All rounds use one grid. The first teacher's 2 N steps have the levels of Karras et al. 2022 (Eq. 5), then 0, as its
+solvers do (Song et al. 2023, arXiv 2303.01469, end at sigma_min); each later round takes every second level of the
+round before. So a teacher is evaluated only at the levels, and for the steps, that it was trained for. The first level
+is sigma_max in every round, and the student of one call goes from there to 0.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ NUM_BINS = 8  # of steps in the log
 
 @dataclass
 class Progressive(Method[sections.Progressive]):
-    """Rounds of halved steps.
+    """Rounds of progressive distillation, one per phase.
 
     Attributes:
-        round: the phase at hand; before the first update the last one, whose student the file holds.
+        round: the current phase; before the first update the last one, whose student the file holds.
         sigmas: levels of the teacher's steps in this round, 0 included, float32 (2 steps + 1,).
     """
 
     def __post_init__(self) -> None:
         if self.config.sigma_max is None and self.facts.sigma_max is None:
             where = "distill.method.sigma_max"
-            raise ValueError(f"{where}: null is the last noise level of the file to start from, which names none")
+            raise ValueError(f"{where}: null is the highest noise level of the file to start from, which has none")
         planned, _ = self.config.plan()
         self.configure(planned[-1])
 
@@ -63,7 +63,7 @@ class Progressive(Method[sections.Progressive]):
         self.sigmas = self.levels(phase).float().to(self.device)
 
     def begin(self, phase: PlannedPhase) -> None:
-        """The student of the round before becomes teacher and student; in the first round the files say both."""
+        """The student of the round before becomes teacher and student; in the first round both come from files."""
         if phase.first == 0:
             return
         self.networks.copy(TEACHER, STUDENT, averaged=self.config.next_teacher == "averaged")
@@ -72,15 +72,15 @@ class Progressive(Method[sections.Progressive]):
             self.networks.restart_average()
 
     def draw(self, step: Step, clock: Clock, random: torch.Generator) -> Mapping[str, Rows]:
-        """Which of the student's steps, uniformly, and noise."""
+        """Steps of the student, drawn uniformly, and noise."""
         num = self.config.batch_size
-        place = torch.randint(_round(clock.phase).steps, (num,), generator=random)
-        return {"images": {"place": place, "noise": torch.randn((num, *self.facts.shape), generator=random)}}
+        index = torch.randint(_round(clock.phase).steps, (num,), generator=random)
+        return {"images": {"step": index, "noise": torch.randn((num, *self.facts.shape), generator=random)}}
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
-        """Of the student's x0 at the first of three levels, to the x0 that goes where two steps of the teacher go."""
-        student, image, label, place = self.networks[STUDENT], rows["image"], rows["label"], rows["place"]
-        levels = self.sigmas[2 * place], self.sigmas[2 * place + 1], self.sigmas[2 * place + 2]
+        """Weighted error of the student's x0 at the first of three levels; the target is `two_steps` of the teacher."""
+        student, image, label, index = self.networks[STUDENT], rows["image"], rows["label"], rows["step"]
+        levels = self.sigmas[2 * index], self.sigmas[2 * index + 1], self.sigmas[2 * index + 2]
         sigma = levels[0]
         noised = image + per_sample(sigma, image) * rows["noise"]
         with torch.no_grad():
@@ -91,7 +91,7 @@ class Progressive(Method[sections.Progressive]):
         log.scalar("loss/progressive", loss, len(image))
         error = weight * (x0 - target).detach().square().flatten(1).mean(1)
         num_bins = min(NUM_BINS, self.round.steps)
-        log.binned("loss/step", error, place * num_bins // self.round.steps, num_bins)
+        log.binned("loss/step", error, index * num_bins // self.round.steps, num_bins)
         return loss
 
     def weight(self, sigma: Tensor) -> Tensor:
@@ -110,16 +110,16 @@ class Progressive(Method[sections.Progressive]):
         config = self.config
         sigma_max = config.sigma_max if config.sigma_max is not None else self.facts.sigma_max
         assert sigma_max is not None
-        most = 2 * config.phases[0].steps
-        finest = sampling_sigmas(most, sigma_min=config.sigma_min, sigma_max=sigma_max, rho=config.rho)
-        return finest[:: most // (2 * _round(phase).steps)]
+        steps = 2 * config.phases[0].steps
+        finest = sampling_sigmas(steps, sigma_min=config.sigma_min, sigma_max=sigma_max, rho=config.rho)
+        return finest[:: steps // (2 * _round(phase).steps)]
 
     def sampling(self) -> Calls:
-        """DDIM over the student's own levels in the round at hand."""
+        """DDIM over the student's levels in the current round."""
         return Calls(tuple(self.sigmas[:-1:2].tolist()), between="ode")
 
     def keep(self, phase: PlannedPhase) -> Calls | None:
-        """The calls of a round that the configuration names."""
+        """Calls of the student of a round, if the configuration keeps it."""
         if _round(phase).steps not in self.config.keep:
             return None
         return Calls(tuple(self.levels(phase)[:-1:2].float().tolist()), between="ode")
@@ -131,23 +131,23 @@ def two_steps(
     sigmas: tuple[Tensor, Tensor, Tensor],
     label: Tensor,
 ) -> Tensor:
-    """The x0 whose one step from s1 to s3 ends where two steps of a denoiser over s2 end (Algorithm 2).
+    """The x0 with which one step from s1 to s3 ends where two steps of a denoiser over s2 end (Algorithm 2).
 
-    With the answers D1 at s1 and D2 at s2, (s1 x3 - s3 x1) / (s1 - s3) is a mean of the two,
+    With the outputs D1 at s1 and D2 at s2, (s1 x3 - s3 x1) / (s1 - s3) is a weighted mean of the two,
 
         (s3/s2 (1 - s2/s1) D1 + (1 - s3/s2) D2) / (1 - s3/s1),
 
-    which is computed so: x1 and x3 are up to 80 times larger, and would take their difference's digits away.
+    which avoids the cancellation in the difference of x1 and x3, which are up to 80 times larger.
 
     Args:
         image: x1 at levels s1, (B, C, H, W).
         sigmas: s1 > s2 > s3 >= 0, each (B,).
     """
     first, second, third = sigmas
-    half, rest, whole = (per_sample(ratio, image) for ratio in (second / first, third / second, third / first))
+    ratio21, ratio32, ratio31 = (per_sample(ratio, image) for ratio in (second / first, third / second, third / first))
     x0 = denoiser(image, first, label)
-    other = denoiser(torch.lerp(x0, image, half), second, label)
-    return (rest * (1 - half) * x0 + (1 - rest) * other) / (1 - whole)
+    second_x0 = denoiser(torch.lerp(x0, image, ratio21), second, label)
+    return (ratio32 * (1 - ratio21) * x0 + (1 - ratio32) * second_x0) / (1 - ratio31)
 
 
 def _round(phase: PlannedPhase) -> sections.ProgressivePhase:

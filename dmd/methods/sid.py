@@ -1,22 +1,22 @@
 """Score identity Distillation (Zhou et al. 2024, arXiv 2404.04057), and Score Implicit Matching (arXiv 2410.16794).
 
 The student x = G(z) = D(scale z; sigma) is one call of a denoiser and learns from noise alone. T is the teacher, K the
-fake denoiser that follows the student, both asked at x_s = x + s n, and Delta = T(x_s; s) - K(x_s; s). An update trains
+fake denoiser that follows the student, both at x_s = x + s n, and Delta = T(x_s; s) - K(x_s; s). An update trains
 
     fake       lambda(s) |K(x_s; s) - x|^2                         ln s ~ N(mean, std^2), x without gradient,
     student    w Delta . ((T(x_s; s) - x) - alpha Delta)           s on Karras's curve, w = 1 / mean|x - T|,
 
-in this order. Where K is exact, E Delta . (T - x) is E|Delta|^2 (the score identity): alpha = 1/2 has the gradient of
+in this order. If K is exact, E Delta . (T - x) is E|Delta|^2 (the score identity): alpha = 1/2 has the gradient of
 E|Delta|^2 / 2, and alpha = 1 the same with the distribution of x_s held fixed. Both hold only because gradients reach
 the student through x and through x_s, the input of both networks; their weights get none, and w is a constant.
-SIM puts another distance d of score differences in the place of the square,
+SIM replaces the square by another distance d of score differences,
 
     student    d'(Delta) . (K(x_s; s) - x)                          d(y) = (mean y^2 + c^2)^1/2,
 
 which for d(y) = |y|^2 / 2 is alpha = 1. Losses are means over pixels where the authors take sums, and the student's is
-not multiplied by 100: Adam does not see such factors, but `gradient_clip` does, and means keep gradients below it.
-The student's loss says little: with K exact and without w it is (1 - alpha) E|Delta|^2. `student/gap` in the log, the
-mean of |Delta| by noise level, says more.
+not multiplied by 100: such factors do not change Adam's steps, but `gradient_clip` depends on them, and means keep
+gradients below it. The value of the student's loss says little: with K exact and without w it is
+(1 - alpha) E|Delta|^2. Look at `student/gap` in the log, the mean of |Delta| by noise level.
 """
 
 from __future__ import annotations
@@ -34,32 +34,32 @@ from dmd.models.calls import Calls
 from dmd.models.denoiser import Denoiser, per_sample
 from dmd.sampling.noise import karras_curve, log_normal_sigmas
 
-FLOOR = 1e-5  # of the mean error that the loss is divided by
+FLOOR = 1e-5  # lower bound of the mean error that the loss is divided by
 NUM_BINS = 10  # of noise levels in the log
 
 
 @dataclass
 class Sid(Method[sections.Sid]):
-    """SiD, or SIM where `divergence` says so."""
+    """SiD, or SIM, as the key `divergence` chooses."""
 
     def __post_init__(self) -> None:
         top, last = self.facts.sigma_max, self.levels(torch.ones(()))
         if top is not None and float(last) > top * (1 + 1e-6):
             raise ValueError(
-                f"distill.method.levels: the student's loss would ask for levels up to {float(last):.4g}, "
-                f"the teacher knows those up to {top:.4g}: lower levels.sigma_max or levels.last"
+                f"distill.method.levels: the student's loss would use noise levels up to {float(last):.4g}, "
+                f"but the teacher has levels up to {top:.4g} only: lower levels.sigma_max or levels.last"
             )
 
     @classmethod
     def steps(cls, config: sections.Sid, clock: Clock) -> tuple[Step, ...]:
-        """The fake denoiser on images of fresh noise, then the student on others."""
+        """Steps of the fake denoiser, then one of the student, each on fresh noise."""
         phase = clock.phase.config
         assert isinstance(phase, sections.SidPhase)
         noise = (Part("noise", config.batch_size, "noise"),)
         return (*[Step("fake", ("fake",), noise)] * phase.fake_updates, Step("student", ("student",), noise))
 
     def draw(self, step: Step, clock: Clock, random: torch.Generator) -> Mapping[str, Rows]:
-        """Noise levels, each step's own, and noise."""
+        """Noise levels from the distribution of the step, and noise."""
         config, num = self.config, self.config.batch_size
         rows = {}
         if step.name == "fake":
@@ -67,14 +67,14 @@ class Sid(Method[sections.Sid]):
                 num, mean=config.sigma_log_mean, std=config.sigma_log_std, generator=random
             )
         else:
-            place = torch.rand(num, generator=random)
-            rows["sigma"] = self.levels(place)
-            rows["bin"] = (place * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+            position = torch.rand(num, generator=random)
+            rows["sigma"] = self.levels(position)
+            rows["bin"] = (position * NUM_BINS).long().clamp(max=NUM_BINS - 1)
         rows["level_noise"] = torch.randn((num, *self.facts.shape), generator=random)
         return {"noise": rows}
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
-        """Of the fake denoiser: denoising of generated images; of the student: the divergence's."""
+        """The fake denoiser's denoising loss on generated images, or the student's loss by `divergence`."""
         teacher, fake, sigma, label = self.networks["teacher"], self._denoiser("fake"), rows["sigma"], rows["label"]
         with torch.set_grad_enabled(step.name == "student"):
             image = self.generate(rows)
@@ -103,10 +103,10 @@ class Sid(Method[sections.Sid]):
         """One call at `sigma`."""
         return Calls((self.config.sigma,))
 
-    def levels(self, place: Tensor) -> Tensor:
-        """Noise levels at places (B,) in [0, 1] of the part of the curve that the student's loss draws from."""
+    def levels(self, position: Tensor) -> Tensor:
+        """Noise levels at positions (B,) in [0, 1] along the part of the curve that the student's loss draws from."""
         curve = self.config.levels
-        return karras_curve(curve.last * place, first=curve.sigma_min, last=curve.sigma_max, rho=curve.rho).float()
+        return karras_curve(curve.last * position, first=curve.sigma_min, last=curve.sigma_max, rho=curve.rho).float()
 
     def _denoiser(self, role: str) -> Denoiser:
         return self.networks[role]  # type: ignore[return-value]
@@ -117,7 +117,7 @@ def score_identity(image: Tensor, real_x0: Tensor, fake_x0: Tensor, *, alpha: fl
 
     Args:
         image: x of the student, (B, C, H, W).
-        real_x0, fake_x0: T and K at the noised x, with the graph to it.
+        real_x0, fake_x0: T and K at the noised x, with their graph to x.
     """
     gap = real_x0 - fake_x0
     return (gap * ((real_x0 - image) - alpha * gap)).flatten(1).mean(1)

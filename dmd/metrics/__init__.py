@@ -1,1 +1,1 @@
-"""How good samples are: distances and tests over features, and the networks that make features."""
+"""Metrics of samples: distances and tests on features, and feature networks."""

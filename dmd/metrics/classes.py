@@ -1,4 +1,4 @@
-"""Which classes the samples show: counts, and how far these are from real and requested ones."""
+"""Predicted classes of samples: counts, and their distance to real and requested classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def class_counts(predicted: Tensor, *, num_classes: int) -> Tensor:
     """
     if len(predicted) and not 0 <= int(predicted.min()) <= int(predicted.max()) < num_classes:
         low, high = int(predicted.min()), int(predicted.max())
-        raise ValueError(f"predicted classes reach from {low} to {high}, but there are {num_classes} classes")
+        raise ValueError(f"predicted classes are {low} to {high}, but there are {num_classes} classes")
     return torch.bincount(predicted, minlength=num_classes)
 
 
@@ -30,7 +30,7 @@ def total_variation(counts: Tensor, other: Tensor) -> float:
 
 
 def accuracy(predicted: Tensor, label: Tensor) -> float | None:
-    """Share of samples whose predicted class is the requested one; None where no sample has a label (-1)."""
+    """Fraction of samples whose predicted class is the requested one; None if no sample has a label (-1)."""
     labelled = label >= 0
     if not labelled.any():
         return None
@@ -38,23 +38,23 @@ def accuracy(predicted: Tensor, label: Tensor) -> float | None:
 
 
 def class_scores(predicted: Tensor, label: Tensor, real_counts: Tensor) -> dict[str, float | None]:
-    """How the predicted classes of one set of samples compare.
+    """Compares the predicted classes of one set of samples with real and requested classes.
 
     Args:
         predicted, label: predicted and requested classes, int64 (N,); label -1 = none requested.
-        real_counts: predicted classes of real images, counted, (num_classes,).
+        real_counts: counts of predicted classes of real images, (num_classes,).
 
     Returns:
-        real, uniform, requested: total variation to the class shares of real images, to equal shares, and to the
-        requested labels; accuracy: share of samples of the requested class. The last two are None without labels.
+        real, uniform, requested: total variation to the classes of real images, to equal counts, and to the requested
+        labels; accuracy: fraction of samples of the requested class. The last two are None without labels.
     """
     num_classes = len(real_counts)
     counts = class_counts(predicted, num_classes=num_classes)
     labelled = label[label >= 0]
-    asked = class_counts(labelled, num_classes=num_classes) if len(labelled) else None
+    requested = class_counts(labelled, num_classes=num_classes) if len(labelled) else None
     return {
         "real": total_variation(counts, real_counts),
         "uniform": total_variation(counts, torch.ones(num_classes)),
-        "requested": None if asked is None else total_variation(counts, asked),
+        "requested": None if requested is None else total_variation(counts, requested),
         "accuracy": accuracy(predicted, label),
     }

@@ -1,4 +1,4 @@
-"""CLIP score: how well an image fits its caption, as the cosine between their embeddings."""
+"""CLIP score: the cosine between the embeddings of an image and its caption."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmd.metrics.resizing import resized
+from dmd.metrics.resizing import resize
 
-Tokenise = Callable[[Sequence[str]], list[list[int]]]  # captions -> tokens, start and end included, not cut
+Tokenise = Callable[[Sequence[str]], list[list[int]]]  # captions -> tokens, with start and end, not truncated
 
 
 class Clip(nn.Module):
-    """Raw cosines of images and captions, neither cut off at 0 nor scaled (Radford et al. 2021).
+    """Raw cosines of images and captions, neither clamped at 0 nor scaled (Radford et al. 2021).
 
     Args:
         network: transformers' CLIPModel.
         tokenise: captions to tokens.
-        end: the token that ends a caption; captions are filled up with it, too.
-        mean, std: of the three channels, of values 0 to 1.
+        end: the token that ends a caption, and pads it.
+        mean, std: of the three channels, for values 0 to 1.
     """
 
     def __init__(
@@ -38,14 +38,14 @@ class Clip(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor, captions: Sequence[str]) -> Tensor:
-        """One cosine for each image and its caption.
+        """The cosine of each image and its caption.
 
-        Images are resized by Pillow's bicubic filter to what the network sees; captions longer than it reads are cut.
-        On a GPU in whole float32.
+        Images are resized by Pillow's bicubic filter to the size of the network; too long captions are truncated. GPUs
+        compute in full float32.
 
         Args:
             image: uint8 (B, 1 or 3, H, H).
-            captions: B texts, prefix included.
+            captions: B texts, with their prefix.
 
         Returns:
             float32 (B,), on the CPU.
@@ -55,15 +55,15 @@ class Clip(nn.Module):
         """
         if len(captions) != len(image):
             raise ValueError(f"captions: {len(captions)} for {len(image)} images")
-        pixels = resized(image, size=self.size, filter="bicubic").expand(-1, 3, -1, -1)
-        given = (pixels.to(self.mean.device) / 255 - self.mean) / self.std
+        pixels = resize(image, size=self.size, filter="bicubic").expand(-1, 3, -1, -1)
+        normalised = (pixels.to(self.mean.device) / 255 - self.mean) / self.std
         tokens = self._tokens(captions).to(self.mean.device)
         with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-            found = self.network(input_ids=tokens, pixel_values=given)
-        return (found.image_embeds * found.text_embeds).sum(1).float().cpu()
+            output = self.network(input_ids=tokens, pixel_values=normalised)
+        return (output.image_embeds * output.text_embeds).sum(1).float().cpu()
 
     def _tokens(self, captions: Sequence[str]) -> Tensor:
-        """int64 (B, L)."""
+        """Padded tokens, int64 (B, L)."""
         rows = [
             row if len(row) <= self.length else [*row[: self.length - 1], self.end] for row in self.tokenise(captions)
         ]
@@ -71,5 +71,5 @@ class Clip(nn.Module):
 
 
 def metric_name(network: dict[str, Any]) -> str:
-    """`clip` where the configuration pins the network's digest, else `clip-{name}`: {"name", "pinned"}."""
+    """`clip` if the configuration pins the digest of the network {"name", "pinned"}, else `clip-{name}`."""
     return "clip" if network["pinned"] else f"clip-{network['name']}"

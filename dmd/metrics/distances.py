@@ -1,4 +1,4 @@
-"""Euclidean distances between large sets of features, a few rows at a time."""
+"""Euclidean distances between large sets of features, in blocks of rows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ def distance_rows(rows: Tensor, columns: Tensor) -> Iterator[Tensor]:
     """Yields distances float64 (at most 256, len(columns)) of consecutive blocks of `rows` to all `columns`.
 
     Args:
-        rows, columns: features of any float type, (N, d) and (M, d). One block at a time is converted to
-            float64.
+        rows, columns: features of any float type, (N, d) and (M, d); one block at a time is converted to float64.
     """
     for block in rows.split(ROWS):
         block = block.double()
@@ -28,13 +27,13 @@ def nearest_distances(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def neighbour_radii(features: Tensor, *, neighbours: int) -> Tensor:
-    """Distance of each feature to its k-th nearest other one, float64 (N,).
+    """Distance of each feature to its k-th nearest neighbour, float64 (N,).
 
     Raises:
-        ValueError: there are not more features than neighbours.
+        ValueError: there are no more features than neighbours.
     """
     if not 0 < neighbours < len(features):
         raise ValueError(f"neighbours is {neighbours}, but there are {len(features)} features")
-    # The smallest distance of a row is the one to itself.
+    # the smallest distance of a row is that to itself
     blocks = distance_rows(features, features)
     return torch.cat([block.kthvalue(neighbours + 1, dim=1).values for block in blocks])

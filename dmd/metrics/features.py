@@ -1,4 +1,4 @@
-"""Feature networks, in whose features the distances are measured."""
+"""Feature networks; distances are measured in their features."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class FeatureNetwork(nn.Module):
     """image float32 (B, C, H, W) in [-1, 1] -> features float32 (B, size), predicted class int64 (B,).
 
     Attributes:
-        name: what a distance in these features is called after, `fd-{name}`.
-        num_classes: of the predicted classes; 0 = none are predicted (-1).
-        levels: grey levels of the images it takes; None = any number, or none.
-        num_features: None where it depends on the images.
+        name: distances in these features are named after it, `fd-{name}`.
+        num_classes: number of predicted classes; 0 = no prediction (-1).
+        levels: required grey levels of images; None = any images.
+        num_features: None if it depends on the images.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Digits32(FeatureNetwork):
 
 
 class Coordinates(FeatureNetwork):
-    """The values themselves, flattened; the predicted class is the nearest of the modes (K, size), if given."""
+    """The values of an image, flattened; the predicted class is the nearest of the modes (K, size), if any."""
 
     name = "coordinates"
 
@@ -85,7 +85,7 @@ class Coordinates(FeatureNetwork):
 
 
 class Pixels(FeatureNetwork):
-    """Pixels averaged down to size x size (or as they are, where the image is no larger), flattened."""
+    """Pixels averaged down to at most size x size, flattened."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def build(
     state: Mapping[str, Tensor] | None,
     modes: Sequence[Sequence[float]] | None,
 ) -> FeatureNetwork:
-    """The feature network a config section describes, without gradients and in evaluation mode.
+    """The feature network of a config section, without gradients and in evaluation mode.
 
     Args:
         features: {"kind": "digits32" | "coordinates" | "pixels" | "inception", "size": of pixels, "resize": of
@@ -116,12 +116,12 @@ def build(
         modes: centres (K, size) of a Gaussian mixture; used by coordinates only.
 
     Raises:
-        ValueError: unknown kind, or the weights are missing or of another network.
+        ValueError: unknown kind, missing weights, or those of another network.
     """
     kind = features.get("kind")
     network: FeatureNetwork
     if kind in WEIGHTED and state is None:
-        raise ValueError(f"features.kind {kind} needs the file that holds its weights (--network)")
+        raise ValueError(f"features.kind {kind} needs the file of its weights (--network)")
     if kind == "digits32":
         network = Digits32()
         try:
@@ -142,9 +142,9 @@ def build(
 
 
 def quantise(image: Tensor, levels: int | None) -> Tensor:
-    """Rounds images to `levels` equally spaced values in [-1, 1], halves up; None leaves them as they are.
+    """Rounds images to `levels` equally spaced values in [-1, 1], halves up; None does not change them.
 
-    With 256 levels the same arithmetic as EDM's clip(127.5 x + 128, 0, 255) to uint8.
+    With 256 levels it is EDM's clip(127.5 x + 128, 0, 255) to uint8.
     """
     if levels is None:
         return image
@@ -153,14 +153,14 @@ def quantise(image: Tensor, levels: int | None) -> Tensor:
 
 
 def eight_bit(image: Tensor) -> Tensor:
-    """Images of 256 levels in [-1, 1], as `quantise` leaves them, as uint8 0 .. 255."""
+    """Images of 256 levels in [-1, 1], from `quantise`, as uint8 0 .. 255."""
     return ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def check_levels(network: FeatureNetwork, levels: int | None) -> None:
-    """ValueError unless the network takes images of `levels` grey levels."""
+    """ValueError unless the network accepts images of `levels` grey levels."""
     if network.levels not in (None, levels):
-        raise ValueError(f"{network.name} sees {network.levels} grey levels: protocol.quantise is {levels}")
+        raise ValueError(f"{network.name} needs {network.levels} grey levels, but protocol.quantise is {levels}")
 
 
 def extract(
@@ -168,26 +168,26 @@ def extract(
 ) -> tuple[Tensor, Tensor]:
     """Features float32 and predicted classes of images quantised to `levels`, both on the CPU.
 
-    Real images and samples pass through this one function. The network says by its weights where it computes; on a
-    GPU in whole float32.
+    Real images and samples go through this function alike. It computes on the device of the network's weights, on GPUs
+    in full float32.
 
     Args:
-        resize: {"size": of both sides, "filter"} of the 8-bit images before the network sees them; None leaves them.
+        resize: {"size": of both sides, "filter"} for 8-bit images before the network; None does not resize.
 
     Raises:
-        ValueError: `levels` is not what the network takes, or the network refuses the images.
+        ValueError: the network refuses `levels` or the images.
     """
     check_levels(network, levels)
-    place = next((tensor.device for tensor in network.state_dict().values()), image.device)
+    device = next((tensor.device for tensor in network.state_dict().values()), image.device)
     image = quantise(image, levels)
     if resize is not None:
         resizing.check(resize, levels)
-        image = resizing.resized(eight_bit(image), **resize).to(torch.float32) / 127.5 - 1
+        image = resizing.resize(eight_bit(image), **resize).to(torch.float32) / 127.5 - 1
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        features, predicted = network(image.to(place))
+        features, predicted = network(image.to(device))
     return features.float().cpu(), predicted.cpu()
 
 
 def no_class(image: Tensor) -> Tensor:
-    """The predicted classes of images (B, ...) of which none are predicted: -1, int64 (B,)."""
+    """Predicted classes -1, int64 (B,), of a network that predicts none."""
     return torch.full((len(image),), -1, dtype=torch.int64, device=image.device)

@@ -1,4 +1,4 @@
-"""Frechet distance between Gaussians fitted to features, and its floor for finite samples."""
+"""Frechet distance between Gaussians that are fitted to features, and its floor for finite samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def frechet_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, other
     """Squared Frechet (2-Wasserstein) distance between two Gaussians (Dowson & Landau 1982), as in FID.
 
     |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1^1/2 S2 S1^1/2)^1/2, where the last trace is the sum of singular values of
-    S1^1/2 S2^1/2: roots are never taken of the product, whose small eigenvalues rounding hides, and singular
+    S1^1/2 S2^1/2: no root of the product is needed, whose small eigenvalues would be lost to rounding, and singular
     covariances (fewer samples than features) need no regularisation.
 
     Args:
@@ -39,17 +39,16 @@ def moments_distance(moments: Moments, other: Moments) -> float:
 
 
 def floor(features: Tensor, *, num_samples: int, num_splits: int, seed: int) -> list[float]:
-    """Distances that a perfect generator would get from sampling noise alone, by bootstrap.
+    """Distances of a perfect generator, which are sampling noise alone, by bootstrap.
 
     The distance between two finite samples of one distribution is biased upwards, by about c (1/N + 1/M)
-    (Chong & Forsyth 2020). So each split draws `num_samples` and, independently, M = len(features) of the real
-    features with replacement and takes the distance between the two: the N and M of the reported value, whatever
-    N is, without a factor that converts halves of the real data. Samples with evenly drawn labels vary less than
-    real ones, so their distance may come out below the floor.
+    (Chong & Forsyth 2020). So each split draws N = `num_samples` and, independently, M = len(features) of the real
+    features with replacement and takes the distance between the two, for the N and M of the reported value. Samples
+    with balanced labels vary less than real ones, so their distance may be below the floor.
 
     Args:
-        features: features of real data that no generator saw, (M, d).
-        num_samples: N, the number of generated samples that the reported distance is measured with.
+        features: features of real data, (M, d).
+        num_samples: N, the number of generated samples of the reported distance.
         num_splits: number of independent repetitions.
         seed: of the draws.
 
@@ -59,18 +58,18 @@ def floor(features: Tensor, *, num_samples: int, num_splits: int, seed: int) -> 
     generator = torch.Generator().manual_seed(seed)
     num = len(features)
 
-    def resampled(size: int) -> Moments:
+    def resample(size: int) -> Moments:
         return Moments.of(features[torch.randint(num, (size,), generator=generator)])
 
-    return [moments_distance(resampled(num_samples), resampled(num)) for _ in range(num_splits)]
+    return [moments_distance(resample(num_samples), resample(num)) for _ in range(num_splits)]
 
 
 def gaussian_floor(mean: Tensor, covariance: Tensor, *, num_samples: int, num_splits: int, seed: int) -> list[float]:
-    """Like `floor`, where only moments of the real data are known: distances of `num_samples` Gaussian draws to them.
+    """`floor` for published moments of the real data: distances of `num_samples` Gaussian draws to them.
 
-    The moments of N draws from N(mean, covariance) are drawn themselves, by their exact law: the mean is normal, and
-    apart from it the covariance is Wishart (Bartlett's decomposition), whatever N is. The features are taken as
-    Gaussian and the given moments as exact, so the floor has no part that stems from a finite reference.
+    The moments of N draws from N(mean, covariance) are drawn from their exact distribution: the mean is normal, and
+    independent of it the covariance is Wishart (Bartlett's decomposition). The features are taken as Gaussian and the
+    published moments as exact, so the floor has no part from a finite reference.
 
     Returns:
         One distance per split, squared feature units.
@@ -96,7 +95,7 @@ def gaussian_floor(mean: Tensor, covariance: Tensor, *, num_samples: int, num_sp
 
 
 def square_root(covariance: Tensor) -> Tensor:
-    """The symmetric root of a symmetric positive semidefinite matrix, float64 (d, d)."""
+    """The symmetric square root of a symmetric positive semidefinite matrix, float64 (d, d)."""
     values, vectors = torch.linalg.eigh(covariance.double())
     smallest = values.abs().max() * len(values) * torch.finfo(values.dtype).eps  # within rounding error of zero
     return (vectors * torch.where(values > smallest, values, 0).sqrt()) @ vectors.T

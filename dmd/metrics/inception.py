@@ -1,4 +1,4 @@
-"""Inception V3 as converted in 2015, in whose features FID is defined; driven on tensors."""
+"""The Inception V3 of 2015 that defines FID, as a feature network on tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dmd.metrics.resizing import bicubic
 
 NAME = "inception"
 CLEAN = "inception-clean"
-SIDE = 299  # of the images that the layers see
+SIDE = 299  # of the images in the layers
 LAYERS = (  # in order
     *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2"),
     *("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
@@ -27,20 +27,20 @@ LEVELS = 256
 # Of weights-inception-2015-12-05-6726825d.pth (torch-fidelity, release v0.2.0) and of
 # pt_inception-2015-12-05-6726825d.pth (pytorch-fid, release fid_weights): the same bytes under two names.
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-PUBLISHED = {  # name of the features -> what scores in them are called
+PUBLISHED = {  # name of the features -> names of scores in them
     NAME: {"fd": "fid", "kid": "kid", "prdc": "prdc", "is": "inception-score"},
     CLEAN: {"fd": "clean-fid", "kid": "clean-kid"},
 }
 
 
 class Inception(FeatureNetwork):
-    """2048 pooled activations of 8-bit images in 299 x 299 pixels.
+    """2048 pooled activations of 8-bit images of 299 x 299 pixels.
 
-    Resized by the network's own first step, as TensorFlow 1 did (`tf`: FID as EDM computes it), or before it by
-    Pillow's bicubic filter in floating point (`clean`: Parmar et al. 2022, as the clean-fid package computes FID).
+    Images are resized by the first step of the network, as in TensorFlow 1 (`tf`: EDM's FID), or before it by Pillow's
+    bicubic filter in floating point (`clean`: Parmar et al. 2022, FID of the clean-fid package).
 
-    The network is torch-fidelity's, the weights are those given: nothing is downloaded. It names no class of ours
-    (its 1008 outputs are of another order than ImageNet's labels), so the predicted class is -1.
+    The network is torch-fidelity's with weights from a file: nothing is downloaded. The predicted class is -1, since
+    the order of its 1008 outputs is not that of ImageNet's labels.
     """
 
     levels = LEVELS
@@ -62,7 +62,7 @@ class Inception(FeatureNetwork):
         torchvision_operators.ensure()
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        weights = io.BytesIO()  # given a path, the class would unpickle it without restraint; given none, download
+        weights = io.BytesIO()  # a path would be unpickled without restrictions; None would download
         torch.save(dict(state), weights)
         weights.seek(0)
         try:
@@ -73,7 +73,7 @@ class Inception(FeatureNetwork):
             raise ValueError(f"these are not the weights of Inception V3: {' '.join(str(error).split())}") from error
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 1 or 3, H, W) of 256 levels in [-1, 1]; grey ones count as three equal channels."""
+        """Images (B, 1 or 3, H, W) of 256 levels in [-1, 1]; grey images become three equal channels."""
         if image.ndim != 4 or image.shape[1] not in (1, 3):
             raise ValueError(f"inception takes images of 1 or 3 channels, not of shape {tuple(image.shape)}")
         if not torch.isfinite(image).all():
@@ -82,22 +82,22 @@ class Inception(FeatureNetwork):
         if self.name == NAME:
             (features,) = self.network(pixels)
             return features, no_class(image)
-        found = (bicubic(pixels, size=SIDE).to(image.device) - 128) / 128
+        hidden = (bicubic(pixels, size=SIDE).to(image.device) - 128) / 128
         for layer in LAYERS:
-            found = getattr(self.network, layer)(found)
-        return found.flatten(1), no_class(image)
+            hidden = getattr(self.network, layer)(hidden)
+        return hidden.flatten(1), no_class(image)
 
 
 def metric_name(score: str, features: Mapping[str, Any]) -> str:
-    """What a score in these features may be called: `fid` or `clean-fid` only where the published network made them.
+    """The name of a score in these features: `fid` or `clean-fid` only for the published network.
 
     Args:
         score: fd, kid, prdc, is, or another.
         features: {"name", "sha256"} of the feature network.
 
     Returns:
-        fid, kid, prdc, inception-score, clean-fid or clean-kid for the released Inception weights, `{score}-{name}` for
-        all else.
+        fid, kid, prdc, inception-score, clean-fid or clean-kid for the released Inception weights, otherwise
+        `{score}-{name}`.
     """
     own = f"{score}-{features['name']}"
     return PUBLISHED.get(features["name"], {}).get(score, own) if features["sha256"] == SHA256 else own

@@ -1,4 +1,4 @@
-"""Inception Score: how sure a classifier is of each image, and how many classes all images cover."""
+"""Inception Score, which is high if a classifier is sure of each image and all images cover many classes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 def inception_scores(logits: Iterable[Tensor], *, num_samples: int, num_splits: int, seed: int) -> list[float]:
     """exp of the mean KL divergence of p(class | image) from p(class), per split (Salimans et al. 2016).
 
-    The splits are those of torch-fidelity: samples in the order of numpy's RandomState(seed).permutation, cut into
-    equal parts. Logits come block by block; only sums are kept.
+    The splits are those of torch-fidelity: equal parts of the samples in the order of numpy's
+    RandomState(seed).permutation. Logits are read block by block; only sums stay in memory.
 
     Args:
-        logits: blocks (n, K), in the order of the samples, `num_samples` rows in all.
+        logits: blocks (n, K), in the order of the samples, with `num_samples` rows in total.
 
     Returns:
         One score per split, from 1 to K.
@@ -25,7 +25,7 @@ def inception_scores(logits: Iterable[Tensor], *, num_samples: int, num_splits: 
         ValueError: fewer samples than splits, or blocks of another number of samples.
     """
     if not 0 < num_splits <= num_samples:
-        raise ValueError(f"{num_samples} samples cannot be cut into {num_splits} splits")
+        raise ValueError(f"{num_samples} samples cannot be divided into {num_splits} splits")
     order = np.random.RandomState(seed).permutation(num_samples)
     ends = [(number + 1) * num_samples // num_splits for number in range(num_splits)]
     split = np.empty(num_samples, np.int64)
@@ -44,7 +44,7 @@ def inception_scores(logits: Iterable[Tensor], *, num_samples: int, num_splits: 
         sums.index_add_(0, rows, logarithm.exp())
         negentropy.index_add_(0, rows, (logarithm.exp() * logarithm).sum(1))
     if start != num_samples:
-        raise ValueError(f"the blocks hold logits of {start} samples or more, not of {num_samples}")
+        raise ValueError(f"the blocks hold logits of at least {start} samples, not of {num_samples}")
     counts = torch.bincount(member)
     marginal = sums / counts[:, None]
     return (negentropy / counts - torch.xlogy(marginal, marginal).sum(1)).exp().tolist()

@@ -19,7 +19,7 @@ def kernel_distance(features: Tensor, other: Tensor) -> float:
         The estimate. Its mean is 0 for equal distributions, so it can be negative.
 
     Raises:
-        ValueError: a set has fewer than two features, or they differ in d.
+        ValueError: a set has fewer than two features, or d differs.
     """
     num, num_other = len(features), len(other)
     if min(num, num_other) < 2 or features.shape[1] != other.shape[1]:
@@ -40,10 +40,10 @@ def subset_kernel_distances(features: Tensor, other: Tensor, *, size: int, seed:
         raise ValueError(f"subsets of {size} are larger than the sets of {len(features)} and {len(other)}")
     generator = torch.Generator().manual_seed(seed)
 
-    def drawn(values: Tensor) -> Tensor:
+    def subset(values: Tensor) -> Tensor:
         return values[torch.randperm(len(values), generator=generator)[:size]]
 
-    distances = [kernel_distance(drawn(features), drawn(other)) for _ in range(NUM_SUBSETS)]
+    distances = [kernel_distance(subset(features), subset(other)) for _ in range(NUM_SUBSETS)]
     return torch.tensor(distances, dtype=torch.float64)
 
 

@@ -1,4 +1,4 @@
-"""Does a generator copy its training images? A three-sample test (Meehan, Chaudhuri & Dasgupta 2020)."""
+"""A three-sample test for copies of training images (Meehan, Chaudhuri & Dasgupta 2020)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ QUANTILE = 0.05
 
 
 def memorisation(generated: Tensor, training: Tensor, held_out: Tensor) -> dict[str, float]:
-    """Compares how near generated and held-out samples lie to the training set.
+    """Compares the distances of generated and held-out samples to the training set.
 
     The Mann-Whitney statistic of the distances to the nearest training feature, as in Meehan et al. 2020
-    (their C_T, section 4, over one cell). Held-out images say how near an image that copies nothing comes.
+    (their C_T, section 4, over one cell). Held-out images give the distances of images that are no copies.
 
     Args:
         generated, training, held_out: features (N, d), (T, d), (M, d).
 
     Returns:
-        auc: probability that a generated sample lies farther from the training set than a held-out one.
-        z: the same in standard deviations from 0.5; far below 0 = copying, far above = samples off the data.
-        nearer: share of generated samples nearer to the training set than the nearest 5 % (QUANTILE) of
-            held-out ones; without copying the two shares are equal.
+        auc: probability that a generated sample is farther from the training set than a held-out one.
+        z: the same in standard deviations from 0.5; far below 0 = copies, far above = samples outside the data.
+        nearer: fraction of generated samples that are as near to the training set as the nearest 5 % (QUANTILE) of
+            held-out ones; about 5 % without copies.
         distance, held_out_distance: median distances to the nearest training feature.
     """
     distances = nearest_distances(generated, training)

@@ -1,4 +1,4 @@
-"""First two moments of features as sums, so that the moments of shards add up to the moments of all."""
+"""First two moments of features as sums, so that the moments of shards can be added."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Moments:
     def __add__(self, other: Moments) -> Moments:
         """Moments of both sets of features together."""
         if self.sum.shape != other.sum.shape:
-            raise ValueError(f"moments of {len(self.sum)} and of {len(other.sum)} features do not add")
+            raise ValueError(f"moments of {len(self.sum)} and of {len(other.sum)} features cannot be added")
         return Moments(self.count + other.count, self.sum + other.sum, self.outer + other.outer)
 
     @property

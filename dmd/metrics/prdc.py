@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage: fidelity and diversity apart."""
+"""Precision, recall, density and coverage, which measure fidelity and diversity separately."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from dmd.metrics.distances import distance_rows, neighbour_radii
 def prdc(generated: Tensor, real: Tensor, *, neighbours: int, real_radii: Tensor | None = None) -> dict[str, float]:
     """Precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020, Eqs. 1-4).
 
-    Balls around each feature reach to its k-th nearest neighbour of the same set (k = `neighbours`, itself
-    not counted). All four depend on the numbers of samples: compare values of equal N and M only.
+    The ball around a feature reaches to its k-th nearest neighbour in the same set (k = `neighbours`). All four depend
+    on the numbers of samples: compare values only for equal N and M.
 
     Args:
         generated, real: features (N, d) and (M, d).
-        real_radii: `neighbour_radii` of `real`, where they are known: a third of the work, and more for M above N.
+        real_radii: `neighbour_radii` of `real`, if they are known, which saves a third of the work or more.
 
     Returns:
-        precision: share of generated samples inside a real ball; recall: share of real ones inside a
-            generated ball;
-        density: mean number of real balls around a generated sample, over k (may pass 1); coverage: share of
-        real balls that hold a generated sample.
+        precision: fraction of generated samples inside a real ball; recall: fraction of real ones inside a generated
+        ball; density: mean number of real balls around a generated sample, over k (it may exceed 1); coverage:
+        fraction of real balls with a generated sample inside.
 
     Raises:
         ValueError: either set has no more than k features.

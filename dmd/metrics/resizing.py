@@ -1,4 +1,4 @@
-"""Images in other sizes, by Pillow's filters: those are the ones that published protocols name."""
+"""Resizes images by Pillow's filters, as published protocols do."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from PIL import Image
 from torch import Tensor
 
 FILTERS = ("lanczos", "bicubic", "box")
-LEVELS = 256  # of the images that are resized
+LEVELS = 256  # of images that can be resized
 
 
-def resized(image: Tensor, *, size: int, filter: str) -> Tensor:
-    """8-bit images in another size, rounded to 8 bits again: what becomes of a picture that is saved smaller.
+def resize(image: Tensor, *, size: int, filter: str) -> Tensor:
+    """Resizes 8-bit images, with rounding to 8 bits, as image programs do.
 
     Args:
         image: uint8 (B, 1 or 3, H, W).
-        size: of both sides, in pixels; images that have it already stay as they are.
+        size: of both sides, in pixels; images of this size are not changed.
         filter: one of `FILTERS`.
 
     Returns:
@@ -32,20 +32,20 @@ def resized(image: Tensor, *, size: int, filter: str) -> Tensor:
         raise ValueError(f"resize.filter {filter!r} is none of {', '.join(FILTERS)}")
     height, width = image.shape[2:]
     if height != width:
-        raise ValueError(f"resize.size: images of {height} x {width} pixels are not square, {size} x {size} is")
+        raise ValueError(f"resize.size: images of {height} x {width} pixels are not square")
     if height == size:
         return image.cpu()
     pixels = image.permute(0, 2, 3, 1).cpu().numpy()
-    pictures = [Image.fromarray(one if one.shape[2] == 3 else one[:, :, 0]) for one in pixels]
+    pictures = [Image.fromarray(array if array.shape[2] == 3 else array[:, :, 0]) for array in pixels]
     small = [picture.resize((size, size), Image.Resampling[filter.upper()]) for picture in pictures]
-    found = torch.from_numpy(np.stack([np.asarray(picture) for picture in small]))
-    return found.permute(0, 3, 1, 2) if found.ndim == 4 else found[:, None]
+    result = torch.from_numpy(np.stack([np.asarray(picture) for picture in small]))
+    return result.permute(0, 3, 1, 2) if result.ndim == 4 else result[:, None]
 
 
 def bicubic(image: Tensor, *, size: int) -> Tensor:
-    """8-bit images in another size by Pillow's bicubic filter in floating point, each channel apart, not rounded.
+    """Resizes 8-bit images by Pillow's bicubic filter in floating point, channel by channel, without rounding.
 
-    It averages over all pixels below the filter, so that what is made smaller has no aliasing (Parmar et al. 2022).
+    The filter grows with the reduction, which avoids aliasing (Parmar et al. 2022).
 
     Args:
         image: uint8 (B, C, H, W).
@@ -55,15 +55,15 @@ def bicubic(image: Tensor, *, size: int) -> Tensor:
         float32 (B, C, size, size), about 0 to 255 (the filter overshoots at edges), on the CPU.
     """
     planes = image.flatten(0, 1).cpu().numpy().astype(np.float32)
-    found = [Image.fromarray(plane).resize((size, size), Image.Resampling.BICUBIC) for plane in planes]
-    return torch.from_numpy(np.stack([np.asarray(plane) for plane in found])).unflatten(0, image.shape[:2])
+    small = [Image.fromarray(plane).resize((size, size), Image.Resampling.BICUBIC) for plane in planes]
+    return torch.from_numpy(np.stack([np.asarray(plane) for plane in small])).unflatten(0, image.shape[:2])
 
 
 def check(resize: Mapping[str, Any] | None, levels: int | None) -> None:
-    """ValueError unless images of `levels` grey levels can be resized as section `protocol.resize` says."""
+    """ValueError unless images of `levels` grey levels can be resized by the section `protocol.resize`."""
     if resize is None:
         return
     if levels != LEVELS:
-        raise ValueError(f"protocol.resize works on 8-bit images: protocol.quantise is {levels}, not {LEVELS}")
+        raise ValueError(f"protocol.resize works on 8-bit images: protocol.quantise must be {LEVELS}, not {levels}")
     if resize.get("filter") not in FILTERS:
         raise ValueError(f"protocol.resize.filter {resize.get('filter')!r} is none of {', '.join(FILTERS)}")

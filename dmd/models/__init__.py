@@ -1,1 +1,1 @@
-"""A denoiser D(x; sigma, condition) -> x0: networks, how they are wrapped, guided and adapted, and their files."""
+"""Denoisers D(x; sigma, condition) -> x0: networks, preconditioning, guidance, adapters, and their files."""

@@ -1,4 +1,4 @@
-"""Autoencoders of diffusers as one codec between images and latents of about unit variance."""
+"""diffusers' autoencoders: images to latents of about unit variance, and back."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,16 +14,16 @@ CLASSES = {"full": "AutoencoderKL", "tiny": "AutoencoderTiny"}
 class Codec(nn.Module):
     """Images (B, 3, H, W) in about [-1, 1] to latents (B, channels, H / scale, W / scale) and back.
 
-    Latents are those that networks see: the factor and shift of the autoencoder are applied within.
+    Latents are those of the diffusion network: `Codec` applies the factor and shift of the autoencoder.
 
     Args:
         kind: "full" (AutoencoderKL) or "tiny" (AutoencoderTiny, which decodes the latents of a full one faster).
-        config: arguments of that class; those that begin with an underscore are diffusers' own notes.
+        config: arguments of that class; those that begin with an underscore are ignored.
 
     Attributes:
         channels: of latents.
-        scale: pixels per side of a latent's.
-        dtype: passes work in it under autocast, parameters and results stay float32; None is float32 throughout.
+        scale: pixels per latent pixel, along each side.
+        dtype: of passes under autocast; parameters and results stay float32. None is float32 throughout.
 
     Raises:
         ValueError: another kind, arguments that the class does not take, or images without 3 channels.
@@ -38,23 +38,23 @@ class Codec(nn.Module):
 
         if kind not in CLASSES:
             raise ValueError(f"autoencoder kind {kind!r} is none of {', '.join(CLASSES)}")
-        made_by_itself = {"block_out_channels"} if kind == "tiny" else set()  # diffusers notes it of a tiny one
-        numbers = {key: value for key, value in config.items() if key[:1] != "_" and key not in made_by_itself}
+        derived = {"block_out_channels"} if kind == "tiny" else set()  # diffusers adds it to the config itself
+        arguments = {key: value for key, value in config.items() if key[:1] != "_" and key not in derived}
         self.autoencoder: Any
         try:
-            self.autoencoder = getattr(diffusers, CLASSES[kind])(**numbers)
+            self.autoencoder = getattr(diffusers, CLASSES[kind])(**arguments)
         except (TypeError, ValueError, NotImplementedError) as error:
             raise ValueError(f"{CLASSES[kind]}: {error}") from error
-        found = self.autoencoder.config
-        if found["in_channels"] != 3 or found["out_channels"] != 3:
-            raise ValueError(f"{CLASSES[kind]}: images of {found['in_channels']} channels: only 3 are known")
-        levels = found["decoder_block_out_channels" if kind == "tiny" else "block_out_channels"]
-        self.kind, self.channels, self.scale = kind, found["latent_channels"], 2 ** (len(levels) - 1)
-        self._factor, self._shift = found["scaling_factor"], found.get("shift_factor") or 0.0
+        full = self.autoencoder.config
+        if full["in_channels"] != 3 or full["out_channels"] != 3:
+            raise ValueError(f"{CLASSES[kind]}: images of {full['in_channels']} channels: only 3 are supported")
+        levels = full["decoder_block_out_channels" if kind == "tiny" else "block_out_channels"]
+        self.kind, self.channels, self.scale = kind, full["latent_channels"], 2 ** (len(levels) - 1)
+        self._factor, self._shift = full["scaling_factor"], full.get("shift_factor") or 0.0
 
     @property
     def checkpointing(self) -> bool:
-        """Whether the backward pass computes each block once more instead of keeping what is inside it."""
+        """Whether the backward pass recomputes each block instead of saving its activations."""
         return self.autoencoder.is_gradient_checkpointing
 
     @checkpointing.setter
@@ -69,14 +69,14 @@ class Codec(nn.Module):
             return self.autoencoder.decode(latent / self._factor + self._shift).sample.float()
 
     def encode(self, image: Tensor) -> Tensor:
-        """Latents float32 (B, channels, h, w) of images (B, 3, H, W); of a full autoencoder the mean of each.
+        """Latents float32 (B, channels, h, w) of images (B, 3, H, W): the means, for a full autoencoder.
 
         Raises:
-            ValueError: the sides are no multiples of `scale`, or there are no 3 channels.
+            ValueError: the sides are no multiples of `scale`, or the channels are not 3.
         """
         if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % self.scale or image.shape[3] % self.scale:
             raise ValueError(f"image: shape {tuple(image.shape)} is not (B, 3, H, W) in multiples of {self.scale}")
         with torch.autocast(image.device.type, self.dtype, enabled=self.dtype is not None):
-            found = self.autoencoder.encode(image)
-            latent = found.latents if self.kind == "tiny" else found.latent_dist.mode()
+            output = self.autoencoder.encode(image)
+            latent = output.latents if self.kind == "tiny" else output.latent_dist.mode()
         return (latent.float() - self._shift) * self._factor

@@ -1,4 +1,4 @@
-"""How a student of one or a few network calls is sampled, as its file says it: map, levels, and what is between."""
+"""How a student is sampled in one or a few network calls: its map, noise levels, and the step between calls."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Calls:
 
     Attributes:
         sigmas: noise level of each call, descending; the first is that of the start noise.
-        between: "noise": the x0 of a call gets fresh noise of the next level (Song et al. 2023, Algorithm 1); "ode":
-            the step of DDIM, which keeps the noise that x0 implies.
-        map: "denoiser": D itself; "consistency": D's network under scales whose value at `sigma_min` is the image.
+        between: step to the next level. "noise": x0 plus fresh noise (Song et al. 2023, Algorithm 1); "ode": DDIM, x0
+            plus the noise that x0 implies.
+        map: "denoiser": D itself; "consistency": f(x; sigma), which is the identity at `sigma_min`.
         sigma_min: where a consistency map ends; fresh noise has the variance sigma^2 - sigma_min^2.
     """
 
@@ -32,39 +32,39 @@ class Calls:
     sigma_min: float = 0.0
 
     def __post_init__(self) -> None:
-        falling = all(later < sigma for sigma, later in zip(self.sigmas, self.sigmas[1:], strict=False))
-        if not self.sigmas or not falling or self.sigmas[-1] <= self.sigma_min:
+        descending = all(later < sigma for sigma, later in zip(self.sigmas, self.sigmas[1:], strict=False))
+        if not self.sigmas or not descending or self.sigmas[-1] <= self.sigma_min:
             raise ValueError(
-                f"calls: levels {list(self.sigmas)} do not fall from one call to the next, to {self.sigma_min}"
+                f"calls: noise levels {list(self.sigmas)} do not descend, or not to above {self.sigma_min}"
             )
         if self.between not in BETWEEN or self.map not in MAPS:
             raise ValueError(f"calls: between {self.between!r}, map {self.map!r}; known are {BETWEEN} and {MAPS}")
 
     @property
     def num_fresh(self) -> int:
-        """Draws of noise besides the first that an image takes."""
+        """Number of further noises per image, besides the start noise."""
         return len(self.sigmas) - 1 if self.between == "noise" else 0
 
     def facts(self) -> dict[str, Any]:
-        """What a student's file says, in values that JSON has."""
+        """The fields as JSON values, for a student's file."""
         return {**asdict(self), "sigmas": list(self.sigmas)}
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Calls:
-        """The calls that `facts` wrote. ValueError if they are no such thing."""
+        """The calls from the value of `facts`; ValueError if it is none."""
         if odd := sorted(facts.keys() - cls.__dataclass_fields__.keys()):
             raise ValueError(f"calls: unknown {odd[0]}")
         levels = facts.get("sigmas")
-        if not isinstance(levels, list) or not all(isinstance(one, float | int) and one > 0 for one in levels):
+        if not isinstance(levels, list) or not all(isinstance(sigma, float | int) and sigma > 0 for sigma in levels):
             raise ValueError(f"calls: sigmas {levels!r:.80} are no noise levels")
-        return cls(**{**facts, "sigmas": tuple(float(one) for one in levels)})
+        return cls(**{**facts, "sigmas": tuple(float(sigma) for sigma in levels)})
 
     def draw(self, denoiser: Any, noise: Tensor, label: Tensor, fresh: Fresh | None = None) -> Tensor:
-        """Images of unit noise (B, C, H, W).
+        """Images from unit noise (B, C, H, W).
 
         Args:
-            denoiser: the student, whose calls are those of `map`.
-            fresh: the k-th further unit noise, k from 0, like `noise`; None will do where `num_fresh` is 0.
+            denoiser: the student.
+            fresh: k -> the k-th further unit noise, from 0, shaped like `noise`; None if `num_fresh` is 0.
         """
         image = start_scale(denoiser, self.sigmas[0]) * noise
         for number, sigma in enumerate(self.sigmas):
@@ -72,30 +72,30 @@ class Calls:
             if number + 1 == len(self.sigmas):
                 return x0
             image = self.step(image, x0, sigma, self.sigmas[number + 1], fresh, number)
-        raise AssertionError("there is a call at least")
+        raise AssertionError("there is at least one call")
 
     def x0(self, denoiser: Any, image: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
-        """What one call of the map makes of images at levels sigma (B,)."""
+        """The map's x0 of images at levels sigma (B,)."""
         x0: Tensor = denoiser(image, sigma, label)
         if self.map == "denoiser":
             return x0
         return consistency(denoiser, image, x0, sigma, self.sigma_min)
 
     def step(
-        self, image: Tensor, x0: Tensor, sigma: float, following: float, fresh: Fresh | None, number: int
+        self, image: Tensor, x0: Tensor, sigma: float, next_sigma: float, fresh: Fresh | None, number: int
     ) -> Tensor:
-        """From level sigma to the next one."""
+        """From level sigma to the next one, after call `number`."""
         if self.between == "ode":
-            return x0 + following / sigma * (image - x0)
+            return x0 + next_sigma / sigma * (image - x0)
         assert fresh is not None
-        return x0 + (following**2 - self.sigma_min**2) ** 0.5 * fresh(number)
+        return x0 + (next_sigma**2 - self.sigma_min**2) ** 0.5 * fresh(number)
 
 
 def consistency(denoiser: Any, image: Tensor, x0: Tensor, sigma: Tensor, sigma_min: float) -> Tensor:
-    """f(x; sigma) = c_skip x + c_out F with f(x; sigma_min) = x (Song et al. 2023, Appendix C), from D's answer x0.
+    """f(x; sigma) = c_skip x + c_out F with f(x; sigma_min) = x (Song et al. 2023, Appendix C), from D's output x0.
 
-    c_skip = sd^2 / ((sigma - sigma_min)^2 + sd^2), c_out = sd (sigma - sigma_min) / sqrt(sigma^2 + sd^2), and F is what
-    EDM's scales make D of: D = sd^2 / (sigma^2 + sd^2) x + sigma sd / sqrt(sigma^2 + sd^2) F.
+    c_skip = sd^2 / ((sigma - sigma_min)^2 + sd^2), c_out = sd (sigma - sigma_min) / sqrt(sigma^2 + sd^2), with F from
+    EDM's preconditioning: D = sd^2 / (sigma^2 + sd^2) x + sigma sd / sqrt(sigma^2 + sd^2) F.
     """
     variance = denoiser.sigma_data**2
     skip = variance / ((sigma - sigma_min).square() + variance)

@@ -1,4 +1,4 @@
-"""How passes of a denoiser are computed: precision, memory layout, compilation, checkpointing."""
+"""How passes of a denoiser are computed: precision, memory layout, compilation, activation checkpointing."""
 
 from typing import TypedDict
 
@@ -17,9 +17,9 @@ class Compute(TypedDict, total=False):
         tf32: let GPUs round the factors of float32 products to 10 bits.
         channels_last: pixels before channels in memory.
         compile: torch.compile networks; the first pass of each shape takes minutes.
-        gradient_checkpointing: keep only block inputs for the backward pass, which computes each block once more.
+        gradient_checkpointing: save only block inputs; the backward pass recomputes each block.
         micro_batch_size: images in a pass of a trained network; gradients of a batch add up.
-        shard_parameters: each process holds a part of weights, gradients and moments (FSDP2).
+        shard_parameters: each process holds a shard of weights, gradients and moments (FSDP2).
     """
 
     dtype: str
@@ -32,7 +32,9 @@ class Compute(TypedDict, total=False):
 
 
 def prepare(denoiser: nn.Module, compute: Compute) -> nn.Module:
-    """The denoiser, its network set to compute as asked, `compile` apart; one without network stays as it is.
+    """Sets the network of a denoiser to compute as asked, except for `compile`; returns the denoiser.
+
+    A denoiser without network is not changed.
 
     Raises:
         ValueError: an unknown dtype, or checkpointing of a network without blocks.
@@ -54,11 +56,11 @@ def prepare(denoiser: nn.Module, compute: Compute) -> nn.Module:
 
 
 def compile_network(denoiser: nn.Module, compute: Compute) -> nn.Module:
-    """The denoiser, its network compiled where `compute` says so: the same module, its state and names untouched."""
+    """Compiles the network of a denoiser, in place, if `compute` says so; names and state stay the same."""
     network = getattr(denoiser, "network", None)
     if isinstance(network, nn.Module) and compute.get("compile"):
-        # three networks of one class, with and without gradient, and a smaller last micro batch: above torch's limit
-        # of 8 variants it would go on uncompiled
+        # three networks of one class, with and without gradient, and a smaller last micro-batch are more than torch's
+        # limit of 8 variants, above which it runs uncompiled
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
         torch._inductor.config.deterministic = torch.are_deterministic_algorithms_enabled()
         network.compile(dynamic=False)
@@ -66,7 +68,7 @@ def compile_network(denoiser: nn.Module, compute: Compute) -> nn.Module:
 
 
 def set_tf32(compute: Compute) -> None:
-    """Sets the precision of float32 products on GPUs, for this process. Without `tf32` they are exact."""
+    """Sets the precision of float32 products on GPUs for this process: TF32 with `tf32`, else full float32."""
     allowed = bool(compute.get("tf32"))
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed

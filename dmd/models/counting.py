@@ -1,4 +1,4 @@
-"""Bytes of tensors: those that autograd keeps for a backward pass, and those alive at once."""
+"""Bytes of tensors: those that autograd saves for a backward pass, and the most that are alive at once."""
 
 from __future__ import annotations
 
@@ -19,60 +19,60 @@ Storages = dict[int, torch.UntypedStorage]
 
 
 @dataclass(frozen=True)
-class Line:
-    """Bytes of some rows of a batch: `each` a row, and `once` (weights cast to bfloat16)."""
+class LinearBytes:
+    """Bytes as a function of rows: `per_row`, plus `fixed` (such as weights cast to bfloat16)."""
 
-    each: int
-    once: int
+    per_row: int
+    fixed: int
 
     def of(self, num: int) -> int:
         """Bytes of `num` rows."""
-        return self.once + num * self.each
+        return self.fixed + num * self.per_row
 
 
 def weight_bytes(module: nn.Module) -> int:
-    """Parameters and buffers; of networks with adapters the adapter, or without it what is frozen."""
+    """Bytes of parameters and buffers; of an `Adapted` those of its adapter, or of the base weights if it has none."""
     tensors = [*module.parameters(), *module.buffers()]
     tensors += [value for part in module.modules() if isinstance(part, Adapted) for value in part.frozen]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def carriers(module: nn.Module) -> list[nn.Module]:
-    """Networks whose passes a module makes without owning them: those that carry its adapter."""
+    """Base networks of the adapters in a module, which are not its submodules."""
     return [part.carrier for part in module.modules() if isinstance(part, Adapted)]
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """Most bytes alive at once of tensors that `work` makes; temporary memory of kernels is not seen."""
+    """Most bytes alive at once of tensors that `work` makes, without the working memory of kernels."""
     with Peak() as peak:
         work()
     return peak.most
 
 
-def kept_bytes(module: nn.Module, work: Callable[[], object]) -> tuple[int, int]:
-    """Bytes that a forward pass `work` keeps for its backward pass: as it is, and with checkpointed blocks.
+def saved_bytes(module: nn.Module, work: Callable[[], object]) -> tuple[int, int]:
+    """Bytes that a forward pass `work` saves for its backward pass: without and with checkpointed blocks.
 
-    Parameters and buffers do not count. A checkpointed block keeps its inputs, and one block at a time the rest.
+    Parameters and buffers do not count. Checkpointed blocks save their inputs; one block at a time saves the rest.
     """
     inputs: Storages = {}
     outside: Storages = {}
     inside: list[Storages] = []
     current = [outside]
 
-    def enter(block: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-        inputs.update({_key(tensor): tensor.untyped_storage() for tensor in given})
+    def enter(block: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        inputs.update({_key(tensor): tensor.untyped_storage() for tensor in args})
         inside.append({})
         current.append(inside[-1])
 
-    def leave(block: nn.Module, given: Any, output: Any) -> None:
+    def leave(block: nn.Module, args: Any, output: Any) -> None:
         current.pop()
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         current[-1][_key(tensor)] = tensor.untyped_storage()
-        return tensor.detach()  # a result that is kept as it is would hold its own graph for ever
+        return tensor.detach()  # the tensor itself would keep its own graph alive
 
-    wholes = [module, *carriers(module)]
-    blocks = [block for whole in wholes for block in whole.modules() if isinstance(block, Block)]
+    networks = [module, *carriers(module)]
+    blocks = [block for network in networks for block in network.modules() if isinstance(block, Block)]
     hooks = [block.register_forward_pre_hook(enter) for block in blocks]
     hooks += [block.register_forward_hook(leave) for block in blocks]
     try:
@@ -81,16 +81,16 @@ def kept_bytes(module: nn.Module, work: Callable[[], object]) -> tuple[int, int]
     finally:
         for hook in hooks:
             hook.remove()
-    own = {_key(tensor) for whole in wholes for tensor in (*whole.parameters(), *whole.buffers())}
-    everything, held = dict(outside), inputs | outside
+    weights = {_key(tensor) for network in networks for tensor in (*network.parameters(), *network.buffers())}
+    everything, always = dict(outside), inputs | outside
     for part in inside:
         everything |= part
-    largest = max((_bytes(part, own | held.keys()) for part in inside), default=0)
-    return _bytes(everything, own), _bytes(held, own) + largest
+    largest = max((_bytes(part, weights | always.keys()) for part in inside), default=0)
+    return _bytes(everything, weights), _bytes(always, weights) + largest
 
 
 class Peak(TorchDispatchMode):
-    """Counts tensors that are made within: bytes alive `now`, and the `most` there were."""
+    """Counts bytes of tensors made inside the context: alive `now`, and the `most` at any time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,18 +99,18 @@ class Peak(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """False: what is counted is not compiled. torch would import its compiler, 1.3 s, to skip it."""
+        """False: nothing in here is compiled, and torch would import its compiler (1.3 s) to skip it."""
         return False
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        found = func(*args, **(kwargs or {}))
-        known = {_key(tensor) for tensor in tree_leaves(args) if isinstance(tensor, torch.Tensor)}
-        for tensor in tree_leaves(found):
-            if isinstance(tensor, torch.Tensor) and _key(tensor) not in known:  # no view
+        result = func(*args, **(kwargs or {}))
+        inputs = {_key(tensor) for tensor in tree_leaves(args) if isinstance(tensor, torch.Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and _key(tensor) not in inputs:  # not a view
                 self._add(_key(tensor), tensor.untyped_storage())
-        return found
+        return result
 
     def _add(self, key: int, storage: torch.UntypedStorage) -> None:
         size = storage.nbytes()
@@ -130,5 +130,5 @@ def _key(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _bytes(storages: Storages, without: set[int]) -> int:
-    return sum(storage.nbytes() for key, storage in storages.items() if key not in without)
+def _bytes(storages: Storages, excluded: set[int]) -> int:
+    return sum(storage.nbytes() for key, storage in storages.items() if key not in excluded)

@@ -10,7 +10,7 @@ from dmd.models.preconditioning import preconditioning as make_preconditioning
 
 
 def per_sample(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """(B,) -> (B, 1, 1, 1), to multiply images with."""
+    """Values (B,) as (B, 1, 1, 1), to multiply images by."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
@@ -23,8 +23,8 @@ class Denoiser(nn.Module):
         preconditioning: see `dmd.models.preconditioning.preconditioning`; None is EDM's.
 
     Attributes:
-        dtype: the network works in it under autocast, its parameters stay float32; None is float32 throughout.
-        scheduler: configuration of the scheduler of diffusers that the network was trained with; None if it has none.
+        dtype: of the network's passes under autocast; parameters stay float32. None is float32 throughout.
+        scheduler: configuration of the diffusers scheduler that the network was trained with; None if it has none.
     """
 
     dtype: torch.dtype | None = None
@@ -41,15 +41,15 @@ class Denoiser(nn.Module):
     def forward(self, image: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """image (B, C, H, W) = x0 + sigma * noise; sigma (B,) > 0; label int64 (B,), or text states float32 (B, L, E).
 
-        Returns x0 (B, C, H, W) in the dtype of the image; the sum is taken in that of the coefficients.
+        Returns x0 (B, C, H, W) in the dtype of the image; the sum has the dtype of the coefficients.
         """
         c_skip, c_out, c_in, condition = self.preconditioning(sigma)
         out = self.predict((image * per_sample(c_in, image)).to(image.dtype), condition, label)
-        kept = image * per_sample(c_skip, image)
-        return torch.addcmul(kept, out.to(kept.dtype), per_sample(c_out, image)).to(image.dtype)
+        skip = image * per_sample(c_skip, image)
+        return torch.addcmul(skip, out.to(skip.dtype), per_sample(c_out, image)).to(image.dtype)
 
     def predict(self, image: torch.Tensor, condition: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """What the network itself returns (B, C, H, W), in the dtype of the image; `condition` (B,) as it takes it."""
+        """The network's raw output (B, C, H, W), in the dtype of the image; `condition` (B,) is its noise condition."""
         with torch.autocast(image.device.type, self.dtype, enabled=self.dtype is not None):
             return self.network(image, condition, label).to(image.dtype)
 
@@ -59,14 +59,14 @@ class Denoiser(nn.Module):
 
     @property
     def table(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(alpha, sigma) of the network's own discrete levels, sigma ascending, float64; None where time is real."""
+        """(alpha, sigma) of the network's discrete noise levels, sigma ascending, float64; None for continuous time."""
         return self.preconditioning.table
 
 
 def start_scale(denoiser: Any, sigma: float) -> float:
-    """What unit noise is multiplied with to become the image at level sigma that `denoiser` starts from.
+    """Factor on unit noise that gives the start image of `denoiser` at level sigma.
 
-    Variance-exploding: sigma. Where the network itself starts from unit noise, 1 / alpha, so that it sees just that.
+    It is sigma for variance-exploding networks, and 1 / alpha for those whose input starts as unit noise.
     """
     levels = getattr(denoiser, "preconditioning", None)
     return sigma if levels is None else levels.start_scale(sigma)
@@ -93,7 +93,7 @@ class GaussianMixtureDenoiser(nn.Module):
         self.register_buffer("weights", weights.double())
 
     def forward(self, image: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Same as `Denoiser.forward`; the label is ignored."""
+        """As `Denoiser.forward`; the label is ignored."""
         flat, means = image.double().flatten(1), self.means.flatten(1)
         noise = sigma.double().square()[:, None]  # (B, 1)
         spread = self.stds.square() + noise  # (B, K)

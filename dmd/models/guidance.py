@@ -1,4 +1,4 @@
-"""Classifier-free guidance (Ho and Salimans 2022) as a denoiser like any other."""
+"""Classifier-free guidance (Ho and Salimans 2022) as a network inside a denoiser."""
 
 import torch
 from torch import nn
@@ -7,11 +7,11 @@ from dmd.models.denoiser import Denoiser
 
 
 class Guided(nn.Module):
-    """A network that answers F_u + w (F_c - F_u), of one call on the doubled batch, the unconditional half first.
+    """F_u + w (F_c - F_u) of a network, by one call on a doubled batch, the unconditional half first.
 
     Args:
         network: F_theta(image, condition, label); its weights are shared.
-        empty: what stands for no condition: text states (L, E), or a class ().
+        empty: the empty condition: text states (L, E), or a class ().
         guidance: w.
     """
 
@@ -24,7 +24,7 @@ class Guided(nn.Module):
 
     @property
     def checkpointing(self) -> bool:
-        """That of the network within."""
+        """That of the network."""
         return bool(self.network.checkpointing)
 
     @checkpointing.setter
@@ -32,35 +32,35 @@ class Guided(nn.Module):
         self.network.checkpointing = value  # type: ignore[assignment]
 
     def forward(self, image: torch.Tensor, condition: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """As the network; ValueError if the label is of another shape than `empty`."""
+        """As the network; ValueError if the labels have another shape than `empty`."""
         if label.shape[1:] != self.empty.shape:
-            raise ValueError(f"label: {tuple(label.shape[1:])} a sample, but empty has shape {tuple(self.empty.shape)}")
+            raise ValueError(f"label: shape {tuple(label.shape[1:])} a sample, not {tuple(self.empty.shape)} as empty")
         labels = torch.cat([self.empty.to(label.dtype).expand_as(label), label])
         out = self.network(torch.cat([image, image]), torch.cat([condition, condition]), labels)
-        # bfloat16 would round the difference once more, w times as large
-        without, given = out.to(torch.promote_types(out.dtype, torch.float32)).chunk(2)
-        return without + self.guidance * (given - without)
+        # in bfloat16 the rounding error of the difference would grow by w
+        unconditional, conditional = out.to(torch.promote_types(out.dtype, torch.float32)).chunk(2)
+        return unconditional + self.guidance * (conditional - unconditional)
 
 
-def guided(denoiser: Denoiser, empty: torch.Tensor, guidance: float) -> Denoiser:
-    """The denoiser under guidance w; weights, preconditioning, dtype and scheduler are its own.
+def with_guidance(denoiser: Denoiser, empty: torch.Tensor, guidance: float) -> Denoiser:
+    """A denoiser with guidance w, with the same weights, preconditioning, dtype and scheduler.
 
     Args:
         denoiser: conditional, on its device.
-        empty: what stands for no condition, text states (L, E) of the empty prompt.
+        empty: the empty condition: text states (L, E) of the empty prompt, or a class ().
         guidance: w; 1 is no guidance and returns `denoiser` itself.
 
     Raises:
-        ValueError: w below 1, which would lead away from the condition.
+        ValueError: w is below 1, which would weaken the condition, or not finite.
     """
     if not 1 <= guidance < float("inf"):
         raise ValueError(f"guidance {guidance:g} is not 1 (none) or more")
     if guidance == 1:
         return denoiser
-    found = Denoiser(Guided(denoiser.network, empty, guidance), sigma_data=denoiser.sigma_data)
-    found.preconditioning = denoiser.preconditioning
-    found.dtype, found.scheduler = denoiser.dtype, denoiser.scheduler
-    return found.train(denoiser.training)
+    guided = Denoiser(Guided(denoiser.network, empty, guidance), sigma_data=denoiser.sigma_data)
+    guided.preconditioning = denoiser.preconditioning
+    guided.dtype, guided.scheduler = denoiser.dtype, denoiser.scheduler
+    return guided.train(denoiser.training)
 
 
 def _device(network: nn.Module) -> torch.device | None:

@@ -1,4 +1,4 @@
-"""Denoisers from their artifacts, whatever made them."""
+"""Loads denoisers, autoencoders and text encoders from their artifacts."""
 
 import contextlib
 from collections.abc import Mapping
@@ -11,26 +11,26 @@ import torch
 from dmd.models.autoencoder import Codec
 from dmd.models.calls import Calls
 from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser
-from dmd.models.lora import merged
+from dmd.models.lora import merge_adapter
 from dmd.models.networks import build
 from dmd.models.text_encoder import Text
 from dmd.provenance import tensors as tensor_files
 
 MIXTURE = ("means", "stds", "weights")
-LARGE = ("unet2d-condition", "sd3")  # all that they hold stands in their files: nothing is drawn first and dropped
+LARGE = ("unet2d-condition", "sd3")  # built on the meta device, without random weights: their files hold every tensor
 LEVELS = ("sigma_data", "sigma", "sigma_min", "sigma_max")
 
 
 @dataclass(frozen=True)
 class DenoiserFile:
-    """A denoiser's file that was looked at, and its metadata."""
+    """The path of a denoiser's file, and its metadata."""
 
     path: Path
     facts: Mapping[str, Any]
 
 
-def look_at(path: Path) -> DenoiserFile:
-    """What a denoiser's file says of itself; ValueError if it is none."""
+def denoiser_file(path: Path) -> DenoiserFile:
+    """Reads the metadata of a denoiser's file; ValueError if it is none."""
     metadata = tensor_files.load_metadata(path)
     check_facts(metadata, path)
     return DenoiserFile(path, metadata)
@@ -43,13 +43,13 @@ def load_denoiser(
 
     Args:
         path: teacher/denoiser.safetensors or distill/generator.safetensors.
-        weights: "ema" or "raw"; both kinds of file that were trained hold both.
-        calls: of a student of several numbers of calls; None is the number that training ended with. Weights of
-            earlier rounds of progressive distillation are averages only.
+        weights: "ema" or "raw"; files of trained denoisers hold both.
+        calls: number of calls, of a student that supports several; None is that of the end of training. Earlier
+            rounds of progressive distillation have averaged weights only.
 
     Returns:
         The denoiser, and the file's metadata: `shape` (C, H, W), `num_classes`, `sigma_data`, `kind`, ...; with `calls`
-        its keys `calls` and `sigma` are those of the weights that were read.
+        its keys `calls` and `sigma` are those of the weights that were loaded.
 
     Raises:
         ValueError: the file is damaged, or does not hold these weights.
@@ -70,13 +70,13 @@ def load_denoiser(
     state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     if not state:
         raise ValueError(f"{path} holds no {weights!r} weights")
-    numbers = {"sigma_data": metadata["sigma_data"], "preconditioning": metadata.get("preconditioning")}
+    scaling = {"sigma_data": metadata["sigma_data"], "preconditioning": metadata.get("preconditioning")}
     network = metadata["network"]
     if network.get("kind") not in LARGE:
         check_network(network, state, path)
     try:
         with torch.device("meta") if network.get("kind") in LARGE else contextlib.nullcontext():
-            denoiser = new_denoiser(network, **numbers)
+            denoiser = new_denoiser(network, **scaling)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: preconditioning: {error}") from error
     load_network(denoiser, state, path)
@@ -85,34 +85,34 @@ def load_denoiser(
 
 
 def student_calls(metadata: Mapping[str, Any], path: Path, *, calls: int | None = None) -> Calls:
-    """How a student is sampled with so many calls; None is the number that its training ended with.
+    """How a student is sampled with `calls` network calls; None is the number at the end of its training.
 
     Raises:
-        ValueError: the file is of no student, says nothing that could be its calls, or is no student of so many.
+        ValueError: the file is not a student's, or is damaged, or the student does not support this number of calls.
     """
-    own, kept = metadata.get("calls"), metadata.get("calls_kept", {})
-    if not isinstance(own, dict) or not isinstance(kept, dict):
-        raise ValueError(f"{path} is no student: it does not say the calls it was distilled for")
+    facts, earlier = metadata.get("calls"), metadata.get("calls_kept", {})
+    if not isinstance(facts, dict) or not isinstance(earlier, dict):
+        raise ValueError(f"{path} is no student: its metadata has no calls")
     try:
-        last = Calls.of(own)
+        last = Calls.of(facts)
         if calls is None or len(last.sigmas) == calls:
             return last
-        if str(calls) in kept:
-            return Calls.of(kept[str(calls)])
+        if str(calls) in earlier:
+            return Calls.of(earlier[str(calls)])
         fewer = range(1, len(last.sigmas)) if last.map == "consistency" else ()
         if calls in fewer:
             return replace(last, sigmas=last.sigmas[:calls])
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from error
-    known = ", ".join(map(str, [*kept, *fewer, len(last.sigmas)]))
-    raise ValueError(f"{path} is no student of {calls} calls; it is one of {known}")
+    supported = ", ".join(map(str, [*earlier, *fewer, len(last.sigmas)]))
+    raise ValueError(f"{path} is no student of {calls} calls, but of {supported}")
 
 
 def check_facts(metadata: Mapping[str, Any], path: Path) -> None:
-    """ValueError unless a file says what a denoiser's file says, each of its type."""
+    """ValueError unless the metadata has the keys of a denoiser's file, with values of their types."""
     for name in ("shape", "num_classes", "sigma_data", "kind"):
         if name not in metadata:
-            raise ValueError(f"{path} holds no denoiser: it does not say {name}")
+            raise ValueError(f"{path} holds no denoiser: its metadata has no {name}")
     shape, classes = metadata["shape"], metadata["num_classes"]
     if not isinstance(shape, list) or len(shape) != 3 or not all(type(side) is int and side > 0 for side in shape):
         raise ValueError(f"{path}: shape {shape!r:.80} is no (channels, height, width)")
@@ -123,14 +123,14 @@ def check_facts(metadata: Mapping[str, Any], path: Path) -> None:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
             raise ValueError(f"{path}: {name} {value!r:.80} is no noise level")
     if metadata["kind"] != "gaussian-mixture" and not isinstance(metadata.get("network"), dict):
-        raise ValueError(f"{path} holds no denoiser: it does not say which network")
+        raise ValueError(f"{path} holds no denoiser: its metadata has no network")
 
 
 def check_network(network: Mapping[str, Any], state: dict[str, torch.Tensor], path: Path) -> None:
-    """ValueError unless a network has just the weights `state`; it is made without memory, whatever size it claims."""
-    levels, numbers = network.get("multipliers", ()), [network.get(name, 0) for name in ("blocks", "layers")]
-    if isinstance(levels, list | tuple) and all(isinstance(number, int) for number in numbers):
-        if (blocks := max(len(levels) * numbers[0], numbers[1])) > len(state):
+    """ValueError unless `state` has exactly the weights of a network, which is built on the meta device to check it."""
+    levels, blocks, layers = network.get("multipliers", ()), network.get("blocks", 0), network.get("layers", 0)
+    if isinstance(levels, list | tuple) and isinstance(blocks, int) and isinstance(layers, int):
+        if (blocks := max(len(levels) * blocks, layers)) > len(state):
             raise ValueError(f"{path} holds another architecture: {blocks} blocks for {len(state)} tensors")
     try:
         with torch.device("meta"):
@@ -152,7 +152,7 @@ def load_network(denoiser: Denoiser, state: dict[str, torch.Tensor], path: Path)
     try:
         denoiser.network.load_state_dict(state, assign=next(denoiser.parameters()).is_meta)
     except RuntimeError as error:
-        reason = str(error).partition("\n")[2].strip().partition("\n")[0][:200]  # torch lists every weight
+        reason = str(error).partition("\n")[2].strip().partition("\n")[0][:200]  # the first fault: torch lists all
         raise ValueError(f"{path} holds another architecture: {reason}") from error
 
 
@@ -160,15 +160,15 @@ def add_adapter(denoiser: torch.nn.Module, adapter: Mapping[str, torch.Tensor], 
     """Adds an adapter, as `dmd.models.lora.merged` takes it, to the weights of a denoiser.
 
     Raises:
-        ValueError: the denoiser has no network, or another one than the adapter is of.
+        ValueError: the denoiser has no network, or not the one that the adapter was made for.
     """
     if not isinstance(denoiser, Denoiser):
         raise ValueError(f"{path} holds no network that an adapter could be added to")
-    load_network(denoiser, merged(denoiser.network.state_dict(), adapter, scale=1.0), path)
+    load_network(denoiser, merge_adapter(denoiser.network.state_dict(), adapter, scale=1.0), path)
 
 
 def load_codec(path: Path) -> Codec:
-    """What decodes latents, frozen and in eval mode, on the CPU.
+    """The codec of latents, frozen and in eval mode, on the CPU.
 
     Args:
         path: teacher/autoencoder.safetensors or teacher/tiny_autoencoder.safetensors.
@@ -196,33 +196,33 @@ def load_text(path: Path) -> Text:
 
 
 def load_empty(path: Path) -> torch.Tensor:
-    """What stands for no condition under guidance, of teacher/denoiser.safetensors.
+    """The empty condition for guidance, of teacher/denoiser.safetensors.
 
     Text states (L, E) of the empty prompt, or the label -1 () of a denoiser that was trained with label dropout.
 
     Raises:
-        ValueError: the file is damaged, or its denoiser never learnt to do without a condition.
+        ValueError: the file is damaged, or its denoiser was not trained without condition.
     """
     metadata = tensor_files.load_metadata(path)
     if "text" not in metadata:
         if metadata.get("label_dropout"):
             return torch.tensor(-1)
-        raise ValueError(f"{path} cannot be guided: it knows no prompts, and was not trained with label_dropout")
+        raise ValueError(f"{path} cannot be guided: it takes no prompts, and was not trained with label_dropout")
     return tensor_files.load_some(path, "text.empty")[0]
 
 
 def _of_kind(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     tensors, metadata = tensor_files.load(path)
     if metadata.get("kind") != kind:
-        raise ValueError(f"{path} is of kind {metadata.get('kind')!r}, no {kind}")
+        raise ValueError(f"{path} is of kind {metadata.get('kind')!r}, not {kind}")
     return tensors, metadata
 
 
 def check_noise_scale(metadata: Mapping[str, Any], sigma: float, path: Path) -> None:
-    """ValueError if `sigma` is beyond the largest noise level that the denoiser in `path` was trained on."""
+    """ValueError if `sigma` is above the highest noise level that the denoiser in `path` was trained on."""
     limit = metadata.get("sigma_max")
     if limit is not None and sigma > limit * (1 + 1e-6):
         raise ValueError(
-            f"{path} knows noise up to sigma {limit:.6g}, not {sigma:.6g}: "
-            "lower distill.method.sigma and sigma_max of the solvers to it"
+            f"{path} was trained on noise up to sigma {limit:.6g}, not {sigma:.6g}: "
+            "lower distill.method.sigma and sigma_max of the solvers to that"
         )

@@ -1,4 +1,4 @@
-"""LoRA files of others for the network of Stable Diffusion: diffusers' own layouts, and kohya's, as LCM-LoRA has it."""
+"""Published LoRA files for the network of Stable Diffusion, in the layouts of diffusers and of kohya (LCM-LoRA)."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from torch import Tensor
 
 from dmd import torchvision_operators
 
-HEADER = "lora_adapter_metadata"  # diffusers' key for the numbers of an adapter, in JSON
+HEADER = "lora_adapter_metadata"  # diffusers' key for rank and alpha, in JSON
 ENDS = (".lora_A.weight", ".lora_B.weight")
 PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
 def load(path: Path, *, scale: float) -> dict[str, Tensor]:
-    """What a file adds to the network, as `dmd.models.lora.merged` takes it at scale 1.
+    """The adapter of a file, for `dmd.models.lora.merge_adapter` at scale 1.
 
     Args:
-        path: `pytorch_lora_weights.safetensors`, or one of its kind.
-        scale: how much of it is wanted; 1 is what diffusers adds.
+        path: such as `pytorch_lora_weights.safetensors`.
+        scale: strength of the adapter; 1 is diffusers' default.
 
     Raises:
-        ValueError: the file is missing or no safetensors file, or holds other things than LoRA of this network.
+        ValueError: the file is missing or no safetensors file, or holds something else than LoRA of this network.
     """
-    stored, header = _read(path)
+    tensors, header = _read(path)
     torchvision_operators.ensure()
     from diffusers.loaders import StableDiffusionLoraLoaderMixin
     from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 
-    if odd := [name for name in stored if "lora" not in name and not name.endswith(".alpha")] or [
-        name for name in stored if "dora_scale" in name or ".lokr_" in name
+    if odd := [name for name in tensors if "lora" not in name and not name.endswith(".alpha")] or [
+        name for name in tensors if "dora_scale" in name or ".lokr_" in name
     ]:
-        raise ValueError(f"{path}: {odd[0]} belongs to no plain LoRA")
+        raise ValueError(f"{path}: {odd[0]} is not part of a plain LoRA")
     try:
-        found, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(stored)
-        found = found if any("lora_A" in name for name in found) else convert_unet_state_dict_to_peft(found)
+        weights, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(tensors)
+        weights = weights if any("lora_A" in name for name in weights) else convert_unet_state_dict_to_peft(weights)
         alphas = convert_unet_state_dict_to_peft({_down(name): alpha for name, alpha in (alphas or {}).items()})
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path} cannot be read as LoRA: {error}") from error
-    if odd := [name for name in found if not (name.startswith("unet.") and name.endswith(ENDS))]:
-        raise ValueError(f"{path}: {odd[0]} is no LoRA of the network: text encoders and biases are not adapted here")
-    for name in [name for name in found if name.endswith(ENDS[1])]:
-        layer, rank = name.removesuffix(ENDS[1]), found[name].shape[1]
+    if odd := [name for name in weights if not (name.startswith("unet.") and name.endswith(ENDS))]:
+        raise ValueError(f"{path}: {odd[0]} is no LoRA of the network; text encoders and biases are not supported")
+    for name in [name for name in weights if name.endswith(ENDS[1])]:
+        layer, rank = name.removesuffix(ENDS[1]), weights[name].shape[1]
         alpha = float(alphas.get(layer + ENDS[0], _alpha(header, rank, path)))
-        found[name] = found[name].float() * (scale * alpha / rank)
-    return {name: value.float() for name, value in found.items()}
+        weights[name] = weights[name].float() * (scale * alpha / rank)
+    return {name: value.float() for name, value in weights.items()}
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -61,13 +61,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _down(name: str) -> str:
-    """The name of the weight that an alpha of kohya's stands for, as diffusers had it before peft."""
+    """The weight that an alpha of kohya belongs to, under its name in diffusers before peft."""
     layer = name.removesuffix(".alpha")
     return layer if layer.endswith(".weight") else f"{layer}.lora.down.weight"
 
 
 def _alpha(header: dict[str, Any], rank: int, path: Path) -> float:
-    """alpha of all layers: what the header says, else the rank."""
+    """alpha of all layers: from the header, else the rank."""
     if odd := [name for name in PATTERNS if header.get(f"unet.{name}")]:
-        raise ValueError(f"{path}: {odd[0]} differs from layer to layer, which is not read here")
+        raise ValueError(f"{path}: {odd[0]} differs from layer to layer, which is not supported")
     return float(header.get("unet.lora_alpha", rank))

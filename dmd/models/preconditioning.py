@@ -1,7 +1,7 @@
-"""How a denoiser D(x; sigma) = c_skip x + c_out F(c_in x; condition) wraps its network, by kind.
+"""Preconditioning of a denoiser D(x; sigma) = c_skip x + c_out F(c_in x; condition), by kind of network F.
 
-All denoisers live in variance-exploding coordinates, x = x0 + sigma * noise. A variance-preserving network, trained
-on alpha x0 + sigma_t * noise with alpha^2 + sigma_t^2 = 1, is the same thing at sigma = sigma_t / alpha and
+All denoisers use variance-exploding coordinates, x = x0 + sigma * noise. A variance-preserving network, trained on
+alpha x0 + sigma_t * noise with alpha^2 + sigma_t^2 = 1, is such a denoiser with sigma = sigma_t / alpha and
 c_in = alpha = 1 / sqrt(1 + sigma^2).
 """
 
@@ -15,7 +15,7 @@ from torch import nn
 
 
 class Coefficients(NamedTuple):
-    """c_skip, c_out, c_in and the condition that the network sees, each (B,); the condition in the dtype of sigma."""
+    """c_skip, c_out, c_in and the network's noise condition, each (B,); the condition in the dtype of sigma."""
 
     c_skip: torch.Tensor
     c_out: torch.Tensor
@@ -24,7 +24,7 @@ class Coefficients(NamedTuple):
 
 
 class Preconditioning(nn.Module, ABC):
-    """Coefficients of the noise level, and the weight that levels the denoising loss over it.
+    """Coefficients as functions of the noise level, and the weight of the denoising loss.
 
     Attributes:
         table: (alpha, sigma) of each level of a network with discrete time, sigma ascending, float64; else None.
@@ -38,15 +38,15 @@ class Preconditioning(nn.Module, ABC):
 
     @abstractmethod
     def loss_weight(self, sigma: torch.Tensor) -> torch.Tensor:
-        """Weight (B,) of the squared x0 error that makes it the error of what the network predicts."""
+        """Weight (B,) of the squared x0 error that turns it into the error of the network's prediction."""
 
     def start_scale(self, sigma: float) -> float:
-        """What unit noise is multiplied with to become an image at the highest level: sigma, the data being small."""
+        """Factor on unit noise that gives an image at the highest level: sigma, since the data are negligible there."""
         return sigma
 
 
 class Edm(Preconditioning):
-    """Karras et al. 2022, Table 1, column "Ours": input and target of F at unit variance.
+    """Karras et al. 2022, Table 1, column "Ours": input and target of F have unit variance.
 
     Args:
         sigma_data: standard deviation of the data.
@@ -71,7 +71,7 @@ class Edm(Preconditioning):
 
 
 class VarianceExploding(Preconditioning):
-    """Karras et al. 2022, Table 1, column "VE": F predicts minus the noise, and sees ln(sigma / 2)."""
+    """Karras et al. 2022, Table 1, column "VE": F predicts minus the noise, from ln(sigma / 2)."""
 
     def forward(self, sigma: torch.Tensor) -> Coefficients:
         one = torch.ones_like(sigma)
@@ -85,13 +85,13 @@ class VarianceExploding(Preconditioning):
 class Discrete(Preconditioning):
     """A variance-preserving network with integer time t = 0 .. T-1 (Ho et al. 2020).
 
-    The condition is t as a real number, linear in ln(sigma) between the levels of the table; below the first and
-    beyond the last level it stays 0 and T-1. All is computed in float64, since sigma^2 spans eight decades, and the
-    coefficients stay so: at the last levels x0 is the small difference of large terms.
+    The condition is t as a real number, linear in ln(sigma) between the levels of the table; below the first level it
+    is 0, above the last T-1. Coefficients are float64, since sigma^2 spans eight decades and x0 is a small difference
+    of large terms at high levels.
 
     Args:
         alphas_cumprod: alpha^2 of each level, descending, each in (0, 1).
-        prediction: what the network returns: "epsilon", "v" (alpha noise - sigma_t x0) or "sample" (x0).
+        prediction: output of the network: "epsilon", "v" (alpha noise - sigma_t x0) or "sample" (x0).
 
     Raises:
         ValueError: another prediction, or a table that does not descend within (0, 1).
@@ -106,7 +106,7 @@ class Discrete(Preconditioning):
         squares = torch.tensor(alphas_cumprod, dtype=torch.float64, device="cpu")
         inside = squares.ndim == 1 and len(squares) > 1 and bool(((squares > 0) & (squares < 1)).all())
         if not inside or not bool((squares.diff() < 0).all()):
-            raise ValueError("alphas_cumprod: at least two levels are needed that descend within (0, 1), both excluded")
+            raise ValueError("alphas_cumprod: it needs at least two levels that descend within (0, 1), both excluded")
         self.prediction = prediction
         sigmas = ((1 - squares) / squares).sqrt()
         self.table = squares.sqrt(), sigmas
@@ -131,7 +131,7 @@ class Discrete(Preconditioning):
         return WEIGHTS[self.prediction](sigma)
 
     def start_scale(self, sigma: float) -> float:
-        """1 / alpha: the network itself starts from unit noise."""
+        """1 / alpha, so that the network's input is unit noise."""
         return math.sqrt(1 + sigma**2)
 
 
@@ -141,7 +141,7 @@ class Flow(Preconditioning):
     sigma = t / (1 - t), alpha = 1 - t; the condition is 1000 t. Coefficients are computed in float64, as in `Discrete`.
 
     Args:
-        num_levels: of the table, t = i / (num_levels + 1) for i = 1 .. num_levels: the ends 0 and 1 are left out.
+        num_levels: of the table, t = i / (num_levels + 1) for i = 1 .. num_levels, without the ends 0 and 1.
 
     Raises:
         ValueError: fewer than two levels.
@@ -165,7 +165,7 @@ class Flow(Preconditioning):
         return ((1 + sigma) / sigma).square()
 
     def start_scale(self, sigma: float) -> float:
-        """1 / alpha: the network itself starts from unit noise."""
+        """1 / alpha, so that the network's input is unit noise."""
         return 1 + sigma
 
 
@@ -177,24 +177,24 @@ WEIGHTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def preconditioning(section: Mapping[str, Any] | None, *, sigma_data: float) -> Preconditioning:
-    """The preconditioning that a denoiser's file names.
+    """The preconditioning from the metadata of a denoiser's file.
 
     Args:
         section: `kind` "edm" (with `condition_scale`, default 1), "ve", "discrete" (with `alphas_cumprod` and
             `prediction`) or "flow" (with `num_levels`, default 1000); None is edm.
-        sigma_data: standard deviation of the data; edm alone needs it.
+        sigma_data: standard deviation of the data; only edm uses it.
 
     Raises:
-        ValueError: unknown kind, or numbers that do not fit.
+        ValueError: unknown kind, or values out of range.
     """
-    numbers = dict(section or {"kind": "edm"})
-    kind = numbers.pop("kind", None)
+    arguments = dict(section or {"kind": "edm"})
+    kind = arguments.pop("kind", None)
     if kind == "edm":
-        return Edm(sigma_data, **numbers)
+        return Edm(sigma_data, **arguments)
     if kind == "ve":
-        return VarianceExploding(**numbers)
+        return VarianceExploding(**arguments)
     if kind == "discrete":
-        return Discrete(numbers["alphas_cumprod"], prediction=numbers["prediction"])
+        return Discrete(arguments["alphas_cumprod"], prediction=arguments["prediction"])
     if kind == "flow":
-        return Flow(**numbers)
+        return Flow(**arguments)
     raise ValueError(f"preconditioning kind {kind!r} is none of edm, ve, discrete, flow")

@@ -11,18 +11,18 @@ from dmd import torchvision_operators
 
 SPECIAL = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
 SPECIAL |= {"unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
-NUMBERS: tuple[str, ...] = ("vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers")
-NUMBERS += ("num_attention_heads", "max_position_embeddings", "hidden_act", "layer_norm_eps", "attention_dropout")
-NUMBERS += ("pad_token_id", "bos_token_id", "eos_token_id")
+ARGUMENTS: tuple[str, ...] = ("vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers")
+ARGUMENTS += ("num_attention_heads", "max_position_embeddings", "hidden_act", "layer_norm_eps", "attention_dropout")
+ARGUMENTS += ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
 class Encoded(NamedTuple):
-    """What prompts became.
+    """Prompts as text states.
 
     Attributes:
         states: float32 (B, L, E), the last hidden states.
-        num_tokens: int64 (B,), start and end included, before anything was cut off.
-        truncated: bool (B,): more than L tokens, of which the last were cut off.
+        num_tokens: int64 (B,), start and end included, before truncation.
+        truncated: bool (B,): the prompt had more than L tokens, of which the last were dropped.
     """
 
     states: Tensor
@@ -31,18 +31,18 @@ class Encoded(NamedTuple):
 
 
 class Text(nn.Module):
-    """Prompts to text states, as the pipelines of Stable Diffusion make them: filled up to a fixed length, no mask.
+    """Prompts to text states as in the pipelines of Stable Diffusion: padded to a fixed length, without mask.
 
     Args:
-        config: arguments of transformers' CLIPTextConfig; others than `NUMBERS` are left unread.
-        tokenizer: contents of vocab.json and merges.txt, and where they are there of special_tokens_map.json and
-            tokenizer_config.json, by name.
+        config: arguments of transformers' CLIPTextConfig; those not in `ARGUMENTS` are ignored.
+        tokenizer: contents by name of vocab.json and merges.txt, and if present of special_tokens_map.json and
+            tokenizer_config.json.
 
     Attributes:
         length, width: L and E of text states.
 
     Raises:
-        ValueError: arguments that cannot be used, files that are damaged, or more tokens than the network knows.
+        ValueError: arguments that cannot be used, damaged files, or more tokens than the network has.
     """
 
     def __init__(self, *, config: Mapping[str, Any], tokenizer: Mapping[str, str]) -> None:
@@ -51,35 +51,35 @@ class Text(nn.Module):
         from transformers import CLIPTextConfig, CLIPTextModel
 
         try:
-            numbers = CLIPTextConfig(**{key: config[key] for key in NUMBERS if key in config})
-            self.encoder: Any = CLIPTextModel(numbers)
+            arguments = CLIPTextConfig(**{key: config[key] for key in ARGUMENTS if key in config})
+            self.encoder: Any = CLIPTextModel(arguments)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(f"CLIPTextModel: {error}") from error
         self._tokenizer = clip_tokenizer(tokenizer)
-        self.length, self.width = int(numbers.max_position_embeddings), int(numbers.hidden_size)
-        if len(self._tokenizer) > numbers.vocab_size:
+        self.length, self.width = int(arguments.max_position_embeddings), int(arguments.hidden_size)
+        if len(self._tokenizer) > arguments.vocab_size:
             raise ValueError(
-                f"tokenizer: {len(self._tokenizer)} tokens, but the text encoder knows {numbers.vocab_size}"
+                f"tokenizer: {len(self._tokenizer)} tokens, but the text encoder has {arguments.vocab_size}"
             )
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Encoded:
-        """Text states of prompts, on the device of the weights; counts and cuts on the CPU."""
+        """Text states of prompts, on the device of the weights; the other two fields on the CPU."""
         tokens = self._tokenizer(list(prompts), truncation=False, verbose=False).input_ids
-        end, filling = self._tokenizer.eos_token_id, self._tokenizer.pad_token_id
+        end, padding = self._tokenizer.eos_token_id, self._tokenizer.pad_token_id
         rows = [row if len(row) <= self.length else [*row[: self.length - 1], end] for row in tokens]
-        rows = [row + [filling] * (self.length - len(row)) for row in rows]
-        given = torch.tensor(rows, dtype=torch.int64, device=self.encoder.embeddings.token_embedding.weight.device)
-        states = self.encoder(given).last_hidden_state.float()
+        rows = [row + [padding] * (self.length - len(row)) for row in rows]
+        padded = torch.tensor(rows, dtype=torch.int64, device=self.encoder.embeddings.token_embedding.weight.device)
+        states = self.encoder(padded).last_hidden_state.float()
         num = torch.tensor([len(row) for row in tokens], dtype=torch.int64)
         return Encoded(states, num, num > self.length)
 
 
 def clip_tokenizer(texts: Mapping[str, str]) -> Any:
-    """transformers' CLIPTokenizer from the contents of its files by name; nothing is looked up elsewhere.
+    """transformers' CLIPTokenizer from the contents of its files by name alone.
 
     Raises:
-        ValueError: vocab.json or merges.txt is not among them, or one is damaged.
+        ValueError: vocab.json or merges.txt is missing, or a file is damaged.
     """
     from transformers import CLIPTokenizer
 
@@ -92,13 +92,13 @@ def clip_tokenizer(texts: Mapping[str, str]) -> Any:
             tokens |= {
                 key: _content(value) for key, value in json.loads(texts.get(name, "{}")).items() if key in SPECIAL
             }
-        if absent := sorted({token for token in tokens.values() if token not in vocab}):
-            raise ValueError(f"vocab.json has no token {', '.join(absent)}")
+        if missing := sorted({token for token in tokens.values() if token not in vocab}):
+            raise ValueError(f"vocab.json has no token {', '.join(missing)}")
         return CLIPTokenizer(vocab=vocab, merges=merges, **tokens)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"tokenizer: {error}") from error
 
 
 def _content(value: Any) -> Any:
-    """A special token, which may be written as a mapping."""
+    """The text of a special token, which may be a mapping."""
     return value["content"] if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""The card of an exported pipeline: how it is used, what made it, how good it was, and whose licences bind it."""
+"""The model card of an exported pipeline: its use, its scores, its training and data, and the licences that apply."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ USE = """    from diffusers import DiffusionPipeline
     pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
     image = pipeline("a prompt", num_inference_steps=1, guidance_scale=0).images[0]
 
-One step, guidance 0: the network is called once, and was never trained for more."""
-TEACHER = """The weights derive from those of the teacher (its source sha256 is above), so its licence binds them; which
-one that is no file says. For Stable Diffusion v1.5 it is CreativeML Open RAIL-M, whose restrictions on use have to be
-passed on."""
-PROMPTS = {  # kind of the source -> whose they are
-    "laion": "The prompts are texts of LAION's metadata (CC BY 4.0); the pages they come from have terms of their own.",
+Use one step and guidance 0: the network is trained for a single call."""
+TEACHER = """The weights derive from the teacher's weights (sha256 of its source: see Files), so the teacher's licence
+applies to them. This export cannot tell which licence that is. Stable Diffusion v1.5 has CreativeML Open RAIL-M, whose
+use restrictions must be passed on."""
+PROMPTS = {  # kind of the prompt source -> licence of the prompts
+    "laion": "The prompts are texts of LAION's metadata (CC BY 4.0); the pages they come from have their own terms.",
     "coco": "The prompts are captions of COCO (CC BY 4.0).",
-    "file": "The prompts are from a file of the user's own, whose licence no file says.",
+    "file": "The prompts come from a file of the user; this export cannot tell their licence.",
 }
-CODE = "The code that made this folder is Apache-2.0; it grants nothing of either."
-SETTINGS = ("optimisers", "schedule", "ema_decay", "adapter", "seed")  # besides the method's own
+CODE = "The code that made this folder is Apache-2.0; that licence covers neither the weights nor the prompts."
+SETTINGS = ("optimisers", "schedule", "ema_decay", "adapter", "seed")  # shown besides those of the method
 
 
 def card(
     provenance: Mapping[str, Any], facts: Mapping[str, Any], data: Mapping[str, Any], scores: Sequence[Path]
 ) -> str:
-    """Markdown.
+    """The card as markdown.
 
     Args:
-        provenance: of the export: its spec (weights, experiment) and digests of inputs.
-        facts: metadata of the generator.
-        data: facts of the pairs or text states, `num_pairs` or `num_states`, `num_prompts`, and `prompts`, the section
-            that these were made by.
-        scores: files as stage evaluate writes them.
+        provenance: spec (weights, experiment) and input digests of the export.
+        facts: metadata of the generator file.
+        data: facts of the pairs or text states: `num_pairs` or `num_states`, `num_prompts`, and `prompts`, the section
+            that the prompts were made by.
+        scores: score files of stage evaluate.
     """
     spec = provenance["spec"]
     parts = [
         FRONT,
-        f"# {spec['experiment']}: a one-step text-to-image generator",
-        f"Distilled from a Stable Diffusion teacher by: {_method(facts)}",
+        f"# {spec['experiment']}: a one-step text-to-image model",
+        f"Distilled from a Stable Diffusion teacher. Method: {_method(facts)}",
         f"## Use\n\n{USE}",
         f"## Scores\n\n{_scores(scores)}",
         f"## Training\n\n{_table(_training(facts))}",
@@ -63,15 +63,15 @@ def card(
 
 def _scores(paths: Sequence[Path]) -> str:
     if not paths:
-        return "None was measured when this folder was written."
-    lines = ["| metric | value | std | samples | network calls | compared with |", "|---|---:|---:|---:|---:|---|"]
+        return "No score had been measured when this folder was written."
+    lines = ["| metric | value | std | samples | network calls | reference |", "|---|---:|---:|---:|---:|---|"]
     for path in paths:
-        found = json.loads(path.read_text())
-        spread = "-" if found.get("std") is None else f"{found['std']:.3g}"
-        reference = found.get("reference", {}).get("name", "-")
-        calls = found.get("network_calls", "-")
+        score = json.loads(path.read_text())
+        spread = "-" if score.get("std") is None else f"{score['std']:.3g}"
+        reference = score.get("reference", {}).get("name", "-")
+        calls = score.get("network_calls", "-")
         lines.append(
-            f"| {found['metric']} | {found['value']:.4g} | {spread} | {found['num_samples']} | {calls} | {reference} |"
+            f"| {score['metric']} | {score['value']:.4g} | {spread} | {score['num_samples']} | {calls} | {reference} |"
         )
     return "\n".join(lines)
 
@@ -81,7 +81,7 @@ def _licence(data: Mapping[str, Any]) -> str:
 
 
 def _section(facts: Mapping[str, Any]) -> Distill:
-    """Section `distill` that made a generator, defaults and all."""
+    """The section `distill` of a generator, with all defaults."""
     return Distill.model_validate({key: value for key, value in facts["spec"].items() if key in Distill.model_fields})
 
 
@@ -93,30 +93,30 @@ def _method(facts: Mapping[str, Any]) -> str:
 
 def _training(facts: Mapping[str, Any]) -> dict[str, Any]:
     section = _section(facts)
-    method, whole = section.method.model_dump(mode="json"), section.model_dump(mode="json")
+    method, values = section.method.model_dump(mode="json"), section.model_dump(mode="json")
     phases = method.pop("phases")
     updates = {"updates": sum(phase["updates"] for phase in phases), "phases": len(phases)}
     settings = {key: value for key, value in method.items() if value is not None and key != "name"}
-    return {"method": method["name"]} | updates | settings | {key: whole[key] for key in SETTINGS if whole[key]}
+    return {"method": method["name"]} | updates | settings | {key: values[key] for key in SETTINGS if values[key]}
 
 
 def _data(data: Mapping[str, Any]) -> dict[str, Any]:
-    named = {
+    titles = {
         "num_pairs": "pairs",
         "num_states": "text states",
         "guidance": "guidance of the teacher",
-        "network_calls": "network calls for a pair",
+        "network_calls": "network calls per pair",
     }
-    named |= {"first_timestep": "first timestep", "num_prompts": "prompts", "num_truncated": "prompts cut"}
+    titles |= {"first_timestep": "first timestep", "num_prompts": "prompts", "num_truncated": "truncated prompts"}
     source = {key: value for key, value in data["prompts"].items() if key in ("kind", "threshold", "seed", "num")}
-    return {title: data[key] for key, title in named.items() if key in data} | {"source of the prompts": source}
+    return {title: data[key] for key, title in titles.items() if key in data} | {"prompt source": source}
 
 
 def _digests(provenance: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    found = {"teacher, source": facts.get("source_sha256"), **provenance["inputs"]}
-    found = {name: digest for name, digest in found.items() if isinstance(digest, str)}
+    inputs = {"teacher source": facts.get("source_sha256"), **provenance["inputs"]}
+    digests = {name: digest for name, digest in inputs.items() if isinstance(digest, str)}
     spec = provenance["spec"]
-    return {"weights": f"{spec['weights']}, float32"} | {f"{name} sha256": d for name, d in found.items()}
+    return {"weights": f"{spec['weights']}, float32"} | {f"{name} sha256": digest for name, digest in digests.items()}
 
 
 def _table(rows: Mapping[str, Any]) -> str:
@@ -126,5 +126,5 @@ def _table(rows: Mapping[str, Any]) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_text(each)}" for key, each in value.items() if each is not None)
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items() if item is not None)
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Teacher and generator, drawing from the same noise."""
+"""Images of teacher and student from the same noise."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from torch import Tensor
 from dmd.models.autoencoder import Codec
 from dmd.sampling.sampler import Sampler
 
-AT_ONCE = 4  # images of text; latents are decoded one by one
+TEXT_BATCH_SIZE = 4  # images per call where the condition is text; latents are decoded one by one
 
 
 class PairedSamplers:
-    """Two denoisers whose images are to be compared.
+    """A teacher and its student, whose images are to be compared.
 
     Attributes:
-        shape: (C, H, W) of what they draw.
+        shape: (C, H, W) of what both draw.
     """
 
-    def __init__(self, teacher: Sampler, generator: Sampler, codec: Codec | None) -> None:
-        """Two that draw the same shape; `codec` decodes latents."""
+    def __init__(self, teacher: Sampler, student: Sampler, codec: Codec | None) -> None:
+        """Both samplers draw the same shape; `codec` decodes latents."""
         self.shape = teacher.shape
-        self._samplers, self._codec = {"teacher": teacher, "generator": generator}, codec
+        self._samplers, self._codec = {"teacher": teacher, "student": student}, codec
 
     def draw(self, seeds: range, **conditions: Tensor) -> dict[str, Tensor]:
-        """Images float32 (N, C, H, W) of both by a title that says their cost.
+        """Images float32 (N, C, H, W) of both, by a title with their network calls.
 
         Args:
-            seeds: N of them.
-            conditions: `given` and `states` of `Sampler.batches`, where the condition is text.
+            seeds: of the N noises.
+            conditions: `fixed_labels` and `states` of `Sampler.batches`, where the condition is text.
         """
-        found: dict[str, Tensor] = {}
-        numbers: dict[str, Any] = {"labels": "balanced", **conditions}
+        images: dict[str, Tensor] = {}
+        arguments: dict[str, Any] = {"labels": "balanced", **conditions}
         for name, sampler in self._samplers.items():
-            sampler.batch_size = AT_ONCE if conditions else len(seeds)
-            batches = list(sampler.batches(seeds, **numbers))
+            sampler.batch_size = TEXT_BATCH_SIZE if conditions else len(seeds)
+            batches = list(sampler.batches(seeds, **arguments))
             calls = batches[0].network_calls
             title = f"{name}: {calls} network call{'s' if calls > 1 else ''}"
-            found[title] = self._pixels(torch.cat([batch.image for batch in batches]), sampler.device)
-        return found
+            images[title] = self._pixels(torch.cat([batch.image for batch in batches]), sampler.device)
+        return images
 
     @torch.no_grad()
     def _pixels(self, images: Tensor, device: torch.device) -> Tensor:

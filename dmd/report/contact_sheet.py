@@ -1,4 +1,4 @@
-"""Images of two denoisers side by side for the same prompts and noise: which is which?"""
+"""Contact sheets: images with their prompts below, of one denoiser or of two side by side."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from torch import Tensor
 from dmd.report import plots
 
 COLUMNS = 4
-CHARACTERS = 42  # of a line below two images
-LINES = 3
+CHARACTERS = 42  # in a line of a prompt
+LINES = 3  # of a prompt
 
 
-def compared(sides: Mapping[str, Tensor], prompts: Sequence[str]) -> Figure:
-    """`new` of two sides, images (N, C, H, W) in [-1, 1] by the title of their side."""
-    places = [f"{place} {title}" for place, title in zip(("left", "right"), sides, strict=True)]
-    return new(list(sides.values()), prompts, f"The same prompt and noise; {', '.join(places)}")
+def comparison_sheet(images: Mapping[str, Tensor], prompts: Sequence[str]) -> Figure:
+    """`contact_sheet` of two denoisers: images (N, C, H, W) in [-1, 1] of the same prompts and noise, by title."""
+    titles = [f"{side} {title}" for side, title in zip(("left", "right"), images, strict=True)]
+    return contact_sheet(list(images.values()), prompts, f"The same prompt and noise; {', '.join(titles)}")
 
 
-def new(sides: Sequence[Tensor], prompts: Sequence[str], title: str) -> Figure:
-    """One cell for each prompt: its images of all sides, left to right, and the prompt below.
+def contact_sheet(images: Sequence[Tensor], prompts: Sequence[str], title: str) -> Figure:
+    """One cell per prompt: one image of each denoiser, left to right, and the prompt below.
 
     Args:
-        sides: images (N, C, H, W) in [-1, 1], each.
+        images: of each denoiser, (N, C, H, W) in [-1, 1].
         prompts: N of them.
-        title: above all.
+        title: heading of the figure.
     """
     columns = min(COLUMNS, len(prompts))
     rows = -(-len(prompts) // columns)
@@ -36,14 +36,14 @@ def new(sides: Sequence[Tensor], prompts: Sequence[str], title: str) -> Figure:
     for panel in axes.flat:
         panel.set_axis_off()
     for number, (panel, prompt) in enumerate(zip(axes.flat, prompts, strict=False)):
-        images = [side[number] for side in sides]
-        plots.show_images(panel, torch.stack(images), columns=len(images), gap=max(1, images[0].shape[-1] // 64))
+        cell = torch.stack([batch[number] for batch in images])
+        plots.show_images(panel, cell, columns=len(cell), gap=max(1, cell.shape[-1] // 64))
         panel.text(0.5, -0.03, shortened(prompt), transform=panel.transAxes, ha="center", va="top", fontsize=8)
     plots.heading(figure, title)
     return figure
 
 
 def shortened(prompt: str) -> str:
-    """A prompt in at most `LINES` lines; `$` would begin a formula."""
+    """A prompt in at most `LINES` lines, with `$` escaped, which would begin a formula."""
     lines = textwrap.wrap(" ".join(prompt.split()), CHARACTERS, max_lines=LINES, placeholder=" ...")
     return "\n".join(lines).replace("$", r"\$")

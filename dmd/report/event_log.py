@@ -1,4 +1,4 @@
-"""TensorBoard logs of a distillation: curves of its log rows, and its grids. Scratch, and off unless asked for."""
+"""TensorBoard logs of a training, off by default: curves of the log's columns, and the grids of images."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -9,10 +9,10 @@ from PIL import Image
 
 
 class EventLog:
-    """One file of events in `folder`, which a run that continues writes anew: every point is there once."""
+    """One event file in `folder`. A resumed run writes it anew, so that each point is there once."""
 
     def __init__(self, folder: Path, *, rows: Iterable[Mapping[str, float]], grids: Iterable[Path]) -> None:
-        """Begins with what there is: log rows, and grids named after their update.
+        """Writes the earlier log rows, and the earlier grids, whose file names are their updates.
 
         Raises:
             ValueError: the package tensorboard is not installed.
@@ -22,7 +22,8 @@ class EventLog:
         except ImportError as error:
             raise ValueError(
                 f"distill.tensorboard: true, but the package tensorboard cannot be imported ({error}): "
-                "pip install tensorboard, or false"
+                ""
+                "pip install tensorboard, or set it to false"
             ) from error
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
@@ -34,16 +35,16 @@ class EventLog:
             self.grid(path)
 
     def row(self, row: Mapping[str, float]) -> None:
-        """A point of each curve that has a value at this update."""
+        """Adds a point to each curve that has a value at this update."""
         for name, value in row.items():
             if name != "update" and math.isfinite(value):
                 self._writer.add_scalar(name, value, int(row["update"]))
 
     def grid(self, path: Path) -> None:
-        """A picture, named after the number of updates before it."""
+        """Adds a picture, whose file name is the number of updates before it."""
         levels = np.asarray(Image.open(path))
         self._writer.add_image("grid", levels, int(path.stem), dataformats="HWC" if levels.ndim == 3 else "HW")
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes what is buffered, and closes the file."""
         self._writer.close()

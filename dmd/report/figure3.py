@@ -1,4 +1,4 @@
-"""Figure 3 of Yin et al. 2023, redrawn from samples: where a two-dimensional generator puts its points."""
+"""Figure 3 of Yin et al. 2023 from our samples: points of two-dimensional students over the real density."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from dmd.data import manifest, shards
 from dmd.report import plots
 
-MAX_POINTS = 2000  # drawn of each panel
+MAX_POINTS = 2000  # in a panel
 
 
 def draw_figure3(
@@ -21,8 +21,8 @@ def draw_figure3(
     series: Sequence[Mapping[str, Any]],
     dataset: Mapping[str, Any] | None,
 ) -> Figure:
-    """A panel per point: samples over the contours of the real density, with the share of each mode."""
-    panels = [(each["label"], point) for each in series for point in each["points"]]
+    """One panel per point of the series: samples over contours of the real density, with the share of each mode."""
+    panels = [(line["label"], point) for line in series for point in line["points"]]
     if dataset is None or dataset.get("kind") != "gaussian-mixture":
         raise ValueError(f"figure3 needs a dataset of kind gaussian-mixture, not {dataset}")
     if len(manifests) != len(panels):
@@ -31,8 +31,8 @@ def draw_figure3(
     weights = np.array(dataset["weights"], float) / np.sum(dataset["weights"])
     low, high = (means - 5 * stds[:, None]).min(0), (means + 5 * stds[:, None]).max(0)
     across, down = np.meshgrid(*(np.linspace(a, b, 200) for a, b in zip(low, high, strict=True)))
-    place = np.stack([across, down], -1)[..., None, :]
-    squares = ((place - means) ** 2).sum(-1) / (2 * stds**2)
+    plane = np.stack([across, down], -1)[..., None, :]
+    squares = ((plane - means) ** 2).sum(-1) / (2 * stds**2)
     density = (weights / stds**2 * np.exp(-squares)).sum(-1)
     shape = float(np.clip((high[1] - low[1]) / (high[0] - low[0]), 0.3, 2.0))
     figure, axes = plots.new(1, len(panels), size=(4.2 * len(panels), 4.2 * shape + 1.3))
@@ -54,8 +54,8 @@ def draw_figure3(
 
 def _shares(point: Sequence[str], scores: Mapping[str, Any], number: int) -> list[float | None]:
     """Share of samples at each mode over the experiments of a panel."""
-    present = [scores[name]["counts"] or [] for name in point if name in scores]
-    counts = [repetition for repetitions in present for repetition in repetitions]
+    by_experiment = [scores[name]["counts"] or [] for name in point if name in scores]
+    counts = [repetition for repetitions in by_experiment for repetition in repetitions]
     if not counts:
         return [None] * number
     total = np.sum(counts, 0)
@@ -66,13 +66,13 @@ def _shares(point: Sequence[str], scores: Mapping[str, Any], number: int) -> lis
 
 def _points(path: Path) -> np.ndarray:
     """The first samples of a manifest as points (N, 2)."""
-    found: list[np.ndarray] = []
+    points: list[np.ndarray] = []
     for part in manifest.read(path).shards:
         with shards.Shard(part.path, size=part.size, sha256=part.sha256) as shard:
-            found += [item["image"].reshape(-1).copy() for _, item in shard.items()]
-        if len(found) >= MAX_POINTS:
+            points += [item["image"].reshape(-1).copy() for _, item in shard.items()]
+        if len(points) >= MAX_POINTS:
             break
-    points = np.stack(found[:MAX_POINTS])
-    if points.shape[1] != 2:
-        raise ValueError(f"{path} holds images, not points: {points.shape[1]} numbers each")
-    return points
+    stacked = np.stack(points[:MAX_POINTS])
+    if stacked.shape[1] != 2:
+        raise ValueError(f"{path} holds images, not points: {stacked.shape[1]} numbers each")
+    return stacked

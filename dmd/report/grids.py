@@ -1,4 +1,4 @@
-"""A sheet of images, or of points of the plane, as a PNG."""
+"""A grid of images, or a plot of points in the plane, as a PNG."""
 
 import math
 from pathlib import Path
@@ -11,15 +11,15 @@ from torch.nn.functional import adaptive_avg_pool2d
 from dmd.models.autoencoder import Codec
 from dmd.provenance import files
 
-EDGE = 64  # pixels an image is enlarged to at least
-SIDE = 128  # pixels that a decoded image is averaged down to
-PLANE = 4.0  # half the width of the plane shown
+EDGE = 64  # pixels: smaller images are enlarged to about this
+SIDE = 128  # pixels: larger decoded images are averaged down to this
+PLANE = 4.0  # the plot shows -PLANE to PLANE
 
 
 def save_grid(path: str | Path, images: torch.Tensor) -> None:
     """Writes a PNG: images (B, C, H, W) in [-1, 1] row by row; points (B, 2, 1, 1) as dots in a plane.
 
-    Of more than three channels, which are those of latents, the first three are shown as colours.
+    The first three channels of latents are shown as colours.
     """
     points = images.shape[1:] == (2, 1, 1)
     sheet = _plane(images.flatten(1).numpy()) if points else _sheet(images)
@@ -28,8 +28,8 @@ def save_grid(path: str | Path, images: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def decoded(latents: torch.Tensor, codec: Codec) -> torch.Tensor:
-    """Images (B, 3, h, w) of latents (B, C, H, W), decoded one by one, at most `SIDE` pixels wide."""
+def decode_small(latents: torch.Tensor, codec: Codec) -> torch.Tensor:
+    """Images (B, 3, h, w) of latents (B, C, H, W), decoded one by one and averaged down to at most `SIDE` pixels."""
     images = [codec.decode(latent) for latent in latents.split(1)]
     return torch.cat([adaptive_avg_pool2d(image, min(SIDE, image.shape[-1])) for image in images])
 
@@ -43,15 +43,15 @@ def _sheet(images: torch.Tensor) -> np.ndarray:
     rows = len(levels) // columns
     height, width, channels = levels.shape[1:]
     sheet = levels[: rows * columns].reshape(rows, columns, height, width, channels).transpose(1, 2)
-    whole = sheet.reshape(rows * height, columns * width, channels).numpy()
-    return whole[:, :, 0] if channels == 1 else whole
+    pixels = sheet.reshape(rows * height, columns * width, channels).numpy()
+    return pixels[:, :, 0] if channels == 1 else pixels
 
 
 def _plane(points: np.ndarray) -> np.ndarray:
     size = 256
-    place = ((points / PLANE + 1) * size / 2).round().astype(int).clip(1, size - 2)
+    pixels = ((points / PLANE + 1) * size / 2).round().astype(int).clip(1, size - 2)
     sheet = np.full((size, size), 255, np.uint8)
     for dx in (-1, 0, 1):
         for dy in (-1, 0, 1):
-            sheet[size - 1 - place[:, 1] + dy, place[:, 0] + dx] = 40
+            sheet[size - 1 - pixels[:, 1] + dy, pixels[:, 0] + dx] = 40
     return sheet

@@ -1,4 +1,4 @@
-"""How figures look, and PNG files that have the same bytes for the same content."""
+"""The style of figures, and PNG files with the same bytes for the same content."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 DPI = 160
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: for all eyes
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+)  # Okabe and Ito, for the colour-blind too
 MARKERS = ("o", "s", "D", "^", "v", "P")
 GREY = "#6b6b6b"
 STYLE: Any = {
@@ -47,12 +54,12 @@ def new(rows: int, columns: int, *, size: tuple[float, float]) -> tuple[Figure, 
 
 
 def heading(figure: Figure, text: str) -> None:
-    """A title over the whole figure, at its left edge."""
+    """A title above the figure, at its left edge."""
     figure.suptitle(text, fontsize=13, fontweight="bold", x=0.02, ha="left")
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes exactly `path` as PNG, without software or date, and closes the figure."""
+    """Writes `path` as PNG, without software or date in it, and closes the figure."""
     figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
     plt.close(figure)
 

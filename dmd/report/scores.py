@@ -22,15 +22,15 @@ from dmd.metrics.prdc import prdc
 from dmd.provenance import tensors as tensor_files
 
 Score = dict[str, Any]
-REASONS = {  # `against` of a reference -> why it cannot say all
+REASONS = {  # `against` of a reference -> why it cannot give every score
     "moments": "the reference holds moments only, no features of real images",
-    "all": "the reference knows no training images: all are compared with",
+    "all": "the reference has no training images apart from those that samples are compared with",
 }
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with. Tensors are read when they are asked for.
+    """What samples are compared with. Its tensors are read on demand.
 
     Attributes:
         facts: metadata of the file.
@@ -41,33 +41,33 @@ class Reference:
 
     @property
     def against(self) -> str:
-        """Name of what samples are compared with: held_out, training, all (images of no training) or moments."""
+        """What samples are compared with: held_out, training, all (images without a training split) or moments."""
         return self.facts.get("against", "held_out")
 
     @property
     def beside(self) -> str | None:
-        """The other split, None of moments and of all images."""
+        """The other split; None where there is none (moments, all)."""
         return {"held_out": "training", "training": "held_out"}.get(self.against)
 
     def metric(self, score: str) -> str:
-        """What a score in its features may be called."""
+        """Name of a score in the features of this reference, such as fid only for the released Inception weights."""
         return metric_name(score, self.facts["features"])
 
     def load(self, split: str | None, *names: str) -> list[Tensor]:
-        """Tensors of a split: features, predicted, mean, covariance."""
+        """Tensors of a split, of those named features, predicted, mean, covariance."""
         return tensor_files.load_some(self.path, *(f"{split}.{name}" for name in names))
 
 
-def frechet(repetitions: Sequence[Repetition], real: Reference, numbers: Mapping[str, Any]) -> Score:
-    """Frechet distances to what samples are compared with, and under its name those to the other split."""
+def frechet(repetitions: Sequence[Repetition], real: Reference, settings: Mapping[str, Any]) -> Score:
+    """Frechet distances to the split that samples are compared with, and those to the other split under its name."""
     splits = [real.against, *([real.beside] if real.beside else [])]
     compared = {split: real.load(split, "mean", "covariance") for split in splits}
     values: dict[str, list[float]] = {split: [] for split in splits}
     for repetition in repetitions:
         count, total, outer = repetition.sums("count", "sum", "outer")
         moments = Moments(int(count), total, outer)
-        for split, found in values.items():
-            found.append(frechet_distance(moments.mean, moments.covariance, *compared[split]))
+        for split, distances in values.items():
+            distances.append(frechet_distance(moments.mean, moments.covariance, *compared[split]))
     floor = real.facts["floor"]
     return {
         "metric": real.metric("fd"),
@@ -78,9 +78,9 @@ def frechet(repetitions: Sequence[Repetition], real: Reference, numbers: Mapping
     }
 
 
-def kernel(repetitions: Sequence[Repetition], real: Reference, numbers: Mapping[str, Any]) -> Score:
-    """Kernel distances, and the one between training and held-out images (`real_distance`; null of all images)."""
-    size, seed = numbers["kid_subset"], numbers["seed"]
+def kernel(repetitions: Sequence[Repetition], real: Reference, settings: Mapping[str, Any]) -> Score:
+    """Kernel distances, and `real_distance` between training and held-out images (null where there is one set)."""
+    size, seed = settings["kid_subset"], settings["seed"]
     (compared,) = real.load(real.against, "features")
     values, stds = [], []
     for repetition in repetitions:
@@ -100,77 +100,77 @@ def kernel(repetitions: Sequence[Repetition], real: Reference, numbers: Mapping[
     }
 
 
-def precision_and_kin(repetitions: Sequence[Repetition], real: Reference, numbers: Mapping[str, Any]) -> Score:
-    """Precision, recall, density, coverage; `real`: the same of as many images of the other split, if there is one."""
-    neighbours = numbers["neighbours"]
+def precision_recall(repetitions: Sequence[Repetition], real: Reference, settings: Mapping[str, Any]) -> Score:
+    """Precision, recall, density, coverage; `real`: the same of equally many images of the other split, or null."""
+    neighbours = settings["neighbours"]
     (compared,) = real.load(real.against, "features")
     radii = neighbour_radii(compared, neighbours=neighbours)
-    found, num_samples = [], 0
+    values, num_samples = [], 0
     for repetition in repetitions:
         (generated,) = repetition.load("features")
-        found.append(prdc(generated, compared, neighbours=neighbours, real_radii=radii))
+        values.append(prdc(generated, compared, neighbours=neighbours, real_radii=radii))
         num_samples = len(generated)
     other = real.load(real.beside, "features")[0][:num_samples] if real.beside else None
     return {
         "metric": real.metric("prdc"),
         "neighbours": neighbours,
-        **spreads(found),
+        **spreads(values),
         "real": None
         if other is None
         else {"num_samples": len(other), **prdc(other, compared, neighbours=neighbours, real_radii=radii)},
     }
 
 
-def classes(repetitions: Sequence[Repetition], real: Reference, numbers: Mapping[str, Any]) -> Score:
+def classes(repetitions: Sequence[Repetition], real: Reference, settings: Mapping[str, Any]) -> Score:
     """Counts of predicted classes, and `class_scores`; all null where the features predict no classes."""
     num_classes = real.facts["num_classes"]
     if num_classes == 0:
         names = ("counts", "real_counts", "real", "uniform", "requested", "accuracy")
         return {"metric": real.metric("classes"), "num_classes": 0, **dict.fromkeys(names)}
     real_counts = class_counts(*real.load(real.against, "predicted"), num_classes=num_classes)
-    counts, found = [], []
+    counts, values = [], []
     for repetition in repetitions:
         predicted, label = repetition.load("predicted", "label")
         counts.append(class_counts(predicted, num_classes=num_classes).tolist())
-        found.append(class_scores(predicted, label, real_counts))
+        values.append(class_scores(predicted, label, real_counts))
     return {
         "metric": real.metric("classes"),
         "num_classes": num_classes,
         "counts": counts,
         "real_counts": real_counts.tolist(),
-        **spreads(found),
+        **spreads(values),
     }
 
 
-def copying(repetitions: Sequence[Repetition], real: Reference, numbers: Mapping[str, Any]) -> Score:
-    """The three-sample test; see `memorisation`."""
+def copying(repetitions: Sequence[Repetition], real: Reference, settings: Mapping[str, Any]) -> Score:
+    """The three-sample test for copies of training images; see `memorisation`."""
     training, held_out = (real.load(split, "features")[0] for split in ("training", "held_out"))
-    found = []
+    values = []
     for repetition in repetitions:
         (generated,) = repetition.load("features")
-        found.append(memorisation(generated, training, held_out))
-    return {"metric": real.metric("memorisation"), "nearer_than": QUANTILE, **spreads(found)}
+        values.append(memorisation(generated, training, held_out))
+    return {"metric": real.metric("memorisation"), "nearer_than": QUANTILE, **spreads(values)}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One score file: its function, and the metric's name.
+    """One score file: its function, and the name of its metric.
 
     Attributes:
-        without: `against` of references that it cannot be had from.
-        values: keys that are null then.
+        not_against: `against` of the references that this score cannot be computed with.
+        null_keys: keys that are null then.
     """
 
     score: Callable[[Sequence[Repetition], Reference, Mapping[str, Any]], Score]
     metric: str
-    without: tuple[str, ...] = ()
-    values: tuple[str, ...] = ()
+    not_against: tuple[str, ...] = ()
+    null_keys: tuple[str, ...] = ()
 
 
 SCORES = {
     "fid": Kind(frechet, "fd"),
     "kid": Kind(kernel, "kid", ("moments",), ("value", "values", "min", "std", "subsets", "real_distance")),
-    "prdc": Kind(precision_and_kin, "prdc", ("moments",), ("precision", "recall", "density", "coverage", "real")),
+    "prdc": Kind(precision_recall, "prdc", ("moments",), ("precision", "recall", "density", "coverage", "real")),
     "classes": Kind(classes, "classes"),
     "memorisation": Kind(
         copying, "memorisation", ("moments", "all"), ("auc", "z", "nearer", "distance", "held_out_distance")
@@ -178,24 +178,28 @@ SCORES = {
 }
 
 
-def score(name: str, repetitions: Sequence[Repetition], real: Reference, numbers: Mapping[str, Any]) -> Score:
-    """The content of the score file `{name}.json`; null values and the reason where the reference cannot give it."""
+def score(name: str, repetitions: Sequence[Repetition], real: Reference, settings: Mapping[str, Any]) -> Score:
+    """Content of the score file `{name}.json`; nulls and the reason where it cannot be computed with this reference.
+
+    Args:
+        settings: neighbours, kid_subset and seed of stage evaluate.
+    """
     kind = SCORES[name]
-    if real.against in kind.without:
-        return {"metric": real.metric(kind.metric), **dict.fromkeys(kind.values), "reason": REASONS[real.against]}
-    return kind.score(repetitions, real, numbers)
+    if real.against in kind.not_against:
+        return {"metric": real.metric(kind.metric), **dict.fromkeys(kind.null_keys), "reason": REASONS[real.against]}
+    return kind.score(repetitions, real, settings)
 
 
-def spreads(found: Sequence[Mapping[str, float | None]]) -> Score:
-    """`spread` of each score over the repetitions; null where it is not known."""
+def spreads(repetitions: Sequence[Mapping[str, float | None]]) -> Score:
+    """`spread` of each score over the repetitions; null where no repetition has a value."""
     result: Score = {}
-    for name in found[0]:
-        values = [value for each in found if (value := each[name]) is not None]
+    for name in repetitions[0]:
+        values = [value for scores in repetitions if (value := scores[name]) is not None]
         result[name] = spread(values) if values else None
     return result
 
 
 def spread(values: Sequence[float]) -> Score:
-    """Mean (`value`), all values, smallest, and standard deviation (divisor num - 1; null of one)."""
+    """Mean (`value`), all values, smallest, and standard deviation (divisor num - 1; null for a single value)."""
     std = statistics.stdev(values) if len(values) > 1 else None
     return {"value": statistics.fmean(values), "values": list(values), "min": min(values), "std": std}

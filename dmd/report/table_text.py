@@ -1,4 +1,4 @@
-"""Tables as markdown: ours, and the published ones with ours beside."""
+"""Tables as markdown: our rows, and published rows with our values beside them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 Row = dict[str, Any]
 EMPTY = "-"
-TEXT = {"dataset", "metric", "spread", "here"}
+TEXT = {"dataset", "metric", "spread", "here"}  # columns aligned to the left
 FLOORS = {  # what a floor is drawn from -> its note
-    "held_out": "Floor: the distance between as many real images and the held-out ones; sampling noise alone.",
-    "training": "Floor: the distance between as many real images and the training ones; sampling noise alone.",
-    "all": "Floor: the distance between as many real images and all of them; sampling noise alone.",
-    "moments": "Floor, where the data are published moments: the distance of as many Gaussian draws to these moments.",
+    "held_out": "Floor: the distance of equally many real images to the held-out images: sampling noise alone.",
+    "training": "Floor: the distance of equally many real images to the training images: sampling noise alone.",
+    "all": "Floor: the distance of equally many real images to all real images: sampling noise alone.",
+    "moments": "Floor, where the reference is published moments: the distance of equally many Gaussian draws to them.",
 }
 COLUMNS = {  # column -> heading of the markdown
     "source": "",
@@ -29,7 +29,7 @@ COLUMNS = {  # column -> heading of the markdown
     "ratio": "ratio to teacher",
     "clip": "CLIP score",
     "clip_here": "CLIP score here",
-    "latency": "seconds an image",
+    "latency": "seconds per image",
     "latency_here": "seconds here",
     "training": "to training images",
     "floor": "floor",
@@ -38,22 +38,26 @@ COLUMNS = {  # column -> heading of the markdown
     "experiments": "",
     "note": "",
 }
-HERE = ("here", "clip_here", "latency_here")  # ours beside a published row; the CSV has them in rows of their own
-OPTIONAL = ("clip", "latency", "note")  # not in a CSV where no row has them
+HERE = (
+    "here",
+    "clip_here",
+    "latency_here",
+)  # our values beside a published row; the CSV has them as rows
+OPTIONAL = ("clip", "latency", "note")  # the CSV has them only if some row does
 
 
 def text(table: Sequence[Row], title: str) -> str:
-    """A whole table.
+    """A table as markdown.
 
     Args:
-        table: rows of the keys of `COLUMNS`. A row of ours with the key `beside` is shown with the published one, and
-            apart only where it has a value.
+        table: rows with keys of `COLUMNS`. Our row with the key `beside` stands beside a published row, and has a row
+            of its own only if it has a value.
     """
-    known = ("value", *OPTIONAL)
+    values = ("value", *OPTIONAL)
     ours = [
         row
         for row in table
-        if row["source"] == "ours" and (any(_has(row, column) for column in known) or not row.get("beside"))
+        if row["source"] == "ours" and (any(_has(row, column) for column in values) or not row.get("beside"))
     ]
     published = [row for row in table if row["source"] == "published"]
     lines = [f"# {title}\n"] if title else []
@@ -61,23 +65,23 @@ def text(table: Sequence[Row], title: str) -> str:
         lines += [*_ours(ours), ""]
     if any("here" in row for row in published):
         lines += [
-            "Published, and `here` what this project measured in the same setting (-: not run). Where data or features "
-            "differ, compare the order, not the values.",
+            "Published rows; column `here` is this project in the same setting (-: not run). Where data or features "
+            "differ, compare the order of rows, not the values.",
             "",
         ]
     elif published:
-        lines += ["Published, on other data and in other features: compare the order, not the values.", ""]
+        lines += ["Published rows, on other data and in other features: compare the order of rows, not the values.", ""]
     if published:
         notes = [f"{row['label']}: {row['note']}  " for row in published if _has(row, "note")]
         lines += [*_grid(published, "published"), *(["", *notes] if notes else [])]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def compared(row: Row) -> str:
-    """Our value as it stands beside a published one; EMPTY if nothing was run.
+def value_beside_published(row: Row) -> str:
+    """Our value for a published row, or EMPTY if nothing was run.
 
-    With the smallest of several sample sets, which is what EDM publishes, and with the metric where that is no FID (of
-    the released network, its images resized by TensorFlow's filter or by that of clean-fid).
+    The smallest of several sample sets follows, which is what EDM publishes, and the metric unless it is an FID (of the
+    released network, its images resized by TensorFlow's filter or by that of clean-fid).
     """
     if not _has(row, "value"):
         return EMPTY
@@ -88,19 +92,19 @@ def compared(row: Row) -> str:
 def _ours(rows: Sequence[Row]) -> list[str]:
     lines = _grid(rows, "this project")
     notes = [
-        "Distance: mean ± standard deviation over trainings, or over sets of samples of one; lower is better.",
+        "Distance: mean ± standard deviation over trainings, or over the sample sets of one; lower is better.",
         *(note for kind, note in FLOORS.items() if any(row.get("floor_of") == kind for row in rows)),
         *(f"{row['label']}: {row['note']}." for row in rows if _has(row, "note")),
     ]
-    if compared_rows := [row for row in rows if "ratio" in row]:
-        teachers = {(row["dataset"], row["teacher"]) for row in compared_rows}
+    if rows_with_ratio := [row for row in rows if "ratio" in row]:
+        teachers = {(row["dataset"], row["teacher"]) for row in rows_with_ratio}
         same = "data" if len(teachers) == len({name for name, _ in teachers}) else "teacher and data"
-        notes.append(f"Ratio: to the row of the same {same} with the most network calls.")
+        notes.append(f"Ratio: distance relative to the row of the same {same} with the most network calls.")
     return [*lines, "", *(f"{note}  " for note in notes)]
 
 
 def _grid(rows: Sequence[Row], name: str) -> list[str]:
-    """A markdown table of the columns that have a heading and a value in some row."""
+    """A markdown table of the columns that have both a heading and a value in some row."""
     shown = [column for column in COLUMNS if COLUMNS[column] and any(_has(row, column) for row in rows)]
     if "value" not in shown:
         shown.insert(0, "value")
@@ -132,7 +136,7 @@ def _cell(row: Row, column: str) -> str:
 
 
 def rounded(value: Any) -> str:
-    """Three significant digits, without an exponent from 0.001 up; whole numbers and text as they are."""
+    """Three significant digits, with an exponent only below 0.001; integers and text unchanged."""
     if not isinstance(value, float):
         return str(value)
     if value == 0 or not math.isfinite(value):

@@ -1,1 +1,1 @@
-"""Images from noise: noise levels, solvers, and samplers that a user calls."""
+"""Images from noise: noise levels, solvers, samplers."""

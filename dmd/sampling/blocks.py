@@ -1,4 +1,4 @@
-"""Blocks of shards of solved images: what stages pairs and sample have in common."""
+"""Draws blocks of shards of images, for stages pairs and sample."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,9 +20,9 @@ from dmd.sampling.sampler import Sampler
 from dmd.sampling.solvers import SOLVERS
 from dmd.sampling.text_states import Texts
 
-RANGE_KEYS = ("first", "last", "num_samples")  # say which shards and how many, not what is in them
-PLAIN: Any = training.Compute().whole()  # how passes are computed where a spec does not say
-COUNTED = ("num_truncated",)  # facts of a shard that add up; all others are those of every shard
+RANGE_KEYS = ("first", "last", "num_samples")  # keys of a spec on which the content of a shard does not depend
+PLAIN: Any = training.Compute().whole()  # `compute` of a spec without this key
+COUNTS = ("num_truncated",)  # facts that add up over shards; all others are equal in every shard
 
 
 def draw_block(
@@ -38,25 +38,25 @@ def draw_block(
     lora: Path | None = None,
     storage: Storage | None = None,
 ) -> None:
-    """Makes shards spec["first"] .. spec["last"] and the block file that lists them.
+    """Draws shards spec["first"] .. spec["last"], and writes the block file that lists them.
 
-    Where the denoiser's condition is text, `prompts` and `text_encoder` give it. The file `lora` is added to the
-    denoiser, as spec["lora"] says. `keep_noise` keeps the noise of an item, and its text states as float16: pairs are
-    distilled from them.
+    An undamaged shard of the same spec is not drawn again, here or in `storage`, to which all shards are copied; so a
+    job that was stopped, or a block that grew, draws only the missing shards. Batches never cross shards and the last
+    one is padded: an item depends on its own seed only, and a shard's bytes on nothing outside it.
 
-    A tar that is whole and was made from the same spec is kept, so a job that was stopped, or a block that
-    grew, makes only what is missing. Batches never cross shards and the last one is padded: an item depends on
-    its own seed, and a shard's bytes on nothing outside it. So is one that `storage` has, which all shards are copied
-    to.
+    Args:
+        keep_noise: shards hold the noise of each item, and its text states as float16, as pairs do.
+        prompts, text_encoder: for a denoiser whose condition is text.
+        lora: an adapter that is added to the denoiser as spec["lora"] says.
 
     Raises:
         ValueError: the denoiser's file is damaged, or images are not finite.
     """
     torch_setup.set_threads(spec["threads"])
     if (prompts is None) != (text_encoder is None):
-        raise ValueError("--prompts and --text-encoder are given together, or neither")
+        raise ValueError("--prompts and --text-encoder must be given together, or neither")
     if (lora is None) != (spec.get("lora") is None):
-        raise ValueError("--lora-file and `lora` of the spec are given together, or neither")
+        raise ValueError("--lora-file and `lora` of the spec must be given together, or neither")
     inputs = record.check_inputs(denoiser=denoiser, prompts=prompts, text_encoder=text_encoder, lora=lora)
     shard_spec = {key: value for key, value in spec.items() if key not in RANGE_KEYS}
     origin = record.provenance(stage_name, shard_spec, inputs)
@@ -64,29 +64,29 @@ def draw_block(
     paths = {number: output.parent.parent / f"{number:05d}.tar" for number in numbers}
     with record.exclusive(output):
         made = {number: _is_made(paths[number], origin, number) for number in numbers}
-        whole = record.provenance(stage_name, spec, inputs)
+        provenance = record.provenance(stage_name, spec, inputs)
         if (
             storage
             and not all(made.values())
-            and reuse.take_block(storage, output, {paths[each]: made[each] for each in numbers}, whole, inputs)
+            and reuse.take_block(storage, output, {paths[n]: made[n] for n in numbers}, provenance, inputs)
         ):
             return
         if storage:
-            made = {
-                each: reuse.take_shard(storage, paths[each], origin, each, inputs, made=made[each]) for each in numbers
-            }
+            made = {n: reuse.take_shard(storage, paths[n], origin, n, inputs, made=made[n]) for n in numbers}
         missing = [number for number in numbers if not made[number]]
-        reporting.log(f"{len(missing)} shards of {spec['shard_size']} to make, {len(numbers) - len(missing)} kept")
+        reporting.log(
+            f"{len(missing)} shards of {spec['shard_size']} to draw, {len(numbers) - len(missing)} are there already"
+        )
         if missing:
             texts = None if prompts is None or text_encoder is None else (prompts, text_encoder)
             drawer = _Drawer(denoiser, weights, spec, keep_noise, texts, lora)
             _draw_shards(missing, paths, drawer, origin, inputs, storage)
         tars, tables, facts = {}, [], []
         for path in paths.values():
-            tars[str(path)], table, found = reuse.describe_shard(path, spec["first_seed"], storage)
+            tars[str(path)], table, shard_facts = reuse.describe_shard(path, spec["first_seed"], storage)
             tables.append(table)
-            facts.append(found)
-        metadata = {**whole, "facts": total_facts(facts)}
+            facts.append(shard_facts)
+        metadata = {**provenance, "facts": total_facts(facts)}
         with record.publish(output, stage=stage_name, inputs={**inputs, "shards": tars}) as temporary:
             manifest.write(temporary, pa.concat_tables(tables), metadata)
         if storage:
@@ -94,19 +94,19 @@ def draw_block(
 
 
 def total_facts(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Facts of several shards or blocks: those of the first, with `COUNTED` ones added up."""
-    sums = {name: sum(part[name] for part in parts) for name in COUNTED if name in parts[0]}
+    """Facts of several shards or blocks: those of the first, with the sums of `COUNTS`."""
+    sums = {name: sum(part[name] for part in parts) for name in COUNTS if name in parts[0]}
     return {**parts[0], **sums}
 
 
 def _is_made(path: Path, origin: dict[str, Any], number: int) -> bool:
-    found = shards.read_record(path) if path.is_file() else None
-    if found is None or found.get("origin") != origin or found["shard"] != number or record.read(path) is None:
+    head = shards.read_record(path) if path.is_file() else None
+    if head is None or head.get("origin") != origin or head["shard"] != number or record.read(path) is None:
         return False
     try:
         record.check(path)
     except ValueError as error:
-        reporting.log(f"making {path} again: {error}")
+        reporting.log(f"drawing {path} again: {error}")
         return False
     return True
 
@@ -126,15 +126,15 @@ def _draw_shards(
             if _is_made(paths[number], origin, number):
                 continue
             items = list(drawer.items(range(number * size, (number + 1) * size), status))
-            found = {"origin": origin, "shard": number, "facts": drawer.facts}
+            head = {"origin": origin, "shard": number, "facts": drawer.facts}
             with record.publish(paths[number], stage=origin["stage"], inputs=inputs) as temporary:
-                shards.write(temporary, items, found)
+                shards.write(temporary, items, head)
             if storage and storage.writable:
                 storage.upload(paths[number])
 
 
 class _Drawer:
-    """Draws the items of shards; `facts` say what it learnt from the denoiser's file and counted in the last shard."""
+    """Draws the items of shards; `facts` come from the denoiser's file and from the last shard."""
 
     def __init__(
         self,
@@ -150,14 +150,14 @@ class _Drawer:
         device = torch_setup.choose_device(spec["device"])
         size, compute, guidance = spec["batch_size"], spec.get("compute", Compute()), spec.get("guidance", 1.0)
         set_tf32(compute)
-        numbers: dict[str, Any] = {"solver": spec["solver"], "batch_size": size, "guidance": guidance}
-        numbers |= {"calls": spec.get("calls")}
+        options: dict[str, Any] = {"solver": spec["solver"], "batch_size": size, "guidance": guidance}
+        options |= {"calls": spec.get("calls")}
         if lora is not None:
             pinned.check(lora, spec["lora"]["sha256"], key="sample.lora.sha256")
-            numbers["adapter"] = lora_file.load(lora, scale=spec["lora"]["scale"])
-        self._sampler = Sampler(denoiser, weights=weights, device=device, compute=compute, **numbers)
+            options["adapter"] = lora_file.load(lora, scale=spec["lora"]["scale"])
+        self._sampler = Sampler(denoiser, weights=weights, device=device, compute=compute, **options)
         num = (spec["last"] + 1) * spec["shard_size"]
-        self._kept = kept_steps(spec["solver"], spec.get("kept_states", 0))
+        self._steps = trajectory_steps(spec["solver"], spec.get("kept_states", 0))
         self._texts = None if texts is None else Texts(*texts, device, num=num)
         drawing_memory.announce_drawing(self._sampler.denoiser, self._sampler.shape, size, device)
         compile_network(self._sampler.denoiser, compute)
@@ -166,32 +166,33 @@ class _Drawer:
             "num_classes": self._sampler.num_classes,
             "sigma": self._sampler.sigma,
             **_optional_facts(self._sampler, guidance),
-            **({"trajectory_sigmas": _levels(spec["solver"], self._kept)} if self._kept else {}),
+            **({"trajectory_sigmas": _levels(spec["solver"], self._steps)} if self._steps else {}),
         }
 
     def items(self, indices: range, status: reporting.Progress) -> Iterator[tuple[int, shards.Item]]:
         """(global index, fields) of each item."""
         seeds = range(self.spec["first_seed"] + indices.start, self.spec["first_seed"] + indices.stop)
-        rows = states = kept = None
+        rows = states = saved_states = None
         if self._texts is not None:
-            rows, states, self.facts["num_truncated"] = self._texts.of(indices)
-            kept = states.half().numpy() if self._keep_noise else None
+            rows, states, self.facts["num_truncated"] = self._texts.encode(indices)
+            saved_states = states.half().numpy() if self._keep_noise else None
         index = indices.start
-        drawn = {"labels": self.spec["labels"], "given": rows, "states": states, "kept_steps": self._kept}
-        for batch in self._sampler.batches(seeds, **drawn):
+        options = {"labels": self.spec["labels"], "fixed_labels": rows, "states": states}
+        for batch in self._sampler.batches(seeds, **options, trajectory_steps=self._steps):
             self.facts["network_calls"] = batch.network_calls
-            for place, (noise, label, image) in enumerate(zip(batch.noise, batch.label, batch.image, strict=True)):
+            for row, (noise, label, image) in enumerate(zip(batch.noise, batch.label, batch.image, strict=True)):
                 fields = {"image": image.numpy().astype(self._dtype, copy=False), "label": label.numpy()}
                 fields |= {"noise": noise.numpy()} if self._keep_noise else {}
                 if batch.trajectory is not None:
-                    fields["trajectory"] = batch.trajectory[place].numpy().astype(self._dtype, copy=False)
-                yield index, fields | ({"text": kept[index - indices.start]} if kept is not None else {})
+                    fields["trajectory"] = batch.trajectory[row].numpy().astype(self._dtype, copy=False)
+                fields |= {} if saved_states is None else {"text": saved_states[index - indices.start]}
+                yield index, fields
                 index += 1
             status.add(len(batch.image))
 
 
-def kept_steps(solver: dict[str, Any], num: int) -> list[int]:
-    """The steps of a solver, from 1, after which `num` states are kept: evenly spaced, the last step among them.
+def trajectory_steps(solver: dict[str, Any], num: int) -> list[int]:
+    """The steps of a solver, from 1, after which `num` states are saved: evenly spaced, ending with the last.
 
     Raises:
         ValueError: more states than steps, or a solver whose states are no trajectory of the ODE.
@@ -199,7 +200,9 @@ def kept_steps(solver: dict[str, Any], num: int) -> list[int]:
     if not num:
         return []
     if solver["name"] not in SOLVERS:
-        raise ValueError(f"pairs.kept_states: {num}, but solver {solver['name']} keeps none: {' or '.join(SOLVERS)} do")
+        raise ValueError(
+            f"pairs.kept_states: {num}, but solver {solver['name']} saves no states: use {' or '.join(SOLVERS)}"
+        )
     steps = solver["steps"]
     if num > steps:
         raise ValueError(f"pairs.kept_states: {num} states, but the solver makes {steps} steps")
@@ -207,14 +210,14 @@ def kept_steps(solver: dict[str, Any], num: int) -> list[int]:
 
 
 def _levels(solver: dict[str, Any], steps: list[int]) -> list[float]:
-    """Noise levels of the states after some steps."""
+    """Noise levels of the states after these steps."""
     grid = {key: solver[key] for key in ("sigma_min", "sigma_max", "rho")}
     sigmas = sampling_sigmas(solver["steps"], **grid)
     return [float(sigmas[step]) for step in steps]
 
 
 def _optional_facts(sampler: Sampler, guidance: float) -> dict[str, Any]:
-    """What is true of some only: guidance, the first timestep of a scheduler, latents of images of another shape."""
+    """Facts that not all samplers have: guidance, first timestep of a scheduler, shape of decoded images."""
     facts: dict[str, Any] = {} if guidance == 1 else {"guidance": guidance}
     if sampler.solver["name"] in schedulers.NAMES:
         facts["first_timestep"] = schedulers.first_timestep(sampler.metadata.get("scheduler"), sampler.solver)

@@ -1,4 +1,4 @@
-"""Which solver images are drawn with, where a caller leaves it, or a part of it, to the denoiser's file."""
+"""The default solver of a denoiser, from its file."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from dmd.sampling.solvers import SOLVERS
 GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}  # of EDM (Karras et al. 2022, Table 1)
 
 
-def chosen(metadata: dict[str, Any], name: str | None, steps: int | None, path: Path) -> dict[str, Any]:
-    """The solver of `dmd.load`: its own calls for a student; for a teacher the named one, or one that suits it.
+def default_solver(metadata: dict[str, Any], name: str | None, steps: int | None, path: Path) -> dict[str, Any]:
+    """The solver of `dmd.load`: for a student its own calls, for a teacher the named solver, with defaults.
 
-    Teachers of text come with a scheduler: PNDM in 50 steps (51 calls). All others: Heun in 18 steps (35 calls), within
-    the noise levels the teacher was made for.
+    Teachers that come with a scheduler: PNDM in 50 steps (51 calls). All others: Heun in 18 steps (35 calls), within
+    the teacher's noise levels.
 
     Raises:
         ValueError: a solver or steps for a student, or an unknown solver.
     """
     if metadata["kind"] == "generator":
         if steps is not None or name not in (None, "student"):
-            raise ValueError(f"{path} is a student: solver {name!r} and steps {steps} are for teachers")
+            raise ValueError(f"{path} is a student: solver {name!r} and steps {steps} are for teachers only")
         return {"name": "student"}
     if metadata.get("scheduler") and name in (None, *schedulers.NAMES):
         return {"name": name or "pndm", "steps": 50 if steps is None else steps}
     if name not in (None, *SOLVERS):
-        raise ValueError(f"solver {name!r}: {path} is a teacher, it takes one of {[*SOLVERS, *schedulers.NAMES]}")
+        raise ValueError(f"solver {name!r}: {path} is a teacher; use one of {[*SOLVERS, *schedulers.NAMES]}")
     low = max(GRID["sigma_min"], metadata.get("sigma_min") or 0.0)
     high = min(GRID["sigma_max"], metadata.get("sigma_max") or float("inf"))
     ends = {"sigma_min": low, "sigma_max": high}
     return {"name": name or "heun", "steps": 18 if steps is None else steps, **GRID, **ends}
 
 
-def with_sigma(solver: dict[str, Any], metadata: dict[str, Any], path: Path) -> tuple[dict[str, Any], float]:
-    """A solver that knows a student's calls, its own or those of its file, and the level that drawing starts from.
+def resolve_solver(solver: dict[str, Any], metadata: dict[str, Any], path: Path) -> tuple[dict[str, Any], float]:
+    """A solver, for a student with its calls filled in from the file, and the noise level that it starts from.
 
-    Schedulers start at the teacher's last level.
+    Schedulers start at the teacher's highest level.
 
     Raises:
-        ValueError: solver student of what is no student.
+        ValueError: solver student for a file that is not a student's.
     """
     if solver["name"] != "student":
         return solver, solver["sigma_max"] if "sigma_max" in solver else metadata["sigma_max"]

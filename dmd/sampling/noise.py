@@ -1,25 +1,25 @@
-"""Noise levels, and noise that depends on its own seed alone."""
+"""Noise levels, and noise that depends on its own seed only."""
 
 from collections.abc import Iterable
 
 import torch
 
 
-def karras_curve(place: torch.Tensor, *, first: float, last: float, rho: float) -> torch.Tensor:
-    """Noise levels between `first` and `last`, even in the root of degree rho (Karras et al. 2022, Eq. 5).
+def karras_curve(position: torch.Tensor, *, first: float, last: float, rho: float) -> torch.Tensor:
+    """Noise levels between `first` and `last`, evenly spaced in sigma^(1/rho) (Karras et al. 2022, Eq. 5).
 
     Args:
-        place: (B,), 0 is `first`, 1 is `last`.
+        position: (B,), 0 is `first`, 1 is `last`.
 
     Returns:
         float64 (B,).
     """
     begin, end = first ** (1 / rho), last ** (1 / rho)
-    return (begin + place.double() * (end - begin)) ** rho
+    return (begin + position.double() * (end - begin)) ** rho
 
 
 def karras_sigmas(num: int, *, sigma_min: float, sigma_max: float, rho: float) -> torch.Tensor:
-    """Descending noise levels, dense where little noise is left (Karras et al. 2022, Eq. 5).
+    """Descending noise levels, denser at low noise (Karras et al. 2022, Eq. 5).
 
     Returns:
         float64 (num,), first sigma_max, last sigma_min. The final 0 of a sampling grid is not included.
@@ -39,7 +39,7 @@ def sampling_sigmas(num: int, *, sigma_min: float, sigma_max: float, rho: float)
 
 
 def training_sigmas(num: int, *, sigma_min: float, sigma_max: float, rho: float) -> torch.Tensor:
-    """The time table of DMD on EDM teachers (Yin et al. 2023, appendix B): float32 (num,), ascending."""
+    """Noise levels of DMD with EDM teachers (Yin et al. 2023, appendix B): float32 (num,), ascending."""
     return karras_sigmas(num, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho).flip(0).float()
 
 
@@ -58,14 +58,14 @@ def seeded_noise(
 def seeded_draws(
     seeds: Iterable[int], shape: tuple[int, ...], *, num_classes: int, labels: str = "random", num_fresh: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """Unit noise and a label for each seed: noise first, then the label, then further noise, from that seed alone.
+    """Unit noise, a label, then further noises for each seed, drawn in this order from that seed only.
 
     Args:
         seeds: one per item.
         shape: (C, H, W) of one item.
         num_classes: 0 gives label -1.
         labels: "random" draws uniformly; "balanced" takes seed modulo num_classes.
-        num_fresh: how many further noises each seed draws.
+        num_fresh: number of further noises per seed.
 
     Returns:
         noise float32 (B, C, H, W), label int64 (B,), and `num_fresh` further noises like the first.

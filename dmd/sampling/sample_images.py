@@ -1,4 +1,4 @@
-"""Images of a block of samples, in batches; latents are decoded."""
+"""Reads the images of a block of samples in batches, and decodes latents."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 from dmd.data import manifest, shards
 from dmd.models import loading
 
-DECODED = 4  # latents at once: each takes gigabytes at 512 x 512 pixels
+DECODED_AT_ONCE = 4  # latents: each takes gigabytes at 512 x 512 pixels
 
 Batch = tuple[Tensor, Tensor]
 
 
 class SampleImages:
-    """Images float32 (B, C, H, W), about -1 to 1, and labels int64 (B,), in order; batches do not end where shards do.
+    """Images float32 (B, C, H, W), about -1 to 1, and labels int64 (B,), in order; batches may cross shards.
 
     Args:
         samples: table of a block of sample shards; each is checked against its digest.
-        autoencoder: decodes samples that are latents, in whole float32; one of images is left unread.
-        device: where it decodes; images come on the CPU.
+        autoencoder: decodes latents, in full float32; not read if the samples are images.
+        device: of the autoencoder; images are on the CPU.
 
     Raises:
         ValueError: latents without an autoencoder.
@@ -36,11 +36,11 @@ class SampleImages:
         self._codec = None
         if samples.metadata["facts"].get("codec"):
             if autoencoder is None:
-                raise ValueError(f"{samples.path} holds latents: --autoencoder is needed to see images")
+                raise ValueError(f"{samples.path} holds latents: give --autoencoder to decode them")
             self._codec = loading.load_codec(autoencoder).to(device)
 
     def __len__(self) -> int:
-        """How many batches there are."""
+        """Number of batches."""
         return -(-len(self._samples) // self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -58,12 +58,12 @@ class SampleImages:
             yield self._batch(images, labels)
 
     def _batch(self, images: list[np.ndarray], labels: list[int]) -> Batch:
-        return self._decoded(torch.from_numpy(np.stack(images))), torch.tensor(labels)
+        return self._decode(torch.from_numpy(np.stack(images))), torch.tensor(labels)
 
     @torch.no_grad()
-    def _decoded(self, stored: Tensor) -> Tensor:
+    def _decode(self, samples: Tensor) -> Tensor:
         if self._codec is None:
-            return stored
+            return samples
         with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-            parts = [self._codec.decode(part.to(self._device)).cpu() for part in stored.split(DECODED)]
+            parts = [self._codec.decode(part.to(self._device)).cpu() for part in samples.split(DECODED_AT_ONCE)]
         return torch.cat(parts)

@@ -1,4 +1,4 @@
-"""Images from seeds: a denoiser file, its solver and a device in one callable."""
+"""Images from seeds: denoiser, solver and device in one callable."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from dmd.models import loading
 from dmd.models.calls import Calls
 from dmd.models.compute import Compute, prepare
 from dmd.models.denoiser import Denoiser
-from dmd.models.guidance import guided
+from dmd.models.guidance import with_guidance
 from dmd.provenance import tensors as tensor_files
-from dmd.sampling.default_solver import chosen, with_sigma
+from dmd.sampling.default_solver import default_solver, resolve_solver
 from dmd.sampling.noise import seeded_draws
-from dmd.sampling.solvers import Keep, solve
+from dmd.sampling.solvers import OnStep, solve
 
-MOST_AT_ONCE = 64  # images per network call, where nobody chose
+MAX_BATCH_SIZE = 64  # images per network call, by default
 
 Label = int | str | Sequence[int] | Tensor | None
 
 
 class Batch(NamedTuple):
-    """What one batch of seeds gave, on the CPU.
+    """Images of a batch of seeds, on the CPU.
 
     Attributes:
         noise: unit noise (B, C, H, W), float32.
-        label: int64 (B,), -1 where there are no classes.
+        label: int64 (B,), -1 if there are no classes.
         image: float32 (B, C, H, W), about -1 to 1.
-        network_calls: that each image took.
-        trajectory: float32 (B, M, C, H, W), the states after the steps that were asked for; None where none were.
+        network_calls: per image.
+        trajectory: float32 (B, M, C, H, W), the states after the requested steps; None if there are none.
     """
 
     noise: Tensor
@@ -44,15 +44,15 @@ class Batch(NamedTuple):
 
 
 class Sampler:
-    """Draws images of a teacher or a student.
+    """Draws images from a teacher or a student.
 
     Attributes:
         shape: (C, H, W) of an image.
-        num_classes: 0 where it knows none.
-        sigma: noise level that drawing starts from.
-        solver: as `dmd.sampling.solvers.solve` takes it.
+        num_classes: 0 for an unconditional denoiser.
+        sigma: noise level that the solver starts from.
+        solver: for `dmd.sampling.solvers.solve`.
         denoiser: on its device.
-        device: where the network works.
+        device: of the denoiser.
         metadata: of the file.
     """
 
@@ -69,14 +69,19 @@ class Sampler:
         adapter: Mapping[str, Tensor] | None = None,
         calls: int | None = None,
     ) -> None:
-        """Reads `path`; solver student makes the calls that the student was distilled for, None is the one of `load`.
+        """Loads a denoiser.
 
-        An `adapter`, as `dmd.models.lora.merged` takes it, is added to the weights. Of a student of several numbers
-        of calls, `calls` names one; None is the number that its training ended with.
+        Args:
+            path: of its file.
+            solver: see `dmd.sampling.solvers.solve`; {"name": "student"} is the student's own calls; None is the
+                default of `dmd.load`.
+            weights: "ema" or "raw".
+            adapter: is added to the weights, see `dmd.models.lora.merge_adapter`.
+            calls: number of calls, of a student that supports several; None is that of the end of its training.
 
         Raises:
-            ValueError: the file is damaged, holds no such weights, is no student though one is asked for,
-                knows no noise level as large as the solver's, or no empty prompt, which guidance above 1 needs.
+            ValueError: the file is damaged, holds no such weights, is not a student's though the solver is student, was
+                trained on lower noise than the solver's first level, or has no empty prompt for guidance above 1.
         """
         denoiser, self.metadata = loading.load_denoiser(path, weights=weights, calls=calls)
         if adapter is not None:
@@ -85,21 +90,22 @@ class Sampler:
         self.denoiser = prepare(denoiser.to(self.device), compute or Compute())
         if guidance != 1:
             empty = _empty(path, self.metadata, guidance)
-            self.denoiser = guided(cast(Denoiser, self.denoiser), empty, guidance)
+            self.denoiser = with_guidance(cast(Denoiser, self.denoiser), empty, guidance)
         self.shape: tuple[int, ...] = tuple(self.metadata["shape"])
         self.num_classes: int = self.metadata["num_classes"]
-        self.solver, self.sigma = with_sigma(solver or chosen(self.metadata, None, None, path), self.metadata, path)
+        solver = solver or default_solver(self.metadata, None, None, path)
+        self.solver, self.sigma = resolve_solver(solver, self.metadata, path)
         loading.check_noise_scale(self.metadata, self.sigma, path)
         calls = self.solver.get("calls")
         self._num_fresh = Calls.of(calls).num_fresh if calls else 0
 
     def __call__(self, num: int = 1, *, label: Label = None, seed: int = 0) -> Tensor:
-        """Images of seeds seed, seed + 1, ..., the same ones that stage `sample` draws of them.
+        """Images of seeds seed, seed + 1, ..., the same ones as those of stage `sample`.
 
-        Image i depends on seed + i alone, bit for bit where `batch_size` is given, otherwise to about 1e-5.
+        Image i depends on seed + i only, bit for bit if `batch_size` is set, otherwise to about 1e-5.
 
         Args:
-            num: how many.
+            num: number of images.
             label: one class for all, `num` classes, "balanced" (seed modulo classes), or None: each seed draws its own.
             seed: of the first image.
 
@@ -110,9 +116,9 @@ class Sampler:
             ValueError: labels that do not fit the classes or `num`, or a seed outside 0 .. 2**32 - num.
         """
         check_seeds(num, seed)
-        given = None if label is None or isinstance(label, str) else self._given(label, num)
+        fixed = None if label is None or isinstance(label, str) else self._fixed_labels(label, num)
         labels = label if isinstance(label, str) else "random"
-        batches = self.batches(range(seed, seed + num), labels=labels, given=given)
+        batches = self.batches(range(seed, seed + num), labels=labels, fixed_labels=fixed)
         return torch.cat([batch.image for batch in batches])
 
     def batches(
@@ -120,83 +126,82 @@ class Sampler:
         seeds: Sequence[int],
         *,
         labels: str = "random",
-        given: Tensor | None = None,
+        fixed_labels: Tensor | None = None,
         states: Tensor | None = None,
-        kept_steps: Sequence[int] = (),
+        trajectory_steps: Sequence[int] = (),
     ) -> Iterator[Batch]:
-        """Batches in the order of `seeds`; a short last batch is padded while it is drawn.
+        """Batches in the order of `seeds`; a short last batch is padded for the network.
 
         Args:
             labels: how each seed draws its label, "random" or "balanced".
-            given: int64 labels, one per seed, that replace those drawn.
-            states: text states (N, L, E), one per seed, that the network sees in place of the labels.
-            kept_steps: steps of a solver heun or euler, from 1, after which the state is kept.
+            fixed_labels: int64 labels, one per seed, that replace the drawn ones.
+            states: text states (N, L, E), one per seed, that the network gets instead of the labels.
+            trajectory_steps: steps of solver heun or euler, from 1, whose states are returned.
 
         Raises:
             ValueError: images that are not finite, or a network of text without text states.
         """
         if ("text" in self.metadata) != (states is not None):
-            raise ValueError("a denoiser draws of text states exactly where its condition is text")
-        size = self.batch_size or min(len(seeds), MOST_AT_ONCE)
+            raise ValueError("states: they are needed if the condition is text, and only then")
+        size = self.batch_size or min(len(seeds), MAX_BATCH_SIZE)
         for start in range(0, len(seeds), size):
-            some = list(seeds[start : start + size])
-            num, padding = len(some), [some[-1]] * (size - len(some))
+            batch = list(seeds[start : start + size])
+            num, padding = len(batch), [batch[-1]] * (size - len(batch))
             noise, label, fresh = seeded_draws(
-                some + padding, self.shape, num_classes=self.num_classes, labels=labels, num_fresh=self._num_fresh
+                batch + padding, self.shape, num_classes=self.num_classes, labels=labels, num_fresh=self._num_fresh
             )
-            if given is not None:
-                label[:num] = given[start : start + size]
+            if fixed_labels is not None:
+                label[:num] = fixed_labels[start : start + size]
             condition = label
             if states is not None:
-                given_states = states[start : start + num]
-                condition = torch.cat([given_states, given_states[-1:].expand(len(padding), -1, -1)])
-            further = [each.to(self.device) for each in fresh]
-            given_noise, given_condition = noise.to(self.device), condition.to(self.device)
-            kept: dict[int, Tensor] = {}
+                own_states = states[start : start + num]
+                condition = torch.cat([own_states, own_states[-1:].expand(len(padding), -1, -1)])
+            on_device = [further.to(self.device) for further in fresh]
+            by_step: dict[int, Tensor] = {}
             image, calls = solve(
                 self.denoiser,
-                given_noise,
-                given_condition,
+                noise.to(self.device),
+                condition.to(self.device),
                 self.solver,
-                further.__getitem__,
-                _keeper(kept) if kept_steps else None,
+                on_device.__getitem__,
+                _saver(by_step) if trajectory_steps else None,
             )
             if not image[:num].isfinite().all():
-                bad = [one for one, pixels in zip(some, image, strict=False) if not pixels.isfinite().all()]
+                bad = [seed for seed, pixels in zip(batch, image, strict=False) if not pixels.isfinite().all()]
                 raise ValueError(f"images of seeds {bad[:5]} are not finite: the denoiser is damaged or diverged")
-            after = [kept[step][:num].to(noise.dtype).cpu() for step in kept_steps]
-            trajectory = torch.stack(after, 1) if kept_steps else None
+            saved = [by_step[step][:num].to(noise.dtype).cpu() for step in trajectory_steps]
+            trajectory = torch.stack(saved, 1) if trajectory_steps else None
             yield Batch(noise[:num], label[:num], image[:num].cpu(), calls, trajectory)
 
-    def _given(self, label: int | Sequence[int] | Tensor, num: int) -> Tensor:
-        """int64 (num,) from one label or many."""
-        found = torch.as_tensor(label)
-        if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-            raise ValueError(f"label: {found.dtype} is no integer type")
-        found = found.to("cpu", torch.int64).expand(num) if found.ndim == 0 else found.to("cpu", torch.int64)
-        if found.shape != (num,):
-            raise ValueError(f"label: shape {tuple(found.shape)} does not fit num {num}: give one label or {num}")
-        if bad := [one for one in found.tolist() if not 0 <= one < self.num_classes]:
-            known = f"0 .. {self.num_classes - 1}" if self.num_classes else "none, it was made without"
-            raise ValueError(f"label: {bad[0]} is no class of this denoiser; its classes are {known}")
-        return found
+    def _fixed_labels(self, label: int | Sequence[int] | Tensor, num: int) -> Tensor:
+        """int64 (num,) from one label or `num`."""
+        labels = torch.as_tensor(label)
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise ValueError(f"label: {labels.dtype} is no integer type")
+        labels = labels.to("cpu", torch.int64).expand(num) if labels.ndim == 0 else labels.to("cpu", torch.int64)
+        if labels.shape != (num,):
+            raise ValueError(f"label: shape {tuple(labels.shape)} does not fit num {num}: give one label or {num}")
+        if bad := [number for number in labels.tolist() if not 0 <= number < self.num_classes]:
+            classes = f"its classes are 0 .. {self.num_classes - 1}" if self.num_classes else "it has no classes"
+            raise ValueError(f"label: {bad[0]} is no class of this denoiser: {classes}")
+        return labels
 
 
-def _keeper(kept: dict[int, Tensor]) -> Keep:
-    """Copies the state after each step into `kept`."""
+def _saver(by_step: dict[int, Tensor]) -> OnStep:
+    """Copies the state after each step into `by_step`."""
 
-    def keep(step: int, state: Tensor) -> None:
-        kept[step] = state.clone()
+    def save(step: int, state: Tensor) -> None:
+        by_step[step] = state.clone()
 
-    return keep
+    return save
 
 
 def check_seeds(num: int, seed: int) -> None:
-    """ValueError unless `num` images can be drawn of seeds from `seed` on."""
+    """ValueError unless seed .. seed + num - 1 are seeds, and num is at least 1."""
     if num < 1:
-        raise ValueError(f"num: {num} images cannot be drawn, at least 1 can")
+        raise ValueError(f"num: {num} is not at least 1")
     if not 0 <= seed <= NUM_SEEDS - num:
-        raise ValueError(f"seed: {seed} is outside 0 .. {NUM_SEEDS - num}, where {num} images have seeds of their own")
+        raise ValueError(f"seed: {seed} is outside 0 .. {NUM_SEEDS - num}, the range for {num} images")
 
 
 def load(
@@ -212,19 +217,19 @@ def load(
 ) -> Sampler:
     """See `dmd.load`."""
     if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size: {batch_size} images cannot be drawn at once, at least 1 can")
+        raise ValueError(f"batch_size: {batch_size} is not at least 1")
     path = Path(path)
     metadata = tensor_files.load_metadata(path)
     loading.check_facts(metadata, path)
-    wanted = chosen(metadata, solver, steps, path)
+    full_solver = default_solver(metadata, solver, steps, path)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    numbers: dict[str, Any] = {"weights": weights, "batch_size": batch_size, "guidance": guidance, "calls": calls}
-    return Sampler(path, solver=wanted, device=device, **numbers)
+    options: dict[str, Any] = {"weights": weights, "batch_size": batch_size, "guidance": guidance, "calls": calls}
+    return Sampler(path, solver=full_solver, device=device, **options)
 
 
 def _empty(path: Path, metadata: dict[str, Any], guidance: float) -> Tensor:
-    """Text states (L, E) of the empty prompt, which guidance leads away from."""
+    """The empty condition for guidance; ValueError for a student."""
     if metadata["kind"] == "generator":
-        raise ValueError(f"guidance {guidance:g}: {path} is a student, which is drawn without")
+        raise ValueError(f"guidance {guidance:g}: {path} is a student, which is sampled without guidance")
     return loading.load_empty(path)

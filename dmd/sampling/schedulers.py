@@ -1,6 +1,6 @@
-"""Solvers that call the network as it was trained, at integer times: diffusers' schedulers, and rectified flow.
+"""Solvers that use the network's own prediction and times: diffusers' schedulers, and rectified flow.
 
-Latents are those of the stock pipeline of diffusers with the same scheduler, noise and text.
+They give the latents of the pipeline of diffusers with the same scheduler, noise and text.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from dmd import torchvision_operators
 from dmd.models.denoiser import Denoiser
 from dmd.models.preconditioning import Flow
 
-CLASSES: dict[str, tuple[str, dict[str, Any]]] = {  # name -> class of diffusers, what it is asked for
+CLASSES: dict[str, tuple[str, dict[str, Any]]] = {  # name -> class of diffusers, its arguments
     "pndm": ("PNDMScheduler", {}),
     "ddim": ("DDIMScheduler", {}),
     "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
@@ -30,10 +30,9 @@ def scheduler(config: Mapping[str, Any] | None, solver: Mapping[str, Any]) -> An
     """The scheduler of diffusers that `solver` names, with its times set.
 
     Args:
-        config: of the scheduler that the network was trained with, as its folder has it. Where it says nothing of
-            `clip_sample`, nothing is clipped.
+        config: of the scheduler that the network was trained with, from its folder; `clip_sample` is off by default.
         solver: `name` of `CLASSES`, `steps`, and `spacing` of the times (leading, trailing, linspace; None or absent:
-            that of `config`, else the scheduler's own).
+            that of `config`, else the scheduler's default).
 
     Raises:
         ValueError: no config, or steps or a spacing that the scheduler cannot take.
@@ -42,19 +41,19 @@ def scheduler(config: Mapping[str, Any] | None, solver: Mapping[str, Any]) -> An
     import diffusers
 
     if config is None:
-        raise ValueError(f"solver {solver['name']!r} needs a teacher that came with a scheduler: take heun or euler")
-    name, numbers = CLASSES[solver["name"]]
+        raise ValueError(f"solver {solver['name']!r} needs a teacher that comes with a scheduler: use heun or euler")
+    name, arguments = CLASSES[solver["name"]]
     spacing = {"timestep_spacing": solver["spacing"]} if solver.get("spacing") else {}
     try:
-        found = getattr(diffusers, name).from_config({"clip_sample": False, **config}, **numbers, **spacing)
-        found.set_timesteps(solver["steps"])
+        result = getattr(diffusers, name).from_config({"clip_sample": False, **config}, **arguments, **spacing)
+        result.set_timesteps(solver["steps"])
     except (ValueError, IndexError, NotImplementedError) as error:
         raise ValueError(f"solver {solver['name']!r} with {solver['steps']} steps: {error}") from error
-    return found
+    return result
 
 
 def first_timestep(config: Mapping[str, Any] | None, solver: Mapping[str, Any]) -> float:
-    """The time of the first network call: 999 where a solver begins at the last level, 981 for PNDM in 50 steps."""
+    """The time of the first network call, such as 999 for the highest noise level, or 981 for PNDM in 50 steps."""
     return 1000.0 if solver["name"] == FLOW else float(scheduler(config, solver).timesteps[0])
 
 
@@ -62,11 +61,11 @@ def first_timestep(config: Mapping[str, Any] | None, solver: Mapping[str, Any]) 
 def draw(
     denoiser: Denoiser, noise: torch.Tensor, label: torch.Tensor, solver: Mapping[str, Any]
 ) -> tuple[torch.Tensor, int]:
-    """Images from unit noise, by predictions of the network itself (guided, where the denoiser is).
+    """Images from unit noise, by predictions of the network, with the guidance of the denoiser.
 
     Args:
-        denoiser: its network predicts what `denoiser.scheduler` says; for rectified-flow the velocity, image - noise,
-            or under preconditioning flow noise - image.
+        denoiser: its network has the prediction type of `denoiser.scheduler`; for rectified-flow it predicts the
+            velocity image - noise, or noise - image with preconditioning flow.
         noise: unit variance, (B, C, H, W).
         label: int64 (B,), or text states (B, L, E).
         solver: see `scheduler`; or {"name": "rectified-flow", "steps"} (Liu et al. 2023, InstaFlow).
@@ -75,21 +74,21 @@ def draw(
         Images in the dtype of `noise`, and the number of network calls made.
 
     Raises:
-        ValueError: a denoiser without what the solver needs.
+        ValueError: the denoiser has no network, or no scheduler though the solver needs one.
     """
     if not isinstance(denoiser, Denoiser):
         raise ValueError(f"solver {solver['name']!r} needs a denoiser with a network, not {type(denoiser).__name__}")
     if solver["name"] == FLOW:
         return _flow(denoiser, noise, label, solver["steps"]), solver["steps"]
-    found = scheduler(denoiser.scheduler, solver)
-    found.set_timesteps(solver["steps"], device=noise.device)
-    # a scheduler that draws noise in each step gets it from the noise of each sample alone
+    stepper = scheduler(denoiser.scheduler, solver)
+    stepper.set_timesteps(solver["steps"], device=noise.device)
+    # the noise that this scheduler draws in each step is a function of the sample's start noise
     extra = {"generator": _generators(noise)} if solver["name"] == "lcm" else {}
-    image = noise * found.init_noise_sigma
-    for time in found.timesteps:
-        out = denoiser.predict(found.scale_model_input(image, time), _times(time, noise), label)
-        image = found.step(out, time, image, **extra).prev_sample
-    return image.to(noise.dtype), len(found.timesteps)
+    image = noise * stepper.init_noise_sigma
+    for time in stepper.timesteps:
+        out = denoiser.predict(stepper.scale_model_input(image, time), _times(time, noise), label)
+        image = stepper.step(out, time, image, **extra).prev_sample
+    return image.to(noise.dtype), len(stepper.timesteps)
 
 
 def _flow(denoiser: Denoiser, noise: torch.Tensor, label: torch.Tensor, steps: int) -> torch.Tensor:
@@ -107,6 +106,6 @@ def _times(time: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
 
 
 def _generators(noise: torch.Tensor) -> list[torch.Generator]:
-    """One for each sample, on the CPU, its seed a digest of the sample's noise."""
-    digests = (hashlib.sha256(one.float().cpu().numpy().tobytes()).digest() for one in noise)
+    """A CPU generator per sample; its seed is a digest of the sample's noise."""
+    digests = (hashlib.sha256(sample.float().cpu().numpy().tobytes()).digest() for sample in noise)
     return [torch.Generator().manual_seed(int.from_bytes(digest[:4])) for digest in digests]

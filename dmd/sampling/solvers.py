@@ -1,6 +1,6 @@
 """Deterministic solvers of the probability flow ODE dx/dsigma = (x - D(x; sigma)) / sigma, state in float64.
 
-Sums are taken in place where nobody else holds the tensor: new memory costs more than the arithmetic.
+Sums are in place on tensors that are not used elsewhere: new memory costs more than the arithmetic.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from dmd.sampling.noise import sampling_sigmas
 Denoise = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-class Counted:
-    """A denoiser that counts its calls (a cost is measured, not assumed) and works in `dtype`."""
+class CountingDenoiser:
+    """A denoiser that counts its calls, and gets its inputs in `dtype`."""
 
     def __init__(self, denoiser: Denoise, dtype: torch.dtype) -> None:
         self.denoiser = denoiser
@@ -29,29 +29,31 @@ class Counted:
         return self.denoiser(image.to(self.dtype), sigma.to(self.dtype), label).to(image.dtype)
 
     def __getattr__(self, name: str) -> Any:
-        """What the denoiser says of itself: sigma_data, preconditioning."""
+        """Attributes of the denoiser: sigma_data, preconditioning."""
         return getattr(self.__dict__["denoiser"], name)
 
 
-Keep = Callable[[int, torch.Tensor], None]  # is given the state after step k, from 1, before anything changes it
+OnStep = Callable[
+    [int, torch.Tensor], None
+]  # called with k, from 1, and the state after step k, which may change later
 
 
 def euler(
-    denoiser: Denoise, image: torch.Tensor, label: torch.Tensor, sigmas: torch.Tensor, keep: Keep | None = None
+    denoiser: Denoise, image: torch.Tensor, label: torch.Tensor, sigmas: torch.Tensor, on_step: OnStep | None = None
 ) -> torch.Tensor:
-    """First order: one call a step. `image` float64 at sigmas[0]; `sigmas` float64 descending, ending in 0."""
+    """First order: one call per step. `image` float64 at sigmas[0]; `sigmas` float64 descending, ending in 0."""
     for step, (sigma, next_sigma) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)):
         slope = (image - _x0(denoiser, image, sigma, label)).div_(sigma)
         image = slope.mul_(next_sigma - sigma).add_(image)
-        if keep is not None:
-            keep(step + 1, image)
+        if on_step is not None:
+            on_step(step + 1, image)
     return image
 
 
 def heun(
-    denoiser: Denoise, image: torch.Tensor, label: torch.Tensor, sigmas: torch.Tensor, keep: Keep | None = None
+    denoiser: Denoise, image: torch.Tensor, label: torch.Tensor, sigmas: torch.Tensor, on_step: OnStep | None = None
 ) -> torch.Tensor:
-    """Second order (Karras et al. 2022, Algorithm 1 without churn): two calls a step, one in the last."""
+    """Second order (Karras et al. 2022, Algorithm 1 without churn): two calls per step, one in the last."""
     for step, (sigma, next_sigma) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)):
         slope = (image - _x0(denoiser, image, sigma, label)).div_(sigma)
         end = (slope * (next_sigma - sigma)).add_(image)
@@ -59,8 +61,8 @@ def heun(
             end_slope = (end - _x0(denoiser, end, next_sigma, label)).div_(next_sigma)
             end = end_slope.add_(slope).mul_((next_sigma - sigma) * 0.5).add_(image)
         image = end
-        if keep is not None:
-            keep(step + 1, image)
+        if on_step is not None:
+            on_step(step + 1, image)
     return image
 
 
@@ -74,45 +76,44 @@ def solve(
     label: torch.Tensor,
     solver: dict[str, Any],
     fresh: Callable[[int], torch.Tensor] | None = None,
-    keep: Keep | None = None,
+    on_step: OnStep | None = None,
 ) -> tuple[torch.Tensor, int]:
     """Images from unit noise.
 
     Args:
-        denoiser: (image, sigma, label) -> x0; sees the dtype of `noise`.
+        denoiser: (image, sigma, label) -> x0; its inputs have the dtype of `noise`.
         noise: unit variance, (B, C, H, W); it is scaled to the first sigma here.
         label: int64 (B,), or text states (B, L, E).
         solver: {"name": "heun"|"euler", "steps", "sigma_min", "sigma_max", "rho"}, or
-            {"name": "student", "calls"}: its own calls, see `dmd.models.calls.Calls`, or one of
-            `dmd.sampling.schedulers.NAMES`.
-        fresh: the k-th further unit noise, for students that take some between their calls.
-        keep: is given the state after each step of heun or euler, float64.
+            {"name": "student", "calls"}, see `dmd.models.calls.Calls`, or one of `dmd.sampling.schedulers.NAMES`.
+        fresh: k -> the k-th further unit noise, for students with fresh noise between their calls.
+        on_step: called with the float64 state after each step of heun or euler.
 
     Returns:
         Images (B, C, H, W) in the dtype of `noise`, and the number of network calls made.
 
     Raises:
-        ValueError: an unknown solver, or one that this denoiser cannot take.
+        ValueError: an unknown solver, or one that does not fit this denoiser.
     """
     if solver["name"] in schedulers.NAMES:
         return schedulers.draw(denoiser, noise, label, solver)  # type: ignore[arg-type]
-    counted = Counted(denoiser, noise.dtype)
+    counting = CountingDenoiser(denoiser, noise.dtype)
     if solver["name"] == "student":
         calls = Calls.of(solver["calls"])
         if calls.num_fresh and fresh is None:
-            raise ValueError(f"a student of {len(calls.sigmas)} calls takes fresh noise between them: none is given")
-        return calls.draw(counted, noise, label, fresh or _no_noise), counted.num_calls
+            raise ValueError(f"a student of {len(calls.sigmas)} calls needs fresh noise between them: give `fresh`")
+        return calls.draw(counting, noise, label, fresh or _no_noise), counting.num_calls
     if solver["name"] not in SOLVERS:
         raise ValueError(f"solver {solver['name']!r} is not one of {['student', *SOLVERS, *schedulers.NAMES]}")
     grid = {key: solver[key] for key in ("sigma_min", "sigma_max", "rho")}
     sigmas = sampling_sigmas(solver["steps"], **grid)
     image = start_scale(denoiser, sigmas[0].item()) * noise.double()
-    image = SOLVERS[solver["name"]](counted, image, label, sigmas, keep)
-    return image.to(noise.dtype), counted.num_calls
+    image = SOLVERS[solver["name"]](counting, image, label, sigmas, on_step)
+    return image.to(noise.dtype), counting.num_calls
 
 
 def _no_noise(number: int) -> torch.Tensor:
-    raise AssertionError("these calls take no fresh noise")
+    raise AssertionError("these calls need no fresh noise")
 
 
 def _x0(denoiser: Denoise, image: torch.Tensor, sigma: float, label: torch.Tensor) -> torch.Tensor:

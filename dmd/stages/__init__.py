@@ -1,4 +1,4 @@
-"""One module per pipeline step. Each has `run(*, paths, numbers)` and can be called as `python -m dmd.stages.NAME`."""
+"""One module per pipeline step, with a function `run`; `python -m dmd.stages.NAME` calls it."""
 
 import sys
 

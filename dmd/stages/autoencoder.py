@@ -1,4 +1,4 @@
-"""Stage autoencoder: what decodes latents, of a pipeline's folder (full) or of a folder of its own (tiny)."""
+"""Stage autoencoder: the decoder of latents, from a pipeline's folder (full) or from its own folder (tiny)."""
 
 from pathlib import Path
 
@@ -12,33 +12,33 @@ KINDS = ("stable-diffusion", "diffusers", "tiny")
 
 
 def run(*, output: Path, source: Path, kind: str, sha256: str | None = None) -> None:
-    """Writes weights and configuration; nothing reads them from the folder again.
+    """Writes weights and configuration; later stages do not read the folder.
 
     Args:
         output: teacher/autoencoder.safetensors or teacher/tiny_autoencoder.safetensors.
-        source: the folder that the teacher comes from, or that of the tiny autoencoder.
-        kind: that of the teacher, "stable-diffusion" or "diffusers", for the AutoencoderKL of its folder; "tiny" for an
+        source: the folder of the teacher, or of the tiny autoencoder.
+        kind: the teacher's kind, "stable-diffusion" or "diffusers", for the AutoencoderKL in its folder; "tiny" for an
             AutoencoderTiny.
-        sha256: what the digest of `source` is, or begins with; None takes any.
+        sha256: digest of `source`, or its first digits; None accepts any.
 
     Raises:
-        ValueError: another kind; the folder is not the pinned one, lacks something, or holds what cannot be used.
+        ValueError: another kind; or the folder has another digest, lacks files, or holds unusable ones.
     """
     if kind not in KINDS:
         raise ValueError(f"autoencoder kind {kind!r} is none of {', '.join(KINDS)}")
     tiny = kind == "tiny"
-    place, form = (source, "tiny") if tiny else (source / "vae", "full")
+    folder, form = (source, "tiny") if tiny else (source / "vae", "full")
     key = "teacher.tiny_autoencoder.sha256" if tiny else "teacher.sha256"
     with record.exclusive(output):
-        own = autoencoder_files.source_files(place, form)
-        whole = own if tiny else teachers.KINDS[kind].files(source)
-        found, digest = pipelines.digests(source, whole, sha256, key=key)
-        if absent := [path for path in own if path not in found]:
-            raise ValueError(f"{source}/model_index.json names no AutoencoderKL as vae, though {absent[0]} is there")
-        inputs = {"source": {str(path): found[path] for path in own}}
-        tensors, facts = autoencoder_files.load(place, form)
+        own = autoencoder_files.source_files(folder, form)
+        paths = own if tiny else teachers.KINDS[kind].files(source)
+        digests, digest = pipelines.digests(source, paths, sha256, key=key)
+        if unlisted := [path for path in own if path not in digests]:
+            raise ValueError(f"{source}/model_index.json names no AutoencoderKL as vae, though {unlisted[0]} exists")
+        inputs = {"source": {str(path): digests[path] for path in own}}
+        tensors, facts = autoencoder_files.load(folder, form)
         channels, scale = facts["latent_channels"], facts["scale"]
-        reporting.log(f"{place}: latents have {channels} channels, a side of one is {scale} pixels")
+        reporting.log(f"{folder}: latents have {channels} channels, and one value per {scale} x {scale} pixels")
         provenance = record.provenance("autoencoder", {"kind": kind, "sha256": sha256}, inputs)
         metadata = {**provenance, "kind": "autoencoder", "source_sha256": digest, **facts}
         with record.publish(output, stage="autoencoder", inputs=inputs) as temporary:

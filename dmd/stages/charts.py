@@ -1,4 +1,4 @@
-"""Stage charts: distance against network calls or pairs, and the paper's Figure 3 in two dimensions."""
+"""Stage charts: distance over network calls or over pairs, and the paper's Figure 3."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def run(
     """Writes one chart as PNG.
 
     Args:
-        inputs: fid.json files (`calls`, `pairs`); for `figure3` a classes.json and a manifest.parquet of samples of
-            each panel, the manifests in the order of the panels. A JSON's field `experiment` says whose it is.
+        inputs: fid.json files (`calls`, `pairs`); for `figure3` a classes.json and a manifest.parquet of samples per
+            panel, the manifests in the order of the panels. A JSON's field `experiment` names its experiment.
         kind: `calls`, `pairs` or `figure3`.
-        series: {"label", "points": lists of experiments, each the seeds of one point}; of kind `pairs` also "x", the
+        series: {"label", "points"}, where a point is a list of experiments, its seeds; for `pairs` also "x", the
             number of pairs of each point. Each point of `figure3` is one panel, titled by its series.
-        title: above the chart.
+        title: heading of the chart.
         dataset: the Gaussian mixture (means, stds, weights) under `figure3`.
 
     Raises:
-        ValueError: damaged input, unknown kind, or numbers that do not fit each other.
+        ValueError: damaged input, unknown kind, or series, pairs and manifests that do not fit.
     """
     drawings = {"calls": _calls, "pairs": _pairs}
     with record.exclusive(output):
@@ -63,41 +63,42 @@ def run(
 
 
 def _calls(axes: Axes, scores: Mapping[str, Any], series: Sequence[Series]) -> None:
-    for index, each in enumerate(series):
-        points = [_present(point, scores) for point in each["points"]]
-        places = [scores[point[0]]["network_calls"] for point in points if point]
-        _draw(axes, index, each["label"], places, [_values(point, scores) for point in points if point])
+    for index, line in enumerate(series):
+        points = [_scored(point, scores) for point in line["points"]]
+        positions = [scores[point[0]]["network_calls"] for point in points if point]
+        _draw(axes, index, line["label"], positions, [_values(point, scores) for point in points if point])
     axes.set_xlabel("network calls per image")
 
 
 def _pairs(axes: Axes, scores: Mapping[str, Any], series: Sequence[Series]) -> None:
-    for index, each in enumerate(series):
-        if len(each.get("x", [])) != len(each["points"]):
-            raise ValueError(f"series {each['label']!r} has {len(each['points'])} points, but x is {each.get('x')}")
-        points = [(x, _present(point, scores)) for x, point in zip(each["x"], each["points"], strict=True)]
-        places = [x for x, point in points if point]
-        _draw(axes, index, each["label"], places, [_values(point, scores) for _, point in points if point])
+    for index, line in enumerate(series):
+        if len(line.get("x", [])) != len(line["points"]):
+            raise ValueError(f"series {line['label']!r} has {len(line['points'])} points, but x is {line.get('x')}")
+        points = [(x, _scored(point, scores)) for x, point in zip(line["x"], line["points"], strict=True)]
+        positions = [x for x, point in points if point]
+        _draw(axes, index, line["label"], positions, [_values(point, scores) for _, point in points if point])
     axes.set_xlabel("ODE pairs for the regression loss")
 
 
-def _present(point: Sequence[str], scores: Mapping[str, Any]) -> list[str]:
+def _scored(point: Sequence[str], scores: Mapping[str, Any]) -> list[str]:
+    """Experiments of a point that have a score."""
     return [name for name in point if name in scores]
 
 
 def _values(point: Sequence[str], scores: Mapping[str, Any]) -> list[float]:
-    """Distances of the trainings of a point, or of the sample sets of its only one."""
+    """Distances of the trainings of a point, or of the sample sets if there is one training."""
     return scores[point[0]]["values"] if len(point) == 1 else [scores[name]["value"] for name in point]
 
 
-def _draw(axes: Axes, index: int, label: str, places: Sequence[float], values: Sequence[list[float]]) -> None:
+def _draw(axes: Axes, index: int, label: str, positions: Sequence[float], values: Sequence[list[float]]) -> None:
     """Means with one standard deviation up and down."""
-    order = sorted(range(len(places)), key=lambda i: places[i])
+    order = sorted(range(len(positions)), key=lambda i: positions[i])
     means = [statistics.fmean(values[i]) for i in order]
     spread = [statistics.stdev(values[i]) if len(values[i]) > 1 else 0.0 for i in order]
     axes.errorbar(
-        [places[i] for i in order],
+        [positions[i] for i in order],
         means,
-        yerr=np.array([np.minimum(spread, np.array(means) * 0.99), spread]),  # a log axis ends above 0
+        yerr=np.array([np.minimum(spread, np.array(means) * 0.99), spread]),  # for the log axis, above 0
         label=label,
         color=plots.COLOURS[index % len(plots.COLOURS)],
         marker=plots.MARKERS[index % len(plots.MARKERS)],
@@ -117,14 +118,16 @@ def _finish(axes: Axes, scores: Mapping[str, Any]) -> None:
     if len(floors) == 1:
         (mean, std), *_ = floors
         axes.axhspan(mean - std, mean + std, color=plots.GREY, alpha=0.25, linewidth=0)
-        axes.axhline(mean, color=plots.GREY, linestyle="--", linewidth=1.2, label="floor: real against real")
+        axes.axhline(
+            mean, color=plots.GREY, linestyle="--", linewidth=1.2, label="floor: real images against real images"
+        )
     axes.set_xscale("log")
     axes.set_yscale("log")
     marked = [line for line in axes.get_lines() if line.get_marker() in plots.MARKERS]
-    places = sorted({float(x) for line in marked for x in np.atleast_1d(line.get_xdata())})
-    if places:
-        axes.set_xticks(places, [f"{place:,.0f}" for place in places])
-        axes.set_xlim(places[0] / 1.3, places[-1] * 1.3)
+    positions = sorted({float(x) for line in marked for x in np.atleast_1d(line.get_xdata())})
+    if positions:
+        axes.set_xticks(positions, [f"{position:,.0f}" for position in positions])
+        axes.set_xlim(positions[0] / 1.3, positions[-1] * 1.3)
     axes.xaxis.set_minor_locator(ticker.NullLocator())
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))

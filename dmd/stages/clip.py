@@ -1,4 +1,4 @@
-"""Stage clip: the CLIP score of an experiment's samples, from cosines that stage features kept."""
+"""Stage clip: the CLIP score of an experiment's samples, from the cosines of stage features."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dmd.stages.evaluate import write
 
 
 def run(*, features: list[Path], output: Path, experiment: str) -> None:
-    """Writes clip.json: the mean raw cosine of images and their captions, of each repetition.
+    """Writes clip.json: the mean raw cosine of images and captions, per repetition.
 
     Args:
         features: blocks with cosines that make up whole repetitions.
-        experiment: its name, for the file.
+        experiment: name of the experiment, for the file.
 
     Raises:
         ValueError: damaged or missing blocks, or blocks without cosines.

@@ -1,4 +1,4 @@
-"""Stage evaluate: every score of an experiment's samples, from features alone."""
+"""Stage evaluate: the scores of an experiment's samples, from their features."""
 
 from __future__ import annotations
 
@@ -32,48 +32,48 @@ def run(
     kid_subset: int | None,
     seed: int,
 ) -> None:
-    """Writes five score files: Frechet and kernel distance, precision and kin, class counts, memorisation.
+    """Writes five score files: Frechet distance, kernel distance, precision and recall, class counts, memorisation.
 
     Args:
-        reference: features, or moments alone, of real data. Scores compare with the images it names; those against
-            the other split stand beside them. What needs features is null where there are moments only.
+        reference: features, or moments only, of real data. Scores compare with the split that it names, and some also
+            with the other split. Scores that need features are null with moments only.
         features: blocks of features that make up whole repetitions.
-        teacher: the teacher behind the samples, where the images it was trained on are those of the reference.
-        experiment: its name, for the files.
+        teacher: the teacher of the samples, if its training images must be those of the reference.
+        experiment: name of the experiment, for the files.
         neighbours: k of precision, recall, density and coverage.
         kid_subset: size of the 100 random subsets whose kernel distances are averaged (torch-fidelity's default is
-            1000); null = all at once.
+            1000); null = one set of all.
         seed: of the subsets.
 
     Raises:
-        ValueError: damaged or missing blocks, or blocks made with another reference, or images that changed between the
-            training of the teacher and the reference.
+        ValueError: damaged or missing blocks, blocks made with another reference, or a teacher trained on other images
+            than those of the reference.
     """
     paths = {"fid": fid, "kid": kid, "prdc": prdc, "classes": classes, "memorisation": memorisation}
     spec = {"experiment": experiment, "neighbours": neighbours, "kid_subset": kid_subset, "seed": seed}
     torch_setup.set_threads(1)
     with record.exclusive(fid):
         inputs = record.check_inputs(reference=reference, features=features, teacher=teacher)
-        repetitions, real, head = compared(reference, features, inputs)
+        repetitions, real, head = load_features(reference, features, inputs)
         if teacher is not None:
             check_images(teacher, reference)
         head |= {**record.provenance("evaluate", spec, inputs), "experiment": experiment}
-        found = {path: {**head, **scores.score(name, repetitions, real, spec)} for name, path in paths.items()}
-        for path, score in found.items():
+        contents = {path: {**head, **scores.score(name, repetitions, real, spec)} for name, path in paths.items()}
+        for path, score in contents.items():
             write(path, score, inputs)
 
 
-def compared(
+def load_features(
     reference: Path, features: Sequence[Path], inputs: record.Inputs
 ) -> tuple[list[Repetition], Reference, dict[str, Any]]:
-    """Repetitions, reference, and what all score files say: how many samples of which seeds, compared with what."""
+    """Repetitions, reference, and the fields of all score files: number and seeds of samples, reference, protocol."""
     digest = inputs["reference"][str(reference)]
     repetitions, shared = feature_blocks.group(features, reference_sha256=digest)
     real = Reference(reference, tensor_files.load_metadata(reference))
     facts = real.facts
     if facts["floor"]["num_samples"] != shared["num_samples"]:
         raise ValueError(
-            f"{reference} has the floor of {facts['floor']['num_samples']} samples, but there are "
+            f"{reference} has a floor for {facts['floor']['num_samples']} samples, but there are "
             f"{shared['num_samples']}"
         )
     split = "" if real.beside is None else "-" + real.against.replace("_", "-")
@@ -92,18 +92,18 @@ def compared(
 
 
 def check_images(teacher: Path, reference: Path) -> None:
-    """ValueError if a teacher was trained on other images than those that a reference is of."""
+    """ValueError if a teacher was trained on other images than those of a reference."""
     trained = tensor_files.load_metadata(teacher)["dataset_sha256"]
     measured = tensor_files.load_metadata(reference)["dataset"]["sha256"]
     if trained != measured:
         raise ValueError(
-            f"{teacher} was trained on images of sha256 {trained}, {reference} is of {measured}: a file was overwritten"
-            " in between; run snakemake again, which makes both anew"
+            f"{teacher} was trained on images of sha256 {trained}, {reference} was made of {measured}: a file was "
+            "overwritten in between; run snakemake again, which makes both again"
         )
 
 
 def write(path: Path, score: dict[str, Any], inputs: record.Inputs) -> None:
-    """Writes one score file of the stage that it names."""
+    """Writes one score file; its field `stage` names the stage."""
     with record.publish(path, stage=score["stage"], inputs=inputs) as temporary:
         temporary.write_text(json.dumps(score, sort_keys=True, indent=1, allow_nan=False) + "\n")
 

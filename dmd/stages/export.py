@@ -18,28 +18,28 @@ from dmd.sampling.noise import seeded_draws
 if TYPE_CHECKING:
     import onnx
 
-TOLERANCE = 1e-4  # largest difference of a pixel, images being in [-1, 1]
-BATCHES = (range(0, 5), range(5, 6))  # seeds of the images compared: two sizes of a batch
+TOLERANCE = 1e-4  # largest difference of a pixel in [-1, 1]
+BATCHES = (range(0, 5), range(5, 6))  # seeds of the compared images, in batches of two sizes
 KEY = "dmd"  # of the metadata, as in safetensors files
-MOST_BYTES = 2**31 - 2**20  # of a file that holds its own weights, with room for the graph
+MAX_BYTES = 2**31 - 2**20  # of weights in one ONNX file, with room for the graph
 
 
 def run(*, generator: Path, output: Path, weights: str = "ema", calls: int | None = None, threads: int = 1) -> None:
     """Writes generator.onnx: noise float32 (B, C, H, W) and label int64 (B,) in, image float32 (B, C, H, W) out.
 
-    A student that takes fresh noise between its calls has inputs noise1, noise2, ... besides. Noise is of unit
-    variance, the label -1 where there are no classes. The noise levels are part of the graph; their values, with shape,
-    classes and what made the file, are JSON under the key `dmd` of the file's metadata.
+    A student with fresh noise between its calls also has inputs noise1, noise2, ... Noise has unit variance, the label
+    is -1 if there are no classes. The noise levels are part of the graph; their values, with shape, classes and
+    provenance, are JSON under the key `dmd` of the file's metadata.
 
     Args:
         generator: distill/generator.safetensors.
         output: export/generator.onnx.
         weights: "ema" or "raw".
-        calls: of a student of several numbers of calls; None is the number that its training ended with.
-        threads: of torch and onnxruntime while the two are compared.
+        calls: number of calls, of a student that supports several; None is that of the end of its training.
+        threads: of torch and onnxruntime in the comparison.
 
     Raises:
-        ValueError: no generator, weights beyond 2 GiB, or images that differ from torch's by more than 1e-4.
+        ValueError: not a student's file, weights beyond 2 GiB, or images that differ from torch's by more than 1e-4.
     """
     torch_setup.set_threads(threads)
     with record.exclusive(output):
@@ -48,7 +48,7 @@ def run(*, generator: Path, output: Path, weights: str = "ema", calls: int | Non
         reporting.log(f"tracing {sum(value.numel() for value in network.state_dict().values()):,} weights")
         graph = _trace(network, facts)
         difference = _compare(graph, network, facts, threads)
-        reporting.log(f"onnxruntime and torch differ by {difference:.2g} at most")
+        reporting.log(f"onnxruntime and torch differ by at most {difference:.2g}")
         if not difference <= TOLERANCE:
             raise ValueError(f"{output}: onnxruntime and torch differ by {difference:.2g}, more than {TOLERANCE:g}")
         spec = {"weights": weights, "threads": threads} | ({} if calls is None else {"calls": calls})
@@ -60,7 +60,7 @@ def run(*, generator: Path, output: Path, weights: str = "ema", calls: int | Non
 
 
 class _Student(nn.Module):
-    """Images of a student's calls, whose noise levels are fixed."""
+    """Images by a student's calls at fixed noise levels."""
 
     def __init__(self, denoiser: nn.Module, calls: Calls) -> None:
         super().__init__()
@@ -71,37 +71,37 @@ class _Student(nn.Module):
 
 
 def _student(path: Path, weights: str, calls: int | None) -> tuple[_Student, dict[str, Any]]:
-    """The student, and what its file says of it."""
+    """The student, and the facts of its file."""
     denoiser, metadata = loading.load_denoiser(path, weights=weights, calls=calls)
     if metadata["kind"] != "generator":
         raise ValueError(f"{path} is of kind {metadata['kind']!r}: only a student can be exported")
     size = sum(value.nbytes for value in denoiser.state_dict().values())
-    if size > MOST_BYTES:
-        raise ValueError(f"{path}: {size:,} bytes of weights do not fit into one ONNX file of {MOST_BYTES:,} bytes")
+    if size > MAX_BYTES:
+        raise ValueError(f"{path}: {size:,} bytes of weights do not fit into one ONNX file of {MAX_BYTES:,} bytes")
     facts = {key: metadata[key] for key in ("shape", "num_classes", "sigma", "calls")}
     return _Student(denoiser, Calls.of(metadata["calls"])).eval(), facts
 
 
 def _inputs(seeds: range, network: _Student, facts: dict[str, Any]) -> dict[str, Tensor]:
-    """Every input of the graph by name, of some seeds."""
-    numbers: dict[str, Any] = {"num_classes": facts["num_classes"], "num_fresh": network.calls.num_fresh}
-    noise, label, fresh = seeded_draws(seeds, tuple(facts["shape"]), **numbers)
-    return {"noise": noise, "label": label} | {f"noise{number + 1}": each for number, each in enumerate(fresh)}
+    """Inputs of the graph by name, for some seeds."""
+    sizes: dict[str, Any] = {"num_classes": facts["num_classes"], "num_fresh": network.calls.num_fresh}
+    noise, label, fresh = seeded_draws(seeds, tuple(facts["shape"]), **sizes)
+    return {"noise": noise, "label": label} | {f"noise{number + 1}": further for number, further in enumerate(fresh)}
 
 
 def _trace(network: _Student, facts: dict[str, Any]) -> onnx.ModelProto:
-    """The graph, without what the exporter notes of source files and their places on this machine."""
-    given, batch = _inputs(range(2), network, facts), {0: torch.export.Dim("batch")}
-    more = [(batch,) * network.calls.num_fresh] if network.calls.num_fresh else []
+    """The graph, without the paths of source files that the exporter adds."""
+    inputs, batch = _inputs(range(2), network, facts), {0: torch.export.Dim("batch")}
+    fresh = [(batch,) * network.calls.num_fresh] if network.calls.num_fresh else []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about its own packages
+        warnings.simplefilter("ignore")  # the exporter warns about its own packages
         program = torch.onnx.export(
             network,
-            tuple(given.values()),
+            tuple(inputs.values()),
             dynamo=True,
-            input_names=list(given),
+            input_names=list(inputs),
             output_names=["image"],
-            dynamic_shapes=(batch, batch, *more),
+            dynamic_shapes=(batch, batch, *fresh),
             verbose=False,
         )
     assert program is not None
@@ -116,16 +116,16 @@ def _compare(graph: onnx.ModelProto, network: _Student, facts: dict[str, Any], t
     """Largest difference of any pixel between onnxruntime and torch; infinite if one is not finite."""
     import onnxruntime
 
-    numbers = onnxruntime.SessionOptions()
-    numbers.intra_op_num_threads, numbers.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), numbers, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
     largest = 0.0
     for seeds in BATCHES:
-        given = _inputs(seeds, network, facts)
+        inputs = _inputs(seeds, network, facts)
         with torch.no_grad():
-            expected = network(*given.values())
-        (found,) = session.run(["image"], {name: value.numpy() for name, value in given.items()})
-        difference = (torch.from_numpy(found) - expected).abs().max().item()
+            expected = network(*inputs.values())
+        (image,) = session.run(["image"], {name: value.numpy() for name, value in inputs.items()})
+        difference = (torch.from_numpy(image) - expected).abs().max().item()
         if not difference < float("inf"):
             return float("inf")
         largest = max(largest, difference)

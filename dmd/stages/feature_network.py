@@ -1,10 +1,10 @@
-"""Trains digits32, the classifier in whose features digits are compared. Its file is tracked: no rule makes it.
+"""Trains digits32, the classifier that gives features of digits. Its file is tracked: no rule makes it.
 
 python -m dmd.stages.feature_network --output workflow/resources/digits32.safetensors \
     --spec "$(cat workflow/resources/digits32.json)"
 
-Only the training images of the split are seen. On one machine the same spec gives the same bytes; on another
-the file may differ in the last bits, so the config pins the digest of the tracked one.
+It is trained on the training split only. The same spec gives the same bytes on one machine; on another machine the
+last bits may differ, so the configuration pins the digest of the tracked file.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ def run(
     seed: int,
     threads: int,
 ) -> None:
-    """Trains with AdamW, a one-cycle schedule, and randomly moved images.
+    """Trains with AdamW, a one-cycle schedule, and randomly transformed images.
 
     Args:
-        output: safetensors file of the weights; its metadata hold this spec and the accuracies.
-        shift: largest move along each axis, pixels. rotation: largest, degrees. scaling: largest, relative to
-            1.
+        output: safetensors file of the weights; its metadata have this spec and the accuracies.
+        shift: largest shift along each axis, in pixels.
+        rotation: largest rotation, in degrees.
+        scaling: largest change of scale, relative to 1.
     """
     spec = {name: value for name, value in locals().items() if name != "output"}
     torch_setup.set_threads(threads)
@@ -55,9 +56,9 @@ def run(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=updates)
     images = training.images
     for _ in range(updates):
-        chosen = torch.randint(len(images), (batch_size,), generator=generator)
-        moved = _moved(images[chosen], shift, rotation, scaling, generator)
-        loss = functional.cross_entropy(network.logits(moved), training.labels[chosen], label_smoothing=label_smoothing)
+        batch = torch.randint(len(images), (batch_size,), generator=generator)
+        logits = network.logits(_transform(images[batch], shift, rotation, scaling, generator))
+        loss = functional.cross_entropy(logits, training.labels[batch], label_smoothing=label_smoothing)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -67,14 +68,14 @@ def run(
     tensor_files.save(output, network.state_dict(), {"kind": "digits32", "spec": spec, "accuracy": accuracy})
 
 
-def _moved(image: Tensor, shift: float, rotation: float, scaling: float, generator: torch.Generator) -> Tensor:
-    """Images (B, C, H, W) shifted, rotated and scaled at random, each on its own; black (-1) moves in."""
+def _transform(image: Tensor, shift: float, rotation: float, scaling: float, generator: torch.Generator) -> Tensor:
+    """Images (B, C, H, W), each shifted, rotated and scaled at random; outside of them is black (-1)."""
 
-    def drawn(largest: float) -> Tensor:
+    def uniform(largest: float) -> Tensor:
         return (torch.rand(len(image), generator=generator) * 2 - 1) * largest
 
-    angle, scale = drawn(math.radians(rotation)), 1 + drawn(scaling)
-    across, down = drawn(2 * shift / image.shape[3]), drawn(2 * shift / image.shape[2])
+    angle, scale = uniform(math.radians(rotation)), 1 + uniform(scaling)
+    across, down = uniform(2 * shift / image.shape[3]), uniform(2 * shift / image.shape[2])
     cosine, sine = scale * angle.cos(), scale * angle.sin()
     rows = [torch.stack([cosine, -sine, across], 1), torch.stack([sine, cosine, down], 1)]
     grid = functional.affine_grid(torch.stack(rows, 1), list(image.shape), align_corners=False)
@@ -82,7 +83,7 @@ def _moved(image: Tensor, shift: float, rotation: float, scaling: float, generat
 
 
 def _accuracy(network: Digits32, dataset: dict[str, Any], split: str) -> float:
-    """Share of the split's images whose predicted class is their label."""
+    """Fraction of the split's images whose predicted class is their label."""
     data = datasets.load(dataset, split)
     with torch.no_grad():
         _, predicted = network(data.images)

@@ -1,4 +1,4 @@
-"""Stage features: what the feature network, and CLIP, see in one block of samples."""
+"""Stage features: features of one block of samples, and the cosines of CLIP."""
 
 from __future__ import annotations
 
@@ -40,17 +40,16 @@ def run(
     With `clip` also the cosine (`clip`) of each image, at its own size, and its caption.
 
     Args:
-        block: table of a block of sample shards, all of one repetition; each shard is checked against its
-            digest.
-        reference: the file the samples will be compared with; features and protocol must be the same.
-        network: weights of the feature network, where its kind has any.
+        block: table of a block of sample shards of one repetition; each shard is checked against its digest.
+        reference: the file that the samples will be compared with; it must have the same features and protocol.
+        network: weights of the feature network, if its kind has any.
         autoencoder: decodes samples that are latents.
-        clip_network, captions: folder of a CLIPModel, and the texts that the samples were made of; for `clip`.
-        clip: {"sha256": of the folder's files, null = any, "prefix": what each caption begins with, "name"}.
+        clip_network, captions: folder of a CLIPModel, and the prompts of the samples; for `clip`.
+        clip: {"sha256": of the folder's files, null = any, "prefix": put before each caption, "name"}.
 
     Raises:
-        ValueError: a damaged input, a reference of other features or protocol, a block of several
-            repetitions, latents without an autoencoder, or a part of `clip` without the others.
+        ValueError: a damaged input, a reference of other features or protocol, a block of several repetitions, latents
+            without an autoencoder, or only some of `clip`, `clip_network` and `captions`.
     """
     torch_setup.set_threads(threads)
     spec = {
@@ -68,28 +67,28 @@ def run(
         real = tensor_files.load_metadata(reference)
         extractor, identity = feature_files.load(network, features, modes=real["modes"])
         inputs |= record.check_inputs(network=network, autoencoder=autoencoder, captions=captions)
-        place = torch_setup.choose_device(device)
-        extractor.to(place)
+        target = torch_setup.choose_device(device)
+        extractor.to(target)
         if real["features"] != identity or real["protocol"] != protocol:
             raise ValueError(
-                f"{reference} holds {real['features']} under {real['protocol']}, but the spec asks for "
-                f"{identity} under {protocol}"
+                f"{reference} holds {real['features']} with {real['protocol']}, but the spec has {identity} "
+                f"with {protocol}"
             )
         samples = manifest.read(block)
         facts = {"features": identity, "protocol": protocol, **_origin(samples)}
-        images = SampleImages(samples, batch_size=batch_size, autoencoder=autoencoder, device=place)
+        images = SampleImages(samples, batch_size=batch_size, autoencoder=autoencoder, device=target)
         judge = None
         if clip and clip_network and captions:
-            judge, facts["clip"], inputs["clip"] = clip_files.judge(clip_network, captions, clip, device=place)
-        found = _extract(images, extractor, protocol, judge)
+            judge, facts["clip"], inputs["clip"] = clip_files.judge(clip_network, captions, clip, device=target)
+        tensors = _extract(images, extractor, protocol, judge)
         with record.publish(output, stage="features", inputs=inputs) as temporary:
-            tensor_files.write(temporary, found, {**record.provenance("features", spec, inputs), **facts})
+            tensor_files.write(temporary, tensors, {**record.provenance("features", spec, inputs), **facts})
 
 
 def _extract(
     images: SampleImages, extractor: FeatureNetwork, protocol: dict[str, Any], judge: Judge | None
 ) -> dict[str, Tensor]:
-    """The file's tensors."""
+    """Tensors of the file."""
     values, predicted, labels, cosines = [], [], [], []
     status = reporting.Progress(total=len(images), unit="batches")
     for image, label in images:
@@ -99,10 +98,10 @@ def _extract(
         labels.append(label)
         cosines += [judge(image, label)] if judge else []
         status.add(images=len(image))
-    found = torch.cat(values)
-    moments = Moments.of(found)
+    features = torch.cat(values)
+    moments = Moments.of(features)
     return {
-        "features": found,
+        "features": features,
         "predicted": torch.cat(predicted),
         "label": torch.cat(labels),
         "count": torch.tensor(moments.count),
@@ -113,14 +112,14 @@ def _extract(
 
 
 def _origin(samples: manifest.Manifest) -> dict[str, Any]:
-    """Which repetition the block belongs to and how its samples were made."""
+    """The repetition of the block, and how its samples were drawn."""
     spec, rows = samples.metadata["spec"], samples.numbers("index")
     num_samples = spec["num_samples"]
     first, last = int(rows.min()), int(rows.max())
     repetition = first // num_samples
     if last // num_samples != repetition:
         raise ValueError(
-            f"{samples.path} holds samples {first} to {last}: repetitions of {num_samples} meet in one block"
+            f"{samples.path} holds samples {first} to {last}, of more than one repetition of {num_samples}"
         )
     return {
         "repetition": repetition,

@@ -1,4 +1,4 @@
-"""Stage fetch: a file from outside, downloaded once and checked."""
+"""Stage fetch: downloads an input file once, and checks it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from dmd.provenance import pinned, record
 
 
 def run(*, output: Path, url: str, sha256: str | None = None, size: int | None = None) -> None:
-    """Downloads a file unless it is there; what a try that ended early has left lies beside it as `.name.part`.
+    """Downloads a file unless it exists; an interrupted download is kept beside it as `.name.part`.
+
+    A file that exists, or appears meanwhile, is not changed or refused, since Snakemake would remove it after an error;
+    the stages that read it check its digest.
 
     Args:
-        output: where the file belongs. Beside it `.name.json` records its digest.
-        url: where it comes from.
-        sha256: all digits of its digest, the first ones, or None where nobody published it.
-        size: bytes, None where nobody knows.
-
-    A file that is there, or appears meanwhile, is left as it is: whoever reads it compares it with its digest. An error
-    would make Snakemake remove it.
+        output: path of the file; `.name.json` beside it records its digest.
+        url: of the file.
+        sha256: its digest, or the first digits; None if unknown.
+        size: in bytes; None if unknown.
 
     Raises:
-        ValueError: the file cannot be had, or is not the one that the digest names, be it in part; where the digest is
-            not known whole, another file than was there before is refused, too.
+        ValueError: the download fails, or has another digest than `sha256` or, if that is not complete, than the one
+            recorded earlier.
     """
     with record.exclusive(output):
         if not output.exists():
@@ -38,12 +38,12 @@ def _fetch(output: Path, url: str, sha256: str | None, size: int | None) -> None
     partial = output.with_name(f".{output.name}.part")
     download = Download(url, partial, size, log=reporting.log, advance=_Status())
     try:
-        digest = _wanted(download, output, sha256, _recorded(output, sha256))
+        digest = _download(download, output, sha256, _recorded(output, sha256))
     except ValueError:
         if not output.exists():
             raise
     if output.exists():
-        reporting.log(f"somebody put {output} there meanwhile: what came is discarded")
+        reporting.log(f"{output} appeared meanwhile: the download is discarded")
     else:
         facts = {"url": url, "stage": "fetch", "version": VERSIONS["fetch"]}
         pinned.write_record(output, digest, partial.stat().st_size, **facts)
@@ -53,10 +53,10 @@ def _fetch(output: Path, url: str, sha256: str | None, size: int | None) -> None
 
 
 class _Status:
-    """A line every ten seconds and at the end: what came, rate, time left."""
+    """Logs size, rate and time left every ten seconds and at the end."""
 
     def __init__(self) -> None:
-        self._from = (0.0, -1)  # time and bytes that the rate counts from
+        self._from = (0.0, -1)  # time and bytes at the start of this run, for the rate
         self._last = 0.0
 
     def __call__(self, reached: int, total: int | None) -> None:
@@ -76,48 +76,48 @@ class _Status:
 
 
 def _recorded(output: Path, sha256: str | None) -> str | None:
-    """Digest of the file that was there before, None where `sha256` is whole and decides alone."""
+    """Digest recorded at an earlier download; None if `sha256` is complete."""
     known = record.read_checked(output) if len(sha256 or "") < pinned.FULL_LENGTH else None
     return known["sha256"] if known else None
 
 
-def _wanted(download: Download, output: Path, sha256: str | None, recorded: str | None) -> str:
-    """Downloads the file; its digest, which begins with `sha256` and is the recorded one if there is any."""
+def _download(download: Download, output: Path, sha256: str | None, recorded: str | None) -> str:
+    """Downloads the file and returns its digest; ValueError if `sha256` or the recorded digest differs."""
     resumed = download.partial.exists()
-    digest = _tried(download, output, sha256)
+    digest = _try(download, output, sha256)
     if resumed and not digest.startswith(recorded or sha256 or ""):
-        reporting.log(f"what was left by an earlier try does not fit: sha256 {digest}; starting again")
+        reporting.log(f"the rest of an interrupted download does not fit (sha256 {digest}): starting again")
         download.discard()
-        digest = _tried(download, output, sha256)
+        digest = _try(download, output, sha256)
     if sha256 and not digest.startswith(sha256):
         download.discard()
         raise ValueError(
-            f"{download.url} has sha256 {digest}, but inputs pins {pinned.printed(sha256)}: what came was discarded; "
-            "it was damaged on its way, or another file is served there now"
+            f"{download.url} has sha256 {digest}, but inputs pins {pinned.printed(sha256)}: the download was "
+            "discarded; it was damaged, or the server has another file now"
         )
     if recorded and digest != recorded:
         download.discard()
         raise ValueError(
-            f"{download.url} has sha256 {digest}, but {recorded} was recorded when {output} first came: what came was "
-            f"discarded; put that file back, or remove {record.sidecar(output)} if the change is meant"
+            f"{download.url} has sha256 {digest}, but {recorded} was recorded for {output} earlier: the download was "
+            f"discarded; restore that file, or remove {record.sidecar(output)} if the change is intended"
         )
     if not download.ended and not sha256 and not recorded:
         reporting.log(
-            f"WARNING: nothing says whether {output} came whole: {download.url} names no length, and inputs has "
-            "neither its size nor its sha256; compare it with what its publisher says"
+            f"WARNING: {output} may be incomplete: {download.url} sends no length, and inputs has neither its size "
+            "nor its sha256; compare it with the publisher's digest"
         )
     return digest
 
 
-def _tried(download: Download, output: Path, sha256: str | None) -> str:
+def _try(download: Download, output: Path, sha256: str | None) -> str:
     reporting.log(f"{output} from {download.url}")
     try:
         return download.run()
     except DownloadError as error:
-        digest = f"sha256 {pinned.printed(sha256)}" if sha256 else "nobody published its sha256"
+        digest = f"sha256 {pinned.printed(sha256)}" if sha256 else "sha256 unknown"
         raise ValueError(
-            f"{output} is missing, and {download.url} cannot be downloaded: {error}. Run again to go on from "
-            f"what came, or get the file elsewhere ({digest}) and put it at {output.absolute()}"
+            f"{output} is missing, and {download.url} cannot be downloaded: {error}. Run again to resume, or get "
+            f"the file elsewhere ({digest}) and save it as {output.absolute()}"
         ) from error
 
 

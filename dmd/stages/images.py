@@ -1,4 +1,4 @@
-"""Stage images: a dataset as shards with an index, from which teachers and students are trained and references made."""
+"""Stage images: a dataset as shards with an index, for trainings and references."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ PART = 1024  # images of a folder in memory at once
 def run(*, output: Path, dataset: dict[str, Any], shard_size: int) -> None:
     """Writes images/{shard}.tar and the manifest that lists them, the training split first.
 
-    Metadata of the manifest: `facts` with shape, num_classes, sigma_data (of the training split, or of all images where
-    all are held out), dataset_sha256, `splits` (the first row of each and the row behind its last one), name of the
+    Metadata of the manifest: `facts` with shape, num_classes, sigma_data (of the training split, or of all images if
+    all are held out), dataset_sha256, `splits` (first row of each, and the row after its last one), name of the
     dataset, and the means of a mixture's modes.
 
     Args:
-        output: images/manifest.parquet; the tars lie beside it.
+        output: images/manifest.parquet; the shards are beside it.
         dataset: section `dataset` of the experiment.
         shard_size: images in one tar.
 
@@ -38,7 +38,7 @@ def run(*, output: Path, dataset: dict[str, Any], shard_size: int) -> None:
         provenance = record.provenance("images", {"dataset": dataset, "shard_size": shard_size}, {})
         names = ["held_out"] if dataset.get("num_held_out") == datasets.ALL else list(datasets.SPLITS)
         counts, spread = dict.fromkeys(names, 0), _Spread()
-        rows = itertools.chain(*(_counted(dataset, split, counts, spread) for split in names))
+        rows = itertools.chain(*(_read_split(dataset, split, counts, spread) for split in names))
         tables, tars = [], {}
         for number, items in enumerate(_shards(images.items(rows, 0), shard_size)):
             path = output.parent / f"{number:05d}.tar"
@@ -62,9 +62,9 @@ class _Spread:
         self.shape: list[int] = []
         self._count, self._total, self._squares = 0, 0.0, 0.0
 
-    def add(self, stored: torch.Tensor) -> None:
-        self.shape = [*stored.shape[1:]]
-        values = datasets.as_float(stored).double()
+    def add(self, images: torch.Tensor) -> None:
+        self.shape = [*images.shape[1:]]
+        values = datasets.as_float(images).double()
         self._count += values.numel()
         self._total += values.sum().item()
         self._squares += values.square().sum().item()
@@ -74,15 +74,15 @@ class _Spread:
         return float(np.sqrt(self._squares / self._count - (self._total / self._count) ** 2))
 
 
-def _counted(
+def _read_split(
     dataset: dict[str, Any], split: str, counts: dict[str, int], spread: _Spread
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The images of a split in pieces, counted; the first split says shape and spread."""
-    for stored, labels in datasets.parts(dataset, split, PART):
-        counts[split] += len(stored)
+    """Images and labels of a split in parts; updates its count, and for the first split shape and spread."""
+    for part, labels in datasets.parts(dataset, split, PART):
+        counts[split] += len(part)
         if split == next(iter(counts)):
-            spread.add(stored)
-        yield stored, labels
+            spread.add(part)
+        yield part, labels
 
 
 def _shards(rows: Iterator[tuple[int, shards.Item]], size: int) -> Iterator[Iterator[tuple[int, shards.Item]]]:

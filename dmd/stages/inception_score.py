@@ -14,9 +14,9 @@ from dmd.importers import feature_files
 from dmd.metrics.inception_score import inception_scores
 from dmd.provenance import record
 from dmd.report import scores
-from dmd.stages.evaluate import compared, write
+from dmd.stages.evaluate import load_features, write
 
-HEAD = "fc.weight"  # (1008, 2048): the logits without their bias, as torch-fidelity takes them
+HEAD = "fc.weight"  # (1008, 2048); torch-fidelity leaves out the bias, too
 
 
 def run(
@@ -29,13 +29,13 @@ def run(
     splits: int,
     seed: int,
 ) -> None:
-    """Writes inception_score.json: the mean over splits of each repetition, and the spread over splits.
+    """Writes inception_score.json: the mean over splits per repetition, and the spread over splits.
 
     Args:
-        reference: the file the features were made with.
+        reference: the file that the features were made with.
         features: blocks of Inception features that make up whole repetitions.
         network: the weights that made the features; their last layer gives the class probabilities.
-        experiment: its name, for the file.
+        experiment: name of the experiment, for the file.
         splits, seed: see `inception_scores`.
 
     Raises:
@@ -45,20 +45,20 @@ def run(
     torch_setup.set_threads(1)
     with record.exclusive(output):
         inputs = record.check_inputs(reference=reference, features=features, network=network)
-        repetitions, real, head = compared(reference, features, inputs)
+        repetitions, real, head = load_features(reference, features, inputs)
         digest = inputs["network"][str(network)]
         if real.facts["features"] != {"name": "inception", "sha256": digest}:
             raise ValueError(f"{network} has sha256 {digest}, but {reference} holds features of {head['features']}")
         classifier = feature_files.weights(network, "inception")[HEAD]
         means, stds = [], []
         for repetition in repetitions:
-            found = scores.spread(
+            over_splits = scores.spread(
                 inception_scores(
                     _logits(repetition, classifier), num_samples=head["num_samples"], num_splits=splits, seed=seed
                 )
             )
-            means.append(found["value"])
-            stds.append(found["std"])
+            means.append(over_splits["value"])
+            stds.append(over_splits["std"])
         score = {"metric": real.metric("is"), **scores.spread(means), "splits": {"num": splits, "stds": stds}}
         head |= {**record.provenance("inception_score", spec, inputs), "experiment": experiment}
         write(output, {**head, **score}, inputs)

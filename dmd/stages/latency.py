@@ -1,8 +1,8 @@
-"""Stage latency: how long one image takes from its prompt to its pixels, and the share of each part.
+"""Stage latency: seconds of one image from prompt to pixels, and of text encoder, denoiser and decoder.
 
-Measured as the paper does: a batch of one, text encoder and decoder included, after a warm-up, the median of many. The
-numbers are those of the machine they were measured on, which should do nothing else meanwhile. A LoRA (`sample.lora`)
-becomes part of the weights and takes no time, so it is left out.
+Measured as in the paper: the median over batches of one image, after a warm-up, with text encoder and decoder. The
+machine should do nothing else meanwhile. A LoRA (`sample.lora`) is part of the weights and takes no time, so it is left
+out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dmd.sampling.sampler import Sampler
 from dmd.sampling.solvers import solve
 from dmd.stages.evaluate import write
 
-PROMPT = "a photograph of an astronaut riding a horse"  # every prompt is filled up to the same length
+PROMPT = "a photograph of an astronaut riding a horse"  # all prompts are padded to the same length
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -54,11 +54,11 @@ def run(
 
     Args:
         denoiser: teacher/denoiser.safetensors or distill/generator.safetensors.
-        text_encoder, autoencoder: where its condition is text, and its images are latents.
-        experiment: its name, for the file.
+        text_encoder, autoencoder: for a denoiser of text, and of latents.
+        experiment: name of the experiment, for the file.
         solver, weights, guidance, calls: as in stage sample.
-        batch_sizes: images at once; `value` is of the first.
-        repeats, warmup: batches that count, and batches before them.
+        batch_sizes: images at once; `value` is for the first size.
+        repeats, warmup: number of measured batches, and of batches before them.
         dtype: of weights and passes: float32, bfloat16 or float16.
 
     Raises:
@@ -70,27 +70,25 @@ def run(
     torch_setup.set_threads(threads)
     with record.exclusive(output):
         inputs = record.check_inputs(denoiser=denoiser, text_encoder=text_encoder, autoencoder=autoencoder)
-        place = torch_setup.choose_device(device)
-        sampler = Sampler(denoiser, solver=solver, weights=weights, device=place, guidance=guidance, calls=calls)
+        target = torch_setup.choose_device(device)
+        sampler = Sampler(denoiser, solver=solver, weights=weights, device=target, guidance=guidance, calls=calls)
         for name, path, key in (("text-encoder", text_encoder, "text"), ("autoencoder", autoencoder, "image_shape")):
             if (path is None) == (key in sampler.metadata):
-                raise ValueError(
-                    f"--{name} is given exactly where the denoiser has {key}; {denoiser} and {path} do not fit"
-                )
+                raise ValueError(f"--{name} must be given if {denoiser} has {key}, and only then; it is {path}")
         chain = Chain(
             sampler.denoiser,
-            loading.load_text(text_encoder).to(place) if text_encoder else None,
-            loading.load_codec(autoencoder).to(place) if autoencoder else None,
+            loading.load_text(text_encoder).to(target) if text_encoder else None,
+            loading.load_codec(autoencoder).to(target) if autoencoder else None,
             DTYPES[dtype],
             solver=sampler.solver,
             shape=sampler.shape,
             num_classes=sampler.num_classes,
-            device=place,
+            device=target,
         )
-        batches = [chain.measured(size, repeats=repeats, warmup=warmup) for size in batch_sizes]
-        for each in batches:
+        batches = [chain.measure(size, repeats=repeats, warmup=warmup) for size in batch_sizes]
+        for batch in batches:
             reporting.log(
-                f"{each['batch_size']} at once: {each['seconds']:.4g} s, {each['images_per_second']:.4g} images/s"
+                f"batch of {batch['batch_size']}: {batch['seconds']:.4g} s, {batch['images_per_second']:.4g} images/s"
             )
         score = {
             **record.provenance("latency", spec, inputs),
@@ -99,7 +97,7 @@ def run(
             "value": batches[0]["seconds"],
             "unit": "s",
             "network_calls": chain.network_calls,
-            "device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu",
+            "device": torch.cuda.get_device_name(target) if target.type == "cuda" else "cpu",
             "batches": batches,
         }
         write(output, score, inputs)
@@ -109,7 +107,7 @@ class Chain:
     """Text encoder, denoiser and decoder, one after the other.
 
     Attributes:
-        network_calls: that the last batch took.
+        network_calls: of the last batch.
     """
 
     def __init__(
@@ -124,7 +122,7 @@ class Chain:
         num_classes: int,
         device: torch.device,
     ) -> None:
-        """All of it on `device`; weights are cast in place to `dtype`, None leaves them float32."""
+        """All modules are on `device`; weights are cast in place to `dtype`; None leaves them float32."""
         self.denoiser, self.text, self.codec = denoiser, text, codec
         self.solver, self.shape, self.num_classes, self.device = solver, shape, num_classes, device
         self.network_calls = 0
@@ -141,48 +139,52 @@ class Chain:
             codec.dtype = dtype
 
     @torch.no_grad()
-    def measured(self, size: int, *, repeats: int, warmup: int) -> dict[str, Any]:
-        """Median seconds of a batch and of each part, which part's share of their sum, and images per second."""
+    def measure(self, size: int, *, repeats: int, warmup: int) -> dict[str, Any]:
+        """Median seconds of a batch and of its parts, the parts' shares of their sum, and images per second."""
         calls = self.solver.get("calls")
         num_fresh = Calls.of(calls).num_fresh if calls else 0
         noise, label, fresh = seeded_draws(range(size), self.shape, num_classes=self.num_classes, num_fresh=num_fresh)
-        noise, label, fresh = noise.to(self.device), label.to(self.device), [each.to(self.device) for each in fresh]
-        found = [self._batch(noise, label, fresh) for _ in range(warmup + repeats)][warmup:]
-        parts = {name: statistics.median(each[name] for each in found) for name in found[0]}
-        seconds = parts.pop("whole")
+        noise, label, fresh = (
+            noise.to(self.device),
+            label.to(self.device),
+            [further.to(self.device) for further in fresh],
+        )
+        times = [self._batch(noise, label, fresh) for _ in range(warmup + repeats)][warmup:]
+        parts = {name: statistics.median(batch[name] for batch in times) for name in times[0]}
+        seconds = parts.pop("batch")
         total = sum(parts.values())
         return {
             "batch_size": size,
             "seconds": seconds,
-            "fastest": min(each["whole"] for each in found),
+            "fastest": min(batch["batch"] for batch in times),
             "images_per_second": size / seconds,
             "parts": parts,
             "shares": {name: value / total for name, value in parts.items()},
         }
 
     def _batch(self, noise: Tensor, label: Tensor, fresh: list[Tensor]) -> dict[str, float]:
-        """Seconds of each part that there is, and of the whole."""
+        """Seconds of each part, and of the batch."""
         times: dict[str, float] = {}
         begin = self._now()
         condition, latent = label, noise
         if (text := self.text) is not None:
-            condition = self._timed(times, "text_encoder", lambda: text.encode([PROMPT] * len(noise)).states)
-        image, self.network_calls = self._timed(
+            condition = self._time(times, "text_encoder", lambda: text.encode([PROMPT] * len(noise)).states)
+        image, self.network_calls = self._time(
             times, "denoiser", lambda: solve(self.denoiser, latent, condition, self.solver, fresh.__getitem__)
         )
         if (codec := self.codec) is not None:
-            self._timed(times, "decoder", lambda: codec.decode(image))
-        times["whole"] = self._now() - begin
+            self._time(times, "decoder", lambda: codec.decode(image))
+        times["batch"] = self._now() - begin
         return times
 
-    def _timed(self, times: dict[str, float], name: str, part: Callable[[], Any]) -> Any:
+    def _time(self, times: dict[str, float], name: str, part: Callable[[], Any]) -> Any:
         begin = self._now()
-        found = part()
+        result = part()
         times[name] = self._now() - begin
-        return found
+        return result
 
     def _now(self) -> float:
-        """Seconds, once the GPU has done what it was told."""
+        """Seconds, after the GPU has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()

@@ -1,4 +1,4 @@
-"""Helper stage manifest: one table over all blocks, after every shard was compared with its digest."""
+"""Stage manifest: one table of all blocks, after a check of the digest of every shard."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from dmd.cluster import job, reporting
 from dmd.data import columns, manifest, reuse
 from dmd.data.storage import LOCAL, Settings
 from dmd.provenance import record
-from dmd.sampling.blocks import COUNTED, RANGE_KEYS, total_facts
+from dmd.sampling.blocks import COUNTS, RANGE_KEYS, total_facts
 
 
 def run(*, blocks: list[Path], output: Path, num: int, shard_size: int, storage: Settings | None = None) -> None:
@@ -20,38 +20,39 @@ def run(*, blocks: list[Path], output: Path, num: int, shard_size: int, storage:
 
     Args:
         blocks: block files of pairs or samples, in order.
-        output: manifest.parquet; the paths in it are relative to its folder, so blocks may be another experiment's.
-        num: items to list; blocks may hold more.
+        output: manifest.parquet; its paths are relative to its folder, so blocks may be another experiment's.
+        num: number of items to list; blocks may hold more.
         shard_size: items in each shard.
-        storage: where shards are that are not here, and where the table is copied to.
+        storage: of shards that are not here; the table is copied to it.
 
     Raises:
         ValueError: blocks of different specs, a gap in the numbering, or a shard that differs from its digest.
     """
     inputs = record.check_inputs(blocks=blocks)
     with record.exclusive(output):
-        found = [manifest.read(path) for path in blocks]
-        _check_origins(found)
-        there = reuse.connect(storage)
-        away = [file for block in found for file in block.shards if there and not file.path.is_file()]
-        held = sum(len(block) for block in found)
+        tables = [manifest.read(path) for path in blocks]
+        _check_origins(tables)
+        store = reuse.connect(storage)
+        remote = [file for block in tables for file in block.shards if store and not file.path.is_file()]
+        held = sum(len(block) for block in tables)
         if held < num:
-            raise ValueError(f"the blocks hold {held} items, {num} were asked for")
+            raise ValueError(f"the blocks hold {held} items, but num is {num}")
         if num % shard_size:
             raise ValueError(f"num {num} must be a multiple of shard_size {shard_size}")
-        if there:
-            reuse.check_sizes(there, away)
-        facts = total_facts([block.metadata["facts"] for block in found])
+        if store:
+            reuse.check_sizes(store, remote)
+        facts = total_facts([block.metadata["facts"] for block in tables])
         spec = {"num": num, "shard_size": shard_size}
         metadata = {**record.provenance("manifest", spec, inputs), "facts": facts}
         with record.publish(output, stage="manifest", inputs=inputs) as temporary:
-            manifest.write_parts(temporary, _parts(found, output.parent, num, {file.path for file in away}), metadata)
-        if there and there.writable:
-            there.upload(output)
+            parts = _parts(tables, output.parent, num, {file.path for file in remote})
+            manifest.write_parts(temporary, parts, metadata)
+        if store and store.writable:
+            store.upload(output)
 
 
 def _check_origins(blocks: Sequence[manifest.Manifest]) -> None:
-    """ValueError unless all blocks were made of the same inputs by the same spec."""
+    """ValueError unless all blocks have the same inputs and spec."""
     for block in blocks:
         if _origin(block) != _origin(blocks[0]):
             raise ValueError(f"{block.path} and {blocks[0].path} differ in inputs or spec: run snakemake again")
@@ -61,32 +62,32 @@ def _origin(block: manifest.Manifest) -> dict[str, Any]:
     facts, spec = block.metadata["facts"], block.metadata["spec"]
     return {
         **{key: block.metadata[key] for key in ("stage", "version", "inputs")},
-        "facts": {key: value for key, value in facts.items() if key not in COUNTED},
+        "facts": {key: value for key, value in facts.items() if key not in COUNTS},
         "spec": {key: value for key, value in spec.items() if key not in RANGE_KEYS},
     }
 
 
-def _parts(blocks: Sequence[manifest.Manifest], folder: Path, num: int, away: set[Path]) -> Iterator[pa.Table]:
-    """The first `num` rows of all blocks, block by block, once those of its shards that are not `away` were hashed."""
+def _parts(blocks: Sequence[manifest.Manifest], folder: Path, num: int, remote: set[Path]) -> Iterator[pa.Table]:
+    """The first `num` rows of all blocks, block by block, after a check of its shards that are not `remote`."""
     status, done = reporting.Progress(total=sum(len(block) for block in blocks), unit="items"), 0
     for block in blocks:
         for file in block.shards:
-            if file.path not in away:
+            if file.path not in remote:
                 LOCAL.verify(file)
             status.add(file.num)
-        part = _moved(manifest.read(block.path), folder).slice(0, num - done)  # read anew: rows are not kept
+        part = _with_paths(manifest.read(block.path), folder).slice(0, num - done)  # read again: saves memory
         if not np.array_equal(np.from_dlpack(part["index"].combine_chunks()), np.arange(done, done + len(part))):
             raise ValueError("the blocks do not number their items 0, 1, 2, ... in order")
         done += len(part)
         yield part
 
 
-def _moved(block: manifest.Manifest, folder: Path) -> pa.Table:
+def _with_paths(block: manifest.Manifest, folder: Path) -> pa.Table:
     """The block's rows with shard paths relative to `folder`."""
     paths = columns.texts([os.path.relpath(file.path, folder) for file in block.shards])
-    places = np.repeat(np.arange(len(block.shards)), [file.num for file in block.shards])
-    place = block.table.schema.get_field_index("shard")
-    return block.table.set_column(place, manifest.SCHEMA.field("shard"), paths.take(columns.numbers(places)))
+    shards = np.repeat(np.arange(len(block.shards)), [file.num for file in block.shards])
+    column = block.table.schema.get_field_index("shard")
+    return block.table.set_column(column, manifest.SCHEMA.field("shard"), paths.take(columns.numbers(shards)))
 
 
 if __name__ == "__main__":

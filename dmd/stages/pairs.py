@@ -1,6 +1,6 @@
-"""Stage pairs: a block of shards of (noise, label, image), each image solved by the teacher from its noise.
+"""Stage pairs: a block of shards of (noise, label, image); the teacher solves the image from the noise.
 
-Pairs of a text teacher hold `text`, too, the states of their prompt, and the prompt's row as label.
+Pairs of a text teacher also have `text`, the states of their prompt; their label is the row of the prompt.
 """
 
 from pathlib import Path
@@ -39,7 +39,7 @@ def run(
 
     Args:
         teacher: teacher/denoiser.safetensors.
-        output: pairs/blocks/{first}-{last}.parquet; the tars go into the folder above it.
+        output: pairs/blocks/{first}-{last}.parquet; the shards go into the folder above it.
         solver: name (heun, euler), steps, sigma_min, sigma_max, rho; or the name of a scheduler, steps, spacing.
         first_seed: pair i draws its noise, then its label, from seed first_seed + i.
         batch_size: images solved at once; noise and labels do not depend on it, images to 1e-4.
@@ -48,18 +48,18 @@ def run(
         first, last: numbers of the shards, both included.
         prompts: prompts/prompts.parquet, for a teacher whose condition is text; pair i has row i modulo the rows.
         text_encoder: teacher/text_encoder.safetensors, with `prompts`.
-        guidance: of a text teacher; 1 is none.
-        kept_states: states of each trajectory that are kept besides the noise, evenly spaced in the solver's steps, the
-            last of which is the image; 0 keeps none. Of solvers heun and euler alone.
+        guidance: of the teacher; 1 is none.
+        kept_states: number of states to save of each trajectory, for solvers heun and euler: evenly spaced in the
+            steps, ending with the image.
         dtype: "float32" or "float16", of the images on disk; noise is float32, text states are float16.
         compute: precision, layout and compilation of network passes; None is plain float32.
-        storage: where shards go, and are taken from if they were made of the same before; no part of what they are.
+        storage: shards are copied to it, and taken from it if they were drawn before; does not change them.
     """
-    numbers: dict[str, Any] = {"solver": solver, "first_seed": first_seed, "batch_size": batch_size}
-    numbers |= {"labels": labels, "shard_size": shard_size, "first": first, "last": last}
-    numbers |= {"device": device, "threads": threads, "guidance": guidance, "dtype": dtype}
-    numbers |= {"compute": PLAIN | (compute or {})}
-    numbers |= {"kept_states": kept_states} if kept_states else {}
+    spec: dict[str, Any] = {"solver": solver, "first_seed": first_seed, "batch_size": batch_size}
+    spec |= {"labels": labels, "shard_size": shard_size, "first": first, "last": last}
+    spec |= {"device": device, "threads": threads, "guidance": guidance, "dtype": dtype}
+    spec |= {"compute": PLAIN | (compute or {})}
+    spec |= {"kept_states": kept_states} if kept_states else {}
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype {dtype!r} is not one of 'float32', 'float16'")
     draw_block(
@@ -67,7 +67,7 @@ def run(
         stage_name="pairs",
         denoiser=teacher,
         weights="ema",
-        spec=numbers,
+        spec=spec,
         keep_noise=True,
         prompts=prompts,
         text_encoder=text_encoder,

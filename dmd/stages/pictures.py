@@ -1,4 +1,4 @@
-"""Stage pictures: teacher and generator from the same noise, and the curves of the training."""
+"""Stage pictures: images of teacher and student from the same noise, and curves of the training."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from dmd.report.comparison import PairedSamplers
 from dmd.sampling.sampler import Sampler
 from dmd.sampling.text_states import Texts
 
-NUM_POINTS = 1000  # noises drawn of a 2-D denoiser
-SMOOTHING = 40  # a curve is averaged over 1/40 of the updates
+NUM_POINTS = 1000  # drawn from a 2-D denoiser
+SMOOTHING = 40  # a curve is a moving mean over 1/40 of the updates
 BIN = re.compile(r"(.*\D)(\d+)")
 
 
@@ -52,41 +52,41 @@ def run(
     """Writes two PNG files.
 
     Args:
-        teacher, generator: their denoiser files; each picture shows both from the same noise and label.
+        teacher, generator: files of teacher and student, whose images come from the same noise and labels.
         table: log of the distillation.
-        grid: images of the teacher above those of the generator; of 2-D denoisers both point clouds; where there are
-            prompts, both images of each prompt side by side.
-        training: every column of the log, in a panel per prefix of their names.
-        prompts, text_encoder: of denoisers whose condition is text; image i has prompt i.
-        autoencoder: of denoisers that draw latents.
-        solver, guidance: of the teacher; None is the solver that `dmd.load` takes.
-        weights, calls: of the generator, as in stage sample.
-        first_seed, num_images: the noises are those of seeds first_seed, first_seed + 1, ...
+        grid: images of the teacher above those of the student; for 2-D denoisers both point clouds; for prompts both
+            images of each prompt side by side.
+        training: every column of the log, in a panel per prefix of the names.
+        prompts, text_encoder: for denoisers of text; image i has prompt i.
+        autoencoder: for denoisers of latents.
+        solver, guidance: of the teacher; None is the default solver of `dmd.load`.
+        weights, calls: of the student, as in stage sample.
+        first_seed, num_images: the noises have seeds first_seed, first_seed + 1, ...
 
     Raises:
-        ValueError: a damaged input, or teacher and generator of different shapes.
+        ValueError: a damaged input, or teacher and student of different shapes.
     """
     torch_setup.set_threads(threads)
     with record.exclusive(grid):
         paths = {"prompts": prompts, "text_encoder": text_encoder, "autoencoder": autoencoder}
         inputs = record.check_inputs(teacher=teacher, generator=generator, table=table, **paths)
         target = torch_setup.choose_device(device)
-        real = Sampler(teacher, solver=solver, device=target, guidance=guidance)
+        original = Sampler(teacher, solver=solver, device=target, guidance=guidance)
         student = Sampler(generator, solver={"name": "student"}, weights=weights, device=target, calls=calls)
-        if real.shape != student.shape:
-            raise ValueError(f"{teacher} makes {list(real.shape)}, {generator} makes {list(student.shape)}")
-        sides = PairedSamplers(
-            real, student, None if autoencoder is None else loading.load_codec(autoencoder).to(target)
+        if original.shape != student.shape:
+            raise ValueError(f"{teacher} makes images {list(original.shape)}, {generator} makes {list(student.shape)}")
+        samplers = PairedSamplers(
+            original, student, None if autoencoder is None else loading.load_codec(autoencoder).to(target)
         )
         seeds = range(first_seed, first_seed + num_images)
         if prompts is not None and text_encoder is not None:
             texts = Texts(prompts, text_encoder, target, num=num_images)
-            rows, states, _ = texts.of(range(num_images))
-            images = sides.draw(seeds, given=rows, states=states)
-            figure = contact_sheet.compared(images, Prompts(prompts).rows(rows.tolist()))
+            rows, states, _ = texts.encode(range(num_images))
+            images = samplers.draw(seeds, fixed_labels=rows, states=states)
+            figure = contact_sheet.comparison_sheet(images, Prompts(prompts).rows(rows.tolist()))
         else:
-            points = sides.shape[1:] == (1, 1)
-            figure = _grid(sides.draw(range(first_seed, first_seed + NUM_POINTS) if points else seeds))
+            points = samplers.shape[1:] == (1, 1)
+            figure = _grid(samplers.draw(range(first_seed, first_seed + NUM_POINTS) if points else seeds))
         with record.publish(grid, stage="pictures", inputs=inputs) as temporary:
             plots.save(figure, temporary)
         rows = manifest.read_table(table)[0].to_pandas()
@@ -94,30 +94,31 @@ def run(
             plots.save(_training(rows), temporary)
 
 
-def _grid(sides: dict[str, Tensor]) -> Figure:
-    first = next(iter(sides.values()))
+def _grid(drawn: dict[str, Tensor]) -> Figure:
+    """Images (N, C, H, W) or points (N, 2, 1, 1) of teacher and student, by title."""
+    first = next(iter(drawn.values()))
     if first.shape[2:] == (1, 1):
         figure, axes = plots.new(1, 2, size=(9.0, 4.8))
-        _clouds(axes[0], sides)
+        _clouds(axes[0], drawn)
     else:
         columns = min(len(first), 10)
         rows = -(-len(first) // columns)
         figure, axes = plots.new(2, 1, size=(8.0, 1.6 * rows + 1.2))
-        for panel, (title, images) in zip(axes[:, 0], sides.items(), strict=True):
+        for panel, (title, images) in zip(axes[:, 0], drawn.items(), strict=True):
             plots.show_images(panel, images, columns=columns)
             panel.set_title(title)
     plots.heading(figure, "The same noise, in the same order")
     return figure
 
 
-def _clouds(axes: np.ndarray, sides: dict[str, Tensor]) -> None:
-    """Points of both sides, coloured by the teacher's point along x: what goes where."""
-    target = next(iter(sides.values())).flatten(1)
+def _clouds(axes: np.ndarray, drawn: dict[str, Tensor]) -> None:
+    """Points of teacher and student; a point has the colour of the x that the teacher gives for the same noise."""
+    target = next(iter(drawn.values())).flatten(1)
     colour = (target - target.mean(0))[:, 0].argsort().argsort()
-    every = torch.cat([points.flatten(1) for points in sides.values()])
-    low, high = every.quantile(0.005, 0), every.quantile(0.995, 0)
+    both = torch.cat([points.flatten(1) for points in drawn.values()])
+    low, high = both.quantile(0.005, 0), both.quantile(0.995, 0)
     middle, half = ((low + high) / 2).tolist(), 0.6 * float((high - low).max()) + 1e-3
-    for panel, (title, points) in zip(axes, sides.items(), strict=True):
+    for panel, (title, points) in zip(axes, drawn.items(), strict=True):
         panel.scatter(*points.flatten(1).T.numpy(), c=colour.numpy(), cmap="viridis", s=8, alpha=0.6, linewidths=0)
         panel.set(title=title, aspect="equal", xlabel=f"{len(points):,} points, colour: the teacher's x")
         panel.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half))
@@ -125,10 +126,10 @@ def _clouds(axes: np.ndarray, sides: dict[str, Tensor]) -> None:
 
 @dataclass
 class _Panel:
-    """Curves that belong together, by their label.
+    """Curves of one panel, columns of the log by label.
 
     Attributes:
-        bins: they are the bins of one quantity, from the first to the last.
+        bins: whether the curves are the bins of one quantity, in order.
     """
 
     title: str
@@ -138,10 +139,10 @@ class _Panel:
 
 def _panels(rows: pd.DataFrame) -> list[_Panel]:
     """A panel per prefix before the slash, and one per family of bins `{name}0`, `{name}1`, ...; losses come first."""
-    known = [str(name) for name in rows]
-    names = [name for name in known if name not in ("update", "phase") and np.isfinite(_values(rows, name)).any()]
-    found = {match[1] for name in known if (match := BIN.fullmatch(name))}
-    stems = {stem for stem in found if {f"{stem}0", f"{stem}1"} <= {*known}}
+    columns = [str(name) for name in rows]
+    names = [name for name in columns if name not in ("update", "phase") and np.isfinite(_values(rows, name)).any()]
+    candidates = {match[1] for name in columns if (match := BIN.fullmatch(name))}
+    stems = {stem for stem in candidates if {f"{stem}0", f"{stem}1"} <= {*columns}}
     panels: dict[str, _Panel] = {}
     for name in sorted(names, key=lambda name: (not name.startswith("loss/"), name)):
         bin_of = BIN.fullmatch(name)
@@ -156,23 +157,23 @@ def _panels(rows: pd.DataFrame) -> list[_Panel]:
 
 
 def _training(rows: pd.DataFrame) -> Figure:
-    """The log as curves, whatever its columns are."""
+    """All columns of the log as curves."""
     panels = _panels(rows)
     columns = min(len(panels), 3) or 1
     lines = -(-len(panels) // columns) or 1
     figure, axes = plots.new(lines, columns, size=(4.5 * columns, 3.6 * lines))
-    for place in axes.flat[max(len(panels), 1) :]:
-        place.set_axis_off()
+    for unused in axes.flat[max(len(panels), 1) :]:
+        unused.set_axis_off()
     if not panels:
-        axes[0, 0].text(0.5, 0.5, "this log has no numbers", transform=axes[0, 0].transAxes, ha="center")
-    for place, panel in zip(axes.flat, panels, strict=False):
-        _draw(place, rows, panel)
+        axes[0, 0].text(0.5, 0.5, "the log has no finite values", transform=axes[0, 0].transAxes, ha="center")
+    for panel_axes, panel in zip(axes.flat, panels, strict=False):
+        _draw(panel_axes, rows, panel)
     plots.heading(figure, "Training, update by update")
     return figure
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, panel: _Panel) -> None:
-    """Curves of a panel; one that never changes among others is a line of the legend alone."""
+    """Draws the curves of a panel; a constant one among others is only an entry of the legend."""
     moving = {label: name for label, name in panel.columns.items() if np.ptp(_finite(rows, name)) > 0}
     moving = moving or panel.columns
     ordered = sorted(panel.columns, key=int) if panel.bins else [*panel.columns]
@@ -193,14 +194,14 @@ def _draw(axes: Axes, rows: pd.DataFrame, panel: _Panel) -> None:
         axes.yaxis.set_minor_formatter(ticker.NullFormatter())
     axes.set(title=panel.title, xlabel="update")
     handles, labels = axes.get_legend_handles_labels()
-    if panel.bins:  # in the order of the curves, the last on top
+    if panel.bins:  # the last bin on top, as the curves
         axes.legend(handles[::-1], labels[::-1], title="bin", loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     else:
         axes.legend(fontsize=9)
 
 
 def _curve(axes: Axes, rows: pd.DataFrame, column: str, label: str, colour: Any, *, faint: bool) -> None:
-    """Every update faintly, and a moving mean over 1/40 of all of them."""
+    """Draws every update faintly, and a moving mean over 1/40 of all updates."""
     values, updates = pd.Series(_values(rows, column)), rows["update"]
     width = max(1, len(values) // SMOOTHING)
     if faint and width > 1:
@@ -210,7 +211,7 @@ def _curve(axes: Axes, rows: pd.DataFrame, column: str, label: str, colour: Any,
 
 
 def _phase_ends(rows: pd.DataFrame) -> list[float]:
-    """Updates at which another phase begins."""
+    """Updates at which a new phase begins."""
     if "phase" not in rows:
         return []
     changes = rows["phase"].diff().fillna(0) != 0

@@ -1,4 +1,4 @@
-"""Stage pipeline: the one-step generator as a folder that stock diffusers opens, with a model card."""
+"""Stage pipeline: a one-step student as a folder for diffusers, with a model card."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dmd.provenance import record
 from dmd.provenance import tensors as tensor_files
 from dmd.report import card
 
-TIME = 999  # that DDIM's one "trailing" step of 1000 begins at; it ends at the x0 estimate
+TIME = 999  # start of DDIM's single "trailing" step of 1000 times; it ends at x0
 PARTS = {
     "scheduler": ["diffusers", "DDIMScheduler"],
     "text_encoder": ["transformers", "CLIPTextModel"],
@@ -25,7 +25,7 @@ PARTS = {
     "vae": ["diffusers", "AutoencoderKL"],
 }
 TOKENIZER = ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")
-KEPT = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+SCHEDULER_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
 
 
 def run(
@@ -46,16 +46,16 @@ def run(
 
     Args:
         generator: distill/generator.safetensors, of a teacher of kind stable-diffusion.
-        text_encoder, autoencoder: the teacher's, as they were imported.
-        prompts: that it was distilled with, for the card.
-        manifest, states: pairs/manifest.parquet or states/manifest.parquet, whichever it learnt from, for the card.
-        scores: fid.json and the like, for the card.
-        output: export/pipeline/model_index.json; the other files lie beside and below it, see `config.rules.PIPELINE`.
+        text_encoder, autoencoder: the teacher's.
+        prompts: of the distillation, for the card.
+        manifest, states: pairs/manifest.parquet or states/manifest.parquet of the distillation, for the card.
+        scores: score files such as fid.json, for the card.
+        output: export/pipeline/model_index.json; the other files are beside and below it, see `config.rules.PIPELINE`.
         weights: "ema" or "raw".
-        experiment: its name, for the card.
+        experiment: name of the experiment, for the card.
 
     Raises:
-        ValueError: a damaged input, or a generator that such a pipeline cannot hold.
+        ValueError: a damaged input, or a student that is not of one call from such a teacher.
     """
     spec = {"weights": weights, "experiment": experiment}
     with record.exclusive(output):
@@ -77,7 +77,7 @@ def run(
 
 
 class _Writer:
-    """Writes files of the folder, each whole or not at all, with its record."""
+    """Writes the files of the folder atomically, each with its record."""
 
     def __init__(self, folder: Path, inputs: record.Inputs) -> None:
         self.folder, self.inputs = folder, inputs
@@ -95,39 +95,37 @@ class _Writer:
 
 
 def _network(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Weights of the network as diffusers names them, and what the generator's file says of itself."""
+    """Weights of the network under their names in diffusers, and the facts of the student's file."""
     tensors, facts = tensor_files.load(path)
     if facts["kind"] != "generator" or facts["network"]["kind"] != "unet2d-condition" or "text" not in facts:
-        raise ValueError(
-            f"{path} is no generator of a teacher of kind stable-diffusion: only such a one has a pipeline"
-        )
+        raise ValueError(f"{path} is no generator of a teacher of kind stable-diffusion: a pipeline needs one")
     if not (state := _within(f"{weights}.unet.", tensors)):
         raise ValueError(f"{path} holds no {weights!r} weights")
     return state, facts
 
 
 def _scheduler(facts: dict[str, Any], path: Path) -> dict[str, Any]:
-    """DDIM's, whose single step is the generator's."""
+    """Configuration of DDIM, whose single step is the student's call."""
     config = facts.get("scheduler") or {}
     levels = len(facts["preconditioning"]["alphas_cumprod"])
     if len(facts["calls"]["sigmas"]) > 1:
         raise ValueError(
-            f"{path} makes {len(facts['calls']['sigmas'])} calls: a pipeline of one is all that is written"
+            f"{path} makes {len(facts['calls']['sigmas'])} calls: only a student of one call has a pipeline"
         )
     if levels != TIME + 1 or abs(facts["sigma"] / facts["sigma_max"] - 1) > 1e-6:
         raise ValueError(
             f"{path} draws from sigma {facts['sigma']:.6g} of {levels} levels up to {facts['sigma_max']:.6g}: "
-            f"a pipeline of one step starts at the last of {TIME + 1}"
+            f"a pipeline of one step starts at the highest of {TIME + 1} levels"
         )
-    kept = {key: config[key] for key in KEPT if config.get(key) is not None}
-    numbers = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False, "steps_offset": 1}
-    return {"_class_name": "DDIMScheduler", **kept, **numbers}
+    own = {key: config[key] for key in SCHEDULER_KEYS if config.get(key) is not None}
+    one_step = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False, "steps_offset": 1}
+    return {"_class_name": "DDIMScheduler", **own, **one_step}
 
 
 def _text(writer: _Writer, path: Path) -> None:
     tensors, facts = tensor_files.load(path)
     parts = facts["text_encoder"]
-    # the names of all published folders; transformers 5 reads them, too, and 4 reads no others
+    # the names in published folders: transformers 5 reads them too, 4 only them
     encoder = {f"text_model.{name}": value for name, value in _within("encoder.", tensors).items()}
     writer.write_json("text_encoder/config.json", {"architectures": ["CLIPTextModel"], **parts["config"]})
     writer.write_weights("text_encoder/model.safetensors", encoder)
@@ -146,15 +144,15 @@ def _within(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Te
 
 
 def _data(pairs: Path | None, states: Path | None, prompts: Path) -> dict[str, Any]:
-    """Facts of the pairs or text states, how many there are, and of what prompts."""
-    found: dict[str, Any] = {}
-    for path, counted in ((pairs, "num_pairs"), (states, "num_states")):
+    """Facts of the pairs or text states, their number, and the source of the prompts."""
+    facts: dict[str, Any] = {}
+    for path, count in ((pairs, "num_pairs"), (states, "num_states")):
         if path is not None:
             rows = manifests.read(path)
-            found |= {**rows.metadata["facts"], counted: len(rows)}
+            facts |= {**rows.metadata["facts"], count: len(rows)}
     texts = Prompts(prompts)
     return {
-        **found,
+        **facts,
         "num_prompts": len(texts),
         "prompts": texts.metadata.get("spec", {}).get("source", {}),
     }

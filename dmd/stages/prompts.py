@@ -1,4 +1,4 @@
-"""Stage prompts: the texts that pairs, or samples, are made of, from files of others."""
+"""Stage prompts: prompts of pairs or samples, from a table, COCO or LAION."""
 
 import contextlib
 import shutil
@@ -15,24 +15,24 @@ from dmd.provenance import pinned, record
 
 
 def run(*, files: list[Path], output: Path, source: dict[str, Any]) -> None:
-    """Writes a parquet file of one column, `prompt`; its metadata has `counts` of what was read and left out.
+    """Writes a parquet file of one column, `prompt`; `counts` in its metadata are rows read and left out.
 
     Args:
-        files: tables of prompts, or one file of COCO captions; `source` pins them by `sha256`.
+        files: tables of prompts, or one file of COCO captions; `source` has their `sha256`.
         output: prompts/prompts.parquet or captions/captions.parquet.
         source: section `prompts`. Kind file: `column`; all rows in their order. Kind coco: `num`, `seed`; the first
-            caption of that many images. Kind laion: `text_column`, `score_column`, `threshold`, `num`, `seed`;
-            distinct prompts, empty ones and ones above `prompts.MOST_CHARACTERS` left out, in a seeded order.
+            caption of `num` images. Kind laion: `text_column`, `score_column`, `threshold`, `num`, `seed`; distinct
+            prompts in a seeded order, without empty ones and ones above `prompts.MOST_CHARACTERS`.
 
     Raises:
-        ValueError: a file is missing, is not the pinned one or cannot be read, lacks a column, holds an empty or
-            too long prompt (kinds file and coco), or nothing is left.
+        ValueError: a file is missing, has another digest or cannot be read, lacks a column, or has an empty or too
+            long prompt (kinds file and coco); or no prompt is left.
     """
     counts: Counter[str] = Counter()
     with record.exclusive(output), _scratch(output) as folder:
         pins = source.get("files", [source])
         if len(pins) != len(files):
-            raise ValueError(f"{len(files)} files are given, the configuration names {len(pins)}")
+            raise ValueError(f"{len(files)} files are given, but the configuration has {len(pins)}")
         for number, (path, pin) in enumerate(zip(files, pins, strict=True)):
             key = f"prompts.files[{number}].sha256" if "files" in source else "prompts.sha256"
             pinned.check(path, pin["sha256"], key=key, source=f"prompts of kind {source['kind']}")
@@ -42,8 +42,8 @@ def run(*, files: list[Path], output: Path, source: dict[str, Any]) -> None:
             texts = _texts(files, source, folder, counts)
             num = prompts.write(temporary, texts, lambda: {**provenance, "counts": dict(counts)})
             if num == 0:
-                raise ValueError(f"no prompts are left of {', '.join(map(str, files))}: {dict(counts)}")
-        reporting.log(f"{num} prompts of {len(files)} files: {dict(counts)}")
+                raise ValueError(f"no prompts are left from {', '.join(map(str, files))}: {dict(counts)}")
+        reporting.log(f"{num} prompts from {len(files)} files: {dict(counts)}")
 
 
 def _texts(files: list[Path], source: dict[str, Any], folder: Path, counts: Counter[str]) -> Iterator[pa.Array]:
@@ -61,7 +61,7 @@ def _texts(files: list[Path], source: dict[str, Any], folder: Path, counts: Coun
 
 @contextlib.contextmanager
 def _scratch(output: Path) -> Iterator[Path]:
-    """An empty folder beside `output` while the block runs, even where a stopped job left one."""
+    """A temporary empty folder beside `output`; removes one that a stopped job left."""
     folder = output.with_name(f".tmp-{output.name}.sorting")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

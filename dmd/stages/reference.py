@@ -1,4 +1,4 @@
-"""Stage reference: features and moments of real data, and the floor that finite samples leave."""
+"""Stage reference: features and moments of real data, and the floor of the distance for finite samples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dmd.metrics.moments import Moments
 from dmd.provenance import pinned, record
 from dmd.provenance import tensors as tensor_files
 
-BATCH_SIZE = 256  # of feature networks whose section names none
+BATCH_SIZE = 256  # of feature networks without a key batch_size
 
 
 def run(
@@ -39,26 +39,25 @@ def run(
     device: str = "cpu",
     threads: int = 1,
 ) -> None:
-    """Writes what samples are compared with: features of both splits of a dataset, of all of it, or published moments.
+    """Writes the reference that samples are compared with, from a dataset or from published moments.
 
-    Of each split (or of `all`, where all images are held out) there are features, labels, predicted classes, mean and
-    covariance; of published moments mean and covariance alone.
+    For each split (or for `all`, if all images are held out) it has features, labels, predicted classes, mean and
+    covariance; for published moments mean and covariance only.
 
     Args:
         output: the reference file. Its metadata: features, protocol, num_classes, modes, dataset, floor, and
-            real_distance (between training and held-out images: what an exact copier of the training images gets).
-        network: weights of the feature network, where its kind has any; the spec's `features.sha256` pins
-            them.
+            real_distance between training and held-out images (the distance of copies of the training images).
+        network: weights of the feature network, if its kind has any; `features.sha256` pins them.
         images: images/manifest.parquet.
-        statistics: .npz of mu and sigma, in place of images; `moments.sha256` pins it.
+        statistics: .npz of mu and sigma, instead of images; `moments.sha256` pins it.
         against: the split that samples are compared with, held_out or training; the floor is that of this split.
             EDM compares with the training images.
         protocol: {"quantise": levels or null, "resize": null, or {"size", "filter"} of images that are larger}.
-        floor_draws, seed, num_samples: see `frechet.floor` and, of published moments, `frechet.gaussian_floor`.
+        floor_draws, seed, num_samples: see `frechet.floor`, and `frechet.gaussian_floor` for published moments.
 
     Raises:
-        ValueError: a file is not the pinned one, neither or both of images and moments are given, or the protocol
-            asks for something unknown.
+        ValueError: a file has another digest, neither or both of images and moments are given, or the protocol is
+            invalid.
     """
     spec = {
         "moments": moments,
@@ -84,9 +83,9 @@ def run(
         draws = {"num_samples": num_samples, "num_splits": floor_draws, "seed": seed}
         if statistics is None:
             passes = {"protocol": protocol, "batch_size": features.get("batch_size", BATCH_SIZE)}
-            found, facts = _of_images(splits, extractor, passes, against, draws)
+            tensors, facts = _from_images(splits, extractor, passes, against, draws)
         else:
-            found, facts = _of_moments(statistics, moments or {}, extractor, draws)
+            tensors, facts = _from_moments(statistics, moments or {}, extractor, draws)
         facts |= {
             "features": identity,
             "protocol": protocol,
@@ -95,7 +94,7 @@ def run(
         }
         reporting.log(f"floor of {extractor.name} at {num_samples} samples: {facts['floor']}")
         with record.publish(output, stage="reference", inputs=inputs) as temporary:
-            tensor_files.write(temporary, found, {**record.provenance("reference", spec, inputs), **facts})
+            tensor_files.write(temporary, tensors, {**record.provenance("reference", spec, inputs), **facts})
 
 
 def _check(
@@ -105,27 +104,26 @@ def _check(
     against: str,
     protocol: dict[str, Any],
 ) -> None:
-    """ValueError for numbers that contradict each other."""
+    """ValueError for arguments that contradict each other."""
     resizing.check(protocol["resize"], protocol["quantise"])
     if (images is None) == (statistics is None) or (moments is None) != (statistics is None):
         raise ValueError(
-            "a reference is made of images (--images), or of a file of moments (--statistics), and of one of them"
+            "give either images (--images), or a file of moments (--statistics) with `moments` in the spec"
         )
     if against not in datasets.SPLITS:
-        raise ValueError(f"against is {against!r}; it may be {' or '.join(datasets.SPLITS)}")
+        raise ValueError(f"against is {against!r}, not {' or '.join(datasets.SPLITS)}")
 
 
-def _of_moments(
+def _from_moments(
     path: Path, moments: dict[str, Any], extractor: FeatureNetwork, draws: dict[str, int]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The file's tensors, and what it says of published moments."""
+    """Tensors and facts of the file for published moments."""
     digest = pinned.check(path, moments.get("sha256"), key="moments.sha256", source="mean and covariance of features")
     mean, covariance = moments_file.load(path)
     if extractor.num_features not in (None, len(mean)):
-        raise ValueError(f"{path} is of {len(mean)} features, but {extractor.name} has {extractor.num_features}")
+        raise ValueError(f"{path} has {len(mean)} features, but {extractor.name} has {extractor.num_features}")
     floor = frechet.gaussian_floor(mean, covariance, **draws)
-    found = {"moments.mean": mean, "moments.covariance": covariance}
-    return found, {
+    return {"moments.mean": mean, "moments.covariance": covariance}, {
         "against": "moments",
         "dataset": {"name": path.stem, "sha256": digest},
         "floor": {"num_samples": draws["num_samples"], "kind": "gaussian", **_summary(floor)},
@@ -134,54 +132,54 @@ def _of_moments(
 
 
 def _splits(images: Path) -> dict[str, ImageReader]:
-    """Both splits; the only one is called `all`."""
+    """Both splits; a single one is called `all`."""
     held_out = ImageReader(images, "held_out")
     if held_out.splits == ["held_out"]:
         return {datasets.ALL: held_out}
     return {"training": ImageReader(images, "training"), "held_out": held_out}
 
 
-def _of_images(
+def _from_images(
     splits: dict[str, ImageReader],
     extractor: FeatureNetwork,
     passes: dict[str, Any],
     against: str,
     draws: dict[str, int],
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The file's tensors, and what it says of a dataset."""
-    whole = datasets.ALL in splits
-    found, moments = _measure(splits, extractor, **passes)
-    against = datasets.ALL if whole else against
-    floor = frechet.floor(found[f"{against}.features"], **draws)
-    return found, {
+    """Tensors and facts of the file for a dataset."""
+    single = datasets.ALL in splits
+    tensors, moments = _measure(splits, extractor, **passes)
+    against = datasets.ALL if single else against
+    floor = frechet.floor(tensors[f"{against}.features"], **draws)
+    return tensors, {
         **({} if against == "held_out" else {"against": against}),
         "dataset": {"name": splits[against].name, "sha256": splits[against].sha256},
         "floor": {"num_samples": draws["num_samples"], **_summary(floor)},
-        "real_distance": None if whole else frechet.moments_distance(moments["training"], moments["held_out"]),
+        "real_distance": None if single else frechet.moments_distance(moments["training"], moments["held_out"]),
     }
 
 
 def _measure(
     splits: dict[str, ImageReader], extractor: FeatureNetwork, *, protocol: dict[str, Any], batch_size: int
 ) -> tuple[dict[str, Tensor], dict[str, Moments]]:
-    """The file's tensors, and the moments of each split."""
-    found: dict[str, Tensor] = {}
+    """Tensors of the file, and the moments of each split."""
+    tensors: dict[str, Tensor] = {}
     moments: dict[str, Moments] = {}
     for split, data in splits.items():
         values, predicted = _features(data, extractor, protocol, batch_size)
         moments[split] = Moments.of(values)
-        found[f"{split}.features"] = values
-        found[f"{split}.predicted"] = predicted
-        found[f"{split}.labels"] = data.labels
-        found[f"{split}.mean"] = moments[split].mean
-        found[f"{split}.covariance"] = moments[split].covariance
-    return found, moments
+        tensors[f"{split}.features"] = values
+        tensors[f"{split}.predicted"] = predicted
+        tensors[f"{split}.labels"] = data.labels
+        tensors[f"{split}.mean"] = moments[split].mean
+        tensors[f"{split}.covariance"] = moments[split].covariance
+    return tensors, moments
 
 
 def _features(
     data: ImageReader, extractor: FeatureNetwork, protocol: dict[str, Any], batch_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Features (N, d) and predicted classes (N,) of real images, quantised and resized as the samples will be."""
+    """Features (N, d) and predicted classes (N,) of real images, quantised and resized like samples."""
     batches = torch.arange(len(data)).split(batch_size)
     parts = [
         extract(extractor, data.batch(indices), protocol["quantise"], protocol["resize"])
@@ -191,7 +189,7 @@ def _features(
 
 
 def _summary(floor: list[float]) -> dict[str, Any]:
-    """Mean, standard deviation (divisor num - 1; null of one) and number of the floor's splits."""
+    """Mean, standard deviation (divisor num - 1; null for a single value) and number of the floor's draws."""
     std = stdev(floor) if len(floor) > 1 else None
     return {"mean": fmean(floor), "std": std, "num": len(floor)}
 

@@ -1,6 +1,6 @@
-"""Stage sample: a block of shards of images drawn by any denoiser or generator with any solver.
+"""Stage sample: a block of shards of images of a teacher or student, drawn with any solver.
 
-Where these are latents, latents are what is kept; the label of a sample made of text is the row of its caption.
+Latents are saved as latents; the label of a sample from text is the row of its caption.
 """
 
 from pathlib import Path
@@ -39,28 +39,28 @@ def run(
 
     Args:
         denoiser: teacher/denoiser.safetensors or distill/generator.safetensors.
-        output: samples/blocks/{first}-{last}.parquet; the tars go into the folder above it.
+        output: samples/blocks/{first}-{last}.parquet; the shards go into the folder above it.
         solver: name student, or as in stage pairs.
         weights: "ema" or "raw".
         first_seed: sample i draws its noise, then its label, from seed first_seed + i.
         batch_size, labels, shard_size, first, last: as in stage pairs.
         compute, text_encoder, guidance: as in stage pairs.
-        prompts: captions/captions.parquet, where the condition is text; sample i has row i modulo the rows.
-        lora_file: LoRA of others that is added to the teacher's weights, see `dmd.models.lora_file`.
-        calls: of a student of several numbers of calls; None is the number that its training ended with.
-        lora: its `sha256`, or what it begins with, or None; and `scale`, how much of it is added.
-        num_samples: in one repetition of the evaluation; repetition r holds samples r * num_samples and on.
+        prompts: captions/captions.parquet, if the condition is text; sample i has row i modulo the rows.
+        lora_file: a LoRA that is added to the teacher's weights, see `dmd.models.lora_file`.
+        calls: number of calls, of a student that supports several; None is that of the end of its training.
+        lora: of `lora_file`, `sha256` (or its first digits, or None) and `scale`, the factor on it.
+        num_samples: in one repetition of the evaluation; repetition r begins with sample r * num_samples.
     """
-    numbers: dict[str, Any] = {"solver": solver, "weights": weights, "first_seed": first_seed}
-    numbers |= {
+    spec: dict[str, Any] = {"solver": solver, "weights": weights, "first_seed": first_seed}
+    spec |= {
         "batch_size": batch_size,
         "labels": labels,
         "shard_size": shard_size,
         "num_samples": num_samples,
     }
-    numbers |= {"first": first, "last": last, "device": device, "threads": threads, "guidance": guidance}
-    numbers |= {"compute": PLAIN | (compute or {}), "lora": lora}
-    numbers |= {"calls": calls} if calls is not None else {}
+    spec |= {"first": first, "last": last, "device": device, "threads": threads, "guidance": guidance}
+    spec |= {"compute": PLAIN | (compute or {}), "lora": lora}
+    spec |= {"calls": calls} if calls is not None else {}
     if num_samples % shard_size:
         raise ValueError(f"num_samples {num_samples} must be a multiple of shard_size {shard_size}")
     draw_block(
@@ -68,7 +68,7 @@ def run(
         stage_name="sample",
         denoiser=denoiser,
         weights=weights,
-        spec=numbers,
+        spec=spec,
         keep_noise=False,
         prompts=prompts,
         text_encoder=text_encoder,

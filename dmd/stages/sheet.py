@@ -26,12 +26,12 @@ def run(
     """Writes pictures/samples.png.
 
     Args:
-        block: table of the first block of samples; what is shown was drawn for the scores, not chosen.
-        prompts: captions of the samples, where their condition is text.
-        autoencoder: where they are latents.
+        block: table of the first block of samples, as drawn for the scores.
+        prompts: captions of the samples, if their condition is text.
+        autoencoder: decodes samples that are latents.
 
     Raises:
-        ValueError: a damaged input, latents without an autoencoder, or points, which are no pictures.
+        ValueError: a damaged input, latents without an autoencoder, or points instead of images.
     """
     torch_setup.set_threads(threads)
     with record.exclusive(output):
@@ -39,14 +39,15 @@ def run(
         samples = manifest.read(block)
         facts = samples.metadata["facts"]
         if facts["shape"][1:] == [1, 1]:
-            raise ValueError(f"{block} holds points of the plane: see pictures/grid.png of a distilled experiment")
-        place = torch_setup.choose_device(device)
-        images, labels = next(iter(SampleImages(samples, batch_size=NUM_IMAGES, autoencoder=autoencoder, device=place)))
+            raise ValueError(f"{block} holds points in the plane: see pictures/grid.png of a distilled experiment")
+        target = torch_setup.choose_device(device)
+        batches = SampleImages(samples, batch_size=NUM_IMAGES, autoencoder=autoencoder, device=target)
+        images, labels = next(iter(batches))
         rows = labels.tolist()
         texts = Prompts(prompts).rows(rows) if prompts else [f"class {row}" if row >= 0 else "" for row in rows]
         calls = facts["network_calls"]
         title = f"The first {len(images)} samples, {calls} network call{'s' if calls > 1 else ''} each"
-        figure = contact_sheet.new([images], texts, title)
+        figure = contact_sheet.contact_sheet([images], texts, title)
         with record.publish(output, stage="sheet", inputs=inputs) as temporary:
             plots.save(figure, temporary)
 

@@ -1,4 +1,4 @@
-"""Stage states: prompts encoded once, as shards of text states, for trainings of text that read no pairs."""
+"""Stage states: text states of prompts as shards, for trainings of text without pairs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(
     Args:
         prompts: prompts/prompts.parquet.
         text_encoder: teacher/text_encoder.safetensors.
-        output: states/blocks/{first}-{last}.parquet; the tars go into the folder above it.
+        output: states/blocks/{first}-{last}.parquet; the shards go into the folder above it.
         shard_size: prompts in a shard.
         first, last: numbers of the shards, both included.
         device: "auto" or "cpu".
@@ -51,12 +51,12 @@ def run(
         tables, tars, shape, num_truncated = [], {}, [0, 0], 0
         for number in range(first, last + 1):
             path = output.parent.parent / f"{number:05d}.tar"
-            rows, states, truncated = texts.of(range(number * shard_size, (number + 1) * shard_size))
+            rows, states, truncated = texts.encode(range(number * shard_size, (number + 1) * shard_size))
             shape, num_truncated = [*states.shape[1:]], num_truncated + truncated
-            kept = states.half().numpy()
+            halves = states.half().numpy()
             items = [
-                (number * shard_size + place, {"text": kept[place], "label": np.asarray(row)})
-                for place, row in enumerate(rows.tolist())
+                (number * shard_size + index, {"text": halves[index], "label": np.asarray(row)})
+                for index, row in enumerate(rows.tolist())
             ]
             tars[str(path)], table = shard_file.publish(
                 path, items, name=f"../{path.name}", number=number, provenance=provenance, inputs=inputs

@@ -1,4 +1,4 @@
-"""Stage tables: our rows, each a mean over training seeds, with the published ones below; markdown and CSV."""
+"""Stage tables: our rows, each a mean over training seeds, and published rows below; markdown and CSV."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pandas as pd
 from dmd.cluster import job
 from dmd.data import score_files
 from dmd.provenance import record
-from dmd.report.table_text import COLUMNS, HERE, OPTIONAL, Row, compared, text
+from dmd.report.table_text import COLUMNS, HERE, OPTIONAL, Row, text, value_beside_published
 
 BESIDE = {"clip": "clips", "latency": "latencies"}  # column -> score files whose value it shows
 
@@ -32,26 +32,25 @@ def run(
     """Writes one table twice: rounded for readers, and with all digits.
 
     Args:
-        scores: fid.json files; their field `experiment` says whose they are.
-        classes, clips, latencies: classes.json, clip.json and latency.json files, likewise; they add the label
-            accuracy, the CLIP score and the seconds an image takes.
-        rows: {"label", "experiments": the training seeds of one row, "teacher": a name of the teacher behind them}. A
-            row without a score stays empty. A row with "published": {"label", "dataset"} measures what this published
-            row is about, and stands beside it.
+        scores: fid.json files; their field `experiment` names the experiment.
+        classes, clips, latencies: classes.json, clip.json and latency.json files, which add label accuracy, CLIP score
+            and seconds per image.
+        rows: {"label", "experiments": the training seeds of one row, "teacher": a name of their teacher}. A row
+            without a score stays empty. A row with "published": {"label", "dataset"} stands beside this published row.
         paper: published rows {"label", "value", "network_calls", "dataset", "clip", "latency", "note"}; all but the
-            label may be missing.
+            label are optional.
         title: heading of the markdown.
 
     Raises:
-        ValueError: a damaged file, two scores of one experiment, a row that mixes metrics or references, or one beside
-            a published row that does not exist or has one already.
+        ValueError: a damaged file, two scores of one experiment, a row that mixes metrics or references, or a published
+            row that does not exist or has one of ours already.
     """
     with record.exclusive(markdown):
         others = {"classes": classes or [], "clips": clips or [], "latencies": latencies or []}
         inputs = record.check_inputs(scores=scores, **others)
-        found = score_files.by_experiment(scores)
-        beside = {name: score_files.by_experiment(paths) for name, paths in others.items()}
-        table = [_row(row, found, beside) for row in rows]
+        distances = score_files.by_experiment(scores)
+        other_scores = {name: score_files.by_experiment(paths) for name, paths in others.items()}
+        table = [_row(row, distances, other_scores) for row in rows]
         _add_ratios(table)
         table += _published(rows, table, paper or [])
         shown = [column for column in COLUMNS if column not in OPTIONAL or any(column in row for row in table)]
@@ -63,23 +62,24 @@ def run(
 
 
 def _published(rows: Sequence[Mapping[str, Any]], table: Sequence[Row], paper: Sequence[Row]) -> list[Row]:
-    """The published rows, and under `here` what of ours stands beside each."""
-    found: list[Row] = [{"source": "published", **row} for row in paper]
+    """The published rows, with our values beside them under `here`, `clip_here` and `latency_here`."""
+    published: list[Row] = [{"source": "published", **row} for row in paper]
     for row, line in zip(rows, table, strict=True):
         if (named := row.get("published")) is None:
             continue
-        same = [each for each in found if all(each.get(key) == value for key, value in named.items())]
+        same = [other for other in published if all(other.get(key) == value for key, value in named.items())]
         if len(same) != 1 or "here" in same[0]:
-            known = "; ".join(f"{each['label']} ({each.get('dataset')})" for each in found if "here" not in each)
-            raise ValueError(f"row {row['label']!r} cannot stand beside the published {named}; free are: {known}")
-        same[0] |= {"here": compared(line), **{f"{key}_here": line[key] for key in BESIDE if line.get(key) is not None}}
+            free = "; ".join(f"{other['label']} ({other.get('dataset')})" for other in published if "here" not in other)
+            raise ValueError(f"row {row['label']!r} cannot stand beside the published {named}; free are: {free}")
+        same[0]["here"] = value_beside_published(line)
+        same[0] |= {f"{column}_here": line[column] for column in BESIDE if line.get(column) is not None}
         line["beside"] = True
-    return found
+    return published
 
 
 def _row(row: Mapping[str, Any], scores: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> Row:
-    """One of our rows: mean over its experiments; a single experiment shows the spread of its sample sets."""
-    present = [scores[name] for name in row["experiments"] if name in scores]
+    """One of our rows: mean over its experiments, or over the sample sets of a single one."""
+    scored = [scores[name] for name in row["experiments"] if name in scores]
     line: Row = {"source": "ours", "label": row["label"], "experiments": " ".join(row["experiments"])}
     line["teacher"] = row.get("teacher")
     for column, kind in BESIDE.items():
@@ -88,21 +88,21 @@ def _row(row: Mapping[str, Any], scores: Mapping[str, Any], others: Mapping[str,
     networks = {others["clips"][name].get("metric", "clip") for name in row["experiments"] if name in others["clips"]}
     if unpinned := sorted(networks - {"clip"}):
         line["note"] = f"CLIP score of {', '.join(unpinned)}, whose digest evaluate.clip.sha256 does not pin"
-    if not present:
+    if not scored:
         return line
     for field in ("metric", "reference", "features", "network_calls"):
-        values = [score[field] for score in present]
+        values = [score[field] for score in scored]
         if any(value != values[0] for value in values):
             raise ValueError(f"row {row['label']!r} mixes several values of {field}: {values}")
-    first = present[0]
-    single = len(present) == 1
-    values = first["values"] if single else [score["value"] for score in present]
+    first = scored[0]
+    single = len(scored) == 1
+    values = first["values"] if single else [score["value"] for score in scored]
     classes = others["classes"]
     accuracies = [classes[name].get("accuracy") for name in row["experiments"] if name in classes]
     known = [accuracy["value"] for accuracy in accuracies if accuracy]
     return {
         **line,
-        "experiments": " ".join(score["experiment"] for score in present),
+        "experiments": " ".join(score["experiment"] for score in scored),
         "dataset": first["reference"]["name"],
         "reference": first["reference"],
         "metric": first["metric"],
@@ -112,7 +112,7 @@ def _row(row: Mapping[str, Any], scores: Mapping[str, Any], others: Mapping[str,
         "num": len(values),
         "spread": "sample sets" if single else "trainings",
         "network_calls": first["network_calls"],
-        "training": _mean_of("training", present),
+        "training": _mean_of("training", scored),
         "floor": first["floor"]["mean"],
         "floor_std": first["floor"]["std"],
         "floor_of": _floor_of(first),
@@ -121,7 +121,7 @@ def _row(row: Mapping[str, Any], scores: Mapping[str, Any], others: Mapping[str,
 
 
 def _floor_of(score: Mapping[str, Any]) -> str:
-    """What the floor was drawn from: moments, the split that is not beside the distance, or all images."""
+    """What the floor was drawn from: moments, all images, or the split that the distance is to."""
     if score["floor"].get("kind") == "gaussian":
         return "moments"
     beside = {"training": "held_out", "held_out": "training"}
@@ -129,14 +129,14 @@ def _floor_of(score: Mapping[str, Any]) -> str:
 
 
 def _mean_of(split: str, scores: Sequence[Mapping[str, Any]]) -> float | None:
-    """Mean distance to the images of a split; None where they were not compared with, or are the reference."""
+    """Mean of the further distances to a split; None if a score has none."""
     return (
-        statistics.fmean(score[split]["value"] for score in scores) if all(split in each for each in scores) else None
+        statistics.fmean(score[split]["value"] for score in scores) if all(split in score for score in scores) else None
     )
 
 
 def _add_ratios(table: Sequence[Row]) -> None:
-    """Adds each row's distance over its teacher's: the row with the most calls of equal teacher, metric, reference."""
+    """Adds each distance relative to the teacher's: the row of equal teacher, metric, reference with the most calls."""
     for row in table:
         if "value" not in row:
             continue

@@ -1,4 +1,4 @@
-"""Stage teacher: a denoiser trained on a dataset, the exact one of a Gaussian mixture, or one from a file."""
+"""Stage teacher: a denoiser that is trained on a dataset, exact for a Gaussian mixture, or imported from files."""
 
 import contextlib
 from pathlib import Path
@@ -45,24 +45,24 @@ def run(
     """Writes the teacher.
 
     Args:
-        output: teacher/denoiser.safetensors; checkpoints/ beside it is scratch.
-        table: teacher/log.parquet, one row per `log_every` updates; none of a teacher that is not trained here.
-        kind: "train" (needs `images`), "gaussian-mixture" (needs `dataset`), or one of `imports.KINDS` (needs
+        output: teacher/denoiser.safetensors; checkpoints/ beside it is temporary.
+        table: teacher/log.parquet, one row per `log_every` updates; no rows for a teacher that is not trained here.
+        kind: "train" (needs `images`), "gaussian-mixture" (needs `dataset`), or one of `teachers.KINDS` (needs
             `source`).
-        source: a released EDM file, a folder of diffusers, or OpenAI's teacher of consistency models. It is read
-            without running anything in it.
-        sha256: what the digest of `source` is, or begins with; None takes any.
-        resolution: side of the images, which a file of kind openai does not say; None is 64.
-        latent: a pipeline of kind diffusers works on latents of its vae. One of pixels is refused then, and vice versa.
+        source: a released EDM file, a folder of diffusers, or OpenAI's teacher of consistency models. No code in it is
+            run.
+        sha256: digest of `source`, or its first digits; None accepts any.
+        resolution: side of the images for kind openai, whose file lacks it; None is 64.
+        latent: whether a pipeline of kind diffusers works on latents of its vae; the pipeline must agree.
         dataset: section `dataset` of the experiment. Kind gaussian-mixture only.
         images: images/manifest.parquet. Kind train only.
-        network: architecture without what the dataset says (channels, resolution, classes). Kind train only.
+        network: architecture without the values from the dataset (channels, resolution, classes). Kind train only.
         training: section `teacher.training`. Kind train only.
-        cadence: keys of `training` that say how often it writes; no part of what is learnt.
+        cadence: keys of `training` that do not change the weights.
 
     Raises:
-        ValueError: a dataset or source that cannot be used, numbers that do not fit, or a loss that is not finite.
-        Stopped: a signal came, and a checkpoint of the update at hand is written.
+        ValueError: an unusable dataset or source, arguments that do not fit, or a loss that is not finite.
+        Stopped: a signal came; a checkpoint of the current update is written.
     """
     torch_setup.set_threads(threads)
     if kind == "train" and images is not None and network is not None and training is not None:
@@ -77,14 +77,14 @@ def run(
             spec |= {"latent": True} if latent else {}
             tensors, facts, inputs = teachers.load(kind, source, sha256=sha256, resolution=resolution)
             if kind == "diffusers" and latent != ("image_shape" in facts):
-                have = "works on latents" if "image_shape" in facts else "has no vae"
-                raise ValueError(f"teacher.latent is {str(latent).lower()}, but the pipeline in {source} {have}")
+                actual = "works on latents" if "image_shape" in facts else "has no vae"
+                raise ValueError(f"teacher.latent is {str(latent).lower()}, but the pipeline in {source} {actual}")
         elif kind == "gaussian-mixture" and dataset is not None:
             tensors, facts = _mixture(dataset)
         else:
             raise ValueError(
                 f"teacher kind {kind!r}: 'train' needs images, network and training, 'gaussian-mixture' a dataset, "
-                f"{', '.join(map(repr, teachers.KINDS))} a source; there is no other kind"
+                f"{', '.join(map(repr, teachers.KINDS))} a source; there are no other kinds"
             )
         _publish(
             output, table, tensors, [], {**record.provenance("teacher", spec, inputs), "kind": kind, **facts}, inputs
@@ -118,15 +118,15 @@ def _train(
 ) -> None:
     set_tf32(training.compute.model_dump())  # type: ignore[arg-type]
     leads = processes.rank() == 0
-    alone = record.exclusive(output) if leads else contextlib.nullcontext()
-    place = torch_setup.choose_device(device)
-    with alone, processes.group(training.processes, place):
+    lock = record.exclusive(output) if leads else contextlib.nullcontext()
+    target = torch_setup.choose_device(device)
+    with lock, processes.group(training.processes, target):
         inputs = record.check_inputs(images=images)
         data = ImageReader(images, "training", verify=verify_once("images"))
         facts = _facts(data, network, training)
         spec = {"kind": "train", "network": network, "training": training.learnt_from()}
         provenance = record.provenance("teacher", spec | {"device": device, "threads": threads}, inputs)
-        trainer = _trainer(training, facts, place)
+        trainer = _trainer(training, facts, target)
         loop = training_loop(
             trainer,
             {"images": ImageStream(data)},
@@ -153,7 +153,7 @@ def _facts(data: ImageReader, network: dict[str, Any], training: TeacherTraining
 
 
 def _trainer(training: TeacherTraining, facts: dict[str, Any], device: torch.device) -> Trainer:
-    """A network with random weights, and the method `denoising` at work on it."""
+    """The trainer of method `denoising` on a network with random weights."""
     torch.manual_seed(training.seed)
     modules = networks.load(
         training.method,
@@ -166,9 +166,9 @@ def _trainer(training: TeacherTraining, facts: dict[str, Any], device: torch.dev
         new=lambda role: loading.new_denoiser(facts["network"], sigma_data=facts["sigma_data"]),
         log=reporting.log,
     )
-    known = Facts(tuple(facts["shape"]), facts["num_classes"], facts["sigma_data"])
+    data_facts = Facts(tuple(facts["shape"]), facts["num_classes"], facts["sigma_data"])
     split = BatchSplit(processes.rank(), processes.count(), training.compute.micro_batch_size)
-    return assemble(training, modules, known, distances={}, split=split, start=False)
+    return assemble(training, modules, data_facts, distances={}, split=split, start=False)
 
 
 def _publish(

@@ -10,19 +10,19 @@ from dmd.provenance import tensors as tensor_files
 
 
 def run(*, output: Path, source: Path, sha256: str | None = None) -> None:
-    """Writes weights, configuration and tokenizer; nothing reads them from the folder again.
+    """Writes weights, configuration and tokenizer; later stages do not read the folder.
 
     Args:
         output: teacher/text_encoder.safetensors.
-        source: the folder that the teacher comes from.
-        sha256: what its digest is, or begins with, as `teacher.sha256`; None takes any.
+        source: the folder of the teacher.
+        sha256: its digest, or the first digits, as `teacher.sha256`; None accepts any.
 
     Raises:
-        ValueError: the folder is not the pinned one, lacks something, or holds what cannot be used.
+        ValueError: the folder has another digest, lacks files, or holds unusable ones.
     """
     with record.exclusive(output):
-        found, digest = pipelines.digests(source, stable_diffusion.source_files(source), sha256, key="teacher.sha256")
-        inputs = {"source": {str(path): found[path] for path in text_files.source_files(source)}}
+        digests, digest = pipelines.digests(source, stable_diffusion.source_files(source), sha256, key="teacher.sha256")
+        inputs = {"source": {str(path): digests[path] for path in text_files.source_files(source)}}
         tensors, facts = text_files.load(source)
         reporting.log(f"{source}: text states of {facts['text']['length']} tokens, width {facts['text']['width']}")
         provenance = record.provenance("text_encoder", {"sha256": sha256}, inputs)

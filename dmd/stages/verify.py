@@ -1,12 +1,12 @@
-"""Finds artifacts that were deleted, truncated or altered, and what was made from them.
+"""Finds artifacts that were deleted, truncated or altered, and the artifacts made from them.
 
-python -m dmd.stages.verify results             only names
-python -m dmd.stages.verify results --delete    removes; a plain run then remakes what is missing
+python -m dmd.stages.verify results             only lists them
+python -m dmd.stages.verify results --delete    removes them; a plain run then makes them again
 
-Snakemake does not look at an intermediate file while the final one stands; this does, by the record that lies beside
-each artifact. An artifact without a record counts as damaged; any other file is left alone, and so is a whole artifact
-whose input was made anew: Snakemake remakes it. Exit status: 0 no damage, 1 damage was found (and, with --delete,
-removed), 2 could not look.
+Snakemake does not check an intermediate file if the final one exists; this checks every artifact by the record beside
+it. An artifact without a record counts as damaged. Other files are ignored, and so is an undamaged artifact whose
+input was made again: Snakemake remakes it. Exit status: 0 no damage, 1 damage was found (and, with --delete, removed),
+2 the check failed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from dmd.provenance.audit import audit, records_now
 
 
 def main() -> None:
-    """Command line: see the module."""
+    """The command line; see the module."""
     garbage.switch_on()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--delete", action="store_true", help="remove what is bad, and what was made from it")
+    parser.add_argument("--delete", action="store_true", help="remove bad files, and the files made from them")
     parsed = parser.parse_args()
     try:
         bad = run(folder=parsed.folder, delete=parsed.delete)
@@ -38,16 +38,16 @@ def main() -> None:
 
 
 def run(*, folder: Path, delete: bool) -> dict[Path, str]:
-    """Checks everything below `folder` and prints what it finds.
+    """Checks all artifacts below `folder` and prints the result.
 
     Args:
-        delete: remove the bad files, all that was made from them, and their records.
+        delete: remove the bad files, all files made from them, and their records.
 
     Returns:
-        The reason for each bad file; empty if all is well.
+        The reason for each bad file; empty if there is no damage.
 
     Raises:
-        ValueError: the folder is missing, or a stage is writing into it now, or wrote meanwhile what would be removed.
+        ValueError: the folder is missing, a stage is writing into it, or has written a file that would be removed.
     """
     before = records_now(folder)
     damaged, derived, notes = audit(folder, remote.sizes)
@@ -57,16 +57,16 @@ def run(*, folder: Path, delete: bool) -> dict[Path, str]:
     print("\n".join(notes))
     print(f"{len(damaged)} bad, {len(derived)} made from them")
     if bad and not delete:
-        print("kept; with --delete (`make verify`) they are removed")
+        print("not removed; --delete (`make verify`) removes them")
     elif bad:
         _remove(bad, before)
-        print("removed; a plain run (`snakemake --cores all`) remakes what its targets need of:")
+        print("removed; a plain run (`snakemake --cores all`) remakes those that its targets need:")
         print("\n".join(f"    {path}" for path in sorted(bad)))
     return bad
 
 
 def _remove(bad: Collection[Path], before: Mapping[Path, tuple[int, int] | None]) -> None:
-    """Removes artifacts and their records, those made from others first: what is left then is found again."""
+    """Removes artifacts and their records, derived ones first, so that an interrupted run can be repeated."""
     for path in bad:
         _refuse_if_written(path, before)
     for path in reversed(list(bad)):
@@ -78,7 +78,9 @@ def _remove(bad: Collection[Path], before: Mapping[Path, tuple[int, int] | None]
 
 def _refuse_if_written(path: Path, before: Mapping[Path, tuple[int, int] | None]) -> None:
     if record.file_identity(path) != before.get(path):
-        raise ValueError(f"a stage wrote {path} while this looked; it is kept. Run it again when no stage works")
+        raise ValueError(
+            f"a stage wrote {path} during the check, so it was not removed: run this again when no stage runs"
+        )
 
 
 if __name__ == "__main__":

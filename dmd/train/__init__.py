@@ -1,1 +1,1 @@
-"""Training of any method: networks, data, updates, sums over processes, checkpoints. It knows no method."""
+"""Trains any method: networks, data, updates, sums over processes, checkpoints. Nothing here depends on a method."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: everything an update changes, under a key that says which run it belongs to."""
+"""Checkpoints of a training: everything that an update changes, with the key of the run that it belongs to."""
 
 import hashlib
 import math
@@ -12,7 +12,7 @@ from dmd.provenance import tensors as tensor_files
 from dmd.train import sharding, state
 from dmd.train.trainer import Trainer
 
-KEPT = 2  # newest checkpoints left on disk
+NUM_FILES = 2  # newest checkpoints left on disk
 
 
 def checkpoint_key(provenance: Mapping[str, object]) -> str:
@@ -21,25 +21,25 @@ def checkpoint_key(provenance: Mapping[str, object]) -> str:
 
 
 def save(
-    folder: Path, *, key: str, stage: str, update: int, learnt: dict[str, torch.Tensor], rows: list[dict[str, float]]
+    folder: Path, *, key: str, stage: str, update: int, tensors: dict[str, torch.Tensor], rows: list[dict[str, float]]
 ) -> None:
     """Writes a checkpoint taken before update number `update`, and removes all but the newest two.
 
     Args:
-        stage: that trains.
-        learnt: what `dmd.train.state.state` returns of the training.
+        stage: name of the stage that trains.
+        tensors: what `dmd.train.state.state` returns.
     """
-    kept = {f"state.{name}": value for name, value in learnt.items()}
+    content = {f"state.{name}": value for name, value in tensors.items()}
     names = sorted({name for row in rows for name in row})
     for name in names:
         column = [row.get(name, float("nan")) for row in rows]
-        kept[f"log.{name}"] = torch.tensor(column, dtype=torch.float64)
+        content[f"log.{name}"] = torch.tensor(column, dtype=torch.float64)
     path = folder / f"{update:08d}.safetensors"
     with record.publish(path, stage=stage, inputs={}) as temporary:
-        tensor_files.write(temporary, kept, {"key": key, "update": update})
-    found = sorted(folder.glob("[0-9]*.safetensors"))
-    place = found.index(path)
-    for old in set(found) - set(found[max(place + 1 - KEPT, 0) : place + 1]):  # later ones are of another run
+        tensor_files.write(temporary, content, {"key": key, "update": update})
+    paths = sorted(folder.glob("[0-9]*.safetensors"))
+    stop = paths.index(path) + 1
+    for old in set(paths) - set(paths[max(stop - NUM_FILES, 0) : stop]):  # later ones belong to another run
         old.unlink()
         record.sidecar(old).unlink(missing_ok=True)
 
@@ -47,13 +47,13 @@ def save(
 def resume(
     folder: Path, *, key: str, trainer: Trainer, log: Callable[[str], None]
 ) -> tuple[int, list[dict[str, float]]]:
-    """Restores the newest whole checkpoint of this key; others are ignored with a log line.
+    """Restores the newest undamaged checkpoint of this key; a log line names each one that is ignored.
 
     Returns:
         The next update and the log rows so far: (0, []) where there is none.
 
     Raises:
-        ValueError: a checkpoint of this key, whole as far as its record says, holds something else than `save` writes.
+        ValueError: an undamaged checkpoint of this key holds something else than `save` writes.
     """
     for path in sorted(folder.glob("[0-9]*.safetensors"), reverse=True):
         try:
@@ -70,10 +70,10 @@ def resume(
             if odd := [name for name in tensors if not name.startswith(("log.", "state."))]:
                 raise ValueError(f"{odd[0]} is unknown")
             state.restore(trainer, state.part("state.", tensors))
-            if odd := sorted(trainer.kept.keys() ^ trainer.kept_calls(update).keys()):
-                raise ValueError(f"kept.{odd[0]} is {'unknown' if odd[0] in trainer.kept else 'missing'}")
+            if odd := sorted(trainer.earlier.keys() ^ trainer.earlier_calls(update).keys()):
+                raise ValueError(f"kept.{odd[0]} is {'unknown' if odd[0] in trainer.earlier else 'missing'}")
         except ValueError as error:
-            raise ValueError(f"{path} is no checkpoint to go on from ({error}): remove it and run again") from error
+            raise ValueError(f"{path} is not a usable checkpoint ({error}): remove it and run again") from error
         log(f"continuing at update {update} from {path}")
         return update, rows
     return 0, []
@@ -87,19 +87,19 @@ def _update(path: Path, metadata: Mapping[str, object]) -> int:
 
 
 def _rows(columns: dict[str, torch.Tensor]) -> list[dict[str, float]]:
-    """Rows of the log."""
+    """Log rows from columns."""
     num = next(iter(columns.values())).numel() if columns else 0
     for name, column in columns.items():
         sharding.check_like(f"log.{name}", column, torch.empty(num, dtype=torch.float64))
     values = {name: column.tolist() for name, column in columns.items()}
     for name in ("update", "phase") if columns else ():
         if not all(value.is_integer() and 0 <= value < 2**31 for value in values.get(name, [math.nan])):
-            raise ValueError(f"log.{name} is no column of numbers of {name}s")
+            raise ValueError(f"log.{name} is not a column of {name} numbers")
     return [{name: column[row] for name, column in values.items()} for row in range(num)]
 
 
 def clear(folder: Path) -> None:
-    """Removes all checkpoints: called once the artifact is durable."""
+    """Removes all checkpoints; called when the artifact is safely on disk."""
     for pattern in ("[0-9]*.safetensors", ".[0-9]*.json", ".tmp*"):
         for path in folder.glob(pattern):
             path.unlink()
@@ -107,10 +107,10 @@ def clear(folder: Path) -> None:
         folder.rmdir()
 
 
-def kept(folder: Path) -> str:
-    """Which checkpoint there is to go on from, for a message."""
-    good = sorted(folder.glob("[0-9]*.safetensors"))
-    return f"last good checkpoint {good[-1]}" if good else "no checkpoint was written yet"
+def last_checkpoint(folder: Path) -> str:
+    """The checkpoint that a new run resumes from, for a message."""
+    paths = sorted(folder.glob("[0-9]*.safetensors"))
+    return f"last good checkpoint {paths[-1]}" if paths else "no checkpoint was written yet"
 
 
 def check_finite(row: Mapping[str, float], update: int, folder: Path, *, advice: str) -> None:
@@ -118,5 +118,5 @@ def check_finite(row: Mapping[str, float], update: int, folder: Path, *, advice:
     bad = [name for name, value in row.items() if not math.isfinite(value)]
     if not bad:
         return
-    what = f"{', '.join(bad)} not finite at update {update}; {kept(folder)}"
+    what = f"{', '.join(bad)} not finite at update {update}; {last_checkpoint(folder)}"
     raise ValueError(f"{what}: lower {advice}")

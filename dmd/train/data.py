@@ -1,4 +1,4 @@
-"""Rows of every update: a thread reads and draws those of the next one while the networks work on this one."""
+"""Rows of every update. A thread prepares those of the next update while the current one runs."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from torch import Tensor
 
 from dmd.methods.base import Clock, Facts, Method, Part, Rows, Step
 from dmd.train.parallel import BatchSplit
-from dmd.train.schedule import update_generator
+from dmd.train.randomness import update_generator
 
 
 @dataclass(frozen=True)
 class PreparedStep:
-    """A step, and this process's rows of each of its parts by name, on the CPU."""
+    """A step, with this process's rows of each part by name, on the CPU."""
 
     step: Step
     rows: Mapping[str, Rows]
 
 
 class Stream(Protocol):
-    """Where rows come from. Random numbers are drawn for the whole batch, whatever part of it is wanted."""
+    """A source of rows. Random numbers are drawn for the whole batch, so that they do not depend on the slice."""
 
     def rows(self, part: Part, position: int, mine: slice, random: torch.Generator) -> Rows:
         """Rows mine.start .. mine.stop - 1 of a part.
 
         Args:
-            part: what is wanted, `size` rows in all.
-            position: rows that earlier parts took of this stream.
-            mine: places of this process.
-            random: of the update.
+            part: has `size` rows over all processes.
+            position: number of rows of this stream that earlier parts used.
+            mine: this process's rows of the part.
+            random: generator of the update.
         """
 
 
 class Texts(Protocol):
-    """What conditions of text are read from, see `dmd.data.pairs`."""
+    """A source of text states; see `dmd.data.pairs`."""
 
     def __len__(self) -> int: ...
 
@@ -46,7 +46,7 @@ class Texts(Protocol):
 
 
 class Pairs(Texts, Protocol):
-    """What a stream of pairs reads from, see `dmd.data.pairs.PairReader`."""
+    """The source of a stream of pairs; see `dmd.data.pairs.PairReader`."""
 
     def batch(
         self, position: int, num: int, *, among: int | None = None, last: str = "image"
@@ -54,7 +54,7 @@ class Pairs(Texts, Protocol):
 
 
 class Images(Protocol):
-    """What a stream of images reads from, see `dmd.data.dataset.Dataset`."""
+    """The source of a stream of images; see `dmd.data.dataset.Dataset`."""
 
     @property
     def labels(self) -> Tensor: ...
@@ -69,7 +69,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class NoiseStream:
-    """Unit noise, and a label drawn uniformly; where the condition is text, random text states."""
+    """Unit noise with labels drawn uniformly, or with random text states if the condition is text."""
 
     facts: Facts
     texts: Texts | None = None
@@ -87,7 +87,7 @@ class NoiseStream:
 
 @dataclass(frozen=True)
 class PairStream:
-    """Pairs in a shuffled order that depends on the seed alone; `last` is "image", or "trajectory" for all states."""
+    """Pairs in a shuffled order that depends on the seed alone; `last` is "image" or "trajectory" (all states)."""
 
     reader: Pairs
     last: str = "image"
@@ -101,7 +101,7 @@ class PairStream:
 
 @dataclass(frozen=True)
 class ImageStream:
-    """Images drawn uniformly, each draw anew."""
+    """Images drawn uniformly, with replacement."""
 
     images: Images
 
@@ -113,7 +113,7 @@ class ImageStream:
 
 
 class BatchLoader:
-    """The rows of every update, a pure function of (stage, seed, update, data): a run that resumes gets the same."""
+    """Rows of every update: a pure function of (stage, seed, update, data), also in a resumed run."""
 
     def __init__(
         self,
@@ -128,34 +128,34 @@ class BatchLoader:
     ) -> None:
         """
         Args:
-            streams: by the names that parts say.
+            streams: by name, as in `Part.stream`.
             clock: update -> Clock.
             total: number of updates.
-            stage: name of the stage, which with seed and update decides all random numbers.
+            stage: its name; all random numbers are a function of stage, seed and update.
         """
         self._method, self._streams, self._clock, self._total = method, dict(streams), clock, total
         self._stage, self._seed, self._split = stage, seed, split
-        self._positions: tuple[int, dict[str, int]] = (0, {})  # update, and rows that all before it took
+        self._positions: tuple[int, dict[str, int]] = (0, {})  # an update, and the rows that all updates before it used
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._ahead: dict[int, Future[list[PreparedStep]]] = {}
 
     def take(self, update: int) -> list[PreparedStep]:
-        """The steps of an update with their rows; begins with those of the next update.
+        """The steps of an update with their rows; the thread then prepares the next update.
 
         Raises:
-            ValueError: a shard is missing or differs from the manifest, whichever thread found out.
+            ValueError: a shard is missing or differs from the manifest.
         """
         ahead = self._ahead.pop(update, None)
-        for other in self._ahead.values():  # of another order of updates
+        for other in self._ahead.values():  # prepared for another order of updates
             other.cancel() or other.exception()
         self._ahead = {}
-        found = self._prepare(update) if ahead is None else ahead.result()
+        prepared = self._prepare(update) if ahead is None else ahead.result()
         if update + 1 < self._total:
             self._ahead[update + 1] = self._thread.submit(self._prepare, update + 1)
-        return found
+        return prepared
 
     def close(self) -> None:
-        """Ends the thread, after the update it works on."""
+        """Ends the thread after the update that it is preparing."""
         self._thread.shutdown(cancel_futures=True)
 
     def _prepare(self, update: int) -> list[PreparedStep]:
@@ -168,10 +168,10 @@ class BatchLoader:
             for part in step.parts:
                 rows[part.name] = {}
                 if part.stream is not None:
-                    taken = positions.get(part.stream, 0)
+                    position = positions.get(part.stream, 0)
                     mine = self._split.part(part.size)
-                    rows[part.name] = self._streams[part.stream].rows(part, taken, mine, random)
-                    positions[part.stream] = taken + part.size
+                    rows[part.name] = self._streams[part.stream].rows(part, position, mine, random)
+                    positions[part.stream] = position + part.size
             drawn = self._method.draw(step, clock, random)
             for part in step.parts:
                 mine = self._split.part(part.size)
@@ -180,7 +180,7 @@ class BatchLoader:
         return prepared
 
     def _position(self, update: int) -> Mapping[str, int]:
-        """Rows of each stream that the updates before `update` took."""
+        """Number of rows of each stream that the updates before `update` used."""
         known, positions = self._positions
         if known > update:
             known, positions = 0, {}

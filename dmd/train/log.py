@@ -1,4 +1,4 @@
-"""What the log keeps of one update: sums over rows, micro-batches, steps and processes."""
+"""Log columns of one update, from sums over rows, micro-batches, steps and processes."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from dmd.train.parallel import BatchSplit
 
 
 class UpdateLog:
-    """Sums of one update by column; `columns` adds up processes and divides.
+    """Sums of one update by column; `columns` adds up the processes and divides.
 
-    A column that several steps of an update leave is the mean of theirs, each step counting the same.
+    A column that several steps of an update log is the mean over these steps.
     """
 
     def __init__(self, split: BatchSplit) -> None:
         self._split = split
         self._sums: dict[tuple[str, int], Tensor] = {}  # column and step -> sums, float64
-        self._shape: dict[str, str] = {}
+        self._reductions: dict[str, str] = {}  # by column
         self._step = 0
 
     def next_step(self) -> None:
-        """What comes now is of another step."""
+        """Begins the next step of the update."""
         self._step += 1
 
     def mean(self, name: str, values: Tensor, *, weights: Tensor | None = None) -> None:
-        """Mean of values (b, ...) of this micro-batch's rows; `weights` (b,) of 0 leave rows out."""
+        """Mean of values (b, ...) over the rows of this micro-batch; weights (b,) of 0 leave rows out."""
         values = values.detach()
         if weights is None:
             self._add(name, "mean", values.sum(dtype=torch.float64), _count(values))
         else:
             counts = weights.reshape(-1, *[1] * (values.ndim - 1)).expand_as(values)
-            kept = torch.where(counts > 0, counts * values, 0.0)
-            self._add(name, "mean", kept.sum(dtype=torch.float64), counts.sum(dtype=torch.float64))
+            weighted = torch.where(counts > 0, counts * values, 0.0)
+            self._add(name, "mean", weighted.sum(dtype=torch.float64), counts.sum(dtype=torch.float64))
 
     def scalar(self, name: str, value: Tensor, rows: int) -> None:
-        """A mean over the `rows` rows of this micro-batch, such as a loss."""
+        """A value that is already a mean over the `rows` rows of this micro-batch, such as a loss."""
         self._add(name, "mean", value.detach().double() * rows, value.new_full((), rows, dtype=torch.float64))
 
     def total(self, name: str, values: Tensor) -> None:
@@ -50,7 +50,7 @@ class UpdateLog:
         self._add(name, "spread", values.sum(dtype=torch.float64), values.double().square().sum(), _count(values))
 
     def binned(self, name: str, values: Tensor, bins: Tensor, num_bins: int) -> None:
-        """Means of values (b,) by bin (b,), as columns `{name}0`, `{name}1`, ...; an empty bin has none."""
+        """Means of values (b,) per bin (b,), as columns `{name}0`, `{name}1`, ...; an empty bin has no value."""
         values = values.detach().double()
         sums = values.new_zeros(2, num_bins)
         sums[0].index_add_(0, bins, values)
@@ -58,33 +58,33 @@ class UpdateLog:
         self._add(name, "binned", *sums)
 
     def value(self, name: str) -> Tensor:
-        """The mean `name` of the step at hand, or those of all bins, over all rows and processes.
+        """The mean `name` of the current step, or the means of its bins, over all rows and processes.
 
-        All processes have to ask together.
+        All processes must call it together.
         """
         total, number = self._split.add_up(self._sums[name, self._step].clone()).unflatten(0, (2, -1))
         return (total / number).squeeze()
 
     def columns(self) -> dict[str, float]:
-        """Every column, over all processes, to be called once."""
+        """Every column, over all processes; to be called once, by all of them together."""
         if not self._sums:
             return {}
-        whole = self._split.add_up(torch.cat([*self._sums.values()])).tolist()
+        values = self._split.add_up(torch.cat([*self._sums.values()])).tolist()
         steps: dict[str, list[dict[str, float]]] = {}
         for (name, _), sums in self._sums.items():
-            found, whole = whole[: len(sums)], whole[len(sums) :]
-            steps.setdefault(name, []).append(_columns(name, self._shape[name], found))
+            totals, values = values[: len(sums)], values[len(sums) :]
+            steps.setdefault(name, []).append(_columns(name, self._reductions[name], totals))
         columns: dict[str, float] = {}
-        for found in steps.values():
-            for column in dict.fromkeys(name for each in found for name in each):
-                values = [each[column] for each in found if column in each]
+        for by_step in steps.values():
+            for column in dict.fromkeys(name for step in by_step for name in step):
+                values = [step[column] for step in by_step if column in step]
                 columns[column] = sum(values) / len(values)
         return columns
 
-    def _add(self, name: str, shape: str, *sums: Tensor) -> None:
+    def _add(self, name: str, reduction: str, *sums: Tensor) -> None:
         """sums: of equal shapes."""
         key, more = (name, self._step), torch.stack(sums).flatten()
-        self._shape[name] = shape
+        self._reductions[name] = reduction
         self._sums[key] = self._sums[key] + more if key in self._sums else more
 
 
@@ -92,12 +92,12 @@ def _count(values: Tensor) -> Tensor:
     return values.new_full((), values.numel(), dtype=torch.float64)
 
 
-def _columns(name: str, shape: str, sums: list[float]) -> dict[str, float]:
-    if shape == "total":
+def _columns(name: str, reduction: str, sums: list[float]) -> dict[str, float]:
+    if reduction == "total":
         return {name: sums[0]}
-    if shape == "mean":
+    if reduction == "mean":
         return {name: _ratio(sums[0], sums[1])}
-    if shape == "binned":
+    if reduction == "binned":
         num = len(sums) // 2
         return {f"{name}{bin}": sums[bin] / sums[num + bin] for bin in range(num) if sums[num + bin]}
     total, squares, number = sums

@@ -1,4 +1,4 @@
-"""The loop of stages that train: update after update, from a checkpoint on where there is one."""
+"""The training loop of stages: all updates, from the last checkpoint on if there is one."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from dmd.train.trainer import Plan, Trainer, loader, plan
 
 @dataclass
 class TrainingLoop:
-    """The updates of one training. The first process writes; all know the same.
+    """The updates of one training. Only the first process writes files.
 
     Attributes:
-        stage_name: that trains.
-        section: of the configuration that the training follows, for advice.
-        key: which run checkpoints belong to, see `checkpoints.checkpoint_key`.
-        folder: of checkpoints/, grids/ and tensorboard/, which are scratch.
-        draw_grid: images (B, C, H, W) of fixed noise that show how far it is; None where nothing is shown.
-        grid_every: updates between two of them.
+        stage_name: name of the stage that trains.
+        section: key of the training's section, for messages: "distill" or "teacher.training".
+        key: identifies the run of a checkpoint; see `checkpoints.checkpoint_key`.
+        folder: holds checkpoints/, grids/ and tensorboard/, which are temporary.
+        draw_grid: returns images (B, C, H, W) that show the progress; None for no grids.
+        grid_every: updates between two grids.
     """
 
     stage_name: str
@@ -53,22 +53,23 @@ class TrainingLoop:
         return self.folder / "checkpoints"
 
     def run(self) -> list[dict[str, float]]:
-        """All updates that are left; returns the log rows of every `log_every`-th of all.
+        """Runs the remaining updates; returns the log rows of every `log_every`-th update from the first on.
 
         Raises:
-            Stopped: a signal came to any process; a checkpoint was written after the update that it came in.
-            ValueError: numbers that are not finite, with the update and the last good checkpoint.
+            Stopped: a process got a signal; a checkpoint was written after the update during which it came.
+            ValueError: a logged value is not finite; the message names the update and the last good checkpoint.
         """
         training, total = self.trainer.training, self.plan.total
         self.trainer.start()
         first, rows = checkpoints.resume(self.checkpoints, key=self.key, trainer=self.trainer, log=reporting.log)
-        self._agree(first)
+        self._check_same_update(first)
         reporting.log(f"{total} updates in {len(self.plan.phases)} phases")
+        advice = memory.training_advice(self.section)
         status = reporting.Progress(total=total, unit="updates", done=first)
         with contextlib.closing(self.loader), self._event_log(first, rows):
             for update in range(first, total):
                 clock = self.plan.clock(update)
-                with memory.explained(update, self.checkpoints, advice=memory.training_advice(self.section)):
+                with memory.explain_out_of_memory(update, self.checkpoints, advice=advice):
                     steps = self.loader.take(update)
                     row = self.trainer.update(clock, steps)
                 address_space.check()  # of every process, before any of them writes
@@ -80,18 +81,18 @@ class TrainingLoop:
                     if self._events:
                         self._events.row(rows[-1])
                 stopping = self._asked_to_stop() and update + 1 < total
-                self._keep(update + 1, rows, stopping=stopping)
+                self._save(update + 1, rows, stopping=stopping)
                 status.add(images=sum(part.size for prepared in steps for part in prepared.step.parts if part.stream))
                 if stopping:
-                    self._agree(update + 1)  # nobody ends before the checkpoint is written
-                    who = signals.received() or "a signal to another process"
-                    told = f"stopped by {who} at update {update + 1} of {total}: run again to continue"
-                    raise signals.Stopped(told, advanced=True)
+                    self._check_same_update(update + 1)  # no process ends before the checkpoint is written
+                    cause = signals.received() or "a signal to another process"
+                    message = f"stopped by {cause} at update {update + 1} of {total}: run again to continue"
+                    raise signals.Stopped(message, advanced=True)
         return rows
 
     @contextlib.contextmanager
     def _event_log(self, first: int, rows: list[dict[str, float]]) -> Iterator[None]:
-        """Keeps TensorBoard's logs of the first process open, where they are asked for."""
+        """Keeps the TensorBoard log open in the first process, if the configuration asks for one."""
         if not self.trainer.training.tensorboard or processes.rank() != 0:
             yield
             return
@@ -100,27 +101,27 @@ class TrainingLoop:
         with contextlib.closing(self._events):
             yield
 
-    def _agree(self, first: int) -> None:
-        """ValueError unless all processes continue at the same update."""
-        found = self.trainer.split.add_up(torch.tensor(first, device=self.trainer.networks.device))
-        if found != first * processes.count():
-            raise ValueError(f"processes disagree on the checkpoint in {self.checkpoints}: one found update {first}")
+    def _check_same_update(self, update: int) -> None:
+        """ValueError unless all processes are at the same update."""
+        total = self.trainer.split.add_up(torch.tensor(update, device=self.trainer.networks.device))
+        if total != update * processes.count():
+            raise ValueError(f"processes disagree on the checkpoint in {self.checkpoints}: one is at update {update}")
 
     def _asked_to_stop(self) -> bool:
-        """Whether a signal came to any process: all know the same after the same update."""
+        """Whether any process got a signal; the same in all processes."""
         asked = torch.tensor(signals.received() is not None, dtype=torch.int64, device=self.trainer.networks.device)
         return bool(self.trainer.split.add_up(asked))
 
-    def _keep(self, done: int, rows: list[dict[str, float]], *, stopping: bool) -> None:
-        """Checkpoint and grid, where it is time: the first process writes them, others add the parts that they hold."""
+    def _save(self, done: int, rows: list[dict[str, float]], *, stopping: bool) -> None:
+        """Writes a checkpoint and a grid when they are due; other processes contribute their shards."""
         training, total, leads = self.trainer.training, self.plan.total, processes.rank() == 0
         if not leads and not training.compute.shard_parameters:
             return
         if stopping or done % training.checkpoint_every == 0 and done < total:
-            learnt = state.state(self.trainer)
+            tensors = state.state(self.trainer)
             if leads:
                 checkpoints.save(
-                    self.checkpoints, stage=self.stage_name, key=self.key, update=done, learnt=learnt, rows=rows
+                    self.checkpoints, stage=self.stage_name, key=self.key, update=done, tensors=tensors, rows=rows
                 )
         if self.draw_grid is not None and (done % self.grid_every == 0 or done == total):
             image = self.draw_grid()
@@ -141,10 +142,10 @@ def training_loop(
     draw_grid: Callable[[], torch.Tensor] | None = None,
     grid_every: int = 1,
 ) -> TrainingLoop:
-    """The loop over what the method plans, once the log says how much memory that takes; see `TrainingLoop`.
+    """The loop over the method's phases; logs them and the memory plan first. See `TrainingLoop`.
 
     Raises:
-        ValueError: no phase has a loss left, or the GPU has less memory than an update needs.
+        ValueError: no phase has a loss, or the GPU has less memory than an update needs.
     """
     phases, notes = plan(trainer.training.method)
     for line in notes:
@@ -164,8 +165,8 @@ def training_loop(
 
 
 def log_table(rows: list[dict[str, float]]) -> pa.Table:
-    """Log rows as a table: update, phase, then all other columns by name; NaN where an update has no value."""
+    """Log rows as a table: update, phase, then the other columns by name; NaN where an update has no value."""
     names = ["update", "phase", *sorted({name for row in rows for name in row} - {"update", "phase"})]
-    kinds = {"update": np.int64, "phase": np.int64}
-    columns = [numbers([row.get(name, math.nan) for row in rows], kinds.get(name, np.float64)) for name in names]
+    dtypes = {"update": np.int64, "phase": np.int64}
+    columns = [numbers([row.get(name, math.nan) for row in rows], dtypes.get(name, np.float64)) for name in names]
     return pa.table(columns, names)

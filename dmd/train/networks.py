@@ -1,4 +1,4 @@
-"""The networks of a method by role: from their files, on their device, and what a training does with them."""
+"""The networks of a method by role: loading, averaging, copying, sharding."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dmd.config.method import STUDENT, MethodSection, Mode, Role, Source
 from dmd.config.training import Adapter, TrainingCompute
 from dmd.models import loading
-from dmd.models.adapters import carried, trained, with_network
+from dmd.models.adapters import add_adapters, trained_part, with_network
 from dmd.models.compute import Compute, compile_network, prepare
 from dmd.models.counting import carriers
 from dmd.models.denoiser import Denoiser
-from dmd.models.guidance import Guided, guided
-from dmd.models.lora import Adapter as LoraNumbers
+from dmd.models.guidance import Guided, with_guidance
+from dmd.models.lora import Adapter as LoraSettings
 from dmd.models.lora import size
 from dmd.train import sharding
 from dmd.train.optimiser import Optimiser
 
 
 class NetworkSet:
-    """The networks of a method, the student's moving average, and the optimisers of what is trained.
+    """The networks of a method, the student's moving average, and the optimisers.
 
     Attributes:
-        roles: what each network is.
+        roles: by name.
         device: of all networks.
         average: torch's AveragedModel of the student's network, or of its adapter.
-        trains: the networks that gradients are left on, see `train_only`.
-        optimisers: by role, once `Trainer` made them.
+        trains: roles whose weights get gradients now; see `train_only`.
+        optimisers: by role; `Trainer.start` makes them.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], roles: Mapping[str, Role], *, ema_decay: float) -> None:
@@ -45,39 +45,39 @@ class NetworkSet:
             if role.source is Source.STUDENT:
                 self.copy(name, STUDENT)
         self.trains = tuple(name for name, role in roles.items() if role.mode is Mode.TRAINED)
-        self._parameters = {name: tuple(self._modules[name].parameters()) for name in self.trains}  # to walk once
+        self._parameters = {name: tuple(self._modules[name].parameters()) for name in self.trains}  # listed once
         self._move = get_ema_multi_avg_fn(ema_decay)
         self.average = AveragedModel(self.weights(STUDENT), multi_avg_fn=self._move)
         self.device = next(self.weights(STUDENT).parameters()).device
-        self._spread = False
+        self._sharded = False
 
     def __getitem__(self, role: str) -> nn.Module:
-        """The denoiser, or other network, of a role."""
+        """The denoiser or other network of a role."""
         return self._modules[role]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._modules)
 
     def weights(self, role: str) -> nn.Module:
-        """The module whose weights are a role's own: its network, its adapter, or itself."""
+        """The module with a role's own weights: its adapter if it has one, else its network, or itself."""
         module = self._modules[role]
         network = getattr(module, "network", module)
-        return trained(network) if isinstance(network, nn.Module) else module
+        return trained_part(network) if isinstance(network, nn.Module) else module
 
     def network(self, role: str) -> nn.Module | None:
-        """What makes the passes of a role: the network within guidance, or with its adapter; None where it is none."""
+        """The network whose passes count for a role: without guidance, with its adapter; None if it has no network."""
         network = getattr(self._modules[role], "network", None)
         if not isinstance(network, nn.Module):
             return None
         return network.network if isinstance(network, Guided) else network
 
     def train_only(self, roles: tuple[str, ...]) -> None:
-        """From now on gradients are left on these networks alone; they still pass through all others.
+        """From now on only the weights of these roles get gradients; gradients still pass through all networks.
 
-        Parameters that are spread over processes stay as they are, since FSDP2 keeps copies that would not notice: a
-        step ends with `drop_gradients`.
+        With FSDP2 this changes nothing, since its copies of parameters would ignore `requires_grad`: there
+        `drop_gradients` ends a step.
         """
-        if self._spread:
+        if self._sharded:
             return
         for name, parameters in self._parameters.items():
             if (name in roles) != (name in self.trains):
@@ -86,34 +86,34 @@ class NetworkSet:
         self.trains = roles
 
     def drop_gradients(self, trains: tuple[str, ...]) -> None:
-        """Forgets gradients that a step left on networks that it does not train."""
-        if self._spread:
+        """Drops the gradients of sharded networks that the step does not train."""
+        if self._sharded:
             for name in self.optimisers.keys() - set(trains):
                 self.weights(name).zero_grad()
 
     def use_dropout(self, roles: tuple[str, ...]) -> None:
-        """From now on dropout is on in these networks alone."""
+        """From now on dropout is on in the networks of these roles only."""
         for name, module in self._modules.items():
             if module.training != (name in roles):
                 module.train(name in roles)
 
     @torch.no_grad()
     def average_student(self) -> None:
-        """Moves the moving average after a step of the student; the first step sets it."""
+        """Updates the moving average after a step of the student; the first step sets it."""
         if not self.average.n_averaged:
             self.average.update_parameters(self.weights(STUDENT))
             return
-        parameters, buffers = self._averaged  # `update_parameters` would list them anew in every update
+        parameters, buffers = self._average_and_student  # `update_parameters` would list them in every update
         self._move(*parameters, self.average.n_averaged)
         for mine, theirs in zip(*buffers, strict=True):
             mine.copy_(theirs)
         self.average.n_averaged += 1
 
     @cached_property
-    def _averaged(self) -> tuple[list[list[nn.Parameter]], list[list[torch.Tensor]]]:
+    def _average_and_student(self) -> tuple[list[list[nn.Parameter]], list[list[torch.Tensor]]]:
         """Parameters of the moving average and of the student, then their buffers; listed after `shard`."""
         both = self.average.module, self.weights(STUDENT)
-        return [list(each.parameters()) for each in both], [list(each.buffers()) for each in both]
+        return [list(module.parameters()) for module in both], [list(module.buffers()) for module in both]
 
     @torch.no_grad()
     def copy(self, role: str, source: str, *, averaged: bool = False) -> None:
@@ -121,19 +121,19 @@ class NetworkSet:
         if averaged and source != STUDENT:
             raise ValueError(f"only the student has a moving average, not {source}")
         other = self.average.module if averaged else self.weights(source)
-        for mine, theirs in _matched(self.weights(role), other):
+        for mine, theirs in _same_tensors(self.weights(role), other):
             mine.copy_(theirs)
 
     @torch.no_grad()
     def follow(self, role: str, source: str, decay: float) -> None:
         """Moves the weights of `role` towards those of `source`: decay * role + (1 - decay) * source."""
-        for mine, theirs in _matched(self.weights(role), self.weights(source)):
+        for mine, theirs in _same_tensors(self.weights(role), self.weights(source)):
             mine.lerp_(theirs, 1 - decay) if mine.is_floating_point() else mine.copy_(theirs)
 
     def restart_average(self) -> None:
-        """Begins the student's moving average anew: the next step sets it to the student."""
+        """Resets the student's moving average to its current weights; the next step sets it again."""
         self.average.n_averaged.zero_()
-        for mine, theirs in _matched(self.average.module, self.weights(STUDENT)):
+        for mine, theirs in _same_tensors(self.average.module, self.weights(STUDENT)):
             mine.detach().copy_(theirs.detach())
 
     def forget_moments(self, role: str) -> None:
@@ -141,20 +141,18 @@ class NetworkSet:
         self.optimisers[role].forget_moments()
 
     def shard(self) -> None:
-        """Spreads all networks and the moving average over the processes (FSDP2); trained ones keep gradients."""
+        """Shards all networks and the moving average over the processes (FSDP2); trained ones keep their gradients."""
         self.train_only(tuple(self._parameters))
-        self._parameters = {}  # which would keep the whole ones
+        self._parameters = {}  # frees the unsharded ones
         networks = [getattr(module, "network", module) for module in self._modules.values()]
-        held = [each for each in networks if next(each.parameters(), None) is not None or carriers(each)]
-        sharding.shard([*held, self.average.module])
-        self._spread = True
+        with_weights = [net for net in networks if next(net.parameters(), None) is not None or carriers(net)]
+        sharding.shard([*with_weights, self.average.module])
+        self._sharded = True
 
-    def kept(self) -> dict[str, nn.Module]:
-        """What checkpoints keep of networks: all that are not frozen, and the moving average."""
-        own = {
-            f"network.{name}": self.weights(name) for name, role in self.roles.items() if role.mode is not Mode.FROZEN
-        }
-        return own | {"average": self.average}
+    def checkpointed(self) -> dict[str, nn.Module]:
+        """Modules that checkpoints hold: the networks that are not frozen, and the moving average."""
+        changing = [name for name, role in self.roles.items() if role.mode is not Mode.FROZEN]
+        return {f"network.{name}": self.weights(name) for name in changing} | {"average": self.average}
 
 
 def load(
@@ -169,19 +167,19 @@ def load(
     new: Callable[[str], nn.Module],
     log: Callable[[str], None],
 ) -> dict[str, nn.Module]:
-    """Every network of a method, on its device; not compiled yet.
+    """Every network of a method, on its device, not compiled yet.
 
-    With an adapter one frozen network, the teacher, carries an adapter for each network that changes.
+    With adapters there is one frozen network, the teacher's, with an adapter for each role that changes.
 
     Args:
-        teacher, start: files of the roles that come from them.
-        new: the network of a role whose source is NEW, on the CPU.
+        teacher, start: files of the roles with these sources.
+        new: makes the network of a role whose source is NEW, on the CPU.
 
     Raises:
-        ValueError: a damaged file, one to start from without network, adapters of another file than the teacher's, or
+        ValueError: a damaged file, a start file without a network, adapters on another file than the teacher's, or
             guidance of a teacher without prompts.
     """
-    computed = _switches(compute)
+    switches = _switches(compute)
     modules: dict[str, nn.Module] = {}
     files = {Source.TEACHER: teacher, Source.START: start, Source.STUDENT: start}
     roles = config.roles()
@@ -193,21 +191,21 @@ def load(
             denoiser, _ = loading.load_denoiser(file.path)
             if roles[name].mode is not Mode.FROZEN:
                 denoiser = _trainable(denoiser, file.path)
-            modules[name] = prepare(denoiser.to(device), computed)
+            modules[name] = prepare(denoiser.to(device), switches)
     elif teacher is not None and start is not None:
-        modules |= _adapted(config, teacher, start, adapter, computed, seed, device, log)
+        modules |= _with_adapters(config, teacher, start, adapter, switches, seed, device, log)
     for name in from_files:
         if roles[name].guidance != 1:
             assert teacher is not None
-            modules[name] = _guided(modules[name], teacher.path, roles[name].guidance)
+            modules[name] = _with_guidance(modules[name], teacher.path, roles[name].guidance)
     for name, role in roles.items():
         if role.source is Source.NEW:
-            modules[name] = prepare(new(name).to(device), computed)
+            modules[name] = prepare(new(name).to(device), switches)
     return {name: modules[name] for name in roles}
 
 
 def compile_all(networks: NetworkSet, compute: TrainingCompute) -> None:
-    """Compiles the networks where `compute` says so."""
+    """Compiles the networks if `compute` says so."""
     for role in networks:
         compile_network(networks[role], _switches(compute))
 
@@ -216,55 +214,55 @@ def _switches(compute: TrainingCompute) -> Compute:
     return cast(Compute, compute.model_dump())
 
 
-def _adapted(
+def _with_adapters(
     config: MethodSection,
     teacher: loading.DenoiserFile,
     start: loading.DenoiserFile,
     adapter: Adapter,
-    computed: Compute,
+    switches: Compute,
     seed: int,
     device: torch.device,
     log: Callable[[str], None],
 ) -> dict[str, nn.Module]:
-    """One network that is the teacher without adapters, and with one each of the others."""
+    """One network: without adapters it is the teacher, with the adapter of a role it is the network of that role."""
     if start.path.resolve() != teacher.path.resolve():
         raise ValueError(
             f"distill.adapter: the network that carries the adapters is the teacher, {teacher.path}, and cannot start "
             f"from {start.path}: leave distill.start out"
         )
     carrier = _trainable(loading.load_denoiser(teacher.path)[0], teacher.path)
-    prepare(carrier.to(device), computed)
-    numbers = cast(LoraNumbers, adapter.model_dump())
-    parameters, layers = size(carrier.network, numbers)
+    prepare(carrier.to(device), switches)
+    settings = cast(LoraSettings, adapter.model_dump())
+    parameters, layers = size(carrier.network, settings)
     log(f"adapters of rank {adapter.rank} on {layers} layers: {parameters} parameters each")
     changing = [
         name for name, role in config.roles().items() if role.mode is not Mode.FROZEN and role.source is not Source.NEW
     ]
-    alone, *others = carried(carrier.network, numbers, changing, seed=seed)
-    networks = dict(zip(changing, others, strict=True))
+    without_adapter, *with_adapter = add_adapters(carrier.network, settings, changing, seed=seed)
+    networks = dict(zip(changing, with_adapter, strict=True))
     return {
-        name: with_network(carrier, networks.get(name, alone))
+        name: with_network(carrier, networks.get(name, without_adapter))
         for name, role in config.roles().items()
         if role.source is not Source.NEW
     }
 
 
-def _guided(teacher: nn.Module, path: Path, guidance: float) -> nn.Module:
+def _with_guidance(teacher: nn.Module, path: Path, guidance: float) -> nn.Module:
     if not isinstance(teacher, Denoiser):
-        raise ValueError(f"distill.method.guidance: {guidance:g}, but {path} holds no network that could be guided")
-    return guided(teacher, loading.load_empty(path), guidance)
+        raise ValueError(f"distill.method.guidance: {guidance:g}, but {path} holds no network to guide")
+    return with_guidance(teacher, loading.load_empty(path), guidance)
 
 
 def _trainable(denoiser: nn.Module, path: Path) -> Denoiser:
     if not isinstance(denoiser, Denoiser):
-        raise ValueError(f"{path} holds no network: name an experiment with a trained teacher in distill.start")
+        raise ValueError(f"{path} holds no network: set distill.start to an experiment whose teacher is a network")
     return denoiser
 
 
-def _matched(one: nn.Module, other: nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _same_tensors(one: nn.Module, other: nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Tensors of equal names of two modules of one architecture."""
     mine, theirs = one.state_dict(), other.state_dict()
     if odd := mine.keys() ^ theirs.keys():
-        raise ValueError(f"networks differ: {sorted(odd)[0]} is in one of them only")
+        raise ValueError(f"networks differ: {sorted(odd)[0]} is in only one of them")
     for name, value in mine.items():
         yield value, theirs[name]

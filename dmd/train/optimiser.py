@@ -1,10 +1,11 @@
-"""AdamW of one trained network: gradients of all processes, clipped, one step of the whole network."""
+"""AdamW of one trained network, and its learning rate: sums gradients over processes, clips, steps."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,25 +15,44 @@ from dmd.config.training import Optimiser as OptimiserSection
 from dmd.train import sharding
 from dmd.train.parallel import BatchSplit
 
-BLOCK = 256  # values of a moment that have one scale, where they have 8 bits
-SMALLEST = 4096  # values from which on they have
-CODES = 256  # that a table of each moment gives values for, float32
+BLOCK = 256  # values of an 8-bit moment that share a scale
+SMALLEST = 4096  # smaller tensors have moments in float32
+CODES = 256  # float32 entries of the code table of an 8-bit moment
 STATE = {"step", "exp_avg", "exp_avg_sq"}  # of a parameter
 NAME = re.compile(r"(0|[1-9][0-9]{0,8})\.(step|exp_avg|exp_avg_sq)(?:\.(codes|scale))?")
 
+DECAYS: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
+}
+
+
+def learning_rate_factor(update: int, *, total: int, warmup: int, decay: str) -> float:
+    """Factor on the learning rate of update 0 .. total-1: linear warm-up, then `decay` towards 0 at the end.
+
+    Raises:
+        ValueError: an unknown decay.
+    """
+    if decay not in DECAYS:
+        raise ValueError(f"decay {decay!r} is not one of {list(DECAYS)}")
+    if update < warmup:
+        return (update + 1) / warmup
+    return DECAYS[decay]((update - warmup) / max(total - warmup, 1))
+
 
 class Optimiser:
-    """AdamW of what is trained of one network, with its own configured learning rate and gradient clip.
+    """AdamW of one network or its adapter, with its own learning rate and gradient clip.
 
-    Kind "fused" is torch's, with moments in float32. Kind "8bit" is torchao's: moments of 8 bits in blocks that have a
-    scale each (Dettmers et al. 2021), those of small or odd tensors in float32.
+    Kind "fused" is torch's, with moments in float32. Kind "8bit" is torchao's: moments of 8 bits in blocks with a scale
+    each (Dettmers et al. 2021), except for tensors that are small or not divisible into blocks.
 
     Attributes:
         adamw: torch's or torchao's.
     """
 
     def __init__(self, network: nn.Module, config: OptimiserSection, split: BatchSplit) -> None:
-        """network: what is trained, all of whose parameters change."""
+        """network: all its parameters are trained."""
         kind, learning_rate = config.kind, config.learning_rate
         parameters = list(network.parameters())
         self.adamw: Any
@@ -47,22 +67,22 @@ class Optimiser:
                 parameters, lr=learning_rate, block_size=BLOCK, betas=config.betas, weight_decay=config.weight_decay
             )
         self._parameters, self._rate, self._clip, self._split = parameters, learning_rate, config.gradient_clip, split
-        # generated code pays on GPUs; on a CPU it would take minutes before the first step
+        # compiled steps are faster on GPUs; on a CPU compilation would take minutes before the first step
         eager = kind == "8bit" and parameters[0].device.type == "cpu"
         self._kind = kind
         self._stance = "force_eager" if eager else None
 
     def update(self) -> Tensor:
-        """One step on the gradient of the whole batch, which is then forgotten.
+        """One step on the gradient of the whole batch; then clears the gradient.
 
-        Returns its L2 norm before the clip, on the device of the network: to look at it would wait for a GPU.
+        Returns its L2 norm before clipping, on the device of the network: reading it here would wait for the GPU.
         """
         self._split.add_up_gradients(self._parameters)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
         with torch.compiler.set_stance(self._stance) if self._stance else contextlib.nullcontext():
             self.adamw.step()
         self.adamw.zero_grad()
-        return norm.full_tensor() if sharding.is_spread(norm) else norm
+        return norm.full_tensor() if sharding.is_sharded(norm) else norm
 
     def scale_rate(self, factor: float) -> None:
         """Sets the learning rate to the configured one times `factor`."""
@@ -73,18 +93,18 @@ class Optimiser:
                 group["lr"] = self._rate * factor
 
     def forget_moments(self) -> None:
-        """Clears the moments, for a phase whose gradient has another scale.
+        """Clears the moments, for a phase whose gradients have another scale.
 
-        Second moments of a regression phase are tiny: carried into a matching phase they would multiply its first
-        steps by up to 1 / sqrt(1 - beta2), about 30, and undo what was learnt.
+        Second moments of a regression phase are tiny: kept in a matching phase they would multiply its first steps by
+        up to 1 / sqrt(1 - beta2), about 30, and undo the training.
         """
         self.adamw.state.clear()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Moments and step of each parameter, `{number}.{name}`; of those of 8 bits codes and scales."""
-        return {key: sharding.gathered(value) for key, value in self._kept()}
+        """Moments and step of each parameter, `{number}.{name}`; codes and scales of 8-bit moments."""
+        return {key: sharding.gather(value) for key, value in self._state()}
 
-    def _kept(self) -> Iterator[tuple[str, Tensor]]:
+    def _state(self) -> Iterator[tuple[str, Tensor]]:
         for number, parameter in enumerate(self._parameters):
             for name, value in self.adamw.state.get(parameter, {}).items():
                 if hasattr(value, "codes"):
@@ -97,15 +117,15 @@ class Optimiser:
         """Sets the state to what `tensors` returned.
 
         Raises:
-            ValueError: no update of this network leaves tensors of these names, shapes and dtypes.
+            ValueError: the state of this network has other names, shapes or dtypes.
         """
         self.adamw.state.clear()
         for key, value in tensors.items():
-            if not (found := NAME.fullmatch(key)) or int(found[1]) >= len(self._parameters):
-                raise ValueError(f"{key} is of no parameter of {len(self._parameters)}")
-            self._set(key, self._parameters[int(found[1])], found[2], found[3], value)
-        whole = all(state.keys() == STATE for state in self.adamw.state.values())
-        if not whole or {key for key, _ in self._kept()} != tensors.keys():
+            if not (match := NAME.fullmatch(key)) or int(match[1]) >= len(self._parameters):
+                raise ValueError(f"{key} belongs to none of {len(self._parameters)} parameters")
+            self._set(key, self._parameters[int(match[1])], match[2], match[3], value)
+        complete = all(state.keys() == STATE for state in self.adamw.state.values())
+        if not complete or {key for key, _ in self._state()} != tensors.keys():
             raise ValueError("moments or steps of some parameters are missing")
 
     def _set(self, key: str, parameter: Tensor, name: str, part: str | None, value: Tensor) -> None:
@@ -113,27 +133,27 @@ class Optimiser:
         if name == "step":
             sharding.check_like(key, value, step)
             state[name] = value.to(parameter.device) if self.adamw.defaults.get("fused") else value
-        elif part and _coded(parameter.numel(), self._kind):
+        elif part and _is_8bit(parameter.numel(), self._kind):
             moment = getattr(state.setdefault(name, self._empty_moment(parameter, name)), part)
             sharding.check_like(key, value, moment)
             moment.copy_(value)
-        elif not _coded(parameter.numel(), self._kind):  # in its memory layout, which fused kernels rely on
+        elif not _is_8bit(parameter.numel(), self._kind):  # in the parameter's memory layout, as fused kernels require
             sharding.check_like(key, value, parameter)
-            state[name] = torch.empty_like(parameter).copy_(sharding.placed(value, parameter))
+            state[name] = torch.empty_like(parameter).copy_(sharding.shard_like(value, parameter))
 
     def _empty_moment(self, parameter: Tensor, name: str) -> Tensor:
         from torchao.optim.subclass_8bit import OptimState8bit
 
-        signed = name == "exp_avg"  # squares are not
+        signed = name == "exp_avg"  # exp_avg_sq is not negative
         return OptimState8bit.zeros(parameter.shape, signed, BLOCK, parameter.device, dtype=parameter.dtype)
 
 
 def moment_bytes(parameters: Iterable[Tensor], kind: str) -> int:
-    """Bytes of both moments of parameters in float32."""
+    """Bytes of both moments of float32 parameters."""
     sizes = [parameter.numel() for parameter in parameters]
-    return sum(2 * (num + 4 * num // BLOCK + 4 * CODES) if _coded(num, kind) else 8 * num for num in sizes)
+    return sum(2 * (num + 4 * num // BLOCK + 4 * CODES) if _is_8bit(num, kind) else 8 * num for num in sizes)
 
 
-def _coded(num: int, kind: str) -> bool:
-    """Whether a moment of so many values has 8 bits each."""
+def _is_8bit(num: int, kind: str) -> bool:
+    """Whether a moment of `num` values is stored in 8 bits."""
     return kind == "8bit" and num >= SMALLEST and num % BLOCK == 0

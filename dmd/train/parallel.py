@@ -1,4 +1,4 @@
-"""Which part of a batch a process works on, in what micro batches, and sums over all processes."""
+"""The part of a batch that a process works on, its micro-batches, and sums over all processes."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -6,22 +6,22 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
-from dmd.train.sharding import is_spread
+from dmd.train.sharding import is_sharded
 
-BUCKET = 2**24  # gradient values that travel together
+BUCKET = 2**24  # gradient values summed in one call
 
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """This process's part of every batch. The default is all of it, at once.
+    """This process's part of every batch. The default is the whole batch in one pass.
 
-    Losses are means over a whole batch: a micro batch of b out of B images counts b / B, so gradients of micro
-    batches and processes add up to that of the batch, however unequal the parts.
+    Losses are means over a whole batch: a micro-batch of b out of B images counts b / B, so the gradients of
+    micro-batches and processes add up to that of the batch, even if the parts are unequal.
 
     Attributes:
         rank: number of this process, from 0.
-        processes: how many there are; more than one need torch.distributed's default group.
-        micro_batch_size: images in a forward and backward pass; None is all of this process's part.
+        processes: their number; more than one need torch.distributed's default group.
+        micro_batch_size: images in a forward and backward pass; None is this process's whole part.
     """
 
     rank: int = 0
@@ -30,14 +30,14 @@ class BatchSplit:
 
     @property
     def exchange_bytes(self) -> int:
-        """What the exchange of gradients holds at most."""
+        """Most bytes that the sum of gradients over processes takes."""
         return 4 * BUCKET
 
     def slices(self, num: int, *, behind: int = 0) -> list[slice]:
-        """This process's micro batches of a batch of `num`; the last may be smaller.
+        """This process's micro-batches of a batch of `num`; the last may be smaller.
 
         Args:
-            behind: rows of another batch that come before it.
+            behind: number of rows of another batch before this one.
 
         Raises:
             ValueError: fewer images than processes.
@@ -48,17 +48,17 @@ class BatchSplit:
         return [slice(start, min(start + size, last)) for start in range(first, last, size)]
 
     def part(self, num: int) -> slice:
-        """Places of a batch of `num` that this process works on.
+        """The rows of a batch of `num` that this process works on.
 
         Raises:
             ValueError: fewer images than processes.
         """
         if num < self.processes:
             raise ValueError(f"a batch of {num} images cannot be shared among {self.processes} processes")
-        return slice(*(place * num // self.processes for place in (self.rank, self.rank + 1)))
+        return slice(*(rank * num // self.processes for rank in (self.rank, self.rank + 1)))
 
     def largest(self, num: int) -> int:
-        """Images of the largest micro batch that a process sees of a batch of `num`."""
+        """Images of the largest micro-batch of a batch of `num`, over all processes."""
         part = -(-num // self.processes)
         return min(part, self.micro_batch_size or part)
 
@@ -69,11 +69,11 @@ class BatchSplit:
         return values
 
     def add_up_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Gradients summed over all processes, in place: equal bits everywhere. Those that are spread are sums."""
+        """Sums gradients over all processes, in place, to equal bits in each; sharded ones already are sums."""
         if self.processes == 1:
             return
-        found = (parameter.grad for parameter in parameters if parameter.grad is not None)
-        for bucket in _buckets(gradient for gradient in found if not is_spread(gradient)):
+        gradients = (parameter.grad for parameter in parameters if parameter.grad is not None)
+        for bucket in _buckets(gradient for gradient in gradients if not is_sharded(gradient)):
             flat = self.add_up(torch.cat([gradient.reshape(-1) for gradient in bucket]))
             sizes = [gradient.numel() for gradient in bucket]
             for gradient, values in zip(bucket, flat.split(sizes), strict=True):
@@ -84,7 +84,7 @@ def _buckets(gradients: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
     bucket: list[torch.Tensor] = []
     for gradient in gradients:
         bucket.append(gradient)
-        if sum(each.numel() for each in bucket) >= BUCKET:
+        if sum(part.numel() for part in bucket) >= BUCKET:
             yield bucket
             bucket = []
     if bucket:

@@ -18,14 +18,14 @@ from dmd.train import sharding
 from dmd.train.data import BatchLoader, PreparedStep, Stream
 from dmd.train.log import UpdateLog
 from dmd.train.networks import NetworkSet, compile_all
-from dmd.train.optimiser import Optimiser
+from dmd.train.optimiser import Optimiser, learning_rate_factor
 from dmd.train.parallel import BatchSplit
-from dmd.train.schedule import learning_rate_factor, seed_pass
+from dmd.train.randomness import seed_pass
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The phases of a training that have something to learn, in order."""
+    """The phases of a training that have a loss, in order."""
 
     phases: Sequence[PlannedPhase]
 
@@ -35,7 +35,7 @@ class Plan:
         return self.phases[-1].stop if self.phases else 0
 
     def clock(self, update: int) -> Clock:
-        """Where update number `update` stands; ValueError if it belongs to no phase."""
+        """The clock of update number `update`; ValueError if it belongs to no phase."""
         for phase in self.phases:
             if phase.first <= update < phase.stop:
                 return Clock(update, self.total, phase)
@@ -44,26 +44,26 @@ class Plan:
 
 @dataclass
 class Trainer:
-    """A method at work: what an update changes, and the update itself.
+    """Runs the updates of a method.
 
     Attributes:
-        training: the whole section.
+        training: the section of the configuration.
         method: with its networks on their device.
-        networks: the same networks; optimisers are made here.
+        networks: the same networks, with their optimisers.
         split: this process's part of every batch.
-        kept: averaged weights of the student at the end of earlier phases, by number of calls, on the CPU; see
-            `Method.keep`. Of a student with an adapter the adapter's.
+        earlier: averaged weights of the student, or of its adapter, at the end of earlier phases, by number of calls,
+            on the CPU; see `Method.keep`.
     """
 
     training: Training
     method: Method[Any]
     networks: NetworkSet
     split: BatchSplit = BatchSplit()
-    kept: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False)
+    earlier: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False)
     _phase: PlannedPhase | None = field(default=None, init=False)
 
     def start(self) -> None:
-        """Compiles and spreads networks as `compute` says, and makes optimisers: once, before the first update."""
+        """Compiles and shards networks as `compute` says, and makes optimisers; once, before the first update."""
         compile_all(self.networks, self.training.compute)
         if self.training.compute.shard_parameters:
             self.networks.shard()
@@ -71,27 +71,27 @@ class Trainer:
             self.networks.optimisers[role] = Optimiser(self.networks.weights(role), config, self.split)
 
     def update(self, clock: Clock, steps: Sequence[PreparedStep]) -> dict[str, float]:
-        """One update on prepared rows; returns its log columns."""
+        """Runs one update on prepared rows; returns its log columns."""
         self._enter(clock)
-        log, kept = UpdateLog(self.split), dict[str, list[Rows]]()
-        waiting = [part.carries for prepared in steps for part in prepared.step.parts if part.carries]
+        log, earlier_rows = UpdateLog(self.split), dict[str, list[Rows]]()
+        to_carry = [part.carries for prepared in steps for part in prepared.step.parts if part.carries]
         for number, prepared in enumerate(steps):
             step = prepared.step
             self.networks.train_only(step.trains)
             self.networks.use_dropout(step.dropout)
             for index, part in enumerate(step.parts):
-                micro_batches = self._micro_batches(part, prepared.rows[part.name], kept)
+                micro_batches = self._micro_batches(part, prepared.rows[part.name], earlier_rows)
                 if part.carries:
-                    waiting.remove(part.carries)
-                    if part.carries not in waiting:
-                        del kept[part.carries]
-                for place, (rows, num) in enumerate(micro_batches):
+                    to_carry.remove(part.carries)
+                    if part.carries not in to_carry:
+                        del earlier_rows[part.carries]
+                for micro_batch, (rows, num) in enumerate(micro_batches):
                     if step.dropout:
-                        self._seed(clock.update, number, index, place)
+                        self._seed(clock.update, number, index, micro_batch)
                     loss = self.method.loss(step, part, rows, clock, log)
                     (num / part.size * loss).backward()  # type: ignore[no-untyped-call]
-                    if part.name in waiting:
-                        kept.setdefault(part.name, []).append(rows)
+                    if part.name in to_carry:
+                        earlier_rows.setdefault(part.name, []).append(rows)
             self.networks.drop_gradients(step.trains)
             for role in step.trains:
                 log.scalar(f"gradient_norm/{role}", self.networks.optimisers[role].update(), 1)
@@ -102,13 +102,13 @@ class Trainer:
         self._keep(clock)
         return log.columns()
 
-    def _seed(self, update: int, *place: int) -> None:
-        """Seeds a pass whose networks drop out, now and each time that the method replays it."""
-        self.method._replay = partial(seed_pass, self.training.seed, update, *place, self.split.rank)
+    def _seed(self, update: int, *position: int) -> None:
+        """Seeds a pass with dropout, now and each time that the method replays it."""
+        self.method._replay = partial(seed_pass, self.training.seed, update, *position, self.split.rank)
         self.method.replay()
 
-    def kept_calls(self, done: int) -> dict[str, Calls]:
-        """How the students in `kept` are sampled, by number of calls, once `done` updates are made."""
+    def earlier_calls(self, done: int) -> dict[str, Calls]:
+        """How the students in `earlier` are sampled, by number of calls, after `done` updates."""
         phases, _ = self.training.method.plan()
         found = [self.method.keep(phase) for phase in phases[:-1] if phase.stop <= done]
         return {str(len(calls.sigmas)): calls for calls in found if calls is not None}
@@ -118,21 +118,21 @@ class Trainer:
         phases, _ = self.training.method.plan()
         steps = type(self.method).steps(self.training.method, Clock(0, phases[-1].stop, phases[0]))
         return max(
-            place.stop - place.start for step in steps for part in step.parts for place in self.split.slices(part.size)
+            rows.stop - rows.start for step in steps for part in step.parts for rows in self.split.slices(part.size)
         )
 
     def configure(self, clock: Clock) -> None:
-        """Sets the method to the phase of an update, where it is not in it."""
+        """Sets the method to the phase of an update, unless it is in it already."""
         if self._phase != clock.phase:
             self.method.configure(clock.phase)
             self._phase = clock.phase
 
     def forget_phase(self) -> None:
-        """The next update sets the method to its phase again."""
+        """Makes the next update set the method to its phase again."""
         self._phase = None
 
     def _enter(self, clock: Clock) -> None:
-        """Phase and learning rates of an update."""
+        """Sets phase and learning rates for an update."""
         self.configure(clock)
         schedule, phase = self.training.schedule, clock.phase
         update, total = (
@@ -147,41 +147,40 @@ class Trainer:
             self.method.begin(phase)
 
     def _keep(self, clock: Clock) -> None:
-        """Copies the student's average at the end of a phase that keeps it; the last one is the student's own."""
+        """Copies the student's average at the end of a phase that keeps it; the last phase needs no copy."""
         if clock.update + 1 != clock.phase.stop or clock.phase.stop == clock.total:
             return
         if (calls := self.method.keep(clock.phase)) is not None:
             weights = self.networks.average.module.state_dict()
-            self.kept[str(len(calls.sigmas))] = {
-                name: sharding.gathered(value).clone() for name, value in weights.items()
+            self.earlier[str(len(calls.sigmas))] = {
+                name: sharding.gather(value).clone() for name, value in weights.items()
             }
 
-    def _micro_batches(self, part: Part, own: Rows, kept: dict[str, list[Rows]]) -> list[tuple[Rows, int]]:
-        """This process's rows of a part, on the device, cut into micro-batches, and the number of each.
+    def _micro_batches(self, part: Part, own: Rows, earlier: dict[str, list[Rows]]) -> list[tuple[Rows, int]]:
+        """This process's rows of a part as micro-batches on the device, with the number of rows of each.
 
-        Rows that go on from an earlier part keep its cut; what is drawn anew for them replaces what they had.
+        A part that carries an earlier one has its micro-batches; values drawn for the new part replace earlier ones.
         """
         mine, device = self.split.part(part.size), self.networks.device
-        found = []
-        for number, place in enumerate(self.split.slices(part.size)):
-            num = place.stop - place.start
-            local = slice(place.start - mine.start, place.stop - mine.start)
+        micro_batches = []
+        for number, batch in enumerate(self.split.slices(part.size)):
+            local = slice(batch.start - mine.start, batch.stop - mine.start)
             rows = {name: values[local].to(device) for name, values in own.items()}
             if part.carries is not None:
-                rows = kept[part.carries][number] | rows
-            found.append((rows, num))
-        return found
+                rows = earlier[part.carries][number] | rows
+            micro_batches.append((rows, batch.stop - batch.start))
+        return micro_batches
 
 
 def plan(method: MethodSection) -> tuple[Plan, list[str]]:
-    """The plan of a method, and lines that name what of it is not used.
+    """The plan of a method, and notes on keys that have no effect.
 
     Raises:
-        ValueError: no phase has a loss left.
+        ValueError: no phase has a loss.
     """
     phases, lines = method.plan()
     if not phases:
-        raise ValueError(f"no phase has a loss left to learn from ({'; '.join(lines)})")
+        raise ValueError(f"no phase has a loss ({'; '.join(lines)})")
     return Plan(phases), lines
 
 
@@ -194,7 +193,7 @@ def assemble(
     split: BatchSplit,
     start: bool = True,
 ) -> Trainer:
-    """The method of a training at work on its networks, which are on their device; see `Trainer.start`."""
+    """The trainer of a training section, on networks that are on their device; `start` calls `Trainer.start`."""
     networks = NetworkSet(modules, training.method.roles(), ema_decay=training.ema_decay)
     method = methods.load(training.method.name)(training.method, networks, facts, networks.device, distances)
     trainer = Trainer(training, method, networks, split)
@@ -204,7 +203,7 @@ def assemble(
 
 
 def loader(trainer: Trainer, streams: Mapping[str, Stream], plan: Plan, *, stage: str) -> BatchLoader:
-    """The rows of every update of a training; `stage` is part of what its random numbers depend on."""
+    """The rows of every update of a training; its random numbers depend on `stage` too."""
     return BatchLoader(
         trainer.method,
         streams,

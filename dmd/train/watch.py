@@ -1,7 +1,7 @@
-"""What one update of any method takes: memory and network passes, seen on updates of one and of two rows.
+"""Memory and network passes of one update of any method, measured on updates of one and of two rows.
 
-The losses and backward passes of every step are run as the trainer runs them, without a step of any optimiser. Memory
-of a pass is a line in its rows, so that two points say it; passes are counted by row.
+Every step runs its losses and backward passes as in the trainer, but no optimiser. Memory is a linear function of the
+rows, which two points determine; passes are counted per row.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from dmd.methods.base import Clock, Part, Rows, Step
-from dmd.models.counting import Line, Peak, weight_bytes
+from dmd.models.counting import LinearBytes, Peak, weight_bytes
 from dmd.train.data import Stream
 from dmd.train.log import UpdateLog
 from dmd.train.optimiser import moment_bytes
 from dmd.train.trainer import Plan, Trainer
 
-LOOKED_AT = 64  # updates at the beginning of a phase whose steps are told apart
+NUM_UPDATES = 64  # first updates of a phase that stand for all of it
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,21 @@ class WatchedPart:
 
     Attributes:
         size: rows of the whole batch.
-        activations: memory of its loss and backward pass, gradients of weights and what a distance takes apart.
-        distance: whether the loss takes a distance of images.
-        passes: of the network of each role, over one row; one whose gradient reaches its weights counts 3, one whose
-            gradient only goes through counts 2.
+        activations: memory of its loss and backward pass, without gradients of weights and without distances.
+        distance: whether the loss uses a distance of images.
+        passes: of the network of each role, per row: a forward pass counts 1, with a backward pass to its input 2,
+            with one to its weights too 3.
     """
 
     size: int
-    activations: Line
+    activations: LinearBytes
     distance: bool
     passes: Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class WatchedStep:
-    """One step, and how many updates of the training make it; of two that are alike in one update it counts both."""
+    """One step of an update, and the number of updates that have it at this position."""
 
     step: Step
     updates: int
@@ -53,50 +53,50 @@ class WatchedStep:
 
 
 def watch(trainer: Trainer, streams: Mapping[str, Stream]) -> list[WatchedStep]:
-    """Every kind of step that a training makes, on its own networks, which are left as they are.
+    """Every kind of step of a training, measured on its own networks, whose weights do not change.
 
-    It belongs before `Trainer.start`: compiled networks would be compiled for one and two rows as well.
+    Call it before `Trainer.start`: compiled networks would be compiled for one and two rows as well.
 
-    A phase is told by its first updates: each pattern of steps among them stands for its part of the phase.
+    The first updates of a phase stand for all of it: each pattern of steps in them for its fraction of the phase.
     """
     method, section = type(trainer.method), trainer.training.method
-    plan, found = Plan(section.plan()[0]), list[WatchedStep]()
+    plan, watched = Plan(section.plan()[0]), list[WatchedStep]()
     distances, trains, counts = trainer.method.distances, trainer.networks.trains, Counter[str]()
-    trainer.method.distances = {name: _plain(counts) for name in distances}
+    trainer.method.distances = {name: _counting_distance(counts) for name in distances}
     try:
         for phase in plan.phases:
-            looked = range(phase.first, min(phase.first + LOOKED_AT, phase.stop))
+            updates = range(phase.first, min(phase.first + NUM_UPDATES, phase.stop))
             patterns: dict[tuple[Step, ...], list[Clock]] = {}
-            for clock in map(plan.clock, looked):
+            for clock in map(plan.clock, updates):
                 patterns.setdefault(method.steps(section, clock), []).append(clock)
             trainer.method.configure(phase)
             for steps, clocks in patterns.items():
-                updates = round(phase.config.updates * len(clocks) / len(looked))
-                found += _watched(trainer, streams, clocks[0], steps, updates, counts)
+                num = round(phase.config.updates * len(clocks) / len(updates))
+                watched += _watch_steps(trainer, streams, clocks[0], steps, num, counts)
     finally:
         trainer.method.distances = distances
         trainer.networks.train_only(trains)
         trainer.forget_phase()
         for role in trainer.training.optimisers:
             trainer.networks.weights(role).zero_grad()
-    return found
+    return watched
 
 
 def total_passes(steps: list[WatchedStep]) -> dict[str, int]:
     """Passes of each role's network over one row in a whole training."""
     totals: Counter[str] = Counter()
-    for each in steps:
-        for part in each.parts.values():
+    for watched in steps:
+        for part in watched.parts.values():
             for role, passes in part.passes.items():
-                totals[role] += each.updates * part.size * passes
+                totals[role] += watched.updates * part.size * passes
     return dict(totals)
 
 
 def memory_plan(trainer: Trainer, steps: list[WatchedStep], distance_bytes: Callable[[int], int]) -> dict[str, int]:
-    """Bytes by purpose at the fullest moment of an update; working memory of kernels comes on top.
+    """Bytes by purpose at the peak of an update, without the working memory of kernels.
 
     Args:
-        distance_bytes: what the distance of images takes of so many.
+        distance_bytes: num -> bytes that the distance of `num` images takes.
     """
     networks, split, compute = trainer.networks, trainer.split, trainer.training.compute
     sizes = {role: weight_bytes(networks[role]) for role in networks}
@@ -105,31 +105,32 @@ def memory_plan(trainer: Trainer, steps: list[WatchedStep], distance_bytes: Call
     moments = sum(moment_bytes(networks.weights(role).parameters(), config.kind) for role, config in optimisers.items())
     parts = {f"weights of {role}": size for role, size in sizes.items() if size}
     parts |= {"moving average": trained["student"], "moments": moments}
-    parts["gradients"] = max(sum(trained[role] for role in each.step.trains) for each in steps)
-    if compute.shard_parameters:  # the block that is whole for now comes on top
+    parts["gradients"] = max(sum(trained[role] for role in watched.step.trains) for watched in steps)
+    if compute.shard_parameters:  # the gathered block is not counted
         parts = {name: -(-size // split.processes) for name, size in parts.items()}
     elif split.processes > 1:
         parts["exchange of gradients"] = split.exchange_bytes
-    fullest = [_fullest(each, split.largest, distance_bytes) for each in steps]
-    return parts | max(fullest, key=lambda one: max(one.values()))
+    largest = [_largest_part(watched, split.largest, distance_bytes) for watched in steps]
+    return parts | max(largest, key=lambda part: max(part.values()))
 
 
-def _fullest(
+def _largest_part(
     watched: WatchedStep, largest: Callable[[int], int], distance_bytes: Callable[[int], int]
 ) -> dict[str, int]:
-    """Name and bytes of the part of a step that takes most."""
-    found = {}
+    """Name and bytes of the part of a step that takes most memory."""
+    sizes = {}
     for name, part in watched.parts.items():
         num = largest(part.size)
-        more = distance_bytes(num) if part.distance else 0
-        told = " and their distance" if more else ""
-        found[f"activations of {num} rows of {name}, step {watched.step.name}{told}"] = part.activations.of(num) + more
-    name = max(found, key=lambda key: found[key])
-    return {name: found[name]}
+        distance = distance_bytes(num) if part.distance else 0
+        suffix = " and their distance" if distance else ""
+        title = f"activations of {num} rows of {name}, step {watched.step.name}{suffix}"
+        sizes[title] = part.activations.of(num) + distance
+    title = max(sizes, key=lambda key: sizes[key])
+    return {title: sizes[title]}
 
 
-def _plain(counts: Counter[str]) -> Callable[[Tensor, Tensor], Tensor]:
-    """A distance that takes next to nothing, and counts its calls."""
+def _counting_distance(counts: Counter[str]) -> Callable[[Tensor, Tensor], Tensor]:
+    """A distance that takes little memory, and counts its calls."""
 
     def distance(image: Tensor, reference: Tensor) -> Tensor:
         counts["distance"] += 1
@@ -138,7 +139,7 @@ def _plain(counts: Counter[str]) -> Callable[[Tensor, Tensor], Tensor]:
     return distance
 
 
-def _watched(
+def _watch_steps(
     trainer: Trainer,
     streams: Mapping[str, Stream],
     clock: Clock,
@@ -146,17 +147,17 @@ def _watched(
     updates: int,
     counts: Counter[str],
 ) -> Iterator[WatchedStep]:
-    one, two = (_run(trainer, streams, clock, steps, num, counts) for num in (1, 2))
+    one_row, two_rows = (_run(trainer, streams, clock, steps, num, counts) for num in (1, 2))
     for number, step in enumerate(steps):
         parts = {}
         for part in step.parts:
-            (least, passes, distance), (most, _, _) = one[number][part.name], two[number][part.name]
-            line = Line(most - least, max(2 * least - most, 0))
-            parts[part.name] = WatchedPart(part.size, line, distance, passes)
+            (one, passes, distance), (two, _, _) = one_row[number][part.name], two_rows[number][part.name]
+            activations = LinearBytes(two - one, max(2 * one - two, 0))
+            parts[part.name] = WatchedPart(part.size, activations, distance, passes)
         yield WatchedStep(step, updates, parts)
 
 
-Seen = tuple[int, dict[str, int], bool]  # bytes, passes, whether a distance was asked
+Measured = tuple[int, dict[str, int], bool]  # bytes, passes per row, whether a distance was used
 
 
 def _run(
@@ -166,11 +167,11 @@ def _run(
     steps: tuple[Step, ...],
     num: int,
     counts: Counter[str],
-) -> list[dict[str, Seen]]:
-    """One update of `num` rows a part."""
+) -> list[dict[str, Measured]]:
+    """Runs one update with `num` rows per part; returns its measurements by step and part."""
     networks, random = trainer.networks, torch.Generator().manual_seed(0)
-    kept: dict[str, Rows] = {}
-    found: list[dict[str, Seen]] = []
+    earlier: dict[str, Rows] = {}
+    by_step: list[dict[str, Measured]] = []
     for step in steps:
         networks.train_only(step.trains)
         networks.use_dropout(step.dropout)
@@ -178,26 +179,26 @@ def _run(
             for parameter in networks.weights(role).parameters():
                 parameter.grad = torch.zeros_like(parameter)
         small = {part.name: dataclasses.replace(part, size=num) for part in step.parts}
-        given = {name: _rows(streams, part, num, random) for name, part in small.items()}
+        read = {name: _rows(streams, part, num, random) for name, part in small.items()}
         drawn = trainer.method.draw(step, clock, random)
-        seen: dict[str, Seen] = {}
+        by_part: dict[str, Measured] = {}
         for part in step.parts:
-            own = given[part.name] | {name: values[:num] for name, values in drawn.get(part.name, {}).items()}
+            own = read[part.name] | {name: values[:num] for name, values in drawn.get(part.name, {}).items()}
             rows = {name: values.to(networks.device) for name, values in own.items()}
             if part.carries is not None:
-                rows = kept[part.carries] | rows
+                rows = earlier[part.carries] | rows
             before = counts["distance"]
-            with _counted(trainer) as passes, Peak() as peak:
+            with _count_passes(trainer) as passes, Peak() as peak:
                 loss = trainer.method.loss(step, part, rows, clock, UpdateLog(trainer.split))
                 loss.backward()  # type: ignore[no-untyped-call]
                 del loss
-            kept[part.name] = rows
-            by_row = {role: total // num for role, total in passes.items()}
-            seen[part.name] = peak.most, by_row, counts["distance"] > before
-        found.append(seen)
+            earlier[part.name] = rows
+            per_row = {role: total // num for role, total in passes.items()}
+            by_part[part.name] = peak.most, per_row, counts["distance"] > before
+        by_step.append(by_part)
         for role in step.trains:
             networks.weights(role).zero_grad()
-    return found
+    return by_step
 
 
 def _rows(streams: Mapping[str, Stream], part: Part, num: int, random: torch.Generator) -> Rows:
@@ -205,16 +206,16 @@ def _rows(streams: Mapping[str, Stream], part: Part, num: int, random: torch.Gen
 
 
 @contextmanager
-def _counted(trainer: Trainer) -> Iterator[dict[str, int]]:
-    """Passes of each role's network within, times their rows."""
+def _count_passes(trainer: Trainer) -> Iterator[dict[str, int]]:
+    """Counts rows of passes of each role's network, weighted as in `WatchedPart.passes`."""
     networks, totals = trainer.networks, dict[str, int]()
 
     def counter(role: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         learns = any(parameter.requires_grad for parameter in networks.weights(role).parameters())
 
-        def count(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             weight = 1 if not output.requires_grad else 3 if learns else 2
-            totals[role] = totals.get(role, 0) + weight * len(given[0])
+            totals[role] = totals.get(role, 0) + weight * len(inputs[0])
 
         return count
 

@@ -133,7 +133,7 @@ def test_file_on_one_side_only_is_named(tmp_path):
     step = Step("distill", ("e/*.json",), checkpoints=("e/*.safetensors",))
     for house in ("old", "new"):
         write(tmp_path / house / "results/e/fid.json", {"value": 1.0})
-    with pytest.raises(ValueError, match="nothing fits"):
+    with pytest.raises(ValueError, match="no file matches"):
         compare_step(step, tmp_path / "old", tmp_path / "new")
     write(tmp_path / "old/kept/e/1.safetensors", WEIGHTS)
     with pytest.raises(ValueError, match=r"one side only: e/1.safetensors \(first house\)"):

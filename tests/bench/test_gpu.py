@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench import gpu, gpu_experiment, gpu_methods, gpu_step, gpu_text, gpu_text_parts, gpu_text_step
-from bench.attempts import FAILED, attempted
+from bench.attempts import FAILED, attempt
 from bench.gpu_passes import MODES
 from dmd import methods
 from dmd.methods.parts.distances import Lpips
@@ -76,7 +76,7 @@ def test_updates_of_every_method_are_measured():
 
 def test_what_begins_too_late_is_left_out():
     (size,) = gpu.sizes(torch.device("cpu"), tiny=True).values()
-    figures = gpu.measured(size, lambda: True)
+    figures = gpu.measure(size, lambda: True)
     assert figures["experiment"] == "left out: no time"
     assert set(figures["passes"].values()) == {"left out: no time"} == set(figures["distill"].values())
 
@@ -133,8 +133,8 @@ def test_figures_that_cannot_be_had_say_why(capsys):
     def full():
         raise torch.OutOfMemoryError("no memory\nfor 3 GiB")
 
-    assert attempted(full) == "out of memory: no memory"
-    assert attempted(lambda: 1 // 0) == f"{FAILED}ZeroDivisionError: integer division or modulo by zero"
+    assert attempt(full) == "out of memory: no memory"
+    assert attempt(lambda: 1 // 0) == f"{FAILED}ZeroDivisionError: integer division or modulo by zero"
     assert "Traceback" in capsys.readouterr().err
     figures = gpu_text.measure(gpu_text_parts.size(torch.device("cpu"), tiny=True), lambda: True)
     late = [found for name in ("one_step", "distill", "pairs") for found in figures[name].values()]

@@ -172,7 +172,7 @@ def test_reference_of_moments_needs_no_dataset_and_its_spec_no_path():
     assert "dataset" not in spec and "against" not in found.spec("base", "reference")
     assert found.spec("trained", "reference") == {**found.spec("base", "reference"), "against": "training"}
     alone = {name: section for name, section in BASE.items() if name != "dataset"}
-    with pytest.raises(config.ConfigError, match="alone.reference: needs a section dataset, or reference.moments"):
+    with pytest.raises(config.ConfigError, match="alone.reference: it needs a section dataset, or reference.moments"):
         config.resolve({"experiments": {"alone": alone}})
     config.resolve({"experiments": {"alone": {**alone, "reference": moments}}})
 
@@ -422,7 +422,7 @@ def test_decoders_of_all_phases_are_upstream_of_a_distillation_of_latents():
     assert upstream["full"] == [*before, "autoencoder"]
     texts["teacher"] = {"kind": "stable-diffusion", "folder": "sd"}
     message = fault(text=texts | {"distill": {"method": {"regression_distance": distance}}})
-    assert "decoder: tiny, but section teacher names no tiny_autoencoder" in message
+    assert "decoder: tiny, but section teacher has no tiny_autoencoder" in message
 
 
 @pytest.mark.parametrize(
@@ -430,9 +430,9 @@ def test_decoders_of_all_phases_are_upstream_of_a_distillation_of_latents():
     [
         (
             {"method": {"sigma": float("nan")}},
-            "experiments.child.distill.method.sigma: nan is no number that can be used",
+            "experiments.child.distill.method.sigma: nan is not a finite number",
         ),
-        ({"sigma": float("inf")}, "inf is no number"),
+        ({"sigma": float("inf")}, "inf is not a finite number"),
         ({1: 2}, "the key 1 is no text"),
         ({"seed": datetime.date(2001, 1, 1)}, "is a date to YAML"),
     ],
@@ -443,7 +443,7 @@ def test_value_that_json_does_not_have_is_named(value: Any, message: str):
 
 def test_parent_that_is_no_name_is_named():
     for value in ({"a": 1}, 5, ["base"]):
-        with pytest.raises(config.ConfigError, match="other.extends: .* is no name of an experiment"):
+        with pytest.raises(config.ConfigError, match="other.extends: .* is not the name of an experiment"):
             config.resolve({"experiments": {"other": {"extends": value}}})
 
 
@@ -465,10 +465,10 @@ def test_storage_is_off_and_its_faults_are_named():
         ({"prefix": "https://me:secret@server/a"}, "storage.prefix"),
         ({"prefix": "https://server/a?sig=secret"}, "storage.prefix"),
         ({"prefix": "s3://bucket/a", "endpoint": "https://me:secret@server"}, "storage.endpoint"),
-        ({"prefix": "http://server/a", "keep": False}, "storage.keep: false, but http://server/a is to read only"),
+        ({"prefix": "http://server/a", "keep": False}, "storage.keep: false, but http://server/a is read-only"),
         ({"prefix": "http://server/a", "endpoint": "http://b"}, "storage.endpoint: http://b"),
-        ({"prefix": "s3://bucket/a", "cache": "./results/cache"}, "storage.cache: ./results/cache lies in results/"),
-        ({"prefix": "s3://bucket/a", "cache": os.path.abspath("results/c")}, "results/c lies in results/"),
+        ({"prefix": "s3://bucket/a", "cache": "./results/cache"}, "storage.cache: ./results/cache is in results/"),
+        ({"prefix": "s3://bucket/a", "cache": os.path.abspath("results/c")}, "results/c is in results/"),
         ({"prefix": "s3://bucket/a", "cache_gb": 0}, "storage.cache_gb"),
         ({"prefix": "s3://bucket/a", "folder": "b"}, 'storage: unknown key "folder"'),
     ]:

@@ -139,7 +139,8 @@ def models(annotation: Any) -> set[type[BaseModel]]:
 
 def defaults() -> dict[str, dict[str, Any]]:
     """Every default of every section of an experiment, but those that reach no spec."""
-    chosen = models(Experiment) - {Experiment, experiment.Resources, experiment.Asked, experiment.AskedNodes}
+    resources = {experiment.Resources, experiment.JobResources, experiment.DistillResources}
+    chosen = models(Experiment) - {Experiment, *resources}
     found: dict[str, dict[str, Any]] = {}
     for each in sorted(chosen, key=lambda model: model.__name__):
         optional = {name: field for name, field in each.model_fields.items() if not field.is_required()}

@@ -164,7 +164,7 @@ def _read_tensors(path: Path) -> None:
 
 def _make_checkpoint(folder: Path) -> Path:
     rows = [{"update": 0.0, "phase": 0.0, "loss": 1.0}, {"update": 1.0, "phase": 0.0, "gap": 2.0}]
-    checkpoints.save(folder, key="key", stage="distill", update=5, learnt=state.state(DISTILLATION), rows=rows)
+    checkpoints.save(folder, key="key", stage="distill", update=5, tensors=state.state(DISTILLATION), rows=rows)
     return folder / "00000005.safetensors"
 
 

@@ -138,14 +138,14 @@ def test_class_defaults_stand_where_a_file_is_silent(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"preconditioning": "iDDPMPrecond"}, "preconditioning 'iDDPMPrecond' is not known"),
+        ({"preconditioning": "iDDPMPrecond"}, "preconditioning 'iDDPMPrecond' is not supported"),
         ({"encoder_type": "skip"}, "SongUNet with .*'encoder_type': 'skip'.* is neither"),
-        ({"channel_mult_emb": 2}, "channel_mult_emb is not 4"),
+        ({"channel_mult_emb": 2}, "channel_mult_emb must be 4"),
         ({"num_blocks": "two"}, "SongUNet.num_blocks: expected int, found str"),
         ({"num_blocks": 2}, "holds another architecture: Missing key"),
         ({"num_blocks": 2000}, "holds another architecture: 4000 blocks for [0-9]+ tensors"),
-        ({"depth": 3}, "SongUNet has arguments that are not known here: depth"),
-        ({"channel_mult": [2] * 40}, "SongUNet.channel_mult: no short list"),
+        ({"depth": 3}, "SongUNet has unknown arguments: depth"),
+        ({"channel_mult": [2] * 40}, "SongUNet.channel_mult: not a list of at most 16"),
         ({"out_channels": 6}, "out_channels differs from in_channels"),
     ],
 )

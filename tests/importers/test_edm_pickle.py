@@ -9,7 +9,7 @@ import struct
 import pytest
 import torch
 
-from dmd.importers import edm_pickle, stored_tensors
+from dmd.importers import edm_pickle, tensor_storage
 from tests.edm_files import make_edm_pickle
 
 PROTO, MARK, STOP = b"\x80\x04", b"(", b"."
@@ -89,7 +89,7 @@ def test_own_layout_reads_what_was_written(tmp_path):
 
 
 def test_storages_of_all_types_keep_their_values(tmp_path):
-    for dtype in stored_tensors.STORAGES.values():
+    for dtype in tensor_storage.STORAGES.values():
         values = torch.tensor([1.5, -2.0, 0.25, 7.0]).to(dtype)
         (tmp_path / "file.pkl").write_bytes(weighted(tensor(storage(values))))
         assert torch.equal(edm_pickle.read(tmp_path / "file.pkl").tensors["weight"], values)
@@ -124,13 +124,13 @@ def test_storages_of_all_types_keep_their_values(tmp_path):
         (PROTO + b"})\x85K\x01s.", "a tuple as a key"),
         (PROTO + b"N.", "no dict with a module 'ema'"),
         (PROTO + b"h\x05.", "damaged"),
-        (PROTO + b"NN.", "more or less than one object"),
+        (PROTO + b"NN.", "does not end with exactly one object"),
         (b"\x80\xff.", "protocol"),
-        (b"", "bytes are claimed where 0 are left"),
+        (b"", "bytes are needed, but 0 are left"),
         (b"PK\x03\x04" + bytes(60), "refused|damaged|left|unknown"),
-        (PROTO + b"\x8e" + struct.pack("<Q", 10 << 30) + b".", f"{10 << 30} bytes are claimed where 1 are left"),
-        (PROTO + b"B" + struct.pack("<I", 4_000_000_000) + b".", "4000000000 bytes are claimed"),
-        (PROTO + b"\x8d" + struct.pack("<Q", 2**63 - 1) + b".", "bytes are claimed"),
+        (PROTO + b"\x8e" + struct.pack("<Q", 10 << 30) + b".", f"{10 << 30} bytes are needed, but 1 are left"),
+        (PROTO + b"B" + struct.pack("<I", 4_000_000_000) + b".", "4000000000 bytes are needed"),
+        (PROTO + b"\x8d" + struct.pack("<Q", 2**63 - 1) + b".", "bytes are needed"),
         (PROTO + b"\x95" + struct.pack("<Q", 10 << 30) + b"N.", "no dict with a module"),
         (PROTO + b"Nr\xff\xff\xff\xff.", "no dict with a module"),
         (weighted(RUN), "global os.system is refused"),
@@ -138,24 +138,24 @@ def test_storages_of_all_types_keep_their_values(tmp_path):
         (weighted(tensor(storage()[:137] + PROTO + RUN + STOP)), "in a nested storage: global os.system is refused"),
         (weighted(tensor(storage()[:137] + PROTO + b"Pexecuted\n.")), "in a nested storage: opcode PERSID is refused"),
         (weighted(tensor(storage()[:137] + PROTO + b"\x82\x01.")), "in a nested storage: opcode EXT1 is refused"),
-        (weighted(tensor(storage()[:-1])), "in a nested storage: .* claimed in 15 bytes"),
-        (weighted(tensor(storage() + b"\0")), "in a nested storage: .* claimed in 17 bytes"),
-        (weighted(tensor(storage()[:-20])), "in a nested storage: .* bytes are claimed where .* are left"),
+        (weighted(tensor(storage()[:-1])), "in a nested storage: .* values do not fit 15 bytes"),
+        (weighted(tensor(storage() + b"\0")), "in a nested storage: .* values do not fit 17 bytes"),
+        (weighted(tensor(storage()[:-20])), "in a nested storage: .* bytes are needed, but .* are left"),
         (weighted(tensor(b"PK\x03\x04")), "in a nested storage"),
         (weighted(tensor(pickle.dumps([1, 2, 3]))), "in a nested storage"),
-        (weighted(tensor(storage(), size=(5,))), "beyond its 4 stored numbers"),
-        (weighted(tensor(storage(), offset=1)), "beyond its 4 stored numbers"),
-        (weighted(tensor(storage(), stride=(2,))), "beyond its 4 stored numbers"),
-        (weighted(tensor(storage(), size=(2,), stride=(2**39,))), "beyond its 4 stored numbers"),
-        (weighted(tensor(storage(), size=(2**39,), stride=(0,))), "beyond its 4 stored numbers"),
-        (weighted(tensor(storage(), offset=-1)), "negative or no integers"),
-        (weighted(tensor(storage(), size=(-1,))), "negative or no integers"),
-        (weighted(tensor(storage(), stride=(-1,))), "negative or no integers"),
-        (weighted(tensor(storage(), size=(2**63,))), "negative or no integers"),
+        (weighted(tensor(storage(), size=(5,))), "beyond its 4 stored values"),
+        (weighted(tensor(storage(), offset=1)), "beyond its 4 stored values"),
+        (weighted(tensor(storage(), stride=(2,))), "beyond its 4 stored values"),
+        (weighted(tensor(storage(), size=(2,), stride=(2**39,))), "beyond its 4 stored values"),
+        (weighted(tensor(storage(), size=(2**39,), stride=(0,))), "beyond its 4 stored values"),
+        (weighted(tensor(storage(), offset=-1)), "negative or not integers"),
+        (weighted(tensor(storage(), size=(-1,))), "negative or not integers"),
+        (weighted(tensor(storage(), stride=(-1,))), "negative or not integers"),
+        (weighted(tensor(storage(), size=(2**63,))), "negative or not integers"),
         (weighted(tensor(storage(), size=(4, 1))), "2 sizes and 1 strides"),
-        (weighted(tensor(storage(), size=(1,) * 9, stride=(1,) * 9)), "no short tuple"),
-        (weighted(tensor(storage(), size=(0,))), "weight: no numbers"),
-        (weighted(tensor(storage(), size=(2**39, 2**39, 0), stride=(1, 1, 1))), "weight: no numbers"),
+        (weighted(tensor(storage(), size=(1,) * 9, stride=(1,) * 9)), "not a tuple of at most 8"),
+        (weighted(tensor(storage(), size=(0,))), "weight: the tensor is empty"),
+        (weighted(tensor(storage(), size=(2**39, 2**39, 0), stride=(1, 1, 1))), "weight: the tensor is empty"),
         (weighted(b"K\x01"), "weight: a tensor was expected"),
         (persistent(b"}" + text(b"_modules") + b"}" + text(b"model") + b"K\x01ss"), "a module was expected"),
     ],
@@ -174,13 +174,13 @@ def test_source_code_stays_text(refusal, tmp_path, monkeypatch):
 
 
 def test_size_of_a_file_is_limited_before_it_is_read(refusal):
-    assert "101 bytes, more than the 100" in refusal(b"N" * 101, max_size=100)
+    assert "101 bytes, more than the allowed 100" in refusal(b"N" * 101, max_size=100)
 
 
 def test_huge_storage_claimed_in_a_small_file_takes_no_memory(refusal):
     blob = storage().replace(b"K\x04Nt", b"\x8a\x05" + (10 << 30).to_bytes(5, "little") + b"Nt")
     blob = blob[: -16 - 8] + struct.pack("<q", 10 << 30) + blob[-16:]
-    assert f"{10 << 30} numbers are claimed in 16 bytes" in refusal(weighted(tensor(blob, size=(10 << 30,))))
+    assert f"{10 << 30} values do not fit 16 bytes" in refusal(weighted(tensor(blob, size=(10 << 30,))))
 
 
 def module(state: bytes) -> bytes:
@@ -192,9 +192,9 @@ def test_modules_without_end_or_at_two_places_are_refused(refusal):
     part = b"}"
     for _ in range(40):
         part = b"}" + text(b"_modules") + b"}" + text(b"m") + module(part) + b"ss"
-    assert "modules within modules without end" in refusal(persistent(part))
+    assert "modules are nested too deep" in refusal(persistent(part))
     both = b"}" + text(b"a") + module(b"}") + b"q\x01s" + text(b"b") + b"h\x01s"
-    assert "one at two places" in refusal(persistent(b"}" + text(b"_modules") + both + b"s"))
+    assert "or one occurs twice" in refusal(persistent(b"}" + text(b"_modules") + both + b"s"))
 
 
 def test_one_storage_shared_by_many_tensors_is_read_a_bounded_number_of_times(refusal):

@@ -151,18 +151,18 @@ def changed(**tensors: torch.Tensor | None) -> State:
     ("state", "message"),
     [
         (changed(time_embed__0__weight=None), "time_embed.0.weight is missing"),
-        (changed(encoder__weight=torch.ones(2)), "encoder.weight is no weight of such a network"),
-        (changed(input_blocks__2__0__op__weight=torch.ones(2)), "input_blocks.2.0.op.weight is no weight"),
+        (changed(encoder__weight=torch.ones(2)), "encoder.weight is not a weight of such a network"),
+        (changed(input_blocks__2__0__op__weight=torch.ones(2)), "input_blocks.2.0.op.weight is not a weight"),
         (changed(out__2__bias=None), 'holds another architecture: Missing key.*"out_conv.bias"'),
         (changed(label_emb__weight=torch.full((5, 512), torch.nan)), "not finite: map_label.weight"),
         ({"a.weight": torch.ones(2)}, "time_embed.0.weight is missing"),
         ([torch.ones(2)], "holds no dict of names and tensors"),
         ({"a": 3}, "something else than tensors: a"),
-        (changed(out__2__bias=torch.ones(1).expand(1 << 40)), "numbers are not all stored: out.2.bias"),
-        (changed(out__2__bias=torch.ones(3).to_sparse()), "numbers are not all stored: out.2.bias"),
-        (changed(out__2__bias=torch.ones(3, device="meta")), "numbers are not all stored: out.2.bias"),
+        (changed(out__2__bias=torch.ones(1).expand(1 << 40)), "tensors larger than their storage: out.2.bias"),
+        (changed(out__2__bias=torch.ones(3).to_sparse()), "tensors larger than their storage: out.2.bias"),
+        (changed(out__2__bias=torch.ones(3, device="meta")), "tensors larger than their storage: out.2.bias"),
         (changed(out__2__bias=torch.ones(3, dtype=torch.int64)), "something else than real numbers: out.2.bias"),
-        (changed(time_embed__0__weight=torch.ones(512, 0)), "numbers are not all stored: time_embed.0.weight"),
+        (changed(time_embed__0__weight=torch.ones(512, 0)), "tensors larger than their storage: time_embed.0.weight"),
         (dict.fromkeys("abc", torch.ones(9999)), "more bytes than the file has"),
     ],
 )
@@ -201,7 +201,7 @@ def test_file_that_would_run_code_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     torch.save({"a": Hostile()}, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="cannot be read as a file of weights alone"):
+    with pytest.raises(ValueError, match="cannot be read as a file of weights only"):
         teacher.run(output=tmp_path / "t", table=tmp_path / "log.parquet", kind="openai", source=tmp_path / "a.pt")
     assert not (tmp_path / "executed").exists()
 
@@ -211,5 +211,5 @@ def test_truncated_file_is_refused(source, tmp_path):
     for size in (0, 10, 1000, len(content) // 2, len(content) - 1):
         (tmp_path / "a.pt").write_bytes(content[:size])
         (tmp_path / ".a.pt.json").unlink(missing_ok=True)
-        with pytest.raises(ValueError, match="cannot be read as a file of weights alone"):
+        with pytest.raises(ValueError, match="cannot be read as a file of weights only"):
             teacher.run(output=tmp_path / "t", table=tmp_path / "log.parquet", kind="openai", source=tmp_path / "a.pt")

@@ -11,7 +11,7 @@ import torch
 
 from dmd import torchvision_operators
 from dmd.models import loading
-from dmd.models.guidance import guided
+from dmd.models.guidance import with_guidance
 from dmd.provenance import record, tensors
 from dmd.stages import autoencoder, teacher, text_encoder
 from tests.stable_diffusion_files import make_stable_diffusion, make_tiny_autoencoder
@@ -100,7 +100,7 @@ def test_guided_denoiser_at_a_level_is_the_x0_of_the_pipelines_own_numbers(made,
     given, without = (
         pipeline.unet(noise, 999, encoder_hidden_states=each).sample for each in (states, empty[None].expand(2, -1, -1))
     )
-    found = guided(denoiser, empty, 3.0)(noise / alpha, torch.full((2,), sigma), states)
+    found = with_guidance(denoiser, empty, 3.0)(noise / alpha, torch.full((2,), sigma), states)
     predicted = (without + 3 * (given - without)).double()
     expected = (noise.double() - (1 - square) ** 0.5 * predicted) / alpha
     assert float((given - without).abs().max()) > 0.01
@@ -141,7 +141,7 @@ def test_tiny_codec_is_diffusers_own(tmp_path):
     image.square().mean().backward()
     assert (codec.scale, codec.channels) == (4, 4) and float(latent.grad.abs().max()) > 0
     torch.testing.assert_close(codec.encode(image), stock.encode(image).latents)
-    with pytest.raises(ValueError, match="is of kind 'autoencoder', no text-encoder"):
+    with pytest.raises(ValueError, match="is of kind 'autoencoder', not text-encoder"):
         loading.load_text(tmp_path / "t.safetensors")
     (source / "diffusion_pytorch_model.safetensors").rename(source / "diffusion_pytorch_model.bin")
     with pytest.raises(ValueError, match="the weights of the AutoencoderTiny .other formats are not read"):
@@ -267,14 +267,14 @@ def without(path: Path, name: str) -> None:
         (lambda p: edit(p / "tokenizer/special_tokens_map.json", bos_token="<s>"), "vocab.json has no token <s>"),
         (
             lambda p: edit(p / "model_index.json", unet=["diffusers", "UNet2DModel"]),
-            "no UNet2DConditionModel of diffusers",
+            "not UNet2DConditionModel of diffusers",
         ),
-        (lambda p: edit(p / "model_index.json", unet=["my_code", "UNet"]), "no UNet2DConditionModel of diffusers"),
+        (lambda p: edit(p / "model_index.json", unet=["my_code", "UNet"]), "not UNet2DConditionModel of diffusers"),
         (
             lambda p: edit(p / "model_index.json", text_encoder=["transformers", "T5EncoderModel"]),
-            "no CLIPTextModel of tr",
+            "not CLIPTextModel of tr",
         ),
-        (lambda p: edit(p / "unet/config.json", _class_name="UNet2DModel"), "'UNet2DModel' is no UNet2DConditionModel"),
+        (lambda p: edit(p / "unet/config.json", _class_name="UNet2DModel"), "is not UNet2DConditionModel"),
         (lambda p: edit(p / "unet/config.json", in_channels=9), "4 output channels for 9"),
         (
             lambda p: edit(p / "unet/config.json", cross_attention_dim=64),
@@ -287,17 +287,20 @@ def without(path: Path, name: str) -> None:
         (lambda p: edit(p / "unet/config.json", layers_per_block=2000), "more than 64 layers_per_block"),
         (
             lambda p: edit(p / "vae/config.json", latent_channels=8),
-            "latents of 8 channels, those of the network have 4",
+            "its latents have 8 channels, those of the network 4",
         ),
-        (lambda p: edit(p / "vae/config.json", _class_name="VQModel"), "'VQModel' is no AutoencoderKL"),
-        (lambda p: edit(p / "text_encoder/config.json", model_type="t5"), "model_type 't5' is no clip_text_model"),
+        (lambda p: edit(p / "vae/config.json", _class_name="VQModel"), "'VQModel' is not AutoencoderKL"),
+        (lambda p: edit(p / "text_encoder/config.json", model_type="t5"), "model_type 't5' is not clip_text_model"),
         (lambda p: edit(p / "text_encoder/config.json", hidden_size=64), "text_encoder holds another architecture"),
         (lambda p: edit(p / "text_encoder/config.json", num_hidden_layers=10**6), "num_hidden_layers 1000000 is no"),
-        (lambda p: edit(p / "text_encoder/config.json", vocab_size=100), "535 tokens, but the text encoder knows 100"),
+        (lambda p: edit(p / "text_encoder/config.json", vocab_size=100), "535 tokens, but the text encoder has 100"),
         (lambda p: edit(p / "text_encoder/config.json", hidden_act="os.system"), "CLIPTextModel: "),
         (lambda p: without(p / "text_encoder/model.safetensors", "final_layer_norm.bias"), "Missing key"),
         (lambda p: edit(p / "scheduler/scheduler_config.json", _class_name="MyScheduler"), "'MyScheduler' is none of"),
-        (lambda p: edit(p / "scheduler/scheduler_config.json", rescale_betas_zero_snr=True), "leaves no signal"),
+        (
+            lambda p: edit(p / "scheduler/scheduler_config.json", rescale_betas_zero_snr=True),
+            "rescale_betas_zero_snr is not supported",
+        ),
     ],
 )
 def test_folder_that_cannot_be_used_is_named(damage, message, folder, tmp_path):

@@ -10,11 +10,11 @@ from dmd.methods.base import Facts, Rows
 from dmd.methods.parts.distances import l2_distance
 from dmd.methods.parts.matching import matching_gradient
 from dmd.models.denoiser import Denoiser
-from dmd.models.guidance import guided
+from dmd.models.guidance import with_guidance
 from dmd.models.networks import build
-from dmd.train.schedule import update_generator
+from dmd.train.randomness import update_generator
 from tests.stable_diffusion_files import UNET
-from tests.trainings import Given, Updates, changed
+from tests.trainings import FixedRows, Updates, changed
 
 TRANSFORMER = {"sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 2}
 TRANSFORMER |= {"attention_head_dim": 8, "num_attention_heads": 2, "caption_projection_dim": 16}
@@ -58,7 +58,7 @@ def given(request, distill_section) -> tuple[str, Updates, dict[str, Rows]]:
     """A distillation from the teacher's own weights, and its rows: a step of the student, one of the fake denoiser."""
     case, generator = request.param, torch.Generator().manual_seed(5)
     base = made(case, 0)
-    teacher = guided(base, torch.randn(5, 32, generator=generator), CASES[case][2])
+    teacher = with_guidance(base, torch.randn(5, 32, generator=generator), CASES[case][2])
     modules = {"teacher": teacher, "student": copy.deepcopy(base), "fake": made(case, 1)}
     keys = {"levels": {"kind": "teacher", "min_index": 20, "max_index": 980}, "sigma": None, "weighting": "eq8"}
     keys |= {"matching_batch_size": NUM, "regression_batch_size": NUM, "schedule": {"warmup": 0, "decay": "constant"}}
@@ -67,7 +67,7 @@ def given(request, distill_section) -> tuple[str, Updates, dict[str, Rows]]:
     rows = {"noise": {"noise": noise, "label": labels(case, NUM, generator)}}
     rows["pairs"] = {"noise": other, "label": labels(case, NUM, generator), "image": image}
     facts = Facts((4, 8, 8), 3 if CASES[case][0] == "unet2d" else 0, 1.0, sigma_max=float(base.table[1][-1]))
-    return case, Updates(section, modules, facts, {name: Given(each) for name, each in rows.items()}), rows
+    return case, Updates(section, modules, facts, {name: FixedRows(each) for name, each in rows.items()}), rows
 
 
 def test_student_starts_from_unit_noise_at_the_last_time_of_its_network(given):

@@ -405,7 +405,7 @@ def test_a_student_of_several_calls_is_drawn_with_the_first_few_too(tmp_path, we
     whole = next(Sampler(path, solver=None, weights=weights).batches(range(50)))
     assert torch.equal(whole.image, few[3].image)
     for number in (0, 4):
-        with pytest.raises(ValueError, match=f"is no student of {number} calls; it is one of 1, 2, 3"):
+        with pytest.raises(ValueError, match=f"is no student of {number} calls, but of 1, 2, 3"):
             loading.load_denoiser(path, calls=number)
 
 

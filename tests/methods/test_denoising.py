@@ -6,7 +6,7 @@ import torch
 from dmd.methods.base import Facts, Part, Rows
 from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser
 from dmd.models.networks import build
-from tests.trainings import Given, Updates, changed, weights
+from tests.trainings import FixedRows, Updates, changed, weights
 
 SECTION = {
     "method": {"name": "denoising", "batch_size": 128, "sigma_log_mean": -0.5, "sigma_log_std": 1.0},
@@ -68,7 +68,7 @@ def test_teacher_average_equals_its_closed_form():
 
 def labelled(**keys) -> Updates:
     torch.manual_seed(0)
-    given = Given({"image": torch.randn(128, 1, 4, 4), "label": torch.arange(128) % 3})
+    given = FixedRows({"image": torch.randn(128, 1, 4, 4), "label": torch.arange(128) % 3})
     modules = {"student": Denoiser(build(CLASSES), sigma_data=0.75)}
     section = changed(SECTION, phases=[{"updates": 40}], **keys)
     return Updates(section, modules, Facts((1, 4, 4), 3, 0.75), {"images": given})
@@ -116,4 +116,4 @@ def test_label_dropout_of_nothing_is_the_training_without_the_key():
     for update in range(3):
         assert one.update(update) == other.update(update)
     assert torch.equal(weights(one["student"]), weights(other["student"]))
-    assert "kept" not in one.steps(3)[0].rows["images"]
+    assert "use_label" not in one.steps(3)[0].rows["images"]

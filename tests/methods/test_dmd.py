@@ -12,8 +12,8 @@ from dmd.models.networks import build
 from dmd.sampling.noise import training_sigmas
 from dmd.train.grid import Grid
 from dmd.train.parallel import BatchSplit
-from dmd.train.schedule import update_generator
-from tests.trainings import WHOLE, Given, Updates, changed, weights
+from dmd.train.randomness import update_generator
+from tests.trainings import WHOLE, FixedRows, Updates, changed, weights
 
 MLP = {"kind": "mlp", "channels": 2, "resolution": 1, "width": 16, "layers": 2, "num_classes": 0}
 UNET = {"kind": "ddpmpp", "channels": 1, "resolution": 4, "width": 8, "multipliers": [1], "blocks": 1}
@@ -57,7 +57,7 @@ def distillation(
     given |= {"schedule": {"warmup": 0, "decay": "constant"}}
     side = architecture["resolution"]
     facts = Facts((architecture["channels"], side, side), architecture["num_classes"], 0.5)
-    streams = {name: Given(rows) for name, rows in batch(architecture).items()}
+    streams = {name: FixedRows(rows) for name, rows in batch(architecture).items()}
     return Updates(changed(section, **given | keys), parts or modules(architecture), facts, streams, split)
 
 

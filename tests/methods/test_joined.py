@@ -6,12 +6,12 @@ import torch
 from dmd.config.methods import Dmd
 from dmd.methods.base import Facts, Rows
 from dmd.methods.parts.matching import matching_gradient
-from dmd.models.guidance import guided
+from dmd.models.guidance import with_guidance
 from dmd.sampling.noise import training_sigmas
 from dmd.train.parallel import BatchSplit
-from dmd.train.schedule import update_generator
+from dmd.train.randomness import update_generator
 from tests.methods.test_dmd import STUDENT, UNET, generate, modules, network
-from tests.trainings import WHOLE, Given, Updates, changed, weights
+from tests.trainings import WHOLE, FixedRows, Updates, changed, weights
 
 NUM, REGRESSED = 6, 4
 
@@ -27,7 +27,7 @@ def batch() -> dict[str, Rows]:
 def distillation(section: dict, split: BatchSplit = WHOLE, *, parts: dict | None = None, **keys) -> Updates:
     given = {"matching_batch_size": NUM, "regression_batch_size": REGRESSED, "phases": [{"updates": 10}]}
     given |= {"schedule": {"warmup": 0, "decay": "constant"}}
-    streams = {name: Given(rows) for name, rows in batch().items()}
+    streams = {name: FixedRows(rows) for name, rows in batch().items()}
     return Updates(changed(section, **given | keys), parts or modules(UNET), Facts((1, 4, 4), 3, 0.5), streams, split)
 
 
@@ -125,7 +125,7 @@ def test_pairs_do_not_join_where_the_phase_has_no_regression(distill_section):
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_real_score_is_guided_and_the_fake_one_never(distill_section, guidance):
     plain, empty = network(UNET, 0).requires_grad_(False).eval(), torch.tensor(2)
-    teacher = guided(network(UNET, 0), empty, guidance)
+    teacher = with_guidance(network(UNET, 0), empty, guidance)
     found, given = distillation(distill_section, parts=modules(UNET, teacher=teacher)), batch()["noise"]
     image, label = generate(found, given).detach(), given["label"]
     sigma, noise = drawn(NUM)

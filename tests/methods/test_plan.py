@@ -74,13 +74,13 @@ def test_clock_knows_update_total_and_place_in_the_phase(distill_section):
 def test_a_phase_with_nothing_to_learn_is_skipped_and_said(distill_section, keys, left, skipped):
     _, found, notes = planned(distill_section, **keys)
     assert [(phase.index, phase.first, phase.config.updates) for phase in found.phases] == left
-    assert notes[0] == f"phase {skipped} skipped: no loss is left in it"
+    assert notes[0] == f"phase {skipped} skipped: it has no loss"
 
 
 @pytest.mark.parametrize("keys", [{"matching_weight": 0.0}, {"fake_score": False}])
 def test_fake_updates_that_are_not_made_are_said(distill_section, keys):
     _, _, notes = planned(distill_section, **keys)
-    assert notes[1:] == ["phase 2: the fake score is not used, fake_updates 2 not made"]
+    assert notes[1:] == ["phase 2: fake_updates 2 has no effect: the fake score is not used"]
 
 
 def test_weight_zero_is_off_in_every_phase(distill_section):
@@ -92,7 +92,7 @@ def test_weight_zero_is_off_in_every_phase(distill_section):
 
 
 def test_a_method_that_has_nothing_left_to_learn_is_refused(distill_section):
-    with pytest.raises(ValueError, match="no phase has a loss left to learn from: all of its weights are 0"):
+    with pytest.raises(ValueError, match="no phase has a loss: the weights are 0"):
         planned(distill_section, regression_weight=0.0, matching_weight=0.0)
 
 

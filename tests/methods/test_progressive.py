@@ -118,7 +118,7 @@ def test_the_exact_student_is_a_fixed_point_of_ever_finer_steps():
         draws = torch.randn(2, 1000, 1, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         place = torch.arange(steps).repeat_interleave(len(draws[0]))
         image, noise = (values.repeat(steps, 1, 1, 1) for values in draws)
-        rows = {"image": MEAN + STD * image, "noise": noise, "label": torch.full_like(place, -1), "place": place}
+        rows = {"image": MEAN + STD * image, "noise": noise, "label": torch.full_like(place, -1), "step": place}
         loss = found.loss(None, None, rows, None, Quiet())
         (slope,) = torch.autograd.grad(loss, list(student.parameters()))
         losses.append(loss.item())
@@ -198,7 +198,7 @@ def test_weights_follow_their_formulas(weighting, expected):
 
 
 def test_rounds_that_do_not_halve_and_unknown_students_to_keep_are_refused():
-    with pytest.raises(ValidationError, match="steps 3 are not half of the 8"):
+    with pytest.raises(ValidationError, match="steps 3 is not half of the 8"):
         section([8, 3])
     with pytest.raises(ValidationError, match="no round has 16 steps"):
         section([8, 4], method={"keep": [8, 16]})
@@ -305,7 +305,7 @@ def test_a_checkpoint_anywhere_leads_to_the_same_student(tmp_path, update):
     begun = points(training)
     run(begun, 0, update)
     learnt = state.state(begun)
-    checkpoints.save(tmp_path, key="k", stage="distill", update=update, learnt=learnt, rows=[])
+    checkpoints.save(tmp_path, key="k", stage="distill", update=update, tensors=learnt, rows=[])
     resumed = points(training)
     assert checkpoints.resume(tmp_path, key="k", trainer=resumed, log=print) == (update, [])
     run(resumed, update, 12)
@@ -328,8 +328,8 @@ def test_students_are_kept_as_they_are_at_the_end_of_their_round():
         assert tensors.keys() == average.keys()
         assert all(torch.equal(value, tensors[name]) for name, value in average.items())
     assert {name.partition(".")[0] for name in found} == {"raw", "ema", "ema@4", "ema@2"}
-    assert {number: len(calls.sigmas) for number, calls in trainer.kept_calls(12).items()} == {"4": 4, "2": 2}
-    assert trainer.kept_calls(7).keys() == {"4"}
+    assert {number: len(calls.sigmas) for number, calls in trainer.earlier_calls(12).items()} == {"4": 4, "2": 2}
+    assert trainer.earlier_calls(7).keys() == {"4"}
 
 
 def without_a_student(kept: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -369,7 +369,7 @@ def test_a_checkpoint_with_other_kept_students_is_refused(tmp_path, change, mess
     learnt = state.state(trainer)
     kept = {name: value for name, value in learnt.items() if name.startswith("kept.")}
     learnt = {name: value for name, value in learnt.items() if name not in kept} | change(kept)
-    checkpoints.save(tmp_path, key="k", stage="distill", update=5, learnt=learnt, rows=[])
+    checkpoints.save(tmp_path, key="k", stage="distill", update=5, tensors=learnt, rows=[])
     with pytest.raises(ValueError, match=message):
         checkpoints.resume(tmp_path, key="k", trainer=points(training), log=print)
 
@@ -430,7 +430,7 @@ def test_the_file_holds_each_student_with_its_calls(tmp_path, teacher_file, adap
     assert all(image.isfinite().all() for image in drawn) and not torch.equal(drawn[0], drawn[2])
     last, said = loading.load_denoiser(path)
     assert said == facts and torch.equal(weights(last), weights(loading.load_denoiser(path, calls=1)[0]))
-    with pytest.raises(ValueError, match="is no student of 8 calls; it is one of 2, 4, 1"):
+    with pytest.raises(ValueError, match="is no student of 8 calls, but of 2, 4, 1"):
         loading.load_denoiser(path, calls=8)
     with pytest.raises(ValueError, match="holds no 'raw@4' weights"):
         loading.load_denoiser(path, weights="raw", calls=4)

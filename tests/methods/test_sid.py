@@ -10,7 +10,7 @@ from dmd.config.training import Adapter, Distill
 from dmd.methods.base import Facts
 from dmd.methods.parts.matching import matching_gradient
 from dmd.methods.sid import Sid, implicit_matching, normaliser, score_identity
-from dmd.models.adapters import carried, with_network
+from dmd.models.adapters import add_adapters, with_network
 from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser
 from dmd.models.networks import build
 from dmd.sampling.noise import karras_sigmas
@@ -215,7 +215,7 @@ def test_student_stays_while_the_fake_denoiser_is_the_teacher(divergence):
 def adapted(distill: Distill) -> Trainer:
     """Of one frozen network that carries an adapter each for student and fake denoiser."""
     carrier = denoiser(0)
-    networks = carried(carrier.network, Adapter(rank=2).model_dump(), ("student", "fake"), seed=0)
+    networks = add_adapters(carrier.network, Adapter(rank=2).model_dump(), ("student", "fake"), seed=0)
     for network in networks[1:]:
         for parameter in network.parameters():
             parameter.data = 0.3 * torch.randn(parameter.shape)
@@ -261,7 +261,7 @@ def test_training_that_resumes_ends_in_the_same_bytes(tmp_path):
     whole, stopped, resumed = (trainer(distill) for _ in range(3))
     train(whole, 0, 6)
     rows = train(stopped, 0, 3)
-    checkpoints.save(tmp_path, key="key", stage="distill", update=3, learnt=state.state(stopped), rows=rows)
+    checkpoints.save(tmp_path, key="key", stage="distill", update=3, tensors=state.state(stopped), rows=rows)
     first, _ = checkpoints.resume(tmp_path, key="key", trainer=resumed, log=print)
     train(resumed, first, 6)
     ends = state.state(whole), state.state(resumed)
@@ -309,7 +309,7 @@ def test_section_asks_for_noise_alone_and_brings_its_optimisers():
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"compute": {"shard_parameters": True}}, "compute.shard_parameters: method sid cannot take it"),
+        ({"compute": {"shard_parameters": True}}, "compute.shard_parameters: method sid does not support it"),
         ({"optimisers": {"discriminator": {}}}, "method sid trains no discriminator"),
         ({"method": {"divergence": {"kind": "sim", "alpha": 1.2}}}, "divergence.sim.alpha"),
         ({"method": {"phases": [{"updates": 3, "fake_updates": 0}]}}, "greater than or equal to 1"),
@@ -322,5 +322,5 @@ def test_section_refuses_what_the_method_cannot_do(changed, message):
 
 def test_levels_beyond_those_of_the_teacher_are_refused():
     """The curve ends at sigma 24.4 by default; a teacher of discrete time may know none above 14.6."""
-    with pytest.raises(ValueError, match=r"would ask for levels up to 24\.\d+, the teacher knows those up to 14\.6"):
+    with pytest.raises(ValueError, match=r"use noise levels up to 24\.\d+, but the teacher has levels up to 14\.6"):
         Sid(section().method, {}, Facts((1, 1, 1), 0, 0.5, sigma_max=14.6), torch.device("cpu"))  # type: ignore[arg-type]

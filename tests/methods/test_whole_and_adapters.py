@@ -7,9 +7,9 @@ import torch
 
 from dmd.methods.base import Facts, Part, Rows
 from dmd.metrics.frechet import frechet_distance
-from dmd.models.adapters import carried, with_network
+from dmd.models.adapters import add_adapters, with_network
 from dmd.models.denoiser import Denoiser, start_scale
-from dmd.models.lora import original
+from dmd.models.lora import base_weights
 from dmd.models.networks import build
 from dmd.sampling.solvers import solve
 from tests.trainings import Updates, changed
@@ -74,7 +74,7 @@ def distilled(teacher: Denoiser, section: dict, *, whole: bool) -> tuple[list[fl
     else:
         carrier = copy.deepcopy(teacher)
         adapter = {"rank": 16, "alpha": None, "targets": None}
-        views = carried(carrier.network, adapter, roles[1:], seed=0)
+        views = add_adapters(carrier.network, adapter, roles[1:], seed=0)
         parts = {role: with_network(carrier, view) for role, view in zip(roles, views, strict=True)}
     found = Updates(section, parts, FACTS, {"noise": Noise()})
     rows = {"noise": normal(NUM, 2, 1, 1, seed=1), "label": torch.full((NUM,), -1)}
@@ -111,5 +111,6 @@ def test_matching_alone_brings_points_to_those_of_the_teacher(teacher, distill_s
     assert begun > 0.3 and ended < 0.2 * begun
     after = found["teacher"].state_dict()
     if not whole:
-        after = {f"network.{n}": value for n, value in original(found["teacher"].network.carrier.state_dict()).items()}
+        weights = base_weights(found["teacher"].network.carrier.state_dict())
+        after = {f"network.{name}": value for name, value in weights.items()}
     assert after.keys() == before.keys() and all(torch.equal(value, before[name]) for name, value in after.items())

@@ -11,7 +11,7 @@ def test_class_counts_include_classes_that_do_not_occur():
 
 
 def test_class_counts_refuse_a_class_out_of_range():
-    with pytest.raises(ValueError, match="from -1 to 2"):
+    with pytest.raises(ValueError, match="are -1 to 2"):
         class_counts(torch.tensor([2, -1]), num_classes=4)
 
 

@@ -64,7 +64,7 @@ def test_grey_images_are_three_equal_channels(network):
 
 
 def test_network_refuses_other_levels_channels_and_numbers(network):
-    with pytest.raises(ValueError, match="sees 256 grey levels: protocol.quantise is None"):
+    with pytest.raises(ValueError, match="needs 256 grey levels, but protocol.quantise is None"):
         extract(network, torch.zeros(1, 3, 8, 8), None)
     with pytest.raises(ValueError, match=r"1 or 3 channels, not of shape \(1, 2, 8, 8\)"):
         extract(network, torch.zeros(1, 2, 8, 8), 256)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dmd.metrics.features import build, eight_bit, extract, quantise
-from dmd.metrics.resizing import bicubic, resized
+from dmd.metrics.resizing import bicubic, resize
 
 
 def keys(x: np.ndarray) -> np.ndarray:
@@ -49,7 +49,7 @@ def test_resized_is_the_kernel_rounded_to_eight_bits(filter, kernel):
     matrix = weights(kernel, 64, 32)
     across = np.floor(image.numpy() @ matrix.T + 0.5).clip(0, 255)  # each pass ends in 8 bits
     expected = np.floor(matrix @ across + 0.5).clip(0, 255)
-    found = resized(image, size=32, filter=filter)
+    found = resize(image, size=32, filter=filter)
     assert found.dtype == torch.uint8 and found.shape == (2, 3, 32, 32)
     assert np.abs(found.numpy() - expected).max() <= 1 and (found.numpy() == expected).mean() > 0.99
 
@@ -57,23 +57,23 @@ def test_resized_is_the_kernel_rounded_to_eight_bits(filter, kernel):
 def test_resized_keeps_grey_images_and_those_of_the_size():
     grey = pictures(3, 1, 16)
     assert torch.equal(
-        resized(grey, size=8, filter="box"), resized(grey.expand(-1, 3, -1, -1), size=8, filter="box")[:, :1]
+        resize(grey, size=8, filter="box"), resize(grey.expand(-1, 3, -1, -1), size=8, filter="box")[:, :1]
     )
-    assert torch.equal(resized(grey, size=16, filter="lanczos"), grey)
+    assert torch.equal(resize(grey, size=16, filter="lanczos"), grey)
 
 
 def test_resized_refuses_what_is_not_square_or_not_known():
     with pytest.raises(ValueError, match="images of 4 x 8 pixels are not square"):
-        resized(torch.zeros(1, 3, 4, 8, dtype=torch.uint8), size=2, filter="box")
+        resize(torch.zeros(1, 3, 4, 8, dtype=torch.uint8), size=2, filter="box")
     with pytest.raises(ValueError, match="'hamming' is none of lanczos"):
-        resized(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), size=2, filter="hamming")
+        resize(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), size=2, filter="hamming")
 
 
 def test_features_are_those_of_the_images_that_were_resized():
     image = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0)) * 2.2 - 1.1
     network = build({"kind": "pixels", "size": 8}, state=None, modes=None)
     features, _ = extract(network, image, 256, {"size": 6, "filter": "lanczos"})
-    small = resized(eight_bit(quantise(image, 256)), size=6, filter="lanczos")
+    small = resize(eight_bit(quantise(image, 256)), size=6, filter="lanczos")
     torch.testing.assert_close(features, (small / 127.5 - 1).flatten(1))
-    with pytest.raises(ValueError, match="protocol.quantise is None, not 256"):
+    with pytest.raises(ValueError, match="protocol.quantise must be 256, not None"):
         extract(network, image, None, {"size": 6, "filter": "lanczos"})

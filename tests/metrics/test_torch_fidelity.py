@@ -109,8 +109,8 @@ def test_inception_score_lies_between_one_class_and_all_and_bears_certain_predic
 
 def test_inception_score_refuses_too_few_samples_and_blocks_of_other_numbers():
     logits = torch.zeros(8, 5)
-    with pytest.raises(ValueError, match="8 samples cannot be cut into 9 splits"):
+    with pytest.raises(ValueError, match="8 samples cannot be divided into 9 splits"):
         inception_scores([logits], num_samples=8, num_splits=9, seed=0)
     for num in (7, 9):
-        with pytest.raises(ValueError, match=f"of 8 samples or more, not of {num}"):
+        with pytest.raises(ValueError, match=f"at least 8 samples, not of {num}"):
             inception_scores([logits], num_samples=num, num_splits=2, seed=0)

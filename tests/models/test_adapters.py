@@ -60,7 +60,7 @@ def shaken(part: adapters.Adapted, seed: int) -> adapters.Adapted:
 
 
 def carried(architecture: dict, **changed) -> list[adapters.Adapted]:
-    return adapters.carried(network(architecture), ADAPTER | changed, NAMES, seed=0)
+    return adapters.add_adapters(network(architecture), ADAPTER | changed, NAMES, seed=0)
 
 
 def test_new_adapters_are_the_network_bit_for_bit(architecture):
@@ -68,16 +68,16 @@ def test_new_adapters_are_the_network_bit_for_bit(architecture):
     given = inputs(made)
     expected = made(*given)
     state = {name: value.clone() for name, value in made.state_dict().items()}
-    parts = adapters.carried(made, ADAPTER, NAMES, seed=0)
+    parts = adapters.add_adapters(made, ADAPTER, NAMES, seed=0)
     assert all(torch.equal(part(*given), expected) for part in parts)
-    found = lora.original(made.state_dict())
+    found = lora.base_weights(made.state_dict())
     assert found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
 
 
 def test_layers_downwards_are_drawn_from_the_seed_alone(architecture):
     torch.rand(3)
     states = [carried(architecture)[1].state_dict(), carried(architecture)[1].state_dict()]
-    other = adapters.carried(network(architecture), ADAPTER, NAMES, seed=1)[1].state_dict()
+    other = adapters.add_adapters(network(architecture), ADAPTER, NAMES, seed=1)[1].state_dict()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert all(torch.equal(states[0][name], other[name]) == ("lora_B" in name) for name in other)
 
@@ -88,7 +88,7 @@ def test_merged_weights_compute_what_network_and_adapter_do(architecture):
         weights = {name.removeprefix("adapter."): value for name, value in part.state_dict().items()}
         plain = network(architecture)
         begun = {name: value.clone() for name, value in plain.state_dict().items()}
-        plain.load_state_dict(lora.merged(begun, weights, scale=1.5))
+        plain.load_state_dict(lora.merge_adapter(begun, weights, scale=1.5))
         given = inputs(plain)
         expected = part(*given)
         # W x + B A x and (W + B A) x round differently in each layer, and otherwise on each kind of processor
@@ -170,8 +170,8 @@ def test_an_adapter_of_another_network_is_refused():
     _, generator, _ = carried(UNET)
     weights = {name.removeprefix("adapter."): value for name, value in generator.state_dict().items()}
     state = network(UNET).state_dict()
-    with pytest.raises(ValueError, match="adapter of map_layer0: .* but the layer is not there"):
-        lora.merged({name: value for name, value in state.items() if "map" not in name}, weights, scale=1.0)
+    with pytest.raises(ValueError, match="adapter of map_layer0: .* but the layer is missing"):
+        lora.merge_adapter({name: value for name, value in state.items() if "map" not in name}, weights, scale=1.0)
     state["map_layer0.weight"] = state["map_layer0.weight"][:, 1:]
-    with pytest.raises(ValueError, match=r"adapter of map_layer0: \(32, 2\) times \(2, 8\), but .* \(32, 7\)"):
-        lora.merged(state, weights, scale=1.0)
+    with pytest.raises(ValueError, match=r"adapter of map_layer0: \(32, 2\) x \(2, 8\), but .* \(32, 7\)"):
+        lora.merge_adapter(state, weights, scale=1.0)

@@ -77,9 +77,9 @@ def test_facts_come_back_as_the_calls_that_wrote_them():
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
-        ({"sigmas": []}, "do not fall"),
-        ({"sigmas": [2.0, 3.0]}, "do not fall"),
-        ({"sigmas": [1.0], "sigma_min": 2.0}, "do not fall"),
+        ({"sigmas": []}, "do not descend"),
+        ({"sigmas": [2.0, 3.0]}, "do not descend"),
+        ({"sigmas": [1.0], "sigma_min": 2.0}, "do not descend"),
         ({"sigmas": ["80"]}, "are no noise levels"),
         ({"sigmas": 80.0}, "are no noise levels"),
         ({"sigmas": [80.0], "between": "nothing"}, "between 'nothing'"),
@@ -93,5 +93,5 @@ def test_facts_of_no_student_are_refused(facts, words):
 
 def test_a_student_that_takes_noise_between_its_calls_is_not_drawn_without(gaussian):
     solver = {"name": "student", "calls": Calls((80.0, 2.0)).facts()}
-    with pytest.raises(ValueError, match="takes fresh noise between them"):
+    with pytest.raises(ValueError, match="needs fresh noise between them"):
         solve(gaussian, torch.zeros(1, 1, 1, 1), torch.tensor([-1]), solver)

@@ -100,7 +100,7 @@ def test_files_that_hold_other_things_are_refused(written, tmp_path):
         lora_file.load(tmp_path / "pickle.safetensors", scale=1.0)
     weights = load_file(written)
     for name, words in {
-        "unet.conv_in.weight": "belongs to no plain LoRA",
+        "unet.conv_in.weight": "is not part of a plain LoRA",
         "text_encoder.layer.lora_A.weight": "is no LoRA of the network",
         "unet.conv_in.lora_B.bias": "is no LoRA of the network",
     }.items():
@@ -112,5 +112,5 @@ def test_files_that_hold_other_things_are_refused(written, tmp_path):
 def test_a_network_of_other_layers_is_refused(pipeline, written):
     added = lora_file.load(written, scale=1.0)
     added = {name.replace("conv_in", "conv_before"): value for name, value in added.items()}
-    with pytest.raises(ValueError, match="adapter of unet.conv_before: .* the layer is not there"):
+    with pytest.raises(ValueError, match="adapter of unet.conv_before: .* the layer is missing"):
         loading.add_adapter(own(pipeline.unet), added, written)

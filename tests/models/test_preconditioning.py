@@ -161,7 +161,7 @@ def test_condition_of_edm_can_be_scaled_and_ve_sees_the_log_of_half_sigma():
         ({"kind": "discrete", "alphas_cumprod": TABLE[::-1], "prediction": "v"}, "alphas_cumprod: .* descend"),
         ({"kind": "discrete", "alphas_cumprod": [0.9, 0.0], "prediction": "v"}, "alphas_cumprod"),
         ({"kind": "flow", "num_levels": 1}, "num_levels 1: at least two"),
-        ({"kind": "discrete", "alphas_cumprod": [0.9], "prediction": "v"}, "alphas_cumprod: at least two"),
+        ({"kind": "discrete", "alphas_cumprod": [0.9], "prediction": "v"}, "alphas_cumprod: it needs at least two"),
     ],
 )
 def test_preconditioning_that_cannot_be_used_is_named(section, message):

@@ -59,7 +59,7 @@ def test_a_label_replaces_the_drawn_one_and_keeps_the_noise(file):
     threes, sevens = (generator(num=4, label=label, seed=5) for label in (3, torch.tensor([7, 7, 7, 7])))
     assert torch.equal(mixed, torch.cat([threes[:2], sevens[2:]])) and not torch.equal(threes, sevens)
     drawn = next(generator.batches(range(5, 9)))
-    given = next(generator.batches(range(5, 9), given=torch.tensor([3, 3, 7, 7])))
+    given = next(generator.batches(range(5, 9), fixed_labels=torch.tensor([3, 3, 7, 7])))
     assert torch.equal(drawn.noise, given.noise) and torch.equal(given.image, mixed) and given.network_calls == 1
 
 
@@ -92,10 +92,10 @@ def test_noise_levels_of_a_file_bound_its_solver(teacher_file, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"num": 0}, "num: 0 images cannot be drawn"),
+        ({"num": 0}, "num: 0 is not at least 1"),
         ({"seed": -1}, r"seed: -1 is outside 0 \.\. 4294967295"),
         ({"num": 2, "seed": 2**32 - 1}, r"seed: 4294967295 is outside 0 \.\. 4294967294"),
-        ({"label": 10}, r"label: 10 is no class of this denoiser; its classes are 0 \.\. 9"),
+        ({"label": 10}, r"label: 10 is no class of this denoiser: its classes are 0 \.\. 9"),
         ({"label": -1}, "label: -1 is no class"),
         ({"num": 3, "label": [1, 2]}, r"label: shape \(2,\) does not fit num 3"),
         ({"label": torch.tensor([0.5])}, "label: torch.float32 is no integer type"),
@@ -113,8 +113,8 @@ def test_what_cannot_be_loaded_is_refused(file, teacher_file, tmp_path):
         (file, {"weights": "best"}, "holds no 'best' weights"),
         (file, {"steps": 4}, "is a student: solver None and steps 4 are for teachers"),
         (file, {"solver": "heun"}, "is a student: solver 'heun'"),
-        (file, {"batch_size": 0}, "batch_size: 0 images"),
-        (teacher_file, {"solver": "student"}, "solver 'student': .* is a teacher, it takes one of"),
+        (file, {"batch_size": 0}, "batch_size: 0 is not at least 1"),
+        (teacher_file, {"solver": "student"}, "solver 'student': .* is a teacher; use one of"),
         (teacher_file, {"steps": 0}, "need num >= 1"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -128,7 +128,7 @@ def test_a_label_for_a_denoiser_without_classes_is_refused(file, tmp_path):
     bare = {name: value for name, value in content.items() if "map_label" not in name}
     tensors.save(path, bare, metadata | {"num_classes": 0, "network": network})
     assert dmd.load(path)(num=2).shape == (2, 1, 8, 8)
-    with pytest.raises(ValueError, match="label: 0 is no class of this denoiser; its classes are none"):
+    with pytest.raises(ValueError, match="label: 0 is no class of this denoiser: it has no classes"):
         dmd.load(path)(num=2, label=0)
 
 
@@ -144,7 +144,7 @@ def test_the_package_alone_imports_nothing_of_its_own():
         ({"shape": [1, 0, 8]}, "shape .* is no"),
         ({"num_classes": -1}, "num_classes -1"),
         ({"sigma_data": "0.5"}, "sigma_data '0.5' is no noise level"),
-        ({"network": None}, "does not say which network"),
+        ({"network": None}, "its metadata has no network"),
     ],
 )
 def test_file_that_says_something_else_of_its_denoiser_is_named(teacher_file, tmp_path, changed, message):

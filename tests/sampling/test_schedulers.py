@@ -9,7 +9,7 @@ from torch import nn
 from dmd import torchvision_operators
 from dmd.models import loading
 from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser
-from dmd.models.guidance import guided
+from dmd.models.guidance import with_guidance
 from dmd.sampling import schedulers
 from dmd.sampling.solvers import solve
 from dmd.stages import teacher
@@ -65,7 +65,7 @@ def test_latents_are_those_of_the_stock_pipeline(solver, guidance, opened):
     finally:
         pipeline.scheduler = before
         hook.remove()
-    found, num_calls = solve(guided(denoiser, empty, guidance), noise, states, solver)
+    found, num_calls = solve(with_guidance(denoiser, empty, guidance), noise, states, solver)
     assert num_calls == len(calls) and float(found.std()) > 0.1
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
 
@@ -152,7 +152,7 @@ def test_solver_that_does_not_fit_the_denoiser_is_named():
     with pytest.raises(ValueError, match="'pndm' needs a denoiser with a network, not GaussianMixtureDenoiser"):
         solve(exact, noise, label, {"name": "pndm", "steps": 4})
     denoiser = Denoiser(Line(noise), sigma_data=1.0)
-    with pytest.raises(ValueError, match="solver 'ddim' needs a teacher that came with a scheduler"):
+    with pytest.raises(ValueError, match="solver 'ddim' needs a teacher that comes with a scheduler"):
         solve(denoiser, noise, label, {"name": "ddim", "steps": 4})
     denoiser.scheduler = SD15
     with pytest.raises(ValueError, match="solver 'ddim' with 2000 steps: .*num_inference_steps"):

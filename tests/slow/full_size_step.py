@@ -15,7 +15,7 @@ import torch
 from dmd.methods.base import Facts
 from dmd.models.loading import new_denoiser
 from dmd.models.networks.released import IMAGENET64
-from tests.trainings import Given, Updates, changed
+from tests.trainings import FixedRows, Updates, changed
 
 UPDATES = 2  # the first one makes the moments
 
@@ -28,8 +28,8 @@ def main() -> None:
     random = torch.Generator().manual_seed(0)
     noise, reference = (torch.randn(1, 3, 64, 64, generator=random) for _ in range(2))
     label = torch.randint(1000, (1,), generator=random)
-    given = {"noise": Given({"noise": noise, "label": label})}
-    given["pairs"] = Given({"noise": noise, "label": label, "image": reference / 2})
+    given = {"noise": FixedRows({"noise": noise, "label": label})}
+    given["pairs"] = FixedRows({"noise": noise, "label": label, "image": reference / 2})
     updates = Updates(section, modules, Facts((3, 64, 64), 1000, 0.5), given)
     seconds, cpu_seconds, rows = [], [], []
     for update in range(UPDATES):

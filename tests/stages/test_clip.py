@@ -104,7 +104,7 @@ def test_latents_are_seen_as_images(folder, network, tmp_path):
     autoencoder.run(source=source, output=path, kind="stable-diffusion", sha256=None)
     latent = np.random.default_rng(1).standard_normal((4, 4, 8, 8)).astype(np.float32)
     facts = {"codec": True, "image_shape": [3, 32, 32]}
-    with pytest.raises(ValueError, match="holds latents: --autoencoder is needed"):
+    with pytest.raises(ValueError, match="holds latents: give --autoencoder"):
         scored(folder, tmp_path, network, latent, facts=facts)
     found = scored(folder, tmp_path, network, latent.astype(np.float16), facts=facts, autoencoder=path)
     with torch.no_grad():
@@ -150,8 +150,8 @@ def edited(name: str, **changes: Any):
     [
         (pickled, r"model.safetensors is missing: .*other formats are not read"),
         (lost, "holds another architecture: .*visual_projection"),
-        (edited("config.json", model_type="siglip"), "model_type 'siglip' is no clip"),
-        (edited("preprocessor_config.json", size=20), "the network sees 16"),
+        (edited("config.json", model_type="siglip"), "model_type 'siglip' is not clip"),
+        (edited("preprocessor_config.json", size=20), "the network takes 16"),
         (edited("preprocessor_config.json", resample=2), "by filter 2"),
         (lambda place: (place / "merges.txt").unlink(), "merges.txt is missing"),
     ],

@@ -217,12 +217,12 @@ def test_numbers_that_are_not_finite_stop_with_the_update_and_the_last_good_chec
 
 
 def test_pairs_of_another_sigma_or_shape_are_refused(run, manifest_file, tmp_path):
-    with pytest.raises(ValueError, match="solved from sigma 80.0, distill.method.sigma is 79.5"):
+    with pytest.raises(ValueError, match="solved from sigma 80.0, but distill.method.sigma is 79.5"):
         run(tmp_path, sigma=79.5)
     table, metadata = manifests.read_table(manifest_file)
     metadata["facts"]["shape"] = [3, 8, 8]
     manifests.write(tmp_path / "manifest.parquet", table, metadata)
-    with pytest.raises(ValueError, match=r"images \[1, 8, 8\].*holds \[3, 8, 8\]: they must agree"):
+    with pytest.raises(ValueError, match=r"images \[1, 8, 8\].*holds \[3, 8, 8\]: they must be equal"):
         run(tmp_path, {"manifest": tmp_path / "manifest.parquet"})
     assert not (tmp_path / NAMES[0]).exists()
 
@@ -230,7 +230,7 @@ def test_pairs_of_another_sigma_or_shape_are_refused(run, manifest_file, tmp_pat
 def test_an_exact_teacher_needs_a_network_to_start_from(run, tmp_path):
     mixture = {"kind": "gaussian-mixture", "means": [[0.0, 0.0]], "stds": [1.0], "weights": [1.0]}
     teacher.run(output=tmp_path / "t", table=tmp_path / "l", kind="gaussian-mixture", dataset=mixture)
-    with pytest.raises(ValueError, match="holds no network: name an experiment"):
+    with pytest.raises(ValueError, match="holds no network: set distill.start"):
         run(tmp_path, {"teacher": tmp_path / "t", "manifest": None}, regression_weight=0.0)
 
 

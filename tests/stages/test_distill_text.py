@@ -18,10 +18,10 @@ from dmd.provenance import tensors
 from dmd.sampling.solvers import solve
 from dmd.stages import autoencoder, pairs
 from dmd.stages import manifest as manifest_stage
-from dmd.train import compatible
+from dmd.train import checks
 from dmd.train.data import NoiseStream
 from dmd.train.parallel import BatchSplit
-from dmd.train.schedule import update_generator
+from dmd.train.randomness import update_generator
 from tests.stable_diffusion_files import make_tiny_autoencoder
 from tests.text_files import PROMPTS, import_all, write_prompts
 from tests.trainings import NAMES, changed, digests, distil
@@ -132,20 +132,20 @@ def test_another_first_time_of_the_pairs_is_said(chain, section, tmp_path, caplo
     facts = manifests.read(chain / "pairs" / "manifest.parquet").metadata["facts"]
     assert facts["first_timestep"] == 801  # 4 * 200 + 1: spacing leading, with an offset of 1
     run(tmp_path, chain, section)
-    assert "the solver of the pairs starts at time 801, the student at 999, from equal noise" in caplog.text
+    assert "the solver of the pairs starts at time 801, the student at 999, with the same noise" in caplog.text
 
 
 def test_guidance_and_text_need_what_they_are_made_of(chain, section, manifest_file, teacher_file, tmp_path):
     section = changed(section, matching_batch_size=4)
     plain = {"teacher": teacher_file, "manifest": manifest_file}
-    with pytest.raises(ValueError, match="cannot be guided: it knows no prompts"):
+    with pytest.raises(ValueError, match="cannot be guided: it takes no prompts"):
         run(tmp_path, chain, changed(section, sigma=80.0, levels={"kind": "karras"}), **plain)
     with pytest.raises(ValueError, match="condition of this teacher is text: give --states, or --manifest of pairs"):
         run(tmp_path, chain, changed(section, regression_weight=0.0, match_pairs=False), manifest=None)
     facts = tensors.load_metadata(chain / "teacher" / "denoiser.safetensors")
     taught, started = DenoiserFile(Path("teacher"), facts), DenoiserFile(Path("start"), facts | {"text": None})
-    with pytest.raises(ValueError, match=r"teacher takes text states \{.*, start None: they must agree"):
-        compatible.check(taught, started, None)
+    with pytest.raises(ValueError, match=r"teacher takes text states \{.*, start.* takes None: they must be equal"):
+        checks.check_denoisers(taught, started, None)
     with pytest.raises(ValueError, match="its pairs hold no text states"):
         PairReader(manifests.read(manifest_file), seed=0).texts([0])
     assert section["method"]["guidance"] > 1 and not (tmp_path / NAMES[0]).exists()

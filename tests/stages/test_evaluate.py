@@ -136,7 +136,7 @@ def test_evaluate_refuses_features_made_with_another_reference(tmp_path, blocks)
 def test_evaluate_refuses_a_floor_of_another_number_of_samples(tmp_path):
     real = make_reference(tmp_path / "reference.safetensors", num_samples=100)
     block = make_features(tmp_path, real, draw_points(200, seed=1), first=0)
-    with pytest.raises(ValueError, match="floor of 100 samples, but there are 200"):
+    with pytest.raises(ValueError, match="floor for 100 samples, but there are 200"):
         scored(tmp_path, real, [block])
 
 
@@ -152,7 +152,9 @@ def test_evaluate_names_an_altered_block(tmp_path, real):
 def test_images_that_changed_between_teacher_and_reference_are_refused(tmp_path, real, blocks):
     teacher, known = tmp_path / "denoiser.safetensors", tensors.load_metadata(real)["dataset"]["sha256"]
     tensors.save(teacher, {}, {"dataset_sha256": "0" * 64})
-    with pytest.raises(ValueError, match=f"images of sha256 {'0' * 64}, .* is of {known}: a file was overwritten"):
+    with pytest.raises(
+        ValueError, match=f"images of sha256 {'0' * 64}, .* was made of {known}: a file was overwritten"
+    ):
         scored(tmp_path, real, blocks, teacher=teacher)
     assert not (tmp_path / "fid.json").exists()
     tensors.save(teacher, {}, {"dataset_sha256": known})

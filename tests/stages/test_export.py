@@ -106,7 +106,7 @@ def test_a_student_of_fewer_calls_that_its_file_keeps_can_be_exported(tmp_path):
     assert batch.network_calls == 2
     (found,) = graph.run(["image"], {"noise": batch.noise.numpy(), "label": batch.label.numpy()})
     np.testing.assert_allclose(found, batch.image.numpy(), rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="is no student of 4 calls; it is one of 2, 1"):
+    with pytest.raises(ValueError, match="is no student of 4 calls, but of 2, 1"):
         export.run(generator=source, output=tmp_path / "generator.onnx", calls=4)
 
 

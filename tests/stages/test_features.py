@@ -56,10 +56,10 @@ def test_features_name_a_damaged_shard(tmp_path, real):
 
 def test_features_refuse_a_reference_of_another_protocol(tmp_path):
     real = make_reference(tmp_path / "reference.safetensors", protocol={"quantise": 3, "resize": None})
-    with pytest.raises(ValueError, match="but the spec asks for"):
+    with pytest.raises(ValueError, match="but the spec has"):
         make_features(tmp_path, real, draw_points(200, seed=1), first=0)
 
 
 def test_features_refuse_a_block_across_repetitions(tmp_path, real):
-    with pytest.raises(ValueError, match="samples 100 to 299: repetitions of 200 meet"):
+    with pytest.raises(ValueError, match="samples 100 to 299, of more than one repetition of 200"):
         make_features(tmp_path, real, draw_points(200, seed=1), first=100)

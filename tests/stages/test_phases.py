@@ -102,5 +102,5 @@ def test_pairs_join_the_matching_batch_where_they_are_told_to(run, both, tmp_pat
 
 
 def test_sigma_null_is_the_last_level_of_the_start(run, both, tmp_path):
-    with pytest.raises(ValueError, match="distill.method.sigma: null is the last noise level of .* which names none"):
+    with pytest.raises(ValueError, match="distill.method.sigma: null is the highest noise level of .* which has none"):
         run(tmp_path, phases=[both], sigma=None)

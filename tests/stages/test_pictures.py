@@ -163,7 +163,7 @@ def test_teacher_and_generator_of_different_shapes_are_refused(tmp_path):
     teacher = denoiser(tmp_path / "denoiser.safetensors", POINTS, 0)
     generator = denoiser(tmp_path / "generator.safetensors", IMAGES, 0)
     grid, training = tmp_path / "grid.png", tmp_path / "training.png"
-    with pytest.raises(ValueError, match=r"makes \[2, 1, 1\], .* makes \[1, 8, 8\]"):
+    with pytest.raises(ValueError, match=r"makes images \[2, 1, 1\], .* makes \[1, 8, 8\]"):
         pictures.run(
             teacher=teacher,
             generator=generator,

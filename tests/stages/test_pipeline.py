@@ -13,7 +13,7 @@ from dmd.config.rules import PIPELINE
 from dmd.data import manifest as manifests
 from dmd.data import prompts as prompt_files
 from dmd.models.loading import load_codec, load_text
-from dmd.models.lora import merged
+from dmd.models.lora import merge_adapter
 from dmd.provenance import tensors as tensor_files
 from dmd.sampling.sampler import Sampler
 from dmd.stages import lora, pipeline
@@ -70,7 +70,7 @@ def test_stock_pipeline_draws_what_our_sampler_draws(exported):
     stock.set_progress_bar_config(disable=True)
     sampler = Sampler(folder / "generator.safetensors", solver={"name": "student"})
     states = load_text(folder / "text_encoder.safetensors").encode(PROMPTS).states
-    (batch,) = sampler.batches(range(2), given=torch.arange(2), states=states)
+    (batch,) = sampler.batches(range(2), fixed_labels=torch.arange(2), states=states)
     ours = load_codec(folder / "autoencoder.safetensors").decode(batch.image)
     one = {"num_inference_steps": 1, "guidance_scale": 0, "output_type": "pt"}
     theirs = stock(PROMPTS, latents=batch.noise, **one).images
@@ -111,7 +111,7 @@ def test_card_of_a_student_without_pairs_counts_its_text_states(exported, tmp_pa
     output = tmp_path / "pipeline" / "model_index.json"
     pipeline.run(**paths, output=output, experiment="words")
     text = (output.parent / "README.md").read_text()
-    assert "| text states | 0 |" in text and "| prompts cut | 3 |" in text and "| pairs |" not in text
+    assert "| text states | 0 |" in text and "| truncated prompts | 3 |" in text and "| pairs |" not in text
 
 
 def test_other_generators_have_no_pipeline(exported, tmp_path):
@@ -126,7 +126,7 @@ def test_other_generators_have_no_pipeline(exported, tmp_path):
     with pytest.raises(ValueError, match="draws from sigma 3 of 1000 levels"):
         pipeline.run(generator=tmp_path / "lower.safetensors", **paths, experiment="words")
     tensor_files.write(tmp_path / "two.safetensors", tensors, facts | {"calls": {"sigmas": [facts["sigma"], 1.0]}})
-    with pytest.raises(ValueError, match="makes 2 calls: a pipeline of one is all that is written"):
+    with pytest.raises(ValueError, match="makes 2 calls: only a student of one call has a pipeline"):
         pipeline.run(generator=tmp_path / "two.safetensors", **paths, experiment="words")
     assert not (tmp_path / "model_index.json").exists()
 
@@ -147,7 +147,7 @@ def test_adapter_makes_the_teachers_pipeline_the_generator(exported, tmp_path):
         weights[f"{place}.lora_A.weight"] = torch.randn(down) / weight[0].numel() ** 0.5
         up = (len(weight), 3) + (1,) * (weight.ndim - 2)
         weights[f"{place}.lora_B.weight"] = 0.2 * torch.randn(up)
-    whole = {f"ema.{name}": value for name, value in merged(begun, weights, scale=2.0).items()}
+    whole = {f"ema.{name}": value for name, value in merge_adapter(begun, weights, scale=2.0).items()}
     whole |= {f"lora.{name}": value for name, value in weights.items()}
     adapter = {"rank": 3, "alpha": 6.0, "targets": None}
     tensor_files.write(tmp_path / "generator.safetensors", whole, facts | {"adapter": adapter})

@@ -143,7 +143,7 @@ def test_coco_gives_one_caption_of_each_of_num_images(tmp_path):
         ({"prompt": ["a", "b", " \t"]}, r"the prompt of row 2 .* is empty"),
         ({"prompt": ["a", None]}, r"the prompt of row 1 .* is empty"),
         ({"prompt": ["x" * 10_001]}, r"row 0 .* has 10001 characters, at most 10000"),
-        ({"prompt": pa.array([], pa.string())}, r"no prompts are left of .*p.parquet"),
+        ({"prompt": pa.array([], pa.string())}, r"no prompts are left from .*p.parquet"),
     ],
 )
 def test_a_file_of_prompts_that_cannot_be_used_is_refused(tmp_path, columns, message):

@@ -81,7 +81,7 @@ def test_reference_says_where_a_missing_feature_network_belongs(tmp_path):
 def test_reference_refuses_an_unknown_resize(tmp_path):
     for levels, filter, message in (
         (256, "hamming", "'hamming' is none of lanczos"),
-        (None, "box", "quantise is None"),
+        (None, "box", "quantise must be 256, not None"),
     ):
         protocol = {"quantise": levels, "resize": {"size": 4, "filter": filter}}
         with pytest.raises(ValueError, match=message):

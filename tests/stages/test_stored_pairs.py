@@ -151,7 +151,7 @@ def test_shard_that_the_storage_lost_is_found_by_verify_and_made_again(machine, 
     bad = verify(folder=one.folder, delete=True)
     assert {path.name for path in bad} == {TARS[1], BLOCK} and not block.exists()
     one.draw()
-    assert "1 shards of 6 to make" in said.text
+    assert "1 shards of 6 to draw" in said.text
     assert block.read_bytes() == (manifest_file.parent / "blocks" / BLOCK).read_bytes()
 
 

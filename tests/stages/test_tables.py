@@ -88,7 +88,7 @@ def test_floor_of_training_images_is_not_called_one_of_held_out_images(tmp_path)
     del fields["training"]
     path.write_text(json.dumps(fields))
     markdown, _ = made(tmp_path, {"full": ["a"]}, [path])
-    assert "and the training ones" in markdown and "held-out ones" not in markdown
+    assert "to the training images:" in markdown and "held-out images" not in markdown
 
 
 def test_row_without_score_stays_empty(tmp_path):
@@ -135,7 +135,7 @@ def test_measured_row_stands_beside_the_published_one_of_the_same_data(tmp_path)
     markdown = beside(tmp_path, [path], named)
     rows = [row for row in markdown.splitlines() if row.startswith("| DMD |")]
     assert rows == ["| DMD | CIFAR-10 | 2.66 | - | 1 |", "| DMD | ImageNet-64 | 2.62 | 2.50 ± 0.707, min 2.00 | 1 |"]
-    assert "Gaussian draws" in markdown and "held-out ones" not in markdown
+    assert "Gaussian draws" in markdown and "held-out images" not in markdown
     assert "| ours |" in markdown and "to training images" not in markdown
 
 
@@ -192,7 +192,7 @@ def test_clip_scores_and_seconds_stand_beside_the_published_ones(tmp_path):
     markdown, csv = (tmp_path / "t.md").read_text(), pd.read_csv(tmp_path / "t.csv").set_index("label")
     assert "| DMD | 11.5 | 9.00 | 1 | 0.320 | 0.310 | 0.0900 | 0.0500 |" in markdown
     assert (
-        "| published | distance | here | network calls | CLIP score | CLIP score here | seconds an image |" in markdown
+        "| published | distance | here | network calls | CLIP score | CLIP score here | seconds per image |" in markdown
     )
     assert "0.250" in line(markdown, "b") and EMPTY in line(markdown, "b")
     assert markdown.rstrip().endswith("GigaGAN: better than DMD")

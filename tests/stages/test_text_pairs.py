@@ -72,7 +72,7 @@ def test_pair_i_has_prompt_i_modulo_their_number_and_the_states_of_the_encoder(m
     assert np.array_equal(found[0]["text"], found[5]["text"]) and not np.array_equal(found[0]["text"], found[1]["text"])
     caplog.set_level(logging.INFO, logger="dmd")
     make(tmp_path, chain)
-    assert "has 5 prompts: from item 5 on they come again" in caplog.text
+    assert "has 5 prompts: later items use them again" in caplog.text
 
 
 def test_block_says_calls_guidance_and_that_images_are_latents(made):
@@ -146,7 +146,7 @@ def test_prompts_that_the_tokenizer_cuts_are_counted_in_every_block(chain, tmp_p
     long = write_prompts(tmp_path / "prompts", ["a cat", "a cat " * 100, "a dog", "red " * 2500])
     blocks = [make(tmp_path / "pairs", chain, prompts=long, first=number, last=number) for number in range(2)]
     assert [manifest.read(block).metadata["facts"]["num_truncated"] for block in blocks] == [1, 2]
-    assert "1 of 3 prompts are longer than the text encoder reads: cut" in caplog.text
+    assert "1 of 3 prompts are longer than the text encoder allows: truncated" in caplog.text
     whole = tmp_path / "pairs" / "manifest.parquet"
     manifest_stage.run(blocks=blocks, output=whole, num=6, shard_size=3)
     assert manifest.read(whole).metadata["facts"]["num_truncated"] == 3
@@ -226,7 +226,7 @@ def test_lora_of_others_is_added_to_the_teacher_as_its_spec_says(chain, tmp_path
         assert np.abs(full["image"] - without["image"]).max() > 1e-2
     with pytest.raises(ValueError, match="sample.lora.sha256 pins"):
         draw(tmp_path / "odd", chain, teacher, solver=solver, lora={"sha256": "0" * 64, "scale": 1.0}, lora_file=file)
-    with pytest.raises(ValueError, match="--lora-file and `lora` of the spec are given together"):
+    with pytest.raises(ValueError, match="--lora-file and `lora` of the spec must be given together"):
         draw(tmp_path / "odd", chain, teacher, solver=solver, lora_file=file)
 
 
@@ -251,11 +251,11 @@ def test_load_draws_pixels_of_prompts(chain, generator, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"prompt": ""}, "is empty or no text"),
-        ({"prompt": ["a cat", " "]}, "is empty or no text"),
-        ({"prompt": 16}, "is empty or no text"),
+        ({"prompt": ""}, "is not a text, or a list of texts"),
+        ({"prompt": ["a cat", " "]}, "is not a text, or a list of texts"),
+        ({"prompt": 16}, "is not a text, or a list of texts"),
         ({"prompt": ["a cat", "a dog"], "num": 3}, "2 prompts for num 3"),
-        ({"prompt": []}, "0 images cannot be drawn"),
+        ({"prompt": []}, "num: 0 is not at least 1"),
         ({"prompt": "a cat", "seed": -1}, "seed: -1 is outside"),
     ],
 )
@@ -269,20 +269,20 @@ def test_files_and_numbers_that_do_not_belong_together_are_refused(chain, genera
     encoder = texts(chain)["text_encoder"]
     with pytest.raises(ValueError, match="guidance 0.5 is not 1"):
         make(tmp_path, chain, guidance=0.5)
-    with pytest.raises(ValueError, match="is a student, which is drawn without"):
+    with pytest.raises(ValueError, match="is a student, which is sampled without"):
         draw(tmp_path, chain, generator, solver={"name": "student"}, guidance=3.0)
     with pytest.raises(ValueError, match="dtype 'int8' is not one of"):
         make(tmp_path, chain, dtype="int8")
-    with pytest.raises(ValueError, match="solver 'pnmd': .* takes one of .*'pndm'"):
+    with pytest.raises(ValueError, match="solver 'pnmd': .* use one of .*'pndm'"):
         dmd.load(chain / "teacher" / "denoiser.safetensors", text_encoder=encoder, solver="pnmd")
-    with pytest.raises(ValueError, match="this denoiser knows no text"):
+    with pytest.raises(ValueError, match="the condition of this denoiser is not text"):
         dmd.load(teacher_file, text_encoder=encoder)
     with pytest.raises(ValueError, match="give text_encoder, too"):
         dmd.load(generator, autoencoder=encoder)
-    with pytest.raises(ValueError, match="draws of text states exactly where its condition is text"):
+    with pytest.raises(ValueError, match="states: they are needed if the condition is text"):
         dmd.load(generator)(2)
-    with pytest.raises(ValueError, match="--prompts and --text-encoder are given together"):
+    with pytest.raises(ValueError, match="--prompts and --text-encoder must be given together"):
         pairs.run(teacher=teacher_file, output=tmp_path / "b" / "blocks" / "x.parquet", text_encoder=encoder, **NUMBERS)
-    with pytest.raises(ValueError, match="knows no prompts"):
+    with pytest.raises(ValueError, match="takes no prompts"):
         numbers = NUMBERS | {"guidance": 2.0}
         pairs.run(teacher=teacher_file, output=tmp_path / "c" / "blocks" / "x.parquet", **numbers)

@@ -38,10 +38,10 @@ def test_sides_show_what_each_draws_for_the_same_prompt_and_noise(places):
     codec = load_codec(places["autoencoder"])
     states = load_text(places["text_encoder"]).encode(PROMPTS).states
     rows = torch.arange(3)
-    found = PairedSamplers(*samplers, codec).draw(range(5, 8), given=rows, states=states)
-    assert list(found) == ["teacher: 5 network calls", "generator: 1 network call"]
+    found = PairedSamplers(*samplers, codec).draw(range(5, 8), fixed_labels=rows, states=states)
+    assert list(found) == ["teacher: 5 network calls", "student: 1 network call"]
     for sampler, images in zip(samplers, found.values(), strict=True):
-        latents = torch.cat([each.image for each in sampler.batches(range(5, 8), given=rows, states=states)])
+        latents = torch.cat([each.image for each in sampler.batches(range(5, 8), fixed_labels=rows, states=states)])
         torch.testing.assert_close(images, codec.decode(latents), atol=1e-4, rtol=0)
     one, other = found.values()
     assert (one - other).abs().mean() > 0.01
@@ -67,9 +67,9 @@ def test_long_prompts_are_shortened_and_no_formula(tmp_path):
 def test_grids_of_latents_show_what_they_decode_to(places, tmp_path):
     codec = load_codec(places["autoencoder"])
     latents = torch.randn(4, 4, 16, 16)
-    images = grids.decoded(latents, codec)
+    images = grids.decode_small(latents, codec)
     torch.testing.assert_close(images, codec.decode(latents), atol=1e-5, rtol=0)
-    large = grids.decoded(torch.randn(1, 4, 64, 64), codec)
+    large = grids.decode_small(torch.randn(1, 4, 64, 64), codec)
     assert large.shape == (1, 3, grids.SIDE, grids.SIDE)
     grids.save_grid(tmp_path / "decoded.png", images)
     grids.save_grid(tmp_path / "latents.png", latents)

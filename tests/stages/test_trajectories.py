@@ -8,7 +8,7 @@ import torch
 from dmd.data import manifest as manifests
 from dmd.data.pairs import PairReader
 from dmd.models import loading
-from dmd.sampling.blocks import kept_steps
+from dmd.sampling.blocks import trajectory_steps
 from dmd.sampling.noise import sampling_sigmas
 from dmd.stages import manifest, pairs
 
@@ -57,15 +57,19 @@ def test_pairs_without_trajectories_say_so(manifest_file):
 
 def test_kept_steps_are_evenly_spaced_and_end_with_the_last():
     solver = {"name": "heun", "steps": 18}
-    assert kept_steps(solver, 0) == [] and kept_steps(solver, 1) == [18] and kept_steps(solver, 18) == [*range(1, 19)]
-    assert kept_steps(solver, 4) == [5, 9, 14, 18]
+    assert (
+        trajectory_steps(solver, 0) == []
+        and trajectory_steps(solver, 1) == [18]
+        and trajectory_steps(solver, 18) == [*range(1, 19)]
+    )
+    assert trajectory_steps(solver, 4) == [5, 9, 14, 18]
 
 
 @pytest.mark.parametrize(
     ("solver", "num", "words"),
     [({"name": "heun", "steps": 3}, 4, "4 states, but the solver makes 3 steps"),
-     ({"name": "ddim", "steps": 9}, 2, "solver ddim keeps none")],
+     ({"name": "ddim", "steps": 9}, 2, "solver ddim saves no states")],
 )  # fmt: skip
 def test_states_that_cannot_be_kept_are_refused(solver, num, words):
     with pytest.raises(ValueError, match=words):
-        kept_steps(solver, num)
+        trajectory_steps(solver, num)

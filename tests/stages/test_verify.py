@@ -113,7 +113,7 @@ def test_artifact_that_a_stage_wrote_meanwhile_is_kept(monkeypatch):
 
     flip(GENERATOR)
     monkeypatch.setattr(verify, "audit", slow)
-    with pytest.raises(ValueError, match=f"a stage wrote {GENERATOR} while this looked; it is kept"):
+    with pytest.raises(ValueError, match=f"a stage wrote {GENERATOR} during the check, so it was not removed"):
         bad()
     assert record.check(GENERATOR) and SCORE.exists()  # nothing was removed
     monkeypatch.setattr(verify, "audit", looked)

@@ -15,7 +15,7 @@ from dmd.models.denoiser import Denoiser
 from dmd.models.networks import build
 from dmd.train import parallel
 from dmd.train.parallel import BatchSplit
-from tests.trainings import Given, Updates, changed, weights
+from tests.trainings import FixedRows, Updates, changed, weights
 
 MLP = {"kind": "mlp", "channels": 2, "resolution": 1, "width": 16, "layers": 2, "num_classes": 3}
 ROLES = ("teacher", "student", "fake")
@@ -37,7 +37,7 @@ def updated(section: dict, split: BatchSplit) -> tuple[torch.Tensor, dict[str, f
         for parameter in modules[role].parameters():
             parameter.data = 0.2 * torch.randn(parameter.shape, generator=random)
     sizes = {"matching_batch_size": 7, "regression_batch_size": 5, "phases": [{"updates": 3, "fake_updates": 2}]}
-    streams = {name: Given(each) for name, each in rows(random).items()}
+    streams = {name: FixedRows(each) for name, each in rows(random).items()}
     found = Updates(changed(section, **sizes), modules, Facts((2, 1, 1), 3, 0.5), streams, split)
     log = [found.update(update) for update in range(3)]
     return torch.cat([weights(modules[role]) for role in ROLES[1:]]), log[-1]

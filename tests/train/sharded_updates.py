@@ -12,13 +12,13 @@ import torch
 from torch import distributed
 
 from dmd.methods.base import Facts
-from dmd.models.adapters import carried, with_network
+from dmd.models.adapters import add_adapters, with_network
 from dmd.models.compute import prepare
 from dmd.models.denoiser import Denoiser
 from dmd.models.networks import build
 from dmd.train import state
 from dmd.train.parallel import BatchSplit
-from tests.trainings import Given, Updates, changed
+from tests.trainings import FixedRows, Updates, changed
 
 UNET = {"kind": "ddpmpp", "channels": 1, "resolution": 4, "width": 8, "multipliers": [1, 2], "blocks": 1}
 UNET |= {"attention": [4], "num_classes": 3}
@@ -42,13 +42,13 @@ def distillation(section: dict, split: BatchSplit) -> Updates:
         parts.append(prepare(made.eval(), compute))
     if section["adapter"]:
         (carrier,) = parts
-        adapted = carried(carrier.network, section["adapter"], ROLES[1:], seed=0)
+        adapted = add_adapters(carrier.network, section["adapter"], ROLES[1:], seed=0)
         parts = [with_network(carrier, part) for part in adapted]
     random = torch.Generator().manual_seed(4)
     noise, other, image = (torch.randn(num, 1, 4, 4, generator=random) for num in (8, 6, 6))
     label = torch.randint(3, (8,), generator=random)
     rows = {"noise": {"noise": noise, "label": label}, "pairs": {"noise": other, "label": label[:6], "image": image}}
-    streams = {name: Given(each) for name, each in rows.items()}
+    streams = {name: FixedRows(each) for name, each in rows.items()}
     modules = dict(zip(ROLES, parts, strict=True))
     return Updates(section, modules, Facts((1, 4, 4), 3, 0.5), streams, split)
 

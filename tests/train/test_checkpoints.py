@@ -18,7 +18,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def saved(folder: Path) -> tuple[Path, Tensors]:
-    checkpoints.save(folder, key="key", stage="distill", update=3, learnt=state.state(distillation()), rows=ROWS)
+    checkpoints.save(folder, key="key", stage="distill", update=3, tensors=state.state(distillation()), rows=ROWS)
     path = folder / "00000003.safetensors"
     return path, tensor_files.load(path)[0]
 
@@ -50,10 +50,13 @@ def test_checkpoint_is_restored_bit_for_bit(tmp_path: Path):
         (lambda held: held.pop(MOMENT), "moments or steps of some parameters are missing"),
         (lambda held: held.update({MOMENT: held[MOMENT][:1]}), "0.exp_avg is float32"),
         (lambda held: held.update({f"{MOMENT}.codes": held.pop(MOMENT)}), "moments or steps of some"),
-        (lambda held: held.update({MOMENT.replace("0", "9"): held.pop(MOMENT)}), "9.exp_avg is of no parameter of 4"),
-        (lambda held: held.update({MOMENT.replace("0", "-1"): held.pop(MOMENT)}), "-1.exp_avg is of no parameter"),
-        (lambda held: held.pop("log.phase"), "log.phase is no column of numbers of phases"),
-        (lambda held: held["log.update"].fill_(0.5), "log.update is no column of numbers of updates"),
+        (
+            lambda held: held.update({MOMENT.replace("0", "9"): held.pop(MOMENT)}),
+            "9.exp_avg belongs to none of 4 param",
+        ),
+        (lambda held: held.update({MOMENT.replace("0", "-1"): held.pop(MOMENT)}), "-1.exp_avg belongs to none"),
+        (lambda held: held.pop("log.phase"), "log.phase is not a column of phase numbers"),
+        (lambda held: held["log.update"].fill_(0.5), "log.update is not a column of update numbers"),
         (lambda held: held.update({"log.loss": held["log.loss"][:2]}), r"log.* is float64 \(3?,?\), not float64"),
         (lambda held: held.update({"log.loss": held["log.loss"].sum()}), r"log.* is float64 \(3?,?\), not float64"),
     ],
@@ -64,7 +67,7 @@ def test_checkpoint_of_other_contents_is_refused_by_name(
     path, tensors = saved(tmp_path)
     change(tensors)
     publish(path, tensors, {"key": "key", "update": 3})
-    with pytest.raises(ValueError, match=f"{path} is no checkpoint to go on from.*{message}"):
+    with pytest.raises(ValueError, match=f"{path} is not a usable checkpoint.*{message}"):
         resumed(tmp_path, distillation())
 
 
@@ -72,7 +75,7 @@ def test_checkpoint_of_other_contents_is_refused_by_name(
 def test_checkpoint_of_another_update_than_its_name_says_is_refused(tmp_path: Path, update: object):
     path, tensors = saved(tmp_path)
     publish(path, tensors, {"key": "key", "update": update})
-    with pytest.raises(ValueError, match=f"{path} is no checkpoint to go on from .its update is {update!r}"):
+    with pytest.raises(ValueError, match=f"{path} is not a usable checkpoint .its update is {update!r}"):
         resumed(tmp_path, distillation())
 
 
@@ -91,7 +94,7 @@ def test_buffers_of_a_method_are_kept_and_set_in_place(tmp_path: Path):
     one, other = with_buffers(), with_buffers()
     one.method.buffers["counts"] += torch.arange(4)
     one.method.buffers["ratios"] *= 0.5
-    checkpoints.save(tmp_path, key="key", stage="distill", update=3, learnt=state.state(one), rows=ROWS)
+    checkpoints.save(tmp_path, key="key", stage="distill", update=3, tensors=state.state(one), rows=ROWS)
     held = dict(other.method.buffers)
     assert resumed(tmp_path, other) == (3, ROWS)
     assert torch.equal(held["counts"], torch.arange(4)) and torch.equal(held["ratios"], torch.full((2, 3), 0.5))
@@ -117,10 +120,10 @@ def test_buffers_of_another_method_are_refused_by_name(
     tmp_path: Path, change: Callable[[Tensors], object], message: str
 ):
     learnt = state.state(with_buffers())
-    checkpoints.save(tmp_path, key="key", stage="distill", update=3, learnt=learnt, rows=ROWS)
+    checkpoints.save(tmp_path, key="key", stage="distill", update=3, tensors=learnt, rows=ROWS)
     path = tmp_path / "00000003.safetensors"
     tensors = tensor_files.load(path)[0]
     change(tensors)
     publish(path, tensors, {"key": "key", "update": 3})
-    with pytest.raises(ValueError, match=f"{path} is no checkpoint to go on from.*{message}"):
+    with pytest.raises(ValueError, match=f"{path} is not a usable checkpoint.*{message}"):
         resumed(tmp_path, with_buffers())

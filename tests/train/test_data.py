@@ -13,7 +13,7 @@ from dmd.methods.base import Facts, Part
 from dmd.methods.dmd import METHOD
 from dmd.train.data import BatchLoader, ImageStream, NoiseStream, PairStream, PreparedStep
 from dmd.train.parallel import BatchSplit
-from dmd.train.schedule import update_generator
+from dmd.train.randomness import update_generator
 from dmd.train.trainer import plan
 from tests.trainings import WHOLE, changed
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dmd.config.method import Mode, Role, Source
-from dmd.models.adapters import carried, with_network
+from dmd.models.adapters import add_adapters, with_network
 from dmd.models.denoiser import Denoiser
 from dmd.models.networks import build
 from dmd.train.networks import NetworkSet
@@ -34,7 +34,7 @@ def networks(request) -> NetworkSet:
         modules = {role: denoiser(seed) for seed, role in enumerate(ROLES)}
     else:
         carrier, adapter = denoiser(0), {"rank": 2, "alpha": None, "targets": None}
-        views = carried(carrier.network, adapter, [*ROLES][1:], seed=0)
+        views = add_adapters(carrier.network, adapter, [*ROLES][1:], seed=0)
         modules = {role: with_network(carrier, view) for role, view in zip(ROLES, views, strict=True)}
     made = NetworkSet(modules, ROLES, ema_decay=0.75)
     random = torch.Generator().manual_seed(9)
@@ -106,7 +106,7 @@ def test_networks_of_other_architectures_are_neither_copied_nor_followed():
     modules = {"student": nn.Linear(2, 2), "target": nn.Linear(2, 2, bias=False)}
     made = NetworkSet(modules, {role: ROLES[role] for role in modules}, ema_decay=0.9)
     for act in (lambda: made.copy("target", "student"), lambda: made.follow("target", "student", 0.5)):
-        with pytest.raises(ValueError, match="networks differ: bias is in one of them only"):
+        with pytest.raises(ValueError, match="networks differ: bias is in only one of them"):
             act()
 
 
@@ -129,8 +129,8 @@ def test_gradients_are_left_on_the_named_networks_and_pass_through_all_others(ne
 
 
 def test_checkpoints_keep_what_changes_and_the_average(networks):
-    assert networks.kept().keys() == {"network.student", "network.fake", "network.target", "average"}
-    for name, module in networks.kept().items():
+    assert networks.checkpointed().keys() == {"network.student", "network.fake", "network.target", "average"}
+    for name, module in networks.checkpointed().items():
         if name != "average":
             assert module is networks.weights(name.removeprefix("network."))
 

@@ -18,7 +18,7 @@ from dmd.train.data import BatchLoader
 from dmd.train.networks import NetworkSet
 from dmd.train.parallel import BatchSplit
 from dmd.train.trainer import Plan, Trainer, loader, plan
-from tests.trainings import WHOLE, Given, weights
+from tests.trainings import WHOLE, FixedRows, weights
 
 NUM = 5
 NOISE = torch.randn(NUM, 3, generator=torch.Generator().manual_seed(0))
@@ -97,7 +97,7 @@ def trainer(split: BatchSplit = WHOLE, **keys: Any) -> tuple[Trainer, Plan, Batc
     made = Trainer(training, Critic(training.method, networks, FACTS, networks.device), networks, split)
     made.start()
     phases, _ = plan(training.method)
-    return made, phases, loader(made, {"noise": Given({"noise": NOISE})}, phases, stage="critic")
+    return made, phases, loader(made, {"noise": FixedRows({"noise": NOISE})}, phases, stage="critic")
 
 
 def updated(num: int, split: BatchSplit = WHOLE, **keys: Any) -> tuple[Trainer, list[dict[str, float]]]:

@@ -14,18 +14,18 @@ from dmd.config.methods import Dmd
 from dmd.config.training import Distill
 from dmd.methods.base import Facts, Method, Part, Step
 from dmd.methods.parts.distances import l2_distance
-from dmd.models.adapters import carried, with_network
+from dmd.models.adapters import add_adapters, with_network
 from dmd.models.compute import prepare
-from dmd.models.counting import Line, Peak, weight_bytes
+from dmd.models.counting import LinearBytes, Peak, weight_bytes
 from dmd.models.denoiser import Denoiser
-from dmd.models.guidance import guided
+from dmd.models.guidance import with_guidance
 from dmd.models.lora import size
 from dmd.models.networks import build
 from dmd.train import memory
 from dmd.train.memory import distance_bytes
 from dmd.train.parallel import BUCKET, BatchSplit
 from dmd.train.watch import WatchedPart, WatchedStep, memory_plan, total_passes, watch
-from tests.trainings import WHOLE, Given, Updates, changed, weights
+from tests.trainings import WHOLE, FixedRows, Updates, changed, weights
 
 UNET = {"kind": "ddpmpp", "resolution": 16, "channels": 3, "width": 32, "multipliers": [1, 2], "blocks": 1}
 UNET |= {"attention": [8], "num_classes": 4}
@@ -52,17 +52,17 @@ def modules(architecture: dict, **compute) -> dict[str, nn.Module]:
 def adapted(architecture: dict) -> dict[str, nn.Module]:
     """One network that carries the adapters of the two others."""
     carrier = denoiser(architecture, 0)
-    views = carried(carrier.network, ADAPTER, ("student", "fake"), seed=0)
+    views = add_adapters(carrier.network, ADAPTER, ("student", "fake"), seed=0)
     return {role: with_network(carrier, view) for role, view in zip(ROLES, views, strict=True)}
 
 
-def streams(architecture: dict, num: int = NUM) -> dict[str, Given]:
+def streams(architecture: dict, num: int = NUM) -> dict[str, FixedRows]:
     """Given rows of noise and pairs, `num` of each."""
     side = architecture["resolution"]
     image = torch.randn(num, architecture["channels"], side, side, generator=torch.Generator().manual_seed(0))
     label = torch.zeros(num, dtype=torch.int64) if architecture["num_classes"] else torch.full((num,), -1)
     rows = {"noise": image, "label": label}
-    return {"noise": Given(rows), "pairs": Given(rows | {"image": image.flip(0)})}
+    return {"noise": FixedRows(rows), "pairs": FixedRows(rows | {"image": image.flip(0)})}
 
 
 def updates(
@@ -130,7 +130,7 @@ def test_passes_follow_the_switches(distill_section, keys, expected):
 
 def test_guidance_asks_the_teacher_twice(distill_section):
     made = modules(MLP)
-    made["teacher"] = guided(made["teacher"], torch.tensor(-1), 3.0)
+    made["teacher"] = with_guidance(made["teacher"], torch.tensor(-1), 3.0)
     assert passes(distill_section, guidance=3.0, made=made)["student"]["noise"] == {**MATCHED, "teacher": 2}
 
 
@@ -207,17 +207,17 @@ def test_memory_of_a_part_with_adapters_is_what_a_real_update_holds(distill_sect
 
 
 def test_what_saves_memory_saves_it(distill_section):
-    def line(**compute) -> Line:
+    def line(**compute) -> LinearBytes:
         steps = watched(updates(distill_section, UNET, made=modules(UNET, **compute)), UNET)
         return steps[0].parts["pairs"].activations
 
     exact, half = line(), line(dtype="bfloat16")
-    assert 0.45 < half.each / exact.each < 0.6
-    assert line(gradient_checkpointing=True).each < 0.5 * exact.each
-    assert half.once > exact.once
+    assert 0.45 < half.per_row / exact.per_row < 0.6
+    assert line(gradient_checkpointing=True).per_row < 0.5 * exact.per_row
+    assert half.fixed > exact.fixed
 
 
-def lines(**parts: tuple[int, Line, bool]) -> WatchedStep:
+def lines(**parts: tuple[int, LinearBytes, bool]) -> WatchedStep:
     """A step of the student whose parts have a size, memory, and perhaps a distance."""
     watched = {name: WatchedPart(size, line, distance, {}) for name, (size, line, distance) in parts.items()}
     return WatchedStep(Step("student", ("student",), tuple(Part(name, 1) for name in parts)), 1, watched)
@@ -234,7 +234,7 @@ def whole(distill_section) -> Updates:
 
 def test_plan_names_every_network_and_the_fullest_part(whole):
     size = weight_bytes(whole["student"])
-    steps = [lines(noise=(30, Line(10, 1), False), pairs=(24, Line(10, 1), True))]
+    steps = [lines(noise=(30, LinearBytes(10, 1), False), pairs=(24, LinearBytes(10, 1), True))]
     found = plan(whole, steps)
     assert {found[f"weights of {role}"] for role in ROLES} == {size} and found["moving average"] == size
     assert found["moments"] == 2 * 2 * 4 * weights(whole["student"]).numel() and found["gradients"] == size
@@ -244,7 +244,7 @@ def test_plan_names_every_network_and_the_fullest_part(whole):
 
 
 def test_plan_counts_the_rows_of_a_process_and_of_a_micro_batch(whole):
-    steps = [lines(noise=(30, Line(10, 1), False))]
+    steps = [lines(noise=(30, LinearBytes(10, 1), False))]
     whole.trainer.split = BatchSplit(0, 4)
     found = plan(whole, steps)
     assert found["exchange of gradients"] == 4 * BUCKET
@@ -262,7 +262,7 @@ def test_gradients_are_those_of_the_step_that_has_most(distill_section):
 def test_moments_of_8_bits_are_planned_tensor_by_tensor(distill_section):
     """Those of both networks as torchao makes them: small or odd tensors have moments in float32."""
     found = updates(distill_section, UNET, student={"kind": "8bit"})
-    told = plan(found, [lines(noise=(1, Line(1, 1), False))])["moments"]
+    told = plan(found, [lines(noise=(1, LinearBytes(1, 1), False))])["moments"]
     found.update(0)
     made = [
         each for role in ("student", "fake") for each in found.trainer.networks.optimisers[role].adamw.state.values()
@@ -276,7 +276,7 @@ def test_moments_of_8_bits_are_planned_tensor_by_tensor(distill_section):
 
 def test_processes_that_share_parameters_divide_everything_but_passes(distill_section):
     found = updates(distill_section, UNET)
-    steps = [lines(noise=(30, Line(10, 1), False))]
+    steps = [lines(noise=(30, LinearBytes(10, 1), False))]
     alone = plan(found, steps)
     compute = found.trainer.training.compute.model_copy(update={"shard_parameters": True})
     found.trainer.training = found.trainer.training.model_copy(update={"compute": compute})
@@ -342,7 +342,7 @@ def test_an_update_that_does_not_fit_says_what_helps_and_what_is_kept(tmp_path):
             (tmp_path / f"{name}.safetensors").touch()
         with (
             pytest.raises(ValueError, match=rf"update 7: Tried 2 GiB.; .*{kept}.*take less"),
-            memory.explained(7, tmp_path, advice="take less"),
+            memory.explain_out_of_memory(7, tmp_path, advice="take less"),
         ):
             raise torch.OutOfMemoryError("Tried 2 GiB.\nMore")
 

@@ -92,7 +92,8 @@ def test_unreachable_file_ends_the_run_with_one_message(tmp_path: Path, server: 
     answer = snakemake(tmp_path, "--cores", "1", FILE)
     errors = [line for line in answer.stderr.splitlines() if " error: " in line]
     assert answer.returncode != 0 and len(errors) == 1 and "Traceback" not in answer.stderr
-    assert all(word in errors[0] for word in (f"{FILE} is missing", server.url, DIGEST, f"put it at {tmp_path / FILE}"))
+    words = (f"{FILE} is missing", server.url, DIGEST, f"save it as {tmp_path / FILE}")
+    assert all(word in errors[0] for word in words)
 
 
 def test_file_that_appears_after_the_jobs_were_planned_is_kept(tmp_path: Path, server: FileServer):
@@ -106,8 +107,8 @@ def test_file_that_appears_after_the_jobs_were_planned_is_kept(tmp_path: Path, s
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"a": {"file": "results/a"}}, "inputs.a.file: results/a lies in results/"),
-        ({"a": {"file": "x/a"}, "b": {"file": "x/a"}}, "inputs.b.file: x/a is that of inputs.a, too"),
+        ({"a": {"file": "results/a"}}, "inputs.a.file: results/a is in results/"),
+        ({"a": {"file": "x/a"}, "b": {"file": "x/a"}}, "inputs.b.file: x/a is also the file of inputs.a"),
         ({"a": {"file": "x/a", "sha256": ...}}, 'inputs.a: lacks the key "sha256", which has no default'),
         ({"a": {"file": "x/a", "sha256": "1234567"}}, "inputs.a.sha256: '1234567' does not match '^[0-9a-f]{8,64}$'"),
     ],

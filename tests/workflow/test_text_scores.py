@@ -116,5 +116,5 @@ def test_clip_without_captions_is_refused():
         "sample": {"num_samples": 4, "shard_size": 4},
         "evaluate": {"clip": {"folder": "inputs/clip"}},
     }
-    with pytest.raises(config.ConfigError, match="digits.evaluate.clip: needs sample.prompts"):
+    with pytest.raises(config.ConfigError, match="digits.evaluate.clip: it needs sample.prompts"):
         config.resolve(broken)

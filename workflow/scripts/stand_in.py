@@ -23,10 +23,10 @@ from dmd.config.methods import Dmd, KarrasLevels
 from dmd.config.training import Distill
 from dmd.methods.base import Facts, Part, Rows, Step
 from dmd.methods.parts.distances import l2_distance
-from dmd.models.adapters import carried, with_network
+from dmd.models.adapters import add_adapters, with_network
 from dmd.models.compute import Compute, prepare
 from dmd.models.denoiser import Denoiser
-from dmd.models.guidance import guided
+from dmd.models.guidance import with_guidance
 from dmd.models.lora import Adapter
 from dmd.models.networks import build, without_classes
 from dmd.provenance.files import canonical_json
@@ -35,7 +35,7 @@ from dmd.train.data import Stream
 from dmd.train.fake_passes import counted_distance
 from dmd.train.parallel import BatchSplit
 from dmd.train.trainer import Plan, Trainer, assemble
-from dmd.train.watch import LOOKED_AT, WatchedStep, memory_plan, total_passes, watch
+from dmd.train.watch import NUM_UPDATES, WatchedStep, memory_plan, total_passes, watch
 
 SMALL: dict[str, Any] = {"kind": "mlp", "channels": 1, "resolution": 1, "width": 2, "layers": 1, "num_classes": 0}
 STREAMS = ("noise", "pairs", "images")
@@ -100,7 +100,7 @@ def _memory_of(distill: Distill) -> Distill:
     method, told = distill.method, dict[tuple[object, ...], PlannedPhase]()
     plan = Plan(method.plan()[0])
     for phase in plan.phases:
-        clocks = map(plan.clock, range(phase.first, min(phase.first + LOOKED_AT, phase.stop)))
+        clocks = map(plan.clock, range(phase.first, min(phase.first + NUM_UPDATES, phase.stop)))
         steps = {_sized(step) for clock in clocks for step in methods.load(method.name).steps(method, clock)}
         told.setdefault((frozenset(steps), method.losses(phase.config)), phase)
     phases = tuple(phase.config for phase in told.values())
@@ -139,7 +139,7 @@ def _trainer(distill: Distill, network: Mapping[str, Any]) -> tuple[Trainer, dic
     empty = torch.zeros(TEXT_LENGTH, width) if width else torch.tensor(-1)
     for name, role in training.method.roles().items():
         if role.guidance != 1:
-            modules[name] = guided(cast(Denoiser, modules[name]), empty, role.guidance)
+            modules[name] = with_guidance(cast(Denoiser, modules[name]), empty, role.guidance)
     distances = dict.fromkeys(training.method.decoders(), l2_distance)
     trainer = assemble(training, modules, facts, distances=distances, split=BatchSplit(), start=False)
     return trainer, {name: Zeros(shape, width) for name in STREAMS}
@@ -154,7 +154,7 @@ def _modules(training: Distill, network: Mapping[str, Any], first: Denoiser, fac
         changing = [name for name in old if roles[name].mode is not Mode.FROZEN]
         with torch.device("meta"):  # peft moves its layers to all others, which tensors without memory do not bear
             first = _denoiser(network, compute)
-            views = carried(first.network, cast(Adapter, training.adapter.model_dump()), changing, seed=0)
+            views = add_adapters(first.network, cast(Adapter, training.adapter.model_dump()), changing, seed=0)
         _place_on_cpu(first.network)
         adapted = dict(zip(changing, views[1:], strict=True))
         made = {name: with_network(first, adapted.get(name, views[0])) for name in old}

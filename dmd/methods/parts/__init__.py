@@ -1,1 +1,1 @@
-"""What several methods are made of: losses, distances, noise levels."""
+"""Building blocks of several methods: losses, distances, noise levels."""

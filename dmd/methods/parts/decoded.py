@@ -1,4 +1,4 @@
-"""Distances of the regression loss between what latents decode to."""
+"""The distance of latents: a distance of the images that they decode to."""
 
 import torch
 
@@ -6,13 +6,13 @@ from dmd.methods.base import Distance
 from dmd.methods.parts.distances import Chunked
 from dmd.models.autoencoder import Codec
 
-CHUNKS = {"full": 1, "tiny": 4}  # latents decoded at once, by kind of codec: 512 pixels fill gigabytes
+CHUNKS = {"full": 1, "tiny": 4}  # latents decoded at once, by kind of codec: images of 512 pixels take gigabytes
 
 
 class Decoded(Chunked):
-    """A distance of images as one of latents (Yin et al. 2023, appendix B: LPIPS of decoded latents).
+    """The distance of decoded latents (Yin et al. 2023, appendix B: LPIPS of decoded latents).
 
-    The gradient goes through the decoder to the generated latents; those of the pairs are decoded without.
+    The gradient goes through the decoder to the generated latents; reference latents are decoded without gradient.
 
     Args:
         distance: of images (B, 3, H, W), mean over the batch.

@@ -1,4 +1,4 @@
-"""The noise levels that a distillation draws from."""
+"""The noise levels of DMD's losses."""
 
 import torch
 
@@ -7,18 +7,18 @@ from dmd.models.denoiser import Denoiser
 from dmd.sampling.noise import training_sigmas
 
 
-def noise_table(levels: KarrasLevels | TeacherLevels, teacher: object) -> tuple[torch.Tensor, torch.Tensor]:
-    """Alpha and sigma of each level, sigma = sigma_t / alpha ascending.
+def noise_levels(levels: KarrasLevels | TeacherLevels, teacher: object) -> tuple[torch.Tensor, torch.Tensor]:
+    """Alpha, and sigma = sigma_t / alpha in ascending order, of each level.
 
     Args:
-        levels: those of EDM, where alpha is 1, or the table that a teacher with discrete time was trained on.
-        teacher: the real score.
+        levels: EDM's levels, where alpha is 1, or the table that a teacher with discrete time was trained on.
+        teacher: the denoiser that has this table.
 
     Returns:
         float32 (T,), (T,) on the CPU.
 
     Raises:
-        ValueError: kind teacher, but the teacher knows no table or one too short for max_index.
+        ValueError: kind teacher, and the teacher has no table, or one too short for max_index.
     """
     if isinstance(levels, KarrasLevels):
         ends = {"sigma_min": levels.sigma_min, "sigma_max": levels.sigma_max, "rho": levels.rho}
@@ -27,7 +27,7 @@ def noise_table(levels: KarrasLevels | TeacherLevels, teacher: object) -> tuple[
     table = teacher.table if isinstance(teacher, Denoiser) else None
     if table is None:
         raise ValueError(
-            "distill.method.levels.kind: teacher, but this teacher has no noise table of its own: use karras"
+            "distill.method.levels.kind: teacher, but this teacher has no table of noise levels: use karras"
         )
     if levels.max_index >= len(table[0]):
         raise ValueError(

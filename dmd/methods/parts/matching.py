@@ -5,7 +5,7 @@ import torch
 from dmd.models.denoiser import per_sample
 
 WEIGHTINGS = ("eq8", "sigma/alpha", "sigma3/alpha", "sigma2/alpha")
-FLOOR = 1e-6  # of the normaliser of Eq. 8
+FLOOR = 1e-6  # lower bound of the normaliser of Eq. 8
 
 
 def matching_gradient(

@@ -1,4 +1,4 @@
-"""The denoising loss, for teachers and fake denoisers alike."""
+"""The denoising loss of teachers and fake denoisers."""
 
 import torch
 

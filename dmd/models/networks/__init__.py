@@ -1,6 +1,6 @@
 """Networks F_theta(image, noise_condition, label): architectures only, no noise levels, no files.
 
-`build` makes one from its architecture, a mapping of plain numbers that also stands in artifacts' metadata.
+`build` makes one from its architecture, a mapping of JSON values that artifacts have in their metadata.
 """
 
 import inspect
@@ -35,29 +35,29 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
     Raises:
         ValueError: unknown kind, unknown or missing key, or a number that does not fit.
     """
-    numbers = dict(architecture)
-    kind = numbers.pop("kind", None)
+    arguments = dict(architecture)
+    kind = arguments.pop("kind", None)
     if kind in OTHERS:
-        _check_keys(kind, numbers, OTHERS[kind])
-        return OTHERS[kind](**numbers)
+        _check_keys(kind, arguments, OTHERS[kind])
+        return OTHERS[kind](**arguments)
     if kind in FAMILIES:
-        _check_keys(kind, numbers, Shape)
-        return UNet(FAMILIES[kind], Shape(**numbers))
+        _check_keys(kind, arguments, Shape)
+        return UNet(FAMILIES[kind], Shape(**arguments))
     raise ValueError(f"network kind: {kind!r} is none of {', '.join([*FAMILIES, *OTHERS])}")
 
 
 def without_classes(architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """The same network, which takes no class; of one whose condition is text, itself."""
+    """The unconditional variant of a class-conditional architecture; others are returned as they are."""
     kind = architecture["kind"]
     if kind == "unet2d":
         return {**architecture, "config": {**architecture["config"], "num_class_embeds": None}}
     return {**architecture, "num_classes": 0} if kind in FAMILIES or kind == "mlp" else dict(architecture)
 
 
-def _check_keys(kind: str, numbers: dict[str, Any], maker: Callable[..., Any]) -> None:
+def _check_keys(kind: str, arguments: dict[str, Any], maker: Callable[..., Any]) -> None:
     known = inspect.signature(maker).parameters
-    if unknown := sorted(set(numbers) - set(known)):
+    if unknown := sorted(set(arguments) - set(known)):
         raise ValueError(f"network {kind}: unknown {', '.join(unknown)}; known are {', '.join(known)}")
     needed = {name for name, key in known.items() if key.default is inspect.Parameter.empty}
-    if missing := sorted(needed - set(numbers)):
+    if missing := sorted(needed - set(arguments)):
         raise ValueError(f"network {kind}: missing {', '.join(missing)}")

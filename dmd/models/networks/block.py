@@ -12,7 +12,7 @@ from dmd.models.networks.layers import Binomial, Box, group_norm
 
 @dataclass(frozen=True)
 class Family:
-    """What tells ADM, DDPM++ and NCSN++ apart.
+    """The differences between ADM, DDPM++ and NCSN++.
 
     Attributes:
         eps: of every GroupNorm.
@@ -84,7 +84,7 @@ class Block(nn.Module):
     Args:
         in_channels, out_channels: of the image.
         embedding: width of the noise and label embedding.
-        family: which of the three variants.
+        family: ADM, DDPMPP or NCSNPP.
         resample: "up", "down" or None.
         attention: whether self-attention follows.
         dropout: probability, before the second convolution, while training.
@@ -140,7 +140,7 @@ class Block(nn.Module):
         return self._sum(self._attend(hidden), hidden) if self.heads else hidden
 
     def _sum(self, branch: Tensor, trunk: Tensor) -> Tensor:
-        """(branch + trunk) * gain, in place of the branch: a convolution does not need its output again."""
+        """(branch + trunk) * gain, written into the branch: a convolution's backward pass does not need its output."""
         branch = branch.add_(trunk)
         return branch if self.family.gain == 1.0 else branch.mul_(self.family.gain)
 

@@ -38,9 +38,9 @@ def check_integer(name: str, value: object, *, least: int) -> None:
 
 
 def geometric(num: int, *, last: float, endpoint: bool) -> Tensor:
-    """`num` values from 1 towards `last` in equal ratios, which is reached only with `endpoint`.
+    """`num` values from 1 towards `last` in equal ratios; only with `endpoint` is `last` one of them.
 
-    A constant: it lies on the CPU even while a network is built on the meta device.
+    They are on the CPU even if the network is built on the meta device.
     """
     exponent = torch.arange(num, dtype=torch.float32, device="cpu") / (num - 1 if endpoint else num)
     return last**exponent
@@ -63,8 +63,8 @@ def one_hot(label: Tensor, num_classes: int) -> Tensor:
 class GroupNorm(nn.GroupNorm):
     """GroupNorm in the precision of its input, statistics in float32.
 
-    torch's autocast would take bfloat16 images to float32 here and keep both copies for the backward pass: 10 bytes
-    a value instead of 6.
+    torch's autocast would cast bfloat16 images to float32 here and save both copies for the backward pass: 10 bytes per
+    value instead of 6.
     """
 
     def forward(self, input: Tensor) -> Tensor:

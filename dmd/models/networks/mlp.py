@@ -1,4 +1,4 @@
-"""A small fully connected network for points."""
+"""A small fully connected network for points in the plane."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Blocks that the backward pass computes once more, in the setting of their first pass."""
+"""Activation checkpointing of blocks."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -10,16 +10,16 @@ Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManage
 
 
 class Recomputing:
-    """A network with blocks to checkpoint.
+    """A network whose blocks can be checkpointed.
 
     Attributes:
-        contexts: called in each first pass of a block; returns what surrounds that pass and what surrounds the second
-            one (`context_fn` of torch.utils.checkpoint). None is nothing.
+        contexts: returns the context managers of a block's first and second pass (`context_fn` of
+            torch.utils.checkpoint); called in each first pass. None is no context.
     """
 
     contexts: Contexts | None = None
 
-    def recomputed(self, block: Callable[..., Any], *given: Any, draws: bool = True) -> Any:
-        """What `block` returns, of which only `given` is kept; `draws` says whether it takes random numbers."""
-        more: dict[str, Any] = {} if self.contexts is None else {"context_fn": self.contexts}
-        return checkpoint(block, *given, use_reentrant=False, preserve_rng_state=draws, **more)
+    def recompute(self, block: Callable[..., Any], *inputs: Any, random: bool = True) -> Any:
+        """`block(*inputs)`, of which only the inputs are saved; `random`: whether the block draws random numbers."""
+        options: dict[str, Any] = {} if self.contexts is None else {"context_fn": self.contexts}
+        return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=random, **options)

@@ -1,4 +1,4 @@
-"""Sizes of released networks, as `models.networks.build` takes them: EDM (Karras et al. 2022), Stable Diffusion 1.5."""
+"""Architectures of released networks, for `build`: EDM (Karras et al. 2022), Stable Diffusion 1.5."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ IMAGENET64: dict[str, Any] = {  # ADM, 295,899,267 parameters
 }
 CIFAR10: dict[
     str, Any
-] = {  # DDPM++, class-conditional; the file has `augment: 9` besides, weights that compute nothing here
+] = {  # DDPM++, class-conditional; without the `augment: 9` of the released file, which has no effect here
     "kind": "ddpmpp",
     "resolution": 32,
     "channels": 3,

@@ -1,4 +1,4 @@
-"""diffusers' SD3Transformer2DModel, the flow-matching transformer of Stable Diffusion 3, behind our interface."""
+"""diffusers' SD3Transformer2DModel, the flow-matching transformer of Stable Diffusion 3, as one of our networks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +10,13 @@ from dmd.models.networks.wrapped import Wrapped
 
 
 class SD3(Wrapped):
-    """A transformer over patches of latents that sees text states and one pooled vector of the text.
+    """A transformer over patches of latents, conditioned on text states and one pooled vector of the text.
 
-    Its label is one tensor: text states, and the pooled vector as a last row; both filled with zeros up to the greater
-    of their widths.
+    Its label is one tensor: text states, and the pooled vector as a last row, both padded with zeros to the larger of
+    their widths.
 
     Args:
-        config: arguments of SD3Transformer2DModel; those that begin with an underscore are diffusers' own notes.
+        config: arguments of SD3Transformer2DModel; those that begin with an underscore are ignored.
 
     Attributes:
         channels, resolution: of its square images.
@@ -27,15 +27,15 @@ class SD3(Wrapped):
         ValueError: arguments that SD3Transformer2DModel does not take or cannot use, or other output channels.
     """
 
-    word, holds = "sd3", "transformer"
+    kind, attribute = "sd3", "transformer"
     num_classes = 0
 
     def __init__(self, *, config: Mapping[str, Any]) -> None:
         super().__init__()
-        self.transformer = self.made("SD3Transformer2DModel", config)
+        self.transformer = self.new("SD3Transformer2DModel", config)
         self.set_extent()
-        found = self.transformer.config
-        self._states, self._pooled = found["joint_attention_dim"], found["pooled_projection_dim"]
+        full = self.transformer.config
+        self._states, self._pooled = full["joint_attention_dim"], full["pooled_projection_dim"]
         self.text_width = max(self._states, self._pooled)
 
     def forward(self, image: Tensor, noise_condition: Tensor, label: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What each network refuses of its inputs."""
+"""Checks of the inputs of networks."""
 
 from typing import Any
 
@@ -17,5 +17,5 @@ def check_states(network: Any, label: Tensor) -> None:
     """ValueError unless label is text states, float (B, L, text_width of `network`)."""
     if label.ndim != 3 or label.shape[2] != network.text_width or not torch.is_floating_point(label):
         raise ValueError(
-            f"label: {label.dtype} of shape {tuple(label.shape)} is no text states (B, L, {network.text_width})"
+            f"label: {label.dtype} of shape {tuple(label.shape)} is not text states (B, L, {network.text_width})"
         )

@@ -1,4 +1,4 @@
-"""U-Nets of the EDM teachers (Karras et al. 2022): ADM, DDPM++ and NCSN++, three settings of one network."""
+"""U-Nets of the EDM teachers (Karras et al. 2022): ADM, DDPM++ and NCSN++ as three settings of one network."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from dmd.models.networks.shapes import check_image
 
 @dataclass(frozen=True)
 class Shape:
-    """Numbers of a U-Net.
+    """Sizes of a U-Net.
 
     Attributes:
         resolution: height and width of the image.
@@ -35,11 +35,11 @@ class Shape:
         attention: resolutions of the levels that attend.
         num_classes: 0 for an unconditional network, which ignores labels.
         dropout: probability while training.
-        augment: inputs of the augmentation layer that released files carry; sampling feeds it zeros,
-            so it holds weights and computes nothing.
+        augment: inputs of the augmentation layer of released files; they are zero in sampling, so the layer has no
+            effect.
 
     Raises:
-        ValueError: a number is out of range or fits no other.
+        ValueError: a size is out of range or does not fit the others.
     """
 
     resolution: int
@@ -85,10 +85,10 @@ class UNet(Recomputing, nn.Module):
 
     Args:
         family: ADM, DDPMPP or NCSNPP of dmd.models.networks.block.
-        shape: the numbers.
+        shape: its sizes.
 
     Attributes:
-        checkpointing: keep only the inputs of blocks for the backward pass, which computes each block once more.
+        checkpointing: save only the inputs of blocks; the backward pass recomputes each block.
 
     Raises:
         ValueError: channels that cannot be normalised in groups or split into attention heads.
@@ -111,8 +111,8 @@ class UNet(Recomputing, nn.Module):
             self.map_label = nn.Linear(
                 shape.num_classes, embedding if family.late_label else features, bias=not family.late_label
             )
-        self.enc, kept = _encoder(family, shape)
-        self.dec, channels = _decoder(family, shape, kept)
+        self.enc, skips = _encoder(family, shape)
+        self.dec, channels = _decoder(family, shape, skips)
         norm, conv = group_norm(channels, family.eps), nn.Conv2d(channels, shape.channels, 3, padding=1)
         if family.late_label:
             self.out_norm, self.out_conv = norm, conv
@@ -156,7 +156,7 @@ class UNet(Recomputing, nn.Module):
     def _block(self, block: Block, hidden: Tensor, embedding: Tensor) -> Tensor:
         if not (self.checkpointing and torch.is_grad_enabled()):
             return block(hidden, embedding)
-        return self.recomputed(block, hidden, embedding, draws=self.training)  # dropout
+        return self.recompute(block, hidden, embedding, random=self.training)  # dropout
 
     def _encode(self, image: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
         hidden = branch = image
@@ -178,37 +178,37 @@ def _noise_features(family: Family, width: int) -> NoiseFeatures:
 
 
 def _encoder(family: Family, shape: Shape) -> tuple[nn.ModuleDict, list[int]]:
-    """Encoder, and the channels of each image it keeps for the decoder."""
+    """Encoder, and the channels of each skip connection to the decoder."""
     stem = shape.width * (shape.multipliers[0] if family.wide_stem else 1)
     block = partial(Block, embedding=4 * shape.width, family=family, dropout=shape.dropout)
     layers = nn.ModuleDict()
-    kept = [stem]
+    skips = [stem]
     branch = shape.channels
     for level, multiplier in zip(shape.levels, shape.multipliers, strict=True):
         name = f"{level}x{level}"
         if level == shape.resolution:
             layers[f"{name}_conv"] = nn.Conv2d(shape.channels, stem, 3, padding=1)
         else:
-            layers[f"{name}_down"] = block(kept[-1], kept[-1], resample="down")
+            layers[f"{name}_down"] = block(skips[-1], skips[-1], resample="down")
             if family.binomial:
-                layers[f"{name}_aux_residual"] = ResidualDown(branch, kept[-1])
-                branch = kept[-1]
-            kept.append(kept[-1])
+                layers[f"{name}_aux_residual"] = ResidualDown(branch, skips[-1])
+                branch = skips[-1]
+            skips.append(skips[-1])
         for index in range(shape.blocks):
             layers[f"{name}_block{index}"] = block(
-                kept[-1],
+                skips[-1],
                 shape.width * multiplier,
                 attention=level in shape.attention,
             )
-            kept.append(shape.width * multiplier)
-    return layers, kept
+            skips.append(shape.width * multiplier)
+    return layers, skips
 
 
-def _decoder(family: Family, shape: Shape, kept: list[int]) -> tuple[nn.ModuleDict, int]:
+def _decoder(family: Family, shape: Shape, skips: list[int]) -> tuple[nn.ModuleDict, int]:
     """Decoder without its output layers, and the channels that it ends with."""
     block = partial(Block, embedding=4 * shape.width, family=family, dropout=shape.dropout)
     layers = nn.ModuleDict()
-    channels, kept = kept[-1], list(kept)
+    channels, skips = skips[-1], list(skips)
     for level, multiplier in reversed(list(zip(shape.levels, shape.multipliers, strict=True))):
         name = f"{level}x{level}"
         if level == shape.levels[-1]:
@@ -218,6 +218,6 @@ def _decoder(family: Family, shape: Shape, kept: list[int]) -> tuple[nn.ModuleDi
             layers[f"{name}_up"] = block(channels, channels, resample="up")
         for index in range(shape.blocks + 1):
             attends = level in shape.attention and (family.decoder_attention or index == shape.blocks)
-            layers[f"{name}_block{index}"] = block(channels + kept.pop(), shape.width * multiplier, attention=attends)
+            layers[f"{name}_block{index}"] = block(channels + skips.pop(), shape.width * multiplier, attention=attends)
             channels = shape.width * multiplier
     return layers, channels

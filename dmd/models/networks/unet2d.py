@@ -1,4 +1,4 @@
-"""diffusers' UNet2DModel behind the interface of our networks."""
+"""diffusers' UNet2DModel as one of our networks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,21 +13,21 @@ from dmd.models.networks.wrapped import Wrapped
 class UNet2D(Wrapped):
     """The network of an unconditional or class-conditional diffusers pipeline.
 
-    A network with twice as many output as input channels learnt its variance, too; that half is left out.
+    A network with twice as many output as input channels also predicts a variance; that half is dropped.
 
     Args:
-        config: arguments of UNet2DModel; those that begin with an underscore are diffusers' own notes.
+        config: arguments of UNet2DModel; those that begin with an underscore are ignored.
 
     Raises:
         ValueError: arguments that UNet2DModel does not take or cannot use, no square sample_size, a condition other
             than a class, or another number of output channels.
     """
 
-    word, holds = "unet2d", "unet"
+    kind, attribute = "unet2d", "unet"
 
     def __init__(self, *, config: Mapping[str, Any]) -> None:
         super().__init__()
-        self.unet = self.made("UNet2DModel", config, absent=("class_embed_type",))
+        self.unet = self.new("UNet2DModel", config, refused=("class_embed_type",))
         self.set_extent(variances=(1, 2))
         self.num_classes = self.unet.config["num_class_embeds"] or 0
 
@@ -40,11 +40,11 @@ class UNet2D(Wrapped):
         check_image(self, image)
         classes = None
         if self.num_classes:
-            classes = self._checked(label)
-        # an integer time would lose what lies between the levels
+            classes = self._check_classes(label)
+        # time stays real, since it may lie between two levels
         return self.unet(image, noise_condition.float(), class_labels=classes).sample[:, : self.channels]
 
-    def _checked(self, label: Tensor) -> Tensor:
+    def _check_classes(self, label: Tensor) -> Tensor:
         if label.device.type == "cpu" and len(label):
             low, high = (int(bound) for bound in label.aminmax())
             if low < 0 or high >= self.num_classes:
@@ -52,6 +52,6 @@ class UNet2D(Wrapped):
         return label
 
 
-def named(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights of a UNet2DModel under the names they have in `UNet2D`."""
+def rename_weights(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of a UNet2DModel under their names in `UNet2D`."""
     return {f"unet.{name}": value for name, value in state.items()}

@@ -1,4 +1,4 @@
-"""What the wrappers of diffusers' networks share."""
+"""The base class of diffusers' networks as networks of ours."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,63 +13,63 @@ class Wrapped(Recomputing, nn.Module):
     """One of diffusers' networks.
 
     Attributes:
-        word: the network's name in artifacts, for messages.
-        holds: the attribute of a subclass that is diffusers' network; names of weights begin with it.
+        kind: the network's name in artifacts, for messages.
+        attribute: the attribute of a subclass with diffusers' network; names of weights begin with it.
         channels, resolution: of its square images.
     """
 
-    word: str
-    holds: str
+    kind: str
+    attribute: str
     channels: int
     resolution: int
 
     @property
-    def inside(self) -> Any:
+    def inner(self) -> Any:
         """diffusers' network."""
-        return getattr(self, self.holds)
+        return getattr(self, self.attribute)
 
     @property
     def checkpointing(self) -> bool:
-        """Whether the backward pass computes each block once more instead of keeping what is inside it."""
-        return self.inside.is_gradient_checkpointing
+        """Whether the backward pass recomputes each block instead of saving its activations."""
+        return self.inner.is_gradient_checkpointing
 
     @checkpointing.setter
     def checkpointing(self, value: bool) -> None:
         if value:
-            self.inside.enable_gradient_checkpointing(self.recomputed)
+            self.inner.enable_gradient_checkpointing(self.recompute)
         else:
-            self.inside.disable_gradient_checkpointing()
+            self.inner.disable_gradient_checkpointing()
 
-    def made(self, name: str, config: Mapping[str, Any], absent: Sequence[str] = ()) -> Any:
-        """diffusers' class `name` of the arguments in `config`; those that begin with an underscore are its own notes.
+    def new(self, name: str, config: Mapping[str, Any], refused: Sequence[str] = ()) -> Any:
+        """A network of diffusers' class `name`; arguments in `config` that begin with an underscore are ignored.
 
         Raises:
-            ValueError: arguments that the class does not take or cannot use, or one of the `absent`.
+            ValueError: arguments that the class does not take or cannot use, or that are `refused`.
         """
         torchvision_operators.ensure()
-        import diffusers  # 20 s on a slow disk: only those who need it pay
+        import diffusers  # here, since it may take 20 s on a slow disk
 
-        numbers = {key: value for key, value in config.items() if not key.startswith("_")}
-        if other := [key for key in absent if numbers.get(key) is not None]:
-            raise ValueError(f"network {self.word}: {other[0]} {numbers[other[0]]!r} is not known here")
+        arguments = {key: value for key, value in config.items() if not key.startswith("_")}
+        if odd := [key for key in refused if arguments.get(key) is not None]:
+            raise ValueError(f"network {self.kind}: {odd[0]} {arguments[odd[0]]!r} is not supported")
         try:
-            return getattr(diffusers, name)(**numbers)
+            return getattr(diffusers, name)(**arguments)
         except (TypeError, ValueError, NotImplementedError) as error:
-            raise ValueError(f"network {self.word}: {error}") from error
+            raise ValueError(f"network {self.kind}: {error}") from error
 
     def set_extent(self, variances: Sequence[int] = (1,)) -> None:
-        """Sets channels and resolution; `variances` are the known ratios of output to input channels.
+        """Sets channels and resolution; `variances` are the allowed ratios of output to input channels.
 
         Raises:
             ValueError: images that are not square, or another number of output channels.
         """
-        found = self.inside.config
-        size = found["sample_size"]
+        full = self.inner.config
+        size = full["sample_size"]
         sides = {size} if isinstance(size, int) else set(size or ())
         if len(sides) != 1:
-            raise ValueError(f"network {self.word}: sample_size {size!r} is no side of a square image")
-        self.resolution, self.channels = sides.pop(), found["in_channels"]
-        if found["out_channels"] not in [ratio * self.channels for ratio in variances]:
+            raise ValueError(f"network {self.kind}: sample_size {size!r} is not the side of a square image")
+        self.resolution, self.channels = sides.pop(), full["in_channels"]
+        if full["out_channels"] not in [ratio * self.channels for ratio in variances]:
             raise ValueError(
-                f"network {self.word}: {found['out_channels']} output channels for {self.channels} of the image"
+                f"network {self.kind}: {full['out_channels']} output channels for {self.channels} of the image"
             )

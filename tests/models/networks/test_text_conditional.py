@@ -81,7 +81,7 @@ def test_network_knows_its_shape_and_refuses_another(name):
     with pytest.raises(ValueError, match=r"image: shape \(2, 4, 8, 4\) is not \(B, 4, 8, 8\)"):
         network(image[..., :4], time, states)
     for bad in (states[..., 1:], states[:, 0], torch.full((2,), -1)):
-        with pytest.raises(ValueError, match=rf"is no text states \(B, L, {network.text_width}\)"):
+        with pytest.raises(ValueError, match=rf"is not text states \(B, L, {network.text_width}\)"):
             network(image, time, bad)
 
 
@@ -89,8 +89,8 @@ def test_network_knows_its_shape_and_refuses_another(name):
     ("kind", "changed", "message"),
     [
         ("unet2d-condition", {"in_channels": 9}, "4 output channels for 9 of the image"),
-        ("unet2d-condition", {"sample_size": [8, 4]}, "is no side of a square image"),
-        ("unet2d-condition", {"addition_embed_type": "text_time"}, "addition_embed_type 'text_time' is not known"),
+        ("unet2d-condition", {"sample_size": [8, 4]}, "is not the side of a square image"),
+        ("unet2d-condition", {"addition_embed_type": "text_time"}, "addition_embed_type 'text_time' is not supported"),
         ("unet2d-condition", {"cross_attention_dim": [8, 16]}, "is no single width"),
         ("unet2d-condition", {"auto_map": "x.py"}, "network unet2d-condition: .*auto_map"),
         ("sd3", {"out_channels": 8}, "8 output channels for 4"),

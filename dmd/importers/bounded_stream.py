@@ -1,10 +1,10 @@
-"""Streams of which the size is known."""
+"""A binary stream with a size limit."""
 
 from typing import BinaryIO
 
 
-class Bounded:
-    """A binary stream that refuses to read beyond its known size, instead of making room for what a file claims."""
+class BoundedStream:
+    """A binary stream that refuses to read beyond its size, so that no memory is allocated for false lengths."""
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
         self._stream, self.left = stream, size
@@ -12,7 +12,7 @@ class Bounded:
     def read(self, num: int) -> bytes:
         """Exactly `num` bytes; ValueError if fewer are left."""
         if num > self.left:
-            raise ValueError(f"{num} bytes are claimed where {self.left} are left: the file is truncated or damaged")
+            raise ValueError(f"{num} bytes are needed, but {self.left} are left: the file is truncated or damaged")
         self.left -= num
         return self._stream.read(num)
 

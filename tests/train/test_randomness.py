@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from dmd.train.schedule import learning_rate_factor, seed_pass, update_generator
+from dmd.train.optimiser import learning_rate_factor
+from dmd.train.randomness import seed_pass, update_generator
 
 
 @pytest.mark.parametrize(
