@@ -1,5 +1,5 @@
 # make demo | table2 | test | test-slow | test-slurm | fuzz | test-faults | check | bench | bench-gpu | bench-memory |
-# bench-scale | bench-trainers | compare-first-house | plan | verify | prune | store | report.
+# bench-scale | bench-trainers | compare-earlier-version | plan | verify | prune | store | report.
 # All of them make .venv first, once.
 PYTHON ?= python3
 CORES ?= all
@@ -12,7 +12,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(shell cksum < envs/requirements.txt | cut -d ' ' -f 1)
 SOURCES := dmd tests workflow/scripts $(wildcard bench)
 
-.PHONY: demo table2 test test-slow test-slurm fuzz test-faults check bench bench-gpu bench-memory bench-scale bench-trainers compare-first-house plan verify prune store report
+.PHONY: demo table2 test test-slow test-slurm fuzz test-faults check bench bench-gpu bench-memory bench-scale bench-trainers compare-earlier-version plan verify prune store report
 
 demo: $(READY)
 	$(BIN)/snakemake --cores $(CORES)
@@ -73,9 +73,9 @@ bench-trainers: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.trainers $(if $(SEGMENTS),--segments $(SEGMENTS))
 
 # Every stage of this tree against commit 29f82d6, from equal inputs; exits 1 if one makes anything else.
-# make compare-first-house QUICK=1 shortens updates, pairs and samples; CASE=toy2d takes one case.
-compare-first-house: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.first_house $(CASE) $(if $(QUICK),--quick)
+# make compare-earlier-version QUICK=1 shortens updates, pairs and samples; CASE=toy2d takes one case.
+compare-earlier-version: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.earlier_version $(CASE) $(if $(QUICK),--quick)
 
 # make plan EXPERIMENT=digits: jobs, network calls, time and disk of what a run would make.
 plan: $(READY)
@@ -83,7 +83,7 @@ plan: $(READY)
 
 # Finds damaged artifacts and removes them with all that was made from them.
 verify: $(READY)
-	$(BIN)/python -m dmd.stages.verify results --delete
+	$(BIN)/python -m dmd.verify results --delete
 
 # make prune lists what no experiment owns; make prune DELETE=1 removes it.
 prune: $(READY)

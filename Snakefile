@@ -16,7 +16,7 @@ module stages:
 
 # What all rules of an experiment have in common. Each names its `job`: the rule, and its block where it has one.
 use rule images, teacher, text_encoder, autoencoder, tiny_autoencoder, reference, prompts, captions, \
-    states, states_manifest, pairs, pairs_manifest, distill, pictures, export, pipeline, lora, \
+    states, states_manifest, pairs, pairs_manifest, distill, pictures, export_onnx, export_pipeline, export_lora, \
     sample, samples_manifest, sheet, features, evaluate, inception_score, clip, latency from stages with:
     log: "results/{experiment}/logs/<job>.log"
     benchmark: "results/{experiment}/benchmarks/<job>.tsv"

@@ -9,7 +9,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bench import clock, setting, updates
-from dmd.cluster import torch_setup
+from dmd.jobs import torch_setup
 from dmd.models import loading
 from dmd.models.compute import Compute
 from dmd.models.denoiser import Denoiser

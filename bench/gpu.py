@@ -31,9 +31,9 @@ import torch
 from bench import gpu_experiment, gpu_methods, gpu_passes, gpu_step, gpu_text, gpu_text_parts
 from bench.attempts import FAILED, Over, attempt
 from bench.gpu_passes import HALF, MODES, Size
-from dmd.cluster import torch_setup
+from dmd.jobs import torch_setup
 from dmd.models.compute import Compute, set_tf32
-from dmd.models.networks.released import CIFAR10, IMAGENET64
+from dmd.models.networks.published_architectures import CIFAR10, IMAGENET64
 
 SECONDS = 520.0  # no measurement begins later
 TEXT_SECONDS = 240.0  # the same for text to image, if other networks follow

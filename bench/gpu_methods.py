@@ -12,8 +12,8 @@ from bench.gpu_passes import Size, batch, denoiser, fresh, milliseconds
 from dmd.config.training import Distill
 from dmd.models.compute import Compute
 from dmd.train.data import Stream
+from dmd.train.measured_update import measured_steps, memory_plan
 from dmd.train.trainer import Trainer
-from dmd.train.watch import memory_plan, watch
 
 PHASE = {"updates": 1000}
 METHODS: dict[str, Mapping[str, object]] = {
@@ -44,7 +44,7 @@ def measure(size: Size, compute: Compute) -> dict[str, Any]:
 def _update(size: Size, compute: Compute, method: Mapping[str, object]) -> dict[str, Any]:
     fresh()
     trainer = _trainer(size, compute, method)
-    plan = memory_plan(trainer, watch(trainer, _streams(size)), lambda num: 0)
+    plan = memory_plan(trainer, measured_steps(trainer, _streams(size)), lambda num: 0)
     runner = updates.Updates(trainer, _streams(size))
     if size.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(size.device)

@@ -14,9 +14,9 @@ from bench.gpu_passes import Size, batch, denoiser, fresh, milliseconds, synchro
 from dmd.models.compute import Compute
 from dmd.sampling.solvers import solve
 from dmd.train.data import Stream
+from dmd.train.measured_update import measured_steps, memory_plan
 from dmd.train.networks import NetworkSet
 from dmd.train.trainer import Trainer
-from dmd.train.watch import memory_plan, watch
 
 SOLVER = {"name": "heun", "steps": 4, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 NUM_CALLS = 7  # of Heun in 4 steps
@@ -50,7 +50,7 @@ def distill(size: Size, compute: Compute, mode: str | None) -> dict[str, Any]:
     for shared in (False, True):
         fresh()
         eager = _trainer(size, compute, None, shared)
-        plan = memory_plan(eager, watch(eager, _streams(size)), lambda num: 0)
+        plan = memory_plan(eager, measured_steps(eager, _streams(size)), lambda num: 0)
         del eager
         runner = updates.Updates(_trainer(size, compute, mode, shared), _streams(size))
         if size.device.type == "cuda":

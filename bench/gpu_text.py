@@ -16,10 +16,10 @@ from bench import gpu_text_step
 from bench.attempts import Over, attempt
 from bench.gpu_passes import HALF, fresh, milliseconds
 from bench.gpu_text_parts import GUIDANCE, TextSize, codec, denoiser, last_sigma, text
-from dmd.models.calls import Calls
 from dmd.models.compute import RECOMPILE_LIMIT, Compute, set_tf32
 from dmd.models.guidance import with_guidance
 from dmd.models.lora import Adapter
+from dmd.models.student_calls import Calls
 from dmd.sampling.solvers import solve
 from dmd.stages.latency import Chain
 

@@ -14,7 +14,7 @@ from dmd.models.autoencoder import Codec
 from dmd.models.compute import Compute, prepare
 from dmd.models.denoiser import Denoiser
 from dmd.models.networks import build
-from dmd.models.networks.released import SD15, SD15_AUTOENCODER, SD15_TEXT
+from dmd.models.networks.published_architectures import SD15, SD15_AUTOENCODER, SD15_TEXT
 from dmd.models.text_encoder import SPECIAL, Text
 
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

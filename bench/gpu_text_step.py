@@ -17,16 +17,16 @@ from bench import gpu_experiment, setting, updates
 from bench.gpu_passes import fresh, milliseconds, synchronise
 from bench.gpu_text_parts import GUIDANCE, TextSize, codec, denoiser, last_sigma
 from dmd.config.training import Distill
-from dmd.methods.parts.decoded import Decoded
+from dmd.methods.parts.decoded_distance import DecodedDistance
 from dmd.models.adapters import add_adapters, with_network
 from dmd.models.compute import Compute
 from dmd.models.denoiser import Denoiser
 from dmd.models.guidance import with_guidance
 from dmd.models.lora import Adapter
 from dmd.train.data import Stream
+from dmd.train.measured_update import measured_steps, memory_plan
 from dmd.train.memory import distance_bytes
 from dmd.train.networks import NetworkSet
-from dmd.train.watch import memory_plan, watch
 
 COMPUTE = Compute(dtype="bfloat16", gradient_checkpointing=True)
 UPDATES, MATCHED = 20_000, 2304  # of the paper's run on LAION-Aesthetics 6.25+: updates, and matching batch size
@@ -45,7 +45,7 @@ def measure(size: TextSize, adapter: Adapter | None) -> dict[str, Any]:
     section = _section(modules["student"], matched=matched, regressed=regressed)
     trainer = updates.trainer(section, modules, size.shape, text=True, sigma_data=1.0, distance=distance)
     streams = _streams(size, matched=matched, regressed=regressed)
-    plan = memory_plan(trainer, watch(trainer, streams), lambda num: distance_bytes(distance, size.shape, num))
+    plan = memory_plan(trainer, measured_steps(trainer, streams), lambda num: distance_bytes(distance, size.shape, num))
     runner = updates.Updates(trainer, streams)
     cuda = size.device.type == "cuda"
     if cuda:
@@ -109,11 +109,11 @@ def _section(student: Denoiser, *, matched: int, regressed: int) -> Distill:
     )
 
 
-def _distance(size: TextSize) -> Decoded:
+def _distance(size: TextSize) -> DecodedDistance:
     """LPIPS through the tiny decoder, which computes like the networks."""
     decoder = codec(size, size.small_autoencoder)
     decoder.dtype, decoder.checkpointing = torch.bfloat16, True
-    return Decoded(gpu_experiment.lpips(size.lpips).to(size.device), decoder)
+    return DecodedDistance(gpu_experiment.lpips(size.lpips).to(size.device), decoder)
 
 
 def _streams(size: TextSize, *, matched: int, regressed: int) -> dict[str, Stream]:

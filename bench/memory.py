@@ -20,11 +20,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bench import setting, updates
 from dmd.models.adapters import add_adapters, with_network
 from dmd.models.compute import Compute, prepare
-from dmd.models.counting import Peak, weight_bytes
 from dmd.models.denoiser import Denoiser
 from dmd.models.lora import Adapter, targets
 from dmd.models.networks import build
-from dmd.models.networks.released import SD15
+from dmd.models.networks.published_architectures import SD15
+from dmd.models.tensor_bytes import Peak, weight_bytes
 from dmd.train.optimiser import moment_bytes
 from dmd.train.trainer import Trainer, loader, plan
 

@@ -10,8 +10,7 @@ import torch
 
 from dmd.config.training import Distill
 from dmd.models import loading
-from dmd.provenance import record
-from dmd.provenance import tensors as tensor_files
+from dmd.provenance import record, tensor_files
 from dmd.stages import pairs
 
 THREADS = 1

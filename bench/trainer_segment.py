@@ -18,7 +18,7 @@ from typing import Any
 WARM_UP = 2  # updates, or shards
 BATCH_SIZE = 64  # images
 NUM_SHARDS = 4  # of `BATCH_SIZE` pairs, that updates read
-THREADS = {"first": "dmd.stages.stage", "this": "dmd.cluster.torch_setup"}  # where `set_threads` is
+THREADS = {"first": "dmd.stages.stage", "this": "dmd.jobs.torch_setup"}  # where `set_threads` is
 DIGITS: dict[str, Any] = {"kind": "ddpmpp", "resolution": 8, "channels": 3, "width": 16, "multipliers": [1, 2]}
 DIGITS |= {"blocks": 1, "attention": [4], "num_classes": 10}
 
@@ -61,7 +61,7 @@ def _updates(teacher: Path, manifest: Path, shared_noise: bool) -> Callable[[], 
 
 
 def _first_updates(teacher: Path, manifest: Path, shared_noise: bool) -> Callable[[], object]:
-    """Updates of the first house."""
+    """Updates of the earlier version."""
     training, phases, checkpoints = (
         importlib.import_module(f"dmd.{name}") for name in ("stages.training", "methods.phases", "stages.checkpoints")
     )

@@ -1,11 +1,11 @@
-"""Updates and pairs of this tree against those of commit 29f82d6, the first house: python -m bench.trainers.
+"""Updates and pairs of this tree against those of commit 29f82d6, the earlier version: python -m bench.trainers.
 
 Segments of the two alternate, each a separate process on one thread: many short ones, because the speed of a machine
 drifts over minutes; ratios are those of two neighbouring segments. With --together the two run at the same time, on a
 core each, which they swap from pair to pair: the ratio of CPU time is then less noisy, and wall time is meaningless.
 Writes bench/results/trainers.json: CPU seconds of an update, or of a shard of 64 pairs, of both; the ratio of this
-tree to the first house, geometric mean with the 95 % interval of Student's t; peak memory of both. If cases are named,
-the file keeps the figures of the others.
+tree to the earlier version, geometric mean with the 95 % interval of Student's t; peak memory of both. If cases are
+named, the file keeps the figures of the others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import torch
 from scipy import stats
 
 from bench import clock, setting, trainer_segment
-from bench.first_house.house import ROOT, checked_out
+from bench.earlier_version.tree import ROOT, checked_out
 
 OUTPUT = Path(__file__).parent / "results" / "trainers.json"
 COMMIT = "29f82d6"
@@ -141,7 +141,7 @@ def _words(case: str, figures: dict[str, Any]) -> Iterator[str]:
     seconds, peaks = figures["cpu_seconds"], figures["peak_rss_mib"]
     cpu = figures["cpu_ratio"]
     ends = "" if cpu["low"] is None else f" ({cpu['low']:.4f} .. {cpu['high']:.4f})"
-    yield f"{case}: CPU time of this tree over that of the first house {cpu['mean']:.4f}{ends}"
+    yield f"{case}: CPU time of this tree over that of the earlier version {cpu['mean']:.4f}{ends}"
     yield f"seconds {seconds['first']['median']:.4g} and {seconds['this']['median']:.4g}"
     yield f"peak MiB {peaks['first']['median']:.0f} and {peaks['this']['median']:.0f}"
 

@@ -17,9 +17,9 @@ from dmd.methods.parts.distances import l2_distance
 from dmd.models import loading
 from dmd.train import checkpoints, networks
 from dmd.train.data import NoiseStream, PairStream, Stream
+from dmd.train.measured_update import measured_steps
 from dmd.train.parallel import BatchSplit
 from dmd.train.trainer import Trainer, assemble, loader, plan
-from dmd.train.watch import watch
 
 NONE = Path("checkpoints")  # no checkpoint is written
 
@@ -108,7 +108,7 @@ def from_files(
     )
     pairs = PairReader(manifests.read(manifest), seed=section.seed)
     streams: dict[str, Stream] = {"noise": NoiseStream(assembled.method.facts), "pairs": PairStream(pairs)}
-    watch(assembled, streams)  # as in the stage, for its memory plan
+    measured_steps(assembled, streams)  # as in the stage, for its memory plan
     return Updates(assembled, streams)
 
 

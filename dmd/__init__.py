@@ -1,6 +1,7 @@
 """Distribution Matching Distillation as a staged, reproducible data pipeline.
 
-`load` gives a callable that draws images of a student's or a teacher's file; `dmd.status` says how far experiments are.
+`load` gives a callable that draws images of a student's or a teacher's file; `dmd.status` says how far experiments are,
+`dmd.verify` finds damaged files. docs/development.md says where to look for what.
 The packages, each of which imports only those below it:
 
     stages      one module per pipeline step, called by its rule: reads artifacts, writes one artifact
@@ -11,7 +12,7 @@ The packages, each of which imports only those below it:
     sampling    images from noise: noise levels, solvers, samplers
     metrics     how good samples are
     data        rows of images, pairs and prompts: shards, manifests, storage
-    cluster     how a job runs on machines: processes, signals, GPUs, SLURM
+    jobs        how a job runs, on this machine or a cluster: command line, log, signals, processes, GPUs, SLURM
     models      denoisers: networks, preconditioning, guidance, adapters, their files
     provenance  what an artifact was made from: digests, records
     config      what a configuration says

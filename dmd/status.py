@@ -1,7 +1,7 @@
 """How far the experiments are: `python -m dmd.status [EXPERIMENT ...]`, run in the folder of config.yaml.
 
 Reads files below the folder of results and nothing else, so it works on any machine that sees the folder, while jobs
-of a cluster or of this machine write to it. `dmd.cluster.job_status` says what the states mean; `done` says that files
+of a cluster or of this machine write to it. `dmd.jobs.job_status` says what the states mean; `done` says that files
 are there, `snakemake -n` whether they are of the numbers that config.yaml has now.
 """
 
@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dmd.cluster.progress import STAGES, Results, Stage
 from dmd.config import ConfigError, Experiments, load
+from dmd.jobs.experiment_progress import STAGES, Results, Stage
 
 UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 

@@ -13,7 +13,7 @@ ROOMS = [  # from the top down: a room imports only rooms below it
     "sampling",
     "metrics",
     "data",
-    "cluster",
+    "jobs",
     "models",
     "provenance",
     "config",
@@ -21,15 +21,20 @@ ROOMS = [  # from the top down: a room imports only rooms below it
 NOT = {  # although it lies below: methods and metrics do no I/O, and what draws images does not know who trained it
     "train": {"importers"},
     "importers": {"report", "sampling"},
-    "methods": {"metrics", "data", "cluster", "provenance"},
+    "methods": {"metrics", "data", "jobs", "provenance"},
     "sampling": {"metrics"},
-    "metrics": {"data", "cluster", "models", "provenance", "config"},
+    "metrics": {"data", "jobs", "models", "provenance", "config"},
     "data": {"models"},
     "models": {"config"},
 }
 PURE = {"noise", "solvers", "schedulers"}  # of sampling: what methods may use
 SHIM = "torchvision_operators"
-FACES = {"__init__": {"sampling"}, "status": {"cluster", "config"}, SHIM: set()}  # of `__init__` when it is called
+FACES = {
+    "__init__": {"sampling"},
+    "status": {"jobs", "config"},
+    "verify": {"jobs", "data", "provenance"},
+    SHIM: set(),
+}  # of `__init__` when it is called
 FORBIDDEN = {"snakemake", "workflow"}
 
 
@@ -70,7 +75,7 @@ def test_every_stage_is_run_as_a_module():
 
 
 def test_configuration_needs_no_torch():
-    paths = [PACKAGE / f"{name}.py" for name in ("status", "cluster/progress", "cluster/job_status", "__init__")]
+    paths = [PACKAGE / f"{name}.py" for name in ("status", "jobs/experiment_progress", "jobs/job_status", "__init__")]
     for path in [*paths, *(PACKAGE / "config").glob("*.py")]:
         assert not any(each.split(".")[0] == "torch" for each in imported(path)), path
 

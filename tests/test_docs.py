@@ -78,7 +78,7 @@ def names(node: ast.stmt) -> set[str]:
 
 
 def test_unknown_names_are_told_from_known_ones():
-    assert defined("dmd.load") and defined("dmd.methods.dmd.Dmd.loss") and defined("dmd.stages.verify")
+    assert defined("dmd.load") and defined("dmd.methods.dmd.Dmd.loss") and defined("dmd.verify")
     assert not defined("dmd.lod") and not defined("dmd.methods.dmd.Dmd.los") and not defined("dmd.stages.verfy.x")
 
 

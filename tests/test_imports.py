@@ -60,9 +60,9 @@ def test_drawing_and_listing_bring_neither_the_compiler_nor_pandas(teacher_file,
 def test_garbage_is_looked_for_after_the_imports_of_a_stage(tmp_path):
     """A stage searches after its imports; a program that imports a stage searches as it did."""
     (tmp_path / "sitecustomize.py").write_text("import gc; gc.set_debug(gc.DEBUG_STATS)")
-    begun = "import gc, sys; sys.argv[0] = '-m'; import dmd.stages; from dmd.cluster import garbage; "
+    begun = "import gc, sys; sys.argv[0] = '-m'; import dmd.stages; from dmd.jobs import garbage_collection; "
     begun += "assert not gc.isenabled(); "
-    begun += "garbage.switch_on(); assert gc.isenabled() and gc.get_freeze_count() > 1000"
+    begun += "garbage_collection.switch_on(); assert gc.isenabled() and gc.get_freeze_count() > 1000"
     searches = []
     for line in (["-m", "dmd.stages.evaluate", "--help"], ["-c", "import dmd.stages.evaluate"], ["-c", begun]):
         environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}

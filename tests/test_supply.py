@@ -219,7 +219,7 @@ def test_harmless_rules_are_left_alone():
 
 
 def test_every_input_that_is_fetched_has_a_digest_or_a_null_that_is_written_out():
-    inputs = config.read_yaml(ROOT / "config.yaml")["inputs"]
+    inputs = config.read_file(ROOT / "config.yaml")["inputs"]
     assert inputs
     for name, entry in inputs.items():
         assert "sha256" in entry, name

@@ -126,7 +126,7 @@ def test_adapter_file_needs_an_adapter():
     adapted = {"distill": {"method": METHOD, "adapter": {"rank": 4}}}
     whole = {"distill": {"method": METHOD}}
     found = resolved(adapted=adapted, whole=whole)
-    assert found.has("adapted", "lora") and not found.has("whole", "lora")
-    assert found.has("whole", "pipeline") and not found.has("classes", "pipeline")
+    assert found.has("adapted", "export_lora") and not found.has("whole", "export_lora")
+    assert found.has("whole", "export_pipeline") and not found.has("classes", "export_pipeline")
     with pytest.raises(config.ConfigError, match="whole.distill.adapter: null"):
-        found.spec("whole", "lora")
+        found.spec("whole", "export_lora")

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from dmd.provenance import tensors as tensor_files
+from dmd.provenance import tensor_files
 from dmd.stages import autoencoder, prompts, teacher, text_encoder
 from tests.stable_diffusion_files import make_stable_diffusion
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dmd.config.method import TEACHER, MethodSection, Mode
+from dmd.config.method_base import TEACHER, MethodSection, Mode
 from dmd.config.methods import Dmd
-from dmd.config.section import Count, Many, Path, Pinned, Positive, Section, refuse
+from dmd.config.section_base import Count, Many, Path, Pinned, Positive, Section, refuse
 from dmd.config.sections import (
     Dataset,
     Evaluate,
@@ -257,7 +257,9 @@ class Table(Section):
     """results/tables/NAME.md and .csv."""
 
     title: str = Field("", description="heading above the table")
-    paper: str | None = Field(None, description="a table of workflow/resources/paper.yaml to print beside ours")
+    paper: str | None = Field(
+        None, description="a table of workflow/resources/published_values.yaml to print beside ours"
+    )
     rows: Annotated[Many[Row], Field(min_length=1)]
 
 
@@ -320,7 +322,7 @@ class Storage(Section):
 
     def settings(self, folder: str) -> Any:
         """The section as JSON values, with the local folder that the prefix mirrors, for a stage."""
-        return {**self.whole(), "folder": folder}
+        return {**self.with_defaults(), "folder": folder}
 
     def _contradictions(self) -> Iterator[str]:
         if self.prefix.startswith("http") and not self.keep:

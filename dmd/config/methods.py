@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dmd.config.method import STUDENT, TEACHER, WEIGHTS, MethodSection, Mode, Phase, Role, Source
-from dmd.config.section import NAMED, Count, Decay, Many, Path, Pinned, Positive, Section, Weight, Whole, refuse
+from dmd.config.method_base import STUDENT, TEACHER, WEIGHTS, MethodSection, Mode, Phase, Role, Source
+from dmd.config.section_base import NAMED, Count, Decay, Many, Path, Pinned, Positive, Section, Weight, Whole, refuse
 
 Decoder = Literal["none", "tiny", "full"]
 DECODER = "of latents, by the teacher's autoencoder; the distance is that of the images"

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from dmd.config.messages import ConfigError
-from dmd.config.section import SOURCES
+from dmd.config.section_base import SOURCES
 
 Json = dict[str, Any]
 GROUPS = ("experiments", "tables", "charts", "inputs")  # keys of an included file

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dmd.config.artifacts import Experiments
 from dmd.config.experiment import JobResources
-from dmd.config.experiments import Experiments
-from dmd.config.rules import RULES
+from dmd.config.rule_table import RULES
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ def resources(experiments: Experiments, experiment: str, rule: str, attempt: int
     Each process of a training has memory, threads and a GPU of its own. Each attempt after the first has half of the
     memory more. An experiment with `device: cpu` asks for no GPU.
     """
-    row, whole = RULES[rule], experiments.whole(experiment)
-    asked = getattr(whole.resources, rule, JobResources())
+    row, sections = RULES[rule], experiments.sections(experiment)
+    asked = getattr(sections.resources, rule, JobResources())
     training = experiments.training(experiment, rule)
     nodes = getattr(asked, "nodes", None)
     several = nodes if nodes != 1 else None
     processes = training.processes // (nodes or 1) if training else 1  # on each machine
-    gpus = processes if (row.computed or row.gpu) and whole.device != "cpu" else 0
+    gpus = processes if (row.computed or row.gpu) and sections.device != "cpu" else 0
     return Resources(
-        threads=processes * whole.threads if row.computed or row.threads else 1,
+        threads=processes * sections.threads if row.computed or row.threads else 1,
         gpu=None if several else gpus,
         mem_mb=processes * ((asked.memory_mb or row.memory_mb) * (attempt + 1) // 2),
         runtime=round(60 * asked.hours) if asked.hours else row.minutes,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WrapValidator, model_validator
 
-from dmd.config.section import NAMED, Count, Decay, Digest, Many, Path, Pinned, Positive, Section, Whole, refuse
+from dmd.config.section_base import NAMED, Count, Decay, Digest, Many, Path, Pinned, Positive, Section, Whole, refuse
 from dmd.config.training import Compute, TeacherTraining
 
 NUM_SEEDS = 2**32  # torch's CPU generator uses the low 32 bits of a seed

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_serializer, field_validator, model_validator
 
 from dmd.config.messages import suggestion
-from dmd.config.method import STUDENT, MethodSection
+from dmd.config.method_base import STUDENT, MethodSection
 from dmd.config.methods import Denoising, Method
-from dmd.config.section import Count, Decay, Many, Positive, Section, Weight, Whole, refuse, without_paths
+from dmd.config.section_base import Count, Decay, Many, Positive, Section, Weight, Whole, refuse, without_paths
 
 CADENCE = ("checkpoint_every", "grid_every", "log_every", "tensorboard")  # keys that do not change the weights
 
@@ -113,7 +113,7 @@ class Training(Section):
     @field_serializer("optimisers")
     def _all_keys(self, value: dict[str, Optimiser]) -> dict[str, Any]:
         """All keys, since one that is left out is not the general default but the student's or the method's."""
-        return {role: optimiser.whole() for role, optimiser in value.items()}
+        return {role: optimiser.with_defaults() for role, optimiser in value.items()}
 
     @model_validator(mode="after")
     def _fits(self) -> Training:
@@ -162,7 +162,7 @@ class Training(Section):
 
     def spec(self) -> dict[str, Any]:
         """The keys that differ from their defaults; all of the schedule if the method has its own defaults."""
-        own = {"schedule": self.schedule.whole()} if self.method.schedule_defaults else {}
+        own = {"schedule": self.schedule.with_defaults()} if self.method.schedule_defaults else {}
         return super().spec() | own
 
     def learnt_from(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmd.provenance import tensors as tensor_files
+from dmd.provenance import tensor_files
 
 SHARED = ("features", "protocol", "num_samples", "labels", "network_calls")
 COUNTS = ("num_samples", "repetition", "first_index", "count", "first_seed")  # of each block

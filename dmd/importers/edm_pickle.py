@@ -2,7 +2,7 @@
 
 Such a file holds `{"ema": module, ...}`. Each module is a call of torch_utils.persistence._reconstruct_persistent_obj
 on a dict with the name of its class, the source code of that class (which NVIDIA's reader executes; here only its
-digest is taken), and its state; `dmd.importers.tensor_storage` reads the tensors.
+digest is taken), and its state; `dmd.importers.pickled_tensors` reads the tensors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from dmd.importers.bounded_stream import BoundedStream
 from dmd.importers.inert_pickle import Global, Stateful, load
-from dmd.importers.tensor_storage import Storage, StoredTensor
+from dmd.importers.pickled_tensors import Storage, StoredTensor
 
 MAX_SIZE = 4 << 30  # bytes of a file; the largest released one has 1.2e9
 MAX_DEPTH = 16  # of nested modules; the released files have 5

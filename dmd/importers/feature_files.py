@@ -10,8 +10,7 @@ from torch import Tensor
 
 from dmd.importers import weights_file
 from dmd.metrics.features import WEIGHTED, FeatureNetwork, build
-from dmd.provenance import pinned
-from dmd.provenance import tensors as tensor_files
+from dmd.provenance import pinned, tensor_files
 
 SOURCES = {
     "digits32": "weights of the feature network digits32; tracked, or made by dmd.stages.feature_network",

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dmd.cluster import reporting
 from dmd.importers import diffusers, edm, openai, stable_diffusion
 from dmd.importers import pipeline_files as pipelines
+from dmd.jobs import reporting
 from dmd.models import loading
 from dmd.provenance import record
 

@@ -14,8 +14,8 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dmd.config.method import MethodSection, PlannedPhase
-from dmd.models.calls import Calls
+from dmd.config.method_base import MethodSection, PlannedPhase
+from dmd.models.student_calls import Calls
 
 Rows = dict[str, Tensor]  # by field, one row per sample
 Distance = Callable[[Tensor, Tensor], Tensor]

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from dmd.config import methods as sections
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
-from dmd.models.calls import Calls
 from dmd.models.denoiser import per_sample
+from dmd.models.student_calls import Calls
 from dmd.sampling.noise import karras_sigmas
 
 NUM_BINS = 10  # of noise levels in the log

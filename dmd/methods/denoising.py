@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dmd.config import methods as sections
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
-from dmd.methods.parts.objective import denoising_loss
+from dmd.methods.parts.denoising_loss import denoising_loss
 from dmd.models.denoiser import Denoiser, per_sample
 from dmd.sampling.noise import log_normal_sigmas
 

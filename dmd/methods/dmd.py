@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from dmd.config import methods as sections
-from dmd.config.method import PlannedPhase
+from dmd.config.method_base import PlannedPhase
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
-from dmd.methods.parts.levels import noise_levels
+from dmd.methods.parts.denoising_loss import denoising_loss
+from dmd.methods.parts.level_table import noise_levels
 from dmd.methods.parts.matching import matching_gradient, matching_loss
-from dmd.methods.parts.objective import denoising_loss
-from dmd.models.calls import Calls
 from dmd.models.denoiser import Denoiser, per_sample
+from dmd.models.student_calls import Calls
 
 NUM_BINS = 10  # of noise levels in the log
 

@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from dmd.config import methods as sections
-from dmd.config.method import STUDENT, TEACHER, PlannedPhase
+from dmd.config.method_base import STUDENT, TEACHER, PlannedPhase
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
-from dmd.methods.parts.objective import denoising_loss
-from dmd.models.calls import Calls
+from dmd.methods.parts.denoising_loss import denoising_loss
 from dmd.models.denoiser import Denoiser, per_sample
+from dmd.models.student_calls import Calls
 from dmd.sampling.noise import sampling_sigmas
 
 NUM_BINS = 8  # of steps in the log

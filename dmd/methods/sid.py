@@ -29,9 +29,9 @@ from torch import Tensor
 
 from dmd.config import methods as sections
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
-from dmd.methods.parts.objective import denoising_loss
-from dmd.models.calls import Calls
+from dmd.methods.parts.denoising_loss import denoising_loss
 from dmd.models.denoiser import Denoiser, per_sample
+from dmd.models.student_calls import Calls
 from dmd.sampling.noise import karras_curve, log_normal_sigmas
 
 FLOOR = 1e-5  # lower bound of the mean error that the loss is divided by

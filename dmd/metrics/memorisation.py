@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from dmd.metrics.distances import nearest_distances
+from dmd.metrics.neighbours import nearest_distances
 
 QUANTILE = 0.05
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmd.metrics.distances import distance_rows, neighbour_radii
+from dmd.metrics.neighbours import distance_rows, neighbour_radii
 
 
 def prdc(generated: Tensor, real: Tensor, *, neighbours: int, real_radii: Tensor | None = None) -> dict[str, float]:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from dmd.models.autoencoder import Codec
-from dmd.models.calls import Calls
 from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser
 from dmd.models.lora import merge_adapter
 from dmd.models.networks import build
+from dmd.models.student_calls import Calls
 from dmd.models.text_encoder import Text
-from dmd.provenance import tensors as tensor_files
+from dmd.provenance import tensor_files
 
 MIXTURE = ("means", "stds", "weights")
 LARGE = ("unet2d-condition", "sd3")  # built on the meta device, without random weights: their files hold every tensor

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dmd.config.rules import is_artifact
+from dmd.config.rule_table import is_artifact
 from dmd.provenance import files, record
 
 KINDS = frozenset({".safetensors", ".tar", ".parquet", ".json", ".onnx"})

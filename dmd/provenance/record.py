@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from dmd.config.rules import VERSIONS
-from dmd.provenance import address_space, files
+from dmd.config.rule_table import VERSIONS
+from dmd.provenance import files, memory_limit
 
 Inputs = dict[str, dict[str, str]]  # name of the input -> {path: sha256}
 OWN_DIGEST = "record"  # key: sha256 of the canonical JSON of all other keys
@@ -165,7 +165,7 @@ def publish(path: Path, *, stage: str, inputs: Inputs) -> Iterator[Path]:
     """
     with files.atomic(path) as temporary:
         yield temporary
-        address_space.check()
+        memory_limit.check()
         write(path, entry(files.sha256(temporary), temporary.stat().st_size, stage=stage, inputs=inputs))
 
 

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from dmd.data.feature_blocks import Repetition
 from dmd.metrics.classes import class_counts, class_scores
-from dmd.metrics.distances import neighbour_radii
 from dmd.metrics.frechet import frechet_distance
 from dmd.metrics.inception import metric_name
 from dmd.metrics.kernel import NUM_SUBSETS, kernel_distance, subset_kernel_distances
 from dmd.metrics.memorisation import QUANTILE, memorisation
 from dmd.metrics.moments import Moments
+from dmd.metrics.neighbours import neighbour_radii
 from dmd.metrics.prdc import prdc
-from dmd.provenance import tensors as tensor_files
+from dmd.provenance import tensor_files
 
 Score = dict[str, Any]
 REASONS = {  # `against` of a reference -> why it cannot give every score

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dmd.cluster import reporting, torch_setup
 from dmd.config import training
-from dmd.data import manifest, reuse, shards
+from dmd.data import manifest, shards, stored_blocks
 from dmd.data.storage import Storage
-from dmd.models import lora_file
+from dmd.jobs import reporting, torch_setup
+from dmd.models import published_lora
 from dmd.models.compute import Compute, compile_network, set_tf32
 from dmd.provenance import pinned, record
 from dmd.sampling import drawing_memory, schedulers
@@ -21,7 +21,7 @@ from dmd.sampling.solvers import SOLVERS
 from dmd.sampling.text_states import Texts
 
 RANGE_KEYS = ("first", "last", "num_samples")  # keys of a spec on which the content of a shard does not depend
-PLAIN: Any = training.Compute().whole()  # `compute` of a spec without this key
+PLAIN: Any = training.Compute().with_defaults()  # `compute` of a spec without this key
 COUNTS = ("num_truncated",)  # facts that add up over shards; all others are equal in every shard
 
 
@@ -68,11 +68,11 @@ def draw_block(
         if (
             storage
             and not all(made.values())
-            and reuse.take_block(storage, output, {paths[n]: made[n] for n in numbers}, provenance, inputs)
+            and stored_blocks.take_block(storage, output, {paths[n]: made[n] for n in numbers}, provenance, inputs)
         ):
             return
         if storage:
-            made = {n: reuse.take_shard(storage, paths[n], origin, n, inputs, made=made[n]) for n in numbers}
+            made = {n: stored_blocks.take_shard(storage, paths[n], origin, n, inputs, made=made[n]) for n in numbers}
         missing = [number for number in numbers if not made[number]]
         reporting.log(
             f"{len(missing)} shards of {spec['shard_size']} to draw, {len(numbers) - len(missing)} are there already"
@@ -83,14 +83,14 @@ def draw_block(
             _draw_shards(missing, paths, drawer, origin, inputs, storage)
         tars, tables, facts = {}, [], []
         for path in paths.values():
-            tars[str(path)], table, shard_facts = reuse.describe_shard(path, spec["first_seed"], storage)
+            tars[str(path)], table, shard_facts = stored_blocks.describe_shard(path, spec["first_seed"], storage)
             tables.append(table)
             facts.append(shard_facts)
         metadata = {**provenance, "facts": total_facts(facts)}
         with record.publish(output, stage=stage_name, inputs={**inputs, "shards": tars}) as temporary:
             manifest.write(temporary, pa.concat_tables(tables), metadata)
         if storage:
-            reuse.put_block(storage, output, [*paths.values()])
+            stored_blocks.put_block(storage, output, [*paths.values()])
 
 
 def total_facts(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -154,7 +154,7 @@ class _Drawer:
         options |= {"calls": spec.get("calls")}
         if lora is not None:
             pinned.check(lora, spec["lora"]["sha256"], key="sample.lora.sha256")
-            options["adapter"] = lora_file.load(lora, scale=spec["lora"]["scale"])
+            options["adapter"] = published_lora.load(lora, scale=spec["lora"]["scale"])
         self._sampler = Sampler(denoiser, weights=weights, device=device, compute=compute, **options)
         num = (spec["last"] + 1) * spec["shard_size"]
         self._steps = trajectory_steps(spec["solver"], spec.get("kept_states", 0))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dmd.models.calls import Calls
 from dmd.models.loading import student_calls
+from dmd.models.student_calls import Calls
 from dmd.sampling import schedulers
 from dmd.sampling.solvers import SOLVERS
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dmd.cluster import gpu_memory
-from dmd.models.counting import LinearBytes, carriers, peak_bytes, weight_bytes
+from dmd.jobs import gpu_memory
+from dmd.models.tensor_bytes import LinearBytes, carriers, peak_bytes, weight_bytes
 
 TEXT_LENGTH = 77  # tokens of CLIP's text encoders
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from dmd.config.sections import NUM_SEEDS
 from dmd.models import loading
-from dmd.models.calls import Calls
 from dmd.models.compute import Compute, prepare
 from dmd.models.denoiser import Denoiser
 from dmd.models.guidance import with_guidance
-from dmd.provenance import tensors as tensor_files
+from dmd.models.student_calls import Calls
+from dmd.provenance import tensor_files
 from dmd.sampling.default_solver import default_solver, resolve_solver
 from dmd.sampling.noise import seeded_draws
 from dmd.sampling.solvers import OnStep, solve

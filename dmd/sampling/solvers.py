@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from dmd.models.calls import Calls
 from dmd.models.denoiser import start_scale
+from dmd.models.student_calls import Calls
 from dmd.sampling import schedulers
 from dmd.sampling.noise import sampling_sigmas
 
@@ -85,7 +85,8 @@ def solve(
         noise: unit variance, (B, C, H, W); it is scaled to the first sigma here.
         label: int64 (B,), or text states (B, L, E).
         solver: {"name": "heun"|"euler", "steps", "sigma_min", "sigma_max", "rho"}, or
-            {"name": "student", "calls"}, see `dmd.models.calls.Calls`, or one of `dmd.sampling.schedulers.NAMES`.
+            {"name": "student", "calls"}, see `dmd.models.student_calls.Calls`, or one of
+            `dmd.sampling.schedulers.NAMES`.
         fresh: k -> the k-th further unit noise, for students with fresh noise between their calls.
         on_step: called with the float64 state after each step of heun or euler.
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from dmd.cluster import reporting
 from dmd.data.prompts import Prompts
+from dmd.jobs import reporting
 from dmd.models import loading
 
 BATCH_SIZE = 64  # prompts encoded at once

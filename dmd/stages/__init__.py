@@ -2,7 +2,7 @@
 
 import sys
 
-from dmd.cluster import garbage
+from dmd.jobs import garbage_collection
 
 if sys.argv[0] == "-m":
-    garbage.switch_off()
+    garbage_collection.switch_off()

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from dmd.cluster import job, reporting
 from dmd.importers import autoencoder_files, teachers
 from dmd.importers import pipeline_files as pipelines
-from dmd.provenance import record
-from dmd.provenance import tensors as tensor_files
+from dmd.jobs import job, reporting
+from dmd.provenance import record, tensor_files
 
 KINDS = ("stable-diffusion", "diffusers", "tiny")
 

@@ -11,11 +11,11 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
-from dmd.cluster import job
-from dmd.data.score_files import by_experiment
+from dmd.jobs import job
 from dmd.provenance import record
 from dmd.report import plots
 from dmd.report.figure3 import draw_figure3
+from dmd.report.score_files import by_experiment
 
 Series = Mapping[str, Any]
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dmd.cluster import job, torch_setup
 from dmd.data import feature_blocks
+from dmd.jobs import job, torch_setup
 from dmd.metrics.clip import metric_name
-from dmd.provenance import record
-from dmd.provenance import tensors as tensor_files
+from dmd.provenance import record, tensor_files
 from dmd.report import scores
 from dmd.stages.evaluate import write
 

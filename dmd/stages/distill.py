@@ -10,27 +10,26 @@ from typing import Any
 import torch
 
 from dmd import methods
-from dmd.cluster import job, processes, reporting, signals, torch_setup
 from dmd.config.training import Distill
 from dmd.data import manifest as manifests
-from dmd.data import reuse
-from dmd.data.images import ImageReader
+from dmd.data import stored_blocks
+from dmd.data.image_shards import ImageReader
 from dmd.data.pairs import PairReader, TextReader
+from dmd.data.shared_verification import verify_once
 from dmd.data.storage import LOCAL, Settings, Storage
-from dmd.data.verification import verify_once
-from dmd.importers.distance_files import DistanceFiles, distances
+from dmd.importers.loss_distances import DistanceFiles, distances
+from dmd.jobs import job, processes, reporting, signals, torch_setup
 from dmd.methods.base import Facts
 from dmd.models import loading
-from dmd.models.calls import Calls
 from dmd.models.compute import set_tf32
-from dmd.provenance import record
-from dmd.provenance import tensors as tensor_files
-from dmd.train import checkpoints, checks, networks, state
+from dmd.models.student_calls import Calls
+from dmd.provenance import record, tensor_files
+from dmd.train import checkpoints, input_checks, networks, state
 from dmd.train.data import ImageStream, NoiseStream, PairStream, Stream
-from dmd.train.grid import Grid
 from dmd.train.loop import log_table, training_loop
 from dmd.train.parallel import BatchSplit
 from dmd.train.trainer import Trainer, assemble
+from dmd.train.training_grid import Grid
 
 LEVEL_FACTS = ("preconditioning", "scheduler", "sigma_data", "sigma_min", "sigma_max")
 STUDENT_FACTS = ("network", *LEVEL_FACTS, "shape", "image_shape", "num_classes", "text", "source_sha256")
@@ -87,12 +86,12 @@ def run(
         provenance = record.provenance("distill", spec, inputs)
         split = BatchSplit(processes.rank(), processes.count(), distill.compute.micro_batch_size)
         distillation = _Distillation(distill, teacher, start or teacher, manifest, torch_setup.choose_device(device))
-        checks.check_pairs(distill.method, distillation.pairs)
+        input_checks.check_pairs(distill.method, distillation.pairs)
         trainer = distillation.trainer(DistanceFiles(lpips, tiny_autoencoder, autoencoder), split)
         calls = trainer.method.sampling()
         pairs = distillation.pairs if "pairs" in distill.method.reads() else None
-        checks.check_levels(calls, distillation.start, pairs)
-        streams = distillation.streams(images, states, reuse.connect(storage), trainer.method.facts)
+        input_checks.check_levels(calls, distillation.start, pairs)
+        streams = distillation.streams(images, states, stored_blocks.connect(storage), trainer.method.facts)
         grid = Grid(trainer, distillation.texts if trainer.method.facts.text else None).draw if calls else None
         loop = training_loop(
             trainer,
@@ -126,7 +125,7 @@ class _Distillation:
         self.teacher, self.start = loading.denoiser_file(teacher), loading.denoiser_file(start)
         self.pairs = None if manifest is None else manifests.read(manifest)
         self.text: PairReader | TextReader | None = None
-        checks.check_denoisers(self.teacher, self.start, self.pairs)
+        input_checks.check_denoisers(self.teacher, self.start, self.pairs)
 
     def trainer(self, files: DistanceFiles, split: BatchSplit) -> Trainer:
         """Loads the networks; returns the trainer of the method."""
@@ -171,7 +170,7 @@ class _Distillation:
             streams |= {"pairs": PairStream(pairs), "trajectories": PairStream(pairs, last="trajectory")}
         if images is not None:
             reader = ImageReader(images, "training", verify=verify_once("images"))
-            checks.check_images(self.teacher, reader, images)
+            input_checks.check_images(self.teacher, reader, images)
             streams["images"] = ImageStream(reader)
         if missing := sorted(self.distill.method.reads() - streams.keys()):
             raise ValueError(f"method {self.distill.method.name} reads {missing[0]}: give their file")

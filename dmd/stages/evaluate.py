@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dmd.cluster import job, torch_setup
 from dmd.config.sections import Evaluate
 from dmd.data import feature_blocks
 from dmd.data.feature_blocks import Repetition
-from dmd.provenance import record
-from dmd.provenance import tensors as tensor_files
+from dmd.jobs import job, torch_setup
+from dmd.provenance import record, tensor_files
 from dmd.report import scores
 from dmd.report.scores import Reference
 

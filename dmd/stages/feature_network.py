@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dmd.cluster import job, reporting, torch_setup
 from dmd.data import dataset as datasets
+from dmd.jobs import job, reporting, torch_setup
 from dmd.metrics.features import Digits32
-from dmd.provenance import tensors as tensor_files
+from dmd.provenance import tensor_files
 
 
 def run(

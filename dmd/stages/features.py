@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmd.cluster import job, reporting, torch_setup
 from dmd.data import manifest
 from dmd.importers import clip_files, feature_files
 from dmd.importers.clip_files import Judge
+from dmd.jobs import job, reporting, torch_setup
 from dmd.metrics.features import FeatureNetwork, extract
 from dmd.metrics.moments import Moments
-from dmd.provenance import record
-from dmd.provenance import tensors as tensor_files
-from dmd.sampling.sample_images import SampleImages
+from dmd.provenance import record, tensor_files
+from dmd.sampling.drawn_images import SampleImages
 
 
 def run(

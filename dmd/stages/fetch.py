@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from dmd.cluster import job, job_status, reporting
-from dmd.cluster.job_status import Throughput
-from dmd.config.rules import VERSIONS
+from dmd.config.rule_table import VERSIONS
 from dmd.data.download import Download, DownloadError
+from dmd.jobs import job, job_status, reporting
+from dmd.jobs.job_status import Throughput
 from dmd.provenance import pinned, record
 
 

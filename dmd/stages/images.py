@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from dmd.cluster import job, reporting
 from dmd.data import dataset as datasets
-from dmd.data import images, manifest, shard_file, shards
+from dmd.data import image_shards, manifest, shard_publishing, shards
+from dmd.jobs import job, reporting
 from dmd.provenance import record
 
 PART = 1024  # images of a folder in memory at once
@@ -40,15 +40,15 @@ def run(*, output: Path, dataset: dict[str, Any], shard_size: int) -> None:
         counts, spread = dict.fromkeys(names, 0), _Spread()
         rows = itertools.chain(*(_read_split(dataset, split, counts, spread) for split in names))
         tables, tars = [], {}
-        for number, items in enumerate(_shards(images.items(rows, 0), shard_size)):
+        for number, items in enumerate(_shards(image_shards.items(rows, 0), shard_size)):
             path = output.parent / f"{number:05d}.tar"
-            tars[str(path)], table = shard_file.publish(
+            tars[str(path)], table = shard_publishing.publish(
                 path, items, name=path.name, number=number, provenance=provenance, inputs={}
             )
             tables.append(table)
         num_classes, digest = datasets.describe(dataset)
         facts = {"shape": spread.shape, "num_classes": num_classes, "sigma_data": round(spread.std, 6)}
-        facts |= {"dataset_sha256": digest, "splits": images.split_rows(counts)}
+        facts |= {"dataset_sha256": digest, "splits": image_shards.split_rows(counts)}
         facts |= {"name": dataset["kind"], "modes": dataset.get("means")}
         with record.publish(output, stage="images", inputs={"shards": tars}) as temporary:
             manifest.write(temporary, pa.concat_tables(tables), {**provenance, "facts": facts})

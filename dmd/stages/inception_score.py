@@ -7,10 +7,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dmd.cluster import job, torch_setup
 from dmd.config.sections import InceptionScore
 from dmd.data.feature_blocks import Repetition
 from dmd.importers import feature_files
+from dmd.jobs import job, torch_setup
 from dmd.metrics.inception_score import inception_scores
 from dmd.provenance import record
 from dmd.report import scores

@@ -16,11 +16,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dmd.cluster import job, reporting, torch_setup
 from dmd.config.sections import Latency, Sample
+from dmd.jobs import job, reporting, torch_setup
 from dmd.models import loading
 from dmd.models.autoencoder import Codec
-from dmd.models.calls import Calls
+from dmd.models.student_calls import Calls
 from dmd.models.text_encoder import Text
 from dmd.provenance import record
 from dmd.sampling.noise import seeded_draws

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dmd.cluster import job, reporting
-from dmd.data import columns, manifest, reuse
+from dmd.data import columns, manifest, stored_blocks
 from dmd.data.storage import LOCAL, Settings
+from dmd.jobs import job, reporting
 from dmd.provenance import record
 from dmd.sampling.blocks import COUNTS, RANGE_KEYS, total_facts
 
@@ -32,7 +32,7 @@ def run(*, blocks: list[Path], output: Path, num: int, shard_size: int, storage:
     with record.exclusive(output):
         tables = [manifest.read(path) for path in blocks]
         _check_origins(tables)
-        store = reuse.connect(storage)
+        store = stored_blocks.connect(storage)
         remote = [file for block in tables for file in block.shards if store and not file.path.is_file()]
         held = sum(len(block) for block in tables)
         if held < num:
@@ -40,7 +40,7 @@ def run(*, blocks: list[Path], output: Path, num: int, shard_size: int, storage:
         if num % shard_size:
             raise ValueError(f"num {num} must be a multiple of shard_size {shard_size}")
         if store:
-            reuse.check_sizes(store, remote)
+            stored_blocks.check_sizes(store, remote)
         facts = total_facts([block.metadata["facts"] for block in tables])
         spec = {"num": num, "shard_size": shard_size}
         metadata = {**record.provenance("manifest", spec, inputs), "facts": facts}

@@ -6,10 +6,10 @@ Pairs of a text teacher also have `text`, the states of their prompt; their labe
 from pathlib import Path
 from typing import Any
 
-from dmd.cluster import job
 from dmd.config.sections import Pairs
-from dmd.data import reuse
+from dmd.data import stored_blocks
 from dmd.data.storage import Settings
+from dmd.jobs import job
 from dmd.models.compute import Compute
 from dmd.sampling.blocks import PLAIN, draw_block
 
@@ -71,7 +71,7 @@ def run(
         keep_noise=True,
         prompts=prompts,
         text_encoder=text_encoder,
-        storage=reuse.connect(storage),
+        storage=stored_blocks.connect(storage),
     )
 
 

@@ -15,13 +15,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dmd.cluster import job, torch_setup
 from dmd.data import manifest
 from dmd.data.prompts import Prompts
+from dmd.jobs import job, torch_setup
 from dmd.models import loading
 from dmd.provenance import record
 from dmd.report import contact_sheet, plots
-from dmd.report.comparison import PairedSamplers
+from dmd.report.paired_images import PairedSamplers
 from dmd.sampling.sampler import Sampler
 from dmd.sampling.text_states import Texts
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from dmd.cluster import job, reporting
 from dmd.data import prompt_sources, prompts
+from dmd.jobs import job, reporting
 from dmd.provenance import pinned, record
 
 

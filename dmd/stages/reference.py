@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmd.cluster import job, reporting, torch_setup
 from dmd.config.sections import Reference
 from dmd.data import dataset as datasets
-from dmd.data.images import ImageReader
+from dmd.data.image_shards import ImageReader
 from dmd.importers import feature_files, moments_file
+from dmd.jobs import job, reporting, torch_setup
 from dmd.metrics import frechet, resizing
 from dmd.metrics.features import FeatureNetwork, check_levels, extract
 from dmd.metrics.moments import Moments
-from dmd.provenance import pinned, record
-from dmd.provenance import tensors as tensor_files
+from dmd.provenance import pinned, record, tensor_files
 
 BATCH_SIZE = 256  # of feature networks without a key batch_size
 

@@ -6,8 +6,8 @@ Latents are saved as latents; the label of a sample from text is the row of its 
 from pathlib import Path
 from typing import Any
 
-from dmd.cluster import job
 from dmd.config.sections import Sample
+from dmd.jobs import job
 from dmd.models.compute import Compute
 from dmd.sampling.blocks import PLAIN, draw_block
 
@@ -46,7 +46,7 @@ def run(
         batch_size, labels, shard_size, first, last: as in stage pairs.
         compute, text_encoder, guidance: as in stage pairs.
         prompts: captions/captions.parquet, if the condition is text; sample i has row i modulo the rows.
-        lora_file: a LoRA that is added to the teacher's weights, see `dmd.models.lora_file`.
+        lora_file: a LoRA that is added to the teacher's weights, see `dmd.models.published_lora`.
         calls: number of calls, of a student that supports several; None is that of the end of its training.
         lora: of `lora_file`, `sha256` (or its first digits, or None) and `scale`, the factor on it.
         num_samples: in one repetition of the evaluation; repetition r begins with sample r * num_samples.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dmd.cluster import job, torch_setup
 from dmd.data import manifest
 from dmd.data.prompts import Prompts
+from dmd.jobs import job, torch_setup
 from dmd.provenance import record
 from dmd.report import contact_sheet, plots
-from dmd.sampling.sample_images import SampleImages
+from dmd.sampling.drawn_images import SampleImages
 
 NUM_IMAGES = 24
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dmd.cluster import job, reporting, torch_setup
-from dmd.data import manifest, shard_file
+from dmd.data import manifest, shard_publishing
+from dmd.jobs import job, reporting, torch_setup
 from dmd.provenance import record
 from dmd.sampling.text_states import Texts
 
@@ -58,7 +58,7 @@ def run(
                 (number * shard_size + index, {"text": halves[index], "label": np.asarray(row)})
                 for index, row in enumerate(rows.tolist())
             ]
-            tars[str(path)], table = shard_file.publish(
+            tars[str(path)], table = shard_publishing.publish(
                 path, items, name=f"../{path.name}", number=number, provenance=provenance, inputs=inputs
             )
             tables.append(table)

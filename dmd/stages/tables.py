@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from dmd.cluster import job
-from dmd.data import score_files
+from dmd.jobs import job
 from dmd.provenance import record
+from dmd.report import score_files
 from dmd.report.table_text import COLUMNS, HERE, OPTIONAL, Row, text, value_beside_published
 
 BESIDE = {"clip": "clips", "latency": "latencies"}  # column -> score files whose value it shows

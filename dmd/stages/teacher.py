@@ -6,18 +6,17 @@ from typing import Any
 
 import torch
 
-from dmd.cluster import job, processes, reporting, signals, torch_setup
-from dmd.config.method import STUDENT
+from dmd.config.method_base import STUDENT
 from dmd.config.training import TeacherTraining
 from dmd.data import manifest as manifests
-from dmd.data.images import ImageReader
-from dmd.data.verification import verify_once
+from dmd.data.image_shards import ImageReader
+from dmd.data.shared_verification import verify_once
 from dmd.importers import teachers
+from dmd.jobs import job, processes, reporting, signals, torch_setup
 from dmd.methods.base import Facts
 from dmd.models import loading
 from dmd.models.compute import set_tf32
-from dmd.provenance import record
-from dmd.provenance import tensors as tensor_files
+from dmd.provenance import record, tensor_files
 from dmd.train import checkpoints, networks, state
 from dmd.train.data import ImageStream
 from dmd.train.loop import log_table, training_loop

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dmd.provenance import files, record
-from dmd.provenance import tensors as tensor_files
+from dmd.provenance import files, record, tensor_files
 from dmd.train import sharding, state
 from dmd.train.trainer import Trainer
 

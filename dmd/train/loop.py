@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from dmd.cluster import processes, reporting, signals
 from dmd.data.columns import numbers
-from dmd.provenance import address_space
-from dmd.report.event_log import EventLog
+from dmd.jobs import processes, reporting, signals
+from dmd.provenance import memory_limit
 from dmd.report.grids import save_grid
+from dmd.report.tensorboard_log import EventLog
 from dmd.train import checkpoints, memory, state
 from dmd.train.data import BatchLoader, Stream
 from dmd.train.trainer import Plan, Trainer, loader, plan
@@ -72,7 +72,7 @@ class TrainingLoop:
                 with memory.explain_out_of_memory(update, self.checkpoints, advice=advice):
                     steps = self.loader.take(update)
                     row = self.trainer.update(clock, steps)
-                address_space.check()  # of every process, before any of them writes
+                memory_limit.check()  # of every process, before any of them writes
                 checkpoints.check_finite(
                     row, update, self.checkpoints, advice=f"{self.section}.optimisers.student.learning_rate"
                 )

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from dmd.cluster import gpu_memory
+from dmd.jobs import gpu_memory
 from dmd.methods.parts.distances import Chunked
-from dmd.models.counting import saved_bytes
-from dmd.train import checkpoints, watch
+from dmd.models.tensor_bytes import saved_bytes
+from dmd.train import checkpoints, measured_update
 from dmd.train.data import Stream
 from dmd.train.trainer import Trainer
 
@@ -29,9 +29,9 @@ def training_advice(section: str) -> str:
 def announce_training(trainer: Trainer, streams: Mapping[str, Stream], *, advice: str) -> None:
     """Logs how much memory a training takes, from updates of one and two rows that change no weights."""
     distances, shape = [*trainer.method.distances.values()], trainer.method.facts.shape
-    parts = watch.memory_plan(
+    parts = measured_update.memory_plan(
         trainer,
-        watch.watch(trainer, streams),
+        measured_update.measured_steps(trainer, streams),
         lambda num: max((distance_bytes(distance, shape, num) for distance in distances), default=0),
     )
     allocated = sum(size for name, size in parts.items() if name.startswith("weights of") or name == "moving average")

@@ -11,16 +11,16 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dmd.config.method import STUDENT, MethodSection, Mode, Role, Source
+from dmd.config.method_base import STUDENT, MethodSection, Mode, Role, Source
 from dmd.config.training import Adapter, TrainingCompute
 from dmd.models import loading
 from dmd.models.adapters import add_adapters, trained_part, with_network
 from dmd.models.compute import Compute, compile_network, prepare
-from dmd.models.counting import carriers
 from dmd.models.denoiser import Denoiser
 from dmd.models.guidance import Guided, with_guidance
 from dmd.models.lora import Adapter as LoraSettings
 from dmd.models.lora import size
+from dmd.models.tensor_bytes import carriers
 from dmd.train import sharding
 from dmd.train.optimiser import Optimiser
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch
 from torch import Tensor, distributed, nn
 
-from dmd.models.counting import carriers
+from dmd.models.tensor_bytes import carriers
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from dmd.config.method import STUDENT
+from dmd.config.method_base import STUDENT
 from dmd.config.training import Adapter
 from dmd.models.adapters import Adapted
 from dmd.models.lora import base_weights, merge_adapter, scale

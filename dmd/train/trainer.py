@@ -10,13 +10,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from dmd import methods
-from dmd.config.method import STUDENT, MethodSection, PlannedPhase
+from dmd.config.method_base import STUDENT, MethodSection, PlannedPhase
 from dmd.config.training import Training
 from dmd.methods.base import Clock, Distance, Facts, Method, Part, Rows
-from dmd.models.calls import Calls
+from dmd.models.student_calls import Calls
 from dmd.train import sharding
 from dmd.train.data import BatchLoader, PreparedStep, Stream
-from dmd.train.log import UpdateLog
+from dmd.train.log_columns import UpdateLog
 from dmd.train.networks import NetworkSet, compile_all
 from dmd.train.optimiser import Optimiser, learning_rate_factor
 from dmd.train.parallel import BatchSplit

@@ -1,4 +1,4 @@
-"""The comparison of trainers: both houses run, and the interval is that of Student's t."""
+"""The comparison of trainers: both versions run, and the interval is that of Student's t."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from bench import trainers
-from bench.first_house.house import ROOT
+from bench.earlier_version.tree import ROOT
 
 
 def test_ratio_is_the_geometric_mean_of_pairs_and_its_interval_covers_it():

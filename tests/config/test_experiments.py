@@ -68,13 +68,13 @@ def test_defaults_of_distill_are_the_papers():
     distill = resolved().experiments["base"].distill
     method = distill.method
     assert method.regression_weight == 0.25 and method.matching_batch_size == 392
-    assert method.levels.whole() == {
+    assert method.levels.with_defaults() == {
         "kind": "karras", "count": 1000, "rho": 7.0, "sigma_min": 0.002, "sigma_max": 80.0, "min_index": 20,
         "max_index": 980,
     }  # fmt: skip
     assert list(distill.optimisers) == ["student", "fake"]
     assert distill.optimisers["fake"].learning_rate == 5e-5 and distill.optimisers["fake"].betas == (0.9, 0.999)
-    assert method.phases[0].whole() == {
+    assert method.phases[0].with_defaults() == {
         "updates": 5, "train": "both", "matching_scale": 1.0, "regression_scale": 1.0, "fake_updates": 1,
         "learning_rate_scale": 1.0, "fresh_optimiser": False, "max_index": None, "num_pairs": None, "decoder": None,
         "matching_batch_size": None, "regression_batch_size": None,
@@ -200,8 +200,8 @@ def test_child_with_another_file_does_not_inherit_the_digest_of_its_parents():
     again = {"extends": "pinned", "teacher": {"file": "a.pkl"}}
     found = resolved(pinned=pinned, other=other, again=again)
     assert set(owners(found, "other").values()) == {"other"}
-    assert found.experiments["other"].teacher.whole() == {"kind": "edm", "file": "b.pkl", "sha256": None}
-    assert found.experiments["other"].reference.moments.whole() == {"file": "n.npz", "sha256": None}
+    assert found.experiments["other"].teacher.with_defaults() == {"kind": "edm", "file": "b.pkl", "sha256": None}
+    assert found.experiments["other"].reference.moments.with_defaults() == {"file": "n.npz", "sha256": None}
     assert owners(found, "again")["teacher"] == "pinned"
     assert found.experiments["again"].teacher.sha256 == "a" * 64
     assert "sha256" in fault(digits={"reference": DIGITS32}, child={"extends": "digits", **OTHER_DIGITS32})
@@ -224,7 +224,7 @@ def test_file_is_that_of_its_input_however_it_is_spelt(file, tmp_path, monkeypat
     written = {"base": {**copy.deepcopy(BASE), "teacher": {"kind": "edm", "file": file}}}
     entry = {"url": "https://a.b/c", "file": "a.pkl", "sha256": "0" * 64}
     found = config.resolve({"experiments": written, "inputs": {"edm": entry}})
-    assert found.experiments["base"].teacher.whole() == {"kind": "edm", "file": "a.pkl", "sha256": "0" * 64}
+    assert found.experiments["base"].teacher.with_defaults() == {"kind": "edm", "file": "a.pkl", "sha256": "0" * 64}
     elsewhere = str(tmp_path.parent / "a.pkl")
     entry["file"], written["base"]["teacher"]["file"] = "../a.pkl", elsewhere
     found = config.resolve({"experiments": written, "inputs": {"edm": entry}})
@@ -378,7 +378,7 @@ def test_every_stage_takes_exactly_the_keys_of_its_spec():
     """Held against the signatures of the stages, so that neither side changes alone."""
     import importlib
 
-    from dmd.cluster import command_line
+    from dmd.jobs import command_line
 
     found = config.load(ROOT / "config.yaml")
     experiments = Experiments(found)
@@ -391,7 +391,7 @@ def test_every_stage_takes_exactly_the_keys_of_its_spec():
         "features",
         "evaluate",
         "pictures",
-        "export",
+        "export_onnx",
         "distill",
         *modules,
     )
@@ -459,7 +459,7 @@ def test_storage_is_off_and_its_faults_are_named():
 
     assert config.resolve({"experiments": {}}).storage is None
     whole = {"prefix": "s3://bucket/a", "endpoint": None, "cache": ".cache/shards", "cache_gb": 200.0, "keep": True}
-    assert place(prefix="s3://bucket/a", cache_gb=200).whole() == whole
+    assert place(prefix="s3://bucket/a", cache_gb=200).with_defaults() == whole
     for entry, words in [
         ({"prefix": "ftp://bucket/a"}, "storage.prefix"),
         ({"prefix": "https://me:secret@server/a"}, "storage.prefix"),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dmd import config
-from dmd.config import experiments
+from dmd.config import inheritance
 from dmd.config.reading import update
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,11 +75,11 @@ def test_child_of_another_method_keeps_all_but_the_method_and_optimisers_of_its_
     parent = {"method": {"name": "gan", "weight": 1.0}, "ema_decay": 0.5, "schedule": {"warmup": 7}}
     parent["optimisers"] = {"student": {"learning_rate": 1.0}, "critic": {"learning_rate": 2.0}}
     child = {"extends": "a", "distill": {"method": METHOD, "optimisers": {"fake": {"learning_rate": 3.0}}}}
-    merged = experiments._merge_chain([child, {"distill": parent}])["distill"]
+    merged = inheritance._merge_chain([child, {"distill": parent}])["distill"]
     assert merged["method"] == METHOD and merged["ema_decay"] == 0.5 and merged["schedule"] == {"warmup": 7}
     assert merged["optimisers"] == {"student": {"learning_rate": 1.0}, "fake": {"learning_rate": 3.0}}
     child["distill"]["optimisers"]["critic"] = {"learning_rate": 4.0}  # its own, to be refused
-    assert "critic" in experiments._merge_chain([child, {"distill": parent}])["distill"]["optimisers"]
+    assert "critic" in inheritance._merge_chain([child, {"distill": parent}])["distill"]["optimisers"]
 
 
 def test_included_files_add_their_entries(tmp_path: Path):

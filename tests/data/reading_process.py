@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from dmd.cluster import processes
 from dmd.data import manifest as manifests
-from dmd.data import shards, verification
+from dmd.data import shards, shared_verification
 from dmd.data.pairs import PairReader
+from dmd.jobs import processes
 from dmd.provenance import files
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     shards.files = type("Counted", (), {**vars(files), "sha256": staticmethod(sha256)})  # type: ignore[attr-defined]
     manifest = manifests.read(Path(sys.argv[1]))
     with processes.group(2, torch.device("cpu")):
-        reader = PairReader(manifest, seed=0, verify=verification.verify_once())
+        reader = PairReader(manifest, seed=0, verify=shared_verification.verify_once())
         try:
             labels = reader.batch(processes.rank() * len(reader), len(reader))[
                 1

@@ -16,7 +16,7 @@ from dmd.data.remote import StorageError
 from dmd.data.storage import LOCAL, Settings, Storage
 from dmd.data.web_folder import WebFolder
 from dmd.provenance import files, record
-from dmd.stages.verify import run as verify
+from dmd.verify import run as verify
 from tests import file_server, s3_server
 from tests.data.test_pairs import build, labels
 

@@ -217,7 +217,7 @@ def make(folder: Path, *words: str, patience: float = PATIENCE) -> tuple[int, st
 
 def verify(folder: Path) -> tuple[int, str]:
     """`make verify`: exit status and output."""
-    line = [sys.executable, "-m", "dmd.stages.verify", "results", "--delete"]
+    line = [sys.executable, "-m", "dmd.verify", "results", "--delete"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     answer = subprocess.run(line, capture_output=True, text=True, cwd=folder, env=environment, timeout=PATIENCE)
     return answer.returncode, answer.stdout + answer.stderr

@@ -16,21 +16,12 @@ from PIL import Image
 
 import dmd
 from dmd import config
-from dmd.data import (
-    feature_blocks,
-    image_folder,
-    manifest,
-    pairs,
-    prompt_sources,
-    remote,
-    score_files,
-    shards,
-)
+from dmd.data import feature_blocks, image_folder, manifest, pairs, prompt_sources, remote, shards
 from dmd.data import prompts as prompt_files
 from dmd.importers import feature_files, moments_file, openai, teachers
 from dmd.models.networks import build
-from dmd.provenance import audit, files, record
-from dmd.provenance import tensors as tensor_files
+from dmd.provenance import audit, files, record, tensor_files
+from dmd.report import score_files
 from dmd.train import checkpoints, state
 from dmd.train.trainer import Trainer
 from tests.edm_files import make_edm_pickle

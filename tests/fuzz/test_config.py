@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dmd import config
 from dmd.config import Experiments
-from dmd.config.rules import ARTIFACTS
+from dmd.config.rule_table import ARTIFACTS
 from dmd.provenance.files import canonical_json
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ import torch
 from dmd import torchvision_operators
 from dmd.data import manifest as manifests
 from dmd.models import loading
-from dmd.provenance import record, tensors
+from dmd.provenance import record, tensor_files
 from dmd.stages import autoencoder, manifest, pairs, teacher
 from tests.trainings import NAMES, changed, distil
 
@@ -118,7 +118,7 @@ def test_pipeline_with_a_vae_is_a_class_conditional_teacher_of_latents(tmp_path)
         out = network(latent, torch.full((2,), 500), class_labels=label).sample
         found = denoiser(latent / alpha, sigma.expand(2), label)
     torch.testing.assert_close(found, latent / alpha - sigma * out, rtol=1e-4, atol=1e-4)
-    digest = tensors.load_metadata(tmp_path / "a")["source_sha256"]
+    digest = tensor_files.load_metadata(tmp_path / "a")["source_sha256"]
     assert digest == metadata["source_sha256"]
     with pytest.raises(ValueError, match="teacher.latent is false, but the pipeline in .* works on latents"):
         imported(tmp_path / "p", tmp_path / "u")

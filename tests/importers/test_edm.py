@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from dmd.importers import edm
 from dmd.importers.edm_pickle import Module
 from dmd.models import loading
-from dmd.provenance import files, record, tensors
+from dmd.provenance import files, record, tensor_files
 from dmd.sampling.solvers import solve
 from dmd.stages import teacher
 from tests.edm_files import make_edm_pickle
@@ -79,7 +79,7 @@ def test_import_from_nothing_has_the_same_bytes_again(tmp_path):
         imported(VECTORS / "ddpmpp-cond.pkl", tmp_path / name)
     one, other = ((tmp_path / name / "denoiser.safetensors").read_bytes() for name in ("a", "b"))
     assert one == other
-    stored, _ = tensors.load(tmp_path / "a" / "denoiser.safetensors")
+    stored, _ = tensor_files.load(tmp_path / "a" / "denoiser.safetensors")
     assert all(name.startswith("ema.") and "resample_filter" not in name for name in stored)
 
 

@@ -9,7 +9,7 @@ import struct
 import pytest
 import torch
 
-from dmd.importers import edm_pickle, tensor_storage
+from dmd.importers import edm_pickle, pickled_tensors
 from tests.edm_files import make_edm_pickle
 
 PROTO, MARK, STOP = b"\x80\x04", b"(", b"."
@@ -89,7 +89,7 @@ def test_own_layout_reads_what_was_written(tmp_path):
 
 
 def test_storages_of_all_types_keep_their_values(tmp_path):
-    for dtype in tensor_storage.STORAGES.values():
+    for dtype in pickled_tensors.STORAGES.values():
         values = torch.tensor([1.5, -2.0, 0.25, 7.0]).to(dtype)
         (tmp_path / "file.pkl").write_bytes(weighted(tensor(storage(values))))
         assert torch.equal(edm_pickle.read(tmp_path / "file.pkl").tensors["weight"], values)

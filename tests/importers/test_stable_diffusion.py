@@ -12,7 +12,7 @@ import torch
 from dmd import torchvision_operators
 from dmd.models import loading
 from dmd.models.guidance import with_guidance
-from dmd.provenance import record, tensors
+from dmd.provenance import record, tensor_files
 from dmd.stages import autoencoder, teacher, text_encoder
 from tests.stable_diffusion_files import make_stable_diffusion, make_tiny_autoencoder
 
@@ -48,13 +48,13 @@ def made(folder, tmp_path_factory) -> Path:
 
 
 def test_file_says_what_later_stages_need(folder, made):
-    metadata = tensors.load_metadata(made / "denoiser.safetensors")
+    metadata = tensor_files.load_metadata(made / "denoiser.safetensors")
     expected = {"kind": "stable-diffusion", "shape": [4, 16, 16], "image_shape": [3, 64, 64], "num_classes": 0}
     expected |= {"text": {"length": 77, "width": 32}, "sigma_data": 1.0}
     assert metadata.items() >= expected.items()
     assert metadata["sigma_max"] == pytest.approx(14.6146, rel=1e-4)
     assert metadata["scheduler"]["_class_name"] == "PNDMScheduler" and metadata["scheduler"]["steps_offset"] == 1
-    digests = [tensors.load_metadata(path)["source_sha256"] for path in sorted(made.glob("*.safetensors"))]
+    digests = [tensor_files.load_metadata(path)["source_sha256"] for path in sorted(made.glob("*.safetensors"))]
     assert len(digests) == 3 and len(set(digests)) == 1
     read = sorted(record.read(made / "text_encoder.safetensors")["inputs"])
     assert [Path(name).name for name in read][:2] == ["config.json", "model.safetensors"]
@@ -171,8 +171,8 @@ def test_folders_of_other_releases_give_the_same_files(folder, made, tmp_path):
     autoencoder.run(output=tmp_path / "a.safetensors", source=tmp_path / "old", kind="stable-diffusion")
     for name in ("autoencoder", "text_encoder"):
         expected, found = (
-            tensors.load(made / f"{name}.safetensors")[0],
-            tensors.load(tmp_path / f"{name[0]}.safetensors")[0],
+            tensor_files.load(made / f"{name}.safetensors")[0],
+            tensor_files.load(tmp_path / f"{name[0]}.safetensors")[0],
         )
         assert expected.keys() == found.keys() and all(torch.equal(expected[key], found[key]) for key in expected)
     encoded = [
@@ -198,7 +198,10 @@ def test_weights_in_half_precision_parts_are_read(folder, made, tmp_path):
         kind="stable-diffusion",
         source=tmp_path / "sd",
     )
-    expected, found = tensors.load(made / "denoiser.safetensors")[0], tensors.load(tmp_path / "t.safetensors")[0]
+    expected, found = (
+        tensor_files.load(made / "denoiser.safetensors")[0],
+        tensor_files.load(tmp_path / "t.safetensors")[0],
+    )
     rounded = {name: value.half().float() for name, value in expected.items() if name.startswith("ema.")}
     assert all(torch.equal(found[name], value) for name, value in rounded.items()) and rounded
     (place.with_name("two.safetensors")).unlink()

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from dmd.config.method import Mode, PlannedPhase
+from dmd.config.method_base import Mode, PlannedPhase
 from dmd.config.methods import Consistency as Section
 from dmd.config.methods import ConsistencyLevels
 from dmd.config.training import Distill
@@ -18,14 +18,14 @@ from dmd.methods import consistency
 from dmd.methods.base import Clock, Facts
 from dmd.methods.consistency import Consistency, level_probabilities, number_of_levels, pseudo_huber, target_decay
 from dmd.models import loading
-from dmd.models.calls import Calls
 from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser, per_sample
 from dmd.models.networks import build
-from dmd.provenance import tensors as tensor_files
+from dmd.models.student_calls import Calls
+from dmd.provenance import tensor_files
 from dmd.sampling.sampler import Sampler
 from dmd.train import state
 from dmd.train.data import ImageStream, PreparedStep
-from dmd.train.log import UpdateLog
+from dmd.train.log_columns import UpdateLog
 from dmd.train.parallel import BatchSplit
 from dmd.train.trainer import assemble, loader, plan
 

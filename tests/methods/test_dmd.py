@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 from dmd.methods.base import Facts, Rows
+from dmd.methods.parts.denoising_loss import denoising_loss
 from dmd.methods.parts.matching import matching_gradient
-from dmd.methods.parts.objective import denoising_loss
 from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser
 from dmd.models.networks import build
 from dmd.sampling.noise import training_sigmas
-from dmd.train.grid import Grid
 from dmd.train.parallel import BatchSplit
 from dmd.train.randomness import update_generator
+from dmd.train.training_grid import Grid
 from tests.trainings import WHOLE, FixedRows, Updates, changed, weights
 
 MLP = {"kind": "mlp", "channels": 2, "resolution": 1, "width": 16, "layers": 2, "num_classes": 0}

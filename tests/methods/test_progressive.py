@@ -8,15 +8,15 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from dmd.config.method import STUDENT, TEACHER
+from dmd.config.method_base import STUDENT, TEACHER
 from dmd.config.training import Distill
 from dmd.methods.base import Facts
 from dmd.methods.progressive import Progressive, two_steps
 from dmd.models import loading
-from dmd.models.calls import Calls
 from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser, per_sample
 from dmd.models.networks import build
-from dmd.provenance import tensors as tensor_files
+from dmd.models.student_calls import Calls
+from dmd.provenance import tensor_files
 from dmd.sampling.noise import sampling_sigmas
 from dmd.sampling.solvers import euler
 from dmd.stages import distill

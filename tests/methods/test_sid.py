@@ -16,7 +16,7 @@ from dmd.models.networks import build
 from dmd.sampling.noise import karras_sigmas
 from dmd.train import checkpoints, state
 from dmd.train.data import NoiseStream
-from dmd.train.log import UpdateLog
+from dmd.train.log_columns import UpdateLog
 from dmd.train.parallel import BatchSplit
 from dmd.train.trainer import Trainer, assemble, loader, plan
 from tests.quadrature import MEAN, PRODUCT, SCALE, SIGMA, TEACHER, exact, parameters, world

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dmd.metrics import distances
+from dmd.metrics import neighbours
 from dmd.metrics.prdc import prdc
 
 
@@ -21,8 +21,8 @@ def test_prdc_equals_a_count_by_hand():
 
 
 def test_prdc_equals_the_definition_across_blocks(monkeypatch):
-    monkeypatch.setattr(distances, "ROWS", 7)
-    monkeypatch.setattr(distances, "COLUMNS", 5)
+    monkeypatch.setattr(neighbours, "ROWS", 7)
+    monkeypatch.setattr(neighbours, "COLUMNS", 5)
     generator = torch.Generator().manual_seed(0)
     real = torch.randn(60, 3, generator=generator).double()
     generated = 1.3 * torch.randn(45, 3, generator=generator).double() + 0.5

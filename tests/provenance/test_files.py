@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from dmd.data import manifest, shards
-from dmd.provenance import files, tensors
+from dmd.provenance import files, tensor_files
 
 CONTENT = np.arange(30_000, dtype=np.float32)
 WRITERS = {
     "a.txt": lambda path: path.write_bytes(CONTENT.tobytes()),
     "a.tar": lambda path: shards.write(path, [(0, {"image": CONTENT})], {}),
     "a.parquet": lambda path: manifest.write(path, pa.table({"value": CONTENT * 0.1}), {}),
-    "a.safetensors": lambda path: tensors.write(path, {"value": torch.from_numpy(CONTENT)}, {}),
+    "a.safetensors": lambda path: tensor_files.write(path, {"value": torch.from_numpy(CONTENT)}, {}),
 }
 
 
@@ -80,10 +80,10 @@ def test_a_full_disk_is_named_for_tensors(tmp_path):
         pytest.skip("no right to mount a small file system; the limit on file size below is tested instead")
     try:
         path = tmp_path / "a.safetensors"
-        tensors.save(path, {"value": torch.ones(10)}, {})
+        tensor_files.save(path, {"value": torch.ones(10)}, {})
         with pytest.raises(OSError, match=f"no space left while writing {path}"):
-            tensors.save(path, {"value": torch.from_numpy(CONTENT)}, {})
-        assert len(tensors.load(path)[0]["value"]) == 10 and names(tmp_path) == ["a.safetensors"]
+            tensor_files.save(path, {"value": torch.from_numpy(CONTENT)}, {})
+        assert len(tensor_files.load(path)[0]["value"]) == 10 and names(tmp_path) == ["a.safetensors"]
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dmd.config.rules import VERSIONS
+from dmd.config.rule_table import VERSIONS
 from dmd.provenance import files, record
 
 

@@ -9,7 +9,7 @@ import torch
 
 import dmd
 from dmd.data import shards
-from dmd.provenance import tensors
+from dmd.provenance import tensor_files
 from dmd.stages import sample
 
 NUMBERS = {"weights": "ema", "first_seed": 0, "labels": "random", "shard_size": 8, "num_samples": 16}
@@ -81,9 +81,9 @@ def test_a_teacher_draws_with_its_solver_what_stage_sample_draws_with_it(teacher
 
 
 def test_noise_levels_of_a_file_bound_its_solver(teacher_file, tmp_path):
-    content, metadata = tensors.load(teacher_file)
+    content, metadata = tensor_files.load(teacher_file)
     path = tmp_path / "denoiser.safetensors"
-    tensors.save(path, content, metadata | {"sigma_min": 0.02, "sigma_max": 50.0})
+    tensor_files.save(path, content, metadata | {"sigma_min": 0.02, "sigma_max": 50.0})
     teacher = dmd.load(path, solver="euler", steps=1)
     assert teacher.sigma == 50.0 and teacher.solver["sigma_min"] == 0.02
     assert teacher(num=1).isfinite().all()
@@ -122,11 +122,11 @@ def test_what_cannot_be_loaded_is_refused(file, teacher_file, tmp_path):
 
 
 def test_a_label_for_a_denoiser_without_classes_is_refused(file, tmp_path):
-    content, metadata = tensors.load(file)
+    content, metadata = tensor_files.load(file)
     path = tmp_path / "generator.safetensors"
     network = metadata["network"] | {"num_classes": 0}
     bare = {name: value for name, value in content.items() if "map_label" not in name}
-    tensors.save(path, bare, metadata | {"num_classes": 0, "network": network})
+    tensor_files.save(path, bare, metadata | {"num_classes": 0, "network": network})
     assert dmd.load(path)(num=2).shape == (2, 1, 8, 8)
     with pytest.raises(ValueError, match="label: 0 is no class of this denoiser: it has no classes"):
         dmd.load(path)(num=2, label=0)
@@ -148,15 +148,15 @@ def test_the_package_alone_imports_nothing_of_its_own():
     ],
 )
 def test_file_that_says_something_else_of_its_denoiser_is_named(teacher_file, tmp_path, changed, message):
-    weights, metadata = tensors.load(teacher_file)
-    tensors.save(tmp_path / "a.safetensors", weights, metadata | changed)
+    weights, metadata = tensor_files.load(teacher_file)
+    tensor_files.save(tmp_path / "a.safetensors", weights, metadata | changed)
     with pytest.raises(ValueError, match=f"a.safetensors.*{message}"):
         dmd.load(tmp_path / "a.safetensors", device="cpu")
 
 
 def test_network_that_a_file_only_claims_takes_no_memory(teacher_file, tmp_path):
-    weights, metadata = tensors.load(teacher_file)
+    weights, metadata = tensor_files.load(teacher_file)
     for claim in ({"width": 1 << 20}, {"blocks": 10**9}, {"multipliers": [1] * 5000}):
-        tensors.save(tmp_path / "a.safetensors", weights, metadata | {"network": metadata["network"] | claim})
+        tensor_files.save(tmp_path / "a.safetensors", weights, metadata | {"network": metadata["network"] | claim})
         with pytest.raises(ValueError, match="a.safetensors"):
             dmd.load(tmp_path / "a.safetensors", device="cpu")

@@ -14,7 +14,7 @@ import torch
 
 from dmd.methods.base import Facts
 from dmd.models.loading import new_denoiser
-from dmd.models.networks.released import IMAGENET64
+from dmd.models.networks.published_architectures import IMAGENET64
 from tests.trainings import FixedRows, Updates, changed
 
 UPDATES = 2  # the first one makes the moments

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dmd.data import manifest as manifests
-from dmd.provenance import tensors
+from dmd.provenance import tensor_files
 from tests.trainings import NAMES, changed, checkpoints, command, digests
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -41,7 +41,7 @@ def test_two_processes_train_as_one_and_continue_after_a_kill(
         "continuing at update" in answer.stderr
         and answer.stderr.count("12 pairs") == answer.stderr.count("16 updates in 3 phases") == 1
     )
-    mine, alone = (tensors.load(folder / NAMES[0])[0] for folder in (tmp_path, distilled_folder))
+    mine, alone = (tensor_files.load(folder / NAMES[0])[0] for folder in (tmp_path, distilled_folder))
     table, expected = (manifests.read_table(folder / NAMES[1])[0] for folder in (tmp_path, distilled_folder))
     assert mine.keys() == alone.keys() and table.column_names == expected.column_names
     for name, value in alone.items():
@@ -50,7 +50,7 @@ def test_two_processes_train_as_one_and_continue_after_a_kill(
         found, wanted = (torch.from_numpy(each[name].to_numpy().copy()).double() for each in (table, expected))
         torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-4, equal_nan=True)
     assert not (tmp_path / "checkpoints").exists()
-    begun = tensors.load(teacher_file)[0]
+    begun = tensor_files.load(teacher_file)[0]
     moved = [(value - begun[name.replace("raw.", "ema.")]).abs().max() for name, value in alone.items()]
     assert max(moved) > 4e-3  # the tolerance is far below what was learnt
 
@@ -94,8 +94,8 @@ def test_two_processes_with_micro_batches_train_as_one(
         line = command(tmp_path / name, section, teacher=teacher_file, manifest=manifest_file)
         answer = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True)
         assert answer.returncode == 0, answer.stderr
-    two, alone = (tensors.load(tmp_path / name / NAMES[0])[0] for name in ("two", "alone"))
-    begun = tensors.load(teacher_file)[0]
+    two, alone = (tensor_files.load(tmp_path / name / NAMES[0])[0] for name in ("two", "alone"))
+    begun = tensor_files.load(teacher_file)[0]
     for name, value in alone.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-4)
     assert max((value - begun[name.replace("raw.", "ema.")]).abs().max() for name, value in alone.items()) > 4e-3
@@ -118,7 +118,7 @@ def test_processes_that_share_parameters_train_as_one_and_continue_after_a_kill(
         answer = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True)
         assert answer.returncode == 0, answer.stderr
         assert "continuing at update" in answer.stderr
-        found.append(tensors.load(tmp_path / name / NAMES[0])[0])
+        found.append(tensor_files.load(tmp_path / name / NAMES[0])[0])
     alone, mine = found
     assert mine.keys() == alone.keys() and any(name.startswith("lora.") for name in mine) == bool(adapter)
     for name, value in alone.items():

@@ -19,7 +19,7 @@ from dmd.config import merge, read_file
 from dmd.data import shards
 from dmd.data.prompts import Prompts
 from dmd.models.loading import load_codec
-from dmd.provenance import tensors as tensor_files
+from dmd.provenance import tensor_files
 from dmd.sampling.noise import seeded_noise
 from tests.clip_files import make_clip
 from tests.inception_files import write_inception

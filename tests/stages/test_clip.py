@@ -14,7 +14,7 @@ from PIL import Image
 from dmd import torchvision_operators
 from dmd.data import manifest, prompts
 from dmd.models import loading
-from dmd.provenance import record, tensors
+from dmd.provenance import record, tensor_files
 from dmd.stages import autoencoder, clip, features
 from tests.clip_files import SIZE, make_clip
 from tests.stable_diffusion_files import make_stable_diffusion
@@ -58,7 +58,7 @@ def scored(folder: Path, tmp_path: Path, network: Path, images: np.ndarray, **ch
     output = tmp_path / "features.safetensors"
     features.run(block=block, reference=folder / "reference.safetensors", output=output, **given)
     clip.run(features=[output], output=tmp_path / "clip.json", experiment="tiny")
-    return tensors.load(output)[0]
+    return tensor_files.load(output)[0]
 
 
 def by_hand(network: Path, levels: np.ndarray) -> torch.Tensor:
@@ -121,7 +121,7 @@ def test_features_without_clip_have_no_score(folder, tmp_path):
     with pytest.raises(ValueError, match="--clip-network and --captions belong together"):
         features.run(**place, batch_size=4, captions=folder / "captions.parquet", **SECTION)
     features.run(**place, batch_size=4, **SECTION)
-    assert "clip" not in tensors.load(place["output"])[0]
+    assert "clip" not in tensor_files.load(place["output"])[0]
     with pytest.raises(ValueError, match="no cosines of CLIP"):
         clip.run(features=[place["output"]], output=tmp_path / "clip.json", experiment="tiny")
 

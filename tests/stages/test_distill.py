@@ -14,9 +14,9 @@ import torch
 
 from dmd.data import manifest as manifests
 from dmd.models import loading
-from dmd.provenance import address_space, record, tensors
+from dmd.provenance import memory_limit, record, tensor_files
 from dmd.stages import teacher
-from dmd.train.log import UpdateLog
+from dmd.train.log_columns import UpdateLog
 from dmd.train.loop import TrainingLoop
 from tests.trainings import NAMES, changed, checkpoints, command, digests, distil, train
 
@@ -109,7 +109,7 @@ def test_generator_learns_its_pairs(run, distill_section, tmp_path):
 
 def test_a_seed_changes_the_generator(run, distilled_folder, tmp_path):
     one, other = (
-        tensors.load(folder / NAMES[0])[0] for folder in (run(tmp_path, seed=1, grid_every=1000), distilled_folder)
+        tensor_files.load(folder / NAMES[0])[0] for folder in (run(tmp_path, seed=1, grid_every=1000), distilled_folder)
     )
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
@@ -118,7 +118,7 @@ def test_start_initialises_the_generator(run, teacher_numbers, tmp_path):
     start = train(tmp_path / "start" / "denoiser.safetensors", other_seed(teacher_numbers, 4))
     still = {"learning_rate": 1e-60}  # zero in float32
     run(tmp_path / "out", {"start": start}, student=still, grid_every=1000)
-    made, begun = (tensors.load(path)[0] for path in (tmp_path / "out" / NAMES[0], start))
+    made, begun = (tensor_files.load(path)[0] for path in (tmp_path / "out" / NAMES[0], start))
     names = [name for name in begun if name.startswith("ema.")]
     assert names and all(torch.equal(made[f"raw.{name[4:]}"], begun[name]) for name in names)
 
@@ -198,7 +198,7 @@ def test_an_update_near_a_limit_of_memory_is_neither_kept_nor_shared(run, distil
     shared, share = [], TrainingLoop._asked_to_stop
     with monkeypatch.context() as changed:
         changed.setattr(TrainingLoop, "_asked_to_stop", lambda loop: shared.append(loop) or share(loop))
-        changed.setattr(address_space, "tight", lambda: len(shared) >= 5)
+        changed.setattr(memory_limit, "tight", lambda: len(shared) >= 5)
         with pytest.raises(MemoryError, match="came within 128 MiB of its limit"):
             run(tmp_path)
     assert len(shared) == 5 and checkpoints(tmp_path) == [3]
@@ -239,7 +239,7 @@ def test_pairs_are_needed_where_a_phase_regresses_and_nowhere_else(run, distill_
         run(tmp_path / "none", {"manifest": None})
     keys = {"regression_weight": 0.0, "phases": distill_section["method"]["phases"][2:]}
     with_pairs, without = run(tmp_path / "with", **keys), run(tmp_path / "without", {"manifest": None}, **keys)
-    one, other = (tensors.load(folder / NAMES[0])[0] for folder in (with_pairs, without))
+    one, other = (tensor_files.load(folder / NAMES[0])[0] for folder in (with_pairs, without))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -283,7 +283,7 @@ def test_passes_in_bfloat16_and_parts_learn_nearly_the_same_and_continue_exactly
     run(tmp_path / "whole", compute=compute)
     assert digests(tmp_path) == digests(tmp_path / "whole") != digests(distilled_folder)
     mine, exact, begun = (
-        tensors.load(path)[0] for path in (tmp_path / NAMES[0], distilled_folder / NAMES[0], teacher_file)
+        tensor_files.load(path)[0] for path in (tmp_path / NAMES[0], distilled_folder / NAMES[0], teacher_file)
     )
     assert {value.dtype for value in mine.values()} == {torch.float32} and mine.keys() == exact.keys()
     names = [name for name in exact if name.startswith("ema.")]
@@ -318,7 +318,9 @@ def test_compiled_networks_train_the_same_and_continue_exactly(
     whole = run(tmp_path / "whole", **numbers)
     assert digests(run(stopped(tmp_path / "stopped", 4, **numbers), **numbers)) == digests(whole)
     assert any("continuing at update" in line for line in caplog.messages)
-    mine, plain = (tensors.load(folder / NAMES[0])[0] for folder in (whole, run(tmp_path / "plain", phases=phases)))
+    mine, plain = (
+        tensor_files.load(folder / NAMES[0])[0] for folder in (whole, run(tmp_path / "plain", phases=phases))
+    )
     for name, value in plain.items():
         torch.testing.assert_close(mine[name], value, rtol=1e-3, atol=2e-4)
 

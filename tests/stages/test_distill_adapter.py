@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dmd.models import loading
-from dmd.provenance import tensors
+from dmd.provenance import tensor_files
 from tests.trainings import NAMES, changed, digests, distil, train
 
 ADAPTER = {"rank": 3, "alpha": 6.0, "targets": None}
@@ -19,7 +19,7 @@ def run(teacher_file, manifest_file, distill_section):
     def distilled(folder, files={}, **keys):  # noqa: B006
         section = changed(distill_section, **{"grid_every": 100, "adapter": ADAPTER, **keys})
         distil(folder, section, **{"teacher": teacher_file, "manifest": manifest_file, **files})
-        return tensors.load(folder / NAMES[0])
+        return tensor_files.load(folder / NAMES[0])
 
     return distilled
 
@@ -40,7 +40,7 @@ def stopped(run):
 
 def test_a_generator_without_updates_is_the_teacher_bit_for_bit(run, teacher_file, tmp_path):
     made, metadata = run(tmp_path, student={"learning_rate": 1e-60})  # zero in float32
-    begun = {name: value for name, value in tensors.load(teacher_file)[0].items() if name.startswith("ema.")}
+    begun = {name: value for name, value in tensor_files.load(teacher_file)[0].items() if name.startswith("ema.")}
     for name, value in begun.items():
         assert torch.equal(made[name], value) and torch.equal(made[f"raw.{name[4:]}"], value)
     assert {name.split(".")[0] for name in made} == {"ema", "raw", "lora"}
@@ -55,7 +55,7 @@ def test_a_generator_without_updates_is_the_teacher_bit_for_bit(run, teacher_fil
 
 def test_the_generator_file_is_the_teacher_and_its_adapter(run, teacher_file, tmp_path):
     made, _ = run(tmp_path)
-    begun, moved = tensors.load(teacher_file)[0], 0.0
+    begun, moved = tensor_files.load(teacher_file)[0], 0.0
     layers = sorted({name[5:].rpartition(".lora_")[0] for name in made if name.startswith("lora.")})
     for layer in layers:
         down, up = (made[f"lora.{layer}.lora_{part}.weight"].flatten(1).double() for part in "AB")
@@ -74,7 +74,7 @@ def test_a_run_that_continues_has_the_same_bytes_and_keeps_adapters_alone(run, s
     run(tmp_path / "whole", **numbers)
     stopped(tmp_path / "stopped", 14, **numbers)
     (*_, newest) = sorted((tmp_path / "stopped" / "checkpoints").glob("*.safetensors"))
-    kept, _ = tensors.load(newest)
+    kept, _ = tensor_files.load(newest)
     networks = [name for name in kept if name.startswith(("state.network.", "state.average.module."))]
     assert len({name.split(".")[2] for name in networks}) == 3 and all(
         ".lora_A." in name or ".lora_B." in name for name in networks
@@ -92,7 +92,7 @@ def test_whole_networks_with_moments_of_8_bits_continue_exactly_and_learn_nearly
     stopped(tmp_path / "stopped", 8, **numbers)
     run(tmp_path / "stopped", **numbers)
     assert digests(tmp_path / "stopped") == digests(tmp_path / "whole")
-    exact, begun = tensors.load(distilled_folder / NAMES[0])[0], tensors.load(teacher_file)[0]
+    exact, begun = tensor_files.load(distilled_folder / NAMES[0])[0], tensor_files.load(teacher_file)[0]
     names = [name for name in exact if name.startswith("ema.")]
     error, moved = (torch.cat([(one[name] - exact[name]).flatten() for name in names]).norm() for one in (made, begun))
     assert error < 0.1 * moved

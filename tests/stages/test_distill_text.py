@@ -14,11 +14,11 @@ from dmd.metrics.frechet import moments_distance
 from dmd.metrics.moments import Moments
 from dmd.models import loading
 from dmd.models.loading import DenoiserFile
-from dmd.provenance import tensors
+from dmd.provenance import tensor_files
 from dmd.sampling.solvers import solve
 from dmd.stages import autoencoder, pairs
 from dmd.stages import manifest as manifest_stage
-from dmd.train import checks
+from dmd.train import input_checks
 from dmd.train.data import NoiseStream
 from dmd.train.parallel import BatchSplit
 from dmd.train.randomness import update_generator
@@ -84,7 +84,9 @@ def test_latents_of_the_generator_come_closer_to_those_of_the_teacher(chain, sec
     before, after = (distance(path, chain) for path in (chain / "teacher" / "denoiser.safetensors", generator))
     print(f"distance to latents of the teacher: {before:.3g} before, {after:.3g} after")
     assert after < 0.7 * before
-    facts, taught = (tensors.load_metadata(path) for path in (generator, chain / "teacher" / "denoiser.safetensors"))
+    facts, taught = (
+        tensor_files.load_metadata(path) for path in (generator, chain / "teacher" / "denoiser.safetensors")
+    )
     for key in ("network", "preconditioning", "scheduler", "shape", "image_shape", "num_classes", "text"):
         assert facts[key] == taught[key], key
     assert facts["sigma"] == taught["sigma_max"] and facts["spec"]["method"]["sigma"] is None
@@ -142,10 +144,10 @@ def test_guidance_and_text_need_what_they_are_made_of(chain, section, manifest_f
         run(tmp_path, chain, changed(section, sigma=80.0, levels={"kind": "karras"}), **plain)
     with pytest.raises(ValueError, match="condition of this teacher is text: give --states, or --manifest of pairs"):
         run(tmp_path, chain, changed(section, regression_weight=0.0, match_pairs=False), manifest=None)
-    facts = tensors.load_metadata(chain / "teacher" / "denoiser.safetensors")
+    facts = tensor_files.load_metadata(chain / "teacher" / "denoiser.safetensors")
     taught, started = DenoiserFile(Path("teacher"), facts), DenoiserFile(Path("start"), facts | {"text": None})
     with pytest.raises(ValueError, match=r"teacher takes text states \{.*, start.* takes None: they must be equal"):
-        checks.check_denoisers(taught, started, None)
+        input_checks.check_denoisers(taught, started, None)
     with pytest.raises(ValueError, match="its pairs hold no text states"):
         PairReader(manifests.read(manifest_file), seed=0).texts([0])
     assert section["method"]["guidance"] > 1 and not (tmp_path / NAMES[0]).exists()

@@ -10,7 +10,7 @@ import pytest
 from dmd.data import dataset as datasets
 from dmd.metrics.frechet import moments_distance
 from dmd.metrics.moments import Moments
-from dmd.provenance import files, tensors
+from dmd.provenance import files, tensor_files
 from dmd.stages import evaluate
 from tests.stages.scored import MIXTURE, draw_points, make_features, make_reference
 
@@ -50,8 +50,8 @@ def scores(folder, real, blocks):
 
 
 def test_frechet_distance_is_that_of_all_blocks_of_a_repetition(real, blocks, scores):
-    generated = np.concatenate([tensors.load(blocks[i])[0]["features"] for i in (1, 2)])
-    held_out = tensors.load(real)[0]["held_out.features"]
+    generated = np.concatenate([tensor_files.load(blocks[i])[0]["features"] for i in (1, 2)])
+    held_out = tensor_files.load(real)[0]["held_out.features"]
     expected = moments_distance(Moments.of(held_out.new_tensor(generated)), Moments.of(held_out))
     assert scores["fid"]["values"][0] == pytest.approx(expected, rel=1e-6)
 
@@ -150,13 +150,13 @@ def test_evaluate_names_an_altered_block(tmp_path, real):
 
 
 def test_images_that_changed_between_teacher_and_reference_are_refused(tmp_path, real, blocks):
-    teacher, known = tmp_path / "denoiser.safetensors", tensors.load_metadata(real)["dataset"]["sha256"]
-    tensors.save(teacher, {}, {"dataset_sha256": "0" * 64})
+    teacher, known = tmp_path / "denoiser.safetensors", tensor_files.load_metadata(real)["dataset"]["sha256"]
+    tensor_files.save(teacher, {}, {"dataset_sha256": "0" * 64})
     with pytest.raises(
         ValueError, match=f"images of sha256 {'0' * 64}, .* was made of {known}: a file was overwritten"
     ):
         scored(tmp_path, real, blocks, teacher=teacher)
     assert not (tmp_path / "fid.json").exists()
-    tensors.save(teacher, {}, {"dataset_sha256": known})
+    tensor_files.save(teacher, {}, {"dataset_sha256": known})
     inputs = scored(tmp_path, real, blocks, teacher=teacher)["fid"]["inputs"]
     assert inputs["teacher"] == files.sha256(teacher)

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from dmd.provenance import tensors
+from dmd.provenance import tensor_files
 from dmd.stages import feature_network
 
 RESOURCES = Path("workflow/resources")
@@ -19,6 +19,6 @@ def test_training_repeats_bit_for_bit_and_depends_on_the_seed(tmp_path):
 
 
 def test_tracked_file_was_made_from_the_tracked_spec():
-    metadata = tensors.load_metadata(RESOURCES / "digits32.safetensors")
+    metadata = tensor_files.load_metadata(RESOURCES / "digits32.safetensors")
     assert metadata["spec"] == json.loads((RESOURCES / "digits32.json").read_text())
     assert metadata["accuracy"]["held_out"] >= 0.98

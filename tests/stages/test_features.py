@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dmd.metrics.features import quantise
-from dmd.provenance import tensors
+from dmd.provenance import tensor_files
 from dmd.stages import features
 from tests.stages.scored import POINTS, draw_points, make_block, make_features, make_reference
 
@@ -17,7 +17,7 @@ def real(tmp_path):
 
 def test_features_keep_order_labels_and_sums(tmp_path, real):
     points = draw_points(200, seed=1)
-    found, metadata = tensors.load(make_features(tmp_path, real, points, first=400))
+    found, metadata = tensor_files.load(make_features(tmp_path, real, points, first=400))
     expected = torch.from_numpy(points).flatten(1)
     assert torch.equal(found["features"], expected)
     assert torch.equal(found["predicted"], (expected[:, 0] > 0).long())
@@ -36,7 +36,7 @@ def test_features_quantise_images_as_the_protocol_says(tmp_path):
     block = make_block(tmp_path / "s/blocks/0.parquet", points, np.full(100, -1), first=0, num_samples=100)
     output = tmp_path / "features.safetensors"
     features.run(block=block, reference=real, output=output, batch_size=30, **section)
-    found, metadata = tensors.load(output)
+    found, metadata = tensor_files.load(output)
     assert torch.equal(found["features"], quantise(torch.from_numpy(points), 5).flatten(1))
     assert metadata["features"]["name"] == "pixels8"
     assert (found["predicted"] == -1).all()

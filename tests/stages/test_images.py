@@ -9,7 +9,7 @@ from PIL import Image
 
 from dmd.data import dataset as datasets
 from dmd.data import manifest
-from dmd.data.images import ImageReader
+from dmd.data.image_shards import ImageReader
 from dmd.provenance import record
 from dmd.stages import images
 

@@ -13,7 +13,7 @@ from dmd import torchvision_operators
 from dmd.data import dataset as datasets
 from dmd.metrics.frechet import frechet_distance, gaussian_floor
 from dmd.metrics.moments import Moments
-from dmd.provenance import files, tensors
+from dmd.provenance import files, tensor_files
 from dmd.stages import evaluate, features, inception_score
 from tests.stages.scored import MIXTURE, POINTS, draw_points, make_block, make_features, make_reference
 
@@ -90,7 +90,7 @@ def test_training_images_can_be_what_samples_are_compared_with(tmp_path):
     assert edms["fid"]["reference"]["name"] == "gaussian-mixture-training"
     assert edms["memorisation"]["z"] == usual["memorisation"]["z"]
     assert edms["kid"]["real_distance"] == pytest.approx(usual["kid"]["real_distance"], rel=1e-9)
-    floors = [tensors.load_metadata(path)["floor"]["mean"] for path in (held_out, training)]
+    floors = [tensor_files.load_metadata(path)["floor"]["mean"] for path in (held_out, training)]
     assert floors[0] != floors[1]
     images = datasets.load(MIXTURE, "training").images
     copies = make_features(tmp_path / "c", training, images[:200].numpy(), first=0)
@@ -123,7 +123,7 @@ def photographs(tmp_path_factory, inception_file) -> dict[str, Any]:
     output = folder / "inception_score.json"
     given = {"reference": real, "features": blocks, "network": inception_file, "output": output}
     inception_score.run(**given, experiment="points", splits=4, seed=2020)
-    found = {"features": torch.cat([tensors.load(path)[0]["features"] for path in blocks]), "moments": moments}
+    found = {"features": torch.cat([tensor_files.load(path)[0]["features"] for path in blocks]), "moments": moments}
     return {**found, "given": given, "score": json.loads(output.read_text()), **scored(folder, real, blocks)}
 
 
@@ -181,9 +181,9 @@ def test_reference_of_all_images_of_a_folder_has_no_other_split(tmp_path):
     block = make_block(tmp_path / "s/blocks/0.parquet", images, np.full(20, -1), first=0, num_samples=20)
     features.run(block=block, reference=real, output=tmp_path / "f.safetensors", batch_size=7, **section)
     found = scored(tmp_path, real, [tmp_path / "f.safetensors"])
-    whole = tensors.load(real)[0]["all.features"]
+    whole = tensor_files.load(real)[0]["all.features"]
     assert whole.shape == (30, 12)
-    moments, own = Moments.of(whole), Moments.of(tensors.load(tmp_path / "f.safetensors")[0]["features"])
+    moments, own = Moments.of(whole), Moments.of(tensor_files.load(tmp_path / "f.safetensors")[0]["features"])
     expected = frechet_distance(own.mean, own.covariance, moments.mean, moments.covariance)
     assert found["fid"]["value"] == pytest.approx(expected)
     assert found["fid"]["reference"]["name"] == "images" and found["fid"]["protocol"]["resize"]["size"] == 4

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dmd.data import manifest as manifests
-from dmd.provenance import tensors
+from dmd.provenance import tensor_files
 from dmd.stages import manifest
 from tests.trainings import NAMES, changed, digests, distil
 
@@ -39,7 +39,7 @@ def rows(folder: Path) -> list[dict]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return tensors.load(folder / NAMES[0])[0]
+    return tensor_files.load(folder / NAMES[0])[0]
 
 
 SECTION = {"levels": {"max_index": 500}, "matching_batch_size": 3, "regression_batch_size": 4}  # the same for all

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dmd.data import manifest
 from dmd.models.networks import build
-from dmd.provenance import tensors
+from dmd.provenance import tensor_files
 from dmd.report import plots
 from dmd.stages import pictures
 
@@ -38,7 +38,7 @@ def denoiser(path: Path, network: dict, seed: int) -> Path:
     weights = {f"{kind}.{name}": value.clone() for kind in ("ema", "raw") for name, value in state.items()}
     shape = [network["channels"], network["resolution"], network["resolution"]]
     facts = {"kind": "train", "network": network, "shape": shape, "num_classes": network["num_classes"]}
-    tensors.save(path, weights, {**facts, "sigma_data": 0.5, "sigma": 80.0, "calls": {"sigmas": [80.0]}})
+    tensor_files.save(path, weights, {**facts, "sigma_data": 0.5, "sigma": 80.0, "calls": {"sigmas": [80.0]}})
     return path
 
 

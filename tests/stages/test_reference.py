@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from dmd.provenance import files, tensors
+from dmd.provenance import files, tensor_files
 from tests.stages.scored import MIXTURE, make_reference
 
 WEIGHTS = Path("workflow/resources/digits32.safetensors")
@@ -21,7 +21,7 @@ def digits32(path: Path) -> dict[str, str]:
 
 
 def test_reference_holds_features_and_moments_of_both_splits(tmp_path):
-    found, metadata = tensors.load(make_reference(tmp_path / "reference.safetensors"))
+    found, metadata = tensor_files.load(make_reference(tmp_path / "reference.safetensors"))
     for split, num in (("training", 300), ("held_out", 250)):
         features = found[f"{split}.features"]
         assert features.shape == (num, 2)
@@ -44,7 +44,7 @@ def test_floor_falls_as_samples_grow(tmp_path):
     floors = []
     for num_samples in (50, 5000):
         path = make_reference(tmp_path / f"{num_samples}.safetensors", num_samples=num_samples, floor_draws=20)
-        floors.append(tensors.load_metadata(path)["floor"]["mean"])
+        floors.append(tensor_files.load_metadata(path)["floor"]["mean"])
     assert floors[1] < floors[0] / 2
 
 
@@ -52,7 +52,7 @@ def test_digits32_tells_held_out_digits_apart(tmp_path):
     path = make_reference(
         tmp_path / "reference.safetensors", network=WEIGHTS, features=digits32(WEIGHTS), num_samples=1000, **DIGITS
     )
-    found, metadata = tensors.load(path)
+    found, metadata = tensor_files.load(path)
     right = found["held_out.predicted"] == found["held_out.labels"]
     assert right.double().mean() >= 0.98
     assert found["held_out.features"].shape == (797, 32)
@@ -62,7 +62,7 @@ def test_digits32_tells_held_out_digits_apart(tmp_path):
 
 def test_reference_refuses_another_feature_network_and_names_both_digests(tmp_path):
     other = tmp_path / "other.safetensors"
-    tensors.save(other, {"head.bias": torch.zeros(10)}, {})
+    tensor_files.save(other, {"head.bias": torch.zeros(10)}, {})
     with pytest.raises(ValueError) as error:
         make_reference(tmp_path / "reference.safetensors", network=other, features=digits32(other), **DIGITS)
     for part in (str(other), files.sha256(other), files.sha256(WEIGHTS)):

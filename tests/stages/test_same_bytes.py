@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dmd.data import manifest as manifests
-from dmd.provenance import tensors
+from dmd.provenance import tensor_files
 from tests.trainings import NAMES, changed, distil
 
 ADAPTER = {"rank": 3, "alpha": None, "targets": None}
@@ -54,7 +54,7 @@ same_kernels = pytest.mark.skipif(
 
 def digest(path: Path) -> str:
     """Of the tensors of a file: names and bytes."""
-    found, _ = tensors.load(path)
+    found, _ = tensor_files.load(path)
     whole = hashlib.sha256()
     for name in sorted(found):
         whole.update(name.encode() + found[name].contiguous().numpy().tobytes())

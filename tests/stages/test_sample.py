@@ -12,7 +12,7 @@ import torch
 
 from dmd.data import manifest, shards
 from dmd.models import loading
-from dmd.provenance import tensors
+from dmd.provenance import tensor_files
 from dmd.sampling.noise import seeded_noise
 from dmd.stages import sample
 
@@ -30,9 +30,9 @@ def draw(folder, denoiser, solver: dict, **changed) -> tuple[list[tuple[int, sha
 
 
 def test_one_step_samples_are_the_denoiser_at_its_own_sigma(teacher_file, tmp_path):
-    content, metadata = tensors.load(teacher_file)
+    content, metadata = tensor_files.load(teacher_file)
     generator = tmp_path / "generator.safetensors"
-    tensors.save(generator, content, metadata | {"kind": "generator", "sigma": 3.0, "calls": {"sigmas": [3.0]}})
+    tensor_files.save(generator, content, metadata | {"kind": "generator", "sigma": 3.0, "calls": {"sigmas": [3.0]}})
     found, block = draw(tmp_path, generator, {"name": "student"})
     assert block.metadata["facts"]["sigma"] == 3.0 and block.metadata["facts"]["network_calls"] == 1
     noise, label = seeded_noise(range(10), (1, 8, 8), num_classes=10, labels="balanced")
@@ -82,7 +82,7 @@ import resource, sys
 import pyarrow.compute, safetensors.torch
 from dmd.config.sections import Sample
 from dmd.sampling.sampler import Sampler
-from dmd.cluster import job
+from dmd.jobs import job
 from dmd.stages import sample
 
 build, more = Sampler.__init__, int(sys.argv.pop(1))

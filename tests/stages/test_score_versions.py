@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from dmd.config.rules import METRICS, VERSIONS
-from dmd.provenance import files, tensors
+from dmd.config.rule_table import METRICS, VERSIONS
+from dmd.provenance import files, tensor_files
 from dmd.stages import evaluate
 from tests.stages.scored import draw_points, make_features, make_reference
 
@@ -72,7 +72,7 @@ def found(tmp_path) -> tuple[str, list[float]]:
     kinds: list[object] = []
     values = []
     for path in (real, block):
-        content, metadata = sorted(tensors.load(path)[0].items()), tensors.load_metadata(path)
+        content, metadata = sorted(tensor_files.load(path)[0].items()), tensor_files.load_metadata(path)
         kinds += [[[name, str(value.dtype), list(value.shape)] for name, value in content], structure(metadata)]
         values += [float(value.double().abs().mean()) for _, value in content]
     scores = {name: json.loads(path.read_text()) for name, path in outputs.items()}
@@ -85,7 +85,7 @@ def found(tmp_path) -> tuple[str, list[float]]:
 def test_scoring_stages_write_what_their_versions_wrote(found):
     kind, values = found
     print(f'    "structure": "{kind}",\n    "numbers": {[float(f"{value:.4g}") for value in values]},')
-    advice = "raise the version in dmd/config/rules.py if this change is meant, and copy the lines printed above"
+    advice = "raise the version in dmd/config/rule_table.py if this change is meant, and copy the lines printed above"
     assert GOLDEN["versions"] == {name: VERSIONS[name] for name in GOLDEN["versions"]}, advice
     assert kind == GOLDEN["structure"], f"structure differs: {advice}"
     assert values == pytest.approx(GOLDEN["numbers"], rel=2e-3, abs=1e-5), advice

@@ -7,9 +7,9 @@ import pytest
 
 from dmd.data import retries
 from dmd.data.storage import Storage
-from dmd.provenance import record, tensors
+from dmd.provenance import record, tensor_files
 from dmd.stages import manifest, pairs
-from dmd.stages.verify import run as verify
+from dmd.verify import run as verify
 from tests import file_server, s3_server
 from tests.trainings import digests, distil
 
@@ -131,9 +131,9 @@ def test_shards_of_other_numbers_replace_those_of_this_folder_alone(
 def test_shards_of_another_teacher_are_neither_taken_nor_replaced(machine, s3, teacher_file):
     machine("one").draw()
     two = machine("two")
-    values, metadata = tensors.load(teacher_file)
+    values, metadata = tensor_files.load(teacher_file)
     with record.publish(two.teacher, stage="teacher", inputs={}) as temporary:
-        tensors.write(temporary, values, {**metadata, "trained": "elsewhere"})
+        tensor_files.write(temporary, values, {**metadata, "trained": "elsewhere"})
     s3.asked.clear()
     with pytest.raises(ValueError, match="00000.tar is not of this folder"):
         two.draw()

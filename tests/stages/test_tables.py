@@ -206,7 +206,7 @@ def test_columns_that_no_row_has_are_not_in_the_csv(tmp_path):
 
 
 def test_paper_says_what_is_better_than_dmd():
-    paper = read_yaml(Path("workflow/resources/paper.yaml"))
+    paper = read_yaml(Path("workflow/resources/published_values.yaml"))
     for name in ("table3", "table4"):
         values = {row["label"]: row["value"] for row in paper[name]}
         noted = {row["label"] for row in paper[name] if "note" in row}

@@ -13,7 +13,7 @@ import torch
 from dmd.config.training import TeacherTraining
 from dmd.data import manifest as manifests
 from dmd.models import loading
-from dmd.provenance import record, tensors
+from dmd.provenance import record, tensor_files
 from dmd.stages import teacher
 from tests.trainings import changed, checkpoints, train, train_command
 
@@ -36,7 +36,7 @@ def test_teacher_from_nothing_has_the_same_bytes_again(teacher_file, teacher_num
 
 
 def test_teacher_says_what_it_is(teacher_file, teacher_numbers):
-    found, metadata = tensors.load(teacher_file)
+    found, metadata = tensor_files.load(teacher_file)
     assert metadata["shape"] == [1, 8, 8] and metadata["num_classes"] == 10 and metadata["kind"] == "train"
     assert metadata["network"] == {**teacher_numbers["network"], "channels": 1, "resolution": 8, "num_classes": 10}
     assert 0.5 < metadata["sigma_data"] < 1
@@ -50,7 +50,7 @@ def test_teacher_says_what_it_is(teacher_file, teacher_numbers):
 
 def test_another_seed_gives_other_weights(teacher_file, teacher_numbers, tmp_path):
     train(tmp_path / "t", teacher_numbers | {"training": changed(teacher_numbers["training"], seed=1)})
-    one, other = (tensors.load(path)[0] for path in (teacher_file, tmp_path / "t"))
+    one, other = (tensor_files.load(path)[0] for path in (teacher_file, tmp_path / "t"))
     assert not torch.equal(one["ema.map_layer0.weight"], other["ema.map_layer0.weight"])
 
 
@@ -132,7 +132,7 @@ def test_a_damaged_checkpoint_of_a_teacher_falls_back_to_the_one_before(with_dro
 def test_a_teacher_in_micro_batches_learns_nearly_the_same(teacher_file, teacher_numbers, tmp_path):
     training = changed(teacher_numbers["training"], compute={"micro_batch_size": 5, "gradient_checkpointing": True})
     train(tmp_path / "t", teacher_numbers | {"training": training})
-    one, other = (tensors.load(path)[0] for path in (tmp_path / "t", teacher_file))
+    one, other = (tensor_files.load(path)[0] for path in (tmp_path / "t", teacher_file))
     assert any(not torch.equal(one[name], other[name]) for name in one)
     for name, value in other.items():
         torch.testing.assert_close(one[name], value, rtol=1e-3, atol=1e-4)
@@ -183,9 +183,9 @@ def test_teacher_refuses_numbers_that_do_not_fit(teacher_numbers, tmp_path, othe
 
 
 def test_weights_of_another_architecture_are_refused_in_one_line(teacher_file, tmp_path):
-    found, metadata = tensors.load(teacher_file)
+    found, metadata = tensor_files.load(teacher_file)
     metadata["network"]["width"] = 16
-    tensors.save(tmp_path / "t", found, metadata)
+    tensor_files.save(tmp_path / "t", found, metadata)
     with pytest.raises(ValueError, match="holds another architecture: size mismatch") as refused:
         loading.load_denoiser(tmp_path / "t")
     assert "\n" not in str(refused.value)

@@ -13,7 +13,7 @@ import dmd
 from dmd.data import manifest, shards
 from dmd.data.pairs import PairReader
 from dmd.models import loading
-from dmd.provenance import tensors
+from dmd.provenance import tensor_files
 from dmd.provenance.files import sha256
 from dmd.sampling.noise import seeded_noise
 from dmd.stages import manifest as manifest_stage
@@ -169,10 +169,10 @@ def test_reader_gives_text_states_as_the_condition(made, tmp_path):
 def generator(chain, tmp_path_factory) -> Path:
     """The teacher as a one-step generator."""
     path = tmp_path_factory.mktemp("generator") / "generator.safetensors"
-    content, metadata = tensors.load(chain / "teacher" / "denoiser.safetensors")
+    content, metadata = tensor_files.load(chain / "teacher" / "denoiser.safetensors")
     weights = {name: value for name, value in content.items() if name.startswith("ema.")}
     sigma = metadata["sigma_max"]
-    tensors.save(path, weights, metadata | {"kind": "generator", "sigma": sigma, "calls": {"sigmas": [sigma]}})
+    tensor_files.save(path, weights, metadata | {"kind": "generator", "sigma": sigma, "calls": {"sigmas": [sigma]}})
     return path
 
 
@@ -210,7 +210,7 @@ def test_teacher_is_sampled_with_its_own_guidance(chain, tmp_path):
 def test_lora_of_others_is_added_to_the_teacher_as_its_spec_says(chain, tmp_path):
     """A file of one layer, in two steps of LCM: latents change as its scale says, and its digest is compared."""
     teacher, file = chain / "teacher" / "denoiser.safetensors", tmp_path / "pytorch_lora_weights.safetensors"
-    width = tensors.load(teacher)[0]["ema.unet.conv_out.weight"].shape[1]
+    width = tensor_files.load(teacher)[0]["ema.unet.conv_out.weight"].shape[1]
     random = torch.Generator().manual_seed(0)
     down, up = torch.randn(2, width, 3, 3, generator=random), torch.randn(4, 2, 1, 1, generator=random)
     parts = {"lora_A": down, "lora_B": up}

@@ -10,7 +10,7 @@ from dmd.data import manifest as manifests
 from dmd.data import prompts as prompt_files
 from dmd.models.loading import load_codec, load_text
 from dmd.report import contact_sheet, grids
-from dmd.report.comparison import PairedSamplers
+from dmd.report.paired_images import PairedSamplers
 from dmd.sampling.sampler import Sampler
 from dmd.stages import pictures
 from tests.text_files import import_with_generator

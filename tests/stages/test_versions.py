@@ -1,4 +1,4 @@
-"""Golden values: a change of what a stage writes needs a higher number in dmd/config/rules.py.
+"""Golden values: a change of what a stage writes needs a higher number in dmd/config/rule_table.py.
 
 Each entry holds the version it belongs to, a digest of the artifact's structure (names, types, shapes, keys) and
 sums of its contents, which other CPUs reach to three digits. After raising a version, run
@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from dmd.config.rules import VERSIONS
+from dmd.config.rule_table import VERSIONS
 from dmd.data import manifest, shards
 from dmd.models import loading
-from dmd.provenance import files, tensors
+from dmd.provenance import files, tensor_files
 from dmd.sampling.noise import seeded_noise
 from dmd.stages import sample
 
@@ -75,7 +75,7 @@ def moments(*images: torch.Tensor) -> list[float]:
 
 def of_network(path: Path) -> tuple[str, list[float]]:
     """Structure of a denoiser's file, and what raw and averaged weights make of fixed noise."""
-    content, metadata = tensors.load(path)
+    content, metadata = tensor_files.load(path)
     names = [[name, str(tensor.dtype), list(tensor.shape)] for name, tensor in sorted(content.items())]
     noise, label = seeded_noise(range(8), (1, 8, 8), num_classes=10)
     images = []
@@ -123,7 +123,7 @@ def test_a_stage_writes_what_its_version_wrote(name, found):
     kind, values = found
     print(f'    "{name}": ({VERSIONS[name]}, "{kind}", {[float(f"{value:.4g}") for value in values]}),')
     version, golden_kind, golden = GOLDEN[name]
-    advice = f"raise {name!r} in dmd/config/rules.py if this change is meant, and copy the line printed above"
+    advice = f"raise {name!r} in dmd/config/rule_table.py if this change is meant, and copy the line printed above"
     assert version == VERSIONS[name], f"GOLDEN belongs to version {version}: copy the line printed above"
     assert kind == golden_kind, f"structure differs: {advice}"
     assert values == pytest.approx(golden, rel=2e-3, abs=1e-5), advice

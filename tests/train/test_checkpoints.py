@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmd.provenance import record
-from dmd.provenance import tensors as tensor_files
+from dmd.provenance import record, tensor_files
 from dmd.train import checkpoints, state
 from dmd.train.trainer import Trainer
 from tests.small_distillation import distillation

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dmd.config.method import Mode, Role, Source
+from dmd.config.method_base import Mode, Role, Source
 from dmd.models.adapters import add_adapters, with_network
 from dmd.models.denoiser import Denoiser
 from dmd.models.networks import build

@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dmd.config.method import MethodSection, Mode, Phase, PlannedPhase, Role, Source
-from dmd.config.section import Many
+from dmd.config.method_base import MethodSection, Mode, Phase, PlannedPhase, Role, Source
+from dmd.config.section_base import Many
 from dmd.config.training import Training
 from dmd.methods.base import Clock, Facts, Method, Part, Rows, Step, StepLog
 from dmd.train import state

@@ -99,10 +99,10 @@ def snakemake(folder: Path, *words: str, **settings: Any) -> subprocess.Complete
     return subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, cwd=folder, **settings)
 
 
-def stage(folder: Path, module: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """Runs a stage from its command line in `folder`."""
+def verify(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m dmd.verify results` in `folder`."""
     environment = {**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}
-    line = [sys.executable, "-m", f"dmd.stages.{module}", *words]
+    line = [sys.executable, "-m", "dmd.verify", "results", *words]
     return subprocess.run(line, capture_output=True, text=True, env=environment, cwd=folder)
 
 

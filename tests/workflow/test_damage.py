@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflow.conftest import digests, jobs, make, stage
+from tests.workflow.conftest import digests, jobs, make, verify
 
 AFTER_SAMPLE = ["features", "evaluate", "tables"]
 AFTER_GENERATOR = ["sample", *AFTER_SAMPLE, "pictures"]
@@ -43,7 +43,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {"truncated": truncate, "altered": a
 
 
 def test_verify_finds_nothing_in_a_finished_tree(finished: Path):
-    answer = stage(finished, "verify", "results")
+    answer = verify(finished)
     assert answer.returncode == 0 and "\n0 bad, 0 made from them\n" in answer.stdout
 
 
@@ -54,11 +54,11 @@ def test_damage_is_found_and_remade_with_all_that_came_from_it(finished: Path, b
     for reason, damage in DAMAGE.items():
         shutil.copy2(finished / path, broken / path)
         damage(broken / path)
-        found = stage(broken, "verify", "results")
+        found = verify(broken)
         assert found.returncode == 1 and "\n1 bad, " in found.stdout
         assert any(line.startswith(f"{shown}: ") and reason in line for line in found.stdout.splitlines())
-    assert stage(broken, "verify", "results", "--delete").returncode == 1
-    assert stage(broken, "verify", "results").returncode == 0
+    assert verify(broken, "--delete").returncode == 1
+    assert verify(broken).returncode == 0
     assert jobs(make(broken, "--dry-run")) == Counter(REMADE[name])
 
 
@@ -67,6 +67,6 @@ def test_remade_results_are_the_ones_before_the_damage(
     finished: Path, broken: Path, name: str, damage: Callable[[Path], None]
 ):
     damage(broken / "results/small" / name)
-    assert stage(broken, "verify", "results", "--delete").returncode == 1
+    assert verify(broken, "--delete").returncode == 1
     assert jobs(make(broken, "--cores", "2")) == Counter(REMADE[name])
     assert digests(broken) == digests(finished)

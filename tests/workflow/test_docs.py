@@ -16,7 +16,10 @@ from tests.workflow.conftest import ENVIRONMENT, REPOSITORY, SNAKEMAKE
 
 SHARED = ("Snakefile", "dmd", "envs", "profiles", "workflow")
 PROGRAM = re.compile(r"(?:^|\s|/)python (-m [\w.]+|[\w/]+\.py)")
-WRITERS = {"-m dmd.config.schema", "-m dmd.config.reference"}  # take nothing; tests/config compares what they write
+WRITERS = {
+    "-m dmd.config.schema",
+    "-m dmd.config.reference_page",
+}  # take nothing; tests/config compares what they write
 
 
 def commands() -> dict[str, set[str]]:

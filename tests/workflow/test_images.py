@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from dmd.data import manifest
-from dmd.provenance import tensors
+from dmd.provenance import tensor_files
 from tests.workflow.conftest import CSV_TEACHER
 from tests.workflow.photos import PER_CLASS, SCENES
 
@@ -23,7 +23,7 @@ def small(finished: Path) -> Path:
 
 
 def test_files_of_every_kind_show_the_scene_of_their_class(small: Path):
-    found, _ = tensors.load(small / "reference" / "reference.safetensors")
+    found, _ = tensor_files.load(small / "reference" / "reference.safetensors")
     labels = torch.cat([found["training.labels"], found["held_out.labels"]])
     features = torch.cat([found["training.features"], found["held_out.features"]])
     assert labels.bincount().tolist() == [PER_CLASS] * len(SCENES)
@@ -33,13 +33,13 @@ def test_files_of_every_kind_show_the_scene_of_their_class(small: Path):
 
 
 def test_teacher_knows_shape_and_classes_of_the_folder(small: Path):
-    metadata = tensors.load_metadata(small / "teacher" / "denoiser.safetensors")
+    metadata = tensor_files.load_metadata(small / "teacher" / "denoiser.safetensors")
     assert metadata["shape"] == [3, 8, 8] and metadata["num_classes"] == len(SCENES)
 
 
 def test_labels_from_a_csv_file_train_the_same_teacher(finished: Path, small: Path):
-    from_folders, facts = tensors.load(small / "teacher" / "denoiser.safetensors")
-    from_csv, csv_facts = tensors.load(finished / CSV_TEACHER)
+    from_folders, facts = tensor_files.load(small / "teacher" / "denoiser.safetensors")
+    from_csv, csv_facts = tensor_files.load(finished / CSV_TEACHER)
     assert facts["dataset_sha256"] == csv_facts["dataset_sha256"]
     assert from_folders.keys() == from_csv.keys()
     assert all(torch.equal(from_folders[name], from_csv[name]) for name in from_folders)
@@ -53,7 +53,7 @@ def test_pairs_are_images_of_both_classes(small: Path):
 
 
 def test_scores_are_finite_and_better_than_those_of_grey_images(small: Path):
-    found, _ = tensors.load(small / "reference" / "reference.safetensors")
+    found, _ = tensor_files.load(small / "reference" / "reference.safetensors")
     grey = float(found["held_out.mean"].square().sum() + found["held_out.covariance"].trace())
     scores = {name: json.loads((small / f"{name}.json").read_text()) for name in ("fid", "kid", "prdc", "memorisation")}
     assert 0 < scores["fid"]["value"] < grey

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from dmd.config import read_yaml
+from dmd.config import read_file
 from tests.workflow.conftest import REPOSITORY, jobs, snakemake
 
-INPUTS = read_yaml(REPOSITORY / "config.yaml")["inputs"]
+INPUTS = read_file(REPOSITORY / "config.yaml")["inputs"]
 SHARED = ("inception", "vgg16")
 EXPERIMENTS = {  # experiment -> its own inputs, jobs of pairs
     "imagenet64": (("edm-imagenet64", "imagenet64-moments"), 25),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dmd.config import Experiments, load
-from dmd.provenance import record, tensors
+from dmd.provenance import record, tensor_files
 from tests.workflow.conftest import REPOSITORY, SMALL, edited, jobs, make, snakemake, write_config
 from workflow.scripts import plan
 from workflow.scripts.rates import Job, group
@@ -39,7 +39,7 @@ def test_export_needs_the_generator_alone_and_lies_with_it(tmp_path: Path):
     write_config(tmp_path, config)
     (tmp_path / "photos").mkdir()
     planned = jobs(make(tmp_path, "-n", "results/small/export/generator.onnx"))
-    assert planned == {"images": 1, "teacher": 1, "pairs": 2, "pairs_manifest": 1, "distill": 1, "export": 1}
+    assert planned == {"images": 1, "teacher": 1, "pairs": 2, "pairs_manifest": 1, "distill": 1, "export_onnx": 1}
     answer = snakemake(tmp_path, "-n", "results/longer/export/generator.onnx")
     assert answer.returncode != 0 and "ask for results/small/export/generator.onnx" in answer.stdout + answer.stderr
 
@@ -51,7 +51,7 @@ def test_plan_knows_the_size_of_images_from_the_teacher_and_pools_rates_by_it(tm
     path.parent.mkdir(parents=True)
     job = Job("pairs", "imagenet64-no-matching", (0, 1))
     assert plan.disk(experiments, job) is None
-    tensors.write(path, {"x": torch.zeros(1)}, {"shape": [3, 64, 64]})
+    tensor_files.write(path, {"x": torch.zeros(1)}, {"shape": [3, 64, 64]})
     assert plan.disk(experiments, job) == 1000 * 512 * (2 * (1 + 97) + 2)
     names = ("imagenet64-no-matching", "cifar10-uncond-teacher", "cifar10-cond-teacher", "digits-seed1", "toy2d-start")
     found = ["imagenet64", "cifar10-uncond", "cifar10-cond", "digits", "toy2d-start"]

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dmd import config
+from dmd import config, verify
 from dmd.config import Experiments
 from dmd.models import loading
-from dmd.stages import verify
 from tests.stable_diffusion_files import make_stable_diffusion, make_tiny_autoencoder
 from tests.workflow.conftest import jobs, make, snakemake, write_config
 from workflow.scripts.prune import unowned

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dmd.config import Experiments, load, read_yaml
+from dmd.config import Experiments, load, read_file, read_yaml
 from tests.workflow.conftest import REPOSITORY, jobs, snakemake
 
 FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("sd15")
     shutil.copy(REPOSITORY / "config.yaml", found / "config.yaml")
     shutil.copytree(REPOSITORY / "config", found / "config")
-    config = read_yaml(found / "config.yaml")["experiments"]
+    config = read_file(found / "config.yaml")["experiments"]
     for name in ("sd15-cfg3", "sd15-cfg8"):
         for each in config[name]["prompts"]["files"]:
             put(found / each["file"])
@@ -96,7 +96,7 @@ def test_a_pipeline_waits_for_the_data_that_its_student_read_and_no_other(folder
     assert answer.returncode == 0, answer.stdout + answer.stderr
     found = jobs(answer.stdout)
     assert found[read] and left not in found and f"{left}_manifest" not in found
-    (command,) = re.findall(r"python -m dmd.stages.pipeline .*", answer.stdout)
+    (command,) = re.findall(r"python -m dmd.stages.export_pipeline .*", answer.stdout)
     flag = {"pairs": "--manifest", "states": "--states"}
     assert f"{flag[read]} results/" in command and f"{flag[left]} results/" not in command
 

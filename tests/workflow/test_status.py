@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dmd.cluster.job_status import JobStatus, Throughput
+from dmd.jobs.job_status import JobStatus, Throughput
 from tests.workflow.conftest import ENVIRONMENT, REPOSITORY, SMALL, write_config
 
 PYTHON = {**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}

@@ -12,7 +12,7 @@ import pytest
 
 from tests import s3_server
 from tests.workflow import conftest
-from tests.workflow.conftest import REPOSITORY, TARGET, edited, jobs, make, snakemake, stage, write_config
+from tests.workflow.conftest import REPOSITORY, TARGET, edited, jobs, make, snakemake, verify, write_config
 
 MANIFEST = "results/small/pairs/manifest.parquet"
 GENERATOR = "results/small/distill/generator.safetensors"
@@ -47,7 +47,7 @@ def test_finished_pairs_are_copied_and_nothing_is_made_anew(broken: Path, storag
     assert not list((broken / "results/small/pairs").glob("*.tar"))
     answer = snakemake(broken, "--dry-run", TARGET)
     assert jobs(answer.stdout + answer.stderr) == Counter() and (broken / MANIFEST).read_bytes() == before
-    checked = stage(broken, "verify", "results")
+    checked = verify(broken)
     assert checked.returncode == 0 and "4 files are there and not here" in checked.stdout
     assert "0 files" in script(broken, "prune.py")
 

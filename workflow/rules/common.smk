@@ -8,12 +8,12 @@ from pathlib import Path
 from snakemake_interface_executor_plugins.settings import DeploymentMethod
 
 from dmd.config import RULES, ConfigError, read_yaml, reading, resolve
-from dmd.config.provider import Provider, exits_on_config_error
-from dmd.config.tables import Tables
+from dmd.config.rule_lookups import RuleLookups, exits_on_config_error
+from dmd.config.table_lookups import TableLookups
 from dmd.provenance.files import sha256
 
 ROOT = Path(workflow.basedir)
-PAPER = ROOT / "workflow" / "resources" / "paper.yaml"  # published tables
+PAPER = ROOT / "workflow" / "resources" / "published_values.yaml"  # published tables
 
 
 def merged_files():
@@ -39,8 +39,8 @@ def provider_and_tables():
         configuration = resolve(merged_files())
     except ConfigError as error:
         raise ConfigError(f"the configuration cannot be used\n{error}")
-    provider = Provider(configuration)
-    return provider, Tables(configuration, provider.experiments, read_yaml(PAPER))
+    provider = RuleLookups(configuration)
+    return provider, TableLookups(configuration, provider.experiments, read_yaml(PAPER))
 
 
 def prefix():

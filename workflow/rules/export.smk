@@ -1,58 +1,58 @@
 # The generator as an ONNX file, compared with torch before it is written. Nothing asks for it but its path.
-rule export:
+rule export_onnx:
     input:
-        provider.owned("export"),
-        generator=provider.reads("export", "distill"),
+        provider.owned("export_onnx"),
+        generator=provider.reads("export_onnx", "distill"),
     output:
         "results/{experiment}/export/generator.onnx",
     pathvars:
-        job="export",
+        job="export_onnx",
     params:
-        spec=provider.spec("export"),
-        version=RULES["export"].version,
+        spec=provider.spec("export_onnx"),
+        version=RULES["export_onnx"].version,
     shell:
-        "python -m dmd.stages.export --generator {input.generator} --output {output} --spec {params.spec:q} --log {log}"
+        "python -m dmd.stages.export_onnx --generator {input.generator} --output {output} --spec {params.spec:q} --log {log}"
 
 
 # The generator as a folder that stock diffusers opens, with a model card. Scores that are there stand in the card.
-rule pipeline:
+rule export_pipeline:
     input:
-        provider.owned("pipeline"),
-        generator=provider.reads("pipeline", "distill"),
-        text_encoder=provider.reads("pipeline", "text_encoder"),
-        autoencoder=provider.reads("pipeline", "autoencoder"),
-        manifest=provider.reads("pipeline", "pairs_manifest"),
-        states=provider.reads("pipeline", "states_manifest"),
-        prompts=provider.reads("pipeline", "prompts"),
+        provider.owned("export_pipeline"),
+        generator=provider.reads("export_pipeline", "distill"),
+        text_encoder=provider.reads("export_pipeline", "text_encoder"),
+        autoencoder=provider.reads("export_pipeline", "autoencoder"),
+        manifest=provider.reads("export_pipeline", "pairs_manifest"),
+        states=provider.reads("export_pipeline", "states_manifest"),
+        prompts=provider.reads("export_pipeline", "prompts"),
     output:
         index="results/{experiment}/export/pipeline/model_index.json",
         files=expand("results/{{experiment}}/export/pipeline/{file}", file=PIPELINE),
     pathvars:
-        job="pipeline",
+        job="export_pipeline",
     params:
         manifest=flag("manifest"),
         states=flag("states"),
         scores=existing_scores,
         digests=lambda wildcards: [sha256(Path(path)) for path in existing_scores(wildcards)],
-        spec=provider.spec("pipeline"),
-        version=RULES["pipeline"].version,
+        spec=provider.spec("export_pipeline"),
+        version=RULES["export_pipeline"].version,
     shell:
-        "python -m dmd.stages.pipeline --generator {input.generator} --text-encoder {input.text_encoder} "
+        "python -m dmd.stages.export_pipeline --generator {input.generator} --text-encoder {input.text_encoder} "
         "--autoencoder {input.autoencoder} {params.manifest} {params.states} --prompts {input.prompts} "
         "--scores {params.scores} --output {output.index} --spec {params.spec:q} --log {log}"
 
 
 # The adapter of the generator, where one was trained, for pipelines of its teacher.
-rule lora:
+rule export_lora:
     input:
-        provider.owned("lora"),
-        generator=provider.reads("lora", "distill"),
+        provider.owned("export_lora"),
+        generator=provider.reads("export_lora", "distill"),
     output:
         "results/{experiment}/export/pytorch_lora_weights.safetensors",
     pathvars:
-        job="lora",
+        job="export_lora",
     params:
-        spec=provider.spec("lora"),
-        version=RULES["lora"].version,
+        spec=provider.spec("export_lora"),
+        version=RULES["export_lora"].version,
     shell:
-        "python -m dmd.stages.lora --generator {input.generator} --output {output} --spec {params.spec:q} --log {log}"
+        "python -m dmd.stages.export_lora --generator {input.generator} --output {output} --spec {params.spec:q} --log {log}"

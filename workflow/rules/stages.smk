@@ -2,8 +2,8 @@
 from pathlib import Path
 
 from dmd.config import RULES
-from dmd.config.provider import braced, existing_scores, flag
-from dmd.config.rules import PIPELINE
+from dmd.config.rule_lookups import braced, existing_scores, flag
+from dmd.config.rule_table import PIPELINE
 from dmd.provenance.files import sha256
 
 provider = config  # of the module: what the Snakefile passes

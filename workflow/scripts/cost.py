@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from dmd.config import RULES, Experiments, Json, load, read_yaml  # noqa: E402
-from dmd.models.networks.released import CIFAR10, IMAGENET64, SD15  # noqa: E402
+from dmd.models.networks.published_architectures import CIFAR10, IMAGENET64, SD15  # noqa: E402
 from workflow.scripts.memory import architecture, forward_operations, section  # noqa: E402
 from workflow.scripts.plan import SHARD_RULES, image_size, shard_bytes  # noqa: E402
 from workflow.scripts.rates import Job, network_calls  # noqa: E402

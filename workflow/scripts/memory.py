@@ -27,8 +27,8 @@ from dmd.config import Experiments, load  # noqa: E402
 from dmd.config.sections import DECODERS  # noqa: E402
 from dmd.config.training import Distill, TrainingCompute  # noqa: E402
 from dmd.models.networks import build, without_classes  # noqa: E402
-from dmd.models.networks.released import CIFAR10, IMAGENET64  # noqa: E402
-from dmd.provenance import tensors as tensor_files  # noqa: E402
+from dmd.models.networks.published_architectures import CIFAR10, IMAGENET64  # noqa: E402
+from dmd.provenance import tensor_files  # noqa: E402
 from dmd.provenance.files import canonical_json  # noqa: E402
 from dmd.sampling.drawing_memory import TEXT_LENGTH  # noqa: E402
 from workflow.scripts.stand_in import image_passes, needed  # noqa: E402
@@ -165,7 +165,7 @@ def architecture(experiments: Experiments, name: str) -> dict[str, Any] | None:
     known = {"digits": (1, 8, 10), "gaussian-mixture": (2, 1, 0)}
     own = getattr(dataset, "channels", None), getattr(dataset, "resolution", None), 0
     channels, resolution, classes = known.get(dataset.kind, own)
-    return {**teacher.network.whole(), "channels": channels, "resolution": resolution, "num_classes": classes}
+    return {**teacher.network.with_defaults(), "channels": channels, "resolution": resolution, "num_classes": classes}
 
 
 if __name__ == "__main__":

@@ -118,13 +118,13 @@ def image_size(experiments: Experiments, experiment: str) -> tuple[int, int] | N
     """
     path = Path("results", experiments.path(experiment, "teacher"))
     if path.is_file():
-        from dmd.provenance import tensors  # torch
+        from dmd.provenance import tensor_files  # torch
 
-        metadata = tensors.load_metadata(path)
+        metadata = tensor_files.load_metadata(path)
         return math.prod(metadata["shape"]), math.prod(metadata.get("text", {"none": 0}).values())
     if experiments.section(experiment, "teacher").kind == "stable-diffusion":
         return 4 * 64 * 64, 77 * 768
-    if (dataset := experiments.whole(experiment).dataset) is None:
+    if (dataset := experiments.sections(experiment).dataset) is None:
         return None
     if isinstance(dataset, ImageDataset):
         return dataset.channels * dataset.resolution**2, 0

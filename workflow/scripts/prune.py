@@ -15,10 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from dmd.cluster import job_status  # noqa: E402
 from dmd.config import RULES, Configuration, Experiments, load  # noqa: E402
-from dmd.config.rules import ARTIFACTS  # noqa: E402
+from dmd.config.rule_table import ARTIFACTS  # noqa: E402
 from dmd.data import manifest  # noqa: E402
+from dmd.jobs import job_status  # noqa: E402
 from dmd.provenance.audit import refuse_while_writing  # noqa: E402
 
 SCRATCH = ("checkpoints", "grids", "tensorboard")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dmd.config import Experiments
-from dmd.config.rules import ARTIFACTS, TABLES
+from dmd.config.rule_table import ARTIFACTS, TABLES
 
 Rates = dict[str, dict[str, float]]  # owner of the teacher -> rule -> CPU seconds per unit of work
 BLOCK = re.compile(r"(\d{5})-(\d{5})")

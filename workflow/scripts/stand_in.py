@@ -1,7 +1,7 @@
-"""Trainings before their files are there: networks of random weights or of none, and rows of zeros, to be watched.
+"""Trainings before their files are there: networks of random weights or of none, and rows of zeros, to be measured.
 
-Both are what `dmd.train.watch` sees of a distillation: its memory on tensors without memory, its passes on a network of
-a few weights, since they do not depend on the architecture.
+`dmd.train.measured_update` measures both: memory of a distillation on tensors without memory, and its passes on a
+network of a few weights, since they do not depend on the architecture.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dmd import methods
-from dmd.config.method import Mode, PlannedPhase, Source
+from dmd.config.method_base import Mode, PlannedPhase, Source
 from dmd.config.methods import Dmd, KarrasLevels
 from dmd.config.training import Distill
 from dmd.methods.base import Facts, Part, Rows, Step
@@ -32,10 +32,10 @@ from dmd.models.networks import build, without_classes
 from dmd.provenance.files import canonical_json
 from dmd.sampling.drawing_memory import TEXT_LENGTH
 from dmd.train.data import Stream
-from dmd.train.fake_passes import counted_distance
+from dmd.train.distance_memory import counted_distance
+from dmd.train.measured_update import NUM_UPDATES, MeasuredStep, measured_steps, memory_plan, total_passes
 from dmd.train.parallel import BatchSplit
 from dmd.train.trainer import Plan, Trainer, assemble
-from dmd.train.watch import NUM_UPDATES, WatchedStep, memory_plan, total_passes, watch
 
 SMALL: dict[str, Any] = {"kind": "mlp", "channels": 1, "resolution": 1, "width": 2, "layers": 1, "num_classes": 0}
 STREAMS = ("noise", "pairs", "images")
@@ -56,10 +56,10 @@ class Zeros:
         return {"noise": torch.zeros(num, *self.shape), "image": torch.zeros(num, *self.shape), "label": label}
 
 
-def passes(distill: Distill) -> list[WatchedStep]:
+def passes(distill: Distill) -> list[MeasuredStep]:
     """Every kind of step of a distillation, with its passes; memory in it is that of a network of a few weights."""
     plain = distill.model_copy(update={"adapter": None, "compute": type(distill.compute)()})
-    return watch(*_trainer(plain, SMALL))
+    return measured_steps(*_trainer(plain, SMALL))
 
 
 def image_passes(distill: Distill) -> int:
@@ -81,7 +81,7 @@ def needed(network: Mapping[str, Any], distill: Distill, codecs: tuple[str, ...]
         network: of all denoisers.
         codecs: what latents are decoded with for the distance of images: arguments of `Codec` in canonical JSON.
     """
-    trainer, steps = _watched(canonical_json(network), _memory_of(distill).model_dump_json())
+    trainer, steps = _measured(canonical_json(network), _memory_of(distill).model_dump_json())
     split = BatchSplit(0, distill.processes, distill.compute.micro_batch_size)
     whole = replace(trainer, training=distill, split=split)
     distance, shape = distill.method.distance(), trainer.method.facts.shape
@@ -118,12 +118,12 @@ def _sized(step: Step) -> Step:
 
 
 @cache
-def _watched(network: str, distill: str) -> tuple[Trainer, list[WatchedStep]]:
+def _measured(network: str, distill: str) -> tuple[Trainer, list[MeasuredStep]]:
     """A distillation on tensors without memory, both in JSON."""
     with FakeTensorMode(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # of the moving average's copy
         trainer, streams = _trainer(Distill.model_validate_json(distill), json.loads(network))
-        return trainer, watch(trainer, streams)
+        return trainer, measured_steps(trainer, streams)
 
 
 def _trainer(distill: Distill, network: Mapping[str, Any]) -> tuple[Trainer, dict[str, Stream]]:

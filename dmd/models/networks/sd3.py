@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
+from dmd.models.networks.diffusers_network import DiffusersNetwork
 from dmd.models.networks.shapes import check_image, check_states
-from dmd.models.networks.wrapped import Wrapped
 
 
-class SD3(Wrapped):
+class SD3(DiffusersNetwork):
     """A transformer over patches of latents, conditioned on text states and one pooled vector of the text.
 
     Its label is one tensor: text states, and the pooled vector as a last row, both padded with zeros to the larger of

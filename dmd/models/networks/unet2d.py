@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmd.models.networks.diffusers_network import DiffusersNetwork
 from dmd.models.networks.shapes import check_image
-from dmd.models.networks.wrapped import Wrapped
 
 
-class UNet2D(Wrapped):
+class UNet2D(DiffusersNetwork):
     """The network of an unconditional or class-conditional diffusers pipeline.
 
     A network with twice as many output as input channels also predicts a variance; that half is dropped.

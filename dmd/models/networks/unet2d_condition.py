@@ -5,13 +5,13 @@ from typing import Any
 
 from torch import Tensor
 
+from dmd.models.networks.diffusers_network import DiffusersNetwork
 from dmd.models.networks.shapes import check_image, check_states
-from dmd.models.networks.wrapped import Wrapped
 
 REFUSED = ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type")
 
 
-class UNet2DCondition(Wrapped):
+class UNet2DCondition(DiffusersNetwork):
     """The network of a text-conditional pipeline, of pixels or latents.
 
     Args:

@@ -5,7 +5,7 @@ import torch
 
 from dmd.models.autoencoder import Codec
 from dmd.models.networks import build
-from dmd.models.networks.released import SD15, SD15_AUTOENCODER, SD15_TEXT
+from dmd.models.networks.published_architectures import SD15, SD15_AUTOENCODER, SD15_TEXT
 from tests.stable_diffusion_files import UNET
 
 SD3 = {"sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 2, "pos_embed_max_size": 8}

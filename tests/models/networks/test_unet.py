@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dmd.importers import edm
 from dmd.models.networks import build
 from dmd.models.networks.block import ADM, Block
-from dmd.models.networks.released import CIFAR10, IMAGENET64
+from dmd.models.networks.published_architectures import CIFAR10, IMAGENET64
 
 VECTORS = Path(__file__).parents[2] / "edm_vectors"
 NAMES = ["adm-cond", "ddpmpp-cond", "ddpmpp-uncond", "ncsnpp-uncond"]

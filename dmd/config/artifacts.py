@@ -1,0 +1,188 @@
+"""The artifacts of experiments: the spec of each, what it is made from, whose it is, and where it is.
+
+An experiment owns an artifact if the spec of its rule, or of any rule upstream, differs from the parent's; otherwise
+it uses the parent's artifact, and nothing is computed twice. Ownership is per rule: more pairs give another manifest,
+but the same shards.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from typing import Any
+
+from dmd.config.experiment import Experiment
+from dmd.config.inheritance import Configuration
+from dmd.config.messages import ConfigError, unknown_experiment
+from dmd.config.reading import Json, unpinned
+from dmd.config.rule_table import RULES, SCORE_RULES, Named, Rule
+from dmd.config.sections import DECODERS
+from dmd.config.training import Training
+
+
+class Experiments:
+    """Look-ups over the experiments of a configuration: sections, specs, and where artifacts are.
+
+    Every method raises ConfigError for an unknown experiment, or one without the section that a rule needs.
+
+    Attributes:
+        merged: all experiments by name.
+        parents: the experiment that each one extends.
+    """
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.merged = configuration.experiments
+        self.parents = configuration.parents
+        self.owner = cache(self._owner)
+        self.upstream = cache(self._upstream)
+        self._identity = cache(self._shared_identity)
+        self._spec = cache(self._shared_spec)
+
+    def sections(self, experiment: str) -> Experiment:
+        """All sections of an experiment, after inheritance."""
+        return self._named(experiment).sections
+
+    def section(self, experiment: str, place: str) -> Any:
+        """One section, such as "sample"; "sample.prompts" is one within another."""
+        return self._named(experiment).section(place)
+
+    def _named(self, experiment: str) -> Named:
+        if experiment not in self.merged:
+            raise ConfigError(unknown_experiment(experiment, self.merged))
+        return Named(experiment, self.merged[experiment])
+
+    def spec(self, experiment: str, rule: str, block: tuple[int, int] | None = None) -> Json:
+        """The spec of one job, with exactly the keys of its stage; `block` for rules that make shards."""
+        spec = copy.deepcopy(self._spec(experiment, rule))
+        if RULES[rule].tars and block is not None:
+            spec |= {"first": block[0], "last": block[1]}
+        return spec
+
+    def _shared_spec(self, experiment: str, rule: str) -> Json:
+        named, row = self._named(experiment), RULES[rule]
+        spec = row.spec(named, self._section_of(named, row))
+        if row.computed:
+            spec |= {"device": named.sections.device, "threads": named.sections.threads}
+        return spec
+
+    def _section_of(self, named: Named, rule: Rule) -> Any:
+        assert rule.section is not None, "a rule of no experiment"
+        return named.section(rule.section)
+
+    def has(self, experiment: str, rule: str) -> bool:
+        """Whether the experiment has every section that a rule, or a rule upstream, needs."""
+        self.sections(experiment)
+        try:
+            self._identity(experiment, rule)
+        except ConfigError:
+            return False
+        return True
+
+    def _upstream(self, experiment: str, rule: str) -> list[tuple[str, str]]:
+        """(rule, experiment) of the artifacts that a rule reads; ownership is not resolved."""
+        sources = {
+            "pairs": ["teacher", *(["prompts", "text_encoder"] if self.sections(experiment).prompts else [])],
+            "states": ["prompts", "text_encoder"],
+            "states_manifest": ["states"],
+            "pairs_manifest": ["pairs"],
+            "distill": ["teacher"],
+            "samples_manifest": ["sample"],
+            "features": ["sample", "reference"],
+            "clip": ["features"],
+            "evaluate": ["features", "reference"],
+            "inception_score": ["features", "reference"],
+            "pictures": ["teacher", "distill"],
+            "sheet": ["sample"],
+            "export_onnx": ["distill"],
+            "export_lora": ["distill"],
+            "export_pipeline": ["distill", "text_encoder", "autoencoder", "prompts"],
+        }.get(rule, [])
+        if rule in ("sample", "latency"):
+            sources = ["distill" if self.distilled(experiment) else "teacher"]
+        if rule in ("sample", "latency", "pictures") and self.section(experiment, "sample").prompts:
+            sources += ["captions", "text_encoder"]
+        if rule == "sheet" and self.section(experiment, "sample").prompts:
+            sources += ["captions"]
+        if rule in ("pictures", "sheet", "features"):
+            sources += self.parts(experiment, "autoencoder")
+        if rule == "teacher" and self.section(experiment, "teacher").kind == "train":
+            sources = ["images"]
+        if rule == "reference" and self.section(experiment, "reference").moments is None:
+            sources = ["images"]
+        if rule == "distill":
+            method = self.section(experiment, "distill").method
+            reads, text = method.reads(), self.has(experiment, "text_encoder")
+            encoded = text and self.sections(experiment).states is not None  # else text states are those of the pairs
+            sources += ["pairs_manifest"] if reads & {"pairs", "trajectories"} or (text and not encoded) else []
+            sources += ["states_manifest"] if encoded and "pairs_manifest" not in sources else []
+            sources += ["images"] if "images" in reads else []
+            sources += [source for name, source in DECODERS.items() if name in method.decoders()]
+        if rule == "export_pipeline":
+            read = {name for name, _ in self.upstream(experiment, "distill")}
+            sources += sorted(read & {"pairs_manifest", "states_manifest"})
+        if rule == "features" and self.judged(experiment):
+            sources += ["captions"]
+        if rule == "latency":
+            full = self.section(experiment, "evaluate.latency").decoder == "full"
+            sources += self.parts(experiment, "autoencoder" if full else "tiny_autoencoder")
+        inputs = [(source, experiment) for source in sources]
+        if rule == "distill" and (start := self.section(experiment, "distill").start):
+            inputs.append(("teacher", start))
+        return inputs
+
+    def training(self, experiment: str, rule: str) -> Training | None:
+        """The section of the training that a rule runs: `distill`, or `teacher` where it is trained here."""
+        if rule == "teacher":
+            return getattr(self.section(experiment, "teacher"), "training", None)
+        return self.section(experiment, "distill") if rule == "distill" else None
+
+    def parts(self, experiment: str, *rules: str) -> list[str]:
+        """Those of `rules` for parts of a teacher of latents that the experiment's teacher has."""
+        return [rule for rule in rules if self.has(experiment, rule)]
+
+    def judged(self, experiment: str) -> bool:
+        """Whether the samples of an experiment get a CLIP score."""
+        evaluate = self.sections(experiment).evaluate
+        return evaluate is not None and evaluate.clip is not None
+
+    def distilled(self, experiment: str) -> bool:
+        """Whether the experiment's samples are a student's."""
+        return self.section(experiment, "sample").source == "generator"
+
+    def _owner(self, experiment: str, rule: str) -> str:
+        """The experiment whose folder has the artifact of a rule; for scores always the experiment itself.
+
+        A parent without a section that the rule needs owns nothing of that rule.
+        """
+        identity = self._identity(experiment, rule)
+        parent = self.parents[experiment]
+        if parent is None or rule in SCORE_RULES or not self.has(parent, rule):
+            return experiment
+        return self.owner(parent, rule) if identity == self._identity(parent, rule) else experiment
+
+    def _shared_identity(self, experiment: str, rule: str) -> tuple[Json, list[tuple[str, str]], list[str]]:
+        upstream = [(source, self.owner(name, source)) for source, name in self.upstream(experiment, rule)]
+        spec = self._spec(experiment, rule)
+        named = self._named(experiment)
+        section = self._section_of(named, RULES[rule])
+        values = [section.model_dump(exclude={"tiny_autoencoder"})]
+        if rule == "features" and self.judged(experiment):
+            values.append(self.section(experiment, "evaluate.clip").model_dump())
+        return spec, upstream, [path for value in values for path in unpinned(value)]
+
+    def path(self, experiment: str, rule: str, block: tuple[int, int] = (0, 0), number: int = 0) -> str:
+        """Path of an artifact of a rule, by default the first one, relative to the folder of results."""
+        name = RULES[rule].files[number].format(first=block[0], last=block[1])
+        return f"{self.owner(experiment, rule)}/{name}"
+
+    def blocks(self, experiment: str, rule: str) -> list[tuple[int, int]]:
+        """First and last shard of each block of `pairs`, `states` or `sample`; blocks do not cross repetitions."""
+        section = self._section_of(self._named(experiment), RULES[rule])
+        repetitions = getattr(section, "repetitions", 1)
+        num = getattr(section, {"pairs": "num_pairs", "states": "num_states"}.get(rule, "num_samples"))
+        shards, per_job = num // section.shard_size, section.shards_per_job
+        return [
+            (start * shards + first, start * shards + min(first + per_job, shards) - 1)
+            for start in range(repetitions)
+            for first in range(0, shards, per_job)
+        ]

@@ -1,0 +1,145 @@
+"""The base class of the sections of methods: networks, data, phases. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from dmd.config.section_base import Count, Positive, Section
+
+WEIGHTS = ("ema", "raw")  # of a student: averaged over updates, and of the last update
+STUDENT, TEACHER = "student", "teacher"
+
+
+class Mode(Enum):
+    """How a network changes in a training."""
+
+    FROZEN = "frozen"  # not at all; not in checkpoints
+    TRAINED = "trained"  # by its optimiser
+    COPIED = "copied"  # by the method, from other networks: a moving target, the teacher of a later round
+
+
+class Source(Enum):
+    """Where the weights of a network come from."""
+
+    TEACHER = "teacher"  # the teacher's file
+    START = "start"  # the file of `distill.start`, else the teacher's
+    NEW = "new"  # random; the method makes the architecture
+    STUDENT = "student"  # the initial weights of the student
+
+
+@dataclass(frozen=True)
+class Role:
+    """One network of a method. The trainer builds it; a method never copies a network itself.
+
+    Attributes:
+        guidance: classifier-free guidance of its calls; 1 is none.
+    """
+
+    source: Source
+    mode: Mode
+    guidance: float = 1.0
+
+
+class Phase(Section):
+    """Consecutive updates of a training with the same settings. Methods add their own keys."""
+
+    updates: Count = Field(description="of the student, or of the network that the phase trains")
+    learning_rate_scale: Positive = Field(1.0, description="factor on every learning rate")
+    fresh_optimiser: bool = Field(False, description="clear the student's Adam moments first")
+
+
+@dataclass(frozen=True)
+class PlannedPhase:
+    """A phase that has a loss: updates first .. first + config.updates - 1.
+
+    Attributes:
+        index: in the list of the configuration, from 0, with skipped phases.
+        config: its entry in that list.
+    """
+
+    index: int
+    first: int
+    config: Phase
+
+    @property
+    def stop(self) -> int:
+        """The first update after it."""
+        return self.first + self.config.updates
+
+
+class MethodSection(Section):
+    """Section `method` of a training. Each method has `name`, its tag, and `phases`.
+
+    Attributes:
+        optimiser_defaults: defaults of an optimiser by role that differ from the general ones; roles that are not
+            listed have those of the student.
+        schedule_defaults: defaults of the schedule that differ from the general ones.
+        refuses: keys of `compute` that must keep their defaults with this method, or "adapter".
+    """
+
+    optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    schedule_defaults: ClassVar[Mapping[str, Any]] = {}
+    refuses: ClassVar[tuple[str, ...]] = ()
+    name: str
+    phases: Sequence[Phase]
+
+    def roles(self) -> dict[str, Role]:
+        """The networks by name; `student` is averaged and exported."""
+        raise NotImplementedError
+
+    def reads(self) -> frozenset[str]:
+        """Streams besides noise that any phase of this configuration reads: pairs, images."""
+        return frozenset()
+
+    def losses(self, phase: Phase) -> frozenset[str]:
+        """Names of the losses of a phase; a phase without losses is skipped."""
+        return frozenset({STUDENT})
+
+    def distance(self) -> Section | None:
+        """The section of the distance of images in the losses; None if there is none."""
+        return None
+
+    def decoders(self) -> tuple[str, ...]:
+        """Decoders of latents for the distance, over all phases in order of first use; "none" is one of them."""
+        return ()
+
+    def calls_kept(self) -> dict[int, tuple[str, ...]]:
+        """Weights ("ema", "raw") in the student's file by number of network calls."""
+        return {1: WEIGHTS}
+
+    def distance_key(self) -> str:
+        """The key of `distance`, for messages."""
+        return "distance"
+
+    def notes(self, phase: Phase) -> list[str]:
+        """Lines on keys of a phase that have no effect. ValueError if the phase contradicts the section."""
+        return []
+
+    def batch_sizes(self) -> dict[str, int]:
+        """Sizes of the batches that processes share, by key: `batch_size`, `phases[0].batch_size`."""
+        size: int | None = getattr(self, "batch_size", None)
+        return {} if size is None else {"batch_size": size}
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Roles that have an optimiser, the student first."""
+        return tuple(name for name, role in self.roles().items() if role.mode is Mode.TRAINED)
+
+    def plan(self) -> tuple[list[PlannedPhase], list[str]]:
+        """The phases that have a loss, and lines on phases and keys without effect."""
+        planned: list[PlannedPhase] = []
+        lines: list[str] = []
+        first = 0
+        for index, phase in enumerate(self.phases):
+            if not self.losses(phase):
+                lines.append(f"phase {index} skipped: it has no loss")
+                continue
+            lines += [f"phase {index}: {note}" for note in self.notes(phase)]
+            planned.append(PlannedPhase(index, first, phase))
+            first += phase.updates
+        return planned, lines

@@ -1,0 +1,144 @@
+"""What tables and charts show: the scores that their rules read, and their specs; see `rule_lookups` for the form."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from dmd.config.artifacts import Experiments
+from dmd.config.experiment import Chart, Row, Table
+from dmd.config.inheritance import Configuration
+from dmd.config.messages import ConfigError, suggestion
+from dmd.config.rule_lookups import as_text, exits_on_config_error
+
+T = TypeVar("T")
+Look = Callable[[Any], list[str]]
+
+
+class TableLookups:
+    """Look-ups over tables and charts of a configuration; `paper` are published tables by name.
+
+    Raises:
+        ConfigError: a table names a published one that is unknown.
+    """
+
+    def __init__(self, configuration: Configuration, experiments: Experiments, paper: Mapping[str, Any]) -> None:
+        self.tables, self.charts, self.paper = configuration.tables, configuration.charts, paper
+        self.experiments = experiments
+        for name, table in self.tables.items():
+            if table.paper is not None and table.paper not in paper:
+                hint = suggestion(table.paper, paper)
+                known = ", ".join(paper)
+                raise ConfigError(f'tables.{name}.paper: unknown table "{table.paper}"{hint}; known: {known}')
+
+    def group(self, name: str) -> Look:
+        """Table, charts and pictures: `demo` has demo.md, demo-*.png and pictures of each row's first experiment."""
+
+        @exits_on_config_error
+        def look_up(wildcards: Any) -> list[str]:
+            if name not in self.tables:
+                raise ConfigError(
+                    f'the configuration has no table "{name}": add it, or ask for files such as results/NAME/fid.json'
+                )
+            first = [row.experiments[0] for row in self.tables[name].rows if row.run]
+            distilled = [each for each in first if self.experiments.distilled(each)]
+            owners = {self.experiments.owner(each, "pictures") for each in distilled}
+            return [
+                f"results/tables/{name}.md",
+                *(f"results/tables/{chart}.png" for chart in self.charts if chart.startswith(f"{name}-")),
+                *(f"results/{owner}/pictures/grid.png" for owner in sorted(owners)),
+            ]
+
+        return look_up
+
+    def scores(self, metric: str) -> Look:
+        """Files of a metric, of the experiments of a table in its order; not of rows with `run: false`."""
+
+        @exits_on_config_error
+        def look_up(wildcards: Any) -> list[str]:
+            return self._scores(metric, [row for row in self._table(wildcards).rows if row.run])
+
+        return look_up
+
+    def existing(self, metric: str) -> Look:
+        """Files of a metric that exist, of rows with `run: false`. Snakemake would update them if they were inputs."""
+
+        @exits_on_config_error
+        def look_up(wildcards: Any) -> list[str]:
+            rows = self._table(wildcards).rows
+            run = self.scores(metric)(wildcards)
+            others = self._scores(metric, [row for row in rows if not row.run])
+            return [path for path in others if path not in run and os.path.exists(path)]
+
+        return look_up
+
+    @exits_on_config_error
+    def latencies(self, wildcards: Any) -> list[str]:
+        """Latencies that exist, of a table's experiments. A table measures none: that needs an idle machine."""
+        return [path for path in self._scores("latency", self._table(wildcards).rows) if os.path.exists(path)]
+
+    def not_inputs(self, wildcards: Any) -> list[str]:
+        """All files that a table shows besides its inputs."""
+        scores = [path for metric in ("fid", "classes", "clip") for path in self.existing(metric)(wildcards)]
+        return self.latencies(wildcards) + scores
+
+    def _scores(self, metric: str, rows: Iterable[Row]) -> list[str]:
+        """Files of a metric of the experiments of rows, each once, in order; of `clip` those that have one."""
+        names = dict.fromkeys(name for row in rows for name in row.experiments)
+        known = [name for name in names if metric != "clip" or self.experiments.has(name, metric)]
+        return [f"results/{name}/{metric}.json" for name in known]
+
+    @exits_on_config_error
+    def table_spec(self, wildcards: Any) -> str:
+        """Rows of a table, each with the owners of its teachers, and the published ones to print beside them.
+
+        Rows of equal teachers are compared with each other.
+        """
+        table = self._table(wildcards)
+        rows = []
+        for row in table.rows:
+            taught = [name for name in row.experiments if self.experiments.has(name, "teacher")]
+            owners = sorted({self.experiments.owner(name, "teacher") for name in taught})
+            values = row.model_dump(exclude={"run", "seeds"}, exclude_none=True)
+            rows.append(values | {"teacher": " ".join(owners)})
+        return as_text({"title": table.title, "rows": rows, "paper": self.paper.get(table.paper or "")})
+
+    @exits_on_config_error
+    def chart_inputs(self, wildcards: Any) -> list[str]:
+        """Scores of every experiment of a chart; for Figure 3 the classes, and the samples of each panel."""
+        chart = self._chart(wildcards)
+        points = [point for series in chart.series for point in series.points]
+        names = [name for point in points for name in point]
+        if chart.kind != "figure3":
+            return [f"results/{name}/fid.json" for name in names]
+        panels = [self.experiments.path(point[0], "samples_manifest") for point in points]
+        return [f"results/{name}/classes.json" for name in names] + [f"results/{path}" for path in panels]
+
+    @exits_on_config_error
+    def chart_spec(self, wildcards: Any) -> str:
+        """Kind, title and series of a chart, and what its kind needs besides."""
+        chart = self._chart(wildcards)
+        spec = chart.with_defaults()
+        for series in spec["series"]:
+            del series["seeds"]
+            if chart.kind == "pairs":
+                firsts = [point[0] for point in series["points"]]
+                series["x"] = [self.experiments.section(name, "pairs").num_pairs for name in firsts]
+        if chart.kind == "figure3":
+            spec["dataset"] = self.experiments.section(chart.series[0].points[0][0], "dataset").with_defaults()
+        return as_text(spec)
+
+    def _table(self, wildcards: Any) -> Table:
+        return _entry(self.tables, "tables", wildcards.table)
+
+    def _chart(self, wildcards: Any) -> Chart:
+        return _entry(self.charts, "charts", wildcards.chart)
+
+
+def _entry(entries: Mapping[str, T], kind: str, name: str) -> T:
+    """The entry of `tables` or `charts`."""
+    if name not in entries:
+        known, hint = ", ".join(entries) or "none", suggestion(name, entries)
+        raise ConfigError(f'the configuration has no "{name}" below {kind}{hint}; {kind} are: {known}')
+    return entries[name]

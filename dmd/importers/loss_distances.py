@@ -1,0 +1,73 @@
+"""Builds the distances of images that losses use from their files."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from dmd import torchvision_operators
+from dmd.config.methods import L2Distance, LpipsDistance
+from dmd.config.training import Training, TrainingCompute
+from dmd.importers import weights_file
+from dmd.jobs import processes
+from dmd.methods.base import Distance
+from dmd.methods.parts.decoded_distance import DecodedDistance
+from dmd.methods.parts.distances import Lpips, l2_distance
+from dmd.models import loading
+from dmd.models.autoencoder import Codec
+from dmd.models.compute import DTYPES
+from dmd.provenance import pinned
+
+
+class DistanceFiles(NamedTuple):
+    """Weights that a distance may need: VGG16 of LPIPS, and the autoencoders of latents."""
+
+    lpips: Path | None = None
+    tiny: Path | None = None
+    full: Path | None = None
+
+
+def distances(training: Training, files: DistanceFiles, device: torch.device) -> dict[str, Distance]:
+    """The distance of a method's losses through each decoder that a phase names, by the decoder's name.
+
+    Raises:
+        ValueError: weights of LPIPS or of a decoder are missing, or others than they should be.
+    """
+    section = training.method.distance()
+    if not isinstance(section, L2Distance | LpipsDistance):
+        return {}
+    key = f"distill.method.{training.method.distance_key()}"
+    distance = _distance(section, key, files.lpips, device)
+    by_decoder: dict[str, Distance] = {}
+    for name in training.method.decoders():
+        codec = None if name == "none" else _codec(name, files, training.compute).to(device)
+        by_decoder[name] = distance if codec is None else DecodedDistance(distance, codec)
+    return by_decoder
+
+
+def _codec(name: str, files: DistanceFiles, compute: TrainingCompute) -> Codec:
+    path, flag = (files.tiny, "--tiny-autoencoder") if name == "tiny" else (files.full, "--autoencoder")
+    if path is None:
+        raise ValueError(f"distill.method: decoder {name} needs the autoencoder's file: give {flag}")
+    codec = loading.load_codec(path)
+    codec.dtype = DTYPES[compute.dtype]
+    codec.checkpointing = compute.gradient_checkpointing
+    return codec
+
+
+def _distance(section: L2Distance | LpipsDistance, key: str, weights: Path | None, device: torch.device) -> Distance:
+    if isinstance(section, L2Distance):
+        return l2_distance
+    if weights is None:
+        raise ValueError("a distance of kind lpips needs VGG16 weights: give --lpips")
+    if processes.rank() == 0:  # where no digest is known, it writes down the one it finds
+        pinned.check(weights, section.sha256, key=f"{key}.sha256", source="VGG16 weights of torchvision")
+    torchvision_operators.ensure()
+    import lpips
+
+    trunk = weights_file.read(weights)
+    heads = weights_file.read(Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth")  # comes with the package
+    try:
+        return Lpips(trunk, heads, pooling=section.pooling, size=section.size).to(device)
+    except ValueError as error:
+        raise ValueError(f"{weights}: {error}") from error

@@ -1,0 +1,130 @@
+"""The job that runs a stage: its command line, its log and status file, its devices, and one line for an error."""
+
+import argparse
+import inspect
+import json
+import logging
+import os
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dmd.config.section_base import Section
+from dmd.jobs import command_line, garbage_collection, gpu_locks, job_status, processes, reporting, signals, slurm
+from dmd.provenance import memory_limit
+
+REFUSALS = ("can't allocate memory", "cannot allocate memory", "bad_alloc", "failed to map", "can't start new thread")
+_log = logging.getLogger("dmd")
+
+
+def main(run: Callable[..., None], *sections: type[Section]) -> None:
+    """Turns the Path parameters of `run` into flags and reads all others from --spec (JSON).
+
+    What the spec leaves out has the defaults of `sections`, see `command_line.arguments`.
+
+    Exits 1 with one line for whatever a user or a file can cause, `signals.EXIT_STATUS` after a signal; the traceback
+    goes to the log. Of several processes the first that fails says why.
+    """
+    garbage_collection.switch_on()
+    parser = argparse.ArgumentParser(description=inspect.getdoc(run), formatter_class=argparse.RawTextHelpFormatter)
+    paths, numbers = command_line.parameters(run)
+    for name, parameter in paths.items():
+        number = "*" if command_line.is_list(parameter.annotation) else None
+        required = parameter.default is inspect.Parameter.empty
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=Path, nargs=number, required=required, default=parameter.default)
+    parser.add_argument("--spec", type=json.loads, nargs="+", default=[{}], help="numbers, as JSON; several add up")
+    parser.add_argument("--log", type=Path, help="also write the log to this file, and a status file beside it")
+    parsed = vars(parser.parse_args())
+    spec = {name: value for part in parsed.pop("spec") for name, value in part.items()}
+    log = parsed.pop("log")
+    _start_log(log)
+    try:
+        signals.listen()
+        with job_status.refreshed(log if processes.rank() == 0 else None):
+            arguments = command_line.arguments(spec, numbers, sections)
+            _claim_devices(arguments)
+            _log.info("%s -m %s %s", sys.executable, _module_name(), shlex.join(sys.argv[1:]))
+            begin = time.monotonic()
+            run(**parsed, **arguments)
+            reporting.log(f"done in {time.monotonic() - begin:.1f} s")
+    except signals.Stopped as stop:
+        if processes.first_to_fail():
+            requeued = slurm.requeue(advanced=stop.advanced) if signals.received() == "SIGUSR1" else ""
+            _end(log, "stopped", f"{stop}{requeued}")
+        sys.exit(signals.exit_status())
+    except (ValueError, OSError) as error:
+        _fail(error, log)
+    except torch.OutOfMemoryError as error:
+        what = str(error).splitlines()[0]
+        _fail(
+            ValueError(f"GPU memory does not suffice: {what} Lower the batch size, or set compute.dtype bfloat16"), log
+        )
+    except Exception as error:
+        if _lacks_memory(error):
+            what = " ".join(f"{type(error).__name__} {error}".split())[:200]
+            _fail(ValueError(f"memory does not suffice: {what}; on a cluster `resources` asks for more"), log)
+        if isinstance(error, RuntimeError) and processes.count() > 1:  # often but the echo of another's failure
+            _fail(error, log)
+        _log.debug("%s", traceback.format_exc())
+        _end(log, "failed", f"error: {type(error).__name__}: {error}")
+        raise
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether Python, torch, a thread or a library that is only loaded now was refused memory, even if none says so."""
+    message = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in message for words in REFUSALS) or memory_limit.tight()
+
+
+def _fail(error: Exception, log: Path | None) -> None:
+    if processes.first_to_fail():
+        where = f" in process {processes.rank()} of {processes.count()}" if processes.count() > 1 else ""
+        _log.debug("%s", traceback.format_exc())
+        _end(log, "failed", f"error{where}: {error}")
+    sys.exit(1)
+
+
+def _end(log: Path | None, state: Literal["failed", "stopped"], message: str) -> None:
+    """Says in the log and in the status file how the job ended."""
+    _log.error("%s", message)
+    job_status.end(log, state, message)
+
+
+def _claim_devices(spec: dict[str, Any]) -> None:
+    """GPUs and processes, before CUDA is used and once for a job: what torchrun starts has inherited both."""
+    if "RANK" in os.environ:
+        return
+    num, nodes = processes.wanted(spec)
+    if spec.get("device") == "auto":
+        gpu_locks.lease_visible(num // nodes, log=_log.info)
+    processes.launch(num, nodes, threads=spec.get("threads", 1))
+
+
+def _module_name() -> str:
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if spec else sys.argv[0]
+
+
+def _start_log(path: Path | None) -> None:
+    _log.setLevel(logging.DEBUG)
+    logging.raiseExceptions = False  # where a disk is full or read-only the screen still has each line, and only that
+    leads = processes.rank() == 0
+    screen = logging.StreamHandler(sys.stderr)
+    screen.setLevel(logging.INFO if leads else logging.ERROR)
+    handlers: list[logging.Handler] = [screen]
+    if path is not None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handlers.append(logging.FileHandler(path, mode="w" if leads else "a", delay=not leads))
+        except OSError as error:
+            sys.exit(f"error: cannot write the log {path}: {error}")
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        _log.addHandler(handler)

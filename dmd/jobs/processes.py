@@ -1,0 +1,96 @@
+"""The processes of one stage that torchrun starts: which one this is, their group, one message when one fails."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import distributed
+
+from dmd.config.training import Training
+from dmd.jobs import slurm
+
+TIMEOUT = timedelta(hours=1)  # how long others wait while the first writes a checkpoint or draws a grid
+PARENT_DEATH = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+def rank() -> int:
+    """Number of this process, from 0; the first one writes."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def count() -> int:
+    """How many processes work on this stage."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """Number of this process on its machine, and of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def wanted(spec: Mapping[str, Any]) -> tuple[int, int]:
+    """How many processes a spec wants, and how many nodes share them: those of the SLURM job, 1 outside SLURM.
+
+    Raises:
+        ValueError: the nodes cannot have equal numbers of processes.
+    """
+    num = max((section.processes for section in spec.values() if isinstance(section, Training)), default=1)
+    nodes = slurm.nodes() if num > 1 else 1
+    if num % nodes:
+        raise ValueError(f"processes: {num} cannot be shared evenly by the {nodes} nodes of this job")
+    return num, nodes
+
+
+def launch(num: int, nodes: int, *, threads: int) -> None:
+    """Where `num` is more than 1, this process becomes a torchrun that starts the same command `num` times.
+
+    On several nodes it becomes an srun that starts a torchrun on each.
+    """
+    spec = sys.modules["__main__"].__spec__
+    if num > 1 and spec is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        start, meeting = (slurm.srun(nodes), slurm.rendezvous(nodes)) if nodes > 1 else ([], ["--standalone"])
+        command = [*start, sys.executable, "-m", "dmd.jobs.torchrun", *meeting, f"--nproc-per-node={num // nodes}"]
+        os.execvp(command[0], [*command, "-m", "--", spec.name, *sys.argv[1:]])
+
+
+@contextlib.contextmanager
+def group(num: int, device: torch.device) -> Iterator[None]:
+    """torch.distributed's default group of `num` processes, where there is more than one.
+
+    Raises:
+        ValueError: another number of processes runs, or there are fewer GPUs.
+    """
+    if num != count():
+        raise ValueError(
+            f"processes: {num} wanted, {count()} running; start a stage of several processes with "
+            f"torchrun --standalone --nproc-per-node {num} -m ..."
+        )
+    if num == 1:
+        yield
+        return
+    if device.type == "cuda" and torch.cuda.device_count() < int(os.environ.get("LOCAL_WORLD_SIZE", num)):
+        raise ValueError(f"processes: {num} need a GPU each, this machine shows {torch.cuda.device_count()}")
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGKILL)  # torchrun that was killed leaves nothing behind
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def first_to_fail() -> bool:
+    """Whether no other process of the job has failed before: later ones only fail because the first is gone."""
+    if count() == 1:
+        return True
+    with contextlib.suppress(RuntimeError):  # torchrun is gone, too
+        store, *_ = next(distributed.rendezvous("env://", timeout=timedelta(seconds=10)))
+        return bool(store.add("dmd/failed", 1) == 1)
+    return True

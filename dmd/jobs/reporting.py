@@ -1,0 +1,55 @@
+"""What a job says while it works: lines of its log, and its progress every ten seconds."""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from dmd.jobs import job_status, processes, signals
+from dmd.jobs.job_status import Throughput
+
+Item = TypeVar("Item")
+STATUS_SECONDS = 10.0
+_log = logging.getLogger("dmd")
+
+
+def log(message: str) -> None:
+    """A line on stderr and in the log file, of the first process alone."""
+    if processes.rank() == 0:
+        _log.info("%s", message)
+
+
+class Progress:
+    """Counts units of work; says every ten seconds and at the end how many, at what rate, and the time left."""
+
+    def __init__(self, *, total: int, unit: str, done: int = 0) -> None:
+        """total: how many units there are in all; done: how many of them were made before."""
+        self._total, self._unit, self._before, self._count = total, unit, done, done
+        self._images = 0
+        self._begin = self._last = time.monotonic()
+
+    def add(self, num: int = 1, *, images: int = 0) -> None:
+        """Counts `num` more, which took `images` images where these are not what is counted."""
+        signals.check()
+        self._count += num
+        self._images += images
+        if (now := time.monotonic()) - self._last < STATUS_SECONDS and self._count < self._total:
+            return
+        self._last = now
+        seconds = max(now - self._begin, 1e-9)
+        rate = (self._count - self._before) / seconds
+        image_rate = self._images / seconds if self._images else None
+        job_status.report(
+            Throughput(count=self._count, total=self._total, unit=self._unit, rate=rate, image_rate=image_rate)
+        )
+        left = (self._total - self._count) / rate
+        speed = f"{rate:.3g} {self._unit}/s" + (f", {image_rate:.4g} images/s" if image_rate else "")
+        log(f"{self._count}/{self._total} {self._unit}, {speed}, {left:.0f} s left")
+
+
+def progress(items: Iterable[Item], *, total: int, unit: str, done: int = 0) -> Iterator[Item]:
+    """Yields `items` and counts each in a `Progress`."""
+    status = Progress(total=total, unit=unit, done=done)
+    for item in items:
+        yield item
+        status.add()

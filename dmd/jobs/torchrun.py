@@ -1,0 +1,46 @@
+"""torchrun of a stage: passes SIGTERM and SIGUSR1 on to its workers, and waits for them however long they take.
+
+torchrun's own way with a signal is to kill workers that take longer than half a minute; a checkpoint may take more.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from types import FrameType
+
+import psutil
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from dmd.jobs import signals, slurm
+
+LEFT_TO_TORCHRUN = "SIGINT,SIGHUP,SIGQUIT"
+
+
+def main() -> None:
+    """Runs torchrun with the arguments of the command line; ends as its workers do where a signal stopped them."""
+    for number in signals.SIGNALS:
+        signal.signal(number, _pass_on)
+    rendezvous = [] if "--standalone" in sys.argv else [f"--rdzv-conf=is_host={slurm.is_first_node()}"]
+    try:
+        run.main(["--signals-to-handle", LEFT_TO_TORCHRUN, *rendezvous, *sys.argv[1:]])
+    except ChildFailedError as error:
+        if all(failure.exitcode == signals.EXIT_STATUS for failure in error.failures.values()):
+            sys.exit(signals.EXIT_STATUS)
+        raise
+
+
+def _pass_on(number: int, frame: FrameType | None) -> None:
+    workers = psutil.Process().children()
+    for worker in workers:
+        worker.send_signal(number)
+    logging.disable()  # torchrun takes what now comes for a failure
+    if not workers:
+        print(f"stopped by {signal.Signals(number).name} before its processes began: run again", file=sys.stderr)
+        sys.exit(signals.EXIT_STATUS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The base class of networks that have one of diffusers' networks inside."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from dmd import torchvision_operators
+from dmd.models.networks.recompute import Recomputing
+
+
+class DiffusersNetwork(Recomputing, nn.Module):
+    """A network of this package whose passes are those of one of diffusers' networks.
+
+    Attributes:
+        kind: the network's name in artifacts, for messages.
+        attribute: the attribute of a subclass with diffusers' network; names of weights begin with it.
+        channels, resolution: of its square images.
+    """
+
+    kind: str
+    attribute: str
+    channels: int
+    resolution: int
+
+    @property
+    def inner(self) -> Any:
+        """diffusers' network."""
+        return getattr(self, self.attribute)
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether the backward pass recomputes each block instead of saving its activations."""
+        return self.inner.is_gradient_checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, value: bool) -> None:
+        if value:
+            self.inner.enable_gradient_checkpointing(self.recompute)
+        else:
+            self.inner.disable_gradient_checkpointing()
+
+    def new(self, name: str, config: Mapping[str, Any], refused: Sequence[str] = ()) -> Any:
+        """A network of diffusers' class `name`; arguments in `config` that begin with an underscore are ignored.
+
+        Raises:
+            ValueError: arguments that the class does not take or cannot use, or that are `refused`.
+        """
+        torchvision_operators.ensure()
+        import diffusers  # here, since it may take 20 s on a slow disk
+
+        arguments = {key: value for key, value in config.items() if not key.startswith("_")}
+        if odd := [key for key in refused if arguments.get(key) is not None]:
+            raise ValueError(f"network {self.kind}: {odd[0]} {arguments[odd[0]]!r} is not supported")
+        try:
+            return getattr(diffusers, name)(**arguments)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise ValueError(f"network {self.kind}: {error}") from error
+
+    def set_extent(self, variances: Sequence[int] = (1,)) -> None:
+        """Sets channels and resolution; `variances` are the allowed ratios of output to input channels.
+
+        Raises:
+            ValueError: images that are not square, or another number of output channels.
+        """
+        full = self.inner.config
+        size = full["sample_size"]
+        sides = {size} if isinstance(size, int) else set(size or ())
+        if len(sides) != 1:
+            raise ValueError(f"network {self.kind}: sample_size {size!r} is not the side of a square image")
+        self.resolution, self.channels = sides.pop(), full["in_channels"]
+        if full["out_channels"] not in [ratio * self.channels for ratio in variances]:
+            raise ValueError(
+                f"network {self.kind}: {full['out_channels']} output channels for {self.channels} of the image"
+            )

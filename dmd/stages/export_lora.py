@@ -1,0 +1,42 @@
+"""Stage export_lora: the adapter of a student as a file for diffusers' `load_lora_weights`."""
+
+from pathlib import Path
+
+import safetensors.torch
+
+from dmd.jobs import job, reporting
+from dmd.models.lora import scale
+from dmd.provenance import record, tensor_files
+
+PREFIX = "lora."
+
+
+def run(*, generator: Path, output: Path) -> None:
+    """Writes the averaged adapter, scaled by alpha / rank, so that weight 1 gives the trained student.
+
+    With it the teacher's pipeline becomes the student: one step, guidance 0, a scheduler that begins at time 999 (see
+    the scheduler of export/pipeline).
+
+    Args:
+        generator: distill/generator.safetensors, trained with `distill.adapter`, of a teacher from diffusers.
+        output: export/pytorch_lora_weights.safetensors.
+
+    Raises:
+        ValueError: a damaged input, or a student without adapter.
+    """
+    with record.exclusive(output):
+        inputs = record.check_inputs(generator=generator)
+        tensors, facts = tensor_files.load(generator)
+        weights = {name.removeprefix(PREFIX): value for name, value in tensors.items() if name.startswith(PREFIX)}
+        if not weights or not all(name.startswith("unet.") for name in weights):
+            raise ValueError(f"{generator} holds no adapter of a network from diffusers: set distill.adapter")
+        factor = scale(facts["adapter"])
+        weights = {name: value * factor if ".lora_B." in name else value for name, value in sorted(weights.items())}
+        num = sum(value.numel() for value in weights.values())
+        reporting.log(f"adapter of rank {facts['adapter']['rank']}, {num:,} parameters")
+        with record.publish(output, stage="export_lora", inputs=inputs) as temporary:
+            safetensors.torch.save_file(weights, temporary, metadata={"format": "pt"})
+
+
+if __name__ == "__main__":
+    job.main(run)

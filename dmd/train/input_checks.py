@@ -1,0 +1,82 @@
+"""Checks that teacher, start, data and configuration of a distillation fit together."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from dmd.config.method_base import MethodSection
+from dmd.data.image_shards import ImageReader
+from dmd.data.manifest import Manifest
+from dmd.jobs import reporting
+from dmd.models import loading
+from dmd.models.loading import DenoiserFile
+from dmd.models.student_calls import Calls
+
+
+def check_denoisers(teacher: DenoiserFile, start: DenoiserFile, pairs: Manifest | None) -> None:
+    """ValueError unless teacher, start and pairs have the same classes, condition and shape."""
+    real, first = teacher.facts, start.facts
+    if first["num_classes"] != real["num_classes"]:
+        raise ValueError(
+            f"{teacher.path} has {real['num_classes']} classes, {start.path} has {first['num_classes']}: "
+            "they must be equal"
+        )
+    if first.get("text") != real.get("text"):
+        raise ValueError(
+            f"{teacher.path} takes text states {real.get('text')}, {start.path} takes {first.get('text')}: "
+            "they must be equal"
+        )
+    shapes = {teacher.path: real["shape"], start.path: first["shape"]}
+    if pairs is not None:
+        shapes[pairs.path] = pairs.metadata["facts"]["shape"]
+    if any(shape != real["shape"] for shape in shapes.values()):
+        held = f", {pairs.path} holds {shapes[pairs.path]}" if pairs is not None else ""
+        raise ValueError(
+            f"{teacher.path} makes images {real['shape']}, {start.path} makes {first['shape']}{held}: "
+            "they must be equal"
+        )
+
+
+def check_levels(calls: Calls | None, start: DenoiserFile, pairs: Manifest | None) -> None:
+    """ValueError if the student starts above the levels of its file, or at another level than the pairs.
+
+    If the pairs' solver starts at another time than the student, a line in the log says so.
+    """
+    if calls is None:
+        return
+    sigma = calls.sigmas[0]
+    loading.check_noise_scale(start.facts, sigma, start.path)
+    facts = {} if pairs is None else pairs.metadata["facts"]
+    if pairs is not None and facts.get("sigma") is not None and not math.isclose(facts["sigma"], sigma, rel_tol=1e-6):
+        raise ValueError(
+            f"{pairs.path} has pairs solved from sigma {facts['sigma']}, but distill.method.sigma is {sigma}: "
+            "they must be equal"
+        )
+    levels = (start.facts.get("preconditioning") or {}).get("alphas_cumprod")
+    if (first := facts.get("first_timestep")) is not None and levels and first != len(levels) - 1:
+        reporting.log(
+            f"the solver of the pairs starts at time {first:g}, the student at {len(levels) - 1}, with the same noise"
+        )
+
+
+def check_images(teacher: DenoiserFile, images: ImageReader, path: Path) -> None:
+    """ValueError unless the images have the teacher's shape and number of classes."""
+    shape, classes = teacher.facts["shape"], teacher.facts["num_classes"]
+    if list(images.shape) != shape or (classes and images.num_classes != classes):
+        raise ValueError(
+            f"{path} holds images {list(images.shape)} of {images.num_classes} classes, {teacher.path} makes "
+            f"{shape} of {classes}: they must be equal"
+        )
+
+
+def check_pairs(method: MethodSection, pairs: Manifest | None) -> None:
+    """ValueError if the method reads pairs and there are none, or a phase more pairs than the manifest holds."""
+    if pairs is None:
+        if "pairs" in method.reads():
+            raise ValueError(f"method {method.name} reads pairs: give --manifest")
+        return
+    for index, phase in enumerate(method.phases):
+        if (getattr(phase, "num_pairs", None) or 0) > len(pairs):
+            key = f"distill.method.phases[{index}].num_pairs: {phase.num_pairs}"  # type: ignore[attr-defined]
+            raise ValueError(f"{key}, but {pairs.path} holds {len(pairs)}")

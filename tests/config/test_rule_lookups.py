@@ -1,0 +1,236 @@
+"""What rules ask of a configuration: inputs, parameters and resources of a job, as Snakemake asks for them."""
+
+import copy
+import inspect
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from snakemake.iocontainers import InputFiles, Wildcards
+
+from dmd import config
+from dmd.config import resources, rule_lookups
+from dmd.config.rule_lookups import RuleLookups
+from dmd.config.table_lookups import TableLookups
+from dmd.provenance.files import canonical_json
+from tests.config.test_experiments import BASE
+
+TEACHER = "results/base/teacher/denoiser.safetensors"
+IMAGES = {"kind": "images", "folder": "photos", "labels": "folders", "resolution": 8, "num_held_out": 6}
+
+
+def provided(given: dict[str, Any] | None = None, **children: dict[str, Any]) -> RuleLookups:
+    """That of `base` and children of it; `given` are other keys of the configuration."""
+    named = {name: {"extends": "base", **section} for name, section in children.items()}
+    return RuleLookups(config.resolve({"experiments": {"base": copy.deepcopy(BASE), **named}, **(given or {})}))
+
+
+def job(experiment: str = "base", **others: str) -> Wildcards:
+    """Wildcards of a job."""
+    return Wildcards(fromdict={"experiment": experiment, **others})
+
+
+BLOCK = {"first": "00000", "last": "00002"}
+
+
+def test_spec_of_a_job_is_canonical_json_and_names_its_block():
+    found = provided()
+    assert found.spec("distill")(job()) == canonical_json(found.experiments.spec("base", "distill"))
+    assert found.spec("pairs")(job(**BLOCK)) == canonical_json(found.experiments.spec("base", "pairs", (0, 2)))
+
+
+def test_artifact_of_another_is_refused_with_its_own_path():
+    found = provided(child={"sample": {"num_samples": 16}})
+    assert found.owned("pairs")(job(**BLOCK)) == found.owned("sample")(job("child")) == []
+    with pytest.raises(SystemExit) as caught:
+        found.owned("pairs")(job("child", **BLOCK))
+    message = 'error: "child" shares this artifact with "base": ask for results/base/pairs/blocks/00000-00002.parquet'
+    assert caught.value.code == message
+
+
+def test_unknown_experiment_ends_with_one_message():
+    with pytest.raises(SystemExit) as caught:
+        provided().owned("pairs")(job("bas"))
+    assert str(caught.value.code).startswith('error: unknown experiment "bas" (did you mean "base"?)')
+
+
+def test_rule_reads_what_its_ancestor_owns_and_nothing_that_it_does_not_need():
+    taught = {"sample": {"from": "teacher", "solver": {"name": "heun", "steps": 3}}}
+    found = provided(child={"sample": {"num_samples": 16}}, taught=taught)
+    assert found.reads("distill", "teacher")(job("child")) == TEACHER
+    assert found.reads("distill", "images")(job("child")) == []
+    assert found.reads("sample", "distill", "teacher")(job("child")) == "results/base/distill/generator.safetensors"
+    assert found.reads("sample", "distill", "teacher")(job("taught")) == TEACHER
+    assert found.reads("pictures", "distill", number=1)(job("child")) == "results/base/distill/log.parquet"
+
+
+def test_rule_reads_the_block_of_its_job_or_all_blocks():
+    found = provided()
+    assert found.reads("features", "sample")(job(**BLOCK)) == "results/base/samples/blocks/00000-00002.parquet"
+    blocks = [f"results/base/pairs/blocks/{block}.parquet" for block in ("00000-00002", "00003-00003")]
+    assert found.reads("pairs_manifest", "pairs")(job()) == blocks
+
+
+def test_start_is_the_teacher_of_another_experiment():
+    found = provided(other={"teacher": {"training": {"ema_decay": 0.5}}}, child={"distill": {"start": "other"}})
+    assert found.start(job("child")) == "results/other/teacher/denoiser.safetensors" and found.start(job()) == []
+    assert found.reads("distill", "teacher")(job("child")) == TEACHER
+
+
+def test_file_that_is_missing_is_refused_unless_it_can_be_fetched(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    moments = {"reference": {"moments": {"file": "m.npz", "sha256": "a" * 64}, "features": {"kind": "pixels"}}}
+    with pytest.raises(SystemExit) as caught:
+        provided(child=moments).files("reference.moments")(job("child"))
+    said = f"error: child.reference.moments.file: m.npz is missing; put the file with sha256 {'a' * 64} there, "
+    assert caught.value.code == f"{said}or name its URL below inputs"
+    entry = {"url": "https://example.org/m.npz", "file": "m.npz", "sha256": "a" * 64, "size": 3}
+    found = provided({"inputs": {"moments": entry}}, child=moments)
+    assert found.files("reference.moments")(job("child")) == "m.npz" and found.files("reference.moments")(job()) == []
+    expected = {"url": entry["url"], "sha256": entry["sha256"], "size": 3}
+    assert found.fetch_spec(Wildcards(fromdict={"file": "m.npz"})) == canonical_json(expected)
+    Path("m.npz").touch()
+    assert provided({"inputs": {"moments": entry}}, child=moments).missing == {}
+    assert provided(child=moments).files("reference.moments")(job("child")) == "m.npz"
+
+
+def test_folder_is_read_by_name_of_its_weights_and_must_have_some(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved = Path("my model")
+    (saved / "unet").mkdir(parents=True)
+    found = provided(child={"teacher": {"kind": "diffusers", "folder": str(saved)}})
+    for name in ("unet/config.json", ".hidden.json", "readme.md"):
+        (saved / name).touch()
+    with pytest.raises(SystemExit, match="child.teacher.folder: my model is no folder with JSON and safetensors files"):
+        found.folder("teacher")(job("child"))
+    (saved / "unet/w.safetensors").touch()
+    assert found.folder("teacher")(job("child")) == ["my model/unet/config.json", "my model/unet/w.safetensors"]
+    assert found.source("teacher")(job("child")) == "--source 'my model'"
+    assert found.folder("teacher")(job()) == found.folder("evaluate.clip")(job()) == []
+    assert found.source("evaluate.clip", "--clip-network")(job()) == ""
+
+
+def test_dataset_of_images_is_its_folders_and_its_newest_file(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = provided(child={"dataset": IMAGES})
+    with pytest.raises(SystemExit, match="child.dataset.folder: photos is not a folder"):
+        found.dataset(job("child"))
+    Path("photos/a").mkdir(parents=True)
+    for time, name in enumerate(("photos/a/new.png", "photos/old.png", "photos/.hidden"), start=1):
+        Path(name).touch()
+        os.utime(name, (10 - time,) * 2 if "hidden" not in name else (99, 99))
+    assert found.dataset(job("child")) == ["photos", "photos/a", "photos/a/new.png"] and found.dataset(job()) == []
+    assert found.trained_on(job("child")) == "results/child/teacher/denoiser.safetensors"
+    assert found.trained_on(job()) == []
+
+
+def test_parameters_that_rerun_nothing_take_the_output():
+    """Snakemake compares a parameter with that of the last run unless it depends on input or output."""
+    storage = {"prefix": "s3://bucket/folder", "keep": False}
+    found = provided({"storage": storage}, child={"distill": {"checkpoint_every": 7}})
+    for look_up in (found.cadence("distill"), found.cadence("teacher"), found.storage):
+        assert "output" in inspect.signature(look_up).parameters
+    assert found.cadence("distill")(job("child"), output=[]) == '{"checkpoint_every":7}'
+    assert found.cadence("teacher")(job("child"), output=[]) == '{"cadence":{}}'
+    assert '"prefix":"s3://bucket/folder"' in found.storage(job(), output=[])
+    assert provided().storage(job(), output=[]) == "{}"
+
+
+def test_flag_is_given_where_the_input_is_a_file():
+    inputs = InputFiles(toclone=["a b.txt"])
+    inputs._set_name("lora_file", 0)
+    inputs._set_name("prompts", 1, end=1)
+    assert rule_lookups.flag("lora_file")(job(), inputs) == "--lora-file 'a b.txt'"
+    assert rule_lookups.flag("prompts")(job(), inputs) == rule_lookups.flag("other")(job(), inputs) == ""
+
+
+def test_one_block_is_its_path_and_several_are_one_word():
+    assert rule_lookups.braced(job(), ["r/a/1.parquet"]) == "r/a/1.parquet"
+    assert rule_lookups.braced(job(), ["r/a b/1.parquet", "r/a b/2.parquet"]) == "'r/a b'/{1,2}.parquet"
+
+
+def asked(section: dict[str, Any], rule: str, attempt: int = 1) -> dict[str, Any]:
+    """What a job asks for, without what it does not."""
+    found = provided(child=section)
+    fields = resources.Resources.__dataclass_fields__
+    values = {name: found.resource(name)(job("child"), attempt=attempt, rulename=rule) for name in fields}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def test_job_asks_for_what_its_rule_says_and_more_memory_with_each_attempt():
+    expected = {"threads": 1, "gpu": 0, "mem_mb": 2000, "runtime": 60}
+    assert asked({"threads": 3}, "evaluate") == expected
+    assert [asked({}, "evaluate", attempt)["mem_mb"] for attempt in (1, 2, 3)] == [2000, 3000, 4000]
+    assert asked({"threads": 3}, "pairs") == {"threads": 3, "gpu": 1, "mem_mb": 2000, "runtime": 240}
+    assert asked({"threads": 3}, "export_onnx") == {"threads": 3, "gpu": 0, "mem_mb": 8000, "runtime": 60}
+    assert asked({"device": "cpu"}, "pairs")["gpu"] == 0
+    own = {"pairs": {"memory_mb": 300, "hours": 0.5}}
+    assert asked({"resources": own}, "pairs") == {"threads": 1, "gpu": 1, "mem_mb": 300, "runtime": 30}
+
+
+def test_each_process_of_a_training_asks_for_memory_threads_and_a_gpu():
+    teacher = {"teacher": {"training": {"processes": 2}}, "threads": 3}
+    assert asked(teacher, "teacher") == {"threads": 6, "gpu": 2, "mem_mb": 8000, "runtime": 720}
+    distill = {"distill": {"processes": 4}, "threads": 3}
+    expected = {"threads": 12, "gpu": 4, "mem_mb": 16000, "runtime": 1440, "nodes": 1}
+    assert asked(distill, "distill") == expected
+
+
+def test_distillation_on_several_machines_asks_for_each_of_them():
+    distill = {"distill": {"processes": 4}, "threads": 3, "resources": {"distill": {"nodes": 2}}}
+    common = {"threads": 6, "mem_mb": 8000, "runtime": 1440, "nodes": 2, "tasks": 2, "mpi": "srun", "tasks_per_gpu": 0}
+    assert asked(distill, "distill") == common | {"gres": "gpu:2"}
+    assert asked({**distill, "device": "cpu"}, "distill") == common
+
+
+ROWS = [{"label": "a", "experiments": ["base", "child"]}, {"label": "b", "experiments": ["other"], "run": False}]
+
+
+def tables(**given: Any) -> TableLookups:
+    """Those of a configuration of `base`, `child` of the same teacher, and `other`."""
+    children = {"child": {"distill": {"seed": 1}}, "other": {"teacher": {"training": {"ema_decay": 0.5}}}}
+    named = {name: {"extends": "base", **section} for name, section in children.items()}
+    found = config.resolve({"experiments": {"base": copy.deepcopy(BASE), **named}, **given})
+    return TableLookups(found, config.Experiments(found), {"table1": {"rows": []}})
+
+
+def test_table_reads_scores_of_rows_that_run_and_shows_others_that_are_there(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found, table = tables(tables={"demo": {"rows": ROWS}}), Wildcards(fromdict={"table": "demo"})
+    assert found.scores("fid")(table) == ["results/base/fid.json", "results/child/fid.json"]
+    assert found.scores("clip")(table) == found.existing("fid")(table) == found.latencies(table) == []
+    for path in (Path("results/other/fid.json"), Path("results/child/latency.json")):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert found.existing("fid")(table) == ["results/other/fid.json"]
+    assert found.latencies(table) == ["results/child/latency.json"]
+    assert found.not_inputs(table) == ["results/child/latency.json", "results/other/fid.json"]
+
+
+def test_rows_of_a_table_name_the_owners_of_their_teachers():
+    found = tables(tables={"demo": {"rows": ROWS, "paper": "table1"}})
+    rows = [{"label": "a", "experiments": ["base", "child"], "teacher": "base"}]
+    rows += [{"label": "b", "experiments": ["other"], "teacher": "other"}]
+    expected = {"title": "", "rows": rows, "paper": {"rows": []}}
+    assert found.table_spec(Wildcards(fromdict={"table": "demo"})) == canonical_json(expected)
+    with pytest.raises(config.ConfigError, match='tables.demo.paper: unknown table "tabel1" .did you mean "table1"'):
+        tables(tables={"demo": {"rows": ROWS, "paper": "tabel1"}})
+
+
+def test_group_is_a_table_its_charts_and_pictures_of_rows_that_run():
+    series = [{"label": "all", "points": [["base"], ["child"]]}]
+    charts = {"demo-pairs": {"kind": "pairs", "series": series}, "other": {"kind": "calls", "series": series}}
+    found = tables(tables={"demo": {"rows": ROWS}}, charts=charts)
+    assert found.group("demo")(None) == [
+        "results/tables/demo.md",
+        "results/tables/demo-pairs.png",
+        "results/base/pictures/grid.png",
+    ]
+    with pytest.raises(SystemExit, match='the configuration has no table "dmo"'):
+        found.group("dmo")(None)
+    chart = Wildcards(fromdict={"chart": "demo-pairs"})
+    assert found.chart_inputs(chart) == ["results/base/fid.json", "results/child/fid.json"]
+    assert '"x":[16,16]' in found.chart_spec(chart)
+    with pytest.raises(SystemExit, match='no "dmeo-pairs" below charts .did you mean "demo-pairs"'):
+        found.chart_spec(Wildcards(fromdict={"chart": "dmeo-pairs"}))

@@ -1,0 +1,226 @@
+"""The command line of every stage: flags from paths, numbers from the spec, one line for an error."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dmd.config.section_base import Section
+from dmd.config.training import TeacherTraining
+from dmd.jobs import job, job_status, reporting, torch_setup
+from dmd.provenance import memory_limit
+
+TRAINING = {"method": {"name": "denoising", "batch_size": 4, "phases": [{"updates": 3}]}}
+
+
+class Numbers(Section):
+    """Numbers of the stage below."""
+
+    weight: float
+    name: str
+
+
+@pytest.fixture(autouse=True)
+def plain_log():
+    """Takes away what `main` adds to the logger."""
+    log = logging.getLogger("dmd")
+    before, level, raising = list(log.handlers), log.level, logging.raiseExceptions
+    yield
+    log.handlers, log.level, logging.raiseExceptions = before, level, raising
+
+
+def call(monkeypatch, *words: str, error: Exception | None = None) -> dict:
+    """What `main` hands to a stage."""
+    arguments = {}
+
+    def run(*, teacher_file: Path, blocks: list[Path], output: Path, start: Path | None = None,
+            steps: int, seed: int = 7, training: TeacherTraining | None = None,
+            numbers: Numbers) -> None:  # fmt: skip
+        arguments.update(locals())
+        if error:
+            raise error
+
+    monkeypatch.setattr(sys, "argv", ["stage", "--teacher-file", "t", "--output", "o", *words])
+    job.main(run)
+    return arguments
+
+
+def spec(**changed) -> list[str]:
+    return ["--spec", json.dumps({"steps": 3, "weight": 0.5, "name": "x"} | changed), "--blocks", "a", "b"]
+
+
+def test_paths_become_flags_and_numbers_come_from_the_spec(monkeypatch):
+    arguments = call(monkeypatch, *spec())
+    assert (
+        arguments["teacher_file"] == Path("t")
+        and arguments["blocks"] == [Path("a"), Path("b")]
+        and arguments["start"] is None
+    )
+    assert (arguments["steps"], arguments["seed"]) == (3, 7)
+    assert arguments["numbers"].with_defaults() == {"weight": 0.5, "name": "x"}
+    assert call(monkeypatch, *spec(seed=8), "--start", "s")["start"] == Path("s")
+
+
+def test_sections_of_the_configuration_are_built_or_refused_by_key(monkeypatch, capsys):
+    training = call(monkeypatch, *spec(training=TRAINING | {"seed": 4}))["training"]
+    assert isinstance(training, TeacherTraining) and (training.seed, training.method.phases[0].updates) == (4, 3)
+    assert call(monkeypatch, *spec(training=None))["training"] is None
+    with pytest.raises(SystemExit):
+        call(monkeypatch, *spec(training=TRAINING | {"seed": -1, "sede": 3}))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "--spec.training.seed: " in line and 'unknown key "sede"' in line
+
+
+def test_several_objects_of_a_spec_add_up(monkeypatch):
+    arguments = call(monkeypatch, "--spec", '{"steps": 3, "weight": 0.5}', '{"name": "x"}', "--blocks", "a")
+    assert (arguments["steps"], arguments["numbers"].with_defaults()) == (3, {"weight": 0.5, "name": "x"})
+
+
+def test_a_missing_path_is_refused_before_any_work(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "--spec", "{}")
+    assert "--blocks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--spec", "{}"], "--spec lacks steps"),
+        (["--spec", '{"steps": 3, "name": "x"}'], '--spec: lacks the key "weight", which has no default'),
+        (spec(stepz=3), '--spec: unknown key "stepz"; keys are: weight, name'),
+        (spec(output="x"), '--spec: unknown key "output"; keys are: weight, name'),
+    ],
+)
+def test_missing_and_unknown_spec_keys_are_one_line_each(monkeypatch, capsys, words, message):
+    with pytest.raises(SystemExit) as stopped:
+        call(monkeypatch, *words, "--blocks", "a")
+    assert stopped.value.code == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(lines) == 1 and f"error: {message}" in lines[0]
+
+
+@pytest.mark.parametrize("error", [ValueError("this number"), OSError("that file")])
+def test_an_error_is_one_line_on_screen_and_a_traceback_in_the_log(monkeypatch, capsys, tmp_path, error):
+    log = tmp_path / "logs" / "reporting.log"
+    with pytest.raises(SystemExit):
+        call(monkeypatch, *spec(), "--log", str(log), error=error)
+    screen = capsys.readouterr().err
+    assert f"error: {error}" in screen.splitlines()[-1] and "Traceback" not in screen
+    assert "Traceback" in log.read_text() and f"error: {error}" in log.read_text()
+
+
+def test_a_log_that_cannot_be_opened_is_one_line_before_any_work(monkeypatch, tmp_path):
+    (tmp_path / "logs").write_text("no folder")
+    with pytest.raises(SystemExit, match=f"error: cannot write the log {tmp_path}/logs/reporting.log: "):
+        call(monkeypatch, *spec(), "--log", str(tmp_path / "logs/reporting.log"), error=AssertionError("it worked"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_log_that_cannot_be_written_leaves_the_one_line_on_screen(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        call(monkeypatch, *spec(), "--log", "/dev/full", error=OSError("that disk"))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].endswith("error: that disk") and not [line for line in lines if "Traceback" in line]
+
+
+def test_a_gpu_too_small_is_one_line_that_says_what_helps(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        call(monkeypatch, *spec(), error=torch.OutOfMemoryError("Tried to allocate 2 GiB.\nMore"))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "error: GPU memory does not suffice: Tried to allocate 2 GiB. Lower the batch size" in line
+
+
+@pytest.mark.parametrize("ask", [lambda: np.empty(1 << 56), lambda: torch.empty(1 << 56), lambda: bytearray(1 << 62)])
+def test_memory_that_does_not_suffice_is_one_line_that_says_what_helps(monkeypatch, capsys, ask):
+    with pytest.raises((MemoryError, RuntimeError)) as refused:
+        ask()
+    with pytest.raises(SystemExit) as stopped:
+        call(monkeypatch, *spec(), error=refused.value)
+    lines = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 1 and len([line for line in lines if "error: memory does not suffice: " in line]) == 1
+    assert "on a cluster `resources` asks for more" in lines[-1] and not any("Traceback" in line for line in lines)
+
+
+def test_whatever_ends_a_stage_that_came_near_a_limit_of_memory_is_told_as_lack_of_it(monkeypatch, capsys):
+    """So says Python where what it imports is refused memory."""
+    monkeypatch.setattr(memory_limit, "tight", lambda: True)
+    with pytest.raises(SystemExit):
+        call(monkeypatch, *spec(), error=SystemError("error return without exception set"))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "error: memory does not suffice: SystemError error return without exception set; on a cluster" in line
+
+
+@pytest.mark.parametrize("error", [KeyError("bug"), RuntimeError("cuDNN")])
+def test_a_bug_is_not_disguised_as_a_bad_input_and_stands_in_the_log(monkeypatch, tmp_path, error):
+    with pytest.raises(type(error)):
+        call(monkeypatch, *spec(), "--log", str(tmp_path / "log"), error=error)
+    status = job_status.read(tmp_path / "log.status.json")
+    assert (status.state, status.message) == ("failed", f"error: {type(error).__name__}: {error}")
+    assert "Traceback (most recent call last)" in (tmp_path / "log").read_text()
+
+
+def test_processes_that_cannot_be_shared_by_the_nodes_stand_in_the_log(monkeypatch, tmp_path):
+    (tmp_path / "log").touch()
+    job_status.end(tmp_path / "log", "stopped", "stopped by SIGUSR1 at update 3 of 5: run again to continue")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    with pytest.raises(SystemExit):
+        call(monkeypatch, *spec(training=TRAINING | {"processes": 3}), "--log", str(tmp_path / "log"))
+    assert job_status.read(tmp_path / "log.status.json").message == (
+        "error: processes: 3 cannot be shared evenly by the 2 nodes of this job"
+    )
+
+
+def test_a_stage_of_its_own_process_ends_with_one_line_and_code_one(tmp_path):
+    damaged = tmp_path / "denoiser.safetensors"
+    damaged.write_bytes(b"nothing")
+    numbers = {"solver": {"name": "heun"}, "first_seed": 0, "batch_size": 1, "labels": "random"}
+    numbers |= {"shard_size": 1, "first": 0, "last": 0}
+    output = tmp_path / "pairs" / "blocks" / "00000-00000.parquet"
+    command = [sys.executable, "-m", "dmd.stages.pairs", "--teacher", str(damaged), "--output", str(output)]
+    command += ["--spec", json.dumps(numbers), "--log", str(tmp_path / "log")]
+    answer = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert answer.returncode == 1
+    assert f"error: {damaged} cannot be read" in answer.stderr.splitlines()[-1] and "Traceback" not in answer.stderr
+    assert f"dmd.stages.pairs --teacher {damaged}" in (tmp_path / "log").read_text()
+    assert not [path for path in (tmp_path / "pairs").rglob("*") if path.is_file()]
+    status = job_status.read(tmp_path / "log.status.json")
+    assert status.state == "failed" and (status.message or "").startswith(f"error: {damaged} cannot be read")
+
+
+def test_a_stage_that_ends_well_says_so_in_its_log_and_status_file(monkeypatch, tmp_path):
+    call(monkeypatch, *spec(), "--log", str(tmp_path / "log"))
+    assert (tmp_path / "log").read_text().splitlines()[-1].split(" ", 1)[1].startswith("done in ")
+    assert json.loads((tmp_path / "log.status.json").read_text())["state"] == "done"
+
+
+def test_progress_ends_with_all_items_counted(caplog):
+    caplog.set_level(logging.INFO, logger="dmd")
+    assert list(reporting.progress("abc", total=5, unit="updates", done=2)) == ["a", "b", "c"]
+    assert caplog.messages[-1].startswith("5/5 updates") and caplog.messages[-1].endswith(" 0 s left")
+
+
+def test_device_and_threads_come_from_the_spec():
+    assert torch_setup.choose_device("cpu") == torch.device("cpu")
+    assert torch_setup.choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(ValueError, match="'tpu'"):
+        torch_setup.choose_device("tpu")
+    torch.backends.cudnn.allow_tf32 = True
+    torch_setup.set_threads(1)
+    assert torch.get_num_threads() == 1 and torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_a_gpu_does_not_pay_for_deterministic_algorithms(monkeypatch):
+    torch_setup.set_threads(1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert torch_setup.choose_device("cpu").type == "cpu" and torch.are_deterministic_algorithms_enabled()
+    assert torch_setup.choose_device("auto").type == "cuda" and not torch.are_deterministic_algorithms_enabled()
+    torch_setup.set_threads(1)
