@@ -1,5 +1,5 @@
 # Distribution Matching Distillation: teacher -> pairs -> distill -> sample -> evaluate -> table, pictures.
-# Every number is in config.yaml; workflow/rules/ holds one file per stage.
+# Every number is in config.yaml; workflow/rules/ holds the rules: docs/development.md lists them.
 configfile: "config.yaml"
 
 
@@ -14,13 +14,13 @@ module stages:
     config: provider
 
 
-# What all rules of an experiment have in common. Each names its `job`: the rule, and its block where it has one.
+# Settings shared by all rules of an experiment. Each rule sets `job`: its name, and its block if it makes one.
 use rule images, teacher, text_encoder, autoencoder, tiny_autoencoder, reference, prompts, captions, \
     states, states_manifest, pairs, pairs_manifest, distill, pictures, export_onnx, export_pipeline, export_lora, \
     sample, samples_manifest, sheet, features, evaluate, inception_score, clip, latency from stages with:
     log: "results/{experiment}/logs/<job>.log"
     benchmark: "results/{experiment}/benchmarks/<job>.tsv"
-    conda: "../../envs/dmd.yaml"  # as seen from workflow/rules/
+    conda: "../../envs/dmd.yaml"  # relative to workflow/rules/
     threads: provider.resource("threads")
     resources:
         gpu=provider.resource("gpu"),
@@ -39,15 +39,15 @@ localrules:
     table2,
 
 
-# `make demo`: the table of every row it names, and the pictures of what was distilled.
+# `make demo`: table demo, its charts, and the pictures of its distilled experiments.
 rule all:
     default_target: True
     input:
-        tables.group("demo"),
+        tables.target_files("demo"),
 
 
-# `make table2`: three seeds, weightings, numbers of pairs.
+# `make table2`: tables demo and table2: three seeds, weightings, numbers of pairs.
 rule table2:
     input:
-        tables.group("demo"),
-        tables.group("table2"),
+        tables.target_files("demo"),
+        tables.target_files("table2"),

@@ -17,7 +17,7 @@ Over = Callable[[], bool]
 
 
 def attempt(work: Callable[[], Any], over: Over = lambda: False) -> Any:
-    """The result of `work`, or a line if time is `over`, memory does not suffice, or something else fails."""
+    """The result of `work`, or a line that says why there is none: no time (`over()`), no memory, or another error."""
     if over():
         return LATE
     try:
@@ -32,7 +32,7 @@ def attempt(work: Callable[[], Any], over: Over = lambda: False) -> Any:
 
 
 def forget() -> None:
-    """Frees memory; networks with checkpointed blocks are reference cycles, which only the collector frees."""
+    """Frees memory; networks with checkpointed blocks are in reference cycles, which only `gc` frees."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

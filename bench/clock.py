@@ -37,9 +37,9 @@ def cost(work: Callable[[], object]) -> Cost:
 
 
 def ratios(above: Sequence[Cost], below: Sequence[Cost], *, least: float = 0, most: float = 0) -> dict[str, Any]:
-    """above / below of each repetition, as median and range; `least` or `most` is the target of the CPU time's median.
+    """above / below per repetition, as median and range; `least` or `most` is the target for the median of CPU time.
 
-    On an idle machine the ratios by the wall clock agree with it.
+    On an idle machine the wall-clock ratios agree with those of CPU time.
     """
     pairs = list(zip(above, below, strict=True))
     figure: dict[str, Any] = {
@@ -50,7 +50,7 @@ def ratios(above: Sequence[Cost], below: Sequence[Cost], *, least: float = 0, mo
 
 
 def rates(num: int, costs: Sequence[Cost], *, least: float = 0) -> dict[str, Any]:
-    """num / seconds of each repetition, as median and range; `least` is the target of the CPU time's median."""
+    """num / seconds per repetition, as median and range; `least` is the target for the median by CPU time."""
     figure: dict[str, Any] = {
         "cpu": spread([num / cost.cpu for cost in costs]),
         "wall": spread([num / cost.wall for cost in costs]),
@@ -59,7 +59,7 @@ def rates(num: int, costs: Sequence[Cost], *, least: float = 0) -> dict[str, Any
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and range, which shows the noise."""
+    """Median, minimum and maximum; the range shows the noise of the measurement."""
     return {
         "median": _rounded(statistics.median(values)),
         "min": _rounded(min(values)),
@@ -76,8 +76,8 @@ def target(value: float, *, least: float = 0, most: float = 0) -> dict[str, Any]
 
 @contextlib.contextmanager
 def plain_torch() -> Iterator[None]:
-    """torch without the deterministic algorithms of stages, for the bare side of a ratio."""
-    import torch  # not above: the peak memory of child processes would include that of torch
+    """Switches off the deterministic algorithms that stages use, to time bare network calls."""
+    import torch  # not at the top: child processes would inherit its memory in their peak
 
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)

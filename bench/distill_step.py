@@ -26,9 +26,9 @@ FAKE_FORWARD = "fake forward"  # not needed with shared_noise
 
 
 def measure(folder: Path, *, repetitions: int) -> dict[str, Any]:
-    """Time of an update over the sum of its bare passes, without and with `shared_noise`.
+    """Time of an update divided by the time of its bare passes, without and with `shared_noise`.
 
-    An update is that of the stage: reading data, drawing noise, both losses, both optimisers, moving average, log row.
+    An update does what it does in the stage: read data, draw noise, both losses and optimisers, average, log row.
     """
     teacher, manifest = _inputs(folder)
     own, shared = (_updates(teacher, manifest, shared_noise=shared) for shared in (False, True))
@@ -54,9 +54,9 @@ def measure(folder: Path, *, repetitions: int) -> dict[str, Any]:
 
 
 def measure_compute(folder: Path, *, repetitions: int) -> dict[str, Any]:
-    """Time of an update with each switch of section `compute` over the sum of its bare float32 passes.
+    """Time of an update with each setting of section `compute`, divided by the time of its bare float32 passes.
 
-    The first update of each, which compiles, is not counted.
+    The first update with each setting, which may compile, is not counted.
     """
     teacher, manifest = _inputs(folder)
     passes = _Passes(teacher)
@@ -74,7 +74,7 @@ def measure_compute(folder: Path, *, repetitions: int) -> dict[str, Any]:
 
 
 def _inputs(folder: Path) -> tuple[Path, Path]:
-    """A teacher of random weights, and a block of its pairs that reads like a manifest."""
+    """A teacher with random weights, and a block file of its pairs, which can be read like a manifest."""
     torch_setup.set_threads(setting.THREADS)
     teacher, manifest = folder / "teacher" / "denoiser.safetensors", folder / "pairs" / "blocks" / "pairs.parquet"
     setting.write_teacher(teacher)
@@ -90,7 +90,7 @@ def _updates(teacher: Path, manifest: Path, *, shared_noise: bool, compute: Comp
 
 
 class _Passes:
-    """Three networks with the same weights; their bare calls, as in one step."""
+    """Three networks with the same weights, called without the stage's other work but as often as in one update."""
 
     def __init__(self, teacher: Path) -> None:
         self._teacher, self._generator, self._fake = (_network(teacher) for _ in range(3))
@@ -107,7 +107,7 @@ class _Passes:
         self._label = torch.zeros(setting.BATCH_SIZE, dtype=torch.int64)
 
     def costs(self) -> dict[str, clock.Cost]:
-        """Each part of one step."""
+        """Time of each part of one update, by name."""
         with clock.plain_torch():
             return {
                 "generator forward and backward, matching": clock.cost(lambda: self._train(self._generator)),

@@ -1,4 +1,4 @@
-"""Seconds that an update waits for its batch: prepared on demand, by one of eight processes, and prefetched."""
+"""Seconds that an update waits for its batch if it is made on demand, by one of eight processes, or prefetched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dmd.train.data import BatchLoader, NoiseStream, PairStream, Stream
 from dmd.train.parallel import BatchSplit
 from dmd.train.trainer import assemble, loader, plan
 
-RESOLUTION = 64  # pixels, 3 channels: three quarters of a latent of Stable Diffusion
+RESOLUTION = 64  # pixels, 3 channels: three quarters of the values of a Stable Diffusion latent
 BATCH_SIZE = 512  # of the matching and of the regression loss
 PROCESSES = 8
 NETWORK = {"kind": "mlp", "channels": 3, "resolution": RESOLUTION, "width": 2, "layers": 1, "num_classes": 0}
@@ -33,7 +33,7 @@ def measure(folder: Path, *, repetitions: int) -> dict[str, Any]:
     )
     seconds: dict[str, list[float]] = {"when_asked": [], "by_one_of_eight_processes": [], "read_ahead": []}
     for update in range(repetitions + 1):
-        seconds["when_asked"].append(_wait(on_demand, 2 * update))  # every second update: none is prefetched
+        seconds["when_asked"].append(_wait(on_demand, 2 * update))  # skips updates, so none is prefetched
         seconds["by_one_of_eight_processes"].append(_wait(eighth, 2 * update))
         time.sleep(2 * seconds["when_asked"][-1])  # until the threads are done
         seconds["read_ahead"].append(_wait(prefetched, update))

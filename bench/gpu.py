@@ -1,17 +1,17 @@
 """Speed and memory on a GPU at the paper's sizes: python -m bench.gpu [--tiny] [--only NETWORK] [--output FILE].
 
-After nine minutes no new measurement begins; a running one still ends, and compiling may take minutes.
+No measurement begins after 520 seconds; a running one is finished, and compilation may take minutes.
 
-Networks with random weights. Writes JSON: the card, versions, and for each network
-passes: milliseconds forward, and forward and backward, in each precision, layout and compilation;
-pairs: images per second of the solver, and that over calls of the bare network;
-distill: an update over the sum of its bare passes, with its peak memory and the memory plan;
-experiment: seconds of a whole update of stage distill as config.yaml has it (LPIPS, pairs read, micro-batches), and
-hours of all updates;
-methods: an update of the other methods in bfloat16, with its peak memory and the memory plan.
-Stable Diffusion 1.5 comes first and begins no measurement after four minutes, unless it is the only one: see
+Networks have random weights. Writes JSON with the GPU, versions, and for each network:
+passes: milliseconds of a forward pass, and of forward and backward, by precision, layout and compilation;
+pairs: images per second of the solver, and its speed relative to bare calls of the network;
+distill: time of an update divided by that of its bare passes, with peak memory and memory plan;
+experiment: milliseconds of a whole update of stage distill with the settings of config.yaml (LPIPS, pairs read from
+disk, micro-batches), and hours of all updates;
+methods: milliseconds of an update of each other method in bfloat16, with peak memory and memory plan.
+Stable Diffusion 1.5 comes first; it begins no measurement after 240 seconds, unless it is the only network: see
 `bench.gpu_text`. The file is written after each network.
---tiny takes networks of a few thousand weights on any device, to test the code.
+--tiny measures networks of a few thousand weights on any device, to test the code.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from dmd.jobs import torch_setup
 from dmd.models.compute import Compute, set_tf32
 from dmd.models.networks.published_architectures import CIFAR10, IMAGENET64
 
-SECONDS = 520.0  # no measurement begins later
-TEXT_SECONDS = 240.0  # the same for text to image, if other networks follow
+SECONDS = 520.0  # no measurement begins later than this after the start
+TEXT_SECONDS = 240.0  # the same limit for text to image, if other networks follow
 TEXT = "sd15"
 NAMES = (TEXT, "cifar10", "imagenet64")
 OUTPUT = Path(__file__).parent / "results"
@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="tiny networks, on a CPU if there is no GPU")
     parser.add_argument("--output", type=Path, help="JSON file; default: bench/results/gpu-CARD.json")
-    parser.add_argument("--only", choices=NAMES, help="one network; writes only FILE")
+    parser.add_argument("--only", choices=NAMES, help="measure one network, and write JSON only to --output")
     parsed = parser.parse_args()
     if parsed.tiny and parsed.only not in (None, TEXT):
         parser.error(f"--tiny has no {parsed.only}")
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def networks(begin: float, *, tiny: bool, only: str | None) -> dict[str, Callable[[], dict[str, Any]]]:
-    """The measurement of each network, in order; `only` is one of `NAMES`, `begin` the start time of the suite."""
+    """A measuring function per network, in order; `only`: a name of `NAMES`; `begin`: start time of the benchmark."""
     torch_setup.set_threads(os.cpu_count() or 1)
     device = torch_setup.choose_device("auto")  # sets the switches of torch that stages use
     seconds = SECONDS if only or tiny else TEXT_SECONDS
@@ -84,7 +84,7 @@ def networks(begin: float, *, tiny: bool, only: str | None) -> dict[str, Callabl
 
 
 def sizes(device: torch.device, *, tiny: bool) -> dict[str, Size]:
-    """Networks of pixels: CIFAR-10 first, since it takes less time."""
+    """Pixel-space networks: CIFAR-10 first, since it takes less time."""
     if tiny:
         return {"tiny": Size(TINY, 2, device, 4, 10, Compute(), lpips=16, repetitions=2, backend="eager")}
     return {
@@ -94,7 +94,7 @@ def sizes(device: torch.device, *, tiny: bool) -> dict[str, Size]:
 
 
 def measure(size: Size, over: Over) -> dict[str, Any]:
-    """All figures of one network of pixels."""
+    """All measurements of one pixel-space network."""
     figures: dict[str, Any] = {"batch_size": size.batch_size, "network": size.network}
     figures["experiment"] = attempt(lambda: gpu_experiment.measure(size), over)
     figures["passes"] = attempt(lambda: gpu_passes.measure(size, over))
@@ -110,7 +110,7 @@ def measure(size: Size, over: Over) -> dict[str, Any]:
 
 
 def setting() -> dict[str, Any]:
-    """Card, its memory, and versions."""
+    """The GPU, its memory, and versions of software."""
     facts: dict[str, Any] = {"torch": torch.__version__, "python": platform.python_version(), "cores": os.cpu_count()}
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)

@@ -41,7 +41,7 @@ def measure(size: Size) -> dict[str, Any]:
 
 
 def lpips(size: int) -> Lpips:
-    """LPIPS on a VGG16 of random weights that keep the scale of activations."""
+    """LPIPS on a VGG16 with random weights, scaled so that activations keep their size."""
     trunk, heads = lpips_shapes()
     drawn = {
         name: torch.randn(shape) * (2 / shape[1:].numel()) ** 0.5 if name.endswith("weight") else torch.zeros(shape)

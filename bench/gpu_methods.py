@@ -1,4 +1,4 @@
-"""Updates of methods other than DMD on a device, and their memory against its plan."""
+"""Updates of methods other than DMD on a device: time, and peak memory against the memory plan."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ METHODS: dict[str, Mapping[str, object]] = {
 
 
 def measure(size: Size, compute: Compute) -> dict[str, Any]:
-    """Milliseconds of an update of each method on one micro-batch; peak memory and plan."""
+    """Milliseconds of an update with one micro-batch, peak memory and memory plan, for each method."""
     return {name: _update(size, compute, method) for name, method in METHODS.items()}
 
 

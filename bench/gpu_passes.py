@@ -40,15 +40,15 @@ class Timed(Protocol):
 
 @dataclass(frozen=True)
 class Size:
-    """A network, the images of one pass, the device, and the sizes of an experiment with this network.
+    """What is measured: a network, a device, the batch size of a pass, and the settings of an experiment.
 
     Attributes:
-        batch_size: images of a pass; micro-batch size of an experiment.
-        whole: images, and pairs, of an update.
-        updates: of an experiment.
-        compute: as in config.yaml, without micro-batches.
+        batch_size: images in a pass; micro-batch size of the experiment.
+        whole: images, and also pairs, in an update of the experiment.
+        updates: number of updates of the experiment.
+        compute: section `compute` of the experiment in config.yaml, without micro-batches.
         lpips: input size of LPIPS in pixels.
-        backend: of torch.compile; "eager" tests the code without the time of compilation.
+        backend: backend of torch.compile; "eager" tests the code without compiling.
     """
 
     network: dict[str, Any]
@@ -83,7 +83,7 @@ def denoiser(size: Size, compute: Compute, mode: str | None = None) -> Denoiser:
 
 
 def fresh() -> None:
-    """Drops compiled code, since networks of one class share torch's limit of variants; exceeding it is an error."""
+    """Drops compiled code, since all networks of a class share torch's recompile limit; makes exceeding it an error."""
     torch._dynamo.reset()
     torch._dynamo.config.fail_on_recompile_limit_hit = True
 
@@ -95,7 +95,7 @@ def batch(size: Size) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def milliseconds(work: Callable[[], object], size: Timed) -> dict[str, float]:
-    """Wall time of `work` until the device is done: median and range, after two calls of warm-up."""
+    """Wall-clock milliseconds of `work` until the device is done: median and range, after two warm-up calls."""
     times = []
     for number in range(size.repetitions + 2):
         synchronise(size.device)
@@ -114,7 +114,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def measure(size: Size, over: Over) -> dict[str, Any]:
-    """Forward passes, and forward and backward passes, in each mode; modes are left out once time is `over`."""
+    """Milliseconds of a forward pass, and of forward and backward, in each mode; skips modes once `over()` is true."""
     figures: dict[str, Any] = {}
     inputs = batch(size)
     for name, (compute, mode) in MODES.items():

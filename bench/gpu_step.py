@@ -1,4 +1,4 @@
-"""Pairs and distillation on a device against the bare passes of their networks, and memory against its plan."""
+"""Time of pairs and distillation on a device against bare network passes, and memory against the memory plan."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NUM_CALLS = 7  # of Heun in 4 steps
 
 
 def pairs(size: Size, compute: Compute, mode: str | None) -> dict[str, Any]:
-    """Images per second of the solver, against as many calls of the bare network."""
+    """Images per second of the solver, and its speed relative to as many bare calls of the network."""
     fresh()
     teacher = denoiser(size, compute, mode).requires_grad_(False)
     noise, sigma, label = batch(size)
@@ -42,9 +42,9 @@ def pairs(size: Size, compute: Compute, mode: str | None) -> dict[str, Any]:
 
 
 def distill(size: Size, compute: Compute, mode: str | None) -> dict[str, Any]:
-    """One update on one micro-batch, with L2, against the sum of its bare passes; peak memory and plan.
+    """An update with one micro-batch and L2 distance, against the sum of its bare passes; peak memory and plan.
 
-    Without and with a shared noised batch. `bench.gpu_experiment` measures an update of an experiment.
+    Measured without and with `shared_noise`. `bench.gpu_experiment` measures an update of an experiment.
     """
     figures: dict[str, Any] = {}
     for shared in (False, True):
@@ -74,7 +74,7 @@ def distill(size: Size, compute: Compute, mode: str | None) -> dict[str, Any]:
 
 
 def _trainer(size: Size, compute: Compute, mode: str | None, shared: bool) -> Trainer:
-    """The trainer on networks with these compute switches and compile mode."""
+    """A trainer of networks with the given section `compute` and compile mode."""
     section = setting.distill(shared_noise=shared, batch_size=size.batch_size)
     modules = {role: denoiser(size, compute, mode) for role in section.method.roles()}
     return updates.trainer(section, modules, size.shape, num_classes=size.network["num_classes"])
@@ -87,7 +87,7 @@ def _streams(size: Size) -> dict[str, Stream]:
 
 
 def _passes(size: Size, networks: NetworkSet) -> dict[str, float]:
-    """Milliseconds of each pass and optimiser step of an update, called alone."""
+    """Milliseconds of each pass and of the optimiser steps of an update, each timed alone."""
     inputs = batch(size)
     gradient = torch.randn_like(inputs[0])
     networks.train_only(("student", "fake"))

@@ -1,9 +1,9 @@
-"""Text to image at the size of Stable Diffusion 1.5, weights random: pairs, updates, one-step images.
+"""Text to image with networks of Stable Diffusion 1.5's size and random weights: pairs, updates, one-step images.
 
-pairs: seconds of a latent by PNDM with guidance 3, and the ratio of the bare network calls to it;
-distill: an update (see `bench.gpu_text_step`) of three full networks, and of adapters on one;
+pairs: seconds to draw a latent with PNDM and guidance 3, and the speed relative to bare network calls;
+distill: an update (see `bench.gpu_text_step`) of three whole networks, and of adapters on one network;
 one_step: images/s from prompt to pixels, with the shares of text encoder, denoiser and decoder, as in stage latency.
-Compiled networks come last, since compiling takes minutes.
+Compiled networks come last, since compilation takes minutes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dmd.models.student_calls import Calls
 from dmd.sampling.solvers import solve
 from dmd.stages.latency import Chain
 
-WARM_UP, REPEATS = 3, 10  # batches of one_step
+WARM_UP, REPEATS = 3, 10  # unmeasured and measured batches of one_step
 
 
 def measure(size: TextSize, over: Over) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def measure(size: TextSize, over: Over) -> dict[str, Any]:
 
 
 def pairs(size: TextSize, *, compiled: bool) -> dict[str, Any]:
-    """Seconds of a latent by PNDM with guidance, and the ratio of as many bare calls on doubled batches to it."""
+    """Seconds to draw a latent with PNDM and guidance, and the speed relative to bare calls on doubled batches."""
     fresh()
     teacher = denoiser(size, Compute(dtype="bfloat16", channels_last=True))
     if compiled:

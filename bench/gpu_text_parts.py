@@ -1,4 +1,4 @@
-"""Networks of the text-to-image figures: Stable Diffusion 1.5, or tiny ones of its kind, with random weights."""
+"""Networks for text-to-image measurements, with random weights: those of Stable Diffusion 1.5, or tiny versions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dmd.models.text_encoder import SPECIAL, Text
 
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULER = {**BETAS, "steps_offset": 1, "skip_prk_steps": True, "set_alpha_to_one": False, "clip_sample": False}
-GUIDANCE = 3.0  # of PNDM and of the real score
+GUIDANCE = 3.0  # for PNDM and for the real score
 TINY_NETWORK: dict[str, Any] = {
     "kind": "unet2d-condition",
     "config": {
@@ -53,15 +53,15 @@ class TextSize:
 
     Attributes:
         network: architecture for `dmd.models.networks.build`.
-        autoencoder, small_autoencoder: arguments of `Codec`; the second decodes for LPIPS.
+        autoencoder, small_autoencoder: arguments of `Codec`; the small one decodes latents for LPIPS.
         text: arguments of CLIPTextConfig.
-        micro_batch_size: latents of a training pass.
-        rank: of adapters on all layers.
-        drawn: latents solved at once.
-        steps: of PNDM.
-        batch_sizes: of one-step images.
+        micro_batch_size: latents in a training pass.
+        rank: rank of the adapters, which are on all layers.
+        drawn: latents that PNDM draws at once.
+        steps: steps of PNDM.
+        batch_sizes: batch sizes of one-step images.
         lpips: input size of LPIPS in pixels.
-        backend: of torch.compile; "eager" tests the code without the time of compilation.
+        backend: backend of torch.compile; "eager" tests the code without compiling.
     """
 
     network: dict[str, Any]

@@ -1,8 +1,8 @@
-"""One update of a text-to-image distillation, with the share of the paper's batch that each of its 72 cards had.
+"""One update of a text-to-image distillation, with a batch of the size that each of the paper's 72 GPUs had.
 
-32 images for the matching loss, 16 pairs for the regression loss (LPIPS through the tiny decoder), which join the
-matching batch; the real score has guidance. bfloat16, gradient checkpointing. The time includes random numbers and the
-log row, but not the reading of pairs.
+The matching loss has 32 images; the regression loss (LPIPS through the tiny decoder) has 16 pairs, which also join the
+matching batch. The real score has guidance. Passes are in bfloat16 with gradient checkpointing. The time includes
+drawing random numbers and the log row, but not reading pairs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def measure(size: TextSize, adapter: Adapter | None) -> dict[str, Any]:
     """Milliseconds and peak memory of an update, the memory plan, and extrapolated hours of the paper's run.
 
     Args:
-        adapter: of student and fake denoiser on the teacher's network; None trains two further networks.
+        adapter: settings of the adapters of student and fake denoiser on the teacher's network; None: both are whole
+            networks.
     """
     fresh()
     matched, regressed = 2 * size.micro_batch_size, size.micro_batch_size
@@ -70,12 +71,12 @@ def measure(size: TextSize, adapter: Adapter | None) -> dict[str, Any]:
 
 
 def hours(update: float, alone: float, *, matched: int) -> dict[str, float]:
-    """Hours of the paper's 20,000 updates by number of cards, without communication.
+    """Hours of the paper's 20,000 updates by number of GPUs, without communication.
 
     Args:
-        update: milliseconds of an update of `matched` images and half as many pairs.
-        alone: those of its optimisers, which every card runs in full.
-        matched: images of the matching batch, without those of pairs.
+        update: milliseconds of an update with `matched` images and half as many pairs.
+        alone: milliseconds of the optimiser steps in it, which every GPU runs in full.
+        matched: images in the matching batch, without those of the pairs.
     """
     by_cards = {}
     for cards in CARDS:
@@ -110,7 +111,7 @@ def _section(student: Denoiser, *, matched: int, regressed: int) -> Distill:
 
 
 def _distance(size: TextSize) -> DecodedDistance:
-    """LPIPS through the tiny decoder, which computes like the networks."""
+    """LPIPS through the tiny decoder, which runs in bfloat16 with checkpointing as the networks do."""
     decoder = codec(size, size.small_autoencoder)
     decoder.dtype, decoder.checkpointing = torch.bfloat16, True
     return DecodedDistance(gpu_experiment.lpips(size.lpips).to(size.device), decoder)

@@ -1,7 +1,7 @@
 """Memory of a text-to-image distillation, of full networks and of adapters: python -m bench.memory.
 
-Counts bytes of tensors while updates of a small network run on the CPU, and estimates those of Stable Diffusion 1.5 by
-passes on fake tensors. Writes bench/results/memory.json.
+Counts the bytes of tensors while updates of a small network run on the CPU, and estimates the bytes of Stable Diffusion
+1.5 from passes on fake tensors. Writes bench/results/memory.json.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MIDDLE: dict[str, Any] = {  # Stable Diffusion's layers at a fifth of its width
 LENGTH = 77  # tokens
 NUM = 2  # latents in a batch
 ADAPTER = Adapter(rank=64, alpha=None, targets=None)
-NARROW = Adapter(rank=12, alpha=None, targets=None)  # the same fraction of the weights in the narrow network
+NARROW = Adapter(rank=12, alpha=None, targets=None)  # for `MIDDLE`: about the same fraction of the weights
 SIGMA = 14.6146  # highest level of Stable Diffusion
 SETTINGS: dict[str, dict[str, Any]] = {
     "whole": {},
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def measure(*, adapter: Adapter | None = None, kind: str = "fused", checkpointed: bool = False) -> dict[str, float]:
-    """MB of two updates of student and fake denoiser of the narrow network, in float32."""
+    """MB of weights and moments, and at the peak of two float32 updates of student and fake denoiser of `MIDDLE`."""
     torch.manual_seed(0)
     trainer = _trainer(kind, adapter, checkpointed)
     text, noise = torch.randn(NUM, LENGTH, MIDDLE["config"]["cross_attention_dim"]), torch.randn(NUM, 4, 32, 32)
@@ -101,7 +101,7 @@ def measure(*, adapter: Adapter | None = None, kind: str = "fused", checkpointed
 
 
 def estimate(*, adapter: Adapter | None = None, kind: str = "fused", checkpointed: bool = False) -> dict[str, float]:
-    """GB of Stable Diffusion 1.5: weights and moments in float32, passes in bfloat16."""
+    """GB of Stable Diffusion 1.5: weights in float32, moments as `kind` says, passes in bfloat16."""
     passes = activations(SD15, adapter, checkpointed=checkpointed)
     with torch.device("meta"):
         network = build(SD15)
@@ -117,7 +117,7 @@ def estimate(*, adapter: Adapter | None = None, kind: str = "fused", checkpointe
 
 
 def activations(architecture: dict[str, Any], adapter: Adapter | None, *, checkpointed: bool) -> tuple[int, int]:
-    """Bytes of a bfloat16 pass with gradient, on fake tensors: fixed, and per image; weight gradients do not count."""
+    """Bytes of a bfloat16 pass with gradient, on fake tensors: fixed, and per image; without gradients of weights."""
     with FakeTensorMode():
         network: Any = build(architecture).eval()
         if adapter:
@@ -132,7 +132,7 @@ def activations(architecture: dict[str, Any], adapter: Adapter | None, *, checkp
 
 
 class _Layer(nn.Module):
-    """Computes like peft's layers, which cannot be built on fake tensors."""
+    """A layer with a LoRA adapter, like peft's layers, which cannot be built on fake tensors."""
 
     def __init__(self, layer: Any, rank: int) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class _Layer(nn.Module):
 
 def _pass_bytes(denoiser: Denoiser, num: int, shape: tuple[int, ...], width: int) -> int:
     inputs = torch.zeros(num, *shape), torch.ones(num), torch.zeros(num, LENGTH, width)
-    denoiser(*inputs).sum().backward()  # makes the gradients of weights
+    denoiser(*inputs).sum().backward()  # allocates the gradients of weights, which are not counted
     gc.collect()
     with Peak() as peak:
         denoiser(*inputs).sum().backward()
@@ -165,7 +165,7 @@ def _pass_bytes(denoiser: Denoiser, num: int, shape: tuple[int, ...], width: int
 
 
 def _trainer(kind: str, adapter: Adapter | None, checkpointed: bool) -> Trainer:
-    """A distillation of three networks, or of one with two adapters, at its first update."""
+    """A trainer before its first update, of three networks, or of one network with two adapters."""
     levels = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
     alphas = torch.cumprod(1 - levels, 0).tolist()
     discrete = {"kind": "discrete", "alphas_cumprod": alphas, "prediction": "epsilon"}

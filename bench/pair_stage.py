@@ -1,4 +1,4 @@
-"""Images per second of stage pairs against those of its bare network."""
+"""Images per second of stage pairs, relative to bare calls of its network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def measure(folder: Path, *, repetitions: int) -> dict[str, Any]:
     """Speed of the stage as a fraction of the speed of the bare network.
 
     Each repetition runs the stage for one shard (drawing noise, solving, writing, digest, block file), subtracts the
-    time of loading the teacher and planning its memory, and calls the network as often as the solver.
+    time of loading the teacher and planning memory, and calls the bare network as often as the solver does.
     """
     teacher = folder / "teacher" / "denoiser.safetensors"
     setting.write_teacher(teacher)

@@ -1,8 +1,8 @@
-"""Stages against the sum of their parts, on one thread: python -m bench.parts [PART...].
+"""Stages against their bare network passes, and other benchmarks, on one thread: python -m bench.parts [PART...].
 
-Parts are pairs, distill, shards, compute and feed. Prints every ratio with its range over interleaved repetitions.
-A run without names measures the first three and writes bench/results/parts-cpu.json; `compute`, an update under each
-switch of section `compute`, compiles for minutes.
+PART is pairs, distill, shards, compute or feed. Prints every ratio with its range over interleaved repetitions.
+Without PART it measures pairs, distill and shards, and writes bench/results/parts-cpu.json. `compute`, an update with
+each setting of section `compute`, compiles for minutes.
 Exits 1 if a target is missed.
 """
 
@@ -36,7 +36,7 @@ RECORDED = ("pairs", "distill", "shards")
 
 
 def main() -> None:
-    """The command line: measures the chosen parts."""
+    """The command line: runs the chosen benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: pairs, distill and shards")
     chosen = parser.parse_args().parts or list(RECORDED)

@@ -1,6 +1,6 @@
-"""Twelve million pairs and thousands of jobs: `python -m bench.scale [rows|jobs]`; writes bench/results/scale.json.
+"""Measures twelve million pairs and thousands of jobs: `python -m bench.scale [rows|jobs]`.
 
-Exits 1 if a target is missed.
+Without an argument it writes bench/results/scale.json. Exits 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="?", choices=("rows", "jobs"), help="measure only this part, and only print it")
     parser.add_argument("--rows", type=int, default=scale_rows.NUM_ROWS)
-    parser.add_argument("--seconds", type=float, default=scale_jobs.SECONDS, help="of a near-empty job")
+    parser.add_argument("--seconds", type=float, default=scale_jobs.SECONDS, help="duration of a near-empty job")
     parsed = parser.parse_args()
     figures: dict[str, Any] = {"machine": machine(), "load_before": round(os.getloadavg()[0], 2)}
     with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +49,7 @@ def end(targets: dict[str, dict[str, Any]]) -> None:
 
 
 def machine() -> str:
-    """Kind and cores of the processor."""
+    """Architecture and number of cores of the machine; the benchmarks that call this use no GPU."""
     return f"{platform.machine()}, {os.cpu_count()} cores, no GPU"
 
 

@@ -1,4 +1,4 @@
-"""Snakemake with thousands of jobs: dry runs of sd15-cfg8 and of 10,000 shards, near-empty jobs, and a no-op."""
+"""Snakemake with thousands of jobs: dry runs of sd15-cfg8 and of 10,000 shards, a run of near-empty jobs, a no-op."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dmd.config import read_file
 
 ROOT = Path(__file__).resolve().parents[1]
 SNAKEMAKE = Path(sys.executable).with_name("snakemake")
-SHARDS = {"many": 10_000, "more": 12_000}  # of pairs: of the dry run, and of the run
-PER_JOB = 6  # shards: 1,667 and 2,000 jobs of pairs
-SECONDS, CORES = 2.0, 8  # of a near-empty job, and how many at a time
-MOST_JOBS, MOST_SECONDS, MOST_MIB = 1999, 15.0, 953  # of a plan: below 2,000, and 1 GB
-MOST_OVER_JOBS = 1.5  # of a run, over what its jobs alone take
+SHARDS = {"many": 10_000, "more": 12_000}  # shards of pairs of the experiments for the dry run and for the run
+PER_JOB = 6  # shards per job, which gives 1,667 and 2,000 jobs of pairs
+SECONDS, CORES = 2.0, 8  # duration of a near-empty job, and number of jobs at a time
+MOST_JOBS, MOST_SECONDS, MOST_MIB = 1999, 15.0, 953  # targets of a dry run: under 2,000 jobs, 15 s, 1 GB
+MOST_OVER_JOBS = 1.5  # target of the run: its time, divided by the time that its jobs alone take
 EMPTY = """() {
   sleep ${DMD_JOB_SECONDS};
   while [ $# -gt 0 ]; do
@@ -33,7 +33,7 @@ EMPTY = """() {
 
 
 def measure(folder: Path, *, seconds: float = SECONDS) -> dict[str, Any]:
-    """Jobs, seconds and MiB of each call, with targets; `seconds` is the duration of one job of the run."""
+    """Jobs, seconds and MiB of each call of Snakemake, and targets; `seconds`: duration of a near-empty job."""
     put_inputs(folder)
     figures: dict[str, Any] = {}
     wanted = ["results/sd15-cfg8/fid.json", "results/sd15-cfg8/clip.json"]
@@ -61,7 +61,7 @@ def targets(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def snakemake(folder: Path, *words: str, seconds: float = 0.0) -> dict[str, Any]:
-    """Runs Snakemake on the repository's rules and default profile, with empty jobs; RuntimeError if it fails."""
+    """Runs Snakemake with the repository's rules and default profile, and near-empty jobs; RuntimeError if it fails."""
     command = [str(SNAKEMAKE), "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
     command += ["--workflow-profile", str(ROOT / "profiles" / "default"), *words]
     environment = {**os.environ, "BASH_FUNC_python%%": EMPTY, "DMD_JOB_SECONDS": str(seconds)}
@@ -79,7 +79,7 @@ def snakemake(folder: Path, *words: str, seconds: float = 0.0) -> dict[str, Any]
 
 
 def put_inputs(folder: Path) -> None:
-    """Writes the shipped configuration with experiments of many shards, and empty input files of sd15-cfg8."""
+    """Writes config.yaml with added experiments of many shards, and empty input files for sd15-cfg8."""
     config = read_file(ROOT / "config.yaml")
     for number, (name, num) in enumerate(SHARDS.items()):  # different seeds, so that they share no blocks
         pairs = {"num_pairs": num * 4, "shard_size": 4, "shards_per_job": PER_JOB, "first_seed": 2**30 + number * 2**20}

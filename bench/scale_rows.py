@@ -1,4 +1,4 @@
-"""Memory and time of twelve million rows: stage manifest over synthetic blocks, and a reader of pairs opened on it."""
+"""Memory and time with twelve million rows: stage manifest on synthetic blocks, and a `PairReader` on its output."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from dmd.provenance import files, record
 
 NUM_ROWS = 12_000_000
 SHARD_SIZE = 1000  # rows
-BLOCK = 10  # shards
-MOST_MIB = 953  # of stage manifest: 1 GB
+BLOCK = 10  # shards in a block
+MOST_MIB = 953  # target for the peak memory of stage manifest: 1 GB
 FACTS = {"shape": [4, 64, 64], "num_classes": 0, "sigma": None, "network_calls": 51, "guidance": 8.0}
 OPEN = """
 import sys, time, resource
@@ -38,7 +38,7 @@ print(len(reader), opened - begin, time.monotonic() - opened, (after - before) /
 
 
 def measure(folder: Path, num: int = NUM_ROWS) -> dict[str, Any]:
-    """Seconds and MiB of both, with tars of a few kilobytes: hashing and reading real ones takes longer."""
+    """Seconds and MiB of stage and reader, with tars of a few kilobytes; real tars take longer to hash and read."""
     blocks = write_blocks(folder, num)
     output = folder / "pairs" / "manifest.parquet"
     command = [sys.executable, "-m", "dmd.stages.manifest", "--output", str(output)]
@@ -71,7 +71,7 @@ def peak_of(command: list[str]) -> int:
 
 
 def write_blocks(folder: Path, num: int) -> list[Path]:
-    """Writes block files like those of stage pairs, with one tiny tar under many names."""
+    """Writes block files like those of stage pairs; all their shards are hard links to one tiny tar."""
     pairs = folder / "pairs"
     (pairs / "blocks").mkdir(parents=True)
     tiny = folder / "tiny.tar"

@@ -1,4 +1,4 @@
-"""The network of the benchmarks, its file, and the settings of the stages."""
+"""The network of the benchmarks, its file, and the settings with which they run stages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NUM_CALLS = 9  # of Heun in 5 steps
 
 
 def write_teacher(path: Path, network: dict[str, Any] = NETWORK) -> None:
-    """Writes a teacher with random weights, as stage teacher."""
+    """Writes a teacher with random weights, in the format of stage teacher."""
     torch.manual_seed(0)
     denoiser = loading.new_denoiser(network, sigma_data=0.5)
     for weight in denoiser.parameters():
@@ -83,7 +83,7 @@ def distill(
     optimiser: Mapping[str, object] | None = None,
     **method: object,
 ) -> Distill:
-    """The paper's settings for CIFAR-10, one fake update per update of the student; further keys are the method's."""
+    """Section `distill` with the defaults of method dmd and L2 distance; `method`: further keys of the method."""
     sizes: dict[str, object] = {"matching_batch_size": batch_size, "regression_batch_size": batch_size}
     section = {"name": "dmd", "shared_noise": shared_noise, **sizes, **method}
     return Distill.model_validate(

@@ -24,9 +24,9 @@ Items = list[tuple[int, shards.Item]]
 
 
 def measure(folder: Path, *, repetitions: int) -> dict[str, Any]:
-    """Pairs (noise, label, image) written, published (written with digest, record and fsync), and read.
+    """Pairs (noise, label, image) per second: written, published (written with digest, record and fsync), and read.
 
-    Reading is random access; the first time it includes the check of the shards' digests.
+    Pairs are read in random order; the first reading includes the check of the shards' digests.
     """
     teacher, block = folder / "teacher" / "denoiser.safetensors", folder / "pairs" / "blocks" / "pairs.parquet"
     setting.write_exact_teacher(teacher, resolution=RESOLUTION)

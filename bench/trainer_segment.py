@@ -17,15 +17,15 @@ from typing import Any
 
 WARM_UP = 2  # updates, or shards
 BATCH_SIZE = 64  # images
-NUM_SHARDS = 4  # of `BATCH_SIZE` pairs, that updates read
-THREADS = {"first": "dmd.stages.stage", "this": "dmd.jobs.torch_setup"}  # where `set_threads` is
+NUM_SHARDS = 4  # shards of `BATCH_SIZE` pairs that updates read
+THREADS = {"first": "dmd.stages.stage", "this": "dmd.jobs.torch_setup"}  # modules with `set_threads`
 DIGITS: dict[str, Any] = {"kind": "ddpmpp", "resolution": 8, "channels": 3, "width": 16, "multipliers": [1, 2]}
 DIGITS |= {"blocks": 1, "attention": [4], "num_classes": 10}
 
 
 def main(tree: str, folder: Path, case: str, num: int) -> None:
-    """Prints CPU and wall seconds of a unit of work, mean over `num`, and the peak memory of the process."""
-    sys.path[0] = str(Path.cwd())  # instead of the folder of this file, which is in this tree
+    """Prints CPU and wall-clock seconds per update or shard, averaged over `num`, and the process's peak memory."""
+    sys.path[0] = str(Path.cwd())  # the measured tree, instead of the folder of this file
     setting, threads = (importlib.import_module(name) for name in ("bench.setting", THREADS[tree]))
     threads.set_threads(1)
     network, _, kind = case.partition(" ")
@@ -52,7 +52,7 @@ def main(tree: str, folder: Path, case: str, num: int) -> None:
 
 
 def _updates(teacher: Path, manifest: Path, shared_noise: bool) -> Callable[[], object]:
-    """Updates of this tree."""
+    """Updates of this version."""
     setting, updates = (importlib.import_module(f"bench.{name}") for name in ("setting", "updates"))
     next_update: Callable[[], object] = updates.from_files(
         teacher, manifest, setting.distill(shared_noise=shared_noise)
@@ -61,7 +61,7 @@ def _updates(teacher: Path, manifest: Path, shared_noise: bool) -> Callable[[], 
 
 
 def _first_updates(teacher: Path, manifest: Path, shared_noise: bool) -> Callable[[], object]:
-    """Updates of the earlier version."""
+    """Updates of the earlier version, commit 29f82d6."""
     training, phases, checkpoints = (
         importlib.import_module(f"dmd.{name}") for name in ("stages.training", "methods.phases", "stages.checkpoints")
     )

@@ -1,11 +1,11 @@
-"""Updates and pairs of this tree against those of commit 29f82d6, the earlier version: python -m bench.trainers.
+"""Speed of updates and pairs of this tree and of the earlier version, commit 29f82d6: python -m bench.trainers.
 
-Segments of the two alternate, each a separate process on one thread: many short ones, because the speed of a machine
-drifts over minutes; ratios are those of two neighbouring segments. With --together the two run at the same time, on a
-core each, which they swap from pair to pair: the ratio of CPU time is then less noisy, and wall time is meaningless.
-Writes bench/results/trainers.json: CPU seconds of an update, or of a shard of 64 pairs, of both; the ratio of this
-tree to the earlier version, geometric mean with the 95 % interval of Student's t; peak memory of both. If cases are
-named, the file keeps the figures of the others.
+Short segments of both alternate, each a separate process on one thread, because the speed of a machine drifts over
+minutes; each ratio is that of two neighbouring segments. With --together both run at the same time on one core each,
+which they swap after each pair of segments: the ratio of CPU time is then less noisy, and wall time is meaningless.
+Writes bench/results/trainers.json: CPU seconds of an update, or of a shard of 64 pairs, of both; this tree divided by
+the earlier version, geometric mean with the 95 % interval of Student's t; peak memory of both. If cases are named, the
+file keeps the figures of the others.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from bench.earlier_version.tree import ROOT, checked_out
 OUTPUT = Path(__file__).parent / "results" / "trainers.json"
 COMMIT = "29f82d6"
 TREES = ("first", "this")
-CASES = {  # network and kind -> units of a segment: updates, or shards of pairs
+CASES = {  # network and kind -> number of updates, or of shards of pairs, in a segment
     "digits plain": 10,
     "digits shared_noise": 10,
     "bench plain": 2,
@@ -46,7 +46,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Segment:
-    """Figures of one process: seconds of a unit, and its peak memory."""
+    """What one process measured: seconds per update or shard, and the peak memory of the process."""
 
     cpu: float
     wall: float
@@ -55,7 +55,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Geometric mean of ratios, and the ends of its interval; None for a single pair of segments."""
+    """Geometric mean of ratios, and the ends of its confidence interval; a single ratio has no interval (None)."""
 
     mean: float
     low: float | None
@@ -65,16 +65,16 @@ class Ratio:
 def main() -> None:
     """The command line; see the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"{', '.join(map(repr, CASES))}; all if none")
-    parser.add_argument("--segments", type=int, default=30, help="of each tree and case (%(default)s)")
-    parser.add_argument("--units", type=int, help="updates or shards of a segment, where not as many as usual")
-    parser.add_argument("--together", action="store_true", help="both trees at the same time, on a core each")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"{', '.join(map(repr, CASES))}; default: all")
+    parser.add_argument("--segments", type=int, default=30, help="segments of each version and case (%(default)s)")
+    parser.add_argument("--units", type=int, help="updates or shards in a segment; default: depends on the case")
+    parser.add_argument("--together", action="store_true", help="run both versions at the same time, each on one core")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file (%(default)s)")
     parsed = parser.parse_args()
     if unknown := [name for name in parsed.cases if name not in CASES]:
         parser.error(f"no case {unknown[0]!r}; cases are {', '.join(map(repr, CASES))}")
     if parsed.segments < 1 or (parsed.units is not None and parsed.units < 1):
-        parser.error("--segments and --units are 1 or more")
+        parser.error("--segments and --units must be 1 or more")
     if parsed.together and len(os.sched_getaffinity(0)) < len(TREES):
         parser.error(f"--together needs {len(TREES)} cores")
     others = json.loads(parsed.output.read_text())["cases"] if parsed.cases and parsed.output.exists() else {}
@@ -92,7 +92,7 @@ def main() -> None:
 def run_segments(
     trees: dict[str, Path], folder: Path, case: str, segments: int, units: int, *, together: bool = False
 ) -> dict[str, list[Segment]]:
-    """Runs segments of the trees in turn, or one of each at the same time; makes their inputs first."""
+    """Runs segments of both versions in turn, or one of each at the same time, after writing their inputs."""
     by_tree: dict[str, list[Segment]] = {name: [] for name in trees}
     for name, tree in trees.items():
         _printed(_start(name, tree, folder, case, 0))
@@ -111,7 +111,7 @@ def run_segments(
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
-    """above / below of each pair."""
+    """The ratio above / below over all pairs of values."""
     logs = [math.log(a / b) for a, b in zip(above, below, strict=True)]
     mean, num = statistics.mean(logs), len(logs)
     if num == 1:
@@ -121,7 +121,7 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
 
 
 def as_json(by_tree: dict[str, list[Segment]], units: int) -> dict[str, Any]:
-    """Figures of a case."""
+    """The results of a case as JSON values."""
     first, this = (by_tree[name] for name in TREES)
     figures: dict[str, Any] = {"units_of_a_segment": units}
     for kind in ("cpu", "wall"):
@@ -133,7 +133,7 @@ def as_json(by_tree: dict[str, list[Segment]], units: int) -> dict[str, Any]:
 
 
 def as_text(case: str, figures: dict[str, Any]) -> str:
-    """One line."""
+    """The results of a case as one line of text."""
     return "; ".join(_words(case, figures))
 
 
@@ -141,7 +141,7 @@ def _words(case: str, figures: dict[str, Any]) -> Iterator[str]:
     seconds, peaks = figures["cpu_seconds"], figures["peak_rss_mib"]
     cpu = figures["cpu_ratio"]
     ends = "" if cpu["low"] is None else f" ({cpu['low']:.4f} .. {cpu['high']:.4f})"
-    yield f"{case}: CPU time of this tree over that of the earlier version {cpu['mean']:.4f}{ends}"
+    yield f"{case}: CPU time of this version divided by that of the earlier version {cpu['mean']:.4f}{ends}"
     yield f"seconds {seconds['first']['median']:.4g} and {seconds['this']['median']:.4g}"
     yield f"peak MiB {peaks['first']['median']:.0f} and {peaks['this']['median']:.0f}"
 

@@ -1,4 +1,4 @@
-"""Updates of a distillation as in stage distill, of networks from files or from memory."""
+"""Runs updates of a distillation as stage distill does, with networks from files or from memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NONE = Path("checkpoints")  # no checkpoint is written
 
 @dataclass(frozen=True)
 class FixedRows:
-    """A stream of the same rows in every update, on the CPU; it must have as many as the largest part."""
+    """A stream that gives the same rows, on the CPU, in every update; there must be enough for the largest part."""
 
     values: Rows
 
@@ -39,7 +39,7 @@ class Updates:
     """Runs updates with prefetched rows, losses, optimisers, moving average and log row.
 
     Attributes:
-        trainer: after `Trainer.start`.
+        trainer: the trainer; `Trainer.start` has been called.
         done: number of updates so far.
     """
 
@@ -51,7 +51,7 @@ class Updates:
         trainer.start()
 
     def next(self) -> None:
-        """The next update."""
+        """Runs the next update."""
         steps, clock = self._loader.take(self.done), self._plan.clock(self.done)
         row = self.trainer.update(clock, steps)
         checkpoints.check_finite(row, self.done, NONE, advice="distill.optimisers.student.learning_rate")
@@ -73,7 +73,7 @@ def trainer(
     sigma_data: float = 0.5,
     distance: Distance = l2_distance,
 ) -> Trainer:
-    """A trainer, not started, on networks that are on their device; all decoders have the same distance."""
+    """A trainer before `Trainer.start`, for networks that are on their device; every decoder gets the same distance."""
     facts = Facts(shape, num_classes, sigma_data, text=text)
     split = BatchSplit(micro_batch_size=section.compute.micro_batch_size)
     distances = dict.fromkeys(section.method.decoders(), distance)
@@ -88,7 +88,7 @@ def from_files(
     device: torch.device = torch.device("cpu"),  # noqa: B008
     distance: Distance = l2_distance,
 ) -> Updates:
-    """Updates from a teacher's file and its pairs; all networks start as the teacher."""
+    """Updates with networks and pairs from files; all networks start with the teacher's weights."""
     file = loading.denoiser_file(teacher)
     classes = int(file.facts["num_classes"])
     modules = networks.load(

@@ -1,21 +1,21 @@
 """Distribution Matching Distillation as a staged, reproducible data pipeline.
 
-`load` gives a callable that draws images of a student's or a teacher's file; `dmd.status` says how far experiments are,
+`load` returns a callable that draws images with a student or a teacher; `dmd.status` shows the progress of experiments;
 `dmd.verify` finds damaged files. docs/development.md says where to look for what.
-The packages, each of which imports only those below it:
+The packages; each imports only packages that are listed below it:
 
-    stages      one module per pipeline step, called by its rule: reads artifacts, writes one artifact
+    stages      one module per pipeline step, called by its rule: reads artifacts and writes new ones
     train       trains any method: updates, optimisers, processes, checkpoints
-    importers   makes teachers, adapters and feature networks of files that others trained
+    importers   converts released files into teachers, adapters and feature networks
     report      scores, tables, charts, grids of images, model cards
-    methods     what a student or a teacher learns from, one file a method
+    methods     training methods and their losses, one file per method
     sampling    images from noise: noise levels, solvers, samplers
     metrics     how good samples are
     data        rows of images, pairs and prompts: shards, manifests, storage
     jobs        how a job runs, on this machine or a cluster: command line, log, signals, processes, GPUs, SLURM
     models      denoisers: networks, preconditioning, guidance, adapters, their files
     provenance  what an artifact was made from: digests, records
-    config      what a configuration says
+    config      the configuration: sections, checks, experiments, the table of rules
 
 Importing this package imports none of them.
 """
@@ -76,37 +76,37 @@ def load(
 ) -> Sampler | TextSampler:
     """A callable that draws images: `dmd.load(path)(num=16, label=3, seed=0)` is float32 (16, C, H, W), about -1 to 1.
 
-    Of text: `dmd.load(path, text_encoder=..., autoencoder=...)("a cat", num=4, seed=0)`.
+    Text to image: `dmd.load(path, text_encoder=..., autoencoder=...)("a cat", num=4, seed=0)`.
 
     Args:
         path: distill/generator.safetensors, or teacher/denoiser.safetensors.
         text_encoder: teacher/text_encoder.safetensors, where the condition is text.
-        autoencoder: teacher/autoencoder.safetensors, which decodes latents; without it they are what is drawn.
+        autoencoder: teacher/autoencoder.safetensors, which decodes latents; without it, latents are returned.
         weights: "ema" (averaged) or "raw".
-        device: "auto" (the first GPU where there is one), or what torch calls a device: "cpu", "cuda", "cuda:1". On a
-            GPU torch's own switches of precision hold; stages set `torch.backends.cudnn.allow_tf32 = False`.
-        batch_size: images per network call; a short batch is padded to it, so that the bits of an image do not depend
-            on how many are drawn. None: as many as are asked for, 64 at most, unpadded up to there.
-        solver: of a teacher, "heun" (where None) or "euler"; of one of text, the name of a scheduler ("pndm" where
-            None).
-        steps: of a teacher's solver, 18 where None: 35 calls with Heun, 18 with Euler; 50 of a scheduler.
-        guidance: of a teacher of text, or one that was trained with label dropout; 1 is none.
-        calls: of a student of several numbers of network calls, one of them; that which its training ended with where
-            None.
+        device: "auto" (the first GPU, else the CPU) or a torch device: "cpu", "cuda", "cuda:1". On a GPU, torch's
+            global precision settings apply; stages set `torch.backends.cudnn.allow_tf32 = False`.
+        batch_size: images per network call; a shorter batch is padded to this size, so that the bits of an image do not
+            depend on the number of images. None: the number of images, at most 64.
+        solver: for a teacher, "heun" (default) or "euler"; for a teacher whose file has a scheduler of diffusers, the
+            name of a scheduler ("pndm" by default).
+        steps: number of steps of that solver; default 18 (35 calls with Heun, 18 with Euler), 50 with a scheduler.
+        guidance: classifier-free guidance scale, for a teacher of text or one trained with label dropout; 1 = off.
+        calls: number of network calls, for a student that supports several; default: the number that its training
+            ended with.
 
     Returns:
         A `dmd.sampling.sampler.Sampler`, with `shape`, `num_classes`, `sigma`, `solver`, `device`, `metadata`; with a
         text encoder a `dmd.sampling.text_sampler.TextSampler`.
 
     Raises:
-        ValueError: a file is damaged or holds no such weights, files do not belong together, or a solver or guidance
-            is named for a student.
+        ValueError: a file is damaged or lacks the weights, files do not belong together, or a solver, steps or guidance
+            are given for a student.
     """
     numbers: dict[str, Any] = {"weights": weights, "device": device, "batch_size": batch_size, "solver": solver}
     numbers |= {"steps": steps, "guidance": guidance, "calls": calls}
     if text_encoder is None:
         if autoencoder is not None:
-            raise ValueError("autoencoder: it decodes what a denoiser draws of text: give text_encoder, too")
+            raise ValueError("autoencoder: it is used only together with text_encoder: give both or neither")
         from dmd.sampling.sampler import load
 
         return load(path, **numbers)

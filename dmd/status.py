@@ -1,8 +1,8 @@
-"""How far the experiments are: `python -m dmd.status [EXPERIMENT ...]`, run in the folder of config.yaml.
+"""Progress of the experiments: `python -m dmd.status [EXPERIMENT ...]`, run in the folder of config.yaml.
 
-Reads files below the folder of results and nothing else, so it works on any machine that sees the folder, while jobs
-of a cluster or of this machine write to it. `dmd.jobs.job_status` says what the states mean; `done` says that files
-are there, `snakemake -n` whether they are of the numbers that config.yaml has now.
+Reads only config.yaml and files below results/, so it works on every machine that shares the folder, also while jobs
+write to it. `dmd.jobs.job_status` defines the states. `done` only means that the files exist; `snakemake -n` shows
+whether they match the present config.yaml.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 def main() -> None:
     """Command line: see the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiments", nargs="*", help="only these; else all that something was made or begun for")
+    parser.add_argument("experiments", nargs="*", help="default: all that have a folder in results")
     parser.add_argument("--config", type=Path, default=Path("config.yaml"))
     parser.add_argument("--results", type=Path, default=Path("results"))
-    parser.add_argument("--watch", type=_seconds, metavar="SECONDS", help="show it again every so many seconds")
-    parser.add_argument("--json", action="store_true", help="one JSON object per stage and line")
+    parser.add_argument("--watch", type=_seconds, metavar="SECONDS", help="refresh every SECONDS")
+    parser.add_argument("--json", action="store_true", help="print JSON Lines, one object per stage")
     parsed = parser.parse_args()
     try:
         experiments = Experiments(load(parsed.config))
@@ -46,7 +46,7 @@ def main() -> None:
             time.sleep(parsed.watch)
     except KeyboardInterrupt:
         pass
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough; python would flush once more at its end
+    except BrokenPipeError:  # the reader, such as `head`, closed the pipe; Python would flush stdout again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ConfigError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -56,11 +56,11 @@ def _seconds(text: str) -> float:
     with contextlib.suppress(ValueError):
         if 0 < (number := float(text)) < math.inf:
             return number
-    raise argparse.ArgumentTypeError(f"{text!r} is no positive number of seconds")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
 
 
 def as_json(stage: Stage) -> dict[str, Any]:
-    """A stage as plain values: jobs by state, rate and time left of what runs, errors, newest grid."""
+    """A stage as plain values: jobs by state, throughput and time left of running jobs, errors, newest grid."""
     ended = [job for job in stage.jobs if job.status.state in ("failed", "stopped")]
     running = [job for job in stage.jobs if job.status.state == "running"]
     throughput = stage.throughput
@@ -87,7 +87,7 @@ def as_json(stage: Stage) -> dict[str, Any]:
 def text(stages: list[Stage]) -> Iterator[str]:
     """A table of experiments and stages, then lines for stages that run, failed or stopped, and the newest grids."""
     if not stages:
-        yield "Nothing was begun yet. Name experiments to see what they wait for."
+        yield "No experiment has been started. Name experiments to see their stages."
         return
     columns = [name for name in STAGES if any(stage.name == name for stage in stages)]
     names = list(dict.fromkeys(stage.experiment for stage in stages))
@@ -97,7 +97,7 @@ def text(stages: list[Stage]) -> Iterator[str]:
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
     if any(stage.shared for stage in stages):
-        yield "* of the experiment that it extends"
+        yield "* artifact of an experiment that this one extends"
     yield from dict.fromkeys(  # each line once: several experiments share a stage
         line for stage in stages for line in [*_running(stage), *_faults(stage), *_grid(stage)]
     )
@@ -113,13 +113,13 @@ def _running(stage: Stage) -> Iterator[str]:
     if stage.state != "running":
         return
     num = stage.count["running"]
-    parts = [f"{num} jobs at work"] if num > 1 else []
+    parts = [f"{num} jobs running"] if num > 1 else []
     if running := stage.throughput:
         parts += [f"{running.count:,}/{running.total:,} {running.unit}", f"{running.rate:.4g} {running.unit}/s"]
         parts += [f"{running.image_rate:.4g} images/s"] if running.image_rate else []
         parts += [f"{_time(stage.seconds_left)} left"] if stage.seconds_left is not None else []
     else:
-        parts.append("nothing counted yet")
+        parts.append("no progress reported yet")
     owner = next(job.owner for job in stage.jobs if job.status.state == "running")
     yield f"{owner} {stage.name}: {', '.join(parts)}"
 
@@ -130,7 +130,7 @@ def _faults(stage: Stage) -> Iterator[str]:
         if status.state == "failed":
             yield f"{job.owner} {stage.name} failed: {status.message} ({job.log})"
         elif status.state == "stopped":
-            silent = f"no sign of life for {_time(status.silent_seconds)}, killed or suspended?"
+            silent = f"no status update for {_time(status.silent_seconds)}, killed or suspended?"
             yield f"{job.owner} {stage.name} {status.message or f'stopped: {silent}'} ({job.log})"
 
 
@@ -140,7 +140,7 @@ def _grid(stage: Stage) -> Iterator[str]:
 
 
 def _time(seconds: float) -> str:
-    """Seconds in the largest unit that they fill twice."""
+    """A duration in the largest unit that it has at least two of."""
     return next((f"{seconds / size:.1f} {unit}" for size, unit in UNITS if seconds >= 2 * size), f"{seconds:.0f} s")
 
 

@@ -1,7 +1,7 @@
-"""Lets torchvision be imported where its compiled part does not load, as beside a CPU build of torch.
+"""Makes torchvision importable where its compiled extension does not load, for example beside a CPU build of torch.
 
-lpips, torch-fidelity, transformers and diffusers import torchvision; its import registers fake versions of operators
-that only its compiled part defines, and fails without them. Calling such an operator still fails.
+lpips, torch-fidelity, transformers and diffusers import torchvision, which registers fake kernels for operators that
+only its extension defines. Without the extension that import fails. Calling such an operator still fails.
 """
 
 import functools
@@ -16,7 +16,7 @@ SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"  # of nms
 
 @functools.cache
 def ensure() -> None:
-    """Call before importing torchvision or what imports it; defines nothing where the compiled part loads.
+    """Defines the missing operators; to be called before torchvision is imported. Does nothing if its extension loads.
 
     Raises:
         ValueError: torchvision is not installed.

@@ -1,12 +1,12 @@
 """Finds artifacts that were deleted, truncated or altered, and the artifacts made from them.
 
 python -m dmd.verify results             only lists them
-python -m dmd.verify results --delete    removes them; a plain run then makes them again
+python -m dmd.verify results --delete    removes them; snakemake then makes those that its targets need
 
-Snakemake does not check an intermediate file if the final one exists; this checks every artifact by the record beside
-it. An artifact without a record counts as damaged. Other files are ignored, and so is an undamaged artifact whose
-input was made again: Snakemake remakes it. Exit status: 0 no damage, 1 damage was found (and, with --delete, removed),
-2 the check failed.
+Snakemake does not check an intermediate file if the final one exists; this command compares every artifact with the
+record beside it. An artifact without a record counts as damaged. Other files are left alone, and so is an undamaged
+artifact whose input was made again, since Snakemake remakes it. Exit status: 0: no damage; 1: damage was found (and
+removed, with --delete); 2: the check itself could not be completed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def run(*, folder: Path, delete: bool) -> dict[Path, str]:
         The reason for each bad file; empty if there is no damage.
 
     Raises:
-        ValueError: the folder is missing, a stage is writing into it, or has written a file that would be removed.
+        ValueError: the folder is missing, a stage is writing into it, or a stage has written a file during the check
+            that would be removed.
     """
     before = records_now(folder)
     damaged, derived, notes = audit(folder, remote.sizes)
@@ -58,7 +59,7 @@ def run(*, folder: Path, delete: bool) -> dict[Path, str]:
         print("not removed; --delete (`make verify`) removes them")
     elif bad:
         _remove(bad, before)
-        print("removed; a plain run (`snakemake --cores all`) remakes those that its targets need:")
+        print("removed; `snakemake --cores all` makes those again that its targets need:")
         print("\n".join(f"    {path}" for path in sorted(bad)))
     return bad
 

@@ -107,6 +107,18 @@ def test_tree_of_results_has_every_artifact():
         assert "pipeline" in file.parts or file.name.replace(":05d", "") in tree, file
 
 
+def test_table_of_rules_is_complete():
+    page = (ROOT / "docs" / "development.md").read_text()
+    listed = {
+        file: {rule: stage or rule for rule, stage in re.findall(r"`(\w+)`(?: \((\w+)\))?", rules)}
+        for file, rules in re.findall(r"^\| `(\w+\.smk)` \| (.*) \|$", page, re.M)
+    }
+    for path in (ROOT / "workflow" / "rules").glob("*.smk"):
+        written = re.findall(r"^ *(?:rule|use rule \w+ as) (\w+)(?: with)?:$", path.read_text(), re.M)
+        assert listed.get(path.name, {}) == {rule: RULES[rule].stage for rule in written}, path
+    assert {rule for rules in listed.values() for rule in rules} == set(RULES)
+
+
 def test_examples_are_valid_and_share_what_the_pages_say():
     found = Experiments(resolve(pages.configuration()))
     owners = {rule: found.owner("digits-slower", rule) for rule in ("teacher", "reference", "pairs", "distill")}

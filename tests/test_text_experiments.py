@@ -7,6 +7,7 @@ import pytest
 
 from dmd import config
 from dmd.config import Experiments
+from dmd.jobs.experiment_progress import Results
 from tests.config.test_experiments import BASE as CLASSES
 
 FILE = {"kind": "file", "file": "prompts.parquet"}
@@ -49,6 +50,18 @@ def test_specs_of_prompts_name_no_paths():
         "kind": "laion", "files": [{"sha256": None}] * 2, "text_column": "TEXT", "score_column": "AESTHETIC_SCORE",
         "threshold": 6.0, "num": None, "seed": 0,
     }  # fmt: skip
+
+
+def test_progress_counts_the_text_states_of_a_block(tmp_path):
+    """Blocks of states have shards of their own size, with or without a section sample."""
+    states = {"states": {"num_states": 60, "shard_size": 10, "shards_per_job": 4}}
+    method = {**METHOD, "regression_weight": 0.0, "match_pairs": False, "phases": [{"updates": 1}]}
+    text = {name: section for name, section in TEXT.items() if name not in ("pairs", "sample")}
+    written = {"text": {**text, **states, "distill": {"method": method}}}
+    found = Experiments(config.resolve({"experiments": written}))
+    assert [found.num_items("text", "states", block) for block in found.blocks("text", "states")] == [40, 20]
+    stages = {stage.name: stage.jobs for stage in Results(tmp_path, found).stages("text")}
+    assert [job.num_images for job in stages["states"]] == [40, 20, 0]
 
 
 def test_artifacts_of_text_are_read_where_the_condition_is_text():

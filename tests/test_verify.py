@@ -140,14 +140,14 @@ def test_artifact_that_a_stage_writes_is_not_removed(monkeypatch):
 def test_artifact_of_an_input_made_anew_is_named_and_kept(capsys):
     write(TEACHER, "retrained teacher")
     assert bad() == set()
-    assert f"{GENERATOR}: out of date, was made from another {TEACHER}" in capsys.readouterr().out
+    assert f"{GENERATOR}: out of date, since {TEACHER} has changed; kept" in capsys.readouterr().out
     assert all(path.is_file() for path in EVERYTHING)
 
 
 def test_artifact_of_a_changed_file_outside_is_named_and_kept(capsys):
     NETWORK.write_text("other features")
     assert bad() == set()
-    assert f"{REFERENCE}: out of date, was made from another {NETWORK}" in capsys.readouterr().out
+    assert f"{REFERENCE}: out of date, since {NETWORK} has changed; kept" in capsys.readouterr().out
     assert NETWORK.exists() and REFERENCE.exists()
 
 

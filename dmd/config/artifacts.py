@@ -1,8 +1,8 @@
 """The artifacts of experiments: the spec of each, what it is made from, whose it is, and where it is.
 
 An experiment owns an artifact if the spec of its rule, or of any rule upstream, differs from the parent's; otherwise
-it uses the parent's artifact, and nothing is computed twice. Ownership is per rule: more pairs give another manifest,
-but the same shards.
+it uses the parent's artifact, and nothing is computed twice. Ownership is per rule: an experiment with more pairs than
+its parent owns its manifest, but shares the shards that both have.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class Experiments:
         self.parents = configuration.parents
         self.owner = cache(self._owner)
         self.upstream = cache(self._upstream)
-        self._identity = cache(self._shared_identity)
-        self._spec = cache(self._shared_spec)
+        self._identity = cache(self._compute_identity)
+        self._spec = cache(self._compute_spec)
 
     def sections(self, experiment: str) -> Experiment:
         """All sections of an experiment, after inheritance."""
         return self._named(experiment).sections
 
     def section(self, experiment: str, place: str) -> Any:
-        """One section, such as "sample"; "sample.prompts" is one within another."""
+        """A section, such as "sample", or a nested one, such as "sample.prompts"."""
         return self._named(experiment).section(place)
 
     def _named(self, experiment: str) -> Named:
@@ -52,13 +52,13 @@ class Experiments:
         return Named(experiment, self.merged[experiment])
 
     def spec(self, experiment: str, rule: str, block: tuple[int, int] | None = None) -> Json:
-        """The spec of one job, with exactly the keys of its stage; `block` for rules that make shards."""
+        """The spec of one job: the keys that its stage takes; `block` is for rules that make blocks of shards."""
         spec = copy.deepcopy(self._spec(experiment, rule))
         if RULES[rule].tars and block is not None:
             spec |= {"first": block[0], "last": block[1]}
         return spec
 
-    def _shared_spec(self, experiment: str, rule: str) -> Json:
+    def _compute_spec(self, experiment: str, rule: str) -> Json:
         named, row = self._named(experiment), RULES[rule]
         spec = row.spec(named, self._section_of(named, row))
         if row.computed:
@@ -79,7 +79,7 @@ class Experiments:
         return True
 
     def _upstream(self, experiment: str, rule: str) -> list[tuple[str, str]]:
-        """(rule, experiment) of the artifacts that a rule reads; ownership is not resolved."""
+        """(rule, experiment) of each artifact that a rule reads; the experiment need not be its owner."""
         sources = {
             "pairs": ["teacher", *(["prompts", "text_encoder"] if self.sections(experiment).prompts else [])],
             "states": ["prompts", "text_encoder"],
@@ -112,7 +112,7 @@ class Experiments:
         if rule == "distill":
             method = self.section(experiment, "distill").method
             reads, text = method.reads(), self.has(experiment, "text_encoder")
-            encoded = text and self.sections(experiment).states is not None  # else text states are those of the pairs
+            encoded = text and self.sections(experiment).states is not None  # else the pairs hold the text states
             sources += ["pairs_manifest"] if reads & {"pairs", "trajectories"} or (text and not encoded) else []
             sources += ["states_manifest"] if encoded and "pairs_manifest" not in sources else []
             sources += ["images"] if "images" in reads else []
@@ -120,7 +120,7 @@ class Experiments:
         if rule == "export_pipeline":
             read = {name for name, _ in self.upstream(experiment, "distill")}
             sources += sorted(read & {"pairs_manifest", "states_manifest"})
-        if rule == "features" and self.judged(experiment):
+        if rule == "features" and self.has_clip_score(experiment):
             sources += ["captions"]
         if rule == "latency":
             full = self.section(experiment, "evaluate.latency").decoder == "full"
@@ -137,16 +137,16 @@ class Experiments:
         return self.section(experiment, "distill") if rule == "distill" else None
 
     def parts(self, experiment: str, *rules: str) -> list[str]:
-        """Those of `rules` for parts of a teacher of latents that the experiment's teacher has."""
+        """Those of `rules` that the experiment has, such as "autoencoder" for a teacher of latents."""
         return [rule for rule in rules if self.has(experiment, rule)]
 
-    def judged(self, experiment: str) -> bool:
+    def has_clip_score(self, experiment: str) -> bool:
         """Whether the samples of an experiment get a CLIP score."""
         evaluate = self.sections(experiment).evaluate
         return evaluate is not None and evaluate.clip is not None
 
     def distilled(self, experiment: str) -> bool:
-        """Whether the experiment's samples are a student's."""
+        """Whether the experiment's samples are drawn by a student."""
         return self.section(experiment, "sample").source == "generator"
 
     def _owner(self, experiment: str, rule: str) -> str:
@@ -160,13 +160,13 @@ class Experiments:
             return experiment
         return self.owner(parent, rule) if identity == self._identity(parent, rule) else experiment
 
-    def _shared_identity(self, experiment: str, rule: str) -> tuple[Json, list[tuple[str, str]], list[str]]:
+    def _compute_identity(self, experiment: str, rule: str) -> tuple[Json, list[tuple[str, str]], list[str]]:
         upstream = [(source, self.owner(name, source)) for source, name in self.upstream(experiment, rule)]
         spec = self._spec(experiment, rule)
         named = self._named(experiment)
         section = self._section_of(named, RULES[rule])
         values = [section.model_dump(exclude={"tiny_autoencoder"})]
-        if rule == "features" and self.judged(experiment):
+        if rule == "features" and self.has_clip_score(experiment):
             values.append(self.section(experiment, "evaluate.clip").model_dump())
         return spec, upstream, [path for value in values for path in unpinned(value)]
 
@@ -174,6 +174,11 @@ class Experiments:
         """Path of an artifact of a rule, by default the first one, relative to the folder of results."""
         name = RULES[rule].files[number].format(first=block[0], last=block[1])
         return f"{self.owner(experiment, rule)}/{name}"
+
+    def num_items(self, experiment: str, rule: str, block: tuple[int, int]) -> int:
+        """Images, or text states, of a block of a rule."""
+        first, last = block
+        return (last - first + 1) * int(self._section_of(self._named(experiment), RULES[rule]).shard_size)
 
     def blocks(self, experiment: str, rule: str) -> list[tuple[int, int]]:
         """First and last shard of each block of `pairs`, `states` or `sample`; blocks do not cross repetitions."""

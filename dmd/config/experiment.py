@@ -33,7 +33,7 @@ from dmd.config.training import Distill
 
 NAME = "^[a-z0-9][a-z0-9-]*$"
 RESERVED = ("tables", "logs")  # folders of results/ that are not experiments
-LATENT = ("stable-diffusion",)  # kinds of teachers of latents and text
+TEXT_KINDS = ("stable-diffusion",)  # kinds of text-to-image teachers; their images are latents
 
 
 def _not_reserved(name: str) -> str:
@@ -48,48 +48,59 @@ Name = Annotated[str, Field(pattern=NAME), AfterValidator(_not_reserved)]
 class JobResources(Section):
     """Resources to ask a cluster for; null is the default of the rule."""
 
-    memory_mb: Count | None = Field(None, description="of the CPU; of teacher and distill for each process")
-    hours: Positive | None = Field(
-        None, description="that a job may take; for distill the profile of the cluster overrules it"
-    )
+    memory_mb: Count | None = Field(None, description="main memory, for teacher and distill per process")
+    hours: Positive | None = Field(None, description="time limit of a job; the cluster profile overrules distill's")
 
 
 class DistillResources(JobResources):
-    """What a cluster is asked for by a distillation."""
+    """Resources that a distillation asks a cluster for; null is the default of the rule."""
 
-    nodes: Count = Field(1, description="machines; each gets an equal part of distill.processes")
+    nodes: Count = Field(1, description="number of nodes; each runs an equal part of distill.processes")
 
 
 class Resources(Section):
     """Resources to ask a cluster for, per job of a rule; they do not change results."""
 
+    images: JobResources = JobResources()
     teacher: JobResources = JobResources()
+    text_encoder: JobResources = JobResources()
+    autoencoder: JobResources = JobResources()
+    tiny_autoencoder: JobResources = JobResources()
     reference: JobResources = JobResources()
     prompts: JobResources = JobResources()
     captions: JobResources = JobResources()
+    states: JobResources = JobResources()
+    states_manifest: JobResources = JobResources()
     pairs: JobResources = JobResources()
     pairs_manifest: JobResources = JobResources()
     distill: DistillResources = DistillResources()
     sample: JobResources = JobResources()
+    samples_manifest: JobResources = JobResources()
     features: JobResources = JobResources()
     evaluate: JobResources = JobResources()
-    pictures: JobResources = JobResources()
+    inception_score: JobResources = JobResources()
+    clip: JobResources = JobResources()
     latency: JobResources = JobResources()
+    pictures: JobResources = JobResources()
+    sheet: JobResources = JobResources()
+    export_onnx: JobResources = JobResources()
+    export_pipeline: JobResources = JobResources()
+    export_lora: JobResources = JobResources()
 
 
 class Experiment(Section):
     """One experiment, after inheritance."""
 
     device: Literal["auto", "cpu"] = Field("auto", description="auto: a GPU where there is one, else the CPU")
-    threads: Count = Field(1, description="torch threads; more or fewer give other bytes")
+    threads: Count = Field(1, description="torch threads; another number changes results in their last bits")
     resources: Resources = Resources()
-    dataset: Dataset | None = Field(None, description="real images: to train on, and to compare with")
+    dataset: Dataset | None = Field(None, description="real images, for training and for scores")
     teacher: Teacher | None = Field(None, description="the diffusion model that is distilled")
     reference: Reference | None = None
-    prompts: Prompts | None = Field(None, description="texts that pairs are made of")
+    prompts: Prompts | None = Field(None, description="prompts of the pairs, or of section states")
     states: States | None = None
     pairs: Pairs | None = None
-    distill: Distill | None = Field(None, description="the training of the student")
+    distill: Distill | None = Field(None, description="training of the student")
     sample: Sample | None = None
     evaluate: Evaluate | None = None
 
@@ -133,7 +144,7 @@ class Experiment(Section):
     def _guidable(self) -> bool:
         """Whether the teacher also works without a condition."""
         dropout = isinstance(self.teacher, TrainedTeacher) and self.teacher.training.method.label_dropout
-        return bool(dropout) or (self.teacher is not None and self.teacher.kind in LATENT)
+        return bool(dropout) or (self.teacher is not None and self.teacher.kind in TEXT_KINDS)
 
     @property
     def _unguided(self) -> str:
@@ -146,7 +157,7 @@ class Experiment(Section):
         if self.teacher is None:
             return
         kind = self.teacher.kind
-        text = kind in LATENT
+        text = kind in TEXT_KINDS
         for section, key, prompts in (
             (self.pairs, "pairs", self.prompts),
             (self.sample, "sample", self.sample and self.sample.prompts),
@@ -180,7 +191,7 @@ class Experiment(Section):
         if self.teacher is None:
             return
         kind = self.teacher.kind
-        if kind in LATENT and self.states is None and self.pairs is None:
+        if kind in TEXT_KINDS and self.states is None and self.pairs is None:
             yield "distill: text states come from section pairs or states, and there is neither"
         changing = [name for name, role in method.roles().items() if role.mode is not Mode.FROZEN]
         guidance = method.roles()[TEACHER].guidance if TEACHER in method.roles() else 1
@@ -190,17 +201,17 @@ class Experiment(Section):
         for name in [decoder for decoder in method.decoders() if decoder != "none"]:
             if name == "tiny" and getattr(self.teacher, "tiny_autoencoder", None) is None:
                 yield f"{decoder_key}: tiny, but section teacher has no tiny_autoencoder"
-            if kind not in LATENT and not getattr(self.teacher, "latent", False):
+            if kind not in TEXT_KINDS and not getattr(self.teacher, "latent", False):
                 yield f"{decoder_key}: a teacher of kind {kind} makes no latents"
         if kind == "gaussian-mixture" and TEACHER in changing:
-            yield f"distill.method.name: {method.name} changes the teacher's weights, gaussian-mixture has none"
+            yield f"distill.method.name: {method.name} changes the teacher's weights, but gaussian-mixture has none"
         if "images" in method.reads():
             yield from self._image_contradictions(method)
 
     def _image_contradictions(self, method: MethodSection) -> Iterator[str]:
-        """Contradictions of a method that reads images with teacher and dataset."""
+        """Contradictions between a method that reads images and the teacher or dataset."""
         name, dataset = f"distill.method.name: {method.name} learns from images, but", self.dataset
-        if self.teacher is not None and (self.teacher.kind in LATENT or getattr(self.teacher, "latent", False)):
+        if self.teacher is not None and (self.teacher.kind in TEXT_KINDS or getattr(self.teacher, "latent", False)):
             yield f"{name} a teacher of kind {self.teacher.kind} makes latents"
         elif isinstance(dataset, ImageDataset) and dataset.num_held_out == "all":
             yield f"{name} dataset.num_held_out is all, so there are none to train on"
@@ -212,7 +223,7 @@ class Experiment(Section):
             return
         if sample.calls not in weights:
             supported = ", ".join(map(str, sorted(weights)))
-            yield f"sample.calls: {sample.calls}, but the student of method {method.name} is kept for {supported}"
+            yield f"sample.calls: {sample.calls}, but a student of method {method.name} supports only {supported}"
         elif sample.weights not in weights[sample.calls]:
             yield f"sample.weights: raw, but for {sample.calls} calls the file holds averaged weights only"
 
@@ -237,19 +248,19 @@ class Experiment(Section):
 
 
 class Published(Section):
-    """The row of `paper` with the same setting, which our value stands beside."""
+    """The row of the published table `paper` with the same setting; it shows the value of this row, too."""
 
-    label: str = Field(description="of its row")
-    dataset: str | None = Field(None, description="of its row, where labels occur twice")
+    label: str = Field(description="of the published row")
+    dataset: str | None = Field(None, description="of the published row, if its label occurs twice")
 
 
 class Row(Section):
     """A row of a table: the mean over its experiments, and their spread."""
 
     label: str = Field(description="first column")
-    experiments: Annotated[Many[str], Field(min_length=1, description="one with `seeds` stands for all of them")]
-    seeds: Literal["all", "first"] = Field("all", description="first: the experiment alone, not its other seeds")
-    run: bool = Field(True, description="false: show the scores that are there, never start a job for one that is not")
+    experiments: Annotated[Many[str], Field(min_length=1, description="one with `seeds` includes all of them")]
+    seeds: Literal["all", "first"] = Field("all", description="first: the experiment itself, no further seeds")
+    run: bool = Field(True, description="false: show existing scores, and start no jobs for missing ones")
     published: Published | None = None
 
 
@@ -258,7 +269,7 @@ class Table(Section):
 
     title: str = Field("", description="heading above the table")
     paper: str | None = Field(
-        None, description="a table of workflow/resources/published_values.yaml to print beside ours"
+        None, description="table of workflow/resources/published_values.yaml to print below this one"
     )
     rows: Annotated[Many[Row], Field(min_length=1)]
 
@@ -268,16 +279,16 @@ class Series(Section):
 
     label: str = Field(description="in the legend")
     points: Annotated[Many[Annotated[Many[str], Field(min_length=1)]], Field(min_length=1)] = Field(
-        description="experiments of each point"
+        description="for each point, its experiments"
     )
-    seeds: Literal["all", "first"] = Field("all", description="first: the experiments alone, not their other seeds")
+    seeds: Literal["all", "first"] = Field("all", description="first: the experiments themselves, no further seeds")
 
 
 class Chart(Section):
     """results/tables/NAME.png."""
 
     kind: Literal["calls", "pairs", "figure3"] = Field(
-        description="what the axis below is: network calls, number of pairs; figure3: points of toy2d"
+        description="x axis: network calls or number of pairs; figure3: points of toy2d"
     )
     title: str = Field("", description="above the chart")
     series: Annotated[Many[Series], Field(min_length=1)]
@@ -286,8 +297,8 @@ class Chart(Section):
 class Input(Section):
     """A file to download."""
 
-    url: str = Field(pattern="^https?://", description="that it is fetched from")
-    file: Path = Field(description="where it belongs; sections name the same path")
+    url: str = Field(pattern="^https?://", description="to download from")
+    file: Path = Field(description="to download to; sections refer to it by this path")
     sha256: Pinned
     size: Count | None = Field(None, description="bytes; null = unknown")
 
@@ -299,12 +310,12 @@ class Input(Section):
 
 
 class Storage(Section):
-    """Object storage for shards of pairs, besides results/; not part of any spec."""
+    """Object storage for shards of pairs, in addition to results/; in no spec."""
 
     prefix: str = Field(
         pattern=r"^(s3|gs|https?)://[^/@?#]+(/[^?#]*)?$",
-        description="s3:// or gs:// with bucket and folder, or http(s):// to read only; without password, since logs "
-        "would show it: see docs/storage.md",
+        description="s3:// or gs:// with bucket and folder, or http(s)://, which is read-only; no password, since logs "
+        "show it: see docs/storage.md",
     )
     endpoint: str | None = Field(
         None,
@@ -336,8 +347,8 @@ class Storage(Section):
 class File(Section):
     """config.yaml with its included files; experiments are checked after inheritance, as `Experiment`."""
 
-    include: Many[Path] = Field((), description="further files, from the folder of this one")
-    experiments: dict[Name, dict[str, Any]] = Field(description="sections of each, or `extends` and what differs")
+    include: Many[Path] = Field((), description="further files, relative to this one")
+    experiments: dict[Name, dict[str, Any]] = Field(description="sections of each, or `extends` and changed keys")
     tables: dict[Name, Table] = {}
     charts: dict[Name, Chart] = {}
     inputs: dict[Name, Input] = {}
@@ -349,7 +360,7 @@ class File(Section):
         return self
 
     def _contradictions(self) -> Iterator[str]:
-        """Several inputs of one file."""
+        """Inputs that name the same file."""
         owners: dict[str, str] = {}
         for name, entry in self.inputs.items():
             if (other := owners.setdefault(entry.file, name)) != name:

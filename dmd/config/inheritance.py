@@ -1,9 +1,9 @@
 """Experiments with seeds, inheritance and defaults resolved, and checked.
 
-`extends: other` inherits: mappings merge deeply, lists replace, and a mapping whose `kind` or `name` differs from the
-parent's replaces all of it; one with another `file` or `folder` does not inherit the parent's `sha256`.
-With `distill.seeds` NAME has the first seed, and an experiment NAME-seedN is added for each further one. It extends
-seed N of the experiment that NAME extends if that has seed N, else NAME.
+`extends: other` inherits: mappings merge deeply and lists are replaced. A mapping whose `kind` or `name` differs from
+the parent's replaces it; one with another `file` or `folder` does not inherit the parent's `sha256`.
+With `distill.seeds`, NAME has the first seed, and an experiment NAME-seedN is added for each further seed N. It extends
+PARENT-seedN if NAME extends PARENT and PARENT has seed N, else NAME.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from dmd.config.experiment import Chart, Experiment, File, Input, Storage, Table
 from dmd.config.messages import ConfigError, faults, raise_faults, unknown_experiment
 from dmd.config.methods import Method
 from dmd.config.reading import Json, normalise_paths, read_file, unfit_values, with_digests
-from dmd.config.section_base import NAMED, SOURCES, Section
+from dmd.config.section_base import SOURCES, UNSET_PATH, Section
 
 SWITCHES = ("kind", "name")
-SEED_STEP = 1_000_000  # training seed N draws its samples from seed N * SEED_STEP on
+SEED_STEP = 1_000_000  # samples of training seed N begin at noise seed N * SEED_STEP
 SCORED = ("reference", "sample", "evaluate")  # sections that a table or chart needs of an experiment
 CHARTED = {"pairs": ("pairs",), "figure3": ("dataset",)}  # kind of a chart -> further sections that it needs
 ROOT = "experiment"
@@ -34,10 +34,10 @@ class Configuration:
     """A checked configuration.
 
     Attributes:
-        experiments: merged, defaults filled in.
+        experiments: by name, after inheritance and with defaults.
         parents: the experiment that each one extends.
         groups: by experiment, the experiments of all its seeds, itself first.
-        tables, charts: with the experiments of all seeds, except in rows and series with `seeds: first`.
+        tables, charts: by name; names of experiments include all their seeds, unless `seeds` is `first`.
     """
 
     experiments: dict[str, Experiment]
@@ -98,7 +98,7 @@ def resolve(written: Json) -> Configuration:
 
 
 def _usable_parts(written: Json) -> File:
-    """The experiments of a file with faults that can be checked all the same."""
+    """The experiments, in a file with faults, that can still be checked."""
     experiments = written.get("experiments") if isinstance(written, dict) else None
     usable = (
         {name: section for name, section in experiments.items() if isinstance(section, dict)}
@@ -109,7 +109,7 @@ def _usable_parts(written: Json) -> File:
 
 
 def _experiment(merged: Json) -> Experiment:
-    """A merged experiment; faults in ConfigError lack its name: `.pairs.num_pairs: ...`."""
+    """Validates a merged experiment; faults in ConfigError begin without its name: `.pairs.num_pairs: ...`."""
     try:
         experiment = Experiment.model_validate(merged)
     except ValidationError as error:
@@ -123,7 +123,7 @@ def _experiment(merged: Json) -> Experiment:
 def _missing_paths(value: Any, section: str = "") -> Iterator[tuple[str, str]]:
     """Full key of each section that lacks a path, and the key of that path."""
     if isinstance(value, Section):
-        yield from ((section, key) for key in SOURCES if getattr(value, key, None) == NAMED)
+        yield from ((section, key) for key in SOURCES if getattr(value, key, None) == UNSET_PATH)
         fields = type(value).model_fields
         items = [(f".{field.alias or name}", getattr(value, name)) for name, field in fields.items()]
     else:
@@ -133,7 +133,7 @@ def _missing_paths(value: Any, section: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _with_seeds(written: Mapping[str, Json]) -> tuple[dict[str, Json], dict[str, tuple[str, ...]], list[str]]:
-    """Experiments as written, plus one per further seed; `Configuration.groups`; faults."""
+    """Experiments as written plus one per further seed, `Configuration.groups`, and faults."""
     sections: dict[str, Json] = {}
     groups: dict[str, tuple[str, ...]] = {}
     lines: list[str] = []
@@ -269,7 +269,7 @@ def _without_foreign_digest(parent: Json, child: Json) -> Json:
 
 
 def _without_null_moments(experiment: Json) -> Json:
-    """`experiment` without `reference.moments: null`, by which a child drops the parent's moments."""
+    """`experiment` without `reference.moments: null`, which only says that a child drops its parent's moments."""
     reference = experiment.get("reference")
     if not isinstance(reference, dict) or reference.get("moments", ...) is not None:
         return experiment

@@ -1,4 +1,4 @@
-"""Faults of a configuration as lines: the key, the value, what is allowed, and "did you mean"."""
+"""Formats faults of a configuration as lines with the key, its value, the allowed values and a suggestion."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ConfigError(ValueError):
 
 
 def raise_faults(faults: Iterable[str]) -> None:
-    """ConfigError with all faults, each once and sorted, if there are any."""
+    """Raises ConfigError with all faults, sorted and each once, if there are any."""
     if lines := sorted(set(faults)):
         raise ConfigError("\n".join(lines))
 
@@ -70,7 +70,7 @@ def faults(error: ValidationError, model: Any, key: str = "") -> Iterator[str]:
 
 
 def _locate(annotation: Any, loc: Sequence[int | str], key: str) -> tuple[str, Any, Any]:
-    """Full key of a fault, without pydantic's tags of unions; the section around it; the annotation of the value."""
+    """Full key of a fault (without pydantic's union tags), the section that holds it, the annotation of its value."""
     outer: Any = None
     for part in loc:
         cases = _cases(annotation)
@@ -85,7 +85,7 @@ def _locate(annotation: Any, loc: Sequence[int | str], key: str) -> tuple[str, A
 
 
 def _cases(annotation: Any) -> list[Any]:
-    """The members of a union, without None; an annotation that is no union is its only member."""
+    """The members of a union, without None; for any other annotation, the annotation alone."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         return _cases(typing.get_args(annotation)[0])
@@ -186,7 +186,7 @@ def _shown(value: Any) -> str:
 
 
 def as_number(text: str) -> str | None:
-    """`text` spelt as YAML reads a number (1000, or a dot and a signed exponent), None if it is no number."""
+    """`text` as a number in YAML's spelling (1000, 5.0e-05), or None if it is not a number."""
     try:
         value = float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The base class of the sections of methods: networks, data, phases. No torch here."""
+"""The base class of the sections of methods: networks, data, phases. Does not import torch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pydantic import Field
 
 from dmd.config.section_base import Count, Positive, Section
 
-WEIGHTS = ("ema", "raw")  # of a student: averaged over updates, and of the last update
+WEIGHTS = ("ema", "raw")  # a student's weights: moving average over updates; last update
 STUDENT, TEACHER = "student", "teacher"
 
 
 class Mode(Enum):
-    """How a network changes in a training."""
+    """How a training changes a network."""
 
     FROZEN = "frozen"  # not at all; not in checkpoints
     TRAINED = "trained"  # by its optimiser
@@ -58,8 +58,8 @@ class PlannedPhase:
     """A phase that has a loss: updates first .. first + config.updates - 1.
 
     Attributes:
-        index: in the list of the configuration, from 0, with skipped phases.
-        config: its entry in that list.
+        index: position in the configured list of phases, from 0; skipped phases count.
+        config: the phase as configured.
     """
 
     index: int
@@ -68,7 +68,7 @@ class PlannedPhase:
 
     @property
     def stop(self) -> int:
-        """The first update after it."""
+        """The first update after the phase."""
         return self.first + self.config.updates
 
 
@@ -76,10 +76,10 @@ class MethodSection(Section):
     """Section `method` of a training. Each method has `name`, its tag, and `phases`.
 
     Attributes:
-        optimiser_defaults: defaults of an optimiser by role that differ from the general ones; roles that are not
-            listed have those of the student.
-        schedule_defaults: defaults of the schedule that differ from the general ones.
-        refuses: keys of `compute` that must keep their defaults with this method, or "adapter".
+        optimiser_defaults: by role, the method's own defaults of its optimiser; a role that is not listed has those of
+            the student.
+        schedule_defaults: the method's own defaults of the schedule.
+        refuses: what the method does not support: keys of `compute` that must keep their defaults, or "adapter".
     """
 
     optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -93,7 +93,7 @@ class MethodSection(Section):
         raise NotImplementedError
 
     def reads(self) -> frozenset[str]:
-        """Streams besides noise that any phase of this configuration reads: pairs, images."""
+        """Streams besides noise that any phase of this configuration reads: pairs, trajectories, images."""
         return frozenset()
 
     def losses(self, phase: Phase) -> frozenset[str]:
@@ -105,19 +105,23 @@ class MethodSection(Section):
         return None
 
     def decoders(self) -> tuple[str, ...]:
-        """Decoders of latents for the distance, over all phases in order of first use; "none" is one of them."""
+        """Latent decoders of the distance in all phases, in order of first use; "none" counts as one."""
         return ()
 
     def calls_kept(self) -> dict[int, tuple[str, ...]]:
         """Weights ("ema", "raw") in the student's file by number of network calls."""
         return {1: WEIGHTS}
 
+    def final_calls(self) -> int:
+        """Network calls of the student at the end of training."""
+        return 1
+
     def distance_key(self) -> str:
         """The key of `distance`, for messages."""
         return "distance"
 
     def notes(self, phase: Phase) -> list[str]:
-        """Lines on keys of a phase that have no effect. ValueError if the phase contradicts the section."""
+        """Messages about keys of a phase that have no effect; ValueError if the phase contradicts the section."""
         return []
 
     def batch_sizes(self) -> dict[str, int]:
@@ -131,7 +135,7 @@ class MethodSection(Section):
         return tuple(name for name, role in self.roles().items() if role.mode is Mode.TRAINED)
 
     def plan(self) -> tuple[list[PlannedPhase], list[str]]:
-        """The phases that have a loss, and lines on phases and keys without effect."""
+        """The phases that have a loss, and messages about phases and keys without effect."""
         planned: list[PlannedPhase] = []
         lines: list[str] = []
         first = 0

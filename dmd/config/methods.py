@@ -8,20 +8,32 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from dmd.config.method_base import STUDENT, TEACHER, WEIGHTS, MethodSection, Mode, Phase, Role, Source
-from dmd.config.section_base import NAMED, Count, Decay, Many, Path, Pinned, Positive, Section, Weight, Whole, refuse
+from dmd.config.section_base import (
+    UNSET_PATH,
+    Count,
+    Decay,
+    Many,
+    Path,
+    Pinned,
+    Positive,
+    Section,
+    Weight,
+    Whole,
+    refuse,
+)
 
 Decoder = Literal["none", "tiny", "full"]
-DECODER = "of latents, by the teacher's autoencoder; the distance is that of the images"
+DECODER = "decodes latents before the distance: the tiny or the full autoencoder of the teacher, or none"
 
 
 def _check_order(sigma_min: float, sigma_max: float | None) -> None:
-    """ValueError unless sigma_max is above sigma_min; None is not known yet."""
+    """ValueError unless sigma_max is above sigma_min; a sigma_max of None is unknown and passes."""
     if sigma_max is not None and sigma_max <= sigma_min:
         raise ValueError(f"sigma_max {sigma_max:g} is not above sigma_min {sigma_min:g}")
 
 
 def _changed(section: Section, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """The keys, of some, whose values differ from the defaults, with these values."""
+    """Those of `keys` whose values differ from the defaults, with their values."""
     for key in keys:
         if (value := getattr(section, key)) != type(section).model_fields[key].default:
             yield key, value
@@ -34,9 +46,9 @@ class KarrasLevels(Section):
     count: Annotated[Count, Field(ge=2)] = Field(1000, description="number of levels; index 0 is sigma_min")
     sigma_min: Positive = Field(0.002, description="lowest level")
     sigma_max: Positive = Field(80.0, description="highest level")
-    rho: Positive = Field(7.0, description="bends the curve of levels")
-    min_index: Whole = Field(20, description="lowest level that is drawn")
-    max_index: Whole = Field(980, description="highest level that is drawn")
+    rho: Positive = Field(7.0, description="of Eq. 5: larger means denser levels near sigma_min")
+    min_index: Whole = Field(20, description="lowest index that the matching loss draws")
+    max_index: Whole = Field(980, description="highest index that the matching loss draws")
 
     @model_validator(mode="after")
     def _range(self) -> KarrasLevels:
@@ -50,8 +62,8 @@ class TeacherLevels(Section):
     """The discrete noise levels that the teacher was trained on."""
 
     kind: Literal["teacher"]
-    min_index: Whole = Field(20, description="lowest level that is drawn")
-    max_index: Whole = Field(980, description="highest level that is drawn")
+    min_index: Whole = Field(20, description="lowest index that the matching loss draws")
+    max_index: Whole = Field(980, description="highest index that the matching loss draws")
 
     @model_validator(mode="after")
     def _range(self) -> TeacherLevels:
@@ -71,17 +83,17 @@ class LpipsDistance(Section):
     """LPIPS on VGG16 features (Zhang et al. 2018)."""
 
     kind: Literal["lpips"]
-    file: Path = Field(NAMED, description="torchvision's weights of VGG16")
+    file: Path = Field(UNSET_PATH, description="weights of torchvision's VGG16")
     sha256: Pinned = None
     pooling: Literal["average", "max"] = Field(
-        "average", description="average as in the official code, max as published"
+        "average", description="average: as in DMD's official code; max: as LPIPS was published"
     )
-    size: Annotated[Count, Field(ge=16, description="side in pixels")] = 224
+    size: Annotated[Count, Field(ge=16, description="side in pixels to upsample images to")] = 224
     decoder: Decoder = Field("none", description=DECODER)
 
 
 def _karras(value: Any) -> Any:
-    """The default kind of levels is karras."""
+    """Adds the default `kind: karras` to levels without a kind."""
     return {"kind": "karras", **value} if isinstance(value, dict) else value
 
 
@@ -90,15 +102,15 @@ Distance = Annotated[L2Distance | LpipsDistance, Field(discriminator="kind")]
 
 
 class DmdPhase(Phase):
-    """A phase of DMD; null is the value of the section."""
+    """A phase of DMD; null takes the value of the method's section."""
 
-    train: Literal["both", "fake"] = Field("both", description="fake: the fake denoiser alone; `updates` counts it")
+    train: Literal["both", "fake"] = Field("both", description="fake: the fake denoiser alone, for `updates` updates")
     matching_scale: Weight = Field(1.0, description="factor on matching_weight; 0 = off")
     regression_scale: Weight = Field(1.0, description="factor on regression_weight; 0 = off")
-    fake_updates: Whole = Field(1, description="per update of the student")
-    max_index: Whole | None = Field(None, description="last noise level of the matching loss")
-    num_pairs: Count | None = Field(None, description="the first pairs of the manifest; null = all")
-    decoder: Decoder | None = Field(None, description="of regression_distance")
+    fake_updates: Whole = Field(1, description="updates of the fake denoiser per update of the student")
+    max_index: Whole | None = Field(None, description="highest index of a noise level in the matching loss")
+    num_pairs: Count | None = Field(None, description="read only the first num_pairs pairs of the manifest; null = all")
+    decoder: Decoder | None = Field(None, description="decoder of regression_distance")
     matching_batch_size: Count | None = Field(None, description="images")
     regression_batch_size: Count | None = Field(None, description="pairs")
 
@@ -107,22 +119,22 @@ class Dmd(MethodSection):
     """Distribution Matching Distillation (Yin et al. 2023)."""
 
     name: Literal["dmd"]
-    sigma: Positive | None = Field(80.0, description="noise level of the student's input; null = the teacher's last")
+    sigma: Positive | None = Field(80.0, description="noise level of the student's input; null = the teacher's highest")
     levels: Levels = Field(KarrasLevels(), description="noise levels of matching and fake loss")
     weighting: Literal["eq8", "sigma/alpha", "sigma3/alpha", "sigma2/alpha"] = Field(
         "eq8",
-        description="w_t of the matching gradient: Eq. 8, two rows of the paper's Table 2, Eq. 8 without its mean",
+        description="w_t of the matching gradient: Eq. 8, two of the paper's Table 2, Eq. 8 without its normaliser",
     )
-    alpha_factor: bool = Field(False, description="the factor alpha_t of Eqs. 7 and 8, which the official code drops")
-    fake_score: bool = Field(True, description="false = follow the real score alone")
-    guidance: float = Field(1.0, ge=1, description="classifier-free, of the real score alone; 1 = none")
-    match_pairs: bool = Field(False, description="images of the pairs' noise join the matching and fake losses")
-    matching_weight: Weight = Field(1.0, description="0 = off")
+    alpha_factor: bool = Field(False, description="true: keep alpha_t of Eqs. 7 and 8, which the official code omits")
+    fake_score: bool = Field(True, description="false = matching gradient from the real score only")
+    guidance: float = Field(1.0, ge=1, description="classifier-free guidance of the real score only; 1 = none")
+    match_pairs: bool = Field(False, description="matching and fake losses also use images from the pairs' noise")
+    matching_weight: Weight = Field(1.0, description="weight of the matching loss; 0 = off")
     regression_weight: Weight = Field(0.25, description="lambda_reg; 0 = off, and no pairs are read")
-    regression_distance: Distance = Field(L2Distance(kind="l2"), description="Eq. 9; the paper's is lpips")
-    matching_batch_size: Count = Field(392, description="images, of the fake loss, too")
+    regression_distance: Distance = Field(L2Distance(kind="l2"), description="distance in Eq. 9; the paper uses lpips")
+    matching_batch_size: Count = Field(392, description="images in the matching loss, and in the fake loss")
     regression_batch_size: Count = Field(392, description="pairs")
-    shared_noise: bool = Field(False, description="one noised batch for matching and fake loss")
+    shared_noise: bool = Field(False, description="use one noised batch for both the matching and the fake loss")
     phases: Annotated[Many[DmdPhase], Field(min_length=1)] = (DmdPhase(updates=300000),)
 
     @model_validator(mode="after")
@@ -163,9 +175,9 @@ class Dmd(MethodSection):
         return frozenset({"pairs"} if any("regression" in self.losses(phase) for phase in self.phases) else ())
 
     def losses(self, phase: Phase) -> frozenset[str]:
-        """Those of matching, regression and fake whose weight is not 0.
+        """Names of the losses matching, regression and fake whose weight is not 0.
 
-        A phase of the fake denoiser has no loss if the matching loss does not use the fake score.
+        A phase that trains only the fake denoiser has no loss if the matching loss does not use the fake score.
         """
         assert isinstance(phase, DmdPhase)
         if phase.train == "fake":
@@ -187,11 +199,11 @@ class Dmd(MethodSection):
         return []
 
     def distance(self) -> Section | None:
-        """Of the regression loss, if a phase has one."""
+        """The distance of the regression loss; None if no phase has that loss."""
         return self.regression_distance if "pairs" in self.reads() else None
 
     def distance_key(self) -> str:
-        """Of the regression loss."""
+        """The key of the regression loss's distance."""
         return "regression_distance"
 
     def batch_sizes(self) -> dict[str, int]:
@@ -209,7 +221,7 @@ class Dmd(MethodSection):
         return sizes
 
     def decoders(self) -> tuple[str, ...]:
-        """Those of phases with a regression loss."""
+        """The decoders of phases with a regression loss."""
         phases = [phase for phase in self.phases if "regression" in self.losses(phase)]
         return tuple(dict.fromkeys(phase.decoder or self.regression_distance.decoder for phase in phases))
 
@@ -217,7 +229,7 @@ class Dmd(MethodSection):
 class ProgressivePhase(Phase):
     """A round: one step of the student replaces two steps of its teacher."""
 
-    steps: Count = Field(description="network calls of the student: half of those of the round before")
+    steps: Count = Field(description="network calls of the student: half of the previous round's")
     fresh_optimiser: bool = Field(True, description="clear the student's Adam moments first")
     fresh_average: bool = Field(True, description="restart the student's moving average")
 
@@ -231,16 +243,16 @@ class Progressive(MethodSection):
     schedule_defaults: ClassVar[Mapping[str, Any]] = {"over": "phase", "decay": "linear", "warmup": 0}
     name: Literal["progressive"]
     batch_size: Count = Field(128, description="images")
-    sigma_max: Positive | None = Field(80.0, description="first level of all rounds; null = the teacher's last")
-    sigma_min: Positive = Field(0.002, description="last level above 0, of the first teacher")
-    rho: Positive = Field(7.0, description="bends the curve of levels")
+    sigma_max: Positive | None = Field(80.0, description="highest level, in all rounds; null = the teacher's highest")
+    sigma_min: Positive = Field(0.002, description="lowest level above 0 of the first teacher")
+    rho: Positive = Field(7.0, description="of Karras et al. 2022, Eq. 5: larger means denser levels near sigma_min")
     weighting: Literal["truncated-snr", "snr+1", "network"] = Field(
         "truncated-snr", description="max(1/sigma^2, 1), 1 + 1/sigma^2, or the weight of the network's preconditioning"
     )
     next_teacher: Literal["raw", "averaged"] = Field(
-        "raw", description="the student's weights that become teacher and student of the next round"
+        "raw", description="the student's weights that initialise teacher and student of the next round"
     )
-    keep: Many[Count] = Field((), description="numbers of calls of earlier students to keep in the file")
+    keep: Many[Count] = Field((), description="calls of earlier rounds whose students are kept in the file, too")
     phases: Annotated[Many[ProgressivePhase], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -256,7 +268,11 @@ class Progressive(MethodSection):
 
     def calls_kept(self) -> dict[int, tuple[str, ...]]:
         """Averaged weights of the rounds in `keep`, and all weights of the last round."""
-        return {number: ("ema",) for number in self.keep} | {self.phases[-1].steps: WEIGHTS}
+        return {number: ("ema",) for number in self.keep} | {self.final_calls(): WEIGHTS}
+
+    def final_calls(self) -> int:
+        """Steps of the last round."""
+        return self.phases[-1].steps
 
     def roles(self) -> dict[str, Role]:
         """The student, and its teacher: the file's in the first round, then the student of the round before."""
@@ -271,7 +287,7 @@ class FixedNumber(Section):
     """A constant number of noise levels."""
 
     kind: Literal["fixed"]
-    count: Annotated[Count, Field(ge=2)] = Field(18, description="N")
+    count: Annotated[Count, Field(ge=2)] = Field(18, description="number of levels N")
 
 
 class GrowingNumber(Section):
@@ -288,7 +304,7 @@ class GrowingNumber(Section):
 
 
 class RootNumber(GrowingNumber):
-    """N(k) from `first` to `last` + 1, with a square that grows linearly (Song et al. 2023, Appendix C)."""
+    """N(k) grows from `first` to `last` + 1, its square linearly in k (Song et al. 2023, Appendix C)."""
 
     kind: Literal["root"]
     first: Annotated[Count, Field(ge=2)] = Field(2, description="N at the first update")
@@ -307,21 +323,21 @@ class PseudoHuberDistance(Section):
     """sqrt(|x - y|^2 + c^2) - c, the norm over all values of an image (Song and Dhariwal 2023, Table 1)."""
 
     kind: Literal["pseudo-huber"]
-    c: Positive | None = Field(None, description="null = 0.00054 times the root of the number of values of an image")
+    c: Positive | None = Field(None, description="null = 0.00054 sqrt(d) for images of d values")
 
 
 class ConsistencyLevels(Section):
-    """Noise levels of the neighbours: N levels of Karras et al. 2022, Eq. 5, where N depends on the update."""
+    """N noise levels (Karras et al. 2022, Eq. 5), of which two neighbours are compared; N may depend on the update."""
 
-    sigma_min: Positive = Field(0.002, description="where the student's map is the image itself")
-    sigma_max: Positive | None = Field(80.0, description="null = the teacher's last")
-    rho: Positive = Field(7.0, description="bends the curve of levels")
+    sigma_min: Positive = Field(0.002, description="lowest level, where the student's map is the identity")
+    sigma_max: Positive | None = Field(80.0, description="highest level; null = the teacher's highest")
+    rho: Positive = Field(7.0, description="of Eq. 5: larger means denser levels near sigma_min")
     number: Annotated[FixedNumber | RootNumber | DoublingNumber, Field(discriminator="kind")] = Field(
-        FixedNumber(kind="fixed"), description="how many levels, N"
+        FixedNumber(kind="fixed"), description="number of levels N"
     )
-    distribution: Literal["uniform", "log-normal"] = Field("uniform", description="log-normal: ln(sigma) about normal")
-    sigma_log_mean: float = Field(-1.1, description="of ln(sigma), where log-normal")
-    sigma_log_std: Positive = Field(2.0, description="of ln(sigma), where log-normal")
+    distribution: Literal["uniform", "log-normal"] = Field("uniform", description="of the levels drawn")
+    sigma_log_mean: float = Field(-1.1, description="mean of ln(sigma), for log-normal")
+    sigma_log_std: Positive = Field(2.0, description="standard deviation of ln(sigma), for log-normal")
 
     @model_validator(mode="after")
     def _range(self) -> ConsistencyLevels:
@@ -341,8 +357,8 @@ Metric = Annotated[L2Distance | LpipsDistance | PseudoHuberDistance, Field(discr
 class Consistency(MethodSection):
     """Consistency models (Song et al. 2023, Song and Dhariwal 2023).
 
-    The defaults are those of Song et al. for distillation on CIFAR-10 with L2, except AdamW instead of RAdam, and
-    `ema_decay` of the training, which is 0.9999 there.
+    The defaults are those of Song et al. for distillation on CIFAR-10 with L2, with two exceptions: AdamW instead of
+    RAdam, and `ema_decay`, which is 0.9999 in the paper.
     """
 
     optimiser_defaults = {STUDENT: {"learning_rate": 4.0e-4, "weight_decay": 0.0}}
@@ -351,23 +367,23 @@ class Consistency(MethodSection):
     name: Literal["consistency"]
     teach: Literal["distillation", "training"] = Field(
         "distillation",
-        description="the neighbour at the lower level: by the teacher's ODE, or by the same noise on the image",
+        description="sample at the lower level: a step of the teacher's ODE, or the image plus the same noise",
     )
-    solver: Literal["heun", "euler"] = Field("heun", description="of the teacher's step")
-    guidance: float = Field(1.0, ge=1, description="classifier-free, of the teacher; 1 = none")
+    solver: Literal["heun", "euler"] = Field("heun", description="solver of the teacher's ODE step")
+    guidance: float = Field(1.0, ge=1, description="classifier-free guidance of the teacher; 1 = none")
     levels: ConsistencyLevels = ConsistencyLevels()
     metric: Metric = Field(L2Distance(kind="l2"), description="distance between the student and its target")
     weighting: Literal["one", "gap"] = Field("one", description="gap: 1 over the difference of the two levels")
     target_decay: Decay = Field(
-        0.0, description="of the target network; 0 = the student is the target, without gradient"
+        0.0, description="EMA decay of the target network; 0 = the target is the student, without gradient"
     )
     target_schedule: Literal["constant", "levels"] = Field(
         "constant", description="levels: mu(k) = exp(s0 ln(target_decay) / N(k)), s0 the first number of levels"
     )
-    dropout: bool = Field(False, description="of the student's architecture, with the same mask in both passes")
+    dropout: bool = Field(False, description="dropout of the architecture, with the same mask for student and target")
     calls: Annotated[Many[Positive], Field(min_length=1)] | None = Field(
         None,
-        description="noise levels of the student's calls, of which sample.calls takes the first; null = sigma_max",
+        description="noise levels of the student's calls; sample.calls: n uses the first n; null = sigma_max only",
     )
     batch_size: Count = Field(512, description="images")
     phases: Annotated[Many[ConsistencyPhase], Field(min_length=1)] = (ConsistencyPhase(updates=800000),)
@@ -393,11 +409,15 @@ class Consistency(MethodSection):
                 yield f"calls: {list(self.calls)} do not descend from sigma_max {top:g} to above {low:g}"
 
     def calls_kept(self) -> dict[int, tuple[str, ...]]:
-        """Any number of the first `calls`: the student's map leads to the image from any level."""
-        return {number + 1: WEIGHTS for number in range(len(self.calls or (0,)))}
+        """Every number from 1 to the length of `calls`, since the student maps each level to an image."""
+        return {number + 1: WEIGHTS for number in range(self.final_calls())}
+
+    def final_calls(self) -> int:
+        """Length of `calls`."""
+        return len(self.calls or (0,))
 
     def distance_key(self) -> str:
-        """Of the metric."""
+        """The key of the metric."""
         return "metric"
 
     @property
@@ -420,7 +440,7 @@ class Consistency(MethodSection):
         return frozenset({"images"})
 
     def distance(self) -> Section:
-        """Between the student and its target."""
+        """The distance between the student and its target."""
         return self.metric
 
     def decoders(self) -> tuple[str, ...]:
@@ -437,8 +457,8 @@ class Denoising(MethodSection):
 
     name: Literal["denoising"]
     batch_size: Count = Field(description="images")
-    sigma_log_mean: float = Field(-1.2, description="of ln(sigma)")
-    sigma_log_std: Positive = Field(1.2, description="of ln(sigma)")
+    sigma_log_mean: float = Field(-1.2, description="mean of ln(sigma)")
+    sigma_log_std: Positive = Field(1.2, description="standard deviation of ln(sigma)")
     label_dropout: float = Field(
         0.0, ge=0, lt=1, description="fraction of images trained without their label, for guidance"
     )
@@ -454,12 +474,12 @@ class Denoising(MethodSection):
 
 
 class KarrasCurve(Section):
-    """Noise levels at uniform positions in [0, last); 0 is sigma_min, 1 sigma_max (Karras et al. 2022, Eq. 5)."""
+    """Noise levels of Karras et al. 2022, Eq. 5, at uniform positions in [0, last): sigma_min at 0, sigma_max at 1."""
 
     sigma_min: Positive = Field(0.002, description="lowest level")
     sigma_max: Positive = Field(80.0, description="highest level")
-    rho: Positive = Field(7.0, description="bends the curve of levels")
-    last: float = Field(0.8, gt=0, le=1, description="0.8 is sigma 24.4 of the default curve")
+    rho: Positive = Field(7.0, description="of Eq. 5: larger means denser levels near sigma_min")
+    last: float = Field(0.8, gt=0, le=1, description="largest position; with the other defaults 0.8 is sigma 24.4")
 
     @model_validator(mode="after")
     def _range(self) -> KarrasCurve:
@@ -468,27 +488,31 @@ class KarrasCurve(Section):
 
 
 class ScoreIdentity(Section):
-    """SiD's loss (Zhou et al. 2024): the Fisher divergence at alpha 1/2; at 1 that of fixed samples."""
+    """SiD's loss (Zhou et al. 2024).
+
+    Up to a factor its gradient is that of the Fisher divergence for alpha 1/2, and with alpha 1 the same with a fixed
+    distribution of samples.
+    """
 
     kind: Literal["sid"]
     alpha: float = Field(1.2, description="1.2 is the authors' best value, 1.0 is safer")
 
 
-class PseudoHuber(Section):
+class ScoreImplicitMatching(Section):
     """SIM's loss (Luo et al. 2024): (mean y^2 + c^2)^1/2 of the difference y of teacher and fake denoiser."""
 
     kind: Literal["sim"]
-    c: Positive = Field(5.4e-4, description="differences well above it count linearly, below it squared")
+    c: Positive = Field(5.4e-4, description="the loss is quadratic in differences well below c, linear well above")
 
 
 class SidPhase(Phase):
     """A phase of SiD."""
 
-    fake_updates: Count = Field(1, description="before each update of the student")
+    fake_updates: Count = Field(1, description="updates of the fake denoiser before each update of the student")
 
 
 class Sid(MethodSection):
-    """Score identity Distillation (Zhou et al. 2024): a one-call student, without pairs and images."""
+    """Score identity Distillation (Zhou et al. 2024): trains a one-call student without pairs or images."""
 
     optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         role: {"learning_rate": 1.0e-5, "betas": (0.0, 0.999), "weight_decay": 0.0} for role in (STUDENT, "fake")
@@ -496,12 +520,12 @@ class Sid(MethodSection):
     refuses: ClassVar[tuple[str, ...]] = ("shard_parameters",)  # gradients pass through networks that are not trained
     name: Literal["sid"]
     sigma: Positive = Field(2.5, description="noise level of the student's input")
-    divergence: Annotated[ScoreIdentity | PseudoHuber, Field(discriminator="kind")] = Field(
+    divergence: Annotated[ScoreIdentity | ScoreImplicitMatching, Field(discriminator="kind")] = Field(
         ScoreIdentity(kind="sid"), description="the student's loss"
     )
-    levels: KarrasCurve = Field(KarrasCurve(), description="of the student's loss")
-    sigma_log_mean: float = Field(-1.2, description="of ln(sigma) of the fake denoiser's loss")
-    sigma_log_std: Positive = Field(1.2, description="of ln(sigma) of the fake denoiser's loss")
+    levels: KarrasCurve = Field(KarrasCurve(), description="noise levels in the student's loss")
+    sigma_log_mean: float = Field(-1.2, description="of ln(sigma) in the fake denoiser's loss")
+    sigma_log_std: Positive = Field(1.2, description="of ln(sigma) in the fake denoiser's loss")
     batch_size: Count = Field(256, description="images")
     phases: Annotated[Many[SidPhase], Field(min_length=1)] = (SidPhase(updates=2000000),)
 

@@ -1,4 +1,4 @@
-"""Reads configuration files: YAML, included files, and checks that values are JSON values."""
+"""Reads configuration files and the files that they include; checks that values are JSON values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class KeysOnceLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ig
 
 
 def read_yaml(path: Path) -> Json:
-    """One YAML mapping; ConfigError if the file is missing, is no YAML mapping, or has a key twice."""
+    """Reads one YAML mapping; ConfigError if the file is missing, is not a YAML mapping, or has a key twice."""
     try:
         value = yaml.load(Path(path).read_text(), Loader=KeysOnceLoader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -159,7 +159,7 @@ def with_digests(value: Any, digests: Mapping[str, str]) -> Any:
 
 
 def unpinned(value: Any) -> list[str]:
-    """Paths of files and folders without a digest, which identify them instead."""
+    """Paths of files and folders without a digest; these are identified by their path."""
     if isinstance(value, list | tuple):
         return [path for item in value for path in unpinned(item)]
     if not isinstance(value, dict):

@@ -17,18 +17,18 @@ from pydantic.fields import FieldInfo
 from dmd.config.experiment import Experiment, File
 from dmd.config.method_base import MethodSection
 from dmd.config.schema import EXTENDS, SEEDS, definitions
-from dmd.config.section_base import NAMED, SOURCES, Section
+from dmd.config.section_base import SOURCES, UNSET_PATH, Section
 from dmd.config.training import Distill
 
 PATH = Path(__file__).resolve().parents[2] / "docs" / "configuration-reference.md"
 INTRODUCTION = """# Keys of config.yaml
 
-`python -m dmd.config.reference_page` writes this page from the models in `dmd/config`. How the file works:
-[configuration](configuration.md).
+`python -m dmd.config.reference_page` writes this page from the classes in `dmd/config`.
+[Configuration](configuration.md) explains how the file works.
 
-A heading names a place in the file. `teacher: edm` is section `teacher` with `kind: edm`; `distill.method: dmd` is
-section `distill.method` with `name: dmd`; "of `sid`" means that only that kind or method has the section. A key without
-a default has to be given where its section stands; an experiment that extends another has that one's.
+Headings are paths in the file. `teacher: edm` is section `teacher` with `kind: edm`; `distill.method: dmd` is section
+`distill.method` with `name: dmd`; "of `sid`" means that only this kind or method has the section. A key without a
+default must be set if its section is used; an experiment that extends another may inherit it.
 """
 TYPES = {"integer": "whole number", "number": "number", "boolean": "`true`, `false`", "string": "text"}
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
@@ -38,8 +38,8 @@ class Page:
     """All sections, in the order of the page.
 
     Attributes:
-        headings: of each section, one for each place that it may stand at; the first one is that on the page.
-        tags: the `kind` or `name` that chooses a section, or several of them; "" where there is no choice.
+        headings: by section, one heading per place where it may occur; the page uses the first.
+        tags: by section, the value or values of `kind` or `name` that select it; "" if there is no choice.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Page:
         self._schemas = definitions(self.headings)
 
     def text(self) -> str:
-        """The page as it is tracked."""
+        """The text of the page."""
         return "\n".join([INTRODUCTION, *map(self._section, self.headings)])
 
     def _add(self, parent: type[BaseModel], place: str, owner: str) -> None:
@@ -81,7 +81,7 @@ class Page:
             for name, field in model.model_fields.items()
             if name not in ("kind", "name") or not self.tags[model] or "," in self.tags[model]
         ]
-        if model is Experiment:  # no section is null, it is left out
+        if model is Experiment:  # an absent section is left out, never null
             rows = [row.replace(" or `null` | `null` |", " |  |") for row in rows]
             rows.insert(0, _row("extends", "name", "", EXTENDS["description"]))
         if model is Distill:
@@ -115,7 +115,7 @@ class Page:
 
 
 def _by_name(name: str, field: FieldInfo) -> str:
-    """What stands for the names in the place of a mapping."""
+    """The placeholder in a heading for the keys of a mapping; "" for other fields."""
     return "" if get_origin(field.annotation) is not dict else ".ROLE" if name == "optimisers" else ".NAME"
 
 
@@ -128,7 +128,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _tag(model: type[BaseModel], *, alone: bool) -> str:
-    """Values of `kind` or `name` that choose a section; of several values only where there are other sections."""
+    """Values of `kind` or `name` that select a section; "" for several values if there is no other section."""
     for key in ("kind", "name"):
         field = model.model_fields.get(key)
         if field and get_origin(field.annotation) is Literal and not (alone and len(get_args(field.annotation)) > 1):
@@ -137,11 +137,11 @@ def _tag(model: type[BaseModel], *, alone: bool) -> str:
 
 
 def _method_defaults(model: type[MethodSection]) -> list[str]:
-    """Sentences on the defaults of optimisers and schedule that a method has of its own, and on what it refuses."""
+    """Sentences on a method's own defaults of optimisers and schedule, and on the keys that it refuses."""
     own = {f"optimisers.{role}": values for role, values in model.optimiser_defaults.items()}
     own |= {"schedule": model.schedule_defaults} if model.schedule_defaults else {}
-    lines = [f"Its own defaults of `{place}`: `{_yaml(dict(values))}`." for place, values in own.items()]
-    refused = [f"It refuses `compute.{switch}`." for switch in model.refuses]
+    lines = [f"Defaults of `{place}` with this method: `{_yaml(dict(values))}`." for place, values in own.items()]
+    refused = [f"`compute.{switch}` is not supported." for switch in model.refuses]
     return ["\n".join([*lines, *refused])] if lines or refused else []
 
 
@@ -150,7 +150,7 @@ def _row(key: str, *cells: str) -> str:
 
 
 def _meaning(field: FieldInfo) -> str:
-    """The description of a key; without one the first line of what its section says."""
+    """The description of a key, or else the first line of its section's docstring."""
     said = field.description or next((each.description for each in field.metadata if _described(each)), None)
     if said is None:
         models = list(_models(field.annotation))
@@ -165,7 +165,7 @@ def _described(metadata: Any) -> bool:
 def _default(name: str, field: FieldInfo) -> str:
     """The default as YAML; none where the key has to be given."""
     value = field.get_default()
-    if field.is_required() or (name in SOURCES and value == NAMED):
+    if field.is_required() or (name in SOURCES and value == UNSET_PATH):
         return ""
     if isinstance(value, Section) and not value.spec():
         return "its defaults"
@@ -184,7 +184,7 @@ def _anchor(heading: str) -> str:
 
 
 def text() -> str:
-    """The page as it is tracked."""
+    """The text of the page."""
     return Page().text()
 
 

@@ -1,4 +1,4 @@
-"""Threads, GPUs, memory and time that a job asks for. Of these only threads, which its spec has too, change bytes."""
+"""Threads, GPUs, memory and time that a job asks for. Only the threads, which are also in its spec, affect results."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Resources:
 
     Attributes:
         threads: on each machine.
-        gpu: GPUs of a job on one machine.
-        mem_mb: memory of the CPU, on each machine.
+        gpu: number of GPUs of a job on one machine.
+        mem_mb: main memory, on each machine.
         runtime: minutes.
         nodes: machines of a distillation.
-        tasks, mpi, tasks_per_gpu, gres: of one on several machines. SLURM counts threads by task, one on each machine;
-            the stage starts its processes through srun; `gres` names the GPUs of each machine.
+        tasks, mpi, tasks_per_gpu, gres: for a distillation on several machines. SLURM gets one task per machine, whose
+            threads `threads` counts; the stage starts its processes through srun; `gres` is the GPUs of each machine.
     """
 
     threads: int
@@ -37,8 +37,8 @@ class Resources:
 def resources(experiments: Experiments, experiment: str, rule: str, attempt: int = 1) -> Resources:
     """Resources of a job: memory and minutes of its rule, unless `resources` of the experiment says others.
 
-    Each process of a training has memory, threads and a GPU of its own. Each attempt after the first has half of the
-    memory more. An experiment with `device: cpu` asks for no GPU.
+    Each process of a training has its own memory, threads and GPU. Each attempt after the first asks for half of the
+    initial memory more. An experiment with `device: cpu` asks for no GPU.
     """
     row, sections = RULES[rule], experiments.sections(experiment)
     asked = getattr(sections.resources, rule, JobResources())

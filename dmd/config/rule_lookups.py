@@ -1,8 +1,8 @@
-"""What the rules ask of the configuration: functions of a job, in the form in which Snakemake calls them.
+"""Look-ups in the configuration for the rules: methods that return functions of wildcards, which Snakemake calls.
 
 A rule passes names of rules, as in `provider.reads("pairs", "prompts")`, or the name of a section, as in
 `provider.files("reference.moments")`. A function of the wildcards alone gives an input, or a parameter whose change
-reruns the job; one that also takes the input or the output gives a parameter whose change alone reruns nothing.
+reruns the job. The value of a function that also takes the input or output may change without a rerun.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from dmd.config.rule_table import RULES
 
 P = ParamSpec("P")
 T = TypeVar("T")
-SAVED = ("json", "safetensors", "txt")  # what diffusers saves
+SAVED = ("json", "safetensors", "txt")  # suffixes of files that diffusers saves
 
 
 class Wildcards(Protocol):
-    """Those of a job; `first` and `last` of one that makes or reads a block of shards."""
+    """Wildcards of a job; `first` and `last` only if it makes or reads a block of shards."""
 
     experiment: str
 
@@ -40,7 +40,7 @@ Text = Callable[[Wildcards], str]
 
 
 def exits_on_config_error(function: Callable[P, T]) -> Callable[P, T]:
-    """Exits with one message at a ConfigError, which would reach the user wrapped in Snakemake's traceback."""
+    """Turns a ConfigError of `function` into an exit with its message, without Snakemake's traceback."""
 
     @functools.wraps(function)
     def call(*arguments: P.args, **keywords: P.kwargs) -> T:
@@ -53,11 +53,11 @@ def exits_on_config_error(function: Callable[P, T]) -> Callable[P, T]:
 
 
 class RuleLookups:
-    """Look-ups over one configuration, for its rules.
+    """Look-ups in one configuration, for the workflow's rules.
 
     Attributes:
-        experiments: look-ups over it.
-        missing: inputs that are not there now, by file. Only these have a job: a file that is there is no output.
+        experiments: look-ups by experiment.
+        missing: entries of `inputs` whose file does not exist yet, by file. Only these are outputs of rule fetch.
     """
 
     def __init__(self, configuration: Configuration) -> None:
@@ -68,7 +68,7 @@ class RuleLookups:
         self._resources = functools.cache(functools.partial(resources, self.experiments))
 
     def owned(self, rule: str) -> Paths:
-        """No file; exits unless the experiment exists, has what `rule` needs, and owns its artifact."""
+        """An input function without files; exits unless the experiment exists, has what `rule` needs and owns it."""
 
         @exits_on_config_error
         def check(wildcards: Wildcards) -> list[str]:
@@ -82,10 +82,10 @@ class RuleLookups:
         return check
 
     def reads(self, rule: str, *sources: str, number: int = 0) -> Paths:
-        """Path of the artifact that `rule` reads of the first of `sources` that it reads at all, else nothing.
+        """Path of the artifact that `rule` reads from the first of `sources` that it depends on; nothing if from none.
 
-        It is the experiment's own or its ancestor's. Of blocks of shards it is that of the job; all, where the job has
-        none. `number` chooses among the files of an artifact.
+        An ancestor may own the artifact. Where `sources` make blocks of shards, the result is the block of the job, or
+        all blocks if the job has none. `number` is the index among the files of the artifact.
         """
 
         @exits_on_config_error
@@ -115,14 +115,14 @@ class RuleLookups:
 
     @exits_on_config_error
     def trained_on(self, wildcards: Wildcards) -> str | list[str]:
-        """The teacher whose images the reference is of, where files of images were read for both."""
+        """The teacher's file if teacher and reference were both made from a folder of images, else nothing."""
         sections = self.experiments.sections(wildcards.experiment)
         images = getattr(sections.dataset, "kind", "") == "images" and getattr(sections.teacher, "kind", "") == "train"
         compared = sections.reference is not None and sections.reference.moments is None
         return self._path(wildcards.experiment, "teacher") if images and compared else []
 
     def files(self, key: str) -> Paths:
-        """The file or files from outside that the section `key` names, or nothing."""
+        """The file or files from outside the workflow that section `key` names, or nothing."""
 
         @exits_on_config_error
         def look_up(wildcards: Wildcards) -> str | list[str]:
@@ -135,7 +135,7 @@ class RuleLookups:
 
     @exits_on_config_error
     def distance_weights(self, wildcards: Wildcards) -> str | list[str]:
-        """Weights of the distance of images that a method's losses use, or nothing."""
+        """The weights file of the image distance in a method's losses (LPIPS), or nothing."""
         entry = self.experiments.section(wildcards.experiment, "distill").method.distance()
         name = f"{wildcards.experiment}.distill.method"
         return self._present(entry, name) if getattr(entry, "file", None) else []
@@ -171,7 +171,7 @@ class RuleLookups:
     def dataset(self, wildcards: Wildcards) -> list[str]:
         """Folders, label file and newest file of a dataset of images.
 
-        A file that is added, removed or replaced changes its folder; one that is overwritten is the newest.
+        Adding, removing or replacing a file changes the time of its folder; overwriting makes a file the newest.
         """
         entry = self.experiments.sections(wildcards.experiment).dataset
         if entry is None or entry.kind != "images":
@@ -181,12 +181,12 @@ class RuleLookups:
         return [*([entry.labels] if entry.labels.endswith(".csv") else []), *contents(entry.folder)]
 
     def spec(self, rule: str) -> Text:
-        """The numbers of a job as canonical JSON: one string, so that any change reruns the job and only that."""
+        """The spec of a job as canonical JSON, one string: Snakemake reruns the job when it changes."""
         spec = self.experiments.spec
         return exits_on_config_error(lambda wildcards: as_text(spec(wildcards.experiment, rule, _block(wildcards))))
 
     def cadence(self, rule: str) -> Callable[[Wildcards, Any], str]:
-        """How often a training writes; another cadence trains nothing anew."""
+        """How often a training writes checkpoints, grids and log rows; a change reruns nothing."""
 
         @exits_on_config_error
         def look_up(wildcards: Wildcards, output: Any) -> str:
@@ -197,11 +197,11 @@ class RuleLookups:
         return look_up
 
     def storage(self, wildcards: Wildcards, output: Any) -> str:
-        """Where shards of pairs lie when they are not in results/; another storage makes nothing anew."""
+        """The storage of shards of pairs that are not in results/; a change reruns nothing."""
         return as_text({"storage": self._storage.settings("results")} if self._storage else {})
 
     def fetch_spec(self, wildcards: Any) -> str:
-        """Where a missing input comes from, and what is known of it."""
+        """URL, sha256 and size of a missing input."""
         entry = self.missing[wildcards.file]
         return as_text({"url": entry.url, "sha256": entry.sha256, "size": entry.size})
 
@@ -231,7 +231,7 @@ class RuleLookups:
 
 
 def existing_scores(wildcards: Wildcards) -> list[str]:
-    """Scores of the experiment that are there, for the card of its pipeline; to Snakemake they are no inputs."""
+    """Existing score files of the experiment, for the model card of its pipeline; they are not inputs of the job."""
     names = [f"results/{wildcards.experiment}/{score}.json" for score in ("fid", "clip")]
     return [name for name in names if os.path.exists(name)]
 
@@ -243,7 +243,7 @@ def flag(name: str) -> Callable[[Wildcards, Mapping[str, str]], str]:
 
 
 def braced(wildcards: Wildcards, input: Sequence[str]) -> str:
-    """Blocks as one word of bash, their folder once: a command, which is one word to the kernel, may have 128 KiB."""
+    """Paths of blocks as one brace expansion: Linux limits an argument, and so the whole shell command, to 128 KiB."""
     paths = [Path(path) for path in input]
     names = ",".join(path.stem for path in paths)
     return f"{shlex.quote(str(paths[0].parent))}/{f'{{{names}}}' if len(paths) > 1 else names}{paths[0].suffix}"
@@ -251,7 +251,7 @@ def braced(wildcards: Wildcards, input: Sequence[str]) -> str:
 
 @functools.cache
 def contents(folder: str) -> list[str]:
-    """All folders below a folder, itself first, and the file that was written last; hidden files do not count."""
+    """A folder, all folders below it, and the newest of their files; hidden files do not count."""
     folders: list[str] = []
     newest: tuple[int, str] = (0, "")
     for place, _, names in os.walk(folder):
@@ -268,5 +268,5 @@ def _block(wildcards: Wildcards) -> tuple[int, int] | None:
 
 
 def as_text(value: Any) -> str:
-    """Canonical JSON, as `provenance.files` writes it, which this package may not import; a test compares them."""
+    """Canonical JSON, as from `provenance.files`, a module that this package may not import; a test compares them."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -1,8 +1,8 @@
-"""One table of all rules: what each is given, where its artifacts lie, and the version of its stage.
+"""One table of all rules: the spec of each, the paths of its artifacts, and the version of its stage.
 
-A version is raised when the same inputs and spec would give other bytes, or when a default of its section changes: a
-spec says only what differs from the defaults. Code behind `python -m` does not trigger a rerun; the version, which
-every rule passes as a parameter, does.
+Raise a version when the same inputs and spec give other bytes, or when a default of a section changes, since a spec
+holds only what differs from the defaults. Snakemake does not see changes of the code behind `python -m`, but reruns a
+job when the version changes, which every rule passes as a parameter.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dmd.config.section_base import Section, without_paths
 from dmd.config.sections import IMPORTED, InceptionFeatures
 
 METRICS = ("fid", "kid", "prdc", "classes", "memorisation")
-PIPELINE = (  # files of export/pipeline/ besides its first
+PIPELINE = (  # files of export/pipeline/ besides model_index.json
     "README.md",
     "scheduler/scheduler_config.json",
     "text_encoder/config.json",
@@ -36,7 +36,7 @@ PIPELINE = (  # files of export/pipeline/ besides its first
     "vae/config.json",
     "vae/diffusion_pytorch_model.safetensors",
 )
-TABLES = "tables"  # no name of an experiment
+TABLES = "tables"  # a folder of results/; no experiment may have this name
 TABLE_KINDS = frozenset({".md", ".csv", ".png"})
 
 
@@ -48,10 +48,10 @@ class Named:
     sections: Experiment
 
     def section(self, place: str) -> Any:
-        """One section; "sample.prompts" is one within another.
+        """A section, or a nested one, such as "sample.prompts".
 
         Raises:
-            ConfigError: there is none; the message names those that there are.
+            ConfigError: the section is missing; the message names those that the experiment has.
         """
         section: Any = self.sections
         outer = ""
@@ -72,17 +72,18 @@ class Rule:
     Attributes:
         stage: module of dmd.stages that its job runs.
         version: of that stage; rules of one stage have the same.
-        section: the section of an experiment that it is made of; None of a rule that belongs to no experiment.
-        spec: the keys of its job, from an experiment and that section, without device, threads and block.
-        files: artifacts, the first one first, below the folder of the experiment.
-        tars: shards beside its first artifact.
+        section: the section that configures the rule; None for a rule that belongs to no experiment.
+        spec: makes the spec of a job from an experiment and that section; `Experiments.spec` adds device and threads
+            where `computed` is true, and the block.
+        files: paths of its artifacts below the folder of the experiment, the main one first.
+        tars: path of its shards, if it writes shards.
         blocks: whether it makes a block of shards per job.
-        computed: whether it takes the threads and the GPU of the experiment, and its spec names them.
-        threads, gpu: whether it takes these although its spec does not name them, or not always.
-        memory_mb: of the CPU, for each process of a training.
-        minutes: after which a cluster ends it.
+        computed: whether a job uses the threads and the GPU of the experiment and has both keys in its spec.
+        threads, gpu: whether a job uses these although `computed` is false.
+        memory_mb: main memory, for a training per process.
+        minutes: time limit on a cluster.
         shown: the column of `dmd.status` that it belongs to.
-        on_request: whether no score needs it.
+        on_request: whether fid.json does not depend on it.
     """
 
     stage: str
@@ -108,7 +109,7 @@ def _teacher(experiment: Named, section: Any) -> Json:
     if section.kind != "train":
         return spec | {"dataset": _dataset(experiment)}
     sections = experiment.sections
-    return spec | {"training": section.training.learnt_from(), "device": sections.device, "threads": sections.threads}
+    return spec | {"training": section.training.weight_spec(), "device": sections.device, "threads": sections.threads}
 
 
 def _dataset(experiment: Named) -> Json:
@@ -167,7 +168,7 @@ def _pairs_manifest(experiment: Named, section: Any) -> Json:
 
 
 def _distill(experiment: Named, section: Any) -> Json:
-    return section.learnt_from()
+    return section.weight_spec()
 
 
 def _sample(experiment: Named, section: Any) -> Json:
@@ -204,7 +205,7 @@ def _inception_score(experiment: Named, section: Section) -> Json:
         )
     if features.resize != "tf":
         raise ConfigError(
-            f"{experiment.name}.reference.features.resize: an Inception Score is of tf, not {features.resize}"
+            f"{experiment.name}.reference.features.resize: an Inception Score needs resize tf, not {features.resize}"
         )
     return {**section.spec(), "experiment": experiment.name}
 
@@ -230,7 +231,7 @@ def _pictures(experiment: Named, section: Any) -> Json:
 
 
 def _student(experiment: Named) -> Json:
-    """Weights and number of calls that the samples are drawn with."""
+    """The weights and number of calls with which the samples are drawn."""
     sample = experiment.sections.sample
     if sample is None:
         return {"weights": "ema"}
@@ -495,16 +496,16 @@ RULES: dict[str, Rule] = {
         on_request=True,
         memory_mb=16000,
     ),
-    "tables": Rule("tables", 1),
+    "tables": Rule("tables", 2),
     "charts": Rule("charts", 1),
 }
 VERSIONS = {rule.stage: rule.version for rule in RULES.values()}
 ARTIFACTS = [name for name, rule in RULES.items() if rule.files]  # rules of experiments
-SCORE_RULES = ("evaluate", "inception_score", "clip", "latency")  # an experiment's own, whatever it shares
+SCORE_RULES = ("evaluate", "inception_score", "clip", "latency")  # rules whose artifacts experiments never share
 
 
 def places() -> Iterator[str]:
-    """Where artifacts of an experiment lie, tars too, with {first}, {last} and {shard}."""
+    """Paths of all artifacts and shards of an experiment, with {first}, {last} and {shard}."""
     for rule in RULES.values():
         yield from rule.files
         if rule.tars:

@@ -16,13 +16,13 @@ from pydantic.json_schema import models_json_schema
 from dmd.config.experiment import NAME, Experiment, File
 
 PATH = Path(__file__).resolve().parents[2] / "workflow" / "schemas" / "config.schema.json"
-EXTENDS = {"type": "string", "pattern": NAME, "description": "the experiment that the rest is inherited from"}
+EXTENDS = {"type": "string", "pattern": NAME, "description": "experiment from which all other keys are inherited"}
 SEEDS = {
     "type": "array",
     "minItems": 1,
     "uniqueItems": True,
     "items": {"type": "integer", "minimum": 0},
-    "description": "the first is the seed of this experiment; each further one adds NAME-seedN. Not inherited",
+    "description": "training seeds; the first is this experiment's, each further N adds NAME-seedN; not inherited",
 }
 
 
@@ -45,7 +45,7 @@ def definitions(models: Iterable[type[BaseModel]]) -> dict[str, Any]:
 
 
 def _with_ranges(value: Any) -> Any:
-    """pydantic writes a range that follows a validator as `ge` and `le`, which editors do not know."""
+    """Renames `ge` and `le`, which pydantic writes for a range after a validator, to `minimum` and `maximum`."""
     if isinstance(value, list):
         return [_with_ranges(item) for item in value]
     if not isinstance(value, dict):
@@ -70,7 +70,7 @@ def _references(value: Any, parts: dict[str, Any]) -> set[str]:
 
 
 def _partial(value: Any) -> Any:
-    """A schema without required keys and discriminators, since both may be inherited."""
+    """A schema without `required` and `discriminator`, since an experiment may inherit the keys that they ask for."""
     if isinstance(value, list):
         return [_partial(item) for item in value]
     if not isinstance(value, dict):

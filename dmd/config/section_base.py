@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Section(BaseModel):
-    """A part of the configuration, or of a spec. It is the only place of its defaults."""
+    """A part of the configuration or of a spec. Its defaults are defined only here."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -23,13 +23,13 @@ class Section(BaseModel):
 
 
 def refuse(faults: Iterable[str]) -> None:
-    """Raises a ValueError with all faults, a line each; `key: message` for a fault of a key of the section."""
+    """Raises ValueError with all faults, one per line; a fault of a key of the section is `key: message`."""
     if lines := list(faults):
         raise ValueError("\n".join(lines))
 
 
 def _to_integer(value: Any) -> Any:
-    """80.0 as 80, since YAML files have both; 1.5 is returned, to be refused."""
+    """Converts whole floats, as in 80.0, to int; any other value is returned unchanged, for pydantic to refuse."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -44,11 +44,11 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Pinned = Annotated[
     str | None,
-    Field(pattern="^[0-9a-f]{8,64}$", description="sha256, or its first digits; null: recorded at first use"),
+    Field(pattern="^[0-9a-f]{8,64}$", description="the file's sha256 or its first digits; null: recorded at first use"),
 ]
 Path = Annotated[str, Field(min_length=1)]
 # Default of a path that the configuration must set and a spec leaves out, since a stage gets the file itself.
-NAMED = ""
+UNSET_PATH = ""
 
 
 def without_paths(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Sections of an experiment besides its trainings. No torch here."""
+"""Sections of an experiment besides its trainings. Does not import torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WrapValidator, model_validator
 
-from dmd.config.section_base import NAMED, Count, Decay, Digest, Many, Path, Pinned, Positive, Section, Whole, refuse
+from dmd.config.section_base import (
+    UNSET_PATH,
+    Count,
+    Decay,
+    Digest,
+    Many,
+    Path,
+    Pinned,
+    Positive,
+    Section,
+    Whole,
+    refuse,
+)
 from dmd.config.training import Compute, TeacherTraining
 
 NUM_SEEDS = 2**32  # torch's CPU generator uses the low 32 bits of a seed
@@ -16,21 +28,21 @@ DECODERS = {"tiny": "tiny_autoencoder", "full": "autoencoder"}  # decoder of lat
 
 
 def _count_or_all(value: Any, handler: Any) -> Any:
-    """One message for the union of a number and a word."""
+    """Validates a count or "all"; a fault gives one message instead of one per type."""
     try:
         return handler(value)
     except ValueError:
         raise ValueError(f"{value!r} is neither a count of at least 1 nor 'all'") from None
 
 
-NoiseSeed = Annotated[Whole, Field(le=NUM_SEEDS - 1, description="at most 2^32 - 1")]
+NoiseSeed = Annotated[Whole, Field(le=NUM_SEEDS - 1, description="of the first noise; the others count up from it")]
 Guidance = Annotated[float, Field(ge=1, description="classifier-free guidance of the teacher; 1 = none")]
 Text = Annotated[str, Field(min_length=1)]
 PinnedFolder = Annotated[
     str | None,
     Field(
         pattern="^[0-9a-f]{8,64}$",
-        description="source_sha256 in the metadata of artifacts from the folder, or its first digits; null = any",
+        description="digest of the folder (source_sha256 in artifacts made from it), or its first digits; null = any",
     ),
 ]
 
@@ -44,7 +56,7 @@ class DigitsDataset(Section):
     kind: Literal["digits"]
     split_seed: Whole = Field(0, description="of the split into training and held-out images")
     num_training: Annotated[Count, Field(le=1796)] = Field(
-        1000, description="images to train on; the other ones of the 1,797 are held out"
+        1000, description="images to train on; the rest of the 1,797 is held out"
     )
     shard_size: Count = SHARD_SIZE
 
@@ -53,18 +65,20 @@ class ImageDataset(Section):
     """A folder of images."""
 
     kind: Literal["images"]
-    folder: Path = Field(NAMED, description="from the folder of config.yaml; sub-folders are searched, too")
+    folder: Path = Field(UNSET_PATH, description="relative to config.yaml; sub-folders are searched, too")
     labels: str = Field(
-        "none", pattern=r"^(none|folders|.*\.csv)$", description="none, folders or the path of a .csv file"
+        "none",
+        pattern=r"^(none|folders|.*\.csv)$",
+        description="none, folders (a class per sub-folder) or the path of a .csv file",
     )
     resolution: Count = Field(description="side in pixels, after crop and resize")
     channels: Literal[1, 3] = Field(3, description="1 = grey")
-    resize: Literal["lanczos", "bicubic", "box"] = Field("lanczos", description="filter")
-    crop: Literal["center", "none"] = Field("center", description="none: images that are not square are refused")
-    split_seed: Whole = Field(0, description="of the split into training and held-out images")
+    resize: Literal["lanczos", "bicubic", "box"] = Field("lanczos", description="filter of the resizing")
+    crop: Literal["center", "none"] = Field("center", description="center: largest square; none: refuse other images")
+    split_seed: Whole = Field(0, description="seed of the split into training and held-out images")
     shard_size: Count = SHARD_SIZE
     num_held_out: Annotated[Count | Literal["all"], WrapValidator(_count_or_all)] = Field(
-        description="all: no image is used for training"
+        description="images kept from training, to compare with; all: none is left to train on"
     )
 
 
@@ -77,7 +91,7 @@ class MixtureDataset(Section):
     )
     stds: Annotated[Many[Positive], Field(min_length=1)] = Field(description="of the components")
     weights: Annotated[Many[Positive], Field(min_length=1)] = Field(
-        description="of the components; their sum is divided out"
+        description="of the components; normalised to a sum of 1"
     )
     num_training: Count = Field(description="points to train on")
     num_held_out: Count = Field(description="points to compare samples with")
@@ -100,7 +114,7 @@ class UNet(Section):
     multipliers: Annotated[Many[Count], Field(min_length=1)] = Field(
         description="of the width, one per level; each level has half the resolution of the one before"
     )
-    blocks: Count = Field(description="per level")
+    blocks: Count = Field(description="residual blocks per level")
     attention: Many[Count] = Field(description="resolutions with attention")
     dropout: Decay = Field(0.0, description="probability")
 
@@ -131,7 +145,7 @@ class EdmTeacher(Section):
     """A network file released by NVIDIA with EDM."""
 
     kind: Literal["edm"]
-    file: Path = Field(NAMED, description="a .pkl of the release")
+    file: Path = Field(UNSET_PATH, description="a .pkl of the release")
     sha256: Pinned = None
 
 
@@ -139,7 +153,7 @@ class OpenaiTeacher(Section):
     """The EDM teacher of the consistency models (Song et al. 2023), as OpenAI released it."""
 
     kind: Literal["openai"]
-    file: Path = Field(NAMED, description="edm_imagenet64_ema.pt")
+    file: Path = Field(UNSET_PATH, description="edm_imagenet64_ema.pt")
     sha256: Pinned = None
     resolution: Count = Field(64, description="side of the images, which is not in the file")
 
@@ -148,7 +162,7 @@ class DiffusersTeacher(Section):
     """A pipeline saved by diffusers."""
 
     kind: Literal["diffusers"]
-    folder: Path = Field(NAMED, description="relative to config.yaml")
+    folder: Path = Field(UNSET_PATH, description="relative to config.yaml")
     sha256: PinnedFolder = None
     latent: bool = Field(False, description="true: the pipeline works on latents of its vae, an AutoencoderKL")
 
@@ -156,7 +170,7 @@ class DiffusersTeacher(Section):
 class TinyAutoencoder(Section):
     """An AutoencoderTiny saved by diffusers, which decodes latents faster."""
 
-    folder: Path = Field(NAMED, description="from the folder of config.yaml")
+    folder: Path = Field(UNSET_PATH, description="relative to config.yaml")
     sha256: PinnedFolder = None
 
 
@@ -164,7 +178,7 @@ class StableDiffusionTeacher(Section):
     """A Stable Diffusion pipeline saved by diffusers."""
 
     kind: Literal["stable-diffusion"]
-    folder: Path = Field(NAMED, description="relative to config.yaml")
+    folder: Path = Field(UNSET_PATH, description="relative to config.yaml")
     sha256: PinnedFolder = None
     tiny_autoencoder: TinyAutoencoder | None = None
 
@@ -173,7 +187,7 @@ class DigitsFeatures(Section):
     """The small classifier of digits in this repository."""
 
     kind: Literal["digits32"]
-    file: Path = Field(NAMED, description="of the classifier")
+    file: Path = Field(UNSET_PATH, description="of the classifier")
     sha256: Digest = Field(description="of the file")
 
 
@@ -184,21 +198,21 @@ class CoordinateFeatures(Section):
 
 
 class PixelFeatures(Section):
-    """Pixels of a reduced image."""
+    """Pixels of the image after averaging to a lower resolution."""
 
     kind: Literal["pixels"]
-    size: Count = Field(8, description="side in pixels after area resizing")
+    size: Count = Field(8, description="side in pixels after averaging")
 
 
 class InceptionFeatures(Section):
     """The Inception network of 2015 (Szegedy et al.) that defines FID."""
 
     kind: Literal["inception"]
-    file: Path = Field(NAMED, description="of the weights, from torch-fidelity or pytorch-fid")
+    file: Path = Field(UNSET_PATH, description="weights as released by torch-fidelity or pytorch-fid")
     sha256: Pinned = None
     batch_size: Count = Field(64, description="images at once, enlarged to 299x299")
     resize: Literal["tf", "clean"] = Field(
-        "tf", description="tf: inside the network; clean: as clean-fid (Pillow, bicubic)"
+        "tf", description="to 299x299; tf: by the network itself; clean: as clean-fid (Pillow, bicubic)"
     )
 
 
@@ -206,13 +220,13 @@ class Resize(Section):
     """Resizing of 8-bit images before the feature network."""
 
     size: Count = Field(description="of both sides, in pixels")
-    filter: Literal["lanczos", "bicubic", "box"] = Field("lanczos", description="of Pillow")
+    filter: Literal["lanczos", "bicubic", "box"] = Field("lanczos", description="Pillow's filter")
 
 
 class Protocol(Section):
     """Processing of images before the feature network."""
 
-    quantise: Annotated[Count, Field(ge=2)] | None = Field(None, description="grey levels; null = float images")
+    quantise: Annotated[Count, Field(ge=2)] | None = Field(None, description="levels per channel; null = float images")
     resize: Resize | None = None
 
     @model_validator(mode="after")
@@ -225,7 +239,7 @@ class Protocol(Section):
 class Moments(Section):
     """A .npz of mean (mu) and covariance (sigma) of real features, instead of a dataset."""
 
-    file: Path = Field(NAMED, description="with the arrays mu and sigma")
+    file: Path = Field(UNSET_PATH, description=".npz with the arrays mu and sigma")
     sha256: Pinned = None
 
 
@@ -236,10 +250,10 @@ class Reference(Section):
         DigitsFeatures | CoordinateFeatures | PixelFeatures | InceptionFeatures, Field(discriminator="kind")
     ] = Field(description="network in whose features samples and real data are compared")
     protocol: Protocol = Protocol()
-    moments: Moments | None = Field(None, description="instead of a dataset; null drops the parent's")
-    against: Literal["held_out", "training"] = Field("held_out", description="the split of the dataset")
-    floor_draws: Count = Field(20, description="repetitions that the floor is a mean over")
-    seed: Whole = Field(0, description="of the floor")
+    moments: Moments | None = Field(None, description="in place of a dataset; null drops an inherited section")
+    against: Literal["held_out", "training"] = Field("held_out", description="split that samples are compared with")
+    floor_draws: Count = Field(20, description="random draws whose mean distance is the floor")
+    seed: Whole = Field(0, description="seed of these draws")
 
     @model_validator(mode="after")
     def _fits(self) -> Reference:
@@ -258,37 +272,37 @@ class PromptFile(Section):
     """All rows of a table, in their order."""
 
     kind: Literal["file"]
-    file: Path = Field(NAMED, description="parquet")
+    file: Path = Field(UNSET_PATH, description="Parquet table")
     sha256: Pinned = None
-    column: Text = Field("prompt", description="of the texts")
+    column: Text = Field("prompt", description="name of the column with the prompts")
 
 
 class CocoPrompts(Section):
-    """The first caption of each of `num` images, drawn by `seed`."""
+    """The first caption of each of `num` randomly chosen images."""
 
     kind: Literal["coco"]
-    file: Path = Field(NAMED, description="annotations/captions_val2014.json")
+    file: Path = Field(UNSET_PATH, description="annotations/captions_val2014.json")
     sha256: Pinned = None
     num: Count | None = Field(None, description="null = all images")
-    seed: Whole = Field(0, description="draws the images")
+    seed: Whole = Field(0, description="of the choice of images")
 
 
 class PinnedFile(Section):
-    """A file from outside the workflow."""
+    """A file that the workflow does not make."""
 
-    file: Path = Field(NAMED, description="from the folder of config.yaml")
+    file: Path = Field(UNSET_PATH, description="relative to config.yaml")
     sha256: Pinned = None
 
 
 class LaionPrompts(Section):
-    """Distinct texts of rows with a score of at least `threshold`, in an order that depends on `seed`."""
+    """Distinct prompts from rows with a score of at least `threshold`, in a random order."""
 
     kind: Literal["laion"]
-    files: Annotated[Many[PinnedFile], Field(min_length=1, description="parquet")]
-    text_column: Text = Field("TEXT", description="of the texts")
-    score_column: Text = Field("AESTHETIC_SCORE", description="of the scores")
-    threshold: float = Field(description="lowest score of a text")
-    num: Count | None = Field(None, description="of prompts; null = all")
+    files: Annotated[Many[PinnedFile], Field(min_length=1, description="Parquet tables")]
+    text_column: Text = Field("TEXT", description="name of the column with the prompts")
+    score_column: Text = Field("AESTHETIC_SCORE", description="name of the column with the scores")
+    threshold: float = Field(description="lowest score of a prompt")
+    num: Count | None = Field(None, description="number of prompts; null = all")
     seed: Whole = Field(0, description="of the order")
 
 
@@ -296,10 +310,10 @@ class OdeSolver(Section):
     """The deterministic sampler of EDM (Karras et al. 2022, Algorithm 1), or its first-order version."""
 
     name: Literal["heun", "euler"] = Field(description="heun: 2 * steps - 1 network calls; euler: a call per step")
-    steps: Count = Field(18, description="noise levels above 0")
+    steps: Count = Field(18, description="number of noise levels above 0")
     sigma_min: Positive = Field(0.002, description="lowest level above 0")
-    sigma_max: Positive = Field(80.0, description="first level")
-    rho: Positive = Field(7.0, description="bends the curve of levels")
+    sigma_max: Positive = Field(80.0, description="highest level, the first one")
+    rho: Positive = Field(7.0, description="of Karras et al. 2022, Eq. 5: larger means denser levels near sigma_min")
 
 
 class ScheduledSolver(Section):
@@ -317,7 +331,7 @@ class ScheduledSolver(Section):
 
 
 class StudentSolver(Section):
-    """The network calls of a student."""
+    """Sampling by the network calls of a student."""
 
     name: Literal["student"]
 
@@ -340,21 +354,21 @@ Prompts = Annotated[PromptFile | CocoPrompts | LaionPrompts, Field(discriminator
 
 
 class Pairs(Section):
-    """Noises, and the images at the ends of the teacher's ODE from them."""
+    """Pairs of noise and the image that the teacher's ODE leads to from it."""
 
     num_pairs: Count = Field(description="a multiple of shard_size")
     shard_size: Count = Field(description="pairs in one tar")
     shards_per_job: Count = Field(1, description="shards that one job draws")
     first_seed: NoiseSeed = 2147483648
     batch_size: Count = Field(64, description="images in a pass")
-    labels: Literal["random", "balanced"] = Field("random", description="balanced: every class as often")
+    labels: Literal["random", "balanced"] = Field("random", description="balanced: each class equally often")
     solver: PairSolver = Field(OdeSolver(name="heun"), description="of the teacher's ODE")
     guidance: Guidance = 1.0
     dtype: Literal["float32", "float16"] = Field(
-        "float32", description="of the images on disk; noise is float32, text float16"
+        "float32", description="of the images on disk; noise is float32, text states are float16"
     )
     kept_states: Whole = Field(
-        0, description="states to save of each trajectory: evenly spaced steps of heun or euler, ending with the image"
+        0, description="states saved per trajectory, after evenly spaced steps of heun or euler; the last is the image"
     )
     compute: Compute = Compute()
 
@@ -378,9 +392,9 @@ class Pairs(Section):
 
 
 class States(Section):
-    """Text states of prompts, for a distillation of text without pairs."""
+    """Text states of prompts, for a text-to-image distillation without pairs."""
 
-    num_states: Count = Field(description="more than the prompts: they are used again")
+    num_states: Count = Field(description="number of states; if there are fewer prompts, they are repeated")
     shard_size: Count = Field(description="text states in one tar")
     shards_per_job: Count = Field(1, description="shards that one job makes")
 
@@ -393,7 +407,7 @@ class States(Section):
 class Lora(Section):
     """A published LoRA, such as LCM-LoRA (pytorch_lora_weights.safetensors), added to the teacher's weights."""
 
-    file: Path = Field(NAMED, description="safetensors, in a layout of diffusers or of kohya")
+    file: Path = Field(UNSET_PATH, description="safetensors, in a layout of diffusers or of kohya")
     sha256: Pinned = None
     scale: float = Field(1.0, description="factor on the LoRA")
 
@@ -402,23 +416,23 @@ class Sample(Section):
     """Images of the student or of the teacher, to be scored."""
 
     source: Literal["generator", "teacher"] = Field("generator", alias="from", description="what is sampled")
-    weights: Literal["ema", "raw"] = Field("ema", description="of a generator")
+    weights: Literal["ema", "raw"] = Field("ema", description="of a generator: moving average, or last update")
     calls: Count | None = Field(
-        None, description="of a student that supports several numbers of calls; null = that of the end of training"
+        None, description="network calls, if the student supports several numbers; null = that at the end of training"
     )
     lora: Lora | None = None
     solver: SampleSolver = Field(
         StudentSolver(name="student"), description="student for the generator; any other for the teacher"
     )
-    prompts: Prompts | None = Field(None, description="captions that images are made of, for a teacher of text")
+    prompts: Prompts | None = Field(None, description="captions to draw images for, with a text-to-image teacher")
     guidance: Guidance = 1.0
     num_samples: Count = Field(description="per repetition")
-    repetitions: Count = Field(1, description="sets of samples, each with noise of its own and scored by itself")
+    repetitions: Count = Field(1, description="sets of samples with different noise, each scored separately")
     shard_size: Count = Field(description="samples in one tar")
     shards_per_job: Count = Field(1, description="shards that one job draws")
     first_seed: NoiseSeed = 0
     batch_size: Count = Field(64, description="images in a pass")
-    labels: Literal["random", "balanced"] = Field("random", description="balanced: every class as often")
+    labels: Literal["random", "balanced"] = Field("random", description="balanced: each class equally often")
     compute: Compute = Compute()
 
     @property
@@ -450,19 +464,19 @@ class InceptionScore(Section):
     """Settings of the Inception Score, which is computed on request."""
 
     splits: Count = Field(10, description="parts of the samples, each with a score of its own")
-    seed: Annotated[Whole, Field(le=NUM_SEEDS - 1)] = Field(2020, description="of the shuffle; torch-fidelity's")
+    seed: Annotated[Whole, Field(le=NUM_SEEDS - 1)] = Field(2020, description="seed of the shuffle, torch-fidelity's")
 
 
 class Clip(Section):
     """CLIP score of samples and their captions (sample.prompts), in clip.json."""
 
     folder: Path = Field(
-        NAMED, description="CLIPModel, tokenizer and image processor, saved by transformers as safetensors"
+        UNSET_PATH, description="CLIPModel, tokenizer and image processor, saved by transformers as safetensors"
     )
     sha256: PinnedFolder = Field(
         None,
-        description="of names and digests of its files, see clip.json, or its first digits; null = any, and the score "
-        "is named after the folder",
+        description="digest over names and contents of its files, as in clip.json, or its first digits; null = any, "
+        "and the metric is named after the folder",
     )
     prefix: str = Field("A photo depicts ", description="put before each caption")
 
@@ -476,7 +490,7 @@ class Latency(Section):
     repeats: Count = Field(30, description="measured batches, of which the median is taken")
     warmup: Whole = Field(5, description="batches before the measured ones")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float16", description="of weights and passes; float16 is the paper's"
+        "float16", description="precision of weights and activations; the paper has float16"
     )
     decoder: Literal["full", "tiny"] = Field(
         "full", description="full: the teacher's autoencoder; tiny: teacher.tiny_autoencoder"
@@ -488,12 +502,12 @@ class Evaluate(Section):
 
     neighbours: Count = Field(3, description="k of precision, recall, density and coverage")
     kid_subset: Annotated[Count, Field(ge=2)] | None = Field(
-        None, description="samples; null = all; 1000 = torch-fidelity's default"
+        None, description="samples in each of 100 random subsets (torch-fidelity: 1000); null = one set of all samples"
     )
     inception_score: InceptionScore = InceptionScore()
     clip: Clip | None = None
     latency: Latency = Latency()
-    seed: Whole = Field(0, description="of the subsets of kid_subset")
+    seed: Whole = Field(0, description="seed of the KID subsets")
 
 
 def _uneven(key: str, num: int, shard_size: int) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What tables and charts show: the scores that their rules read, and their specs; see `rule_lookups` for the form."""
+"""Inputs and specs of rules tables and charts, as functions of wildcards; see `rule_lookups`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Look = Callable[[Any], list[str]]
 
 
 class TableLookups:
-    """Look-ups over tables and charts of a configuration; `paper` are published tables by name.
+    """Look-ups in the tables and charts of a configuration; `paper` holds published tables by name.
 
     Raises:
         ConfigError: a table names a published one that is unknown.
@@ -32,8 +32,8 @@ class TableLookups:
                 known = ", ".join(paper)
                 raise ConfigError(f'tables.{name}.paper: unknown table "{table.paper}"{hint}; known: {known}')
 
-    def group(self, name: str) -> Look:
-        """Table, charts and pictures: `demo` has demo.md, demo-*.png and pictures of each row's first experiment."""
+    def target_files(self, name: str) -> Look:
+        """Files that belong to a table: for `demo` demo.md, demo-*.png and the grid of each row's first experiment."""
 
         @exits_on_config_error
         def look_up(wildcards: Any) -> list[str]:
@@ -53,7 +53,7 @@ class TableLookups:
         return look_up
 
     def scores(self, metric: str) -> Look:
-        """Files of a metric, of the experiments of a table in its order; not of rows with `run: false`."""
+        """Files of a metric for the experiments of a table, in order, without rows that have `run: false`."""
 
         @exits_on_config_error
         def look_up(wildcards: Any) -> list[str]:
@@ -62,7 +62,7 @@ class TableLookups:
         return look_up
 
     def existing(self, metric: str) -> Look:
-        """Files of a metric that exist, of rows with `run: false`. Snakemake would update them if they were inputs."""
+        """Existing files of a metric for rows with `run: false`. As inputs they would be updated by Snakemake."""
 
         @exits_on_config_error
         def look_up(wildcards: Any) -> list[str]:
@@ -75,7 +75,7 @@ class TableLookups:
 
     @exits_on_config_error
     def latencies(self, wildcards: Any) -> list[str]:
-        """Latencies that exist, of a table's experiments. A table measures none: that needs an idle machine."""
+        """Existing latency files of a table's experiments. Tables start no measurement, which needs an idle machine."""
         return [path for path in self._scores("latency", self._table(wildcards).rows) if os.path.exists(path)]
 
     def not_inputs(self, wildcards: Any) -> list[str]:
@@ -84,16 +84,16 @@ class TableLookups:
         return self.latencies(wildcards) + scores
 
     def _scores(self, metric: str, rows: Iterable[Row]) -> list[str]:
-        """Files of a metric of the experiments of rows, each once, in order; of `clip` those that have one."""
+        """Files of a metric for the experiments of rows, each once, in order; for `clip` where it is configured."""
         names = dict.fromkeys(name for row in rows for name in row.experiments)
         known = [name for name in names if metric != "clip" or self.experiments.has(name, metric)]
         return [f"results/{name}/{metric}.json" for name in known]
 
     @exits_on_config_error
     def table_spec(self, wildcards: Any) -> str:
-        """Rows of a table, each with the owners of its teachers, and the published ones to print beside them.
+        """Rows of a table, each with the owners of its teachers, and the published rows to print beside them.
 
-        Rows of equal teachers are compared with each other.
+        Rows with the same teachers are compared with each other.
         """
         table = self._table(wildcards)
         rows = []
@@ -117,7 +117,7 @@ class TableLookups:
 
     @exits_on_config_error
     def chart_spec(self, wildcards: Any) -> str:
-        """Kind, title and series of a chart, and what its kind needs besides."""
+        """Kind, title and series of a chart, and the further values that its kind needs."""
         chart = self._chart(wildcards)
         spec = chart.with_defaults()
         for series in spec["series"]:

@@ -18,28 +18,28 @@ CADENCE = ("checkpoint_every", "grid_every", "log_every", "tensorboard")  # keys
 class Optimiser(Section):
     """AdamW of one trained network."""
 
-    kind: Literal["fused", "8bit"] = Field("fused", description="8bit: moments of a byte each, torchao's AdamW8bit")
+    kind: Literal["fused", "8bit"] = Field("fused", description="torch's AdamW, or torchao's with 8-bit moments")
     learning_rate: Positive = Field(5.0e-5, description="after warmup; a phase may scale it")
     weight_decay: Weight = Field(0.01, description="of AdamW")
     betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = Field(
         (0.9, 0.999), description="decays of the two moments"
     )
-    gradient_clip: Positive = Field(10.0, description="L2 norm")
+    gradient_clip: Positive = Field(10.0, description="largest L2 norm of the gradient")
 
 
 class Schedule(Section):
-    """Learning rates over updates."""
+    """Learning-rate schedule."""
 
-    warmup: Whole = Field(500, description="updates")
+    warmup: Whole = Field(500, description="updates of linear warm-up")
     decay: Literal["constant", "linear", "cosine"] = Field("constant", description="linear and cosine fall to 0")
-    over: Literal["run", "phase"] = Field("run", description="what warmup and decay count: all updates, or a phase's")
+    over: Literal["run", "phase"] = Field("run", description="run: one schedule for all updates; phase: one per phase")
 
 
 class Compute(Section):
     """How passes of a network are computed."""
 
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of passes; parameters stay float32")
-    tf32: bool = Field(False, description="float32 products of GPUs from 10-bit factors")
+    tf32: bool = Field(False, description="TF32 for float32 matrix products and convolutions on GPUs")
     channels_last: bool = Field(False, description="memory layout of images, for GPUs")
     compile: bool = Field(False, description="torch.compile; the first passes take minutes")
 
@@ -47,8 +47,8 @@ class Compute(Section):
 class TrainingCompute(Compute):
     """How passes of a network are computed in a training, and what saves memory."""
 
-    gradient_checkpointing: bool = Field(False, description="saves memory: blocks are computed twice")
-    micro_batch_size: Count | None = Field(None, description="images in a pass with gradient; null = the whole batch")
+    gradient_checkpointing: bool = Field(False, description="save memory: recompute blocks in the backward pass")
+    micro_batch_size: Count | None = Field(None, description="images per pass with gradients; null = the whole batch")
     shard_parameters: bool = Field(
         False, description="each process holds a part of weights, gradients and moments (FSDP2)"
     )
@@ -57,8 +57,8 @@ class TrainingCompute(Compute):
 class Adapter(Section):
     """LoRA: the trained networks are adapters on one frozen network, the teacher's."""
 
-    rank: Count = Field(64, description="of the adapter of a layer")
-    alpha: Positive | None = Field(None, description="an adapter counts alpha / rank; null = rank")
+    rank: Count = Field(64, description="rank of each layer's adapter")
+    alpha: Positive | None = Field(None, description="an adapter is scaled by alpha / rank; null = rank")
     targets: Annotated[Many[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = Field(
         None, description="Linear and Conv2d layers, by the last parts of their names; null = all"
     )
@@ -67,20 +67,20 @@ class Adapter(Section):
 class Training(Section):
     """One training of any method.
 
-    A key that an optimiser lacks is that of the student, else the method's default; a key that `schedule` lacks is the
-    method's default.
+    Keys that an optimiser does not set are the student's, else the method's defaults; keys that `schedule` does not set
+    are the method's defaults.
     """
 
-    method: MethodSection = Field(description="what the student learns from")
+    method: MethodSection = Field(description="training method")
     optimisers: dict[str, Optimiser] = Field({}, validate_default=True, description="by role")
     schedule: Schedule = Field(Schedule(), validate_default=True)
-    ema_decay: Decay = Field(0.999, description="of the student's moving average, per update")
-    seed: Whole = Field(0, description="of weights, noise and order of the data")
-    processes: Count = Field(1, description="a GPU each; they share every batch")
+    ema_decay: Decay = Field(0.999, description="decay of the student's moving average, per update")
+    seed: Whole = Field(0, description="seed of initial weights, noise and order of the data")
+    processes: Count = Field(1, description="number of processes with one GPU each; every batch is split among them")
     compute: TrainingCompute = TrainingCompute()
     checkpoint_every: Count = Field(1000, description="updates between checkpoints")
     log_every: Count = Field(1, description="updates between rows of the log")
-    tensorboard: bool = Field(False, description="log rows and grids for TensorBoard, scratch")
+    tensorboard: bool = Field(False, description="also write the log, and grids of distill, for TensorBoard")
 
     @field_validator("optimisers", mode="before")
     @classmethod
@@ -112,7 +112,7 @@ class Training(Section):
 
     @field_serializer("optimisers")
     def _all_keys(self, value: dict[str, Optimiser]) -> dict[str, Any]:
-        """All keys, since one that is left out is not the general default but the student's or the method's."""
+        """All keys: a missing one would not get the general default, but the student's or the method's value."""
         return {role: optimiser.with_defaults() for role, optimiser in value.items()}
 
     @model_validator(mode="after")
@@ -165,12 +165,12 @@ class Training(Section):
         own = {"schedule": self.schedule.with_defaults()} if self.method.schedule_defaults else {}
         return super().spec() | own
 
-    def learnt_from(self) -> dict[str, Any]:
+    def weight_spec(self) -> dict[str, Any]:
         """The spec without cadence: the keys that determine the weights."""
         return {key: value for key, value in self.spec().items() if key not in CADENCE}
 
     def cadence(self) -> dict[str, Any]:
-        """Keys beside the spec, whose change reruns nothing."""
+        """The keys of `CADENCE`, whose change reruns nothing."""
         return {key: value for key, value in self.spec().items() if key in CADENCE}
 
 
@@ -183,8 +183,8 @@ class TeacherTraining(Training):
 class Distill(Training):
     """The training of a student."""
 
-    method: Method = Field(description="what the student learns from")
-    start: str | None = Field(None, description="experiment whose teacher initialises the trained networks")
+    method: Method = Field(description="method of distillation")
+    start: str | None = Field(None, description="experiment whose teacher initialises the networks; null = this one")
     grid_every: Count = Field(1000, description="updates between grids of images of the student")
     adapter: Adapter | None = None
 
@@ -197,6 +197,6 @@ class Distill(Training):
         if self.adapter is not None and getattr(self.method, "dropout", False):
             yield "adapter: it cannot be combined with method.dropout, since all roles share one network"
 
-    def learnt_from(self) -> dict[str, Any]:
+    def weight_spec(self) -> dict[str, Any]:
         """The spec without cadence and paths: the keys that determine the weights."""
-        return without_paths({key: value for key, value in super().learnt_from().items() if key != "start"})
+        return without_paths({key: value for key, value in super().weight_spec().items() if key != "start"})

@@ -1,1 +1,1 @@
-"""Rows of images, pairs and prompts: shards, manifests, readers, and storage elsewhere."""
+"""Rows of images, pairs and prompts: shards, manifests, readers, and remote storage."""

@@ -15,7 +15,7 @@ GIGABYTE = 10**9
 DIGEST = re.compile("[0-9a-f]{64}")
 _ENTRY = re.compile(r"[0-9a-f]{64}(\.\w+)?")  # files of other names in the folder are left alone
 _PARTIAL = re.compile(r"\.[0-9a-f]{64}(\.\w+)?\.(?P<size>\d+)\.part")
-Download = Callable[[Path], str]  # writes the file to a path, goes on from what is there, and returns its sha256
+Download = Callable[[Path], str]  # writes a file to a path, resuming a partial one, and returns its sha256
 
 
 class Cache:
@@ -31,9 +31,9 @@ class Cache:
 
     @contextlib.contextmanager
     def entry(self, url: str, *, size: int, sha256: str, download: Download) -> Iterator[Path]:
-        """Path of a file, which is downloaded if it is not here; it stays here until the block ends.
+        """Path of a file, which is downloaded if it is not cached, and is not removed before the block ends.
 
-        A file that the block opened or mapped can be read afterwards, too.
+        A file that the block has opened or mapped stays readable after the block.
 
         Args:
             url: where `download` gets it from, for messages.
@@ -41,12 +41,12 @@ class Cache:
             sha256: of the file.
 
         Raises:
-            ValueError: both of two downloads have another sha256, the cache is smaller than the file, or `sha256` is
+            ValueError: two downloads in a row have another sha256, the cache is smaller than the file, or `sha256` is
                 not a digest.
             OSError: the disk is full.
         """
         if not DIGEST.fullmatch(sha256):
-            raise ValueError(f"{url} is recorded with sha256 {sha256!r}, which is none: run `make verify`")
+            raise ValueError(f"{url} is recorded with sha256 {sha256!r}, which is not a digest: run `make verify`")
         path = self.folder / f"{sha256}{Path(url).suffix}"
         with record.exclusive(path, wait=True):
             if not self._is_intact(path, size, sha256):
@@ -75,7 +75,7 @@ class Cache:
                     os.replace(partial, path)
                     self._verified.add(sha256)
                     return
-                self._log(f"{url} came with sha256 {digests[-1]}, {sha256} is recorded: it is downloaded once more")
+                self._log(f"{url} came with sha256 {digests[-1]}, but {sha256} is recorded: downloading it again")
                 _discard(partial)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -83,11 +83,11 @@ class Cache:
             _discard(partial)
             raise OSError(
                 f"no space left in {self.folder} while downloading {url} ({size / GIGABYTE:.3g} GB): free some, or "
-                f"lower storage.cache_gb, {self.limit / GIGABYTE:g} now, so that older files make room in time"
+                f"lower storage.cache_gb (now {self.limit / GIGABYTE:g}), so that older files are removed earlier"
             ) from error
         raise ValueError(
-            f"{url} is damaged: sha256 {digests[-1]}, and {digests[0]} before, but its record says {sha256}: nothing "
-            "of it was used. Remove that object; `make verify` then misses it, and snakemake makes it again"
+            f"{url} is damaged: its downloads have sha256 {digests[0]} and {digests[-1]}, its record says {sha256}. "
+            "Remove that object; `make verify` then reports it as missing, and snakemake makes it again"
         )
 
     def _make_room(self, size: int, url: str, keep: tuple[str, str]) -> None:
@@ -110,7 +110,7 @@ class Cache:
                     total -= num
 
     def _remove(self, path: Path) -> bool:
-        """Removes an entry, or the part of one that was downloaded, unless a process has locked it."""
+        """Removes an entry, or a partial download of one, unless a process has locked it."""
         entry = path.name.removeprefix(".").removesuffix(".part")
         entry = entry if entry == path.name else entry.rpartition(".")[0]
         try:
@@ -132,6 +132,6 @@ def _usage(path: Path) -> tuple[float, int] | None:
 
 
 def _discard(path: Path) -> None:
-    """Removes a file and, beside a partial download, the note that says of which version it is."""
+    """Removes a file and, for a partial download, the note beside it that names its version."""
     for each in (path, path.with_name(f"{path.name}.json")):
         each.unlink(missing_ok=True)

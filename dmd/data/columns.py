@@ -1,4 +1,4 @@
-"""Makes columns of tables from Python's values. pyarrow's own functions import pandas, which takes .25 s."""
+"""Makes table columns from Python values. pyarrow's own functions import pandas, which takes 0.25 s."""
 
 from collections.abc import Sequence
 

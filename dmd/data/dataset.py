@@ -1,4 +1,4 @@
-"""Real data: digits, a folder of images, or points of a Gaussian mixture; a seed splits it."""
+"""Real data: digits, a folder of images, or points of a Gaussian mixture, split into training and held-out data."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Dataset:
 
     Attributes:
         values: (N, C, H, W); float32 in [-1, 1], or uint8 levels 0..255 (folders of images: a quarter of the memory).
-        labels: int64 (N,), class index or -1; of a mixture the index of the mode each point was drawn from.
-        num_classes: classes a denoiser is conditioned on; 0 = unconditional, as of a mixture.
-        sha256: digest of both splits and of the settings that shape them; the folder is no part of it.
+        labels: int64 (N,), class index or -1; for a mixture, the index of the component of each point.
+        num_classes: classes a denoiser is conditioned on; 0 = unconditional, as for a mixture.
+        sha256: digest of both splits and of the settings that shape them, without the path of the folder.
     """
 
     values: Tensor
@@ -55,7 +55,7 @@ def load(dataset: Mapping[str, Any], split: str) -> Dataset:
     a mixture are independent draws: asking for more of one leaves the other as it is.
 
     Raises:
-        ValueError: unknown kind or split, an empty split, or (named) a file that cannot be used.
+        ValueError: unknown kind or split, an empty split, or a file that cannot be used, which the message names.
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
@@ -83,10 +83,12 @@ def _gaussian_mixture(dataset: Mapping[str, Any], split: str) -> Dataset:
     means, stds, weights = (np.asarray(dataset[key], np.float64) for key in ("means", "stds", "weights"))
     if means.ndim != 2 or not len(means) == len(stds) == len(weights):
         raise ValueError(
-            f"dataset: means {means.shape}, stds {stds.shape} and weights {weights.shape} name different modes"
+            f"dataset: means {means.shape}, stds {stds.shape} and weights {weights.shape} differ in length"
         )
     if (stds < 0).any() or (weights < 0).any() or weights.sum() <= 0:
-        raise ValueError(f"dataset: stds {stds.tolist()} and weights {weights.tolist()} must not be negative")
+        raise ValueError(
+            f"dataset: stds {stds.tolist()} and weights {weights.tolist()} must not be negative, nor all weights 0"
+        )
     num = dataset["num_training" if split == "training" else "num_held_out"]
     if num < 1:
         raise ValueError(f"dataset: the {split} split has {num} points")
@@ -98,7 +100,7 @@ def _gaussian_mixture(dataset: Mapping[str, Any], split: str) -> Dataset:
 
 
 def _images(dataset: Mapping[str, Any], split: str) -> Dataset:
-    """Image files of a folder; see `image_folder` for what becomes of each kind of file."""
+    """Image files of a folder; see `image_folder` for their conversion."""
     folder = Folder(dataset)
     labels, chosen = folder.labels, folder.chosen(split)
     return Dataset(folder.read(chosen), labels[chosen], folder.num_classes, folder.sha256)
@@ -108,8 +110,8 @@ class Folder:
     """Images of a folder; `read` reads some of them.
 
     Attributes:
-        labels: int64 (N,) of all files in their order, -1 where there are no classes.
-        num_classes: 0 where there are none.
+        labels: int64 (N,), of all files in order; -1 if there are no classes.
+        num_classes: 0 if there are no classes.
     """
 
     def __init__(self, dataset: Mapping[str, Any]) -> None:
@@ -169,7 +171,7 @@ def _digest(dataset: Mapping[str, Any], *contents: bytes) -> str:
 
 
 def parts(dataset: Mapping[str, Any], split: str, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The split in parts of `size` items, `values` and `labels` as in `Dataset`; of a folder one part is in memory."""
+    """Yields `values` and `labels`, as in `Dataset`, in parts of `size` items; reads a folder one part at a time."""
     if dataset.get("kind") == "images":
         folder = Folder(dataset)
         for indices in np.array_split(chosen := folder.chosen(split), range(size, len(chosen), size)):
@@ -180,7 +182,7 @@ def parts(dataset: Mapping[str, Any], split: str, size: int) -> Iterator[tuple[T
 
 
 def describe(dataset: Mapping[str, Any]) -> tuple[int, str]:
-    """Number of classes, and digest, of a dataset with all its splits."""
+    """Number of classes and digest of a dataset, both over all splits."""
     if dataset.get("kind") == "images":
         folder = Folder(dataset)
         return folder.num_classes, folder.sha256
@@ -189,5 +191,5 @@ def describe(dataset: Mapping[str, Any]) -> tuple[int, str]:
 
 
 def as_float(values: Tensor) -> Tensor:
-    """Images as float32 in [-1, 1], of uint8 levels or of such numbers."""
+    """Images as float32 in [-1, 1]: converts uint8 levels, returns float32 values unchanged."""
     return values.to(torch.float32) / 127.5 - 1 if values.dtype == torch.uint8 else values

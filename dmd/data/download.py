@@ -18,23 +18,24 @@ import requests
 from dmd.data import retries
 from dmd.provenance import files
 
-PIECE = 1 << 16  # bytes; at most so much is lost with a connection
+PIECE = 1 << 16  # bytes; the most that a broken connection loses
 
 
 class DownloadError(ValueError):
-    """The download failed; the bytes that came stay for the next try."""
+    """The download failed; the bytes received so far are kept for the next try."""
 
 
 @dataclass
 class Download:
-    """A download to `partial`; the note beside it, `partial` + ".json", says of which version the bytes are.
+    """A download to `partial`; the note beside it, `partial` + ".json", names the version of the bytes.
 
     Attributes:
-        url, partial: from, to.
-        size: bytes of the file, None where nobody knows.
-        log: gets a sentence about each retry.
-        advance: gets, after each piece, the bytes that there are and that there will be (None: unknown).
-        ended: whether the server said where the file ends; else the end of the connection is all there is.
+        url, partial: source and destination.
+        size: bytes of the file; None if unknown.
+        log: called with a message for each retry.
+        advance: called after each piece with the bytes so far and in all (None if unknown).
+        ended: whether the server announced the length or the end of the file; if not, a broken connection looks like
+            the end.
     """
 
     url: str
@@ -68,7 +69,7 @@ class Download:
                 raise DownloadError(_reason(error)) from error
 
     def discard(self) -> None:
-        """Removes what came so far."""
+        """Removes the bytes received so far, and their note."""
         for path in (self.partial, self._note):
             path.unlink(missing_ok=True)
 
@@ -89,7 +90,7 @@ class Download:
             if answer.status_code not in ((200, 206, 416) if start else (200,)):
                 raise DownloadError(f"the server answers {answer.status_code} {answer.reason}")
             if start and not _continues(answer, start, version):
-                self.log(f"the server does not go on from byte {start} of the same file: starting again")
+                self.log(f"the server does not continue the same file from byte {start}: starting again")
                 self.discard()
                 if answer.status_code != 200:
                     return self._attempt()
@@ -97,7 +98,7 @@ class Download:
             return self._receive(answer, start)
 
     def _resume_point(self) -> tuple[int, dict[str, Any]]:
-        """How many bytes an earlier try left, and of which version; 0 and {} where nothing says so."""
+        """Number of bytes from an earlier try, and their version; 0 and {} if the note is missing or does not match."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             version = json.loads(self._note.read_text())
             same = version["url"] == self.url and self.size in (None, version["size"])
@@ -107,7 +108,7 @@ class Download:
         return 0, {}
 
     def _receive(self, answer: requests.Response, start: int) -> str:
-        """Writes the bytes of an answer from `start` on; the sha256 of the file."""
+        """Writes the bytes of an answer from `start` on; returns the sha256 of the file."""
         length = answer.headers.get("Content-Length")
         total = start + int(length) if length else self.size
         if self.size not in (None, total):
@@ -157,6 +158,6 @@ def _validator(answer: requests.Response) -> str | None:
 
 
 def _reason(error: requests.RequestException) -> str:
-    """An exception without the names of the classes around it."""
+    """The message of an exception, without the classes of connections that wrap it."""
     cause = getattr(error.args[0], "reason", None) if error.args else None
     return re.sub(r"^(HTTPS?Connection(Pool)?\(.*?\)[:,] )+", "", str(cause or error)) or type(error).__name__

@@ -19,7 +19,7 @@ OPTIONAL = ("clip",)  # shared, and None where no block has it
 
 @dataclass(frozen=True)
 class Repetition:
-    """Blocks, in order of their samples, of one repetition.
+    """The blocks of one repetition, in order of their samples.
 
     Attributes:
         first_seed: seed of its first sample.
@@ -29,7 +29,7 @@ class Repetition:
     first_seed: int
 
     def blocks(self, *names: str) -> Iterator[list[Tensor]]:
-        """The named tensors of one block after the other; no more than one is in memory."""
+        """Yields the named tensors of each block; only one block is in memory at a time."""
         for path in self.paths:
             yield tensor_files.load_some(path, *names)
 
@@ -51,11 +51,11 @@ def group(paths: Sequence[Path], *, reference_sha256: str) -> tuple[list[Repetit
 
     Returns:
         The repetitions in order, and what they all share: features, protocol, num_samples, labels,
-            network_calls, clip (None without).
+            network_calls, clip (None if no block has it).
 
     Raises:
-        ValueError: no blocks, one made with another reference, blocks that differ in what they should share,
-            or a repetition with samples that are missing or counted twice.
+        ValueError: no blocks, a block made with another reference, blocks that differ in what they should share,
+            or a repetition with missing or duplicate samples.
     """
     if not paths:
         raise ValueError("there are no blocks of features to evaluate")

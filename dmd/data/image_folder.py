@@ -1,8 +1,8 @@
 """A folder of image files as square 8-bit pixels, with labels from sub-folders or a CSV file.
 
-What becomes of a file: its EXIF rotation is applied; transparency (RGBA, LA, palettes) is laid on white; 16-bit grey
-is scaled to 8 bits, not clipped; CMYK and other colour spaces become RGB; an animation gives its first frame. Then it
-is cropped (`center`: the largest central square; `none`: it must be square) and resized by a named Pillow filter.
+Conversion: EXIF rotation is applied; transparency (RGBA, LA, palettes) is composited on white; 16-bit grey is scaled
+to 8 bits, not clipped; CMYK and other colour spaces become RGB; of an animation the first frame is taken. Then the
+image is cropped (`center`: the largest central square; `none`: it must be square) and resized by a Pillow filter.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "box": Image.Resampling.BOX,
 }
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow runs a program of its own for some others
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # for some others Pillow starts another program
 DAMAGE = (OSError, ValueError, TypeError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError)
 
 
 def names(folder: Path) -> list[str]:
-    """Relative POSIX names of all image files under `folder`, sorted; hidden files and other kinds are passed over.
+    """Relative POSIX names of all image files under `folder`, sorted; hidden files and other file types are skipped.
 
     Raises:
         ValueError: the folder is missing, or holds no image.

@@ -15,7 +15,7 @@ from dmd.data.dataset import SPLITS, as_float
 from dmd.data.manifest import Manifest
 from dmd.data.shard_rows import ShardRows, Verifier, verify_alone
 
-IN_MEMORY = 2**28  # bytes of shards up to which all images are held in memory, which is faster
+IN_MEMORY = 2**28  # bytes of shards, up to which all images are held in memory, for speed
 
 
 class ImageReader:
@@ -29,7 +29,7 @@ class ImageReader:
         sha256: digest of the whole dataset, see `Dataset`.
         splits: names of all splits.
         name: kind of the dataset.
-        modes: means of a mixture's modes, None of all others.
+        modes: means of the components of a mixture; None for other datasets.
     """
 
     def __init__(self, path: Path, split: str, *, verify: Verifier = verify_alone, in_memory: int = IN_MEMORY) -> None:
@@ -90,7 +90,7 @@ def split_rows(counts: dict[str, int]) -> dict[str, list[int]]:
 
 
 def items(parts: Iterator[tuple[Tensor, Tensor]], first: int) -> Iterator[tuple[int, shards.Item]]:
-    """(row, fields) of images and labels that come in parts, counted from `first`."""
+    """Yields (row, fields) of images and labels, which come in parts; rows count from `first`."""
     for values, labels in parts:
         for image, label in zip(values.numpy(), labels.numpy(), strict=True):
             yield first, {"image": image, "label": label}

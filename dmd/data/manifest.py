@@ -25,7 +25,7 @@ SCHEMA = pa.schema(
         ("shard", pa.string()),  # path relative to the folder of the table
         ("index", pa.int64()),  # global
         ("label", pa.int64()),  # -1 = none
-        ("seed", pa.int64()),  # of noise, then label
+        ("seed", pa.int64()),  # that noise, then label, are drawn from; -1 = none
         ("offset", pa.int64()),  # bytes into the shard
         ("length", pa.int64()),
         ("size", pa.int64()),  # of the shard, bytes
@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ShardFile:
-    """A tar, the size and digest that it must have, and its rows in the table: first .. first + num - 1."""
+    """A tar, its expected size and digest, and its rows in the table: first .. first + num - 1."""
 
     path: Path
     size: int
@@ -133,7 +133,7 @@ def read_table(path: Path, *, repeated: Sequence[str] = ()) -> tuple[pa.Table, d
     Raises:
         ValueError: the file is missing, damaged, or has no `dmd` metadata.
     """
-    with _damage_named(path), pq.ParquetFile(path, read_dictionary=list(repeated)) as file:
+    with _read_errors_as_value_error(path), pq.ParquetFile(path, read_dictionary=list(repeated)) as file:
         table = file.read()
     return table, _metadata(path, table.schema)
 
@@ -141,14 +141,14 @@ def read_table(path: Path, *, repeated: Sequence[str] = ()) -> tuple[pa.Table, d
 def read(path: Path) -> Manifest:
     """A manifest or block file.
 
-    Its shards must lie below the folder two levels above its own: for a manifest that of all experiments (it may list
-    the shards of its experiment's parent, `../../parent/pairs/00000.tar`), for a block file that of its experiment.
-    A link there that the user made is followed: the digest of the shard must fit all the same.
+    Its shards must lie below the grandparent of its folder. For a manifest this is the folder of results, since it may
+    list shards of its experiment's parent (`../../parent/pairs/00000.tar`); for a block file, that of its experiment.
+    Symbolic links are followed, since the digest of a shard is compared anyway.
 
     Raises:
-        ValueError: it cannot be read, its columns are not `SCHEMA`, or it names a shard elsewhere.
+        ValueError: the file cannot be read, its columns are not `SCHEMA`, or it names a shard elsewhere.
     """
-    with _damage_named(path):
+    with _read_errors_as_value_error(path):
         schema = pq.read_schema(path)
         names = schema.names  # damaged ones cannot be decoded
     metadata = _metadata(path, schema)
@@ -167,12 +167,12 @@ def read(path: Path) -> Manifest:
 
 
 def _shard_path(path: Path, name: str) -> Path:
-    """Path of the shard `name` of the manifest at `path`; ValueError if it leads out of the tree, or to no shard."""
+    """Path of the shard `name` of the manifest at `path`; ValueError if it leaves the tree or is not a tar."""
     top = os.path.abspath(path.parent / os.pardir / os.pardir)
     absolute = os.path.abspath(path.parent / name)
     if os.path.isabs(name) or "\0" in name or os.path.commonpath([absolute, top]) != top or Path(name).suffix != ".tar":
         raise ValueError(f"{path} lists {name!r:.200}, which is no shard below {top}: run `make verify`")
-    return Path(os.path.normpath(path.parent / name))  # relative, as messages name it
+    return Path(os.path.normpath(path.parent / name))  # relative, for messages
 
 
 def _starts(file: pq.ParquetFile) -> Iterator[tuple[int, str, int, str]]:
@@ -192,12 +192,12 @@ def _starts(file: pq.ParquetFile) -> Iterator[tuple[int, str, int, str]]:
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[pq.ParquetFile]:
-    with _damage_named(path), pq.ParquetFile(path, read_dictionary=["shard", "sha256"]) as file:
+    with _read_errors_as_value_error(path), pq.ParquetFile(path, read_dictionary=["shard", "sha256"]) as file:
         yield file
 
 
 @contextlib.contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
+def _read_errors_as_value_error(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, IndexError, pa.ArrowException) as error:

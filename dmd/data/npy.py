@@ -1,4 +1,4 @@
-"""Arrays in numpy's .npy format 1.0, as they stand in shards: plain numbers in C order."""
+"""Arrays in numpy's .npy format 1.0, the members of shards: plain numbers in C order."""
 
 import functools
 import io
@@ -8,7 +8,7 @@ import tokenize
 
 import numpy as np
 
-DAMAGE = (SyntaxError, RecursionError, MemoryError, tokenize.TokenError)  # numpy reads a header as Python's literal
+DAMAGE = (SyntaxError, RecursionError, MemoryError, tokenize.TokenError)  # numpy parses a header as a Python literal
 
 
 def encoded(array: np.ndarray) -> bytes:
@@ -39,11 +39,11 @@ def array(data: mmap.mmap, start: int, size: int) -> np.ndarray:
 def _parse_header(content: bytes) -> tuple[tuple[int, ...], np.dtype]:
     stream = io.BytesIO(content)
     if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("members are written in .npy format 1.0")
+        raise ValueError("a member is not in .npy format 1.0")
     try:
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
     except DAMAGE as error:
         raise ValueError(f"a .npy header cannot be read: {error}") from error
     if fortran_order or dtype.hasobject:
-        raise ValueError("members hold plain numbers in C order")
+        raise ValueError("a .npy member is in Fortran order or holds objects")
     return shape, dtype

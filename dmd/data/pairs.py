@@ -1,4 +1,4 @@
-"""Pairs of a manifest in a reproducible shuffled order, and text states by row; they are never all in memory."""
+"""Reads pairs of a manifest in a reproducible shuffled order, and text states by row, without loading all."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class PairReader:
     def __init__(
         self, manifest: Manifest, *, seed: int, verify: Verifier = verify_alone, source: ShardSource = LOCAL
     ) -> None:
-        """Opens nothing yet; `verify` and `source` as in `ShardRows`."""
+        """Opens no shard; `verify` and `source` as in `ShardRows`."""
         self._rows, self._seed = ShardRows(manifest, verify=verify, source=source), seed
         self._order: tuple[tuple[int, int], np.ndarray] = ((-1, 0), np.empty(0, np.int64))
         self._lock = threading.Lock()  # for all of the above
@@ -52,8 +52,8 @@ class PairReader:
         """Pairs at positions position .. position + num - 1 of the endless shuffled stream.
 
         Args:
-            among: the stream shuffles the first `among` pairs of the manifest; None is all of them.
-            last: "image", or "trajectory" for all states that were kept, (num, M, C, H, W), the last one the image.
+            among: the stream shuffles only the first `among` pairs of the manifest; None: all of them.
+            last: the third value: "image", or "trajectory" for all kept states (num, M, C, H, W), the image last.
 
         Returns:
             noise float32 (num, C, H, W); label int64 (num,), or text states float32 (num, L, E) where pairs have them;
@@ -76,7 +76,7 @@ class PairReader:
             items = self._rows.items(rows)
             if "text" not in items[0]:
                 path = self._rows.manifest.path
-                raise ValueError(f"{path}: its pairs hold no text states, but the teacher wants them")
+                raise ValueError(f"{path}: its pairs hold no text states, but the teacher needs them")
             return self._rows.stacked(items, "text")
 
     def _row(self, position: int, num: int) -> int:

@@ -1,8 +1,8 @@
-"""Prompts from files of others: a column of a table, captions of COCO, metadata of LAION.
+"""Prompts from published files: a column of a table, captions of COCO, metadata of LAION.
 
-Tables are read a batch of rows at a time. LAION's prompts are deduplicated and shuffled on disk: they are sorted by
-their digest under the seed, which brings equal prompts together, whatever files and rows they come from. Prompts first
-go to bucket files by the first byte of their digest; then one bucket at a time is sorted.
+Tables are read a batch of rows at a time. LAION's prompts are deduplicated and shuffled on disk: sorting them by a
+digest that is keyed by the seed brings equal prompts together, in an order independent of files and rows. Prompts are
+first written to bucket files by the first byte of their digest; then one bucket at a time is sorted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BUCKET = pa.schema([("digest", pa.binary(16)), ("prompt", pa.large_string())])
 
 
 def column(path: Path, name: str) -> Iterator[pa.Array]:
-    """All prompts of a parquet table, in its order, as they are.
+    """Yields all prompts of a parquet table, in order and unchanged.
 
     Raises:
         ValueError: the file is no parquet table or lacks the column, or a prompt is empty or too long.
@@ -38,14 +38,14 @@ def column(path: Path, name: str) -> Iterator[pa.Array]:
         texts = batch.column(0).cast(pa.large_string())
         lengths = np.from_dlpack(pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0))
         for bad in np.flatnonzero((lengths == 0) | (lengths > MOST_CHARACTERS))[:1].tolist():
-            what = f"has {lengths[bad]} characters, at most {MOST_CHARACTERS} may be" if lengths[bad] else "is empty"
+            what = f"has {lengths[bad]} characters, more than {MOST_CHARACTERS}" if lengths[bad] else "is empty"
             raise ValueError(f"{path}: the prompt of row {row + bad} (column {name!r}, counted from 0) {what}")
         row += len(texts)
         yield texts
 
 
 def coco(path: Path, *, num: int | None, seed: int) -> list[str]:
-    """One caption, the first, of each of `num` images drawn from a file of COCO annotations (all where None).
+    """The first caption of each of `num` images drawn from a file of COCO annotations; all images if `num` is None.
 
     Raises:
         ValueError: the file is not of that layout or has fewer images, or a caption is empty or too long.
@@ -62,20 +62,20 @@ def coco(path: Path, *, num: int | None, seed: int) -> list[str]:
         if not 0 < len(text) <= MOST_CHARACTERS:
             raise ValueError(f"{path}: caption {number} has {len(text)} characters, not 1 to {MOST_CHARACTERS}")
     if len(first) < (num or 1):
-        raise ValueError(f"{path} has captions of {len(first)} images, num {num} were asked for")
+        raise ValueError(f"{path} has captions of {len(first)} images, fewer than num {num or 1}")
     chosen = sorted(first, key=lambda image: _digest(str(image), seed))[:num]
     return [first[image] for image in chosen]
 
 
 def laion(paths: list[Path], section: dict[str, Any], folder: Path, counts: Counter[str]) -> Iterator[pa.Array]:
-    """Distinct prompts of well-rated rows in a seeded order, which does not depend on the order of files and rows.
+    """Yields the distinct prompts of rows of sufficient score, in an order that depends on the seed alone.
 
     Args:
         paths: parquet tables.
         section: `text_column`, `score_column`, `threshold` (of the score, inclusive), `num` (of prompts, None is all),
             `seed`.
-        folder: exists and is empty; takes the prompts while they are sorted.
-        counts: gains rows, below_threshold, empty, too_long, duplicates, distinct.
+        folder: an existing empty folder, for temporary files.
+        counts: is updated with rows, below_threshold, empty, too_long, duplicates, distinct.
 
     Raises:
         ValueError: a file is no parquet table or lacks a column, or fewer than `num` prompts are left.
@@ -93,8 +93,8 @@ def laion(paths: list[Path], section: dict[str, Any], folder: Path, counts: Coun
 def _caption(annotation: Any) -> tuple[int, int, str]:
     image, number, text = (annotation[key] for key in ("image_id", "id", "caption"))
     if not isinstance(image, int) or not isinstance(number, int) or not isinstance(text, str):
-        raise ValueError(f"numbers {image!r:.50}, {number!r:.50} or text {text!r:.50} are none")
-    text.encode()  # half a surrogate pair is no text, and no table takes it
+        raise ValueError(f"image_id {image!r:.50} or id {number!r:.50} is no integer, or caption {text!r:.50} no text")
+    text.encode()  # raises for a lone surrogate, which no table can hold
     return image, number, text.strip()
 
 
@@ -151,7 +151,7 @@ def _digest(text: str, seed: int) -> bytes:
 
 
 def _batches(path: Path, columns: dict[str, str]) -> Iterator[pa.RecordBatch]:
-    """Batches of the named columns, in that order; they must hold what the values say, "text" or a "score"."""
+    """Yields batches of the columns, in that order; `columns` says for each whether it holds "text" or a "score"."""
     try:
         with pq.ParquetFile(path) as table:
             for name, kind in columns.items():

@@ -1,4 +1,4 @@
-"""Files of prompts: one column of text, read by rows, never all at once."""
+"""Files of prompts: one column of text, read a group of rows at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_CHARACTERS = 10_000  # of a prompt; a text encoder reads a few hundred
 
 
 def write(path: Path, texts: Iterable[pa.Array], metadata: Callable[[], Mapping[str, Any]]) -> int:
-    """Writes exactly `path`; the same prompts give the same bytes, however `texts` cuts them.
+    """Writes exactly `path`; the same prompts give the same bytes, however `texts` is split into arrays.
 
     Args:
         texts: arrays of strings, in order; few prompts are in memory at a time.
@@ -47,7 +47,7 @@ class Prompts:
     """The prompts of a file that a stage of this project wrote, read by rows."""
 
     def __init__(self, path: Path) -> None:
-        """Reads the metadata; ValueError if the file is missing, damaged, or none of prompts."""
+        """Reads the metadata; ValueError if the file is missing, damaged, or not a file of prompts."""
         self._path = path
         try:
             self._file = pq.ParquetFile(path)
@@ -80,7 +80,7 @@ class Prompts:
                 raise ValueError(f"{self._path} cannot be read ({error}): run `make verify`") from error
             num, claimed = len(column) - column.null_count, self._file.metadata.row_group(group).num_rows
             if num != claimed:
-                raise ValueError(f"{self._path} claims {claimed} prompts where {num} are: run `make verify`")
+                raise ValueError(f"{self._path} claims {claimed} prompts, but has {num}: run `make verify`")
             self._group = group, column
         column = self._group[1]
         return str(column[row - int(self._ends[group]) + len(column)].as_py())

@@ -1,6 +1,6 @@
-"""Files under a prefix: object storage (s3://, gs://, through pyarrow) or a folder of a web server, to read only.
+"""Files under a prefix: object storage (s3://, gs://, through pyarrow), or a folder of a web server (read-only).
 
-Names are relative to the prefix, with slashes.
+Names are relative to the prefix and use slashes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from dmd.provenance import files
 
 Value = TypeVar("Value")
 PIECE = 8 << 20  # bytes of one request for a part of an object
-PIECES = 4  # of them asked for at once
-FEW = 16  # files are asked about one by one
+PIECES = 4  # requests at once
+FEW = 16  # up to so many files are looked up one by one
 
 
 class StorageError(ValueError):
@@ -29,7 +29,7 @@ class StorageError(ValueError):
 
 
 class DiskError(OSError):
-    """The disk of this machine refuses the bytes that came."""
+    """The local disk refuses downloaded bytes."""
 
 
 class Remote(Protocol):
@@ -42,11 +42,11 @@ class Remote(Protocol):
         """A small file, or its first `num` bytes; None where there is none."""
 
     def download(self, name: str, partial: Path, size: int) -> str:
-        """Downloads a file to `partial`, goes on from what is there, and returns the sha256 of the file."""
+        """Downloads a file to `partial`, resuming an earlier download, and returns the sha256 of the file."""
 
 
 def connect(prefix: str, *, endpoint: str | None, log: Callable[[str], None]) -> Remote:
-    """The files under `prefix`; `endpoint` is the address of a server that speaks S3 or GCS, None = the provider's."""
+    """The files under `prefix`; `endpoint` is the address of an S3 or GCS server, None = the provider's."""
     if prefix.startswith("http"):
         from dmd.data.web_folder import WebFolder
 
@@ -60,7 +60,7 @@ def sizes(prefix: str, endpoint: str | None, names: Iterable[str]) -> dict[str, 
 
 
 class ObjectStorage:
-    """Objects whose keys begin with a prefix. Credentials are found as AWS and Google do: environment, files, host."""
+    """Objects whose keys begin with a prefix. Credentials are those that AWS's and Google's clients find by default."""
 
     def __init__(self, prefix: str, endpoint: str | None, log: Callable[[str], None]) -> None:
         self.prefix, self._log = prefix.rstrip("/"), log
@@ -69,7 +69,7 @@ class ObjectStorage:
         self._system = self._retry(parts.netloc, lambda: _file_system(parts.scheme, parts.netloc, endpoint))
 
     def sizes(self, names: Iterable[str]) -> dict[str, int | None]:
-        """Of many by listing their folders: a request for a thousand objects."""
+        """Looks few files up one by one; for many, lists their folders, a thousand objects per request."""
         from pyarrow.fs import FileSelector, FileType
 
         wanted = list(names)
@@ -113,13 +113,13 @@ class ObjectStorage:
         return digest.hexdigest()
 
     def digest(self, name: str, size: int) -> str:
-        """sha256 of what can be read of an object."""
+        """sha256 of an object, whose bytes are read back."""
         digest = hashlib.sha256()
         self._receive(name, 0, size, digest.update)
         return digest.hexdigest()
 
     def upload(self, path: Path, name: str) -> None:
-        """Copies a file there."""
+        """Uploads a file."""
 
         def attempt() -> None:
             with open(path, "rb") as source, self._system.open_output_stream(f"{self._root}/{name}") as target:
@@ -140,7 +140,7 @@ class ObjectStorage:
         self._retry(name, attempt)
 
     def _receive(self, name: str, start: int, size: int, take: Callable[[bytes], None]) -> None:
-        """Gives `take` all bytes from `start` on, in order; a lost connection is made again."""
+        """Passes all bytes from `start` on to `take`, in order; reconnects after a lost connection."""
         reached = start
 
         def attempt() -> None:
@@ -152,7 +152,7 @@ class ObjectStorage:
         self._retry(name, attempt, reached=lambda: reached)
 
     def _pieces(self, name: str, start: int, size: int) -> Iterator[bytes]:
-        """Bytes from `start` on, in order, a few requests ahead."""
+        """Yields the bytes from `start` on, in order, while a few requests are under way."""
         with self._system.open_input_file(f"{self._root}/{name}") as stream, ThreadPoolExecutor(PIECES) as pool:
             if stream.size() != size:
                 raise StorageError(f"{self.prefix}/{name} has {stream.size()} bytes, {size} were recorded")
@@ -165,9 +165,9 @@ class ObjectStorage:
                 yield ahead.popleft().result()
 
     def _retry(self, name: str, action: Callable[[], Value], reached: Callable[[], int] = lambda: 0) -> Value:
-        """The result of an action; a failure is tried again, with growing pauses, `retries.TRIES` times in a row.
+        """The result of an action, which is retried with growing pauses until it fails `retries.TRIES` times in a row.
 
-        A failure counts as the first one if `reached` says that the action came further than before.
+        A failure starts a new row if `reached` shows that the action got further than before.
         """
         furthest, failures = -1, 0
         while True:

@@ -1,4 +1,4 @@
-"""Publishes a shard that a stage writes in one go, with the rows that list it in a manifest."""
+"""Writes and publishes a whole shard, and makes its rows of a manifest."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def publish(
     """Writes a shard with its record; returns its digest and its rows.
 
     Args:
-        items: index and fields of each, one of them in memory at a time.
-        name: path of the shard from the folder of the manifest.
-        number: of the shard.
-        provenance: of the stage that makes it.
-        inputs: of that stage.
+        items: index and fields of each item; one item is in memory at a time.
+        name: path of the shard relative to the folder of the manifest.
+        number: number of the shard.
+        provenance: provenance of the stage that makes it.
+        inputs: inputs of that stage.
     """
     with record.publish(path, stage=provenance["stage"], inputs=inputs) as temporary:
         shards.write(temporary, items, {"origin": provenance, "shard": number, "facts": {}})

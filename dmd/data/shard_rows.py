@@ -1,4 +1,4 @@
-"""Rows of a manifest by random access: a shard is verified when it is first needed, and stays open."""
+"""Random access to rows of a manifest: a shard is verified when it is first needed, and stays open."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dmd.data.storage import LOCAL, ShardSource
 
 DESCRIPTORS = 2  # of an open shard: its file and its memory map
 SPARE = 128  # descriptors for everything else
-Verifier = Callable[[int, Callable[[], None]], None]  # (shard number, check): calls `check` if the shard needs it
+Verifier = Callable[[int, Callable[[], None]], None]  # (shard number, check): calls `check` unless another process does
 
 
 def verify_alone(number: int, check: Callable[[], None]) -> None:
@@ -38,7 +38,7 @@ class ShardRows:
         self._verify, self._source = verify, source
         self._offsets, self._lengths = manifest.numbers("offset"), manifest.numbers("length")
         self._firsts = np.array([shard.first for shard in manifest.shards])
-        # where not all fit one is open: a file that is removed takes room as long as it is open
+        # if the cache cannot hold all shards, one is open at a time: a removed file occupies the disk while it is open
         self._max_open = max_open(len(manifest.shards)) if source.holds(manifest.shards) else 1
         self._open: dict[int, Shard] = {}  # least recently used first
         self._verified: set[int] = set()
@@ -51,21 +51,21 @@ class ShardRows:
         return [self._item(row) for row in rows]
 
     def prepare(self, rows: Iterable[int]) -> None:
-        """Brings the shards of some rows to this machine, several at once, if there is room for all of the manifest."""
+        """Downloads the shards of some rows in parallel, if the cache has room for all shards of the manifest."""
         if self._max_open > 1:
             numbers = {self._number(row) for row in rows} - self._verified
             self._source.prepare([self.manifest.shards[number] for number in sorted(numbers)])
 
     def stacked(self, items: list[Item], name: str) -> Tensor:
-        """One field of all items; half-precision values become float32. ValueError if they are of several shapes."""
+        """One field of all items; half-precision values become float32. ValueError if their shapes differ."""
         try:
             values = np.stack([item[name] for item in items])
             return torch.from_numpy(values.astype(np.float32) if values.dtype == np.float16 else values)
         except (KeyError, ValueError, TypeError) as error:
-            raise ValueError(f"{self.manifest.path}: its rows are not of one shape: {name}: {error}") from error
+            raise ValueError(f"{self.manifest.path}: its rows differ in shape: {name}: {error}") from error
 
     def _number(self, row: int) -> int:
-        """Of the shard that holds a row."""
+        """Number of the shard that holds a row."""
         return int(np.searchsorted(self._firsts, row, side="right")) - 1
 
     def _item(self, row: int) -> Item:
@@ -88,7 +88,7 @@ class ShardRows:
 
 
 def max_open(num: int) -> int:
-    """How many of `num` shards may be open at once; raises this process's limit of descriptors as far as it may."""
+    """How many of `num` shards may be open at once; raises the limit of open files as far as needed and allowed."""
     wanted = SPARE + DESCRIPTORS * num
     soft, hard = (
         wanted if one == resource.RLIM_INFINITY else one for one in resource.getrlimit(resource.RLIMIT_NOFILE)

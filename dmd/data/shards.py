@@ -1,7 +1,7 @@
 """WebDataset shards: one tar of `.npy` members per item, the same bytes for the same content.
 
 A shard starts with `__meta__/record.json`, which WebDataset skips. Readers first compare size and sha256
-with the manifest: WebDataset itself loses the tail of a truncated tar without a word.
+with the manifest: WebDataset itself silently ignores the missing end of a truncated tar.
 """
 
 import json
@@ -20,9 +20,9 @@ from dmd.provenance import files
 
 BLOCK_SIZE = tarfile.BLOCKSIZE
 RECORD_KEY = "__meta__/record"
-MEMBER = re.compile(r"([0-9]{8,15})\.([a-z][a-z0-9_-]*)\.npy")  # no other names: nothing of a tar is ever a path
+MEMBER = re.compile(r"([0-9]{8,15})\.([a-z][a-z0-9_-]*)\.npy")  # other names are refused: none is used as a path
 
-Item = dict[str, np.ndarray]  # field -> array: image, label, and noise in pairs
+Item = dict[str, np.ndarray]  # field -> array: image and label, for pairs also noise, text, trajectory
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Extent:
 
 
 class _Member(NamedTuple):
-    """One file in a tar. Bytes: `start` of its header, `data` and `size` of its content, `stop` after its padding."""
+    """A file in a tar: `start` of its header, start (`data`) and `size` of its content, `stop` after its padding."""
 
     number: int
     field: str
@@ -84,7 +84,7 @@ def read(path: Path) -> Iterator[tuple[int, Item]]:
 
 
 class Shard:
-    """An open shard, read by random access through a memory map; arrays are views of it, so copy to keep."""
+    """An open shard, read by random access through a memory map; arrays are views of it: copy those that are kept."""
 
     def __init__(self, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
         """Opens a shard, after comparing it with what its manifest says.
@@ -94,7 +94,7 @@ class Shard:
         """
         self.path = path
         if not path.is_file():
-            raise ValueError(f"{path} is missing: `make verify`, then run snakemake again")
+            raise ValueError(f"{path} is missing: run `make verify`, then snakemake again")
         num_bytes = path.stat().st_size
         if num_bytes < BLOCK_SIZE:
             raise ValueError(f"{path} has {num_bytes} bytes: truncated? run `make verify`")
@@ -106,9 +106,9 @@ class Shard:
         self._map = mmap.mmap(self._stream.fileno(), 0, access=mmap.ACCESS_READ)
 
     def item(self, extent: Extent) -> Item:
-        """The fields of the item at `extent`; ValueError if the shard is damaged or ends before."""
+        """The fields of the item at `extent`; ValueError if the shard is damaged or too short."""
         if not 0 <= extent.offset <= extent.offset + extent.length <= len(self._map):
-            raise ValueError(f"{self.path} has {len(self._map)} bytes, none from {extent.offset} for {extent.length}")
+            raise ValueError(f"{self.path} has {len(self._map)} bytes, too few for {extent.length} at {extent.offset}")
         members = list(self._walk(extent.offset, extent.offset + extent.length))
         try:
             return {member.field: npy.array(self._map, member.data, member.size) for member in members}

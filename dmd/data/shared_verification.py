@@ -1,4 +1,4 @@
-"""Of the processes of a job one verifies each shard; the others wait for its result, or verify other shards."""
+"""Shares the verification of shards: one process of a job verifies a shard, the others wait or verify other shards."""
 
 import time
 from collections.abc import Callable
@@ -14,10 +14,10 @@ _GOOD = "good"
 
 
 def verify_once(group: str = "shard") -> Verifier:
-    """What a reader gets as `verify`; `group` is another name for each manifest of a job."""
+    """The `verify` argument of a reader; `group` must be different for each manifest of a job."""
     if processes.count() == 1:
         return verify_alone
-    # a client of its own: a wait in the thread that reads ahead must not hold up the main thread's collectives
+    # a separate client: if the thread that reads ahead waits, it must not block the main thread's collectives
     store, *_ = next(distributed.rendezvous("env://", timeout=timedelta(minutes=5)))
     return _SharedVerifier(store, group)
 
@@ -31,7 +31,7 @@ class _SharedVerifier:
         self._store, self._group, self._patience = store, group, patience
 
     def __call__(self, number: int, check: Callable[[], None]) -> None:
-        """Raises the error of the process that verified the shard in all of them; ValueError if it does not end."""
+        """Verifies a shard or waits for its result; all processes raise its error; ValueError after a timeout."""
         key = f"dmd/{self._group}/{number}"
         if self._store.add(f"{key}/claims", 1) == 1:
             try:
@@ -44,7 +44,7 @@ class _SharedVerifier:
         deadline = time.monotonic() + self._patience
         while not self._store.check([key]):
             if time.monotonic() > deadline:
-                raise ValueError(f"shard {number}: the process that hashes it has not ended in {self._patience:g} s")
+                raise ValueError(f"shard {number}: the process that verifies it has not ended in {self._patience:g} s")
             time.sleep(POLL_SECONDS)
         if (result := self._store.get(key).decode()) != _GOOD:
             raise ValueError(result)

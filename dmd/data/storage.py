@@ -1,8 +1,8 @@
-"""Where a reader gets shards from: a folder, or a storage, which has files of the folder under the same names.
+"""Sources of shards for readers: a local folder, or a storage, which has files of the folder under the same names.
 
-A storage is a prefix of object storage or of a web server. Its files have their records beside them. A record is
-written after its file: a file without one is not complete. The local record of a file that is only in the storage says
-so under "stored".
+A storage is a prefix in object storage or on a web server. A file there has its record beside it, which is written
+after it, so a file without a record is incomplete. If a file is only in the storage, its local record says so under
+"stored".
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ AT_ONCE = 8  # downloads
 
 
 class Settings(TypedDict, total=False):
-    """Section `storage` of the configuration, and `folder`, the local one that the prefix mirrors."""
+    """Section `storage` of the configuration, and `folder`, the local folder that the prefix mirrors."""
 
     prefix: str
     folder: str
@@ -43,13 +43,13 @@ class ShardSource(Protocol):
         """Whether all these shards can be on this machine at the same time."""
 
     def prepare(self, files: Sequence[ShardFile]) -> None:
-        """Brings shards to this machine that are elsewhere."""
+        """Copies remote shards to this machine."""
 
     def verify(self, file: ShardFile) -> None:
         """ValueError if a shard in its folder differs from its manifest."""
 
     def open(self, file: ShardFile) -> Shard:
-        """A shard that was verified; ValueError if it is nowhere."""
+        """Opens a shard that was verified; ValueError if it cannot be found."""
 
 
 class LocalShards(ShardSource):
@@ -70,7 +70,7 @@ class LocalShards(ShardSource):
     def _open(self, file: ShardFile, sha256: str | None) -> Shard:
         if not file.path.is_file() and (location := record.storage_location(record.read(file.path))):
             url = f"{location.prefix}/{location.name}"
-            raise ValueError(f"{file.path} is not here but at {url}: give `storage`, with that prefix, to read it")
+            raise ValueError(f"{file.path} is not here but at {url}: set `storage` with that prefix to read it")
         return Shard(file.path, size=file.size, sha256=sha256)
 
 
@@ -78,7 +78,7 @@ LOCAL = LocalShards()
 
 
 class Storage(ShardSource):
-    """A prefix that has files of a folder, some of which are not in the folder. It connects when it is first used."""
+    """A remote prefix that mirrors a folder, from which files may be missing. It connects when it is first used."""
 
     def __init__(self, settings: Settings, *, log: Callable[[str], None] = lambda line: None) -> None:
         self.prefix, self.keep = settings["prefix"].rstrip("/"), settings.get("keep", True)
@@ -96,7 +96,7 @@ class Storage(ShardSource):
         name = os.path.relpath(path, self._folder)
         if name.startswith(os.pardir):
             raise ValueError(
-                f"{path} is not below {self._folder}, so that storage.prefix {self.prefix} has no place for it"
+                f"{path} is not below {self._folder}, so it has no name below storage.prefix {self.prefix}"
             )
         return name.replace(os.sep, "/")
 
@@ -126,7 +126,7 @@ class Storage(ShardSource):
         return self._remote.read(self.name(path), num) or b""
 
     def fetch(self, path: Path, entry: dict[str, Any], target: Path) -> None:
-        """Downloads a small file to exactly `target`; ValueError if its sha256 is not that of its record `entry`."""
+        """Downloads a small file to exactly `target`; ValueError if its sha256 differs from its record `entry`."""
         content = self._remote.read(self.name(path)) or b""
         if (digest := hashlib.sha256(content).hexdigest()) != entry["sha256"]:
             raise ValueError(
@@ -141,7 +141,7 @@ class Storage(ShardSource):
             ValueError: what is read back differs, or the file has no record.
         """
         if not (self.writable and isinstance(self._remote, remote.ObjectStorage)):  # the second for mypy
-            raise ValueError(f"{self.url(path)} cannot be written: storage.prefix of a web server is to read only")
+            raise ValueError(f"{self.url(path)} cannot be written: a storage.prefix on a web server is read-only")
         own = record.read(path)
         if own is None:
             raise ValueError(f"{path} has no record beside it: run `make verify`")
@@ -153,7 +153,7 @@ class Storage(ShardSource):
         self._remote.upload(path, self.name(path))
         digest = self._remote.digest(self.name(path), path.stat().st_size)
         if digest != own["sha256"]:
-            raise ValueError(f"{self.url(path)} did not arrive whole: sha256 {digest}, not {own['sha256']}: run again")
+            raise ValueError(f"{self.url(path)} was damaged in upload: sha256 {digest}, not {own['sha256']}: run again")
         self._remote.upload(side, self.name(side))
 
     def remove_local(self, path: Path, entry: dict[str, Any] | None = None) -> None:
@@ -174,7 +174,7 @@ class Storage(ShardSource):
             yield path
 
     def prepare(self, files: Sequence[ShardFile]) -> None:
-        """Downloads those shards into the cache that are not in the folder, several at once."""
+        """Downloads the shards that are not in the folder into the cache, several at once."""
 
         def download(file: ShardFile) -> None:
             with self.cached(file):

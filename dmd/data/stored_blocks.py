@@ -27,14 +27,14 @@ def connect(settings: Settings | None) -> Storage | None:
 def take_block(
     storage: Storage, output: Path, made: Mapping[Path, bool], provenance: Mapping[str, Any], inputs: record.Inputs
 ) -> bool:
-    """Takes a block file from the storage if it was made from the same inputs and numbers and no shard is missing.
+    """Takes a block file from the storage if it has the same inputs and spec and none of its shards is missing.
 
-    A shard may be in the storage or in the folder. One that is not in the folder stays in the storage; its local record
-    says so.
+    A shard may be in the storage or in the folder. If it is not in the folder, it stays in the storage, and a local
+    record says so.
 
     Args:
-        made: path of each shard, and whether the folder has it, complete and from the same inputs and numbers. A file
-            that is not is removed.
+        made: for the path of each shard, whether the folder has it, complete and with the same inputs and spec. Other
+            local files of these names are removed.
 
     Returns:
         Whether the block was taken.
@@ -55,10 +55,10 @@ def take_block(
         except ValueError as error:
             if storage.writable or isinstance(error, StorageError):
                 raise
-            reporting.log(f"{error}; it cannot be removed there, so that the block is made here")
+            reporting.log(f"{error}; it cannot be removed there, so the block is made here")
             return False
     if _canonical({key: block.metadata.get(key) for key in provenance}) != _canonical(provenance):
-        reporting.log(f"{storage.url(output)} was made from other inputs or numbers: it is made anew")
+        reporting.log(f"{storage.url(output)} was made from other inputs or another spec: it is made anew")
         return False
     own = {path.name: path for path in made}
     listed = {own[file.path.name]: file for file in block.shards if file.path.name in own}
@@ -77,9 +77,9 @@ def take_block(
 def take_shard(
     storage: Storage, path: Path, origin: Mapping[str, Any], number: int, inputs: record.Inputs, *, made: bool
 ) -> bool:
-    """Whether shard `number` need not be drawn, because it is `made` or the storage has it, from the same `origin`.
+    """Whether shard `number` need not be drawn, because it is `made` or the storage has it with the same `origin`.
 
-    Of a shard that is only in the storage a local record is written, and a file that is not `made` is removed.
+    For a shard that is only in the storage, writes a local record and removes a local file that is not `made`.
 
     Raises:
         StorageError: the storage does not answer.
@@ -95,14 +95,14 @@ def take_shard(
         return True
     if storage.writable and known != entry["sha256"]:
         raise ValueError(
-            f"{storage.url(path)} is not of this folder: sha256 {entry['sha256']}, made from other inputs or numbers, "
-            "or elsewhere. It is not replaced: name another storage.prefix, or remove it there"
+            f"{storage.url(path)} is another shard: sha256 {entry['sha256']}, of other inputs, another spec or another "
+            "machine. It is not replaced: set another storage.prefix, or remove it there"
         )
     return made
 
 
 def describe_shard(path: Path, first_seed: int, storage: Storage | None) -> tuple[str, pa.Table, dict[str, Any]]:
-    """Digest, rows and facts of a shard, local or in the storage; its path in the rows begins with `../`."""
+    """Digest, rows and facts of a shard, local or in the storage; rows name it by `../` and its file name."""
     entry = record.read(path)
     digest = entry["sha256"] if entry and not path.is_file() else record.check(path)
     file = ShardFile(path, entry["size"] if entry else path.stat().st_size, digest, 0, 0)
@@ -137,8 +137,8 @@ def check_sizes(storage: Storage, away: Sequence[ShardFile]) -> None:
 
 
 def _leave_there(storage: Storage, path: Path, entry: dict[str, Any]) -> None:
-    """Writes the local record of a shard in the storage; a local file is damaged, or from other numbers, and goes."""
-    with record.exclusive(path, wait=True):  # a job whose block has the same shard may just publish it
+    """Writes the local record of a shard in the storage, and removes a local file, which is damaged or outdated."""
+    with record.exclusive(path, wait=True):  # another job may be publishing the same shard
         storage.remove_local(path, entry)
 
 
@@ -147,7 +147,7 @@ def _all_available(storage: Storage, listed: Mapping[Path, ShardFile], made: Map
     away = {path: file for path, file in listed.items() if not made[path]}
     for path, file in listed.items():
         if path not in away and (record.read(path) or {}).get("sha256") != file.sha256:
-            reporting.log(f"{path} is another shard than that in {storage.prefix}: the one here counts")
+            reporting.log(f"{path} differs from the shard in {storage.prefix}: the local one is used")
             return False
     missing = [path for path, size in zip(away, storage.sizes([*away]), strict=True) if size != away[path].size]
     for path in missing:

@@ -1,4 +1,4 @@
-"""A folder of a web server, to read only."""
+"""A read-only folder of a web server."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class WebFolder:
 
 
 def _content(answer: requests.Response, num: int | None) -> bytes:
-    """The body of an answer, or its first `num` bytes, however small the parts that it comes in."""
+    """The body of an answer, or its first `num` bytes, which may arrive in several parts."""
     content = b""
     for part in answer.iter_content(PART_SIZE):
         content += part

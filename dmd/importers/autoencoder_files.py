@@ -17,7 +17,7 @@ def source_files(folder: Path, kind: str = "full") -> list[Path]:
 
 
 def load(folder: Path, kind: str = "full") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Weights, float32, under their names in `Codec`, and facts: `autoencoder: {kind, config}`, channels, scale.
+    """Weights (float32, names as in `Codec`), and facts: `autoencoder` {kind, config}, latent_channels, scale.
 
     Raises:
         ValueError: a file is missing, is of another class, or does not fit.
@@ -49,7 +49,7 @@ def _config(folder: Path, kind: str) -> dict[str, Any]:
 
 def _codec(folder: Path, section: dict[str, Any]) -> Codec:
     try:
-        pipelines.check_extent(section["config"])
+        pipelines.check_layer_counts(section["config"])
         return Codec(**section)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error

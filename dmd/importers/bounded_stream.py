@@ -4,7 +4,7 @@ from typing import BinaryIO
 
 
 class BoundedStream:
-    """A binary stream that refuses to read beyond its size, so that no memory is allocated for false lengths."""
+    """A binary stream that never reads beyond its size, so that a false length in a file allocates no memory."""
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
         self._stream, self.left = stream, size
@@ -17,7 +17,7 @@ class BoundedStream:
         return self._stream.read(num)
 
     def readline(self) -> bytes:
-        """Up to a newline or the end."""
+        """The bytes up to and including the next newline, or up to the end."""
         line = self._stream.readline(self.left)
         self.left -= len(line)
         return line

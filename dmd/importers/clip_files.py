@@ -26,8 +26,8 @@ KEY = "evaluate.clip.sha256"
 
 
 @dataclass(frozen=True)
-class Judge:
-    """CLIP with the captions of the samples.
+class CaptionScorer:
+    """Scores samples against their captions with CLIP.
 
     Attributes:
         prefix: put before each caption.
@@ -38,7 +38,7 @@ class Judge:
     prefix: str
 
     def __call__(self, image: Tensor, label: Tensor) -> Tensor:
-        """Cosines (B,) of images in [-1, 1] and the captions in rows `label` (B,)."""
+        """Cosines (B,) between images in [-1, 1] and their captions, whose row numbers are `label` (B,)."""
         texts = [self.prefix + text for text in self.captions.rows(label.tolist())]
         return self.clip(eight_bit(quantise(image, 256)), texts)
 
@@ -47,20 +47,20 @@ def source_files(folder: Path) -> list[Path]:
     """The files of a network: configuration, safetensors, tokenizer, and image preprocessor if there is one.
 
     Raises:
-        ValueError: one is missing; weights in other formats are not read.
+        ValueError: a file is missing, also if the weights are there in another format.
     """
     network = pipelines.network_files(folder, "CLIPModel", weights="model.safetensors")
     images = [folder / PREPROCESSOR] if (folder / PREPROCESSOR).is_file() else []
     return [*network, *images, *text_files.tokenizer_files(folder)]
 
 
-def judge(
+def caption_scorer(
     folder: Path, captions: Path, section: Mapping[str, Any], *, device: torch.device
-) -> tuple[Judge, dict[str, Any], dict[str, str]]:
-    """CLIP with captions, for a section {"sha256", "prefix"}; identity and prefix; digests of files. See `load`."""
+) -> tuple[CaptionScorer, dict[str, Any], dict[str, str]]:
+    """The scorer of a section {"sha256", "prefix"}; the identity of `load` and the prefix; digests of files by path."""
     clip, identity, digests = load(folder, sha256=section["sha256"])
     prefix = section["prefix"]
-    return Judge(clip.to(device), Prompts(captions), prefix), {**identity, "prefix": prefix}, digests
+    return CaptionScorer(clip.to(device), Prompts(captions), prefix), {**identity, "prefix": prefix}, digests
 
 
 def load(folder: Path, *, sha256: str | None) -> tuple[Clip, dict[str, Any], dict[str, str]]:
@@ -80,7 +80,7 @@ def load(folder: Path, *, sha256: str | None) -> tuple[Clip, dict[str, Any], dic
     text, end = network.config.text_config, tokenizer.eos_token_id
     if len(tokenizer) > text.vocab_size:
         raise ValueError(f"{folder}: {len(tokenizer)} tokens, but the network has {text.vocab_size}")
-    if end != (len(tokenizer) - 1 if text.eos_token_id == 2 else text.eos_token_id):  # 2: before transformers 4.31
+    if end != (len(tokenizer) - 1 if text.eos_token_id == 2 else text.eos_token_id):  # 2 is wrong: transformers < 4.31
         raise ValueError(f"{folder}: texts end in token {end}, but the network expects {text.eos_token_id}")
 
     def tokenise(captions: Any) -> list[list[int]]:
@@ -108,7 +108,7 @@ def _network(folder: Path, files: list[Path]) -> Any:
             )
     arguments = {key: config[key] for key in ("text_config", "vision_config", "projection_dim") if key in config}
     try:
-        with torch.device("meta"):  # its files hold all tensors but position_ids
+        with torch.device("meta"):  # the files hold all tensors but position_ids
             network = CLIPModel(CLIPConfig(**arguments))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"{folder}: CLIPModel: {error}") from error
@@ -120,7 +120,7 @@ def _network(folder: Path, files: list[Path]) -> Any:
 
 
 def _normalisation(folder: Path, size: int) -> tuple[Any, Any]:
-    """Mean and standard deviation of the channels; ValueError for a preprocessor with other steps than ours."""
+    """Mean and standard deviation of the channels; ValueError if the preprocessor's size or resize filter differs."""
     path = folder / PREPROCESSOR
     if not path.is_file():
         return MEAN, STD

@@ -1,4 +1,4 @@
-"""Teachers from a local folder of diffusers: a UNet2DModel and the noise levels of its DDPM or DDIM scheduler.
+"""Teachers from a local folder saved by diffusers: a UNet2DModel and the noise levels of its DDPM or DDIM scheduler.
 
 Only JSON and safetensors are read; no code in the folder is run, nothing is downloaded.
 """
@@ -17,7 +17,7 @@ SCHEDULERS = ("DDPMScheduler", "DDIMScheduler")
 
 
 def source_files(folder: Path) -> list[Path]:
-    """The files of a teacher: configurations and weights, with those of an autoencoder of latents.
+    """The files of a teacher: configurations and weights, including its autoencoder's if it works on latents.
 
     Raises:
         ValueError: a required file is missing or cannot be read; the message names it and its purpose.
@@ -48,7 +48,7 @@ def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     architecture: dict[str, Any] = {"kind": "unet2d", "config": config}
     scheduler = _scheduler(folder, unet)
     try:
-        pipelines.check_extent(config)
+        pipelines.check_layer_counts(config)
         with torch.device("meta"):
             network = UNet2D(config=config)
         levels = pipelines.levels(scheduler, SCHEDULERS)
@@ -107,6 +107,6 @@ def _check_pipeline(index: Path) -> None:
         parts.pop("vae")
     if others := sorted(set(parts) - {"scheduler"}):
         raise ValueError(
-            f"{index}: {', '.join(others)} besides unet and scheduler: only pipelines of pixels are supported, "
-            f"or of latents with a vae of class {autoencoders.FULL}"
+            f"{index} lists {', '.join(others)} besides unet and scheduler: supported are pipelines on pixels, "
+            f"and on latents with a vae of class {autoencoders.FULL}"
         )

@@ -1,4 +1,4 @@
-"""The released EDM teachers (Karras et al. 2022) as our networks: architecture, preconditioning, weights."""
+"""Reads the released EDM teachers (Karras et al. 2022): architecture, preconditioning, weights."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from dmd.importers import edm_pickle
 from dmd.importers.edm_pickle import Module
 
-# Kind of preconditioning by class in the file, with the default arguments of the class.
+# By class in the file: the kind of preconditioning, and the default arguments of the class.
 PRECONDITIONING: dict[str, tuple[str, dict[str, float]]] = {
     "EDMPrecond": ("edm", {"sigma_min": 0.0, "sigma_max": math.inf, "sigma_data": 0.5}),
     "VEPrecond": ("ve", {"sigma_min": 0.02, "sigma_max": 100.0}),
@@ -17,15 +17,15 @@ PRECONDITIONING: dict[str, tuple[str, dict[str, float]]] = {
 SONG = {"model_channels": 128, "channel_mult": [1, 2, 2, 2], "num_blocks": 4, "attn_resolutions": [16]}
 DHARIWAL = {"model_channels": 192, "channel_mult": [1, 2, 3, 4], "num_blocks": 3, "attn_resolutions": [32, 16, 8]}
 COMMON = {"label_dim": 0, "augment_dim": 0, "channel_mult_emb": 4, "dropout": 0.10, "label_dropout": 0}
-STYLE: dict[str, Any] = {
+STYLE_DEFAULTS: dict[str, Any] = {
     "embedding_type": "positional",
     "channel_mult_noise": 1,
     "encoder_type": "standard",
     "decoder_type": "standard",
     "resample_filter": [1, 1],
 }
-STYLES: dict[str, list[Any]] = {  # values of the keys of STYLE
-    "ddpmpp": list(STYLE.values()),
+STYLE_BY_KIND: dict[str, list[Any]] = {  # by kind of network: the values of the keys of STYLE_DEFAULTS, in order
+    "ddpmpp": list(STYLE_DEFAULTS.values()),
     "ncsnpp": ["fourier", 2, "residual", "standard", [1, 3, 3, 1]],
 }
 
@@ -34,7 +34,7 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Weights (`ema.*`, float32) and facts (network, preconditioning, sigma_data, shape, classes) of a released file.
 
     Raises:
-        ValueError: the file is damaged or hostile, or holds a network that we do not have.
+        ValueError: the file is damaged or hostile, or holds a network that this package does not have.
     """
     outer = edm_pickle.read(path)
     try:
@@ -76,12 +76,12 @@ def architecture(network: Module) -> dict[str, Any]:
     """The architecture of a SongUNet or DhariwalUNet, for `dmd.models.networks.build`.
 
     Raises:
-        ValueError: another class, or arguments that our networks do not have.
+        ValueError: the class is another one, or has arguments that this package's networks do not have.
     """
     if network.class_name == "DhariwalUNet":
         arguments, kind = _Arguments(network, COMMON | DHARIWAL), "adm"
     elif network.class_name == "SongUNet":
-        arguments = _Arguments(network, COMMON | SONG | STYLE)
+        arguments = _Arguments(network, COMMON | SONG | STYLE_DEFAULTS)
         kind = _style(arguments)
     else:
         raise ValueError(f"network {network.class_name!r} is not supported; supported are SongUNet and DhariwalUNet")
@@ -108,11 +108,11 @@ def architecture(network: Module) -> dict[str, Any]:
 
 
 def _style(arguments: "_Arguments") -> str:
-    values = [arguments.plain(name) for name in STYLE]
-    for kind, style in STYLES.items():
+    values = [arguments.plain(name) for name in STYLE_DEFAULTS]
+    for kind, style in STYLE_BY_KIND.items():
         if values == style:
             return kind
-    raise ValueError(f"SongUNet with {dict(zip(STYLE, values, strict=True))} is neither DDPM++ nor NCSN++")
+    raise ValueError(f"SongUNet with {dict(zip(STYLE_DEFAULTS, values, strict=True))} is neither DDPM++ nor NCSN++")
 
 
 class _Arguments:

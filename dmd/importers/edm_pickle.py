@@ -1,8 +1,8 @@
 """Reads the pickles of the released EDM teachers as inert data: modules, their arguments and weights.
 
 Such a file holds `{"ema": module, ...}`. Each module is a call of torch_utils.persistence._reconstruct_persistent_obj
-on a dict with the name of its class, the source code of that class (which NVIDIA's reader executes; here only its
-digest is taken), and its state; `dmd.importers.pickled_tensors` reads the tensors.
+on a dict with the name of its class, the source code of the class, and its state. NVIDIA's reader executes the source
+code; this one only takes its digest. `dmd.importers.pickled_tensors` reads the tensors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dmd.importers.pickled_tensors import Storage, StoredTensor
 
 MAX_SIZE = 4 << 30  # bytes of a file; the largest released one has 1.2e9
 MAX_DEPTH = 16  # of nested modules; the released files have 5
-MAX_ENTRIES = 50_000  # in the dicts of all modules, shared dicts counted again; the released files have about 2,000
+MAX_ENTRIES = 50_000  # in the dicts of all modules, a shared dict once per use; the released files have about 2,000
 MAX_NAME = 100  # characters
 SCALARS = {"f8": "d", "f4": "f", "i8": "q", "i4": "i", "b1": "?"}
 
@@ -32,7 +32,7 @@ class Module:
     """A module of the file.
 
     Attributes:
-        class_name: in the file; "ModuleDict" for containers.
+        class_name: name of its class in the file; "ModuleDict" for containers.
         arguments: keyword arguments of its class; their values are not checked.
         positional: number of positional arguments.
         tensors: its own parameters and buffers, by name.
@@ -59,7 +59,7 @@ def read(path: Path, *, key: str = "ema", max_size: int = MAX_SIZE) -> Module:
     """The module of a released file under `key`; nothing in the file is executed.
 
     Raises:
-        ValueError: the file is larger than `max_size` bytes, damaged, or holds anything else; one line.
+        ValueError: the file is larger than `max_size` bytes, damaged, or holds anything else; the message is one line.
     """
     size = path.stat().st_size
     if size > max_size:
@@ -93,7 +93,7 @@ class _Container(Stateful):
         self.state = state
 
 
-class _ArrayType(Stateful):
+class _ScalarType(Stateful):
     """Stands for numpy's dtype of a scalar, whose byte order is set by BUILD."""
 
     def __init__(self, name: str, *_: Any) -> None:
@@ -105,7 +105,7 @@ class _ArrayType(Stateful):
 
 
 def _makers(size: int) -> dict[Global, Any]:
-    """Our maker of each global of a file of `size` bytes; the total length of encoded text is bounded."""
+    """By global: the function that is called in its place; `_codecs.encode` is limited to 2 * `size` characters."""
     left = [2 * size]
 
     def encode(text: str, encoding: str) -> bytes:
@@ -122,7 +122,7 @@ def _makers(size: int) -> dict[Global, Any]:
         ("torch.nn.modules.container", "ModuleDict"): _Container,
         ("collections", "OrderedDict"): lambda: {},
         ("dnnlib.util", "EasyDict"): lambda: {},
-        ("numpy", "dtype"): _ArrayType,
+        ("numpy", "dtype"): _ScalarType,
         ("_codecs", "encode"): encode,
     }
     for core in ("numpy.core", "numpy._core"):
@@ -133,7 +133,7 @@ def _makers(size: int) -> dict[Global, Any]:
 
 
 def _scalar(kind: Any, data: Any) -> int | float | bool:
-    if not isinstance(kind, _ArrayType) or kind.format is None or not isinstance(data, bytes):
+    if not isinstance(kind, _ScalarType) or kind.format is None or not isinstance(data, bytes):
         raise ValueError("a numpy scalar of an unknown type")
     if len(data) != struct.calcsize(f"<{kind.format}"):
         raise ValueError(f"a numpy scalar of {len(data)} bytes")
@@ -153,10 +153,10 @@ class _ModuleReader:
     """Turns the objects of `_makers` into modules, with limits on what they may hold."""
 
     def __init__(self, size: int) -> None:
-        self._left = size  # bytes of storages; the file has each of them once
+        self._left = size  # bytes of storages still allowed: together they cannot exceed the file
         self._entries = MAX_ENTRIES
         self._seen: set[int] = set()
-        self._digests: dict[int, str] = {}  # of source codes, which modules share
+        self._digests: dict[int, str] = {}  # by id of the source code, which modules share
 
     def module(self, item: Any, depth: int) -> Module:
         """A module with all its children."""
@@ -179,7 +179,7 @@ class _ModuleReader:
         """A tensor with its own memory."""
         if not isinstance(item, StoredTensor):
             raise ValueError(f"{name}: a tensor was expected")
-        self._left -= item.num_bytes  # before they are parsed, and again for each tensor that shares them
+        self._left -= item.num_bytes  # before the storage is parsed, and again for each tensor that shares it
         if self._left < 0:
             raise ValueError("more numbers in tensors than the file holds")
         return item.view(item.stored(name), name)
@@ -190,7 +190,7 @@ class _ModuleReader:
         return self._digests[id(source)]
 
     def _named(self, state: dict[Any, Any], key: str, *, keep_none: bool = False) -> dict[str, Any]:
-        """The entries of a module's dict, by default without None, which torch has for an absent bias."""
+        """The entries of a dict in a module's state, by default without None, torch's value for an absent bias."""
         entries = state.get(key, {})
         if not isinstance(entries, dict) or not all(isinstance(n, str) and len(n) <= MAX_NAME for n in entries):
             raise ValueError(f"{key} is no dict of names of at most {MAX_NAME} characters")

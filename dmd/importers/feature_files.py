@@ -13,7 +13,7 @@ from dmd.metrics.features import WEIGHTED, FeatureNetwork, build
 from dmd.provenance import pinned, tensor_files
 
 SOURCES = {
-    "digits32": "weights of the feature network digits32; tracked, or made by dmd.stages.feature_network",
+    "digits32": "workflow/resources/digits32.safetensors of the repository, made by dmd.stages.feature_network",
     "inception": "the Inception network of torch-fidelity or pytorch-fid, whose file names end in 2015-12-05-6726825d",
 }
 
@@ -25,7 +25,7 @@ def load(
 
     Args:
         path: the file of its weights; None for kinds without weights.
-        features: section `features`: kind, and the sha256 of the file; null = any file.
+        features: section `features`, with its kind and the sha256 of the file; None accepts any file.
         modes: centres (K, size) of the modes of a Gaussian mixture.
 
     Raises:
@@ -40,7 +40,7 @@ def load(
 
 
 def check_digest(path: Path, features: Mapping[str, Any]) -> str:
-    """Digest of the file of weights; ValueError as in `load`."""
+    """Digest of the file of weights, if it is the one in the configuration; ValueError as in `load`."""
     kind = features["kind"]
     if kind not in WEIGHTED:
         raise ValueError(f"{path} is given, but features.kind {kind} has no weights")
@@ -51,7 +51,7 @@ def weights(path: Path, kind: str) -> dict[str, Tensor]:
     """The tensors of a file of weights; only tensors are unpickled from a released .pth.
 
     Raises:
-        ValueError: the file cannot be read, or holds something else than named tensors.
+        ValueError: the file cannot be read, or holds anything but named tensors.
     """
     if kind == "digits32":
         return tensor_files.load(path)[0]

@@ -1,9 +1,9 @@
 """Reads the data in a pickle without running code that the file names.
 
-It interprets the opcodes of plain data. A global is looked up by its exact (module, name) in a table of our own, inert
-makers; everything else in a pickle (extension codes, classes by INST or OBJ, objects by persistent id, attributes by
-BUILD) is refused. A restricted Unpickler of Python would still hash nested objects of the file, give its memo a size
-from the file, and set attributes of any object on its stack.
+It interprets the opcodes of plain data. A global is looked up by its exact (module, name) in a table of makers, which
+are this package's own functions without side effects; everything else in a pickle (extension codes, classes by INST or
+OBJ, objects by persistent id, attributes by BUILD) is refused. Python's Unpickler, even with a restricted find_class,
+would still hash nested objects, let the file choose the size of its memo, and set attributes of objects on its stack.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Global(NamedTuple):
 
 
 class Stateful:
-    """An object of ours whose state a BUILD opcode may set; all others refuse BUILD."""
+    """Base class of objects whose state a BUILD opcode may set; BUILD on any other object is refused."""
 
     def set_state(self, state: Any) -> None:
         """Sets the state; ValueError if it is invalid."""
@@ -73,7 +73,7 @@ def load(stream: BoundedStream, makers: Makers, *, persistent: Callable[[Any], A
 
 
 class _Machine:
-    """Stack, saved stacks below each mark, and memo."""
+    """The interpreter's state: the stack, the stacks saved at each mark, and the memo."""
 
     def __init__(self, makers: Makers, persistent: Callable[[Any], Any] | None) -> None:
         self._makers, self._persistent = makers, persistent
@@ -82,7 +82,7 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def step(self, name: str, argument: Any) -> None:
-        """One operation."""
+        """Executes one opcode."""
         if name in _VALUES:
             self._stack.append(argument)
         elif name in _CONSTANTS:
@@ -114,7 +114,7 @@ class _Machine:
     def _on_frame(self, size: int) -> None:
         """Frames only group bytes."""
 
-    _on_stop = _on_frame  # genops ends here
+    _on_stop = _on_frame  # nothing to do: genops ends here
 
     def _on_mark(self, _: None) -> None:
         self._below.append(self._stack)
@@ -158,7 +158,7 @@ class _Machine:
     def _on_reduce(self, _: None) -> None:
         arguments, target = self._stack.pop(), self._stack.pop()
         if type(target) is not Global or type(arguments) is not tuple:
-            raise ValueError("damaged: REDUCE of something that is no global and its arguments")
+            raise ValueError("damaged: REDUCE needs a global and a tuple of arguments")
         try:
             self._stack.append(self._makers[target](*arguments))
         except TypeError as error:
@@ -179,7 +179,7 @@ class _Machine:
 
     def _look_up(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise ValueError("damaged: a global whose names are no text")
+            raise ValueError("damaged: module or name of a global is not text")
         if (target := Global(module, name)) not in self._makers:
             raise ValueError(f"global {module[:80]}.{name[:80]} is refused: it is not part of such files")
         self._stack.append(target)

@@ -1,4 +1,4 @@
-"""Builds the distances of images that losses use from their files."""
+"""Loads the image distances that losses use, with the weights that they need."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from dmd.provenance import pinned
 
 
 class DistanceFiles(NamedTuple):
-    """Weights that a distance may need: VGG16 of LPIPS, and the autoencoders of latents."""
+    """Files of weights that a distance may need: VGG16 of LPIPS, and the autoencoders of latents."""
 
     lpips: Path | None = None
     tiny: Path | None = None
@@ -28,10 +28,10 @@ class DistanceFiles(NamedTuple):
 
 
 def distances(training: Training, files: DistanceFiles, device: torch.device) -> dict[str, Distance]:
-    """The distance of a method's losses through each decoder that a phase names, by the decoder's name.
+    """The image distance of a method's losses for each decoder that a phase names, by the decoder's name.
 
     Raises:
-        ValueError: weights of LPIPS or of a decoder are missing, or others than they should be.
+        ValueError: weights of LPIPS or of a decoder are missing, or are not the expected ones.
     """
     section = training.method.distance()
     if not isinstance(section, L2Distance | LpipsDistance):
@@ -60,7 +60,7 @@ def _distance(section: L2Distance | LpipsDistance, key: str, weights: Path | Non
         return l2_distance
     if weights is None:
         raise ValueError("a distance of kind lpips needs VGG16 weights: give --lpips")
-    if processes.rank() == 0:  # where no digest is known, it writes down the one it finds
+    if processes.rank() == 0:  # the check may write a record beside the file
         pinned.check(weights, section.sha256, key=f"{key}.sha256", source="VGG16 weights of torchvision")
     torchvision_operators.ensure()
     import lpips

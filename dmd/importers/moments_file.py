@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 KEYS = ("mu", "sigma")
-MAX_BYTES = 1 << 30  # of one array: 11,000 features
+MAX_BYTES = 1 << 30  # of one array: a covariance of about 11,000 features
 DAMAGE = (  # errors for damaged zip files and numpy headers
     *(OSError, ValueError, EOFError, MemoryError, NotImplementedError, RuntimeError, SyntaxError),
     *(struct.error, zipfile.BadZipFile, zlib.error, tokenize.TokenError),

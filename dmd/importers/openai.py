@@ -1,8 +1,8 @@
-"""OpenAI's EDM teacher of consistency models (Song et al. 2023) as our ADM network.
+"""Reads OpenAI's EDM teacher of consistency models (Song et al. 2023) as the ADM network of `UNet`.
 
 The file is a state dict of the U-Net of guided diffusion, the architecture of Dhariwal and Nichol 2021. It differs from
-ours in names, in the order of channels in attention (query, key and value one after the other), in the orientation of
-the label embedding, and in the noise condition, 1000 ln(sigma) / 4.
+`UNet` in names, in the order of attention channels (query, key and value one after the other), in the label embedding,
+which is transposed, and in the noise condition, 1000 ln(sigma) / 4.
 """
 
 import re
@@ -61,7 +61,7 @@ def load(path: Path, resolution: int) -> tuple[State, dict[str, Any]]:
 
 
 def _architecture(state: State, resolution: int) -> dict[str, Any]:
-    """The architecture, from names and shapes; a decoder block with an up-sampling block ends a level."""
+    """The architecture, from names and shapes of the weights; an upsampling block marks the end of a decoder level."""
     width, stem = state["time_embed.0.weight"].shape[1], state["input_blocks.0.0.weight"]
     numbers = (int(match[1]) for key in state if (match := re.match(r"output_blocks\.(\d{1,4})\.", key)))
     count = 1 + max(numbers, default=-1)
@@ -74,7 +74,7 @@ def _architecture(state: State, resolution: int) -> dict[str, Any]:
     per_level = count // levels
     if count % levels or ends != [per_level * level - 1 for level in range(1, levels)] or per_level < 2:
         raise ValueError(f"{count} decoder blocks with up-sampling blocks in {ends} do not form equal levels")
-    firsts = range(count - per_level, -1, -per_level)  # of each level in the decoder, finest first
+    firsts = range(count - per_level, -1, -per_level)  # number of each level's first decoder block, finest level first
     channels = [state[f"output_blocks.{num}.0.out_layers.0.weight"].shape[0] for num in firsts]
     if any(channel % width for channel in channels):
         raise ValueError(f"channels {channels} of the levels are not multiples of {width}")
@@ -93,7 +93,7 @@ def _architecture(state: State, resolution: int) -> dict[str, Any]:
 
 
 def _block_names(architecture: dict[str, Any]) -> dict[str, str]:
-    """Our name of each block by OpenAI's (`input_blocks.3.0`, ...); attention has the name of its block."""
+    """Names of blocks in `UNet` by OpenAI's names (`input_blocks.3.0`, ...); attention is a part of its block."""
     levels = [architecture["resolution"] >> level for level in range(len(architecture["multipliers"]))]
     names = {"input_blocks.0.0": f"enc.{levels[0]}x{levels[0]}_conv"}
     number = 1
@@ -120,7 +120,7 @@ def _block_names(architecture: dict[str, Any]) -> dict[str, str]:
 
 
 def _convert(key: str, value: torch.Tensor, blocks: dict[str, str]) -> list[tuple[str, torch.Tensor]]:
-    """Our name and layout of one tensor."""
+    """One tensor under its name and in its layout in `UNet`, as a list of one pair."""
     if key == "label_emb.weight":
         return [("map_label.weight", value.T)]
     layer, _, kind = key.rpartition(".")
@@ -139,5 +139,5 @@ def _convert(key: str, value: torch.Tensor, blocks: dict[str, str]) -> list[tupl
         split = value.reshape(3, heads, HEAD_CHANNELS, *value.shape[1:])
         value = split.permute(1, 2, 0, *range(3, split.ndim)).reshape(value.shape)
     if part in ("qkv", "proj_out") and kind == "weight":
-        value = value.reshape(*value.shape[:2], 1, 1)  # older files have it as a convolution over one axis
+        value = value.reshape(*value.shape[:2], 1, 1)  # older files have a 1D convolution here
     return [(name, value)]

@@ -1,7 +1,7 @@
-"""Tensors in pickles of torch: each refers to a storage, the bytes of a nested torch.save.
+"""Tensors in torch's pickles: each refers to a storage, which is saved as the bytes of a nested torch.save.
 
-These bytes are a second pickle, in torch's format before its zip files, which torch.storage._load_from_bytes would load
-without restriction. Here `dmd.importers.inert_pickle` reads it, too, and no more memory is allocated than it has bytes.
+These bytes are a second pickle, in torch's older format without zip. torch.storage._load_from_bytes would load it
+without restriction; here `dmd.importers.inert_pickle` reads it, and allocates no more memory than it has bytes.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ STORAGES = {
 
 @dataclass(frozen=True)
 class Storage:
-    """Stands for a call of torch.storage._load_from_bytes."""
+    """The unchecked argument of a call of torch.storage._load_from_bytes."""
 
     blob: Any
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Stands for a call of torch._utils._rebuild_tensor_v2; its arguments are not checked yet."""
+    """The unchecked arguments of a call of torch._utils._rebuild_tensor_v2."""
 
     storage: Any
     offset: Any
@@ -51,7 +51,7 @@ class StoredTensor:
         return len(blob) if isinstance(blob, bytes) else 0
 
     def stored(self, name: str) -> torch.Tensor:
-        """The values of the storage, one-dimensional; ValueError if it is damaged or no storage."""
+        """The values of the storage, one-dimensional; ValueError if it is damaged or not a storage."""
         if not isinstance(self.storage, Storage):
             raise ValueError(f"{name}: a tensor was expected")
         return _values(self.storage.blob)
@@ -82,7 +82,7 @@ def _extents(values: Any, name: str) -> list[int]:
 def _values(blob: Any) -> torch.Tensor:
     """The values of a storage, one-dimensional; its format is five small pickles, a count, the raw values."""
     if not isinstance(blob, bytes):
-        raise ValueError("a storage that is not made of bytes")
+        raise ValueError("a storage does not consist of bytes")
     stream = BoundedStream(io.BytesIO(blob), len(blob))
     types = {Global("torch", name): name for name in STORAGES}
     try:
@@ -96,7 +96,7 @@ def _values(blob: Any) -> torch.Tensor:
         raise ValueError(f"in a nested storage: {error}") from error
     valid = type(entry) is tuple and len(entry) == 6 and entry[0] == "storage" and type(entry[1]) is Global
     if not valid or type(entry[2]) is not str or keys != [entry[2]] or entry[4] != num or entry[5] is not None:
-        raise ValueError("in a nested storage: it is no single storage")
+        raise ValueError("in a nested storage: it does not hold exactly one storage")
     dtype = STORAGES[entry[1].name]
     if num < 0 or stream.left != num * dtype.itemsize:
         raise ValueError(f"in a nested storage: {num} values do not fit {stream.left} bytes")

@@ -15,7 +15,7 @@ from dmd.provenance import files, pinned
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
-MAX_LAYERS, MAX_LEVELS = 64, 16  # released networks have 2 and 6
+MAX_LAYERS, MAX_LEVELS = 64, 16  # layers per block, levels of resolution; released networks have 2 and 6
 NEW_NAMES = {
     "query": "to_q",
     "key": "to_k",
@@ -25,7 +25,7 @@ NEW_NAMES = {
 
 
 def needed(path: Path, what: str) -> Path:
-    """The path; ValueError with the path and its purpose if it is no file."""
+    """The path, if it is a file; otherwise ValueError with the path and its purpose."""
     if not path.is_file():
         raise ValueError(f"{path} is missing: {what}")
     return path
@@ -72,7 +72,7 @@ def network_config(path: Path, kind: str) -> dict[str, Any]:
 
 
 def tensors_of(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
-    """Tensors of all safetensors files in `paths`, float32, with the new names of attention layers."""
+    """Tensors of all safetensors files in `paths`, float32, with diffusers' present names of attention layers."""
     tensors: dict[str, torch.Tensor] = {}
     for path in paths:
         if path.suffix == ".safetensors":
@@ -83,7 +83,7 @@ def tensors_of(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
     return {_new_name(name): value.float() if value.is_floating_point() else value for name, value in tensors.items()}
 
 
-def check_extent(config: dict[str, Any]) -> None:
+def check_layer_counts(config: dict[str, Any]) -> None:
     """ValueError for so many layers that even building them on the meta device would take long."""
     levels = config.get("block_out_channels", ())
     if isinstance(levels, list) and len(levels) > MAX_LEVELS:
@@ -107,7 +107,7 @@ def check_weights(network: torch.nn.Module, state: dict[str, torch.Tensor], sour
 
 
 def levels(path: Path, known: Sequence[str]) -> dict[str, Any]:
-    """The preconditioning of a scheduler's configuration, with the noise levels that diffusers computes.
+    """The section `preconditioning` for the file of a scheduler, with the noise levels that diffusers computes from it.
 
     Raises:
         ValueError: the scheduler is none of `known`, or its levels cannot be used.
@@ -132,10 +132,10 @@ def levels(path: Path, known: Sequence[str]) -> dict[str, Any]:
 
 
 def digests(source: Path, paths: Sequence[Path], sha256: str | None, *, key: str) -> tuple[dict[Path, str], str]:
-    """Digests of the files of a source, and of the source: for a folder the digest of their names and digests.
+    """Digest of each file of a source, and of the source itself: for a folder, of the names and digests of its files.
 
     Raises:
-        ValueError: the latter does not begin with `sha256`, the value of `key` in the configuration.
+        ValueError: the source's digest does not begin with `sha256`, the value of `key` in the configuration.
     """
     if not source.is_dir():
         digest = pinned.check(source, sha256, key=key)

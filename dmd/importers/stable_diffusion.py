@@ -1,4 +1,4 @@
-"""Teachers from a local Stable Diffusion folder: UNet2DConditionModel, noise levels, states of the empty prompt.
+"""Teachers from a local Stable Diffusion folder: UNet2DConditionModel, noise levels, text states of the empty prompt.
 
 Only JSON, text and safetensors are read; no code in the folder is run, nothing is downloaded.
 """
@@ -30,7 +30,7 @@ FOLDERS |= {"text_encoder": "the CLIPTextModel", "tokenizer": "the CLIPTokenizer
 
 
 def source_files(folder: Path) -> list[Path]:
-    """All files of the folder for its digest, with those of autoencoder and text encoder.
+    """All files that the folder's digest covers, including those of the autoencoder and the text encoder.
 
     Raises:
         ValueError: a required file is missing or cannot be read; the message names it and its purpose.
@@ -53,8 +53,8 @@ def source_files(folder: Path) -> list[Path]:
 def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Weights (`ema.*`, float32), text states of the empty prompt (`text.empty`, (L, E)), and facts.
 
-    Facts: network, preconditioning, scheduler (with the corrections of StableDiffusionPipeline), sigma_data,
-    sigma_min, sigma_max, shape of a latent, image_shape, num_classes 0, text {length, width}.
+    Facts: network, preconditioning, scheduler (with steps_offset and clip_sample as StableDiffusionPipeline sets
+    them), sigma_data, sigma_min, sigma_max, shape of a latent, image_shape, num_classes 0, text {length, width}.
 
     Raises:
         ValueError: a file is missing, is of another class, or does not fit the others.
@@ -65,7 +65,7 @@ def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     unet = folder / "unet"
     config = pipelines.network_config(unet / "config.json", NETWORK)
     try:
-        pipelines.check_extent(config)
+        pipelines.check_layer_counts(config)
         with torch.device("meta"):
             network = UNet2DCondition(config=config)
         levels = pipelines.levels(_scheduler(folder), SCHEDULERS)

@@ -16,7 +16,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Importer(NamedTuple):
-    """How a kind of teacher is read: its files, then weights and facts."""
+    """The readers of one kind of teacher: `files` lists its files, `load` returns its weights and facts (metadata)."""
 
     files: Callable[[Path], list[Path]]
     load: Callable[[Path, int | None], tuple[Tensors, dict[str, Any]]]
@@ -33,19 +33,19 @@ KINDS = {
 def load(
     kind: str, source: Path, *, sha256: str | None, resolution: int | None = None
 ) -> tuple[Tensors, dict[str, Any], record.Inputs]:
-    """Weights and facts of a published teacher, after a check that they fit its network.
+    """Weights and facts of a published teacher, after a check that the weights fit its network.
 
     Args:
         kind: one of `KINDS`.
-        source: its file or folder.
-        sha256: digest of the file, or for a folder the digest of the names and digests of its files; or its first
-            digits; None accepts any.
-        resolution: side of the images for kind openai, which is not in the file; None is 64.
+        source: file or folder of the teacher.
+        sha256: expected digest of the file, or of the names and digests of a folder's files; the first digits are
+            enough; None accepts any.
+        resolution: side of the images in pixels, for kind openai only, whose files do not contain it; None is 64.
 
     Returns:
-        Tensors `ema.*`, and `text.empty` for a teacher of text; metadata for stage teacher: network, preconditioning,
-        sigma_data, shape, num_classes, source_sha256 and, if the source has them, sigma_min, sigma_max, scheduler,
-        text and image_shape; digests of the files.
+        Tensors `ema.*`, and `text.empty` for a text-conditional teacher; the facts, which are metadata of its artifact:
+        network, preconditioning, sigma_data, shape, num_classes, source_sha256 and, if the source has them, sigma_min,
+        sigma_max, scheduler, text and image_shape; digests of the files.
 
     Raises:
         ValueError: the source is missing, has another digest, cannot be used, or its weights do not fit.

@@ -33,7 +33,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 
 def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Weights, float32, under their names in `Text`, and facts: `text_encoder: {config, tokenizer}`, text.
+    """Weights (float32, names as in `Text`), and facts: `text_encoder` {config, tokenizer}, `text` {length, width}.
 
     Raises:
         ValueError: a file is missing, is of another class, or does not fit.
@@ -59,7 +59,7 @@ def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def _own_name(name: str) -> str:
-    """The name in `Text`: files of transformers before 5 have a prefix."""
+    """The name in `Text`; files of transformers before version 5 have the prefix `text_model.`."""
     return f"encoder.{name.removeprefix('text_model.')}"
 
 
@@ -67,7 +67,7 @@ def tokenizer_texts(files: list[Path]) -> dict[str, str]:
     """Contents of the tokenizer's files in `files`, by name; tokenizer.json is split into vocab.json and merges.txt.
 
     Raises:
-        ValueError: one cannot be read.
+        ValueError: a file cannot be read, or tokenizer.json has no vocabulary with merges.
     """
     texts: dict[str, str] = {}
     for path in files:

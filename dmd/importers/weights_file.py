@@ -32,10 +32,10 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file, by torch's restricted reader, which runs no code.
 
     Raises:
-        ValueError: the file is damaged, holds something else, or tensors larger than their storage; one line.
+        ValueError: the file is damaged, or holds anything but tensors within their storage; the message is one line.
     """
     try:
-        _check_claims(path)
+        _check_member_sizes(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGE as error:
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
@@ -51,8 +51,8 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     return dict(state)
 
 
-def _check_claims(path: Path) -> None:
-    """ValueError if the parts of a zip file claim more bytes than it has; torch does not compress them."""
+def _check_member_sizes(path: Path) -> None:
+    """ValueError if the members of a zip file claim more bytes than the file has; torch does not compress members."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as parts:
             claimed = sum(part.file_size for part in parts.infolist())

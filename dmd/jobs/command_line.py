@@ -17,10 +17,10 @@ def parameters(
 ) -> tuple[dict[str, inspect.Parameter], dict[str, inspect.Parameter]]:
     """The parameters that are paths, which a stage takes as flags, and all others, which it takes from its spec."""
     paths: dict[str, inspect.Parameter] = {}
-    numbers: dict[str, inspect.Parameter] = {}
+    spec_parameters: dict[str, inspect.Parameter] = {}
     for name, parameter in inspect.signature(run, eval_str=True).parameters.items():
-        (paths if is_path(parameter.annotation) else numbers)[name] = parameter
-    return paths, numbers
+        (paths if is_path(parameter.annotation) else spec_parameters)[name] = parameter
+    return paths, spec_parameters
 
 
 def is_path(annotation: Any) -> bool:
@@ -41,12 +41,12 @@ def is_section(annotation: Any) -> bool:
 
 
 def arguments(
-    spec: dict[str, Any], numbers: dict[str, inspect.Parameter], sections: tuple[type[Section], ...] = ()
+    spec: dict[str, Any], spec_parameters: dict[str, inspect.Parameter], sections: tuple[type[Section], ...] = ()
 ) -> dict[str, Any]:
     """The arguments of `run` besides paths.
 
-    A parameter that is a section takes all keys of the spec that are no other parameter; one that may be a section, as
-    `Section | None`, takes the key of its name. Parameters that are keys of one of `sections` have its defaults.
+    A parameter of type `Section` gets all keys of the spec that are not other parameters. One of type
+    `Section | None` gets the key of its name. Parameters that are keys of one of `sections` have its defaults.
 
     Raises:
         ValueError: the spec lacks keys or has unknown ones, or a section cannot be used; the message names each fault.
@@ -54,25 +54,25 @@ def arguments(
     section_name = next(
         (
             name
-            for name, parameter in numbers.items()
+            for name, parameter in spec_parameters.items()
             if isinstance(parameter.annotation, type) and is_section(parameter.annotation)
         ),
         None,
     )
-    known = {name: parameter for name, parameter in numbers.items() if name != section_name}
+    known = {name: parameter for name, parameter in spec_parameters.items() if name != section_name}
     spec = _with_defaults(spec, known, sections)
     if section_name is not None:
         section = {key: value for key, value in spec.items() if key not in known}
         spec = {key: value for key, value in spec.items() if key in known} | {section_name: section}
-    check_spec(spec, numbers)
+    check_spec(spec, spec_parameters)
     return {
-        name: _value(value, numbers[name].annotation, "--spec" if name == section_name else f"--spec.{name}")
+        name: _value(value, spec_parameters[name].annotation, "--spec" if name == section_name else f"--spec.{name}")
         for name, value in spec.items()
     }
 
 
 def _value(value: Any, annotation: Any, key: str) -> Any:
-    """A value of the spec as `run` takes it; messages call it `key`."""
+    """A value of the spec in the type that `run` takes; messages name it `key`."""
     if not is_section(annotation):
         return value
     try:
@@ -82,14 +82,14 @@ def _value(value: Any, annotation: Any, key: str) -> Any:
 
 
 def _with_defaults(
-    spec: dict[str, Any], numbers: dict[str, inspect.Parameter], sections: tuple[type[Section], ...]
+    spec: dict[str, Any], spec_parameters: dict[str, inspect.Parameter], sections: tuple[type[Section], ...]
 ) -> dict[str, Any]:
-    """The spec with the defaults that `sections` have for its keys and for keys within those."""
+    """The spec with missing keys, nested ones included, filled in from the defaults of `sections`."""
     filled = dict(spec)
     for section in sections:
         for name, field in section.model_fields.items():
             key = field.alias or name
-            if key not in numbers or (key not in spec and field.is_required()):
+            if key not in spec_parameters or (key not in spec and field.is_required()):
                 continue
             annotation: Any = typing.Annotated[field.annotation, field]
             adapter: TypeAdapter[Any] = TypeAdapter(annotation)
@@ -101,10 +101,10 @@ def _with_defaults(
     return filled
 
 
-def check_spec(spec: dict[str, Any], numbers: dict[str, inspect.Parameter]) -> None:
-    """ValueError names the keys that a spec lacks, or that `run` does not know."""
-    required = {name for name, parameter in numbers.items() if parameter.default is inspect.Parameter.empty}
+def check_spec(spec: dict[str, Any], spec_parameters: dict[str, inspect.Parameter]) -> None:
+    """Raises ValueError for keys that a spec lacks or that `run` does not know."""
+    required = {name for name, parameter in spec_parameters.items() if parameter.default is inspect.Parameter.empty}
     if missing := sorted(required - spec.keys()):
         raise ValueError(f"--spec lacks {', '.join(missing)}")
-    if unknown := sorted(spec.keys() - numbers.keys()):
-        raise ValueError(f"--spec has unknown keys {', '.join(unknown)}; known: {', '.join(sorted(numbers))}")
+    if unknown := sorted(spec.keys() - spec_parameters.keys()):
+        raise ValueError(f"--spec has unknown keys {', '.join(unknown)}; known: {', '.join(sorted(spec_parameters))}")

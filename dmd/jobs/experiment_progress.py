@@ -1,6 +1,6 @@
-"""How far the stages of experiments are, as their files say; nothing is written, no scheduler is asked.
+"""Progress of the stages of experiments, read from their files only: without writing, without asking a scheduler.
 
-A job is `done` when its artifacts are there; else its status file says what it is, see `dmd.jobs.job_status`.
+A job is `done` when its artifacts exist; otherwise its status file gives its state, see `dmd.jobs.job_status`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ STAGES: dict[str, list[str]] = {}  # stage -> rules of its jobs
 for _name, _rule in RULES.items():
     if _rule.files:
         STAGES.setdefault(_rule.shown, []).append(_name)
-CHAIN = ("evaluate", "sample", "distill", "pairs_manifest", "reference", "teacher")  # the first it has is its end
+CHAIN = ("evaluate", "sample", "distill", "pairs_manifest", "reference", "teacher")  # the first present ends the chain
 ON_REQUEST = tuple(name for name, rule in RULES.items() if rule.on_request)
-STATES = ("running", "failed", "stopped", "waiting", "done")  # a stage is the first of these that one of its jobs is
+STATES = ("running", "failed", "stopped", "waiting", "done")  # of a stage: the first that one of its jobs has
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Job:
 
     Attributes:
         owner: experiment under whose name its artifacts lie.
-        num_images: images that its block has; 0 where it makes no block.
+        num_images: number of images of its block; 0 if it makes no block.
     """
 
     owner: str
@@ -40,13 +40,13 @@ class Job:
 
     @property
     def throughput(self) -> Throughput | None:
-        """How far it is, if it runs and has said so."""
+        """Its progress, if it is running and has reported any."""
         return self.status.throughput if self.status.state == "running" else None
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The jobs of one stage of an experiment; those that it shares with its ancestors are theirs."""
+    """The jobs of one stage of an experiment; a shared artifact's job is that of the ancestor that owns it."""
 
     experiment: str
     name: str
@@ -64,12 +64,12 @@ class Stage:
 
     @property
     def shared(self) -> bool:
-        """Whether all of it is an ancestor's."""
+        """Whether all its jobs are those of ancestors."""
         return all(job.owner != self.experiment for job in self.jobs)
 
     @property
     def throughput(self) -> Throughput | None:
-        """The sum over running jobs that count what the first of them counts; None where none has counted yet."""
+        """The sum over running jobs with the same unit as the first; None if none has reported yet."""
         counted = [job.throughput for job in self.jobs if job.throughput]
         same_unit = [each for each in counted if each.unit == counted[0].unit]
         if not same_unit:
@@ -84,7 +84,7 @@ class Stage:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the rate of now, blocks that wait included; None where no running job has counted yet."""
+        """Seconds left at the present rate, waiting blocks included; None if no running job has reported yet."""
         if not (running := self.throughput) or not running.rate:
             return None
         total = next(job.throughput.total for job in self.jobs if job.throughput)
@@ -94,7 +94,7 @@ class Stage:
 
 
 class Results:
-    """The folder of results at one moment: each folder is listed once, each status file read once."""
+    """A snapshot of the folder of results: each folder is listed once, each status file read once."""
 
     def __init__(self, folder: Path, experiments: Experiments) -> None:
         self._folder, self._experiments = folder, experiments
@@ -102,11 +102,11 @@ class Results:
         self._jobs: dict[tuple[str, str, tuple[int, int] | None], Job] = {}
 
     def known(self) -> list[str]:
-        """Experiments that have a folder: something was made or begun for them."""
+        """Experiments that have a folder, since a job of theirs has begun."""
         return [name for name in self._experiments.merged if name in self._listing(self._folder)]
 
     def stages(self, experiment: str) -> list[Stage]:
-        """The stages that lead to the experiment's scores, and those on request that have left a trace.
+        """The stages that the experiment's scores need, and stages on request of which a job has begun.
 
         Raises:
             ConfigError: unknown experiment.
@@ -140,9 +140,8 @@ class Results:
         owner = self._experiments.owner(experiment, rule)
         if not RULES[rule].blocks:
             return [self._job(owner, rule, None, 0)]
-        size = self._experiments.section(experiment, "pairs" if rule == "pairs" else "sample").shard_size
         blocks = self._experiments.blocks(experiment, rule)
-        return [self._job(owner, rule, block, (block[1] - block[0] + 1) * size) for block in blocks]
+        return [self._job(owner, rule, block, self._experiments.num_items(experiment, rule, block)) for block in blocks]
 
     def _job(self, owner: str, rule: str, block: tuple[int, int] | None, num_images: int) -> Job:
         key = (owner, rule, block)

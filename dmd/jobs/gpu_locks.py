@@ -1,4 +1,4 @@
-"""Which GPUs a job may use: jobs of one machine lease cards, no two the same; a lease ends with its process."""
+"""Leases of GPUs: each job of a machine gets cards that no other job has, until its process ends."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ POLL_SECONDS = 0.5
 
 
 def lease_visible(num: int, *, log: Callable[[str], None]) -> None:
-    """Leases `num` GPUs, and shows no others to this process and to those that it starts: CUDA_VISIBLE_DEVICES.
+    """Leases `num` GPUs and sets CUDA_VISIBLE_DEVICES to them, for this process and those that it starts.
 
-    Does nothing where there is no choice: fewer than two cards, or a scheduler that has assigned them. To be called
-    before CUDA is used. Waits while too few are free, and holds none meanwhile, so that two that wait never block each
-    other.
+    To be called before CUDA is used. Does nothing if there are fewer than two cards, or if SLURM has assigned them.
+    While too few cards are free it waits without holding any, so that two waiting jobs never block each other.
 
     Raises:
-        ValueError: the machine shows fewer cards than `num`, but more than one.
+        ValueError: `num` is more than the cards of the machine, which has at least two.
     """
     cards = shared_cards(os.environ, torch.cuda.device_count)
     if len(cards) < 2:
@@ -32,13 +31,13 @@ def lease_visible(num: int, *, log: Callable[[str], None]) -> None:
     if num > len(cards):
         raise ValueError(f"{num} GPUs wanted, but there are {len(cards)}: {', '.join(cards)}")
     leased = lease(cards, num, folder=Path(tempfile.gettempdir()), log=log)
-    if "CUDA_VISIBLE_DEVICES" not in os.environ:  # cards are numbers: of the same order in every job
+    if "CUDA_VISIBLE_DEVICES" not in os.environ:  # cards are indices, which must mean the same in every job
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(leased)
 
 
 def shared_cards(environment: Mapping[str, str], count: Callable[[], int]) -> list[str]:
-    """Names of the cards to lease from: those that the user has made visible, else all; none below a scheduler."""
+    """Names of the cards to lease from: the visible ones, else all; none if SLURM has set the visible ones."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return [str(index) for index in range(count())]
@@ -46,13 +45,13 @@ def shared_cards(environment: Mapping[str, str], count: Callable[[], int]) -> li
 
 
 def lease(cards: Sequence[str], num: int, *, folder: Path, log: Callable[[str], None]) -> list[str]:
-    """Names of `num` of the cards, each held by a lock in `folder` until this process ends, even by a kill.
+    """Locks `num` of the cards by files in `folder` and returns their names.
 
-    A program that this process becomes (exec) keeps them. Programs that it starts do not hold them.
+    The locks end with this process, also if it is killed. They survive an exec, but child processes do not hold them.
     """
     begin = logged = time.monotonic()
     while True:
-        with open(_open_lock_file(folder / "dmd-gpus.lock"), "rb") as turn:  # one at a time looks for free cards
+        with open(_open_lock_file(folder / "dmd-gpus.lock"), "rb") as turn:  # one job at a time looks for free cards
             fcntl.flock(turn, fcntl.LOCK_EX)
             held: dict[str, int] = {}
             for card in cards:
@@ -71,7 +70,7 @@ def lease(cards: Sequence[str], num: int, *, folder: Path, log: Callable[[str], 
 
 
 def _try_lock(path: Path) -> int | None:
-    """Takes a lock; its descriptor, None where another process holds it."""
+    """Takes a lock and returns its descriptor, or None if another process holds it."""
     lock = _open_lock_file(path)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

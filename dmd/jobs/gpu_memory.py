@@ -12,17 +12,17 @@ GIB = 2**30
 def announce(
     parts: Mapping[str, int], device: torch.device, *, allocated: int, advice: str, exact: bool = True
 ) -> None:
-    """Logs the plan, and stops where it cannot be met.
+    """Logs the plan, and raises ValueError if the GPU has too little memory for it.
 
     Args:
         parts: bytes by purpose; all of them are needed at once.
         device: where they are needed; on a CPU nothing is compared.
         allocated: bytes of `parts` that are allocated already.
         advice: keys of the configuration that make the plan smaller.
-        exact: whether the job surely needs all of `parts`; else a plan that cannot be met is a warning.
+        exact: whether the job surely needs all of `parts`; if not, too little memory only gives a warning.
 
     Raises:
-        ValueError: an exact plan, and the GPU has less memory left than the plan needs.
+        ValueError: the plan is exact and needs more memory than the GPU has left.
     """
     reporting.log(f"memory plan, GiB: {'; '.join(f'{name} {size / GIB:.3g}' for name, size in parts.items())}")
     total = sum(parts.values())
@@ -34,7 +34,7 @@ def announce(
 
 
 def refuse(need: int, free: int, advice: str, *, exact: bool = True) -> None:
-    """ValueError if `need` bytes are more than the `free` ones; a line in the log where `need` is not exact."""
+    """Raises ValueError if `need` bytes exceed `free`, or logs a warning if `need` is not exact."""
     if need <= free:
         return
     what = f"{need / GIB:.3g} GiB more of GPU memory are needed, {free / GIB:.3g} GiB are free: {advice}"

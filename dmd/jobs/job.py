@@ -26,10 +26,10 @@ _log = logging.getLogger("dmd")
 def main(run: Callable[..., None], *sections: type[Section]) -> None:
     """Turns the Path parameters of `run` into flags and reads all others from --spec (JSON).
 
-    What the spec leaves out has the defaults of `sections`, see `command_line.arguments`.
+    Keys that the spec lacks have the defaults of `sections`, see `command_line.arguments`.
 
-    Exits 1 with one line for whatever a user or a file can cause, `signals.EXIT_STATUS` after a signal; the traceback
-    goes to the log. Of several processes the first that fails says why.
+    Exits with status 1 and a one-line message for errors that a user or a file can cause; the traceback goes to the
+    log. Exits with `signals.EXIT_STATUS` after a signal. Of several processes, only the first to fail logs the error.
     """
     garbage_collection.switch_on()
     parser = argparse.ArgumentParser(description=inspect.getdoc(run), formatter_class=argparse.RawTextHelpFormatter)
@@ -39,7 +39,7 @@ def main(run: Callable[..., None], *sections: type[Section]) -> None:
         required = parameter.default is inspect.Parameter.empty
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=Path, nargs=number, required=required, default=parameter.default)
-    parser.add_argument("--spec", type=json.loads, nargs="+", default=[{}], help="numbers, as JSON; several add up")
+    parser.add_argument("--spec", type=json.loads, nargs="+", default=[{}], help="parameters, as JSON; several merge")
     parser.add_argument("--log", type=Path, help="also write the log to this file, and a status file beside it")
     parsed = vars(parser.parse_args())
     spec = {name: value for part in parsed.pop("spec") for name, value in part.items()}
@@ -70,7 +70,7 @@ def main(run: Callable[..., None], *sections: type[Section]) -> None:
         if _lacks_memory(error):
             what = " ".join(f"{type(error).__name__} {error}".split())[:200]
             _fail(ValueError(f"memory does not suffice: {what}; on a cluster `resources` asks for more"), log)
-        if isinstance(error, RuntimeError) and processes.count() > 1:  # often but the echo of another's failure
+        if isinstance(error, RuntimeError) and processes.count() > 1:  # often caused by another's failure
             _fail(error, log)
         _log.debug("%s", traceback.format_exc())
         _end(log, "failed", f"error: {type(error).__name__}: {error}")
@@ -78,7 +78,7 @@ def main(run: Callable[..., None], *sections: type[Section]) -> None:
 
 
 def _lacks_memory(error: Exception) -> bool:
-    """Whether Python, torch, a thread or a library that is only loaded now was refused memory, even if none says so."""
+    """Whether memory was refused, by the error's type or message, or else by an address space that is nearly full."""
     message = str(error).lower()
     return isinstance(error, MemoryError) or any(words in message for words in REFUSALS) or memory_limit.tight()
 
@@ -92,13 +92,13 @@ def _fail(error: Exception, log: Path | None) -> None:
 
 
 def _end(log: Path | None, state: Literal["failed", "stopped"], message: str) -> None:
-    """Says in the log and in the status file how the job ended."""
+    """Writes into the log and the status file how the job ended."""
     _log.error("%s", message)
     job_status.end(log, state, message)
 
 
 def _claim_devices(spec: dict[str, Any]) -> None:
-    """GPUs and processes, before CUDA is used and once for a job: what torchrun starts has inherited both."""
+    """Leases GPUs and starts processes, once per job and before CUDA is used; processes of torchrun inherit both."""
     if "RANK" in os.environ:
         return
     num, nodes = processes.wanted(spec)
@@ -114,7 +114,7 @@ def _module_name() -> str:
 
 def _start_log(path: Path | None) -> None:
     _log.setLevel(logging.DEBUG)
-    logging.raiseExceptions = False  # where a disk is full or read-only the screen still has each line, and only that
+    logging.raiseExceptions = False  # a full or read-only disk costs lines of the file, not tracebacks on the screen
     leads = processes.rank() == 0
     screen = logging.StreamHandler(sys.stderr)
     screen.setLevel(logging.INFO if leads else logging.ERROR)

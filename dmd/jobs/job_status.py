@@ -1,9 +1,9 @@
-"""The status file of a job: what it writes of itself beside its log, and what others read there.
+"""The status file of a job, which the job writes beside its log for others to read.
 
-Beside `logs/distill.log` lies `logs/distill.status.json`, one `JobStatus`. While a job works a thread writes the file
-anew every `REFRESH_SECONDS`; its state is then `running`. A job writes `done`, `failed` or `stopped` when it ends. One
-that is killed or suspended writes nothing, and counts as `stopped` once its file is `SILENT_SECONDS` old. That holds on
-any machine that sees the folder, if clocks agree to about twenty seconds.
+Beside `logs/distill.log` lies `logs/distill.status.json`, one `JobStatus`. A thread of the job rewrites it every
+`REFRESH_SECONDS` with state `running`. The job writes `done`, `failed` or `stopped` when it ends. A job that is
+killed or suspended writes nothing, and counts as `stopped` once its file is `SILENT_SECONDS` old. This works on every
+machine that shares the folder, if clocks agree to about twenty seconds.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _throughput: Throughput | None = None  # the newest one of this process
 
 
 class Throughput(BaseModel, frozen=True):
-    """How far a job is, and how fast: `count` of `total` units are done.
+    """Progress and speed of a job: `count` of `total` units are done.
 
     Attributes:
         rate: units per second.
-        image_rate: images per second, where these are not what is counted.
+        image_rate: images per second; None if the unit is images, or no images are processed.
     """
 
     count: int
@@ -43,7 +43,7 @@ class JobStatus(BaseModel, frozen=True):
     """The state of a job.
 
     Attributes:
-        state: `waiting` and `done` look at its artifacts, too, see `dmd.jobs.experiment_progress`.
+        state: `waiting` and `done` also depend on its artifacts, see `dmd.jobs.experiment_progress`.
         time: when it was written.
         throughput: None before the first units are done.
         message: the error that it failed with, or what stopped it.
@@ -66,7 +66,7 @@ def path_beside(log: Path) -> Path:
 
 
 def read(path: Path) -> JobStatus:
-    """The status of a job whose artifacts are not there; `waiting` where it has no status file or ended well."""
+    """The status of a job whose artifacts are missing; `waiting` if it has no status file or ended without error."""
     try:
         status = JobStatus.model_validate_json(path.read_bytes())
     except OSError:
@@ -79,7 +79,7 @@ def read(path: Path) -> JobStatus:
 
 
 def report(throughput: Throughput) -> None:
-    """The numbers that the status file of this process shows when it is written next."""
+    """Sets the numbers for the next write of this process's status file."""
     global _throughput
     _throughput = throughput
 
@@ -88,7 +88,7 @@ def report(throughput: Throughput) -> None:
 def refreshed(log: Path | None, *, seconds: float = REFRESH_SECONDS) -> Iterator[None]:
     """While the block works the job is `running`; where the block ends without an error it is `done`.
 
-    The file is written at once and every `seconds`; none is written where `log` is None or no file on a disk.
+    The file is written at once and then every `seconds`; never if `log` is None or not a regular file.
     """
     global _throughput
     if log is None:
@@ -127,7 +127,7 @@ def _write_unless_ended(log: Path, state: Literal["running", "done"]) -> None:
 
 
 def _write(log: Path, status: JobStatus) -> None:
-    """Replaces the status file; overwrites it where the disk has no room for a second. No job fails of it."""
+    """Replaces the status file, or overwrites it in place if the disk is full. Never makes a job fail."""
     path, text = path_beside(log), status.model_dump_json().encode() + b"\n"
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")  # several processes of a job may write
     try:

@@ -1,4 +1,4 @@
-"""The processes of one stage that torchrun starts: which one this is, their group, one message when one fails."""
+"""The processes of a stage that torchrun starts: ranks, their group, and one error message if several fail."""
 
 import contextlib
 import ctypes
@@ -25,7 +25,7 @@ def rank() -> int:
 
 
 def count() -> int:
-    """How many processes work on this stage."""
+    """The number of processes of this stage."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -35,7 +35,7 @@ def local_rank() -> int:
 
 
 def wanted(spec: Mapping[str, Any]) -> tuple[int, int]:
-    """How many processes a spec wants, and how many nodes share them: those of the SLURM job, 1 outside SLURM.
+    """Number of processes in a spec, and number of nodes that share them: those of the SLURM job, 1 outside SLURM.
 
     Raises:
         ValueError: the nodes cannot have equal numbers of processes.
@@ -48,9 +48,9 @@ def wanted(spec: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def launch(num: int, nodes: int, *, threads: int) -> None:
-    """Where `num` is more than 1, this process becomes a torchrun that starts the same command `num` times.
+    """If `num` is more than 1, replaces this process (exec) by torchrun, which starts the same command `num` times.
 
-    On several nodes it becomes an srun that starts a torchrun on each.
+    On several nodes, replaces it by srun, which starts torchrun on each.
     """
     spec = sys.modules["__main__"].__spec__
     if num > 1 and spec is not None:
@@ -78,7 +78,7 @@ def group(num: int, device: torch.device) -> Iterator[None]:
     if device.type == "cuda" and torch.cuda.device_count() < int(os.environ.get("LOCAL_WORLD_SIZE", num)):
         raise ValueError(f"processes: {num} need a GPU each, this machine shows {torch.cuda.device_count()}")
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGKILL)  # torchrun that was killed leaves nothing behind
+        ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGKILL)  # if torchrun is killed, its processes are, too
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield
@@ -87,7 +87,7 @@ def group(num: int, device: torch.device) -> Iterator[None]:
 
 
 def first_to_fail() -> bool:
-    """Whether no other process of the job has failed before: later ones only fail because the first is gone."""
+    """Whether this process is the first of the job to fail; later ones fail only because the first is gone."""
     if count() == 1:
         return True
     with contextlib.suppress(RuntimeError):  # torchrun is gone, too

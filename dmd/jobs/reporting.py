@@ -1,4 +1,4 @@
-"""What a job says while it works: lines of its log, and its progress every ten seconds."""
+"""The log lines of a job, and its progress every ten seconds."""
 
 import logging
 import time
@@ -20,16 +20,16 @@ def log(message: str) -> None:
 
 
 class Progress:
-    """Counts units of work; says every ten seconds and at the end how many, at what rate, and the time left."""
+    """Counts units of work; logs their number, rate and time left every ten seconds and at the end."""
 
     def __init__(self, *, total: int, unit: str, done: int = 0) -> None:
-        """total: how many units there are in all; done: how many of them were made before."""
+        """total: number of units in all; done: number of units finished before this job."""
         self._total, self._unit, self._before, self._count = total, unit, done, done
         self._images = 0
         self._begin = self._last = time.monotonic()
 
     def add(self, num: int = 1, *, images: int = 0) -> None:
-        """Counts `num` more, which took `images` images where these are not what is counted."""
+        """Counts `num` more units; `images` is the number of images in them, if the unit is not images."""
         signals.check()
         self._count += num
         self._images += images

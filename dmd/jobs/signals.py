@@ -16,10 +16,10 @@ _deferred = False
 
 
 class Stopped(BaseException):
-    """A signal ended the stage. No Exception, so that no library catches it as an error of its own.
+    """A signal stopped the stage. Not an Exception, so that no library catches it with `except Exception`.
 
     Attributes:
-        advanced: whether the stage is further than when it began, so that it ends if it is started often enough.
+        advanced: whether the stage made progress since it began, so that enough restarts will finish it.
     """
 
     def __init__(self, message: str, *, advanced: bool = False) -> None:
@@ -28,14 +28,14 @@ class Stopped(BaseException):
 
 
 def listen() -> None:
-    """From now on the first signal raises `Stopped`, at once or after a block of `deferred`; later ones do nothing."""
+    """Makes the first signal raise `Stopped`: at once, or by `check` after a `deferred` block. Ignores later ones."""
     for number in SIGNALS:
         signal.signal(number, _note)
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Within the block a signal raises nothing: the block asks for it with `received` where it can stop."""
+    """Keeps signals from raising inside the block, which calls `received` wherever it can stop."""
     global _deferred
     _deferred = True
     try:
@@ -50,13 +50,13 @@ def received() -> str | None:
 
 
 def check() -> None:
-    """Raises `Stopped` if a signal came. Its handler does so, too, but Python loses what is raised in a finaliser."""
+    """Raises `Stopped` if a signal came. The handler does so, too, but in a finaliser Python drops what it raises."""
     if _received and not _deferred:
         raise Stopped(f"stopped by {_received} before the end: run again, finished files are kept")
 
 
 def exit_status() -> int:
-    """The exit status. From now on signals are ignored: one that comes while Python ends would change it."""
+    """Returns the exit status, and ignores signals from now on, which could change it while Python exits."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     return EXIT_STATUS

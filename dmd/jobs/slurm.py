@@ -1,17 +1,17 @@
-"""The SLURM job that a stage runs in: its nodes, where they meet, and how it is started again."""
+"""The SLURM job that a stage runs in: its nodes, their rendezvous, and requeueing."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 
-LOWEST_PORT, NUM_PORTS = 20000, 10000  # below those that systems hand out themselves
+LOWEST_PORT, NUM_PORTS = 20000, 10000  # below the ephemeral ports
 
 
 def nodes() -> int:
-    """How many nodes this job has; 1 outside SLURM.
+    """The number of nodes of this job; 1 outside SLURM.
 
-    Snakemake removes most of SLURM's variables from the environment of its jobs: the controller is asked.
+    Asks the controller if need be, since Snakemake removes most of SLURM's variables from the environment of its jobs.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
@@ -27,7 +27,7 @@ def srun(num: int) -> list[str]:
 
 
 def rendezvous(num: int) -> list[str]:
-    """Arguments of torchrun by which the agents of `num` nodes meet on the first one of the job."""
+    """Arguments of torchrun for the rendezvous of `num` nodes on the first node of the job."""
     job = os.environ["SLURM_JOB_ID"]
     names = _answer("squeue", "--noheader", f"--job={job}", "--format=%N")
     first = _answer("scontrol", "show", "hostnames", names).split()[0]
@@ -37,20 +37,20 @@ def rendezvous(num: int) -> list[str]:
 
 
 def is_first_node() -> bool:
-    """Whether this task runs on the first node, where agents meet."""
+    """Whether this task runs on the first node, which hosts the rendezvous."""
     return os.environ.get("SLURM_NODEID") == "0"
 
 
 def requeue(*, advanced: bool) -> str:
-    """Asks SLURM to start this batch job again later; the end of a sentence about it, empty outside SLURM.
+    """Asks SLURM to requeue this batch job; returns the end of a log message about it, empty outside SLURM.
 
-    A job that has not `advanced` before its time limit would reach that limit each time: it is not started again.
+    A job that has not `advanced` is not requeued: it would reach its time limit again without progress.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return ""
     if not advanced:
-        return "; not requeued, since its time limit leaves no time to get further: ask for a longer one"
+        return "; not requeued, since it made no progress within its time limit: ask for a longer one"
     try:
         _answer("scontrol", "requeue", job)
     except ValueError as error:

@@ -7,21 +7,22 @@ from dmd.models.compute import Compute, set_tf32
 
 
 def set_threads(num: int) -> None:
-    """Threads of torch: from the spec, never from what a scheduler granted, since their number changes bytes.
+    """Sets torch's number of threads, which changes results: that of the spec, whatever a scheduler granted.
 
-    Also asks for deterministic algorithms, for CPUs (see `choose_device`), and turns TF32 off until a spec wants it.
+    Also asks for deterministic algorithms, on CPUs only (see `choose_device`), and turns TF32 off, unless a spec turns
+    it on later.
     """
     torch.set_num_threads(num)
     set_tf32(Compute())
     torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would import the compiler, 1 s
-    # filling memory that nothing reads costs 6 % of a pass
+    # filling new memory, which nothing reads before it is written, takes 6 % of a pass
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def choose_device(name: str) -> torch.device:
-    """ "cpu", or "auto": a GPU where there is one, the first or that of this process.
+    """The device for "cpu" or "auto", which is a GPU if there is one: that of this process, or the first.
 
-    A GPU works without deterministic algorithms: they are slow there, and would not make all kernels repeatable.
+    GPUs run without deterministic algorithms, which are slow there and would not make all kernels repeatable.
     """
     if name not in ("auto", "cpu"):
         raise ValueError(f"device must be 'auto' or 'cpu', got {name!r}")

@@ -1,6 +1,6 @@
-"""torchrun of a stage: passes SIGTERM and SIGUSR1 on to its workers, and waits for them however long they take.
+"""A torchrun that passes SIGTERM and SIGUSR1 on to its workers and waits for them without a time limit.
 
-torchrun's own way with a signal is to kill workers that take longer than half a minute; a checkpoint may take more.
+Plain torchrun kills workers that do not end within half a minute of a signal; a checkpoint may take longer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LEFT_TO_TORCHRUN = "SIGINT,SIGHUP,SIGQUIT"
 
 
 def main() -> None:
-    """Runs torchrun with the arguments of the command line; ends as its workers do where a signal stopped them."""
+    """Runs torchrun with the command line's arguments; exits with the workers' status if a signal stopped them all."""
     for number in signals.SIGNALS:
         signal.signal(number, _pass_on)
     rendezvous = [] if "--standalone" in sys.argv else [f"--rdzv-conf=is_host={slurm.is_first_node()}"]
@@ -36,7 +36,7 @@ def _pass_on(number: int, frame: FrameType | None) -> None:
     workers = psutil.Process().children()
     for worker in workers:
         worker.send_signal(number)
-    logging.disable()  # torchrun takes what now comes for a failure
+    logging.disable()  # torchrun would report the end of its workers as a failure
     if not workers:
         print(f"stopped by {signal.Signals(number).name} before its processes began: run again", file=sys.stderr)
         sys.exit(signals.EXIT_STATUS)

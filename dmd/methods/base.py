@@ -26,12 +26,12 @@ class Part:
     """A batch of samples within a step.
 
     Attributes:
-        name: unique in its step, and in the update if a later part continues it.
+        name: unique in its step, and in the update if a later part carries it.
         stream: source of its rows: noise, pairs, trajectories, images; None if `carries` names a part.
         size: samples of the whole batch, over all processes and micro-batches.
         among: only the first `among` items of the stream are used; None is all of them.
-        carries: an earlier part of the same update that this one continues: with the same rows, with what its loss
-            added to them, and with the same micro-batches.
+        carries: name of an earlier part of the same update; this part gets that part's rows, with what the loss added
+            to them, in the same micro-batches.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Step:
     """One optimiser step of each role in `trains`, in this order, on the sum of the gradients of all parts.
 
     Attributes:
-        name: which kind of step it is, for the functions of the method.
+        name: kind of the step, by which the method tells its steps apart.
         dropout: roles whose dropout is on in this step; see `Method.replay`.
     """
 
@@ -95,7 +95,7 @@ class StepLog(Protocol):
     """Columns that a loss adds to the log; they are reduced over rows, micro-batches, steps and processes."""
 
     def mean(self, name: str, values: Tensor, *, weights: Tensor | None = None) -> None:
-        """Mean of values (b, ...) over the rows of this micro-batch; weights (b,) of 0 leave rows out."""
+        """Mean of values (b, ...) over the rows of this micro-batch, by weights (b,); rows of weight 0 do not count."""
 
     def scalar(self, name: str, value: Tensor, rows: int) -> None:
         """A value that is already a mean over the `rows` rows of this micro-batch, such as a loss."""
@@ -117,7 +117,7 @@ class StepLog(Protocol):
 
 
 class Networks(Protocol):
-    """The networks of a method, on their device, with what `begin` and `after` may do besides calling them."""
+    """The networks of a method, on their device, and the operations on weights for `begin` and `after`."""
 
     def __getitem__(self, role: str) -> nn.Module:
         """The denoiser or other network of a role."""
@@ -139,22 +139,22 @@ Config = TypeVar("Config", bound=MethodSection)
 
 
 def _no_dropout() -> None:
-    """Without dropout there is no random state to restore."""
+    """Does nothing: without dropout there is no random state to restore."""
 
 
 @dataclass
 class Method(ABC, Generic[Config]):
     """A method with its networks.
 
-    `loss` sees micro-batches of this process; no row's loss depends on other rows. A loss that needs batch statistics
-    reads them from `buffers`, which `after` sets, one update late.
+    `loss` gets micro-batches of this process; the loss of a row must not depend on other rows. A loss that needs batch
+    statistics reads those of the previous update, which `after` has written to `buffers`.
 
     Attributes:
         config: its section of the configuration.
         networks: by role, on their device.
-        facts: of the data.
+        facts: of the data, and of the network that training starts from.
         device: of the networks.
-        distances: of images, (generated, reference) -> scalar, by the decoder that latents go through; see
+        distances: distance functions of images, (generated, reference) -> scalar, by the decoder of latents; see
             `MethodSection.distance`.
         buffers: further tensors that checkpoints hold, on the networks' device; `__post_init__` makes all of them.
     """
@@ -180,35 +180,35 @@ class Method(ABC, Generic[Config]):
     def draw(self, step: Step, clock: Clock, random: torch.Generator) -> Mapping[str, Rows]:
         """Random values by part, for whole batches, on the CPU: noise levels and noise.
 
-        `random` first draws the rows of all parts of a step, then these values, then those of the next step. The
-        previous update may still run meanwhile, so this reads nothing that an update or `configure` sets: the phase is
-        in the clock.
+        `random` first draws the rows of all parts of a step, then these values, then the rows of the next step. The
+        previous update may still run in another thread, so this must not read what an update or `configure` sets; the
+        phase is in the clock.
         """
         return {}
 
     @abstractmethod
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
-        """Mean over the rows of one micro-batch, on the device; what it adds to `rows`, parts that carry it read."""
+        """Mean over the rows of one micro-batch, on the device; parts that carry `part` get what it adds to `rows`."""
 
     def replay(self) -> None:
-        """Resets torch's global generators to the start of this pass: a second pass has the same dropout."""
+        """Resets torch's global generators to the start of this pass, so that a second pass has the same dropout."""
         self._replay()
 
     def configure(self, phase: PlannedPhase) -> None:
         """Sets the values of a phase: a function of config and phase alone, called on entering it and on resume."""
 
     def begin(self, phase: PlannedPhase) -> None:
-        """Runs once, before the first update of a phase, and not again on resume; copies student to teacher, say."""
+        """Runs once, before the first update of a phase, not on resume; it may copy the student to the teacher, say."""
 
     def after(self, step: Step, clock: Clock, log: StepLog) -> None:
-        """Runs after each step: moving targets, and statistics, for which `log.value` has means over all processes."""
+        """Runs after each step, to update target networks and statistics; `log.value` has means over all processes."""
 
     def sampling(self) -> Calls | None:
         """How the student is sampled, for its file; None for a denoiser that any solver can sample."""
         return None
 
     def keep(self, phase: PlannedPhase) -> Calls | None:
-        """How the student at the end of a phase is sampled, if its averaged weights are to stay in the file, else None.
+        """How the student of the end of a phase is sampled if the file keeps its averaged weights, else None.
 
         A function of config and phase alone. The file has one set of weights per number of calls; those of the last
         phase are described by `sampling`.

@@ -4,11 +4,11 @@ The student's map f(x; sigma) leads from any level of the probability flow ODE t
 constant along a trajectory. For neighbouring levels sigma_i < sigma_{i+1} and x_{i+1} = x + sigma_{i+1} n,
 
     loss   w d(f(x_{i+1}; sigma_{i+1}), f-(x_i; sigma_i)),   f- the target, without gradient
-    distillation   (Eq. 7)   x_i is one step of the teacher's ODE from x_{i+1}
+    distillation   (Eq. 7)   x_i comes from x_{i+1} by one step of the teacher's ODE
     training       (Eq. 10)  x_i = x + sigma_i n: no teacher
 
 Improved training (Song and Dhariwal 2023, arXiv 2310.14189) is consistency training whose target is the student itself,
-with the pseudo-Huber d, w = 1 / (sigma_{i+1} - sigma_i), i from a log-normal, and a number of levels that doubles.
+with the pseudo-Huber d, w = 1 / (sigma_{i+1} - sigma_i), log-normal noise levels, and a number of levels that doubles.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dmd.models.student_calls import Calls
 from dmd.sampling.noise import karras_sigmas
 
 NUM_BINS = 10  # of noise levels in the log
-HUBER = 0.00054  # c over the root of the number of values (Song and Dhariwal 2023, Table 1)
+HUBER_PER_ROOT = 0.00054  # c divided by the square root of the number of values (Song and Dhariwal 2023, Table 1)
 
 
 @dataclass
@@ -46,9 +46,11 @@ class Consistency(Method[sections.Consistency]):
         last = config.levels.sigma_max if config.levels.sigma_max is not None else self.facts.sigma_max
         if last is None:
             where = "distill.method.levels.sigma_max"
-            raise ValueError(f"{where}: null is the highest noise level of the file to start from, which has none")
+            raise ValueError(
+                f"{where}: null is the highest noise level of the denoiser to start from, which has none: give a number"
+            )
         if self.facts.text:
-            raise ValueError("method consistency cannot train a denoiser of text: it reads images with labels")
+            raise ValueError("method consistency cannot train a text-conditional denoiser: it needs class labels")
         self.sigma_max = float(last)
         self.calls = Calls(
             config.calls or (self.sigma_max,), between="noise", map="consistency", sigma_min=config.levels.sigma_min
@@ -106,7 +108,7 @@ class Consistency(Method[sections.Consistency]):
             self.networks.follow("target", "student", target_decay(self.config, clock))
 
     def sampling(self) -> Calls:
-        """One call at the last level, or more with fresh noise between them (Algorithm 1)."""
+        """One call at the highest level, or several with fresh noise between them (Algorithm 1)."""
         return self.calls
 
     def _distance(self, x0: Tensor, target: Tensor, gap: Tensor) -> Tensor:
@@ -116,7 +118,7 @@ class Consistency(Method[sections.Consistency]):
             (distance,) = self.distances.values()
             return distance(x0, target)
         if isinstance(metric, sections.PseudoHuberDistance):
-            distances = pseudo_huber(x0, target, metric.c or HUBER * math.sqrt(math.prod(self.facts.shape)))
+            distances = pseudo_huber(x0, target, metric.c or HUBER_PER_ROOT * math.sqrt(math.prod(self.facts.shape)))
         else:
             distances = (x0 - target).square().flatten(1).mean(1)
         return (distances / gap if self.config.weighting == "gap" else distances).mean()
@@ -135,7 +137,7 @@ def number_of_levels(number: sections.FixedNumber | sections.RootNumber | sectio
         square = clock.update * ((last + 1) ** 2 - first**2) / clock.total + first**2
         return math.ceil(math.sqrt(square) - 1) + 1
     every = max(math.floor(clock.total / (math.log2(last // first) + 1)), 1)
-    doublings = min(clock.update // every, last.bit_length())  # more exceed any `last`
+    doublings = min(clock.update // every, last.bit_length())  # more of them would exceed `last`
     return min(first * 2**doublings, last) + 1
 
 

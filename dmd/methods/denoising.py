@@ -1,6 +1,6 @@
 """Training of a denoiser on images: EDM's objective (Karras et al. 2022, arXiv 2206.00364, Table 1).
 
-E || D(x + sigma n; sigma) - x ||^2 weighted by lambda(sigma) of the preconditioning, ln sigma ~ N(mean, std^2).
+E lambda(sigma) || D(x + sigma n; sigma) - x ||^2, lambda the preconditioning's loss weight, ln sigma ~ N(mean, std^2).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dmd.sampling.noise import log_normal_sigmas
 
 @dataclass
 class Denoising(Method[sections.Denoising]):
-    """Trains a teacher; the role is called student, as in every method."""
+    """Trains a teacher; as in every method, the trained network is called student."""
 
     @classmethod
     def steps(cls, config: sections.Denoising, clock: Clock) -> tuple[Step, ...]:

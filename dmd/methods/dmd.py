@@ -1,11 +1,11 @@
 """Distribution Matching Distillation (Yin et al. 2023, arXiv 2311.18828, Algorithms 1 to 3).
 
-The student G(z) = D(scale z; sigma) is one call of a denoiser. One update of it follows
+The student G(z) = D(scale z; sigma) is one call of a denoiser. One update trains it with
 
-    matching     (Eqs. 7, 8)   w_t (fake_x0 - real_x0), the gradient from the fake to the real distribution
-    regression   (Section 3.3) distance of G(z) to the end of the teacher's ODE from the same z,
+    matching     (Eqs. 7, 8)   the gradient w_t (fake_x0 - real_x0): descent leads from fake to real images
+    regression   (Section 3.3) the distance of G(z) to the end of the teacher's ODE from the same z,
 
-and then trains the fake denoiser on the generated images by the denoising loss (Eq. 6).
+and then trains the fake denoiser on the generated images with the denoising loss (Eq. 6).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NUM_BINS = 10  # of noise levels in the log
 
 @dataclass
 class Dmd(Method[sections.Dmd]):
-    """DMD with all its switches.
+    """DMD, with the variants that its section can choose.
 
     Attributes:
         sigma: noise level of the student's input.
@@ -42,7 +42,8 @@ class Dmd(Method[sections.Dmd]):
         config = self.config
         if config.sigma is None and self.facts.sigma_max is None:
             raise ValueError(
-                "distill.method.sigma: null is the highest noise level of the file to start from, which has none"
+                "distill.method.sigma: null is the highest noise level of the denoiser to start from, which has none: "
+                "give a number"
             )
         self.sigma = float(config.sigma if config.sigma is not None else self.facts.sigma_max or 0.0)
         alphas, sigmas = noise_levels(config.levels, self.networks["teacher"])
@@ -57,7 +58,7 @@ class Dmd(Method[sections.Dmd]):
     def steps(cls, config: sections.Dmd, clock: Clock) -> tuple[Step, ...]:
         """A step of the student on both losses, then steps of the fake denoiser, the first on the student's images.
 
-        With `shared_noise` that first step uses the fake denoiser's pass in the matching loss.
+        With `shared_noise` this first step is part of the student's: both use one pass of the fake denoiser.
         """
         phase = clock.phase.config
         assert isinstance(phase, sections.DmdPhase)
@@ -99,7 +100,7 @@ class Dmd(Method[sections.Dmd]):
         return {part.name: {"level": index, "level_noise": values} for part, index, values in cut}
 
     def configure(self, phase: PlannedPhase) -> None:
-        """The distance of the regression loss through the phase's decoder."""
+        """Sets the distance of the regression loss to that with the phase's decoder."""
         assert isinstance(phase.config, sections.DmdPhase)
         self.distance = self.distances.get(phase.config.decoder or self.config.regression_distance.decoder)
 
@@ -144,13 +145,13 @@ class Dmd(Method[sections.Dmd]):
         return step.parts if self.config.match_pairs else step.parts[:1]
 
     def _matching(self, image: Tensor, rows: Rows, phase: sections.DmdPhase, log: StepLog) -> Tensor:
-        """The weighted matching loss, plus the fake denoiser's with `shared_noise`; non-finite gradients count as 0."""
+        """The weighted matching loss, plus the fake loss with `shared_noise`; non-finite gradients are set to 0."""
         config = self.config
         noised, sigma, alpha = self._noised(rows)
         with torch.no_grad():
             real_x0 = self._denoiser("teacher")(noised, sigma, rows["label"])
         fake_loss = None
-        if not config.fake_score:  # Figure 3 (a): a fake score of 0 means mu_fake = x_t
+        if not config.fake_score:  # Figure 3 (a): a fake score of 0 means mu_fake = x_t / alpha_t
             fake_x0 = noised
         else:
             with torch.set_grad_enabled(config.shared_noise):

@@ -8,13 +8,13 @@ teacher of the next round, and N is halved. A step between levels is that of DDI
 For the levels s1 > s2 > s3 of two steps of the teacher, an image x and noise n,
 
     x1 = x + s1 n,   x2 = Phi_teacher(x1; s1 -> s2),   x3 = Phi_teacher(x2; s2 -> s3),
-    target = (s1 x3 - s3 x1) / (s1 - s3),   x3 if s3 = 0: one step from x1 with this x0 ends at x3,
-    loss = w(s1) | D_student(x1; s1) - target |^2,   w = max(1/s1^2, 1) or 1 + 1/s1^2 (Section 4).
+    target = (s1 x3 - s3 x1) / (s1 - s3), which is x3 if s3 = 0: one step from x1 with this x0 ends at x3,
+    loss = w(s1) | D_student(x1; s1) - target |^2,   w = max(1/s1^2, 1) or 1 + 1/s1^2 (Section 4), or the network's.
 
-All rounds use one grid. The first teacher's 2 N steps have the levels of Karras et al. 2022 (Eq. 5), then 0, as its
-solvers do (Song et al. 2023, arXiv 2303.01469, end at sigma_min); each later round takes every second level of the
-round before. So a teacher is evaluated only at the levels, and for the steps, that it was trained for. The first level
-is sigma_max in every round, and the student of one call goes from there to 0.
+All rounds use one grid of levels. The 2 N steps of the first teacher have the levels of Karras et al. 2022 (Eq. 5) and
+then 0, as in their sampler (Song et al. 2023, arXiv 2303.01469, end at sigma_min); each later round takes every second
+level of the round before. So from the second round on, a teacher is evaluated only at the levels, and takes only the
+steps, that it was trained for. Every round starts at sigma_max; the student of one call goes from there to 0.
 """
 
 from __future__ import annotations
@@ -41,14 +41,16 @@ class Progressive(Method[sections.Progressive]):
     """Rounds of progressive distillation, one per phase.
 
     Attributes:
-        round: the current phase; before the first update the last one, whose student the file holds.
+        round: section of the current phase; until the first update, of the last phase, whose student the file holds.
         sigmas: levels of the teacher's steps in this round, 0 included, float32 (2 steps + 1,).
     """
 
     def __post_init__(self) -> None:
         if self.config.sigma_max is None and self.facts.sigma_max is None:
             where = "distill.method.sigma_max"
-            raise ValueError(f"{where}: null is the highest noise level of the file to start from, which has none")
+            raise ValueError(
+                f"{where}: null is the highest noise level of the denoiser to start from, which has none: give a number"
+            )
         planned, _ = self.config.plan()
         self.configure(planned[-1])
 
@@ -58,12 +60,12 @@ class Progressive(Method[sections.Progressive]):
         return (Step(STUDENT, (STUDENT,), (Part("images", config.batch_size, "images"),)),)
 
     def configure(self, phase: PlannedPhase) -> None:
-        """The levels of a round."""
+        """Sets the levels of a round."""
         self.round = _round(phase)
         self.sigmas = self.levels(phase).float().to(self.device)
 
     def begin(self, phase: PlannedPhase) -> None:
-        """The student of the round before becomes teacher and student; in the first round both come from files."""
+        """Copies the student of the round before to teacher and student; in the first round both come from files."""
         if phase.first == 0:
             return
         self.networks.copy(TEACHER, STUDENT, averaged=self.config.next_teacher == "averaged")
@@ -131,13 +133,13 @@ def two_steps(
     sigmas: tuple[Tensor, Tensor, Tensor],
     label: Tensor,
 ) -> Tensor:
-    """The x0 with which one step from s1 to s3 ends where two steps of a denoiser over s2 end (Algorithm 2).
+    """The x0 with which one step from s1 to s3 ends at the same image as two steps of a denoiser via s2 (Algorithm 2).
 
-    With the outputs D1 at s1 and D2 at s2, (s1 x3 - s3 x1) / (s1 - s3) is a weighted mean of the two,
+    With the outputs D1 at s1 and D2 at s2, (s1 x3 - s3 x1) / (s1 - s3) is computed as their weighted mean
 
-        (s3/s2 (1 - s2/s1) D1 + (1 - s3/s2) D2) / (1 - s3/s1),
+        (s3/s2 (1 - s2/s1) D1 + (1 - s3/s2) D2) / (1 - s3/s1).
 
-    which avoids the cancellation in the difference of x1 and x3, which are up to 80 times larger.
+    This avoids cancellation in the difference of x1 and x3, whose noise (sigma up to 80) may far exceed x0.
 
     Args:
         image: x1 at levels s1, (B, C, H, W).

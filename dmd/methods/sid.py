@@ -6,16 +6,16 @@ fake denoiser that follows the student, both at x_s = x + s n, and Delta = T(x_s
     fake       lambda(s) |K(x_s; s) - x|^2                         ln s ~ N(mean, std^2), x without gradient,
     student    w Delta . ((T(x_s; s) - x) - alpha Delta)           s on Karras's curve, w = 1 / mean|x - T|,
 
-in this order. If K is exact, E Delta . (T - x) is E|Delta|^2 (the score identity): alpha = 1/2 has the gradient of
-E|Delta|^2 / 2, and alpha = 1 the same with the distribution of x_s held fixed. Both hold only because gradients reach
-the student through x and through x_s, the input of both networks; their weights get none, and w is a constant.
+in this order. If K is exact, E Delta . (T - x) is E|Delta|^2 (the score identity). Then alpha = 1/2 gives the gradient
+of E|Delta|^2 / 2, and alpha = 1 gives it for a fixed distribution of x_s. Both hold only because gradients reach the
+student through x and through x_s, the input of T and K; the weights of T and K get no gradient, and w is a constant.
 SIM replaces the square by another distance d of score differences,
 
     student    d'(Delta) . (K(x_s; s) - x)                          d(y) = (mean y^2 + c^2)^1/2,
 
 which for d(y) = |y|^2 / 2 is alpha = 1. Losses are means over pixels where the authors take sums, and the student's is
-not multiplied by 100: such factors do not change Adam's steps, but `gradient_clip` depends on them, and means keep
-gradients below it. The value of the student's loss says little: with K exact and without w it is
+not multiplied by 100: such factors do not change Adam's steps, but `gradient_clip` depends on them: with
+means, gradients stay below its value. The value of the student's loss says little: with K exact and without w it is
 (1 - alpha) E|Delta|^2. Look at `student/gap` in the log, the mean of |Delta| by noise level.
 """
 
@@ -85,7 +85,7 @@ class Sid(Method[sections.Sid]):
             log.scalar("loss/fake", loss, len(image))
             return loss
         real_x0, divergence = teacher(noised, sigma, label), self.config.divergence
-        if isinstance(divergence, sections.PseudoHuber):
+        if isinstance(divergence, sections.ScoreImplicitMatching):
             values = implicit_matching(image, real_x0, fake_x0, c=divergence.c)
         else:
             values = normaliser(image, real_x0) * score_identity(image, real_x0, fake_x0, alpha=divergence.alpha)
@@ -129,7 +129,7 @@ def normaliser(image: Tensor, real_x0: Tensor) -> Tensor:
 
 
 def implicit_matching(image: Tensor, real_x0: Tensor, fake_x0: Tensor, *, c: float) -> Tensor:
-    """d'(Delta) . (K - x) as a mean over pixels for the pseudo-Huber d(y) = (mean y^2 + c^2)^1/2, (B,); see above."""
+    """d'(Delta) . (K - x) as a mean over pixels for the pseudo-Huber d(y) = (mean y^2 + c^2)^1/2, (B,)."""
     gap = real_x0 - fake_x0
     length = (gap.flatten(1).square().mean(1) + c**2).sqrt()
     return (gap * (fake_x0 - image)).flatten(1).mean(1) / length

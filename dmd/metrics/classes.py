@@ -30,7 +30,7 @@ def total_variation(counts: Tensor, other: Tensor) -> float:
 
 
 def accuracy(predicted: Tensor, label: Tensor) -> float | None:
-    """Fraction of samples whose predicted class is the requested one; None if no sample has a label (-1)."""
+    """Fraction of samples whose predicted class is the requested one; None if no sample has a label (all are -1)."""
     labelled = label >= 0
     if not labelled.any():
         return None

@@ -20,7 +20,7 @@ class Clip(nn.Module):
         network: transformers' CLIPModel.
         tokenise: captions to tokens.
         end: the token that ends a caption, and pads it.
-        mean, std: of the three channels, for values 0 to 1.
+        mean, std: of the three channels of images with values from 0 to 1.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class Clip(nn.Module):
     def forward(self, image: Tensor, captions: Sequence[str]) -> Tensor:
         """The cosine of each image and its caption.
 
-        Images are resized by Pillow's bicubic filter to the size of the network; too long captions are truncated. GPUs
-        compute in full float32.
+        Images are resized by Pillow's bicubic filter to the size of the network; captions that are too long are
+        truncated. GPUs compute in full float32.
 
         Args:
             image: uint8 (B, 1 or 3, H, H).

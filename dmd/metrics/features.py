@@ -1,4 +1,4 @@
-"""Feature networks; distances are measured in their features."""
+"""Feature networks, in whose features scores compare samples with real images."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def build(
     """The feature network of a config section, without gradients and in evaluation mode.
 
     Args:
-        features: {"kind": "digits32" | "coordinates" | "pixels" | "inception", "size": of pixels, "resize": of
-            inception, tf or clean}.
+        features: {"kind": "digits32" | "coordinates" | "pixels" | "inception", and for pixels "size", for inception
+            "resize": "tf" | "clean"}.
         state: weights of digits32 or inception, otherwise None.
         modes: centres (K, size) of a Gaussian mixture; used by coordinates only.
 
@@ -168,8 +168,8 @@ def extract(
 ) -> tuple[Tensor, Tensor]:
     """Features float32 and predicted classes of images quantised to `levels`, both on the CPU.
 
-    Real images and samples go through this function alike. It computes on the device of the network's weights, on GPUs
-    in full float32.
+    Real images and samples both go through this function. It computes on the device of the network's weights; GPUs
+    compute in full float32.
 
     Args:
         resize: {"size": of both sides, "filter"} for 8-bit images before the network; None does not resize.

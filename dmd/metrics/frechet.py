@@ -13,8 +13,8 @@ def frechet_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, other
     """Squared Frechet (2-Wasserstein) distance between two Gaussians (Dowson & Landau 1982), as in FID.
 
     |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1^1/2 S2 S1^1/2)^1/2, where the last trace is the sum of singular values of
-    S1^1/2 S2^1/2: no root of the product is needed, whose small eigenvalues would be lost to rounding, and singular
-    covariances (fewer samples than features) need no regularisation.
+    S1^1/2 S2^1/2. This needs no root of the product S1 S2, whose small eigenvalues would be lost to rounding, and no
+    regularisation of singular covariances (fewer samples than features).
 
     Args:
         mean, other_mean: float64 (d,).
@@ -38,18 +38,18 @@ def moments_distance(moments: Moments, other: Moments) -> float:
     return frechet_distance(moments.mean, moments.covariance, other.mean, other.covariance)
 
 
-def floor(features: Tensor, *, num_samples: int, num_splits: int, seed: int) -> list[float]:
-    """Distances of a perfect generator, which are sampling noise alone, by bootstrap.
+def bootstrap_floor(features: Tensor, *, num_samples: int, num_draws: int, seed: int) -> list[float]:
+    """Distances that a perfect generator would have, from sampling noise alone, estimated by bootstrap.
 
     The distance between two finite samples of one distribution is biased upwards, by about c (1/N + 1/M)
     (Chong & Forsyth 2020). So each split draws N = `num_samples` and, independently, M = len(features) of the real
-    features with replacement and takes the distance between the two, for the N and M of the reported value. Samples
-    with balanced labels vary less than real ones, so their distance may be below the floor.
+    features with replacement and computes their distance; N and M are those of the reported value. Samples with
+    balanced labels vary less than real ones, so their distance may be below the floor.
 
     Args:
         features: features of real data, (M, d).
         num_samples: N, the number of generated samples of the reported distance.
-        num_splits: number of independent repetitions.
+        num_draws: number of independent repetitions.
         seed: of the draws.
 
     Returns:
@@ -61,15 +61,15 @@ def floor(features: Tensor, *, num_samples: int, num_splits: int, seed: int) -> 
     def resample(size: int) -> Moments:
         return Moments.of(features[torch.randint(num, (size,), generator=generator)])
 
-    return [moments_distance(resample(num_samples), resample(num)) for _ in range(num_splits)]
+    return [moments_distance(resample(num_samples), resample(num)) for _ in range(num_draws)]
 
 
-def gaussian_floor(mean: Tensor, covariance: Tensor, *, num_samples: int, num_splits: int, seed: int) -> list[float]:
+def gaussian_floor(mean: Tensor, covariance: Tensor, *, num_samples: int, num_draws: int, seed: int) -> list[float]:
     """`floor` for published moments of the real data: distances of `num_samples` Gaussian draws to them.
 
     The moments of N draws from N(mean, covariance) are drawn from their exact distribution: the mean is normal, and
     independent of it the covariance is Wishart (Bartlett's decomposition). The features are taken as Gaussian and the
-    published moments as exact, so the floor has no part from a finite reference.
+    published moments as exact, so the floor omits the noise of a finite reference.
 
     Returns:
         One distance per split, squared feature units.
@@ -83,7 +83,7 @@ def gaussian_floor(mean: Tensor, covariance: Tensor, *, num_samples: int, num_sp
     root = square_root(covariance)
     size, freedom = len(mean), num_samples - 1
     distances = []
-    for _ in range(num_splits):
+    for _ in range(num_draws):
         drawn = mean + root @ torch.from_numpy(random.standard_normal(size)) / num_samples**0.5
         factor = torch.from_numpy(random.standard_normal((size, min(size, freedom)))).tril(-1)
         degrees = freedom - np.arange(factor.shape[1])

@@ -15,7 +15,7 @@ from dmd.metrics.resizing import bicubic
 
 NAME = "inception"
 CLEAN = "inception-clean"
-SIDE = 299  # of the images in the layers
+SIDE = 299  # pixels: side of the network's input
 LAYERS = (  # in order
     *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2"),
     *("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
@@ -27,7 +27,7 @@ LEVELS = 256
 # Of weights-inception-2015-12-05-6726825d.pth (torch-fidelity, release v0.2.0) and of
 # pt_inception-2015-12-05-6726825d.pth (pytorch-fid, release fid_weights): the same bytes under two names.
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-PUBLISHED = {  # name of the features -> names of scores in them
+PUBLISHED = {  # feature network -> score -> its published name
     NAME: {"fd": "fid", "kid": "kid", "prdc": "prdc", "is": "inception-score"},
     CLEAN: {"fd": "clean-fid", "kid": "clean-kid"},
 }
@@ -53,7 +53,7 @@ class Inception(FeatureNetwork):
             resize: "tf" or "clean".
 
         Raises:
-            ValueError: other names or shapes, or an unknown way to resize.
+            ValueError: the tensors have other names or shapes, or `resize` is unknown.
         """
         super().__init__()
         if resize not in ("tf", "clean"):
@@ -89,7 +89,7 @@ class Inception(FeatureNetwork):
 
 
 def metric_name(score: str, features: Mapping[str, Any]) -> str:
-    """The name of a score in these features: `fid` or `clean-fid` only for the published network.
+    """The name of a score: a published one, such as `fid`, only if the weights are the released ones.
 
     Args:
         score: fd, kid, prdc, is, or another.

@@ -22,7 +22,7 @@ def inception_scores(logits: Iterable[Tensor], *, num_samples: int, num_splits: 
         One score per split, from 1 to K.
 
     Raises:
-        ValueError: fewer samples than splits, or blocks of another number of samples.
+        ValueError: fewer samples than splits, or blocks that do not have `num_samples` rows in total.
     """
     if not 0 < num_splits <= num_samples:
         raise ValueError(f"{num_samples} samples cannot be divided into {num_splits} splits")

@@ -31,7 +31,7 @@ def kernel_distance(features: Tensor, other: Tensor) -> float:
 
 
 def subset_kernel_distances(features: Tensor, other: Tensor, *, size: int, seed: int) -> Tensor:
-    """`kernel_distance` of 100 random subsets of `size` features, without replacement; float64 (100,).
+    """`kernel_distance` between random subsets of `size` features of both sets, 100 times; float64 (100,).
 
     Raises:
         ValueError: a set is smaller than a subset.

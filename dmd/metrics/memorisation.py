@@ -15,16 +15,16 @@ QUANTILE = 0.05
 def memorisation(generated: Tensor, training: Tensor, held_out: Tensor) -> dict[str, float]:
     """Compares the distances of generated and held-out samples to the training set.
 
-    The Mann-Whitney statistic of the distances to the nearest training feature, as in Meehan et al. 2020
-    (their C_T, section 4, over one cell). Held-out images give the distances of images that are no copies.
+    The test is the Mann-Whitney statistic of the distances to the nearest training feature (C_T of Meehan et al. 2020,
+    section 4, with a single cell). Held-out images show how near to the training set images are that are not copies.
 
     Args:
         generated, training, held_out: features (N, d), (T, d), (M, d).
 
     Returns:
         auc: probability that a generated sample is farther from the training set than a held-out one.
-        z: the same in standard deviations from 0.5; far below 0 = copies, far above = samples outside the data.
-        nearer: fraction of generated samples that are as near to the training set as the nearest 5 % (QUANTILE) of
+        z: distance of auc from 0.5 in standard deviations; far below 0: copies; far above: samples unlike the data.
+        nearer: fraction of generated samples that are nearer to the training set than the 5 % quantile (QUANTILE) of
             held-out ones; about 5 % without copies.
         distance, held_out_distance: median distances to the nearest training feature.
     """

@@ -29,7 +29,7 @@ class Moments:
         """Moments of features (N, d) of any float type.
 
         Raises:
-            ValueError: not two axes, or a value is not finite.
+            ValueError: the features do not have two axes, or hold a value that is not finite.
         """
         if features.ndim != 2:
             raise ValueError(f"features have shape {tuple(features.shape)}, not (N, d)")

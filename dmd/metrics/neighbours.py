@@ -30,10 +30,10 @@ def neighbour_radii(features: Tensor, *, neighbours: int) -> Tensor:
     """Distance of each feature to its k-th nearest neighbour, float64 (N,).
 
     Raises:
-        ValueError: there are no more features than neighbours.
+        ValueError: `neighbours` is not between 1 and the number of features - 1.
     """
     if not 0 < neighbours < len(features):
         raise ValueError(f"neighbours is {neighbours}, but there are {len(features)} features")
-    # the smallest distance of a row is that to itself
+    # the nearest feature of a row is itself, hence the + 1
     blocks = distance_rows(features, features)
     return torch.cat([block.kthvalue(neighbours + 1, dim=1).values for block in blocks])

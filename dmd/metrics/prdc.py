@@ -16,7 +16,7 @@ def prdc(generated: Tensor, real: Tensor, *, neighbours: int, real_radii: Tensor
 
     Args:
         generated, real: features (N, d) and (M, d).
-        real_radii: `neighbour_radii` of `real`, if they are known, which saves a third of the work or more.
+        real_radii: `neighbour_radii` of `real`; giving them saves a third of the work or more.
 
     Returns:
         precision: fraction of generated samples inside a real ball; recall: fraction of real ones inside a generated

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 FILTERS = ("lanczos", "bicubic", "box")
-LEVELS = 256  # of images that can be resized
+LEVELS = 256  # grey levels of images that can be resized
 
 
 def resize(image: Tensor, *, size: int, filter: str) -> Tensor:
@@ -45,7 +45,7 @@ def resize(image: Tensor, *, size: int, filter: str) -> Tensor:
 def bicubic(image: Tensor, *, size: int) -> Tensor:
     """Resizes 8-bit images by Pillow's bicubic filter in floating point, channel by channel, without rounding.
 
-    The filter grows with the reduction, which avoids aliasing (Parmar et al. 2022).
+    For smaller sizes the filter is widened, which avoids aliasing (Parmar et al. 2022).
 
     Args:
         image: uint8 (B, C, H, W).

@@ -1,4 +1,4 @@
-"""Adapters (LoRA, through peft): one frozen network carries several and can be used with any of them, or without."""
+"""Adapters (LoRA, with peft): one frozen network carries several and runs with any one of them, or without."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dmd import torchvision_operators
 from dmd.models.lora import Adapter, base_weights, targets
 
-FACTS = ("channels", "resolution", "num_classes", "text_width")  # attributes of networks
+FORWARDED = ("channels", "resolution", "num_classes", "text_width")  # attributes that `Adapted` takes from its network
 
 
 class Adapted(nn.Module):
@@ -41,8 +41,8 @@ class Adapted(nn.Module):
         return self.carrier(image, noise_condition, label)
 
     def __getattr__(self, name: str) -> Any:
-        """Attributes in `FACTS` are the network's."""
-        return getattr(self.carrier, name) if name in FACTS else super().__getattr__(name)
+        """Attributes in `FORWARDED` are the network's."""
+        return getattr(self.carrier, name) if name in FORWARDED else super().__getattr__(name)
 
     @property
     def carrier(self) -> Any:
@@ -55,13 +55,13 @@ class Adapted(nn.Module):
 
     @property
     def frozen(self) -> list[Tensor]:
-        """The base weights, which all adapters share; they count for the network without adapter, so else []."""
+        """The base weights; [] with an adapter, since all share them and they are to be counted only once."""
         tensors = {**dict(self.carrier.named_parameters()), **dict(self.carrier.named_buffers())}
         return [] if self._name else list(base_weights(tensors).values())
 
     @property
     def checkpointing(self) -> bool:
-        """The network's."""
+        """Whether the backward pass recomputes each block of the network instead of saving its activations."""
         return self.carrier.checkpointing
 
     @checkpointing.setter
@@ -80,14 +80,14 @@ class Switch:
     def choose(self, name: str | None) -> None:
         """Applies one adapter from now on, or none.
 
-        peft's set_adapter would also freeze the others: an adapter whose backward pass is still to come would get no
-        gradient.
+        peft's set_adapter would also freeze the others, so that an adapter whose backward pass is still to come would
+        get no gradient.
         """
         if name != self._name:
             self._apply(name)
 
     def contexts(self) -> tuple[Any, Any]:
-        """`context_fn` of checkpointed blocks: the second pass uses the adapter that is chosen now."""
+        """`context_fn` of checkpointed blocks: their recomputation uses the adapter that is chosen in this pass."""
         return contextlib.nullcontext(), self._chosen(self._name)
 
     @contextlib.contextmanager

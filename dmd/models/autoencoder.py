@@ -14,7 +14,7 @@ CLASSES = {"full": "AutoencoderKL", "tiny": "AutoencoderTiny"}
 class Codec(nn.Module):
     """Images (B, 3, H, W) in about [-1, 1] to latents (B, channels, H / scale, W / scale) and back.
 
-    Latents are those of the diffusion network: `Codec` applies the factor and shift of the autoencoder.
+    Latents are scaled as the diffusion network takes them: `Codec` applies the autoencoder's scaling and shift factor.
 
     Args:
         kind: "full" (AutoencoderKL) or "tiny" (AutoencoderTiny, which decodes the latents of a full one faster).

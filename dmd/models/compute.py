@@ -14,11 +14,11 @@ class Compute(TypedDict, total=False):
 
     Attributes:
         dtype: "float32", or "bfloat16" for passes of networks under autocast; parameters and losses stay float32.
-        tf32: let GPUs round the factors of float32 products to 10 bits.
+        tf32: let GPUs use TF32: factors of float32 products are rounded to 10 bits of mantissa.
         channels_last: pixels before channels in memory.
         compile: torch.compile networks; the first pass of each shape takes minutes.
         gradient_checkpointing: save only block inputs; the backward pass recomputes each block.
-        micro_batch_size: images in a pass of a trained network; gradients of a batch add up.
+        micro_batch_size: images per pass of a trained network; their gradients add up to that of the batch.
         shard_parameters: each process holds a shard of weights, gradients and moments (FSDP2).
     """
 
@@ -32,7 +32,7 @@ class Compute(TypedDict, total=False):
 
 
 def prepare(denoiser: nn.Module, compute: Compute) -> nn.Module:
-    """Sets the network of a denoiser to compute as asked, except for `compile`; returns the denoiser.
+    """Sets dtype, checkpointing and memory layout of a denoiser's network as in `compute`; returns the denoiser.
 
     A denoiser without network is not changed.
 
@@ -59,8 +59,8 @@ def compile_network(denoiser: nn.Module, compute: Compute) -> nn.Module:
     """Compiles the network of a denoiser, in place, if `compute` says so; names and state stay the same."""
     network = getattr(denoiser, "network", None)
     if isinstance(network, nn.Module) and compute.get("compile"):
-        # three networks of one class, with and without gradient, and a smaller last micro-batch are more than torch's
-        # limit of 8 variants, above which it runs uncompiled
+        # three networks of one class, each with and without gradient, and for a smaller last micro-batch, are more than
+        # torch's limit of 8 compiled variants, above which it runs uncompiled
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
         torch._inductor.config.deterministic = torch.are_deterministic_algorithms_enabled()
         network.compile(dynamic=False)

@@ -15,7 +15,7 @@ def per_sample(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 class Denoiser(nn.Module):
-    """A network under a preconditioning, D(x; sigma) = c_skip x + c_out F(c_in x; condition).
+    """A network with preconditioning, D(x; sigma) = c_skip x + c_out F(c_in x; condition).
 
     Args:
         network: F_theta(image, condition, label).
@@ -41,7 +41,7 @@ class Denoiser(nn.Module):
     def forward(self, image: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """image (B, C, H, W) = x0 + sigma * noise; sigma (B,) > 0; label int64 (B,), or text states float32 (B, L, E).
 
-        Returns x0 (B, C, H, W) in the dtype of the image; the sum has the dtype of the coefficients.
+        Returns x0 (B, C, H, W) in the dtype of the image; the two terms are added in the dtype of the coefficients.
         """
         c_skip, c_out, c_in, condition = self.preconditioning(sigma)
         out = self.predict((image * per_sample(c_in, image)).to(image.dtype), condition, label)
@@ -59,7 +59,7 @@ class Denoiser(nn.Module):
 
     @property
     def table(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(alpha, sigma) of the network's discrete noise levels, sigma ascending, float64; None for continuous time."""
+        """(alpha, sigma) of each of the network's noise levels, sigma ascending, float64; None if it has no table."""
         return self.preconditioning.table
 
 
@@ -73,10 +73,10 @@ def start_scale(denoiser: Any, sigma: float) -> float:
 
 
 class GaussianMixtureDenoiser(nn.Module):
-    """The exact denoiser of a mixture of isotropic Gaussians, in the precision of its input.
+    """The exact denoiser of a mixture of isotropic Gaussians, computed in float64; x0 has the dtype of the image.
 
-    E[x0 | x] = sum_k r_k (s_k^2 x + sigma^2 mu_k) / (s_k^2 + sigma^2), responsibilities
-    r_k ~ w_k N(x; mu_k, s_k^2 + sigma^2).
+    E[x0 | x] = sum_k r_k (s_k^2 x + sigma^2 mu_k) / (s_k^2 + sigma^2), with responsibilities r_k proportional to
+    w_k N(x; mu_k, s_k^2 + sigma^2).
     """
 
     means: torch.Tensor

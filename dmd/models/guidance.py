@@ -11,7 +11,7 @@ class Guided(nn.Module):
 
     Args:
         network: F_theta(image, condition, label); its weights are shared.
-        empty: the empty condition: text states (L, E), or a class ().
+        empty: the empty condition: text states (L, E), or a scalar label.
         guidance: w.
     """
 
@@ -24,7 +24,7 @@ class Guided(nn.Module):
 
     @property
     def checkpointing(self) -> bool:
-        """That of the network."""
+        """Whether the backward pass recomputes each block of the network instead of saving its activations."""
         return bool(self.network.checkpointing)
 
     @checkpointing.setter
@@ -32,12 +32,12 @@ class Guided(nn.Module):
         self.network.checkpointing = value  # type: ignore[assignment]
 
     def forward(self, image: torch.Tensor, condition: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """As the network; ValueError if the labels have another shape than `empty`."""
+        """The guided output, shaped like the network's; ValueError if the labels have another shape than `empty`."""
         if label.shape[1:] != self.empty.shape:
             raise ValueError(f"label: shape {tuple(label.shape[1:])} a sample, not {tuple(self.empty.shape)} as empty")
         labels = torch.cat([self.empty.to(label.dtype).expand_as(label), label])
         out = self.network(torch.cat([image, image]), torch.cat([condition, condition]), labels)
-        # in bfloat16 the rounding error of the difference would grow by w
+        # in float32, since w multiplies the rounding error of the difference
         unconditional, conditional = out.to(torch.promote_types(out.dtype, torch.float32)).chunk(2)
         return unconditional + self.guidance * (conditional - unconditional)
 
@@ -47,7 +47,7 @@ def with_guidance(denoiser: Denoiser, empty: torch.Tensor, guidance: float) -> D
 
     Args:
         denoiser: conditional, on its device.
-        empty: the empty condition: text states (L, E) of the empty prompt, or a class ().
+        empty: the empty condition: text states (L, E) of the empty prompt, or the scalar label -1.
         guidance: w; 1 is no guidance and returns `denoiser` itself.
 
     Raises:

@@ -30,7 +30,7 @@ class DenoiserFile:
 
 
 def denoiser_file(path: Path) -> DenoiserFile:
-    """Reads the metadata of a denoiser's file; ValueError if it is none."""
+    """Reads the metadata of a denoiser's file; ValueError if the file holds no denoiser."""
     metadata = tensor_files.load_metadata(path)
     check_facts(metadata, path)
     return DenoiserFile(path, metadata)
@@ -44,12 +44,12 @@ def load_denoiser(
     Args:
         path: teacher/denoiser.safetensors or distill/generator.safetensors.
         weights: "ema" or "raw"; files of trained denoisers hold both.
-        calls: number of calls, of a student that supports several; None is that of the end of training. Earlier
-            rounds of progressive distillation have averaged weights only.
+        calls: number of network calls, for a student that supports several; None is the number at the end of training.
+            Students of earlier rounds of progressive distillation have averaged weights only.
 
     Returns:
-        The denoiser, and the file's metadata: `shape` (C, H, W), `num_classes`, `sigma_data`, `kind`, ...; with `calls`
-        its keys `calls` and `sigma` are those of the weights that were loaded.
+        The denoiser, and the file's metadata: `shape` (C, H, W), `num_classes`, `sigma_data`, `kind`, ...; if `calls`
+        is given, the keys `calls` and `sigma` describe the loaded weights.
 
     Raises:
         ValueError: the file is damaged, or does not hold these weights.
@@ -78,7 +78,7 @@ def load_denoiser(
         with torch.device("meta") if network.get("kind") in LARGE else contextlib.nullcontext():
             denoiser = new_denoiser(network, **scaling)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: preconditioning: {error}") from error
+        raise ValueError(f"{path}: network or preconditioning: {error}") from error
     load_network(denoiser, state, path)
     denoiser.scheduler = metadata.get("scheduler")
     return denoiser.requires_grad_(False).eval(), metadata
@@ -127,7 +127,7 @@ def check_facts(metadata: Mapping[str, Any], path: Path) -> None:
 
 
 def check_network(network: Mapping[str, Any], state: dict[str, torch.Tensor], path: Path) -> None:
-    """ValueError unless `state` has exactly the weights of a network, which is built on the meta device to check it."""
+    """ValueError unless `state` has exactly the weights of `network`; the check builds it on the meta device."""
     levels, blocks, layers = network.get("multipliers", ()), network.get("blocks", 0), network.get("layers", 0)
     if isinstance(levels, list | tuple) and isinstance(blocks, int) and isinstance(layers, int):
         if (blocks := max(len(levels) * blocks, layers)) > len(state):
@@ -157,7 +157,7 @@ def load_network(denoiser: Denoiser, state: dict[str, torch.Tensor], path: Path)
 
 
 def add_adapter(denoiser: torch.nn.Module, adapter: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Adds an adapter, as `dmd.models.lora.merged` takes it, to the weights of a denoiser.
+    """Adds an adapter, as `dmd.models.lora.merge_adapter` takes it, to the weights of a denoiser.
 
     Raises:
         ValueError: the denoiser has no network, or not the one that the adapter was made for.
@@ -196,12 +196,12 @@ def load_text(path: Path) -> Text:
 
 
 def load_empty(path: Path) -> torch.Tensor:
-    """The empty condition for guidance, of teacher/denoiser.safetensors.
+    """The empty condition for guidance, from teacher/denoiser.safetensors.
 
-    Text states (L, E) of the empty prompt, or the label -1 () of a denoiser that was trained with label dropout.
+    Text states (L, E) of the empty prompt, or the scalar label -1 for a denoiser that was trained with label dropout.
 
     Raises:
-        ValueError: the file is damaged, or its denoiser was not trained without condition.
+        ValueError: the file is damaged, or its denoiser was never trained with an empty condition.
     """
     metadata = tensor_files.load_metadata(path)
     if "text" not in metadata:
@@ -218,11 +218,11 @@ def _of_kind(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, 
     return tensors, metadata
 
 
-def check_noise_scale(metadata: Mapping[str, Any], sigma: float, path: Path) -> None:
+def check_sigma(metadata: Mapping[str, Any], sigma: float, path: Path) -> None:
     """ValueError if `sigma` is above the highest noise level that the denoiser in `path` was trained on."""
     limit = metadata.get("sigma_max")
     if limit is not None and sigma > limit * (1 + 1e-6):
         raise ValueError(
             f"{path} was trained on noise up to sigma {limit:.6g}, not {sigma:.6g}: "
-            "lower distill.method.sigma and sigma_max of the solvers to that"
+            "lower distill.method.sigma and sigma_max of the solvers to that limit"
         )

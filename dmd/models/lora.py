@@ -13,7 +13,7 @@ class Adapter(TypedDict):
 
     Attributes:
         rank: of the product B A that is added to a weight.
-        alpha: the product counts alpha / rank; None is the rank.
+        alpha: the product is multiplied by alpha / rank; None is the rank.
         targets: layers (Linear or Conv2d) that get one, by the last parts of their names; None is all of them.
     """
 

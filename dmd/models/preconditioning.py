@@ -27,21 +27,21 @@ class Preconditioning(nn.Module, ABC):
     """Coefficients as functions of the noise level, and the weight of the denoising loss.
 
     Attributes:
-        table: (alpha, sigma) of each level of a network with discrete time, sigma ascending, float64; else None.
+        table: (alpha, sigma) of each of the network's noise levels, sigma ascending, float64; None if it has no table.
     """
 
     table: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @abstractmethod
     def forward(self, sigma: torch.Tensor) -> Coefficients:
-        """sigma (B,) > 0."""
+        """The coefficients at noise levels sigma (B,) > 0."""
 
     @abstractmethod
     def loss_weight(self, sigma: torch.Tensor) -> torch.Tensor:
         """Weight (B,) of the squared x0 error that turns it into the error of the network's prediction."""
 
     def start_scale(self, sigma: float) -> float:
-        """Factor on unit noise that gives an image at the highest level: sigma, since the data are negligible there."""
+        """Factor on unit noise that gives the start image at level sigma: sigma, as the data are negligible there."""
         return sigma
 
 
@@ -106,7 +106,7 @@ class Discrete(Preconditioning):
         squares = torch.tensor(alphas_cumprod, dtype=torch.float64, device="cpu")
         inside = squares.ndim == 1 and len(squares) > 1 and bool(((squares > 0) & (squares < 1)).all())
         if not inside or not bool((squares.diff() < 0).all()):
-            raise ValueError("alphas_cumprod: it needs at least two levels that descend within (0, 1), both excluded")
+            raise ValueError("alphas_cumprod: it needs at least two levels, descending, each above 0 and below 1")
         self.prediction = prediction
         sigmas = ((1 - squares) / squares).sqrt()
         self.table = squares.sqrt(), sigmas
@@ -127,7 +127,7 @@ class Discrete(Preconditioning):
         return Coefficients(c_skip, c_out, alpha, time.to(sigma.dtype))
 
     def loss_weight(self, sigma: torch.Tensor) -> torch.Tensor:
-        """1/sigma^2, 1/sigma^2 + 1 or 1, for data of unit variance."""
+        """1/sigma^2 for epsilon, 1/sigma^2 + 1 for v, 1 for sample: each is 1 / c_out^2."""
         return WEIGHTS[self.prediction](sigma)
 
     def start_scale(self, sigma: float) -> float:
@@ -161,7 +161,7 @@ class Flow(Preconditioning):
         return Coefficients(alpha, -time, alpha, (1000 * time).to(sigma.dtype))
 
     def loss_weight(self, sigma: torch.Tensor) -> torch.Tensor:
-        """1/t^2: the plain error of F."""
+        """1/t^2, which gives the unweighted squared error of F."""
         return ((1 + sigma) / sigma).square()
 
     def start_scale(self, sigma: float) -> float:

@@ -18,14 +18,14 @@ PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
 def load(path: Path, *, scale: float) -> dict[str, Tensor]:
-    """The adapter of a file, for `dmd.models.lora.merge_adapter` at scale 1.
+    """The adapter in a file, scaled so that `dmd.models.lora.merge_adapter` takes it with scale 1.
 
     Args:
         path: such as `pytorch_lora_weights.safetensors`.
         scale: strength of the adapter; 1 is diffusers' default.
 
     Raises:
-        ValueError: the file is missing or no safetensors file, or holds something else than LoRA of this network.
+        ValueError: the file is missing, is not in safetensors format, or holds anything but LoRA of this network.
     """
     tensors, header = _read(path)
     torchvision_operators.ensure()

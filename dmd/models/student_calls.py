@@ -21,7 +21,7 @@ class Calls:
     Attributes:
         sigmas: noise level of each call, descending; the first is that of the start noise.
         between: step to the next level. "noise": x0 plus fresh noise (Song et al. 2023, Algorithm 1); "ode": DDIM, x0
-            plus the noise that x0 implies.
+            plus the noise that the image contains according to x0, scaled to the next level.
         map: "denoiser": D itself; "consistency": f(x; sigma), which is the identity at `sigma_min`.
         sigma_min: where a consistency map ends; fresh noise has the variance sigma^2 - sigma_min^2.
     """
@@ -35,14 +35,14 @@ class Calls:
         descending = all(later < sigma for sigma, later in zip(self.sigmas, self.sigmas[1:], strict=False))
         if not self.sigmas or not descending or self.sigmas[-1] <= self.sigma_min:
             raise ValueError(
-                f"calls: noise levels {list(self.sigmas)} do not descend, or not to above {self.sigma_min}"
+                f"calls: noise levels {list(self.sigmas)} do not descend, or the last is not above {self.sigma_min}"
             )
         if self.between not in BETWEEN or self.map not in MAPS:
-            raise ValueError(f"calls: between {self.between!r}, map {self.map!r}; known are {BETWEEN} and {MAPS}")
+            raise ValueError(f"calls: between {self.between!r} is none of {BETWEEN} or map {self.map!r} of {MAPS}")
 
     @property
     def num_fresh(self) -> int:
-        """Number of further noises per image, besides the start noise."""
+        """Number of noise samples per image besides the start noise."""
         return len(self.sigmas) - 1 if self.between == "noise" else 0
 
     def facts(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Calls:
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Calls:
-        """The calls from the value of `facts`; ValueError if it is none."""
+        """The calls that a value of `facts` describes; ValueError for any other value."""
         if odd := sorted(facts.keys() - cls.__dataclass_fields__.keys()):
             raise ValueError(f"calls: unknown {odd[0]}")
         levels = facts.get("sigmas")
@@ -64,7 +64,7 @@ class Calls:
 
         Args:
             denoiser: the student.
-            fresh: k -> the k-th further unit noise, from 0, shaped like `noise`; None if `num_fresh` is 0.
+            fresh: k -> the unit noise after call k, from 0, shaped like `noise`; may be None if `num_fresh` is 0.
         """
         image = start_scale(denoiser, self.sigmas[0]) * noise
         for number, sigma in enumerate(self.sigmas):
@@ -84,7 +84,7 @@ class Calls:
     def step(
         self, image: Tensor, x0: Tensor, sigma: float, next_sigma: float, fresh: Fresh | None, number: int
     ) -> Tensor:
-        """From level sigma to the next one, after call `number`."""
+        """Takes images from level sigma to the next one, after call `number`."""
         if self.between == "ode":
             return x0 + next_sigma / sigma * (image - x0)
         assert fresh is not None

@@ -38,7 +38,7 @@ def weight_bytes(module: nn.Module) -> int:
 
 
 def carriers(module: nn.Module) -> list[nn.Module]:
-    """Base networks of the adapters in a module, which are not its submodules."""
+    """Networks that carry the adapters in a module; they are not submodules of it."""
     return [part.carrier for part in module.modules() if isinstance(part, Adapted)]
 
 
@@ -52,7 +52,8 @@ def peak_bytes(work: Callable[[], object]) -> int:
 def saved_bytes(module: nn.Module, work: Callable[[], object]) -> tuple[int, int]:
     """Bytes that a forward pass `work` saves for its backward pass: without and with checkpointed blocks.
 
-    Parameters and buffers do not count. Checkpointed blocks save their inputs; one block at a time saves the rest.
+    Parameters and buffers do not count. With checkpointing, every block saves its inputs, and only the largest block
+    counts with the rest.
     """
     inputs: Storages = {}
     outside: Storages = {}

@@ -22,7 +22,7 @@ class Encoded(NamedTuple):
     Attributes:
         states: float32 (B, L, E), the last hidden states.
         num_tokens: int64 (B,), start and end included, before truncation.
-        truncated: bool (B,): the prompt had more than L tokens, of which the last were dropped.
+        truncated: bool (B,): whether the prompt had more than L tokens, so that the last were dropped.
     """
 
     states: Tensor
@@ -76,7 +76,7 @@ class Text(nn.Module):
 
 
 def clip_tokenizer(texts: Mapping[str, str]) -> Any:
-    """transformers' CLIPTokenizer from the contents of its files by name alone.
+    """transformers' CLIPTokenizer, made from the contents of its files, which are given by name.
 
     Raises:
         ValueError: vocab.json or merges.txt is missing, or a file is damaged.

@@ -1,4 +1,4 @@
-"""Compares artifacts with the records beside them: which are bad, and what was made from those."""
+"""Compares artifacts with the records beside them: finds damaged ones and everything made from them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ Sizes = Callable[[str, str | None, Iterable[str]], Mapping[str, int | None]]  # 
 
 
 def audit(folder: Path, stored_sizes: Sizes) -> tuple[Reasons, Reasons, list[str]]:
-    """Checks everything below `folder`, scratch folders apart; paths in records are relative to the current directory.
+    """Checks all files below `folder` but scratch folders; paths in records are relative to the current directory.
 
     Args:
-        folder: of results.
-        stored_sizes: sizes of files that only a storage has, by its prefix, its endpoint and their names.
+        folder: the folder of results.
+        stored_sizes: gives sizes of files that are only in a storage, from its prefix, its endpoint and their names.
 
     Returns:
-        Why each damaged file is bad; why each file is bad that was made, directly or not, from a damaged one; and notes
-        on what is left alone: files without a record that no stage makes, and intact artifacts whose input has changed
-        since, which Snakemake makes again where a target needs them.
+        The reasons why files are damaged; the reasons why files made from them, directly or not, are bad; and notes on
+        files that are left alone: those without a record that no stage makes, and intact artifacts whose input has
+        changed, which Snakemake makes again if a target needs them.
 
     Raises:
         ValueError: the folder is missing, or a stage is writing into it now.
@@ -50,7 +50,7 @@ def audit(folder: Path, stored_sizes: Sizes) -> tuple[Reasons, Reasons, list[str
     missing, notes = _compare_inputs(records, folder, bad)
     bad |= missing
     notes += remote_notes
-    notes += [f"{path}: has no record and is nothing that a stage makes; left alone" for path in unknown]
+    notes += [f"{path}: has no record, and no stage makes it; left alone" for path in unknown]
     return bad, _derived(records, bad), [*notes, f"{folder}: {len(records)} artifacts checked"]
 
 
@@ -65,7 +65,7 @@ def records_now(folder: Path) -> dict[Path, tuple[int, int] | None]:
 def refuse_while_writing(folder: Path) -> None:
     """ValueError if a stage holds the lock of an artifact below `folder`.
 
-    filelock has no shared lock like this one: audits do not refuse each other, and they write nothing.
+    Takes a shared flock, which filelock lacks, so that several audits can run at once and need no write access.
     """
     for lock in _walk(folder):
         if lock.name.startswith(".") and lock.suffix == ".lock":
@@ -117,9 +117,9 @@ def _compare(records: Records) -> Reasons:
 
 
 def _compare_remote(records: Records, stored_sizes: Sizes) -> tuple[Reasons, list[str]]:
-    """Of files that only a storage has: those that are missing there or have another size; a note on each storage.
+    """Checks files that are only in a storage: reasons for missing files and other sizes, and a note on each storage.
 
-    Their bytes are compared with their digests by whoever reads them.
+    Digests are compared when a file is read.
     """
     storages: dict[tuple[str, str | None], dict[str, Path]] = {}
     bad: Reasons = {}
@@ -131,9 +131,9 @@ def _compare_remote(records: Records, stored_sizes: Sizes) -> tuple[Reasons, lis
         try:
             sizes = stored_sizes(prefix, endpoint, names)
         except (ValueError, OSError) as error:
-            notes.append(f"{prefix}: {len(names)} files are there and not here; it could not be asked ({error})")
+            notes.append(f"{prefix}: {len(names)} files are only there; the storage could not be asked ({error})")
             continue
-        notes.append(f"{prefix}: {len(names)} files are there and not here")
+        notes.append(f"{prefix}: {len(names)} files are only there")
         for name, path in names.items():
             if sizes[name] != records[path]["size"]:
                 there = (
@@ -144,7 +144,7 @@ def _compare_remote(records: Records, stored_sizes: Sizes) -> tuple[Reasons, lis
 
 
 def _compare_inputs(records: Records, folder: Path, bad: Reasons) -> tuple[Reasons, list[str]]:
-    """Intact artifacts whose inputs a stage has to make first; notes on other inputs that changed or are missing."""
+    """Intact artifacts with inputs in results/ that are missing; notes on other missing and on changed inputs."""
     missing: Reasons = {}
     notes: list[str] = []
     outside: dict[Path, str] = {}
@@ -163,7 +163,7 @@ def _compare_inputs(records: Records, folder: Path, bad: Reasons) -> tuple[Reaso
             elif not current:
                 notes.append(f"{path}: its input {source} is missing; put it back, no stage makes it")
             elif current != recorded:
-                notes.append(f"{path}: out of date, was made from another {source}; kept")
+                notes.append(f"{path}: out of date, since {source} has changed; kept")
     return missing, notes
 
 

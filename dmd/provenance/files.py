@@ -1,4 +1,4 @@
-"""Whole files or none: atomic writes, digests, and one canonical form of JSON."""
+"""Atomic writes, digests, and a canonical form of JSON."""
 
 import contextlib
 import errno
@@ -18,13 +18,13 @@ def canonical_json(value: Any) -> str:
 
 
 def json_object(text: str | bytes, path: Path) -> dict[str, Any]:
-    """The JSON object that `text` is, which is a file at `path` or its metadata; ValueError names the file."""
+    """Parses `text`, the content or metadata of the file at `path`, as a JSON object; ValueError names the file."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged, what it says of itself is no JSON ({error}): `make verify`") from error
+        raise ValueError(f"{path} is damaged: its metadata are not JSON ({error}): run `make verify`") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged, what it says of itself is no JSON object: `make verify`")
+        raise ValueError(f"{path} is damaged: its metadata are not a JSON object: run `make verify`")
     return value
 
 
@@ -44,7 +44,7 @@ def atomic(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; it replaces `path` only after the block ends without error.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; `path` is untouched and nothing is left over.
+        OSError: the disk is full or the folder cannot be written; `path` is unchanged, the temporary file removed.
     """
     path = Path(path)
     temporary = path.with_name(f".tmp-{path.name}")

@@ -1,7 +1,7 @@
-"""Whether the process ever came near its memory limit: its results may then have other bits.
+"""Detects whether the process came near its memory limit, where its results may differ in the last bits.
 
-MKL, which multiplies torch's matrices on CPUs, copies them into buffers first. Where a buffer is refused it works
-without one and says nothing, but it rounds in another order: images, scores and eigenvalues get other bits.
+MKL, which multiplies torch's matrices on CPUs, first copies them into buffers. If a buffer is refused, it silently
+works without one and rounds in another order, which changes bits of images, scores and eigenvalues.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ import re
 import resource
 from pathlib import Path
 
-MARGIN = 128 << 20  # bytes; a buffer of a product has up to 20 MiB where 16 threads share it, 65 MiB of 64 threads
+MARGIN = 128 << 20  # bytes; the buffer of a product has up to 20 MiB with 16 threads, 65 MiB with 64
 _SIZES = re.compile(r"^(VmPeak|VmSize|VmData):\s+(\d+) kB$", re.MULTILINE)
 
 
@@ -23,15 +23,15 @@ def check() -> None:
 
 
 def tight() -> bool:
-    """Whether less than `MARGIN` was left at the fullest moment up to now."""
+    """Whether less than `MARGIN` was left at the peak so far."""
     return (left := bytes_left()) is not None and left < MARGIN
 
 
 def bytes_left() -> int | None:
-    """Bytes below `ulimit -v` and `-d` at the fullest moment up to now; None without limits, or where no /proc tells.
+    """Bytes left below `ulimit -v` and `-d` at the peak so far; None if there are no limits, or no /proc.
 
-    The kernel keeps the peak of all mappings, but not that of the data among them: whatever the mappings have shrunk by
-    since their peak counts as data.
+    The kernel keeps the peak size of all mappings, but not that of data mappings. So what mappings have shrunk by since
+    their peak is taken to have been data.
     """
     limits = {
         "VmSize": resource.getrlimit(resource.RLIMIT_AS)[0],

@@ -1,7 +1,7 @@
-"""Files from outside: what their digest must be.
+"""Checks the digests of files from outside the workflow.
 
-All 64 hex digits of a digest are known, or its first ones, or none. Unless all are, the file's own digest is recorded
-beside it at first use, in `.name.json`, and may not change from then on.
+The configuration may have all 64 hex digits of a digest, its first ones, or none. Unless it has all, the file's digest
+is recorded beside it at first use, in `.name.json`, and may not change from then on.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ FULL_LENGTH = 64  # hex digits of a sha256
 
 
 def check(path: Path, sha256: str | None, *, key: str = "the configuration", source: str = "") -> str:
-    """Digest of a file from outside, after it is compared with the one that is known.
+    """Digest of a file from outside, after comparing it with the expected and the recorded digest.
 
     Args:
         path: the file; a record may be written beside it.
         sha256: all 64 hex digits, the first ones, or None.
-        key: what gives `sha256`, for the messages.
+        key: where `sha256` was given, for messages.
         source: what the file is or where it comes from, for the messages.
 
     Returns:
         All 64 hex digits.
 
     Raises:
-        ValueError: the file is missing, is another than `sha256` says, has changed since its digest was recorded, or
-            its digest cannot be recorded beside it.
+        ValueError: the file is missing, does not match `sha256`, has changed since its digest was recorded, or its
+            digest cannot be recorded.
     """
     about = f" ({source})" if source else ""
     if not path.is_file():
@@ -43,7 +43,7 @@ def check(path: Path, sha256: str | None, *, key: str = "the configuration", sou
 
 
 def printed(sha256: str) -> str:
-    """A digest as messages print it; dots stand for digits that nobody knows."""
+    """A digest for messages; dots stand for unknown digits."""
     return sha256 if len(sha256) == FULL_LENGTH else f"{sha256}..."
 
 
@@ -57,7 +57,7 @@ def _compare(path: Path, digest: str, key: str) -> None:
     try:
         if record.read_checked(path) is None:
             with record.exclusive(path, wait=True):
-                if record.read_checked(path) is None:  # nobody was faster
+                if record.read_checked(path) is None:  # no other process has recorded it meanwhile
                     write_record(path, digest, path.stat().st_size)
     except OSError as error:
         raise ValueError(

@@ -1,8 +1,8 @@
-"""What an artifact was made from: digests of inputs, and a sidecar that lets `verify` find damage.
+"""Records beside artifacts: what each was made from, and its digest, by which `verify` finds damage.
 
 Beside each artifact `name` lies `.name.json`: size and sha256 of the artifact, and the digest of each input by
-path. A block file counts the tars it lists among its inputs. Each record has a digest of itself, so that a bit that
-flips in one is noticed, too; those of earlier versions have none.
+path. The inputs of a block file include the tars that it lists. Each record has a digest of itself, so that flipped
+bits in it are detected; records of earlier versions of the package have none.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def file_identity(path: Path) -> tuple[int, int] | None:
-    """Inode and time of the record of an artifact, which change when it is written again; None where there is none."""
+    """Inode and time of an artifact's record, which change when it is rewritten; None if there is no record."""
     with contextlib.suppress(FileNotFoundError):
         status = sidecar(path).stat()
         return status.st_ino, status.st_mtime_ns
@@ -51,14 +51,14 @@ def read_checked(path: Path) -> dict[str, Any] | None:
         return None
     if entry is None:
         raise ValueError(
-            f"{side} is damaged, the record of {path}: `make verify` removes both, then run snakemake again; of a file "
-            "outside results/ remove the record alone, it is then written anew of what is there"
+            f"{side}, the record of {path}, is damaged: run `make verify`, which removes both, then snakemake; for a "
+            "file outside results/, remove only the record, which is then written anew for the present file"
         )
     return entry
 
 
 def parse(text: bytes) -> dict[str, Any] | None:
-    """The record that a file holds, without its own digest; None if it is no record, or a bit of it has changed."""
+    """The record in a file's bytes, without its own digest; None if they are not a record, or a damaged one."""
     try:
         record = json.loads(text)
         if not isinstance(record, dict) or not record.keys() <= _KEYS:
@@ -84,7 +84,7 @@ def _own_digest(entry: Mapping[str, Any]) -> str:
 
 
 class StorageLocation(NamedTuple):
-    """Where a file lies in an object storage: `name` below `prefix`; `endpoint` None is that of the provider."""
+    """Place of a file in object storage: `name` below `prefix`; `endpoint` None is the provider's."""
 
     prefix: str
     endpoint: str | None
@@ -92,7 +92,7 @@ class StorageLocation(NamedTuple):
 
 
 def storage_location(record: Mapping[str, Any] | None) -> StorageLocation | None:
-    """Where the record of a file says that it lies in a storage; None where it does not say so."""
+    """Place of a file in a storage according to its record; None if the record names none."""
     location = (record or {}).get("stored")
     if not isinstance(location, dict):
         return None
@@ -106,7 +106,7 @@ def check(path: Path) -> str:
     """Digest of a file, after comparing it with the file's record where there is one.
 
     Raises:
-        ValueError: the file is missing, or was altered since it was written.
+        ValueError: the file is missing, was altered since it was written, or has a damaged record.
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing: run snakemake for it, or `make verify` if it should be there")
@@ -116,14 +116,14 @@ def check(path: Path) -> str:
 
 
 def compare(path: Path, digest: str) -> None:
-    """ValueError if the file's record is damaged, or names another digest than `digest`, which is the file's."""
+    """ValueError if the record of the file is damaged or has another digest than `digest`, that of its bytes."""
     record = read_checked(path)
     if not record or record["sha256"] == digest:
         return
     if record.get("stage", "fetch") == "fetch":  # no stage makes it
         raise ValueError(
-            f"{path} has changed: sha256 {digest} but {record['sha256']} was recorded when it came here; put that file "
-            f"back, or remove {sidecar(path)} if the change is meant"
+            f"{path} has changed: sha256 {digest}, but {record['sha256']} was recorded earlier; restore that file, "
+            f"or remove {sidecar(path)} if the change is intended"
         )
     raise ValueError(
         f"{path} is damaged: sha256 {digest} but {record['sha256']} was recorded when it was written; "
@@ -161,7 +161,7 @@ def publish(path: Path, *, stage: str, inputs: Inputs) -> Iterator[Path]:
     """Like `files.atomic`, and writes the record just before the artifact appears.
 
     Raises:
-        MemoryError: memory was so tight that what was computed may be wrong; nothing is written.
+        MemoryError: memory was so tight that results may be rounded differently; nothing is written.
     """
     with files.atomic(path) as temporary:
         yield temporary
@@ -171,7 +171,7 @@ def publish(path: Path, *, stage: str, inputs: Inputs) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Refuses a second writer of `path`, or waits for the first; the lock falls with its process, however that ends."""
+    """Locks `path` for one writer; a second is refused or waits. The lock ends with its process, even when killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock_file = path.with_name(f".{path.name}.lock")
     lock = FileLock(lock_file, blocking=wait, fallback_to_soft=False)  # a soft lock would outlive a killed process
@@ -182,5 +182,5 @@ def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        lock_file.unlink(missing_ok=True)  # who waits for it locks a new file
+        lock_file.unlink(missing_ok=True)  # a process that waits for the lock then locks a new file
         lock.release()

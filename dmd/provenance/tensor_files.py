@@ -1,4 +1,4 @@
-"""Tensors with their metadata in one safetensors file; no pickle anywhere."""
+"""Tensors with their metadata in one safetensors file, without pickle."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ import torch
 
 from dmd.provenance import files
 
-KEY = "dmd"  # one key: safetensors writes several in random order
+KEY = "dmd"  # the only key, since safetensors writes several in random order
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
@@ -25,7 +25,7 @@ def write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]
         raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
     mask = os.umask(0)
     os.umask(mask)
-    os.chmod(path, 0o666 & ~mask)  # safetensors leaves 0600: nobody else on a cluster could read it
+    os.chmod(path, 0o666 & ~mask)  # safetensors sets 0600, so that other users of a cluster could not read it
 
 
 def save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
@@ -35,7 +35,7 @@ def save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any])
 
 
 def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and metadata of a file written here.
+    """Tensors and metadata of a file from `write`.
 
     Raises:
         ValueError: the file is missing, truncated, or has no `dmd` metadata.
@@ -48,10 +48,10 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def load_some(path: Path, *names: str) -> list[torch.Tensor]:
-    """The named tensors of a file, the others being left on disk.
+    """The named tensors of a file, without reading the others.
 
     Raises:
-        ValueError: the file is missing, truncated, or has no tensor of a name.
+        ValueError: the file is missing, truncated, or lacks a named tensor.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as stream:

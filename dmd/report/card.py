@@ -42,8 +42,8 @@ def card(
     Args:
         provenance: spec (weights, experiment) and input digests of the export.
         facts: metadata of the generator file.
-        data: facts of the pairs or text states: `num_pairs` or `num_states`, `num_prompts`, and `prompts`, the section
-            that the prompts were made by.
+        data: facts of the pairs or text states: `num_pairs` or `num_states`, `num_prompts`, and `prompts`, the
+            configuration section of the prompts.
         scores: score files of stage evaluate.
     """
     spec = provenance["spec"]
@@ -55,7 +55,7 @@ def card(
         f"## Scores\n\n{_scores(scores)}",
         f"## Training\n\n{_table(_training(facts))}",
         f"## Data\n\n{_table(_data(data))}",
-        f"## Files\n\n{_table(_digests(provenance, facts))}",
+        f"## Files\n\n{_table(_files(provenance, facts))}",
         f"## Licence\n\n{_licence(data)}",
     ]
     return "\n\n".join(parts) + "\n"
@@ -112,7 +112,7 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any]:
     return {title: data[key] for key, title in titles.items() if key in data} | {"prompt source": source}
 
 
-def _digests(provenance: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+def _files(provenance: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
     inputs = {"teacher source": facts.get("source_sha256"), **provenance["inputs"]}
     digests = {name: digest for name, digest in inputs.items() if isinstance(digest, str)}
     spec = provenance["spec"]

@@ -1,4 +1,4 @@
-"""Contact sheets: images with their prompts below, of one denoiser or of two side by side."""
+"""Contact sheets: images of one denoiser, or of two side by side, each with its prompt or class below."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ LINES = 3  # of a prompt
 
 
 def comparison_sheet(images: Mapping[str, Tensor], prompts: Sequence[str]) -> Figure:
-    """`contact_sheet` of two denoisers: images (N, C, H, W) in [-1, 1] of the same prompts and noise, by title."""
+    """`contact_sheet` of two denoisers.
+
+    Args:
+        images: by title of the denoiser, (N, C, H, W) in [-1, 1], from the same prompts and noise.
+        prompts: N prompts.
+    """
     titles = [f"{side} {title}" for side, title in zip(("left", "right"), images, strict=True)]
     return contact_sheet(list(images.values()), prompts, f"The same prompt and noise; {', '.join(titles)}")
 
@@ -26,8 +31,8 @@ def contact_sheet(images: Sequence[Tensor], prompts: Sequence[str], title: str) 
     """One cell per prompt: one image of each denoiser, left to right, and the prompt below.
 
     Args:
-        images: of each denoiser, (N, C, H, W) in [-1, 1].
-        prompts: N of them.
+        images: one tensor (N, C, H, W) in [-1, 1] per denoiser.
+        prompts: N texts.
         title: heading of the figure.
     """
     columns = min(COLUMNS, len(prompts))
@@ -44,6 +49,6 @@ def contact_sheet(images: Sequence[Tensor], prompts: Sequence[str], title: str) 
 
 
 def shortened(prompt: str) -> str:
-    """A prompt in at most `LINES` lines, with `$` escaped, which would begin a formula."""
+    """A prompt in at most `LINES` lines; `$` is escaped, since matplotlib would read it as the start of a formula."""
     lines = textwrap.wrap(" ".join(prompt.split()), CHARACTERS, max_lines=LINES, placeholder=" ...")
     return "\n".join(lines).replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""Figure 3 of Yin et al. 2023 from our samples: points of two-dimensional students over the real density."""
+"""Figure 3 of Yin et al. 2023, redrawn: samples of two-dimensional students over contours of the real density."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def draw_figure3(
 
 
 def _shares(point: Sequence[str], scores: Mapping[str, Any], number: int) -> list[float | None]:
-    """Share of samples at each mode over the experiments of a panel."""
+    """Fraction of samples at each mode, over all experiments of a panel; None for each if none has counts."""
     by_experiment = [scores[name]["counts"] or [] for name in point if name in scores]
     counts = [repetition for repetitions in by_experiment for repetition in repetitions]
     if not counts:

@@ -17,9 +17,9 @@ PLANE = 4.0  # the plot shows -PLANE to PLANE
 
 
 def save_grid(path: str | Path, images: torch.Tensor) -> None:
-    """Writes a PNG: images (B, C, H, W) in [-1, 1] row by row; points (B, 2, 1, 1) as dots in a plane.
+    """Writes a PNG: images (B, C, H, W) in [-1, 1] row by row, or points (B, 2, 1, 1) as dots in a plane.
 
-    The first three channels of latents are shown as colours.
+    Images that would not fill the last row are left out; the first three channels of latents are shown as colours.
     """
     points = images.shape[1:] == (2, 1, 1)
     sheet = _plane(images.flatten(1).numpy()) if points else _sheet(images)

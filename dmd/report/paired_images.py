@@ -17,19 +17,19 @@ class PairedSamplers:
     """A teacher and its student, whose images are to be compared.
 
     Attributes:
-        shape: (C, H, W) of what both draw.
+        shape: (C, H, W) of an image or latent of either sampler.
     """
 
     def __init__(self, teacher: Sampler, student: Sampler, codec: Codec | None) -> None:
-        """Both samplers draw the same shape; `codec` decodes latents."""
+        """`teacher` and `student` must draw images of the same shape; `codec` decodes latents."""
         self.shape = teacher.shape
         self._samplers, self._codec = {"teacher": teacher, "student": student}, codec
 
     def draw(self, seeds: range, **conditions: Tensor) -> dict[str, Tensor]:
-        """Images float32 (N, C, H, W) of both, by a title with their network calls.
+        """Images float32 (N, C, H, W) of both samplers; the key is a title with the number of network calls.
 
         Args:
-            seeds: of the N noises.
+            seeds: one per image, N in all; an image's noise is drawn from its seed.
             conditions: `fixed_labels` and `states` of `Sampler.batches`, where the condition is text.
         """
         images: dict[str, Tensor] = {}

@@ -59,7 +59,7 @@ def heading(figure: Figure, text: str) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes `path` as PNG, without software or date in it, and closes the figure."""
+    """Writes `path` as PNG, without metadata such as software and date, and closes the figure."""
     figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
     plt.close(figure)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def by_experiment(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Score files by their field `experiment`; ValueError names a file that is no score, or a second one."""
+    """Score files by their field `experiment`; ValueError names a file that is not a score or a duplicate."""
     scores: dict[str, dict[str, Any]] = {}
     for path in dict.fromkeys(paths):
         try:

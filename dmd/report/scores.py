@@ -22,7 +22,7 @@ from dmd.metrics.prdc import prdc
 from dmd.provenance import tensor_files
 
 Score = dict[str, Any]
-REASONS = {  # `against` of a reference -> why it cannot give every score
+REASONS = {  # `Reference.against` -> why some scores cannot be computed
     "moments": "the reference holds moments only, no features of real images",
     "all": "the reference has no training images apart from those that samples are compared with",
 }
@@ -46,20 +46,20 @@ class Reference:
 
     @property
     def beside(self) -> str | None:
-        """The other split; None where there is none (moments, all)."""
+        """The split that samples are not compared with; None if there is none (moments, all)."""
         return {"held_out": "training", "training": "held_out"}.get(self.against)
 
     def metric(self, score: str) -> str:
-        """Name of a score in the features of this reference, such as fid only for the released Inception weights."""
+        """Name of a score with the features of this reference; for example, only the released Inception gives `fid`."""
         return metric_name(score, self.facts["features"])
 
     def load(self, split: str | None, *names: str) -> list[Tensor]:
-        """Tensors of a split, of those named features, predicted, mean, covariance."""
+        """The named tensors of a split: features, labels, predicted, mean or covariance."""
         return tensor_files.load_some(self.path, *(f"{split}.{name}" for name in names))
 
 
 def frechet(repetitions: Sequence[Repetition], real: Reference, settings: Mapping[str, Any]) -> Score:
-    """Frechet distances to the split that samples are compared with, and those to the other split under its name."""
+    """Frechet distances to the split that samples are compared with; under the other split's name those to it."""
     splits = [real.against, *([real.beside] if real.beside else [])]
     compared = {split: real.load(split, "mean", "covariance") for split in splits}
     values: dict[str, list[float]] = {split: [] for split in splits}
@@ -79,7 +79,7 @@ def frechet(repetitions: Sequence[Repetition], real: Reference, settings: Mappin
 
 
 def kernel(repetitions: Sequence[Repetition], real: Reference, settings: Mapping[str, Any]) -> Score:
-    """Kernel distances, and `real_distance` between training and held-out images (null where there is one set)."""
+    """Kernel distances, and `real_distance` between training and held-out images (null if there is no split)."""
     size, seed = settings["kid_subset"], settings["seed"]
     (compared,) = real.load(real.against, "features")
     values, stds = [], []
@@ -101,7 +101,7 @@ def kernel(repetitions: Sequence[Repetition], real: Reference, settings: Mapping
 
 
 def precision_recall(repetitions: Sequence[Repetition], real: Reference, settings: Mapping[str, Any]) -> Score:
-    """Precision, recall, density, coverage; `real`: the same of equally many images of the other split, or null."""
+    """Precision, recall, density, coverage; `real`: the same of up to as many images of the other split, or null."""
     neighbours = settings["neighbours"]
     (compared,) = real.load(real.against, "features")
     radii = neighbour_radii(compared, neighbours=neighbours)
@@ -154,11 +154,11 @@ def copying(repetitions: Sequence[Repetition], real: Reference, settings: Mappin
 
 @dataclass(frozen=True)
 class Kind:
-    """One score file: its function, and the name of its metric.
+    """One score file: the function that computes it, and the name of its metric.
 
     Attributes:
-        not_against: `against` of the references that this score cannot be computed with.
-        null_keys: keys that are null then.
+        not_against: values of `Reference.against` with which the score cannot be computed.
+        null_keys: keys that are null in that case.
     """
 
     score: Callable[[Sequence[Repetition], Reference, Mapping[str, Any]], Score]
@@ -179,7 +179,7 @@ SCORES = {
 
 
 def score(name: str, repetitions: Sequence[Repetition], real: Reference, settings: Mapping[str, Any]) -> Score:
-    """Content of the score file `{name}.json`; nulls and the reason where it cannot be computed with this reference.
+    """Content of the score file `{name}.json`: nulls and a reason if this reference does not allow the score.
 
     Args:
         settings: neighbours, kid_subset and seed of stage evaluate.

@@ -1,4 +1,4 @@
-"""Tables as markdown: our rows, and published rows with our values beside them."""
+"""Tables as markdown: this project's rows, and published rows with this project's values beside them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 Row = dict[str, Any]
 EMPTY = "-"
-TEXT = {"dataset", "metric", "spread", "here"}  # columns aligned to the left
-FLOORS = {  # what a floor is drawn from -> its note
-    "held_out": "Floor: the distance of equally many real images to the held-out images: sampling noise alone.",
-    "training": "Floor: the distance of equally many real images to the training images: sampling noise alone.",
-    "all": "Floor: the distance of equally many real images to all real images: sampling noise alone.",
-    "moments": "Floor, where the reference is published moments: the distance of equally many Gaussian draws to them.",
+LEFT_ALIGNED = {"dataset", "metric", "spread", "here"}  # columns aligned to the left
+FLOORS = {  # `floor_of` of a row -> note below the table
+    "held_out": "Floor: distance of as many real images as samples to the held-out images: sampling noise alone.",
+    "training": "Floor: distance of as many real images as samples to the training images: sampling noise alone.",
+    "all": "Floor: distance of as many real images as samples to all real images: sampling noise alone.",
+    "moments": "Floor for published moments: distance of as many Gaussian draws as samples to these moments.",
 }
-COLUMNS = {  # column -> heading of the markdown
+COLUMNS = {  # column -> heading in the markdown; without one it is only in the CSV
     "source": "",
     "label": "",
     "dataset": "data",
@@ -42,16 +42,16 @@ HERE = (
     "here",
     "clip_here",
     "latency_here",
-)  # our values beside a published row; the CSV has them as rows
-OPTIONAL = ("clip", "latency", "note")  # the CSV has them only if some row does
+)  # this project's values beside a published row; in the CSV they have rows of their own
+OPTIONAL = ("clip", "latency", "note")  # columns that the CSV has only if a row has a value
 
 
 def text(table: Sequence[Row], title: str) -> str:
     """A table as markdown.
 
     Args:
-        table: rows with keys of `COLUMNS`. Our row with the key `beside` stands beside a published row, and has a row
-            of its own only if it has a value.
+        table: rows with keys of `COLUMNS`. A row of this project with the key `beside` stands beside a published row;
+            it also has its own line if it has a distance or a value in one of the `OPTIONAL` columns.
     """
     values = ("value", *OPTIONAL)
     ours = [
@@ -78,10 +78,10 @@ def text(table: Sequence[Row], title: str) -> str:
 
 
 def value_beside_published(row: Row) -> str:
-    """Our value for a published row, or EMPTY if nothing was run.
+    """This project's value for a published row, or EMPTY if nothing was run.
 
-    The smallest of several sample sets follows, which is what EDM publishes, and the metric unless it is an FID (of the
-    released network, its images resized by TensorFlow's filter or by that of clean-fid).
+    With several sample sets the minimum follows, as EDM publishes it. The name of the metric follows unless it is fid
+    or clean-fid (FID with the released network, after TensorFlow's or clean-fid's resizing).
     """
     if not _has(row, "value"):
         return EMPTY
@@ -92,7 +92,8 @@ def value_beside_published(row: Row) -> str:
 def _ours(rows: Sequence[Row]) -> list[str]:
     lines = _grid(rows, "this project")
     notes = [
-        "Distance: mean ± standard deviation over trainings, or over the sample sets of one; lower is better.",
+        "Distance: mean ± standard deviation over trainings, or over the sample sets of a single training; lower is "
+        "better.",
         *(note for kind, note in FLOORS.items() if any(row.get("floor_of") == kind for row in rows)),
         *(f"{row['label']}: {row['note']}." for row in rows if _has(row, "note")),
     ]
@@ -110,7 +111,7 @@ def _grid(rows: Sequence[Row], name: str) -> list[str]:
         shown.insert(0, "value")
     lines = [
         "| " + " | ".join([name, *(COLUMNS[column] for column in shown)]) + " |",
-        "|" + "---|" + "".join("---|" if column in TEXT else "---:|" for column in shown),
+        "|" + "---|" + "".join("---|" if column in LEFT_ALIGNED else "---:|" for column in shown),
     ]
     for row in rows:
         cells = [str(row["label"]), *(_cell(row, column) for column in shown)]
@@ -136,7 +137,7 @@ def _cell(row: Row, column: str) -> str:
 
 
 def rounded(value: Any) -> str:
-    """Three significant digits, with an exponent only below 0.001; integers and text unchanged."""
+    """Three significant digits, at least all before the point; an exponent below 0.001; integers, text unchanged."""
     if not isinstance(value, float):
         return str(value)
     if value == 0 or not math.isfinite(value):

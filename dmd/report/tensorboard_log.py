@@ -1,4 +1,4 @@
-"""TensorBoard logs of a training, off by default: curves of the log's columns, and the grids of images."""
+"""TensorBoard log of a training, off by default: a curve per column of the training log, and the image grids."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -9,10 +9,10 @@ from PIL import Image
 
 
 class EventLog:
-    """One event file in `folder`. A resumed run writes it anew, so that each point is there once."""
+    """One event file in `folder`. A resumed run writes a new one, so that no point appears twice."""
 
     def __init__(self, folder: Path, *, rows: Iterable[Mapping[str, float]], grids: Iterable[Path]) -> None:
-        """Writes the earlier log rows, and the earlier grids, whose file names are their updates.
+        """Writes the earlier log rows and the earlier grids; a grid's file name is its number of updates.
 
         Raises:
             ValueError: the package tensorboard is not installed.
@@ -22,12 +22,11 @@ class EventLog:
         except ImportError as error:
             raise ValueError(
                 f"distill.tensorboard: true, but the package tensorboard cannot be imported ({error}): "
-                ""
-                "pip install tensorboard, or set it to false"
+                "pip install tensorboard, or set the key to false"
             ) from error
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
-        # purge_step: a TensorBoard that has read the old file forgets its points
+        # purge_step=0: a running TensorBoard drops the points that it has read from the old file
         self._writer = SummaryWriter(folder, purge_step=0, flush_secs=10)
         for row in rows:
             self.row(row)

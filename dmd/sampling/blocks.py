@@ -21,7 +21,7 @@ from dmd.sampling.solvers import SOLVERS
 from dmd.sampling.text_states import Texts
 
 RANGE_KEYS = ("first", "last", "num_samples")  # keys of a spec on which the content of a shard does not depend
-PLAIN: Any = training.Compute().with_defaults()  # `compute` of a spec without this key
+PLAIN: Any = training.Compute().with_defaults()  # what a spec without the key `compute` means
 COUNTS = ("num_truncated",)  # facts that add up over shards; all others are equal in every shard
 
 
@@ -40,14 +40,14 @@ def draw_block(
 ) -> None:
     """Draws shards spec["first"] .. spec["last"], and writes the block file that lists them.
 
-    An undamaged shard of the same spec is not drawn again, here or in `storage`, to which all shards are copied; so a
-    job that was stopped, or a block that grew, draws only the missing shards. Batches never cross shards and the last
-    one is padded: an item depends on its own seed only, and a shard's bytes on nothing outside it.
+    An undamaged shard of the same spec, on the disk or in `storage`, is not drawn again: a job that was stopped, or a
+    block that grew, draws only the missing shards. New shards are copied to `storage`. A batch never spans two shards,
+    and the last batch of a shard is padded, so an item depends on its own seed only and a shard on no other shard.
 
     Args:
-        keep_noise: shards hold the noise of each item, and its text states as float16, as pairs do.
+        keep_noise: whether shards hold the noise of each item, and its text states as float16, as pairs need them.
         prompts, text_encoder: for a denoiser whose condition is text.
-        lora: an adapter that is added to the denoiser as spec["lora"] says.
+        lora: file of an adapter that is added to the weights, scaled by spec["lora"]["scale"].
 
     Raises:
         ValueError: the denoiser's file is damaged, or images are not finite.
@@ -75,7 +75,7 @@ def draw_block(
             made = {n: stored_blocks.take_shard(storage, paths[n], origin, n, inputs, made=made[n]) for n in numbers}
         missing = [number for number in numbers if not made[number]]
         reporting.log(
-            f"{len(missing)} shards of {spec['shard_size']} to draw, {len(numbers) - len(missing)} are there already"
+            f"{len(missing)} shards of {spec['shard_size']} images to draw, {len(numbers) - len(missing)} exist already"
         )
         if missing:
             texts = None if prompts is None or text_encoder is None else (prompts, text_encoder)
@@ -94,7 +94,7 @@ def draw_block(
 
 
 def total_facts(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Facts of several shards or blocks: those of the first, with the sums of `COUNTS`."""
+    """Facts of several shards or blocks together: those of the first, and for `COUNTS` the sums over all."""
     sums = {name: sum(part[name] for part in parts) for name in COUNTS if name in parts[0]}
     return {**parts[0], **sums}
 
@@ -192,10 +192,10 @@ class _Drawer:
 
 
 def trajectory_steps(solver: dict[str, Any], num: int) -> list[int]:
-    """The steps of a solver, from 1, after which `num` states are saved: evenly spaced, ending with the last.
+    """The `num` evenly spaced solver steps, counted from 1 and ending with the last, after which states are saved.
 
     Raises:
-        ValueError: more states than steps, or a solver whose states are no trajectory of the ODE.
+        ValueError: more states than steps, or a solver other than heun and euler.
     """
     if not num:
         return []

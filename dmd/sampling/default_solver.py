@@ -14,10 +14,10 @@ GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}  # of EDM (Karras et 
 
 
 def default_solver(metadata: dict[str, Any], name: str | None, steps: int | None, path: Path) -> dict[str, Any]:
-    """The solver of `dmd.load`: for a student its own calls, for a teacher the named solver, with defaults.
+    """The solver of `dmd.load`: a student's own calls, or for a teacher the named solver, with defaults.
 
-    Teachers that come with a scheduler: PNDM in 50 steps (51 calls). All others: Heun in 18 steps (35 calls), within
-    the teacher's noise levels.
+    The default is PNDM in 50 steps (51 calls) for teachers with a scheduler, else Heun in 18 steps (35 calls) on EDM's
+    noise levels, limited to those of the teacher.
 
     Raises:
         ValueError: a solver or steps for a student, or an unknown solver.
@@ -29,7 +29,10 @@ def default_solver(metadata: dict[str, Any], name: str | None, steps: int | None
     if metadata.get("scheduler") and name in (None, *schedulers.NAMES):
         return {"name": name or "pndm", "steps": 50 if steps is None else steps}
     if name not in (None, *SOLVERS):
-        raise ValueError(f"solver {name!r}: {path} is a teacher; use one of {[*SOLVERS, *schedulers.NAMES]}")
+        raise ValueError(
+            f"solver {name!r}: {path} is a teacher; use one of {[*SOLVERS]}, "
+            f"or, if the teacher comes with a scheduler, one of {[*schedulers.NAMES]}"
+        )
     low = max(GRID["sigma_min"], metadata.get("sigma_min") or 0.0)
     high = min(GRID["sigma_max"], metadata.get("sigma_max") or float("inf"))
     ends = {"sigma_min": low, "sigma_max": high}
@@ -37,9 +40,9 @@ def default_solver(metadata: dict[str, Any], name: str | None, steps: int | None
 
 
 def resolve_solver(solver: dict[str, Any], metadata: dict[str, Any], path: Path) -> tuple[dict[str, Any], float]:
-    """A solver, for a student with its calls filled in from the file, and the noise level that it starts from.
+    """The solver and the noise level that it starts from; solver student gets its calls from the file.
 
-    Schedulers start at the teacher's highest level.
+    Schedulers start at the teacher's highest noise level.
 
     Raises:
         ValueError: solver student for a file that is not a student's.

@@ -1,4 +1,4 @@
-"""Memory of drawing images: passes without gradient, measured on one and two images."""
+"""Memory that drawing images needs, measured in forward passes on one and on two images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TEXT_LENGTH = 77  # tokens of CLIP's text encoders
 
 
 def announce_drawing(denoiser: nn.Module, shape: tuple[int, ...], batch_size: int, device: torch.device) -> None:
-    """Logs the memory plan of stages that draw images; the denoiser is on its device, not compiled yet."""
+    """Logs the memory plan of a stage that draws images; the denoiser must be on its device and not compiled yet."""
     weights = weight_bytes(denoiser)
     activations = pass_bytes(denoiser, shape).of(batch_size)
     parts = {"weights": weights, f"activations of {batch_size} images": activations}
@@ -20,7 +20,7 @@ def announce_drawing(denoiser: nn.Module, shape: tuple[int, ...], batch_size: in
 
 
 def pass_bytes(denoiser: nn.Module, shape: tuple[int, ...]) -> LinearBytes:
-    """Peak bytes of a pass without gradient; taken as 0 for a denoiser without network."""
+    """Peak bytes of a forward pass without gradient, by number of images; 0 for a denoiser without network."""
     if next(denoiser.parameters(), None) is None:
         return LinearBytes(0, 0)
     one, two = (_pass_bytes(denoiser, shape, num) for num in (1, 2))

@@ -21,9 +21,9 @@ class SampleImages:
     """Images float32 (B, C, H, W), about -1 to 1, and labels int64 (B,), in order; batches may cross shards.
 
     Args:
-        samples: table of a block of sample shards; each is checked against its digest.
-        autoencoder: decodes latents, in full float32; not read if the samples are images.
-        device: of the autoencoder; images are on the CPU.
+        samples: table of a block of sample shards; each shard is checked against its digest.
+        autoencoder: file of the decoder of latents, which runs in full float32; not read if the samples are images.
+        device: device of the autoencoder; the images are returned on the CPU.
 
     Raises:
         ValueError: latents without an autoencoder.

@@ -1,4 +1,4 @@
-"""Noise levels, and noise that depends on its own seed only."""
+"""Noise levels, and noise of which each item depends on its own seed only."""
 
 from collections.abc import Iterable
 
@@ -58,17 +58,17 @@ def seeded_noise(
 def seeded_draws(
     seeds: Iterable[int], shape: tuple[int, ...], *, num_classes: int, labels: str = "random", num_fresh: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """Unit noise, a label, then further noises for each seed, drawn in this order from that seed only.
+    """For each seed unit noise, a label, and further unit noise, drawn in this order from that seed only.
 
     Args:
         seeds: one per item.
         shape: (C, H, W) of one item.
         num_classes: 0 gives label -1.
         labels: "random" draws uniformly; "balanced" takes seed modulo num_classes.
-        num_fresh: number of further noises per seed.
+        num_fresh: number of further noise tensors.
 
     Returns:
-        noise float32 (B, C, H, W), label int64 (B,), and `num_fresh` further noises like the first.
+        noise float32 (B, C, H, W), label int64 (B,), and `num_fresh` further tensors of noise (B, C, H, W).
     """
     if labels not in ("random", "balanced"):
         raise ValueError(f"labels must be 'random' or 'balanced', got {labels!r}")

@@ -73,15 +73,16 @@ class Sampler:
 
         Args:
             path: of its file.
-            solver: see `dmd.sampling.solvers.solve`; {"name": "student"} is the student's own calls; None is the
-                default of `dmd.load`.
+            solver: see `dmd.sampling.solvers.solve`; {"name": "student"}: the calls that a student's file holds; None:
+                the default of `dmd.load`.
             weights: "ema" or "raw".
             adapter: is added to the weights, see `dmd.models.lora.merge_adapter`.
-            calls: number of calls, of a student that supports several; None is that of the end of its training.
+            calls: number of network calls, for a student that supports several; None: the number at the end of its
+                training.
 
         Raises:
-            ValueError: the file is damaged, holds no such weights, is not a student's though the solver is student, was
-                trained on lower noise than the solver's first level, or has no empty prompt for guidance above 1.
+            ValueError: the file is damaged, lacks these weights, is no student's file for solver student, was trained
+                on lower noise than the solver's first level, or has no empty condition, which guidance needs.
         """
         denoiser, self.metadata = loading.load_denoiser(path, weights=weights, calls=calls)
         if adapter is not None:
@@ -95,18 +96,19 @@ class Sampler:
         self.num_classes: int = self.metadata["num_classes"]
         solver = solver or default_solver(self.metadata, None, None, path)
         self.solver, self.sigma = resolve_solver(solver, self.metadata, path)
-        loading.check_noise_scale(self.metadata, self.sigma, path)
+        loading.check_sigma(self.metadata, self.sigma, path)
         calls = self.solver.get("calls")
         self._num_fresh = Calls.of(calls).num_fresh if calls else 0
 
     def __call__(self, num: int = 1, *, label: Label = None, seed: int = 0) -> Tensor:
-        """Images of seeds seed, seed + 1, ..., the same ones as those of stage `sample`.
+        """Images of seeds seed, seed + 1, ...: those that stage `sample` draws for these seeds and labels.
 
         Image i depends on seed + i only, bit for bit if `batch_size` is set, otherwise to about 1e-5.
 
         Args:
             num: number of images.
-            label: one class for all, `num` classes, "balanced" (seed modulo classes), or None: each seed draws its own.
+            label: one class for all, `num` classes, "balanced" (seed modulo number of classes), or None (each seed
+                draws a class).
             seed: of the first image.
 
         Returns:
@@ -139,7 +141,7 @@ class Sampler:
             trajectory_steps: steps of solver heun or euler, from 1, whose states are returned.
 
         Raises:
-            ValueError: images that are not finite, or a network of text without text states.
+            ValueError: images that are not finite, or text states that are missing or not needed.
         """
         if ("text" in self.metadata) != (states is not None):
             raise ValueError("states: they are needed if the condition is text, and only then")
@@ -197,7 +199,7 @@ def _saver(by_step: dict[int, Tensor]) -> OnStep:
 
 
 def check_seeds(num: int, seed: int) -> None:
-    """ValueError unless seed .. seed + num - 1 are seeds, and num is at least 1."""
+    """ValueError unless num is at least 1 and seed .. seed + num - 1 lie within 0 .. 2**32 - 1."""
     if num < 1:
         raise ValueError(f"num: {num} is not at least 1")
     if not 0 <= seed <= NUM_SEEDS - num:

@@ -1,6 +1,6 @@
-"""Solvers that use the network's own prediction and times: diffusers' schedulers, and rectified flow.
+"""Solvers on the network's own prediction type and timesteps: diffusers' schedulers, and rectified flow.
 
-They give the latents of the pipeline of diffusers with the same scheduler, noise and text.
+With the same scheduler, noise and text they give the same latents as diffusers' pipeline.
 """
 
 import hashlib
@@ -27,12 +27,12 @@ NAMES = (*CLASSES, FLOW)
 
 
 def scheduler(config: Mapping[str, Any] | None, solver: Mapping[str, Any]) -> Any:
-    """The scheduler of diffusers that `solver` names, with its times set.
+    """The scheduler of diffusers that `solver` names, with its timesteps set.
 
     Args:
-        config: of the scheduler that the network was trained with, from its folder; `clip_sample` is off by default.
-        solver: `name` of `CLASSES`, `steps`, and `spacing` of the times (leading, trailing, linspace; None or absent:
-            that of `config`, else the scheduler's default).
+        config: configuration of the scheduler in the network's folder; `clip_sample` is off unless it is set there.
+        solver: `name` from `CLASSES`, `steps`, and `spacing` of the timesteps (leading, trailing, linspace; None or
+            absent: that of `config`, else the scheduler's default).
 
     Raises:
         ValueError: no config, or steps or a spacing that the scheduler cannot take.
@@ -53,7 +53,7 @@ def scheduler(config: Mapping[str, Any] | None, solver: Mapping[str, Any]) -> An
 
 
 def first_timestep(config: Mapping[str, Any] | None, solver: Mapping[str, Any]) -> float:
-    """The time of the first network call, such as 999 for the highest noise level, or 981 for PNDM in 50 steps."""
+    """The timestep of the first network call: 999 for the highest noise level, 981 for PNDM in 50 steps."""
     return 1000.0 if solver["name"] == FLOW else float(scheduler(config, solver).timesteps[0])
 
 
@@ -61,7 +61,7 @@ def first_timestep(config: Mapping[str, Any] | None, solver: Mapping[str, Any]) 
 def draw(
     denoiser: Denoiser, noise: torch.Tensor, label: torch.Tensor, solver: Mapping[str, Any]
 ) -> tuple[torch.Tensor, int]:
-    """Images from unit noise, by predictions of the network, with the guidance of the denoiser.
+    """Images from unit noise by a scheduler, from the network's own predictions, guided if the denoiser is.
 
     Args:
         denoiser: its network has the prediction type of `denoiser.scheduler`; for rectified-flow it predicts the
@@ -82,7 +82,7 @@ def draw(
         return _flow(denoiser, noise, label, solver["steps"]), solver["steps"]
     stepper = scheduler(denoiser.scheduler, solver)
     stepper.set_timesteps(solver["steps"], device=noise.device)
-    # the noise that this scheduler draws in each step is a function of the sample's start noise
+    # LCM draws noise in each step: a generator seeded from the sample's start noise makes it reproducible
     extra = {"generator": _generators(noise)} if solver["name"] == "lcm" else {}
     image = noise * stepper.init_noise_sigma
     for time in stepper.timesteps:
@@ -92,7 +92,7 @@ def draw(
 
 
 def _flow(denoiser: Denoiser, noise: torch.Tensor, label: torch.Tensor, steps: int) -> torch.Tensor:
-    """Euler along the straight line from noise at time 1000 to the image at 0."""
+    """Euler steps along the straight line from noise at timestep 1000 to the image at timestep 0."""
     sign = -1.0 if isinstance(denoiser.preconditioning, Flow) else 1.0
     image = noise
     for step in range(steps):

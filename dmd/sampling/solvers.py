@@ -1,6 +1,6 @@
-"""Deterministic solvers of the probability flow ODE dx/dsigma = (x - D(x; sigma)) / sigma, state in float64.
+"""Deterministic solvers of the probability flow ODE dx/dsigma = (x - D(x; sigma)) / sigma; the state is float64.
 
-Sums are in place on tensors that are not used elsewhere: new memory costs more than the arithmetic.
+Temporary tensors are updated in place, since allocating memory costs more than the arithmetic.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Denoise = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class CountingDenoiser:
-    """A denoiser that counts its calls, and gets its inputs in `dtype`."""
+    """Wraps a denoiser: counts the calls, and casts the inputs to `dtype`."""
 
     def __init__(self, denoiser: Denoise, dtype: torch.dtype) -> None:
         self.denoiser = denoiser
@@ -35,13 +35,13 @@ class CountingDenoiser:
 
 OnStep = Callable[
     [int, torch.Tensor], None
-]  # called with k, from 1, and the state after step k, which may change later
+]  # called with the step number k (from 1) and the state after it; copy the state to keep it
 
 
 def euler(
     denoiser: Denoise, image: torch.Tensor, label: torch.Tensor, sigmas: torch.Tensor, on_step: OnStep | None = None
 ) -> torch.Tensor:
-    """First order: one call per step. `image` float64 at sigmas[0]; `sigmas` float64 descending, ending in 0."""
+    """Euler's method: one call per step. `image` is float64 at sigmas[0]; `sigmas` are float64, descending to 0."""
     for step, (sigma, next_sigma) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)):
         slope = (image - _x0(denoiser, image, sigma, label)).div_(sigma)
         image = slope.mul_(next_sigma - sigma).add_(image)
@@ -53,7 +53,7 @@ def euler(
 def heun(
     denoiser: Denoise, image: torch.Tensor, label: torch.Tensor, sigmas: torch.Tensor, on_step: OnStep | None = None
 ) -> torch.Tensor:
-    """Second order (Karras et al. 2022, Algorithm 1 without churn): two calls per step, one in the last."""
+    """Heun's method (Karras et al. 2022, Algorithm 1): two calls per step, one in the last step."""
     for step, (sigma, next_sigma) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)):
         slope = (image - _x0(denoiser, image, sigma, label)).div_(sigma)
         end = (slope * (next_sigma - sigma)).add_(image)
@@ -87,7 +87,7 @@ def solve(
         solver: {"name": "heun"|"euler", "steps", "sigma_min", "sigma_max", "rho"}, or
             {"name": "student", "calls"}, see `dmd.models.student_calls.Calls`, or one of
             `dmd.sampling.schedulers.NAMES`.
-        fresh: k -> the k-th further unit noise, for students with fresh noise between their calls.
+        fresh: k -> the k-th further unit noise, from 0; for students that add noise between their calls.
         on_step: called with the float64 state after each step of heun or euler.
 
     Returns:

@@ -45,8 +45,8 @@ class TextSampler:
         """Images of seeds seed, seed + 1, ..., the same ones as those of stage `sample` for these prompts.
 
         Args:
-            prompt: one for all images, or one per image.
-            num: number of images; None is that of the prompts.
+            prompt: one for all images, or a list with one per image.
+            num: number of images; None: the number of prompts.
             seed: of the first image.
 
         Returns:
@@ -79,7 +79,7 @@ def _prompt_list(prompt: str | Sequence[str], num: int | None) -> list[str]:
     if not isinstance(prompt, (str, list, tuple)) or not all(
         isinstance(text, str) and text.strip() for text in prompts
     ):
-        raise ValueError(f"prompt: {f'{prompt!r}':.200} is not a text, or a list of texts, of which none is empty")
+        raise ValueError(f"prompt: {f'{prompt!r}':.200} is neither a non-empty text nor a list of non-empty texts")
     return prompts
 
 

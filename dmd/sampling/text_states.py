@@ -1,4 +1,4 @@
-"""Text states of items: the prompt of an item, encoded."""
+"""Text states: the prompts of items, encoded by the text encoder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BATCH_SIZE = 64  # prompts encoded at once
 
 
 class Texts:
-    """Prompts of a file with their encoder; item i has row i modulo the number of rows."""
+    """The prompts of a file and a text encoder; item i has prompt i modulo the number of prompts."""
 
     def __init__(self, prompts: Path, text_encoder: Path, device: torch.device, *, num: int) -> None:
         """Loads the encoder, for items 0 .. num - 1."""
@@ -23,9 +23,9 @@ class Texts:
             reporting.log(f"{prompts} has {len(self._prompts)} prompts: later items use them again")
 
     def encode(self, indices: range) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Rows int64 (N,) of the items' prompts, states float32 (N, L, E) on the CPU, and the number of truncated ones.
+        """Rows int64 (N,) of the items' prompts, states float32 (N, L, E) on the CPU, and how many were truncated.
 
-        All batches have one size, so that the states of a prompt do not depend on the others.
+        All batches have the same size, so that the states of a prompt do not depend on the other prompts.
         """
         rows = [index % len(self._prompts) for index in indices]
         texts = self._prompts.rows(rows)

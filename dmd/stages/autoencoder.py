@@ -1,4 +1,4 @@
-"""Stage autoencoder: the decoder of latents, from a pipeline's folder (full) or from its own folder (tiny)."""
+"""Stage autoencoder: the decoder of latents, from the teacher's pipeline folder or from a tiny autoencoder's folder."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def run(*, output: Path, source: Path, kind: str, sha256: str | None = None) -> 
         sha256: digest of `source`, or its first digits; None accepts any.
 
     Raises:
-        ValueError: another kind; or the folder has another digest, lacks files, or holds unusable ones.
+        ValueError: an unknown kind; or the folder has another digest, lacks files, or holds unusable files.
     """
     if kind not in KINDS:
         raise ValueError(f"autoencoder kind {kind!r} is none of {', '.join(KINDS)}")

@@ -32,16 +32,18 @@ def run(
     """Writes one chart as PNG.
 
     Args:
-        inputs: fid.json files (`calls`, `pairs`); for `figure3` a classes.json and a manifest.parquet of samples per
-            panel, the manifests in the order of the panels. A JSON's field `experiment` names its experiment.
+        inputs: for `calls` and `pairs` the fid.json of each experiment; for `figure3` the classes.json of each
+            experiment, and one manifest.parquet of samples per panel, in the order of the panels. A JSON file names
+            its experiment in the field `experiment`.
         kind: `calls`, `pairs` or `figure3`.
-        series: {"label", "points"}, where a point is a list of experiments, its seeds; for `pairs` also "x", the
-            number of pairs of each point. Each point of `figure3` is one panel, titled by its series.
+        series: {"label", "points"}, where a point is a list of experiments that differ in their training seed; for
+            `pairs` also "x", the number of pairs of each point. In `figure3` each point is a panel with the label of
+            its series as title.
         title: heading of the chart.
-        dataset: the Gaussian mixture (means, stds, weights) under `figure3`.
+        dataset: for `figure3`, the Gaussian mixture (means, stds, weights).
 
     Raises:
-        ValueError: damaged input, unknown kind, or series, pairs and manifests that do not fit.
+        ValueError: damaged input, an unknown kind, or numbers of points, pairs and manifests that do not match.
     """
     drawings = {"calls": _calls, "pairs": _pairs}
     with record.exclusive(output):
@@ -86,19 +88,19 @@ def _scored(point: Sequence[str], scores: Mapping[str, Any]) -> list[str]:
 
 
 def _values(point: Sequence[str], scores: Mapping[str, Any]) -> list[float]:
-    """Distances of the trainings of a point, or of the sample sets if there is one training."""
+    """Distances of a point: one per training, or one per sample set if there is a single training."""
     return scores[point[0]]["values"] if len(point) == 1 else [scores[name]["value"] for name in point]
 
 
 def _draw(axes: Axes, index: int, label: str, positions: Sequence[float], values: Sequence[list[float]]) -> None:
-    """Means with one standard deviation up and down."""
+    """Draws the means of a series, with error bars of one standard deviation."""
     order = sorted(range(len(positions)), key=lambda i: positions[i])
     means = [statistics.fmean(values[i]) for i in order]
     spread = [statistics.stdev(values[i]) if len(values[i]) > 1 else 0.0 for i in order]
     axes.errorbar(
         [positions[i] for i in order],
         means,
-        yerr=np.array([np.minimum(spread, np.array(means) * 0.99), spread]),  # for the log axis, above 0
+        yerr=np.array([np.minimum(spread, np.array(means) * 0.99), spread]),  # lower ends stay above 0: log axis
         label=label,
         color=plots.COLOURS[index % len(plots.COLOURS)],
         marker=plots.MARKERS[index % len(plots.MARKERS)],

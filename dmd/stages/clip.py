@@ -1,4 +1,4 @@
-"""Stage clip: the CLIP score of an experiment's samples, from the cosines of stage features."""
+"""Stage clip: the CLIP score of an experiment's samples, from the cosine similarities that stage features wrote."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dmd.stages.evaluate import write
 
 
 def run(*, features: list[Path], output: Path, experiment: str) -> None:
-    """Writes clip.json: the mean raw cosine of images and captions, per repetition.
+    """Writes clip.json: the mean cosine similarity of images and captions (not scaled), also per repetition.
 
     Args:
-        features: blocks with cosines that make up whole repetitions.
+        features: blocks with cosine similarities that make up whole repetitions.
         experiment: name of the experiment, for the file.
 
     Raises:
@@ -29,7 +29,7 @@ def run(*, features: list[Path], output: Path, experiment: str) -> None:
         reference = tensor_files.load_metadata(features[0])["inputs"]["reference"] if features else ""
         repetitions, shared = feature_blocks.group(features, reference_sha256=reference)
         if (clip := shared["clip"]) is None:
-            raise ValueError(f"{features[0]} has no cosines of CLIP: it was made without evaluate.clip")
+            raise ValueError(f"{features[0]} has no CLIP cosine similarities: it was made without evaluate.clip")
         means = [float(repetition.load("clip")[0].double().mean()) for repetition in repetitions]
         score = {
             **record.provenance("clip", spec, inputs),

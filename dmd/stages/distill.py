@@ -1,4 +1,4 @@
-"""Stage distill: trains a student of few network calls, by the configured method."""
+"""Stage distill: trains, by the configured method, a student that needs one or a few network calls."""
 
 from __future__ import annotations
 
@@ -63,16 +63,16 @@ def run(
         threads: of torch.
         manifest: pairs/manifest.parquet, if the method reads pairs.
         states: states/manifest.parquet, if the condition is text and the method reads no pairs.
-        start: file that initialises the trained networks; None is the teacher's.
+        start: file that initialises the trained networks; None: the teacher's file.
         lpips: VGG16 weights, for a distance of kind lpips.
         tiny_autoencoder, autoencoder: decoders of latents, for a distance with decoder tiny or full.
         images: images/manifest.parquet, if the method reads images.
-        storage: of shards of pairs that are not here; does not change the result.
+        storage: object storage with the shards of pairs that are not on this disk; does not change the result.
 
     Raises:
-        ValueError: a damaged input, another architecture, or a logged value that is not finite (the message names the
-            update and the last good checkpoint).
-        Stopped: a signal came; a checkpoint of the current update is written.
+        ValueError: a damaged input, inputs that do not fit together, or a logged value that is not finite (the message
+            names the update and the last good checkpoint).
+        Stopped: a signal was received; a checkpoint was written after the update during which it came.
     """
     torch_setup.set_threads(threads)
     set_tf32(distill.compute.model_dump())  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ def run(
         inputs = record.check_inputs(teacher=teacher, manifest=manifest, images=images, states=states)
         inputs |= record.check_inputs(start=start, lpips=lpips)
         inputs |= record.check_inputs(tiny_autoencoder=tiny_autoencoder, autoencoder=autoencoder)
-        spec = distill.learnt_from() | {"device": device, "threads": threads}
+        spec = distill.weight_spec() | {"device": device, "threads": threads}
         provenance = record.provenance("distill", spec, inputs)
         split = BatchSplit(processes.rank(), processes.count(), distill.compute.micro_batch_size)
         distillation = _Distillation(distill, teacher, start or teacher, manifest, torch_setup.choose_device(device))
@@ -103,7 +103,7 @@ def run(
             draw_grid=grid,
             grid_every=distill.grid_every,
         )
-        with signals.deferred():  # from the first update until the student is written
+        with signals.deferred():  # signals do not interrupt from the first update until the student is written
             rows, weights = loop.run(), state.student_weights(trainer, distill.adapter)
             if not leads:
                 return
@@ -116,7 +116,7 @@ def run(
 
 
 class _Distillation:
-    """The files of a distillation, their facts, and the streams of rows."""
+    """The inputs of a distillation: teacher, start, pairs; makes its trainer and its streams of rows."""
 
     def __init__(
         self, distill: Distill, teacher: Path, start: Path, manifest: Path | None, device: torch.device
@@ -173,7 +173,7 @@ class _Distillation:
             input_checks.check_images(self.teacher, reader, images)
             streams["images"] = ImageStream(reader)
         if missing := sorted(self.distill.method.reads() - streams.keys()):
-            raise ValueError(f"method {self.distill.method.name} reads {missing[0]}: give their file")
+            raise ValueError(f"method {self.distill.method.name} reads {missing[0]}, but no file with them was given")
         return streams
 
     def texts(self, num: int) -> torch.Tensor:
@@ -182,7 +182,7 @@ class _Distillation:
         return self.text.texts(row % len(self.text) for row in range(num))
 
     def metadata(self, calls: Calls | None, earlier: Mapping[str, Calls]) -> dict[str, Any]:
-        """Metadata of the student's file; `earlier`: calls of the students of earlier phases, by number of calls."""
+        """Metadata of the student's file; `earlier`: calls of students kept from earlier phases, by their number."""
         facts, adapter = self.start.facts, self.distill.adapter
         return {
             **{key: facts[key] for key in STUDENT_FACTS if key in facts},

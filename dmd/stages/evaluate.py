@@ -34,15 +34,15 @@ def run(
     """Writes five score files: Frechet distance, kernel distance, precision and recall, class counts, memorisation.
 
     Args:
-        reference: features, or moments only, of real data. Scores compare with the split that it names, and some also
-            with the other split. Scores that need features are null with moments only.
+        reference: features, or only moments, of real data. All scores compare with the split that it names; some also
+            compare with the other split. With only moments, scores that need features are null.
         features: blocks of features that make up whole repetitions.
-        teacher: the teacher of the samples, if its training images must be those of the reference.
+        teacher: the teacher of the samples, to check that it was trained on the reference's images; None: no check.
         experiment: name of the experiment, for the files.
         neighbours: k of precision, recall, density and coverage.
         kid_subset: size of the 100 random subsets whose kernel distances are averaged (torch-fidelity's default is
-            1000); null = one set of all.
-        seed: of the subsets.
+            1000); None: one distance of all samples.
+        seed: seed of the random subsets.
 
     Raises:
         ValueError: damaged or missing blocks, blocks made with another reference, or a teacher trained on other images
@@ -65,7 +65,7 @@ def run(
 def load_features(
     reference: Path, features: Sequence[Path], inputs: record.Inputs
 ) -> tuple[list[Repetition], Reference, dict[str, Any]]:
-    """Repetitions, reference, and the fields of all score files: number and seeds of samples, reference, protocol."""
+    """Repetitions, reference, and the fields that all score files share, such as number and seeds of samples."""
     digest = inputs["reference"][str(reference)]
     repetitions, shared = feature_blocks.group(features, reference_sha256=digest)
     real = Reference(reference, tensor_files.load_metadata(reference))
@@ -73,7 +73,7 @@ def load_features(
     if facts["floor"]["num_samples"] != shared["num_samples"]:
         raise ValueError(
             f"{reference} has a floor for {facts['floor']['num_samples']} samples, but there are "
-            f"{shared['num_samples']}"
+            f"{shared['num_samples']} per repetition"
         )
     split = "" if real.beside is None else "-" + real.against.replace("_", "-")
     return (
@@ -96,8 +96,8 @@ def check_images(teacher: Path, reference: Path) -> None:
     measured = tensor_files.load_metadata(reference)["dataset"]["sha256"]
     if trained != measured:
         raise ValueError(
-            f"{teacher} was trained on images of sha256 {trained}, {reference} was made of {measured}: a file was "
-            "overwritten in between; run snakemake again, which makes both again"
+            f"{teacher} was trained on images of sha256 {trained}, but {reference} was made of images of sha256 "
+            f"{measured}: a file was overwritten in between; run snakemake again, which makes both anew"
         )
 
 

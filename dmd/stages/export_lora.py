@@ -12,10 +12,10 @@ PREFIX = "lora."
 
 
 def run(*, generator: Path, output: Path) -> None:
-    """Writes the averaged adapter, scaled by alpha / rank, so that weight 1 gives the trained student.
+    """Writes the averaged adapter, scaled by alpha / rank, so that adapter weight 1 gives the trained student.
 
-    With it the teacher's pipeline becomes the student: one step, guidance 0, a scheduler that begins at time 999 (see
-    the scheduler of export/pipeline).
+    With it the teacher's pipeline draws as the student does: use one step, guidance 0, and a scheduler that begins at
+    timestep 999, such as that of export/pipeline.
 
     Args:
         generator: distill/generator.safetensors, trained with `distill.adapter`, of a teacher from diffusers.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
 TOLERANCE = 1e-4  # largest difference of a pixel in [-1, 1]
-BATCHES = (range(0, 5), range(5, 6))  # seeds of the compared images, in batches of two sizes
+BATCHES = (range(0, 5), range(5, 6))  # seeds of the compared images: a batch of 5 and a batch of 1
 KEY = "dmd"  # of the metadata, as in safetensors files
 MAX_BYTES = 2**31 - 2**20  # of weights in one ONNX file, with room for the graph
 
@@ -27,15 +27,15 @@ MAX_BYTES = 2**31 - 2**20  # of weights in one ONNX file, with room for the grap
 def run(*, generator: Path, output: Path, weights: str = "ema", calls: int | None = None, threads: int = 1) -> None:
     """Writes generator.onnx: noise float32 (B, C, H, W) and label int64 (B,) in, image float32 (B, C, H, W) out.
 
-    A student with fresh noise between its calls also has inputs noise1, noise2, ... Noise has unit variance, the label
-    is -1 if there are no classes. The noise levels are part of the graph; their values, with shape, classes and
-    provenance, are JSON under the key `dmd` of the file's metadata.
+    A student that adds noise between its calls also has inputs noise1, noise2, ... All noise has unit variance; the
+    label is -1 if there are no classes. The noise levels are constants of the graph; they also stand, with shape,
+    classes and provenance, as JSON under the key `dmd` of the file's metadata.
 
     Args:
         generator: distill/generator.safetensors.
         output: export/generator.onnx.
         weights: "ema" or "raw".
-        calls: number of calls, of a student that supports several; None is that of the end of its training.
+        calls: number of network calls, for a student that supports several; None: the number at the end of training.
         threads: of torch and onnxruntime in the comparison.
 
     Raises:
@@ -113,7 +113,7 @@ def _trace(network: _Student, facts: dict[str, Any]) -> onnx.ModelProto:
 
 
 def _compare(graph: onnx.ModelProto, network: _Student, facts: dict[str, Any], threads: int) -> float:
-    """Largest difference of any pixel between onnxruntime and torch; infinite if one is not finite."""
+    """Largest difference of a pixel between onnxruntime and torch; infinite if a pixel is not finite."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -15,7 +15,7 @@ from dmd.jobs import job
 from dmd.provenance import record, tensor_files
 from dmd.report import card
 
-TIME = 999  # start of DDIM's single "trailing" step of 1000 times; it ends at x0
+FIRST_TIMESTEP = 999  # timestep at which DDIM's single step begins with "trailing" spacing; it ends at x0
 PARTS = {
     "scheduler": ["diffusers", "DDIMScheduler"],
     "text_encoder": ["transformers", "CLIPTextModel"],
@@ -45,16 +45,16 @@ def run(
 
     Args:
         generator: distill/generator.safetensors, of a teacher of kind stable-diffusion.
-        text_encoder, autoencoder: the teacher's.
-        prompts: of the distillation, for the card.
-        manifest, states: pairs/manifest.parquet or states/manifest.parquet of the distillation, for the card.
-        scores: score files such as fid.json, for the card.
+        text_encoder, autoencoder: files of the teacher.
+        prompts: prompts of the distillation, for the model card.
+        manifest, states: pairs/manifest.parquet or states/manifest.parquet of the distillation, for the model card.
+        scores: score files such as fid.json, for the model card.
         output: export/pipeline/model_index.json; the other files are beside and below it, see `config.rules.PIPELINE`.
         weights: "ema" or "raw".
-        experiment: name of the experiment, for the card.
+        experiment: name of the experiment, for the model card.
 
     Raises:
-        ValueError: a damaged input, or a student that is not of one call from such a teacher.
+        ValueError: a damaged input, or not a one-call student of such a teacher.
     """
     spec = {"weights": weights, "experiment": experiment}
     with record.exclusive(output):
@@ -111,10 +111,10 @@ def _scheduler(facts: dict[str, Any], path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} makes {len(facts['calls']['sigmas'])} calls: only a student of one call has a pipeline"
         )
-    if levels != TIME + 1 or abs(facts["sigma"] / facts["sigma_max"] - 1) > 1e-6:
+    if levels != FIRST_TIMESTEP + 1 or abs(facts["sigma"] / facts["sigma_max"] - 1) > 1e-6:
         raise ValueError(
-            f"{path} draws from sigma {facts['sigma']:.6g} of {levels} levels up to {facts['sigma_max']:.6g}: "
-            f"a pipeline of one step starts at the highest of {TIME + 1} levels"
+            f"{path} starts at sigma {facts['sigma']:.6g}, and its {levels} noise levels end at "
+            f"{facts['sigma_max']:.6g}: a one-step pipeline must start at the highest of {FIRST_TIMESTEP + 1} levels"
         )
     own = {key: config[key] for key in SCHEDULER_KEYS if config.get(key) is not None}
     one_step = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False, "steps_offset": 1}
@@ -124,7 +124,7 @@ def _scheduler(facts: dict[str, Any], path: Path) -> dict[str, Any]:
 def _text(writer: _Writer, path: Path) -> None:
     tensors, facts = tensor_files.load(path)
     parts = facts["text_encoder"]
-    # the names in published folders: transformers 5 reads them too, 4 only them
+    # the names of published folders: transformers 5 also reads others, transformers 4 does not
     encoder = {f"text_model.{name}": value for name, value in _within("encoder.", tensors).items()}
     writer.write_json("text_encoder/config.json", {"architectures": ["CLIPTextModel"], **parts["config"]})
     writer.write_weights("text_encoder/model.safetensors", encoder)

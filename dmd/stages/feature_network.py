@@ -1,4 +1,4 @@
-"""Trains digits32, the classifier that gives features of digits. Its file is tracked: no rule makes it.
+"""Trains digits32, the classifier whose features score digits. Its weights are kept in git; no rule makes them.
 
 python -m dmd.stages.feature_network --output workflow/resources/digits32.safetensors \
     --spec "$(cat workflow/resources/digits32.json)"
@@ -41,7 +41,7 @@ def run(
     """Trains with AdamW, a one-cycle schedule, and randomly transformed images.
 
     Args:
-        output: safetensors file of the weights; its metadata have this spec and the accuracies.
+        output: safetensors file of the weights; its metadata holds these arguments and the accuracy on each split.
         shift: largest shift along each axis, in pixels.
         rotation: largest rotation, in degrees.
         scaling: largest change of scale, relative to 1.
@@ -69,7 +69,7 @@ def run(
 
 
 def _transform(image: Tensor, shift: float, rotation: float, scaling: float, generator: torch.Generator) -> Tensor:
-    """Images (B, C, H, W), each shifted, rotated and scaled at random; outside of them is black (-1)."""
+    """Images (B, C, H, W), each shifted, rotated and scaled at random; uncovered pixels become black (-1)."""
 
     def uniform(largest: float) -> Tensor:
         return (torch.rand(len(image), generator=generator) * 2 - 1) * largest

@@ -1,4 +1,4 @@
-"""Stage features: features of one block of samples, and the cosines of CLIP."""
+"""Stage features: features of one block of samples, and their CLIP cosine similarities."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dmd.data import manifest
 from dmd.importers import clip_files, feature_files
-from dmd.importers.clip_files import Judge
+from dmd.importers.clip_files import CaptionScorer
 from dmd.jobs import job, reporting, torch_setup
 from dmd.metrics.features import FeatureNetwork, extract
 from dmd.metrics.moments import Moments
@@ -36,19 +36,19 @@ def run(
 ) -> None:
     """Writes features, predicted classes, labels and moment sums (count, sum, outer) of a block of samples.
 
-    With `clip` also the cosine (`clip`) of each image, at its own size, and its caption.
+    With `clip` it also writes `clip`: the cosine similarity of each image, not resized by `protocol`, and its caption.
 
     Args:
         block: table of a block of sample shards of one repetition; each shard is checked against its digest.
         reference: the file that the samples will be compared with; it must have the same features and protocol.
         network: weights of the feature network, if its kind has any.
         autoencoder: decodes samples that are latents.
-        clip_network, captions: folder of a CLIPModel, and the prompts of the samples; for `clip`.
-        clip: {"sha256": of the folder's files, null = any, "prefix": put before each caption, "name"}.
+        clip_network, captions: folder of a CLIPModel, and the prompts of the samples; both are needed with `clip`.
+        clip: {"sha256": digest of the folder's files, or null for any; "prefix": text before each caption; "name"}.
 
     Raises:
-        ValueError: a damaged input, a reference of other features or protocol, a block of several repetitions, latents
-            without an autoencoder, or only some of `clip`, `clip_network` and `captions`.
+        ValueError: a damaged input, a reference with other features or another protocol, a block that spans several
+            repetitions, latents without an autoencoder, or only some of `clip`, `clip_network` and `captions`.
     """
     torch_setup.set_threads(threads)
     spec = {
@@ -76,16 +76,18 @@ def run(
         samples = manifest.read(block)
         facts = {"features": identity, "protocol": protocol, **_origin(samples)}
         images = SampleImages(samples, batch_size=batch_size, autoencoder=autoencoder, device=target)
-        judge = None
+        scorer = None
         if clip and clip_network and captions:
-            judge, facts["clip"], inputs["clip"] = clip_files.judge(clip_network, captions, clip, device=target)
-        tensors = _extract(images, extractor, protocol, judge)
+            scorer, facts["clip"], inputs["clip"] = clip_files.caption_scorer(
+                clip_network, captions, clip, device=target
+            )
+        tensors = _extract(images, extractor, protocol, scorer)
         with record.publish(output, stage="features", inputs=inputs) as temporary:
             tensor_files.write(temporary, tensors, {**record.provenance("features", spec, inputs), **facts})
 
 
 def _extract(
-    images: SampleImages, extractor: FeatureNetwork, protocol: dict[str, Any], judge: Judge | None
+    images: SampleImages, extractor: FeatureNetwork, protocol: dict[str, Any], scorer: CaptionScorer | None
 ) -> dict[str, Tensor]:
     """Tensors of the file."""
     values, predicted, labels, cosines = [], [], [], []
@@ -95,7 +97,7 @@ def _extract(
         values.append(part)
         predicted.append(classes)
         labels.append(label)
-        cosines += [judge(image, label)] if judge else []
+        cosines += [scorer(image, label)] if scorer else []
         status.add(images=len(image))
     features = torch.cat(values)
     moments = Moments.of(features)
@@ -106,7 +108,7 @@ def _extract(
         "count": torch.tensor(moments.count),
         "sum": moments.sum,
         "outer": moments.outer,
-        **({"clip": torch.cat(cosines)} if judge else {}),
+        **({"clip": torch.cat(cosines)} if scorer else {}),
     }
 
 

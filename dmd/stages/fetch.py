@@ -15,8 +15,8 @@ from dmd.provenance import pinned, record
 def run(*, output: Path, url: str, sha256: str | None = None, size: int | None = None) -> None:
     """Downloads a file unless it exists; an interrupted download is kept beside it as `.name.part`.
 
-    A file that exists, or appears meanwhile, is not changed or refused, since Snakemake would remove it after an error;
-    the stages that read it check its digest.
+    A file that exists, or appears during the download, is left as it is and not checked: after an error Snakemake would
+    delete it. The stages that read it check its digest.
 
     Args:
         output: path of the file; `.name.json` beside it records its digest.
@@ -25,8 +25,8 @@ def run(*, output: Path, url: str, sha256: str | None = None, size: int | None =
         size: in bytes; None if unknown.
 
     Raises:
-        ValueError: the download fails, or has another digest than `sha256` or, if that is not complete, than the one
-            recorded earlier.
+        ValueError: the download fails, or its digest differs from `sha256`, or, if `sha256` is not complete, from the
+            digest recorded earlier.
     """
     with record.exclusive(output):
         if not output.exists():
@@ -86,14 +86,14 @@ def _download(download: Download, output: Path, sha256: str | None, recorded: st
     resumed = download.partial.exists()
     digest = _try(download, output, sha256)
     if resumed and not digest.startswith(recorded or sha256 or ""):
-        reporting.log(f"the rest of an interrupted download does not fit (sha256 {digest}): starting again")
+        reporting.log(f"the resumed download has sha256 {digest}, not the expected one: starting again")
         download.discard()
         digest = _try(download, output, sha256)
     if sha256 and not digest.startswith(sha256):
         download.discard()
         raise ValueError(
-            f"{download.url} has sha256 {digest}, but inputs pins {pinned.printed(sha256)}: the download was "
-            "discarded; it was damaged, or the server has another file now"
+            f"{download.url} has sha256 {digest}, but section inputs pins {pinned.printed(sha256)}: the download "
+            "was damaged, or the server has another file now; it was discarded"
         )
     if recorded and digest != recorded:
         download.discard()
@@ -103,8 +103,8 @@ def _download(download: Download, output: Path, sha256: str | None, recorded: st
         )
     if not download.ended and not sha256 and not recorded:
         reporting.log(
-            f"WARNING: {output} may be incomplete: {download.url} sends no length, and inputs has neither its size "
-            "nor its sha256; compare it with the publisher's digest"
+            f"WARNING: {output} may be incomplete: {download.url} sends no length, and section `inputs` has "
+            "neither size nor sha256: compare the file with the publisher's digest"
         )
     return digest
 

@@ -22,9 +22,9 @@ PART = 1024  # images of a folder in memory at once
 def run(*, output: Path, dataset: dict[str, Any], shard_size: int) -> None:
     """Writes images/{shard}.tar and the manifest that lists them, the training split first.
 
-    Metadata of the manifest: `facts` with shape, num_classes, sigma_data (of the training split, or of all images if
-    all are held out), dataset_sha256, `splits` (first row of each, and the row after its last one), name of the
-    dataset, and the means of a mixture's modes.
+    The metadata of the manifest has `facts`: shape, num_classes, sigma_data (of the training split, or of all images if
+    all are held out), dataset_sha256, splits (for each its first row and the row after its last), name (the kind of the
+    dataset), and modes (the means of a Gaussian mixture, else null).
 
     Args:
         output: images/manifest.parquet; the shards are beside it.
@@ -37,7 +37,7 @@ def run(*, output: Path, dataset: dict[str, Any], shard_size: int) -> None:
     with record.exclusive(output):
         provenance = record.provenance("images", {"dataset": dataset, "shard_size": shard_size}, {})
         names = ["held_out"] if dataset.get("num_held_out") == datasets.ALL else list(datasets.SPLITS)
-        counts, spread = dict.fromkeys(names, 0), _Spread()
+        counts, spread = dict.fromkeys(names, 0), _Statistics()
         rows = itertools.chain(*(_read_split(dataset, split, counts, spread) for split in names))
         tables, tars = [], {}
         for number, items in enumerate(_shards(image_shards.items(rows, 0), shard_size)):
@@ -55,7 +55,7 @@ def run(*, output: Path, dataset: dict[str, Any], shard_size: int) -> None:
         reporting.log(f"{sum(counts.values())} images {spread.shape}, {len(tables)} shards")
 
 
-class _Spread:
+class _Statistics:
     """Shape and standard deviation of the images of the first split."""
 
     def __init__(self) -> None:
@@ -75,9 +75,9 @@ class _Spread:
 
 
 def _read_split(
-    dataset: dict[str, Any], split: str, counts: dict[str, int], spread: _Spread
+    dataset: dict[str, Any], split: str, counts: dict[str, int], spread: _Statistics
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Images and labels of a split in parts; updates its count, and for the first split shape and spread."""
+    """Images and labels of a split in parts; adds to its count, and for the first split to `spread`."""
     for part, labels in datasets.parts(dataset, split, PART):
         counts[split] += len(part)
         if split == next(iter(counts)):

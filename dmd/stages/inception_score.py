@@ -16,7 +16,7 @@ from dmd.provenance import record
 from dmd.report import scores
 from dmd.stages.evaluate import load_features, write
 
-HEAD = "fc.weight"  # (1008, 2048); torch-fidelity leaves out the bias, too
+HEAD = "fc.weight"  # (1008, 2048); as in torch-fidelity, the bias is left out
 
 
 def run(
@@ -29,7 +29,7 @@ def run(
     splits: int,
     seed: int,
 ) -> None:
-    """Writes inception_score.json: the mean over splits per repetition, and the spread over splits.
+    """Writes inception_score.json: for each repetition the mean and the standard deviation over splits.
 
     Args:
         reference: the file that the features were made with.

@@ -1,8 +1,7 @@
-"""Stage latency: seconds of one image from prompt to pixels, and of text encoder, denoiser and decoder.
+"""Stage latency: seconds from prompt to pixels, in total and for text encoder, denoiser and decoder.
 
-Measured as in the paper: the median over batches of one image, after a warm-up, with text encoder and decoder. The
-machine should do nothing else meanwhile. A LoRA (`sample.lora`) is part of the weights and takes no time, so it is left
-out.
+Measured as in the paper: the median over batches after a warm-up. Nothing else should run on the machine meanwhile. A
+LoRA (`sample.lora`) would be merged into the weights and take no extra time, so it is not loaded.
 """
 
 from __future__ import annotations
@@ -50,16 +49,17 @@ def run(
     device: str = "cpu",
     threads: int = 1,
 ) -> None:
-    """Writes latency.json: median seconds of a batch, and of its text encoder, denoiser and decoder.
+    """Writes latency.json: median seconds per batch, in total and for text encoder, denoiser and decoder.
 
     Args:
         denoiser: teacher/denoiser.safetensors or distill/generator.safetensors.
-        text_encoder, autoencoder: for a denoiser of text, and of latents.
+        text_encoder: if the denoiser's condition is text.
+        autoencoder: if the denoiser works on latents.
         experiment: name of the experiment, for the file.
         solver, weights, guidance, calls: as in stage sample.
-        batch_sizes: images at once; `value` is for the first size.
-        repeats, warmup: number of measured batches, and of batches before them.
-        dtype: of weights and passes: float32, bfloat16 or float16.
+        batch_sizes: batch sizes to measure; `value` is that of the first.
+        repeats, warmup: number of measured batches, and of unmeasured batches before them.
+        dtype: float32, bfloat16 or float16, for weights and passes.
 
     Raises:
         ValueError: damaged inputs, an unknown dtype, or a text encoder or autoencoder that is missing or not needed.
@@ -74,7 +74,7 @@ def run(
         sampler = Sampler(denoiser, solver=solver, weights=weights, device=target, guidance=guidance, calls=calls)
         for name, path, key in (("text-encoder", text_encoder, "text"), ("autoencoder", autoencoder, "image_shape")):
             if (path is None) == (key in sampler.metadata):
-                raise ValueError(f"--{name} must be given if {denoiser} has {key}, and only then; it is {path}")
+                raise ValueError(f"--{name} must be given if {denoiser} has {key}, and only then, but it is {path}")
         chain = Chain(
             sampler.denoiser,
             loading.load_text(text_encoder).to(target) if text_encoder else None,
@@ -107,7 +107,7 @@ class Chain:
     """Text encoder, denoiser and decoder, one after the other.
 
     Attributes:
-        network_calls: of the last batch.
+        network_calls: number of calls in the last measured batch.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Chain:
         num_classes: int,
         device: torch.device,
     ) -> None:
-        """All modules are on `device`; weights are cast in place to `dtype`; None leaves them float32."""
+        """All modules must be on `device`; their weights are cast in place to `dtype` (None: they stay float32)."""
         self.denoiser, self.text, self.codec = denoiser, text, codec
         self.solver, self.shape, self.num_classes, self.device = solver, shape, num_classes, device
         self.network_calls = 0
@@ -140,7 +140,7 @@ class Chain:
 
     @torch.no_grad()
     def measure(self, size: int, *, repeats: int, warmup: int) -> dict[str, Any]:
-        """Median seconds of a batch and of its parts, the parts' shares of their sum, and images per second."""
+        """Median seconds of a batch and of each part, the share of each part in their sum, and images per second."""
         calls = self.solver.get("calls")
         num_fresh = Calls.of(calls).num_fresh if calls else 0
         noise, label, fresh = seeded_draws(range(size), self.shape, num_classes=self.num_classes, num_fresh=num_fresh)
@@ -184,7 +184,7 @@ class Chain:
         return result
 
     def _now(self) -> float:
-        """Seconds, after the GPU has finished its work."""
+        """The time in seconds, read after the GPU has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()

@@ -1,4 +1,4 @@
-"""Stage manifest: one table of all blocks, after a check of the digest of every shard."""
+"""Stage manifest: one table of all blocks; checks the digests of local shards, and the sizes of those in storage."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -20,10 +20,10 @@ def run(*, blocks: list[Path], output: Path, num: int, shard_size: int, storage:
 
     Args:
         blocks: block files of pairs or samples, in order.
-        output: manifest.parquet; its paths are relative to its folder, so blocks may be another experiment's.
+        output: manifest.parquet; it lists shards relative to its folder, so blocks may belong to another experiment.
         num: number of items to list; blocks may hold more.
         shard_size: items in each shard.
-        storage: of shards that are not here; the table is copied to it.
+        storage: object storage with the shards that are not on this disk; the table is copied to it.
 
     Raises:
         ValueError: blocks of different specs, a gap in the numbering, or a shard that differs from its digest.
@@ -68,7 +68,7 @@ def _origin(block: manifest.Manifest) -> dict[str, Any]:
 
 
 def _parts(blocks: Sequence[manifest.Manifest], folder: Path, num: int, remote: set[Path]) -> Iterator[pa.Table]:
-    """The first `num` rows of all blocks, block by block, after a check of its shards that are not `remote`."""
+    """The first `num` rows of all blocks, block by block; shards that are not `remote` are checked first."""
     status, done = reporting.Progress(total=sum(len(block) for block in blocks), unit="items"), 0
     for block in blocks:
         for file in block.shards:

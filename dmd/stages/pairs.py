@@ -1,6 +1,6 @@
-"""Stage pairs: a block of shards of (noise, label, image); the teacher solves the image from the noise.
+"""Stage pairs: a block of shards of (noise, label, image), where a solver turns noise into image with the teacher.
 
-Pairs of a text teacher also have `text`, the states of their prompt; their label is the row of the prompt.
+If the teacher's condition is text, a pair also has `text`, the states of its prompt; its label is the prompt's row.
 """
 
 from pathlib import Path
@@ -42,18 +42,18 @@ def run(
         output: pairs/blocks/{first}-{last}.parquet; the shards go into the folder above it.
         solver: name (heun, euler), steps, sigma_min, sigma_max, rho; or the name of a scheduler, steps, spacing.
         first_seed: pair i draws its noise, then its label, from seed first_seed + i.
-        batch_size: images solved at once; noise and labels do not depend on it, images to 1e-4.
+        batch_size: images drawn at once; it does not change noise and labels, and images by at most about 1e-4.
         labels: "random" or "balanced".
         shard_size: pairs in a shard.
         first, last: numbers of the shards, both included.
-        prompts: prompts/prompts.parquet, for a teacher whose condition is text; pair i has row i modulo the rows.
+        prompts: prompts/prompts.parquet, if the condition is text; pair i has prompt i modulo their number.
         text_encoder: teacher/text_encoder.safetensors, with `prompts`.
-        guidance: of the teacher; 1 is none.
-        kept_states: number of states to save of each trajectory, for solvers heun and euler: evenly spaced in the
-            steps, ending with the image.
-        dtype: "float32" or "float16", of the images on disk; noise is float32, text states are float16.
-        compute: precision, layout and compilation of network passes; None is plain float32.
-        storage: shards are copied to it, and taken from it if they were drawn before; does not change them.
+        guidance: guidance scale of the teacher; 1: none.
+        kept_states: number of states to save of each trajectory, for solvers heun and euler: after evenly spaced
+            steps, the last one being the image.
+        dtype: "float32" or "float16", for the images on disk; noise is float32, text states are float16.
+        compute: precision, layout and compilation of network passes; None: plain float32.
+        storage: object storage that shards are copied to; a shard that it already has is not drawn again.
     """
     spec: dict[str, Any] = {"solver": solver, "first_seed": first_seed, "batch_size": batch_size}
     spec |= {"labels": labels, "shard_size": shard_size, "first": first, "last": last}

@@ -26,7 +26,7 @@ from dmd.sampling.sampler import Sampler
 from dmd.sampling.text_states import Texts
 
 NUM_POINTS = 1000  # drawn from a 2-D denoiser
-SMOOTHING = 40  # a curve is a moving mean over 1/40 of the updates
+SMOOTHING = 40  # a curve is a moving mean over 1/40 of the rows of the log
 BIN = re.compile(r"(.*\D)(\d+)")
 
 
@@ -52,16 +52,16 @@ def run(
     """Writes two PNG files.
 
     Args:
-        teacher, generator: files of teacher and student, whose images come from the same noise and labels.
+        teacher, generator: files of teacher and student; both draw from the same noise and labels.
         table: log of the distillation.
-        grid: images of the teacher above those of the student; for 2-D denoisers both point clouds; for prompts both
-            images of each prompt side by side.
-        training: every column of the log, in a panel per prefix of the names.
-        prompts, text_encoder: for denoisers of text; image i has prompt i.
-        autoencoder: for denoisers of latents.
+        grid: PNG file: images of the teacher above those of the student; for 2-D denoisers the two point clouds; with
+            prompts the two images of each prompt side by side.
+        training: PNG file: a curve per column of the log, and a panel per prefix of the column names.
+        prompts, text_encoder: if the condition is text; image i has prompt i.
+        autoencoder: if the denoisers work on latents.
         solver, guidance: of the teacher; None is the default solver of `dmd.load`.
         weights, calls: of the student, as in stage sample.
-        first_seed, num_images: the noises have seeds first_seed, first_seed + 1, ...
+        first_seed, num_images: image i is drawn from seed first_seed + i; 2-D denoisers draw `NUM_POINTS` points.
 
     Raises:
         ValueError: a damaged input, or teacher and student of different shapes.
@@ -95,7 +95,7 @@ def run(
 
 
 def _grid(drawn: dict[str, Tensor]) -> Figure:
-    """Images (N, C, H, W) or points (N, 2, 1, 1) of teacher and student, by title."""
+    """Figure of images (N, C, H, W) or points (N, 2, 1, 1) of teacher and student, which are given by title."""
     first = next(iter(drawn.values()))
     if first.shape[2:] == (1, 1):
         figure, axes = plots.new(1, 2, size=(9.0, 4.8))
@@ -112,7 +112,7 @@ def _grid(drawn: dict[str, Tensor]) -> Figure:
 
 
 def _clouds(axes: np.ndarray, drawn: dict[str, Tensor]) -> None:
-    """Points of teacher and student; a point has the colour of the x that the teacher gives for the same noise."""
+    """Draws points of teacher and student; the colour of a point is the rank of the teacher's x for the same noise."""
     target = next(iter(drawn.values())).flatten(1)
     colour = (target - target.mean(0))[:, 0].argsort().argsort()
     both = torch.cat([points.flatten(1) for points in drawn.values()])
@@ -129,7 +129,7 @@ class _Panel:
     """Curves of one panel, columns of the log by label.
 
     Attributes:
-        bins: whether the curves are the bins of one quantity, in order.
+        bins: whether each curve is one bin of the same quantity.
     """
 
     title: str
@@ -173,7 +173,7 @@ def _training(rows: pd.DataFrame) -> Figure:
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, panel: _Panel) -> None:
-    """Draws the curves of a panel; a constant one among others is only an entry of the legend."""
+    """Draws the curves of a panel; a constant column is only named in the legend, unless all columns are constant."""
     moving = {label: name for label, name in panel.columns.items() if np.ptp(_finite(rows, name)) > 0}
     moving = moving or panel.columns
     ordered = sorted(panel.columns, key=int) if panel.bins else [*panel.columns]
@@ -185,7 +185,7 @@ def _draw(axes: Axes, rows: pd.DataFrame, panel: _Panel) -> None:
             _curve(axes, rows, name, label, colour, faint=not panel.bins)
         else:
             axes.plot([], [], color=colour, label=f"{label}: always {_finite(rows, name)[0]:g}")
-    for update in _phase_ends(rows):
+    for update in _phase_starts(rows):
         axes.axvline(update, color=plots.GREY, linewidth=0.6, linestyle=":")
     if all((_finite(rows, name) > 0).all() for name in moving.values()):
         axes.set_yscale("log")
@@ -194,14 +194,14 @@ def _draw(axes: Axes, rows: pd.DataFrame, panel: _Panel) -> None:
         axes.yaxis.set_minor_formatter(ticker.NullFormatter())
     axes.set(title=panel.title, xlabel="update")
     handles, labels = axes.get_legend_handles_labels()
-    if panel.bins:  # the last bin on top, as the curves
+    if panel.bins:  # the legend lists the last bin first
         axes.legend(handles[::-1], labels[::-1], title="bin", loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     else:
         axes.legend(fontsize=9)
 
 
 def _curve(axes: Axes, rows: pd.DataFrame, column: str, label: str, colour: Any, *, faint: bool) -> None:
-    """Draws every update faintly, and a moving mean over 1/40 of all updates."""
+    """Draws a moving mean over 1/40 of the rows, and, if `faint`, every row as a faint line."""
     values, updates = pd.Series(_values(rows, column)), rows["update"]
     width = max(1, len(values) // SMOOTHING)
     if faint and width > 1:
@@ -210,7 +210,7 @@ def _curve(axes: Axes, rows: pd.DataFrame, column: str, label: str, colour: Any,
     axes.plot(updates, smooth, color=colour, linewidth=1.6, label=label)
 
 
-def _phase_ends(rows: pd.DataFrame) -> list[float]:
+def _phase_starts(rows: pd.DataFrame) -> list[float]:
     """Updates at which a new phase begins."""
     if "phase" not in rows:
         return []

@@ -15,18 +15,18 @@ from dmd.provenance import pinned, record
 
 
 def run(*, files: list[Path], output: Path, source: dict[str, Any]) -> None:
-    """Writes a parquet file of one column, `prompt`; `counts` in its metadata are rows read and left out.
+    """Writes a parquet file of one column, `prompt`; `counts` in its metadata: how many rows were read and left out.
 
     Args:
         files: tables of prompts, or one file of COCO captions; `source` has their `sha256`.
         output: prompts/prompts.parquet or captions/captions.parquet.
-        source: section `prompts`. Kind file: `column`; all rows in their order. Kind coco: `num`, `seed`; the first
-            caption of `num` images. Kind laion: `text_column`, `score_column`, `threshold`, `num`, `seed`; distinct
-            prompts in a seeded order, without empty ones and ones above `prompts.MOST_CHARACTERS`.
+        source: section `prompts`. Kind file (key `column`) takes all rows in order. Kind coco (`num`, `seed`) takes the
+            first caption of `num` images. Kind laion (`text_column`, `score_column`, `threshold`, `num`, `seed`) takes
+            distinct prompts in a seeded order, of 1 to `prompts.MOST_CHARACTERS` characters.
 
     Raises:
-        ValueError: a file is missing, has another digest or cannot be read, lacks a column, or has an empty or too
-            long prompt (kinds file and coco); or no prompt is left.
+        ValueError: a file is missing, has another digest, cannot be read or lacks a column; a prompt is empty or too
+            long (kinds file and coco); or no prompt is left.
     """
     counts: Counter[str] = Counter()
     with record.exclusive(output), _scratch(output) as folder:

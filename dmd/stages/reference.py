@@ -1,4 +1,4 @@
-"""Stage reference: features and moments of real data, and the floor of the distance for finite samples."""
+"""Stage reference: features and moments of real data, and the floor: the distance due to sampling noise alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dmd.metrics.features import FeatureNetwork, check_levels, extract
 from dmd.metrics.moments import Moments
 from dmd.provenance import pinned, record, tensor_files
 
-BATCH_SIZE = 256  # of feature networks without a key batch_size
+BATCH_SIZE = 256  # for feature networks whose section has no key batch_size
 
 
 def run(
@@ -40,19 +40,21 @@ def run(
 ) -> None:
     """Writes the reference that samples are compared with, from a dataset or from published moments.
 
-    For each split (or for `all`, if all images are held out) it has features, labels, predicted classes, mean and
-    covariance; for published moments mean and covariance only.
+    It holds features, labels, predicted classes, mean and covariance of each split (`all` if all images are held out);
+    of published moments only mean and covariance.
 
     Args:
         output: the reference file. Its metadata: features, protocol, num_classes, modes, dataset, floor, and
-            real_distance between training and held-out images (the distance of copies of the training images).
-        network: weights of the feature network, if its kind has any; `features.sha256` pins them.
+            real_distance, the distance between training and held-out images, which copies of the training images
+            would get.
+        network: weights of the feature network, if its kind has any; checked against `features.sha256`.
         images: images/manifest.parquet.
-        statistics: .npz of mu and sigma, instead of images; `moments.sha256` pins it.
-        against: the split that samples are compared with, held_out or training; the floor is that of this split.
-            EDM compares with the training images.
-        protocol: {"quantise": levels or null, "resize": null, or {"size", "filter"} of images that are larger}.
-        floor_draws, seed, num_samples: see `frechet.floor`, and `frechet.gaussian_floor` for published moments.
+        statistics: .npz file of mu and sigma, instead of images; checked against `moments.sha256`.
+        against: the split that samples are compared with, and the floor is computed for: held_out or training. EDM
+            compares with the training images.
+        protocol: {"quantise": number of levels, or null; "resize": {"size", "filter"} for larger images, or null}.
+        floor_draws, seed, num_samples: see `frechet.bootstrap_floor`, and for published moments
+            `frechet.gaussian_floor`.
 
     Raises:
         ValueError: a file has another digest, neither or both of images and moments are given, or the protocol is
@@ -79,7 +81,7 @@ def run(
         extractor.to(torch_setup.choose_device(device))
         check_levels(extractor, protocol["quantise"])
         inputs = record.check_inputs(network=network, images=images, statistics=statistics)
-        draws = {"num_samples": num_samples, "num_splits": floor_draws, "seed": seed}
+        draws = {"num_samples": num_samples, "num_draws": floor_draws, "seed": seed}
         if statistics is None:
             passes = {"protocol": protocol, "batch_size": features.get("batch_size", BATCH_SIZE)}
             tensors, facts = _from_images(splits, extractor, passes, against, draws)
@@ -149,7 +151,7 @@ def _from_images(
     single = datasets.ALL in splits
     tensors, moments = _measure(splits, extractor, **passes)
     against = datasets.ALL if single else against
-    floor = frechet.floor(tensors[f"{against}.features"], **draws)
+    floor = frechet.bootstrap_floor(tensors[f"{against}.features"], **draws)
     return tensors, {
         **({} if against == "held_out" else {"against": against}),
         "dataset": {"name": splits[against].name, "sha256": splits[against].sha256},

@@ -1,6 +1,6 @@
-"""Stage sample: a block of shards of images of a teacher or student, drawn with any solver.
+"""Stage sample: a block of shards of images that a teacher or student draws, with any solver.
 
-Latents are saved as latents; the label of a sample from text is the row of its caption.
+Latents are not decoded. If the condition is text, the label of a sample is the row of its caption.
 """
 
 from pathlib import Path
@@ -45,11 +45,11 @@ def run(
         first_seed: sample i draws its noise, then its label, from seed first_seed + i.
         batch_size, labels, shard_size, first, last: as in stage pairs.
         compute, text_encoder, guidance: as in stage pairs.
-        prompts: captions/captions.parquet, if the condition is text; sample i has row i modulo the rows.
+        prompts: captions/captions.parquet, if the condition is text; sample i has caption i modulo their number.
         lora_file: a LoRA that is added to the teacher's weights, see `dmd.models.published_lora`.
-        calls: number of calls, of a student that supports several; None is that of the end of its training.
-        lora: of `lora_file`, `sha256` (or its first digits, or None) and `scale`, the factor on it.
-        num_samples: in one repetition of the evaluation; repetition r begins with sample r * num_samples.
+        calls: number of network calls, for a student that supports several; None: the number at the end of training.
+        lora: {"sha256": digest of `lora_file`, its first digits, or None; "scale": factor on the LoRA}.
+        num_samples: samples in one repetition of the evaluation; repetition r begins with sample r * num_samples.
     """
     spec: dict[str, Any] = {"solver": solver, "weights": weights, "first_seed": first_seed}
     spec |= {

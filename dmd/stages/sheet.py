@@ -26,7 +26,7 @@ def run(
     """Writes pictures/samples.png.
 
     Args:
-        block: table of the first block of samples, as drawn for the scores.
+        block: table of the first block of samples, the same ones that are scored.
         prompts: captions of the samples, if their condition is text.
         autoencoder: decodes samples that are latents.
 

@@ -1,4 +1,4 @@
-"""Stage states: text states of prompts as shards, for trainings of text without pairs."""
+"""Stage states: text states of prompts as shards, for text-to-image distillation without pairs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(
 ) -> None:
     """Writes states/{shard}.tar for shards first .. last and the block file that lists them.
 
-    An item has fields `text`, float16 (L, E), and `label`, the row of its prompt; item i has row i modulo the rows.
+    An item has fields `text`, float16 (L, E), and `label`, its prompt's row: i modulo the number of prompts for item i.
 
     Args:
         prompts: prompts/prompts.parquet.

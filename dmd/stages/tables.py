@@ -1,4 +1,4 @@
-"""Stage tables: our rows, each a mean over training seeds, and published rows below; markdown and CSV."""
+"""Stage tables: rows of this project, each a mean over training seeds, above published rows; markdown and CSV."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def run(
     paper: list[dict[str, Any]] | None = None,
     title: str = "",
 ) -> None:
-    """Writes one table twice: rounded for readers, and with all digits.
+    """Writes one table twice: as markdown with rounded values, and as CSV with all digits.
 
     Args:
         scores: fid.json files; their field `experiment` names the experiment.
         classes, clips, latencies: classes.json, clip.json and latency.json files, which add label accuracy, CLIP score
             and seconds per image.
-        rows: {"label", "experiments": the training seeds of one row, "teacher": a name of their teacher}. A row
-            without a score stays empty. A row with "published": {"label", "dataset"} stands beside this published row.
-        paper: published rows {"label", "value", "network_calls", "dataset", "clip", "latency", "note"}; all but the
-            label are optional.
+        rows: {"label", "experiments": names that differ in the training seed, "teacher": name of their teacher}. A row
+            without a score stays empty. With "published": {"label", "dataset"} a row stands beside that published row.
+        paper: published rows {"label", "value", "network_calls", "dataset", "clip", "latency", "note"}; only the label
+            is required.
         title: heading of the markdown.
 
     Raises:
         ValueError: a damaged file, two scores of one experiment, a row that mixes metrics or references, or a published
-            row that does not exist or has one of ours already.
+            row that does not exist or is named by two rows.
     """
     with record.exclusive(markdown):
         others = {"classes": classes or [], "clips": clips or [], "latencies": latencies or []}
@@ -62,7 +62,7 @@ def run(
 
 
 def _published(rows: Sequence[Mapping[str, Any]], table: Sequence[Row], paper: Sequence[Row]) -> list[Row]:
-    """The published rows, with our values beside them under `here`, `clip_here` and `latency_here`."""
+    """The published rows, with this project's values under `here`, `clip_here` and `latency_here`."""
     published: list[Row] = [{"source": "published", **row} for row in paper]
     for row, line in zip(rows, table, strict=True):
         if (named := row.get("published")) is None:
@@ -78,7 +78,7 @@ def _published(rows: Sequence[Mapping[str, Any]], table: Sequence[Row], paper: S
 
 
 def _row(row: Mapping[str, Any], scores: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> Row:
-    """One of our rows: mean over its experiments, or over the sample sets of a single one."""
+    """One row of this project: mean over its experiments, or over the sample sets of a single experiment."""
     scored = [scores[name] for name in row["experiments"] if name in scores]
     line: Row = {"source": "ours", "label": row["label"], "experiments": " ".join(row["experiments"])}
     line["teacher"] = row.get("teacher")
@@ -121,7 +121,7 @@ def _row(row: Mapping[str, Any], scores: Mapping[str, Any], others: Mapping[str,
 
 
 def _floor_of(score: Mapping[str, Any]) -> str:
-    """What the floor was drawn from: moments, all images, or the split that the distance is to."""
+    """What the floor was drawn from: published moments, all images, or the split that samples are compared with."""
     if score["floor"].get("kind") == "gaussian":
         return "moments"
     beside = {"training": "held_out", "held_out": "training"}
@@ -129,14 +129,14 @@ def _floor_of(score: Mapping[str, Any]) -> str:
 
 
 def _mean_of(split: str, scores: Sequence[Mapping[str, Any]]) -> float | None:
-    """Mean of the further distances to a split; None if a score has none."""
+    """Mean of the distances to `split`; None if a score has no distance to it."""
     return (
         statistics.fmean(score[split]["value"] for score in scores) if all(split in score for score in scores) else None
     )
 
 
 def _add_ratios(table: Sequence[Row]) -> None:
-    """Adds each distance relative to the teacher's: the row of equal teacher, metric, reference with the most calls."""
+    """Adds the ratio to the teacher's distance, that of the row of equal teacher, metric, reference with most calls."""
     for row in table:
         if "value" not in row:
             continue

@@ -1,4 +1,4 @@
-"""Stage teacher: a denoiser that is trained on a dataset, exact for a Gaussian mixture, or imported from files."""
+"""Stage teacher: a denoiser trained on a dataset, the exact denoiser of a Gaussian mixture, or an imported denoiser."""
 
 import contextlib
 from pathlib import Path
@@ -45,14 +45,14 @@ def run(
 
     Args:
         output: teacher/denoiser.safetensors; checkpoints/ beside it is temporary.
-        table: teacher/log.parquet, one row per `log_every` updates; no rows for a teacher that is not trained here.
+        table: teacher/log.parquet, one row per `log_every` updates; without rows unless the teacher is trained here.
         kind: "train" (needs `images`), "gaussian-mixture" (needs `dataset`), or one of `teachers.KINDS` (needs
             `source`).
         source: a released EDM file, a folder of diffusers, or OpenAI's teacher of consistency models. No code in it is
             run.
         sha256: digest of `source`, or its first digits; None accepts any.
-        resolution: side of the images for kind openai, whose file lacks it; None is 64.
-        latent: whether a pipeline of kind diffusers works on latents of its vae; the pipeline must agree.
+        resolution: side of the images for kind openai, whose file does not state it; None: 64.
+        latent: whether the pipeline of kind diffusers works on latents; ValueError if this is wrong.
         dataset: section `dataset` of the experiment. Kind gaussian-mixture only.
         images: images/manifest.parquet. Kind train only.
         network: architecture without the values from the dataset (channels, resolution, classes). Kind train only.
@@ -60,8 +60,8 @@ def run(
         cadence: keys of `training` that do not change the weights.
 
     Raises:
-        ValueError: an unusable dataset or source, arguments that do not fit, or a loss that is not finite.
-        Stopped: a signal came; a checkpoint of the current update is written.
+        ValueError: an unusable dataset or source, arguments that do not fit the kind, or a loss that is not finite.
+        Stopped: a signal was received; a checkpoint was written after the update during which it came.
     """
     torch_setup.set_threads(threads)
     if kind == "train" and images is not None and network is not None and training is not None:
@@ -82,8 +82,8 @@ def run(
             tensors, facts = _mixture(dataset)
         else:
             raise ValueError(
-                f"teacher kind {kind!r}: 'train' needs images, network and training, 'gaussian-mixture' a dataset, "
-                f"{', '.join(map(repr, teachers.KINDS))} a source; there are no other kinds"
+                f"teacher kind {kind!r} is unknown or lacks arguments: 'train' needs images, network and training, "
+                f"'gaussian-mixture' a dataset, {', '.join(map(repr, teachers.KINDS))} a source"
             )
         _publish(
             output, table, tensors, [], {**record.provenance("teacher", spec, inputs), "kind": kind, **facts}, inputs
@@ -123,7 +123,7 @@ def _train(
         inputs = record.check_inputs(images=images)
         data = ImageReader(images, "training", verify=verify_once("images"))
         facts = _facts(data, network, training)
-        spec = {"kind": "train", "network": network, "training": training.learnt_from()}
+        spec = {"kind": "train", "network": network, "training": training.weight_spec()}
         provenance = record.provenance("teacher", spec | {"device": device, "threads": threads}, inputs)
         trainer = _trainer(training, facts, target)
         loop = training_loop(

@@ -14,7 +14,7 @@ def run(*, output: Path, source: Path, sha256: str | None = None) -> None:
     Args:
         output: teacher/text_encoder.safetensors.
         source: the folder of the teacher.
-        sha256: its digest, or the first digits, as `teacher.sha256`; None accepts any.
+        sha256: `teacher.sha256`, the digest of the folder or its first digits; None accepts any.
 
     Raises:
         ValueError: the folder has another digest, lacks files, or holds unusable ones.

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: everything that an update changes, with the key of the run that it belongs to."""
+"""Checkpoints of a training: everything that an update changes, and a key that identifies the run."""
 
 import hashlib
 import math
@@ -22,7 +22,7 @@ def checkpoint_key(provenance: Mapping[str, object]) -> str:
 def save(
     folder: Path, *, key: str, stage: str, update: int, tensors: dict[str, torch.Tensor], rows: list[dict[str, float]]
 ) -> None:
-    """Writes a checkpoint taken before update number `update`, and removes all but the newest two.
+    """Writes the checkpoint after `update` updates; of the other checkpoints only the one before it stays.
 
     Args:
         stage: name of the stage that trains.
@@ -46,13 +46,13 @@ def save(
 def resume(
     folder: Path, *, key: str, trainer: Trainer, log: Callable[[str], None]
 ) -> tuple[int, list[dict[str, float]]]:
-    """Restores the newest undamaged checkpoint of this key; a log line names each one that is ignored.
+    """Restores the newest undamaged checkpoint with this key; a log line names each checkpoint that is ignored.
 
     Returns:
-        The next update and the log rows so far: (0, []) where there is none.
+        The next update and the log rows so far; (0, []) if there is no such checkpoint.
 
     Raises:
-        ValueError: an undamaged checkpoint of this key holds something else than `save` writes.
+        ValueError: an undamaged checkpoint with this key does not hold what `save` writes.
     """
     for path in sorted(folder.glob("[0-9]*.safetensors"), reverse=True):
         try:
@@ -98,7 +98,7 @@ def _rows(columns: dict[str, torch.Tensor]) -> list[dict[str, float]]:
 
 
 def clear(folder: Path) -> None:
-    """Removes all checkpoints; called when the artifact is safely on disk."""
+    """Removes all checkpoints; call it once the trained weights are on disk."""
     for pattern in ("[0-9]*.safetensors", ".[0-9]*.json", ".tmp*"):
         for path in folder.glob(pattern):
             path.unlink()

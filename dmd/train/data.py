@@ -1,4 +1,4 @@
-"""Rows of every update. A thread prepares those of the next update while the current one runs."""
+"""Data rows of every update. A thread prepares the rows of the next update while the current update runs."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class PreparedStep:
 
 
 class Stream(Protocol):
-    """A source of rows. Random numbers are drawn for the whole batch, so that they do not depend on the slice."""
+    """A source of rows. It draws random numbers for the whole batch, so they do not depend on a process's slice."""
 
     def rows(self, part: Part, position: int, mine: slice, random: torch.Generator) -> Rows:
-        """Rows mine.start .. mine.stop - 1 of a part.
+        """Rows mine.start .. mine.stop - 1 of a part, by field.
 
         Args:
-            part: has `size` rows over all processes.
-            position: number of rows of this stream that earlier parts used.
-            mine: this process's rows of the part.
-            random: generator of the update.
+            part: the part; its `size` counts the rows of all processes.
+            position: number of rows of this stream that earlier parts have used.
+            mine: this process's rows within the part.
+            random: random generator of the update.
         """
 
 
@@ -54,7 +54,7 @@ class Pairs(Texts, Protocol):
 
 
 class Images(Protocol):
-    """The source of a stream of images; see `dmd.data.dataset.Dataset`."""
+    """The source of a stream of images; see `dmd.data.image_shards.ImageReader`."""
 
     @property
     def labels(self) -> Tensor: ...
@@ -69,7 +69,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class NoiseStream:
-    """Unit noise with labels drawn uniformly, or with random text states if the condition is text."""
+    """Unit noise with uniformly drawn labels, or with uniformly drawn text states if the condition is text."""
 
     facts: Facts
     texts: Texts | None = None
@@ -135,7 +135,7 @@ class BatchLoader:
         """
         self._method, self._streams, self._clock, self._total = method, dict(streams), clock, total
         self._stage, self._seed, self._split = stage, seed, split
-        self._positions: tuple[int, dict[str, int]] = (0, {})  # an update, and the rows that all updates before it used
+        self._positions: tuple[int, dict[str, int]] = (0, {})  # an update; rows of each stream used before it
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._ahead: dict[int, Future[list[PreparedStep]]] = {}
 
@@ -146,7 +146,7 @@ class BatchLoader:
             ValueError: a shard is missing or differs from the manifest.
         """
         ahead = self._ahead.pop(update, None)
-        for other in self._ahead.values():  # prepared for another order of updates
+        for other in self._ahead.values():  # prepared for an update that is not the one asked for
             other.cancel() or other.exception()
         self._ahead = {}
         prepared = self._prepare(update) if ahead is None else ahead.result()

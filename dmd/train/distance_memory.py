@@ -1,4 +1,4 @@
-"""Counts what a distance of the regression loss saves for the backward pass, on fake tensors: no memory is taken."""
+"""Counts the bytes that the regression loss's distance saves for its backward pass, on fake tensors, without memory."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def counted_distance(lpips: int | None, shape: tuple[int, ...], num: int, codec:
     Args:
         lpips: side in pixels at which LPIPS sees images; None is the squared error.
         shape: (C, H, W) of an image or latent.
-        codec: what decodes latents, arguments of `Codec` in canonical JSON; None where nothing is decoded.
-        dtype: of its passes, "float32" or "bfloat16".
+        codec: arguments of the `Codec` that decodes latents, as canonical JSON; None if nothing is decoded.
+        dtype: "float32" or "bfloat16", for passes of the decoder.
     """
-    shapes = lpips_shapes() if lpips is not None else ()  # imports packages, whose tensors are no fakes
+    shapes = lpips_shapes() if lpips is not None else ()  # before FakeTensorMode: imports packages with real tensors
     with FakeTensorMode():
         distance: Distance = l2_distance
         if lpips is not None:

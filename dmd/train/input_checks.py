@@ -39,14 +39,14 @@ def check_denoisers(teacher: DenoiserFile, start: DenoiserFile, pairs: Manifest 
 
 
 def check_levels(calls: Calls | None, start: DenoiserFile, pairs: Manifest | None) -> None:
-    """ValueError if the student starts above the levels of its file, or at another level than the pairs.
+    """ValueError if the student's first noise level is above those of its start file, or differs from the pairs'.
 
-    If the pairs' solver starts at another time than the student, a line in the log says so.
+    If the pairs' solver starts at another timestep than the student, this is logged.
     """
     if calls is None:
         return
     sigma = calls.sigmas[0]
-    loading.check_noise_scale(start.facts, sigma, start.path)
+    loading.check_sigma(start.facts, sigma, start.path)
     facts = {} if pairs is None else pairs.metadata["facts"]
     if pairs is not None and facts.get("sigma") is not None and not math.isclose(facts["sigma"], sigma, rel_tol=1e-6):
         raise ValueError(
@@ -56,12 +56,12 @@ def check_levels(calls: Calls | None, start: DenoiserFile, pairs: Manifest | Non
     levels = (start.facts.get("preconditioning") or {}).get("alphas_cumprod")
     if (first := facts.get("first_timestep")) is not None and levels and first != len(levels) - 1:
         reporting.log(
-            f"the solver of the pairs starts at time {first:g}, the student at {len(levels) - 1}, with the same noise"
+            f"the pairs' solver starts at timestep {first:g}, the student at {len(levels) - 1}, with the same noise"
         )
 
 
 def check_images(teacher: DenoiserFile, images: ImageReader, path: Path) -> None:
-    """ValueError unless the images have the teacher's shape and number of classes."""
+    """ValueError unless the images have the teacher's shape and, if the teacher has classes, as many classes."""
     shape, classes = teacher.facts["shape"], teacher.facts["num_classes"]
     if list(images.shape) != shape or (classes and images.num_classes != classes):
         raise ValueError(
@@ -71,7 +71,7 @@ def check_images(teacher: DenoiserFile, images: ImageReader, path: Path) -> None
 
 
 def check_pairs(method: MethodSection, pairs: Manifest | None) -> None:
-    """ValueError if the method reads pairs and there are none, or a phase more pairs than the manifest holds."""
+    """ValueError if the method reads pairs and there are none, or a phase reads more than the manifest holds."""
     if pairs is None:
         if "pairs" in method.reads():
             raise ValueError(f"method {method.name} reads pairs: give --manifest")

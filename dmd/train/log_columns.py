@@ -1,4 +1,4 @@
-"""Log columns of one update, from sums over rows, micro-batches, steps and processes."""
+"""Log columns of one update: sums and means over rows, micro-batches, steps and processes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dmd.train.parallel import BatchSplit
 
 
 class UpdateLog:
-    """Sums of one update by column; `columns` adds up the processes and divides.
+    """Sums of one update by column; `columns` adds them over processes and computes the means.
 
-    A column that several steps of an update log is the mean over these steps.
+    If several steps of an update log a column, its value is the mean over these steps.
     """
 
     def __init__(self, split: BatchSplit) -> None:
@@ -27,7 +27,7 @@ class UpdateLog:
         self._step += 1
 
     def mean(self, name: str, values: Tensor, *, weights: Tensor | None = None) -> None:
-        """Mean of values (b, ...) over the rows of this micro-batch; weights (b,) of 0 leave rows out."""
+        """Adds values (b, ...) to a mean over all rows of the update, with weights (b,); weight 0 leaves a row out."""
         values = values.detach()
         if weights is None:
             self._add(name, "mean", values.sum(dtype=torch.float64), _count(values))
@@ -37,11 +37,11 @@ class UpdateLog:
             self._add(name, "mean", weighted.sum(dtype=torch.float64), counts.sum(dtype=torch.float64))
 
     def scalar(self, name: str, value: Tensor, rows: int) -> None:
-        """A value that is already a mean over the `rows` rows of this micro-batch, such as a loss."""
+        """Adds a value that is already a mean over the `rows` rows of a micro-batch, such as a loss, to the mean."""
         self._add(name, "mean", value.detach().double() * rows, value.new_full((), rows, dtype=torch.float64))
 
     def total(self, name: str, values: Tensor) -> None:
-        """Sum of values (b,)."""
+        """Adds values (b,) to a sum over all rows."""
         self._add(name, "total", values.detach().sum(dtype=torch.float64))
 
     def spread(self, name: str, values: Tensor) -> None:
@@ -58,15 +58,15 @@ class UpdateLog:
         self._add(name, "binned", *sums)
 
     def value(self, name: str) -> Tensor:
-        """The mean `name` of the current step, or the means of its bins, over all rows and processes.
+        """The mean logged as `name` in the current step, or the means of its bins, over all rows and processes.
 
-        All processes must call it together.
+        All processes must call this together.
         """
         total, number = self._split.add_up(self._sums[name, self._step].clone()).unflatten(0, (2, -1))
         return (total / number).squeeze()
 
     def columns(self) -> dict[str, float]:
-        """Every column, over all processes; to be called once, by all of them together."""
+        """Every column, over all processes. All processes must call this together, once per update."""
         if not self._sums:
             return {}
         values = self._split.add_up(torch.cat([*self._sums.values()])).tolist()
@@ -82,7 +82,7 @@ class UpdateLog:
         return columns
 
     def _add(self, name: str, reduction: str, *sums: Tensor) -> None:
-        """sums: of equal shapes."""
+        """Adds `sums`, which must have equal shapes, to those of a column of this step."""
         key, more = (name, self._step), torch.stack(sums).flatten()
         self._reductions[name] = reduction
         self._sums[key] = self._sums[key] + more if key in self._sums else more

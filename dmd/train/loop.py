@@ -1,4 +1,4 @@
-"""The training loop of stages: all updates, from the last checkpoint on if there is one."""
+"""The training loop of stages teacher and distill; it resumes from the last checkpoint if there is one."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class TrainingLoop:
                 with memory.explain_out_of_memory(update, self.checkpoints, advice=advice):
                     steps = self.loader.take(update)
                     row = self.trainer.update(clock, steps)
-                memory_limit.check()  # of every process, before any of them writes
+                memory_limit.check()  # in every process, before any process writes
                 checkpoints.check_finite(
                     row, update, self.checkpoints, advice=f"{self.section}.optimisers.student.learning_rate"
                 )
@@ -108,12 +108,12 @@ class TrainingLoop:
             raise ValueError(f"processes disagree on the checkpoint in {self.checkpoints}: one is at update {update}")
 
     def _asked_to_stop(self) -> bool:
-        """Whether any process got a signal; the same in all processes."""
+        """Whether any process received a signal; all processes return the same."""
         asked = torch.tensor(signals.received() is not None, dtype=torch.int64, device=self.trainer.networks.device)
         return bool(self.trainer.split.add_up(asked))
 
     def _save(self, done: int, rows: list[dict[str, float]], *, stopping: bool) -> None:
-        """Writes a checkpoint and a grid when they are due; other processes contribute their shards."""
+        """Writes a checkpoint and a grid if they are due; of sharded networks every process sends its shards."""
         training, total, leads = self.trainer.training, self.plan.total, processes.rank() == 0
         if not leads and not training.compute.shard_parameters:
             return
@@ -142,7 +142,7 @@ def training_loop(
     draw_grid: Callable[[], torch.Tensor] | None = None,
     grid_every: int = 1,
 ) -> TrainingLoop:
-    """The loop over the method's phases; logs them and the memory plan first. See `TrainingLoop`.
+    """The `TrainingLoop` over the method's phases; logs phases and keys without effect, and the memory plan.
 
     Raises:
         ValueError: no phase has a loss, or the GPU has less memory than an update needs.

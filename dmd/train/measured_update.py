@@ -1,7 +1,7 @@
-"""Memory and network passes of one update of any method, measured on updates of one and of two rows.
+"""Memory and network passes of one update of any method, measured on updates with one row and with two rows.
 
-Every step runs its losses and backward passes as in the trainer, but no optimiser. Memory is a linear function of the
-rows, which two points determine; passes are counted per row.
+Every step runs its losses and backward passes as the trainer does, but no optimiser. Memory is linear in the number of
+rows, so two measurements determine it; passes are counted per row.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dmd.train.log_columns import UpdateLog
 from dmd.train.optimiser import moment_bytes
 from dmd.train.trainer import Plan, Trainer
 
-NUM_UPDATES = 64  # first updates of a phase that stand for all of it
+NUM_UPDATES = 64  # the first updates of a phase, taken as typical of all its updates
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class MeasuredPart:
     Attributes:
         size: rows of the whole batch.
         activations: memory of its loss and backward pass, without gradients of weights and without distances.
-        distance: whether the loss uses a distance of images.
-        passes: of the network of each role, per row: a forward pass counts 1, with a backward pass to its input 2,
-            with one to its weights too 3.
+        distance: whether the loss uses a distance between images.
+        passes: per row, by role of the network: a forward pass counts 1, with a backward pass 2, or 3 if the weights
+            get gradients.
     """
 
     size: int
@@ -45,7 +45,7 @@ class MeasuredPart:
 
 @dataclass(frozen=True)
 class MeasuredStep:
-    """One step of an update, and the number of updates that have it at this position."""
+    """One step of an update, and the number of updates of its phase that have the same steps."""
 
     step: Step
     updates: int
@@ -55,9 +55,9 @@ class MeasuredStep:
 def measured_steps(trainer: Trainer, streams: Mapping[str, Stream]) -> list[MeasuredStep]:
     """Every kind of step of a training, measured on its own networks, whose weights do not change.
 
-    Call it before `Trainer.start`: compiled networks would be compiled for one and two rows as well.
+    Call it before `Trainer.start`: compiled networks would be compiled again for one and for two rows.
 
-    The first updates of a phase stand for all of it: each pattern of steps in them for its fraction of the phase.
+    Only the first updates of a phase are examined; a pattern of steps counts for the same fraction of the whole phase.
     """
     method, section = type(trainer.method), trainer.training.method
     plan, measured = Plan(section.plan()[0]), list[MeasuredStep]()
@@ -93,10 +93,10 @@ def total_passes(steps: list[MeasuredStep]) -> dict[str, int]:
 
 
 def memory_plan(trainer: Trainer, steps: list[MeasuredStep], distance_bytes: Callable[[int], int]) -> dict[str, int]:
-    """Bytes by purpose at the peak of an update, without the working memory of kernels.
+    """Bytes by purpose at the peak of an update, without the workspace of kernels.
 
     Args:
-        distance_bytes: num -> bytes that the distance of `num` images takes.
+        distance_bytes: num -> bytes that the distance needs for `num` images.
     """
     networks, split, compute = trainer.networks, trainer.split, trainer.training.compute
     sizes = {role: weight_bytes(networks[role]) for role in networks}
@@ -117,7 +117,7 @@ def memory_plan(trainer: Trainer, steps: list[MeasuredStep], distance_bytes: Cal
 def _largest_part(
     measured: MeasuredStep, largest: Callable[[int], int], distance_bytes: Callable[[int], int]
 ) -> dict[str, int]:
-    """Name and bytes of the part of a step that takes most memory."""
+    """Title and bytes of the part of a step that needs most memory, as a dict of one entry."""
     sizes = {}
     for name, part in measured.parts.items():
         num = largest(part.size)

@@ -1,4 +1,4 @@
-"""Memory of a training: the plan before it starts, and the message if a GPU runs out of memory."""
+"""Memory of a training: the plan that is logged before it starts, and the error if a GPU runs out of memory."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from dmd.train.trainer import Trainer
 
 
 def training_advice(section: str) -> str:
-    """Which keys of a section, "distill" or "teacher.training", to change to save memory."""
+    """Names the keys to change to save memory, in section "distill" or "teacher.training"."""
     adapter = "an adapter, " if section == "distill" else ""
     return (
-        f"lower {section}.compute.micro_batch_size, set gradient_checkpointing or dtype bfloat16 there, "
-        f"{section}.optimisers.student.kind 8bit, {adapter}or more {section}.processes"
+        f"lower {section}.compute.micro_batch_size, set gradient_checkpointing: true or dtype: bfloat16 there, or use "
+        f"{section}.optimisers.student.kind: 8bit, {adapter}or more {section}.processes"
     )
 
 
 def announce_training(trainer: Trainer, streams: Mapping[str, Stream], *, advice: str) -> None:
-    """Logs how much memory a training takes, from updates of one and two rows that change no weights."""
+    """Logs the memory that a training needs, measured on updates of one and of two rows, which change no weights."""
     distances, shape = [*trainer.method.distances.values()], trainer.method.facts.shape
     parts = measured_update.memory_plan(
         trainer,
@@ -41,7 +41,7 @@ def announce_training(trainer: Trainer, streams: Mapping[str, Stream], *, advice
 
 
 def distance_bytes(distance: object, shape: tuple[int, ...], num: int) -> int:
-    """Activation bytes of a `Chunked` distance (LPIPS, decoded latents) of `num` images or latents; 0 for others."""
+    """Activation bytes of a distance for `num` images or latents: those of a `Chunked` one (LPIPS, decoded), else 0."""
     if not isinstance(distance, Chunked):
         return 0
     like = next(chain(distance.buffers(), distance.parameters()))

@@ -59,23 +59,23 @@ class NetworkSet:
         return iter(self._modules)
 
     def weights(self, role: str) -> nn.Module:
-        """The module with a role's own weights: its adapter if it has one, else its network, or itself."""
+        """The module that holds a role's own weights: its adapter, else its network, else the role's module itself."""
         module = self._modules[role]
         network = getattr(module, "network", module)
         return trained_part(network) if isinstance(network, nn.Module) else module
 
     def network(self, role: str) -> nn.Module | None:
-        """The network whose passes count for a role: without guidance, with its adapter; None if it has no network."""
+        """The network of a role, with its adapter but without the wrapper for guidance; None if there is none."""
         network = getattr(self._modules[role], "network", None)
         if not isinstance(network, nn.Module):
             return None
         return network.network if isinstance(network, Guided) else network
 
     def train_only(self, roles: tuple[str, ...]) -> None:
-        """From now on only the weights of these roles get gradients; gradients still pass through all networks.
+        """Lets only the weights of these roles get gradients; gradients still pass through all networks.
 
-        With FSDP2 this changes nothing, since its copies of parameters would ignore `requires_grad`: there
-        `drop_gradients` ends a step.
+        With FSDP2 this does nothing, since its copies of the parameters ignore `requires_grad`; there `drop_gradients`
+        removes the other gradients at the end of a step.
         """
         if self._sharded:
             return
@@ -99,11 +99,11 @@ class NetworkSet:
 
     @torch.no_grad()
     def average_student(self) -> None:
-        """Updates the moving average after a step of the student; the first step sets it."""
+        """Updates the moving average after a step of the student; the first time it copies the student."""
         if not self.average.n_averaged:
             self.average.update_parameters(self.weights(STUDENT))
             return
-        parameters, buffers = self._average_and_student  # `update_parameters` would list them in every update
+        parameters, buffers = self._average_and_student  # torch's `update_parameters` lists them anew each time
         self._move(*parameters, self.average.n_averaged)
         for mine, theirs in zip(*buffers, strict=True):
             mine.copy_(theirs)
@@ -141,7 +141,7 @@ class NetworkSet:
         self.optimisers[role].forget_moments()
 
     def shard(self) -> None:
-        """Shards all networks and the moving average over the processes (FSDP2); trained ones keep their gradients."""
+        """Shards all networks and the moving average over processes (FSDP2); then all trained roles get gradients."""
         self.train_only(tuple(self._parameters))
         self._parameters = {}  # frees the unsharded ones
         networks = [getattr(module, "network", module) for module in self._modules.values()]
@@ -150,7 +150,7 @@ class NetworkSet:
         self._sharded = True
 
     def checkpointed(self) -> dict[str, nn.Module]:
-        """Modules that checkpoints hold: the networks that are not frozen, and the moving average."""
+        """Modules that a checkpoint holds: the weights of roles that are not frozen, and the moving average."""
         changing = [name for name, role in self.roles.items() if role.mode is not Mode.FROZEN]
         return {f"network.{name}": self.weights(name) for name in changing} | {"average": self.average}
 
@@ -172,12 +172,12 @@ def load(
     With adapters there is one frozen network, the teacher's, with an adapter for each role that changes.
 
     Args:
-        teacher, start: files of the roles with these sources.
-        new: makes the network of a role whose source is NEW, on the CPU.
+        teacher, start: files for the roles with source TEACHER, and with source START or STUDENT.
+        new: makes, on the CPU, the network of a role whose source is NEW.
 
     Raises:
-        ValueError: a damaged file, a start file without a network, adapters on another file than the teacher's, or
-            guidance of a teacher without prompts.
+        ValueError: a damaged file, a start file without a network, adapters with a start file other than the teacher's,
+            or guidance of a teacher without an empty condition.
     """
     switches = _switches(compute)
     modules: dict[str, nn.Module] = {}
@@ -224,7 +224,7 @@ def _with_adapters(
     device: torch.device,
     log: Callable[[str], None],
 ) -> dict[str, nn.Module]:
-    """One network: without adapters it is the teacher, with the adapter of a role it is the network of that role."""
+    """The networks of all roles on one base network: frozen roles use it without adapter, others with their adapter."""
     if start.path.resolve() != teacher.path.resolve():
         raise ValueError(
             f"distill.adapter: the network that carries the adapters is the teacher, {teacher.path}, and cannot start "
@@ -234,7 +234,7 @@ def _with_adapters(
     prepare(carrier.to(device), switches)
     settings = cast(LoraSettings, adapter.model_dump())
     parameters, layers = size(carrier.network, settings)
-    log(f"adapters of rank {adapter.rank} on {layers} layers: {parameters} parameters each")
+    log(f"adapters of rank {adapter.rank} on {layers} layers: {parameters} parameters per adapter")
     changing = [
         name for name, role in config.roles().items() if role.mode is not Mode.FROZEN and role.source is not Source.NEW
     ]
@@ -260,7 +260,7 @@ def _trainable(denoiser: nn.Module, path: Path) -> Denoiser:
 
 
 def _same_tensors(one: nn.Module, other: nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Tensors of equal names of two modules of one architecture."""
+    """Pairs of tensors with the same name in two modules; ValueError if a name is in only one of them."""
     mine, theirs = one.state_dict(), other.state_dict()
     if odd := mine.keys() ^ theirs.keys():
         raise ValueError(f"networks differ: {sorted(odd)[0]} is in only one of them")

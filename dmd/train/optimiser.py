@@ -1,4 +1,4 @@
-"""AdamW of one trained network, and its learning rate: sums gradients over processes, clips, steps."""
+"""AdamW for one trained network with its learning rate: sums gradients over processes, clips them, and steps."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def learning_rate_factor(update: int, *, total: int, warmup: int, decay: str) ->
 class Optimiser:
     """AdamW of one network or its adapter, with its own learning rate and gradient clip.
 
-    Kind "fused" is torch's, with moments in float32. Kind "8bit" is torchao's: moments of 8 bits in blocks with a scale
-    each (Dettmers et al. 2021), except for tensors that are small or not divisible into blocks.
+    Kind "fused" is torch's, with float32 moments. Kind "8bit" is torchao's: 8-bit moments with a scale per block
+    (Dettmers et al. 2021), except for tensors that are small or cannot be divided into whole blocks.
 
     Attributes:
         adamw: torch's or torchao's.
     """
 
     def __init__(self, network: nn.Module, config: OptimiserSection, split: BatchSplit) -> None:
-        """network: all its parameters are trained."""
+        """network: module whose parameters are all trained, such as an adapter."""
         kind, learning_rate = config.kind, config.learning_rate
         parameters = list(network.parameters())
         self.adamw: Any
@@ -75,7 +75,7 @@ class Optimiser:
     def update(self) -> Tensor:
         """One step on the gradient of the whole batch; then clears the gradient.
 
-        Returns its L2 norm before clipping, on the device of the network: reading it here would wait for the GPU.
+        Returns the L2 norm of the gradient before clipping, on the network's device: reading it would wait for the GPU.
         """
         self._split.add_up_gradients(self._parameters)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
@@ -95,13 +95,13 @@ class Optimiser:
     def forget_moments(self) -> None:
         """Clears the moments, for a phase whose gradients have another scale.
 
-        Second moments of a regression phase are tiny: kept in a matching phase they would multiply its first steps by
-        up to 1 / sqrt(1 - beta2), about 30, and undo the training.
+        Second moments of a regression phase are tiny: in a matching phase they would make the first steps several times
+        too large (at most 1 / sqrt(1 - beta2) times, about 30) and undo the training.
         """
         self.adamw.state.clear()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Moments and step of each parameter, `{number}.{name}`; codes and scales of 8-bit moments."""
+        """Moments and step of each parameter as `{number}.{name}`; of 8-bit moments their codes and scales."""
         return {key: sharding.gather(value) for key, value in self._state()}
 
     def _state(self) -> Iterator[tuple[str, Tensor]]:
@@ -117,7 +117,7 @@ class Optimiser:
         """Sets the state to what `tensors` returned.
 
         Raises:
-            ValueError: the state of this network has other names, shapes or dtypes.
+            ValueError: names, shapes or dtypes of `tensors` do not fit this optimiser.
         """
         self.adamw.state.clear()
         for key, value in tensors.items():
@@ -149,7 +149,7 @@ class Optimiser:
 
 
 def moment_bytes(parameters: Iterable[Tensor], kind: str) -> int:
-    """Bytes of both moments of float32 parameters."""
+    """Bytes of both moments of float32 `parameters`, for an optimiser of this kind."""
     sizes = [parameter.numel() for parameter in parameters]
     return sum(2 * (num + 4 * num // BLOCK + 4 * CODES) if _is_8bit(num, kind) else 8 * num for num in sizes)
 

@@ -1,4 +1,4 @@
-"""The part of a batch that a process works on, its micro-batches, and sums over all processes."""
+"""Splits batches among processes and into micro-batches, and sums tensors over all processes."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ BUCKET = 2**24  # gradient values summed in one call
 class BatchSplit:
     """This process's part of every batch. The default is the whole batch in one pass.
 
-    Losses are means over a whole batch: a micro-batch of b out of B images counts b / B, so the gradients of
-    micro-batches and processes add up to that of the batch, even if the parts are unequal.
+    Losses are means over a whole batch: a micro-batch of b of the B images has weight b / B, so the gradients of all
+    micro-batches and processes add up to the gradient of the batch, even if the parts are unequal.
 
     Attributes:
         rank: number of this process, from 0.
-        processes: their number; more than one need torch.distributed's default group.
-        micro_batch_size: images in a forward and backward pass; None is this process's whole part.
+        processes: number of processes; several need torch.distributed's default group.
+        micro_batch_size: images in a forward and backward pass; None: this process's whole part.
     """
 
     rank: int = 0
@@ -30,14 +30,14 @@ class BatchSplit:
 
     @property
     def exchange_bytes(self) -> int:
-        """Most bytes that the sum of gradients over processes takes."""
+        """Bytes of the buffer in which gradients are summed over processes; a large last gradient adds to it."""
         return 4 * BUCKET
 
     def slices(self, num: int, *, behind: int = 0) -> list[slice]:
         """This process's micro-batches of a batch of `num`; the last may be smaller.
 
         Args:
-            behind: number of rows of another batch before this one.
+            behind: number of rows in front of this batch, if it follows another one in the same tensors.
 
         Raises:
             ValueError: fewer images than processes.
@@ -69,7 +69,7 @@ class BatchSplit:
         return values
 
     def add_up_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Sums gradients over all processes, in place, to equal bits in each; sharded ones already are sums."""
+        """Sums gradients over all processes, in place, with equal bits in each; FSDP2 sums sharded gradients."""
         if self.processes == 1:
             return
         gradients = (parameter.grad for parameter in parameters if parameter.grad is not None)

@@ -1,4 +1,4 @@
-"""Weights, gradients and moments sharded over processes (FSDP2); a layer gathers its weights while it runs."""
+"""Weights, gradients and moments sharded over processes (FSDP2); a block gathers its weights while it runs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 def shard(networks: Iterable[nn.Module]) -> None:
     """Shards the parameters of networks over all processes, in place; gradients are summed over processes.
 
-    Networks that are adapters of one base network shard that base network once. One block at a time is gathered: blocks
-    are the modules of a network's outermost ModuleLists and ModuleDicts.
+    A base network that several networks share through adapters is sharded once. One block at a time is gathered; blocks
+    are the modules in a network's outermost ModuleLists and ModuleDicts.
 
     Raises:
-        ValueError: there is one process only.
+        ValueError: there is only one process.
     """
     if not distributed.is_initialized():
-        raise ValueError("compute.shard_parameters: it needs several processes: set distill.processes")
+        raise ValueError("compute.shard_parameters: it needs several processes: set `processes` of the same section")
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -36,7 +36,7 @@ def shard(networks: Iterable[nn.Module]) -> None:
         for block in (*_blocks(base), base):
             fully_shard(block, mesh=mesh)
         for module in base.modules():
-            if isinstance(module, FSDPModule):  # losses already weight each image by its part of the batch
+            if isinstance(module, FSDPModule):  # sum, not mean: losses are already divided by the whole batch
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
 
@@ -48,15 +48,15 @@ def is_sharded(value: Tensor) -> TypeGuard[DTensor]:
 
 
 def gather(value: Tensor) -> Tensor:
-    """A tensor that may be sharded, in full and on the CPU; all processes must call this together.
+    """The full tensor, on the CPU, of one that may be sharded; all processes must call this together.
 
-    Only this tensor is in full on their devices.
+    Meanwhile each device holds this tensor in full, and no other one.
     """
     return (value.full_tensor() if is_sharded(value) else value).cpu()
 
 
 def shard_like(value: Tensor, like: Tensor) -> Tensor:
-    """A full tensor, sharded as `like` is; each process takes its shard from its own copy."""
+    """Shards a full tensor as `like` is sharded; each process takes its shard from its own full copy."""
     if not is_sharded(like):
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -69,7 +69,7 @@ def load(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Sets weights and buffers, sharded or not.
 
     Raises:
-        ValueError: `tensors` are not those of the module by name, shape and dtype; nothing was set.
+        ValueError: names, shapes or dtypes of `tensors` differ from the module's; then nothing is set.
     """
     state = module.state_dict()
     if odd := sorted(state.keys() ^ tensors.keys()):

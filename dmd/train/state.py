@@ -17,8 +17,8 @@ from dmd.train.trainer import Trainer
 def student_weights(trainer: Trainer, adapter: Adapter | None) -> dict[str, Tensor]:
     """Weights of the student for its file, on the CPU: `raw.*` and the moving average `ema.*`.
 
-    `ema@{number of calls}.*` are averages at the end of earlier phases. A student that is an adapter has the base
-    network with the adapter added under these names, and the averaged adapter under `lora.*`.
+    `ema@{number of calls}.*` are moving averages at the end of earlier phases. If the student is an adapter, these are
+    the weights of the base network with the adapter merged, and `lora.*` is the averaged adapter.
     """
     network = getattr(trainer.networks[STUDENT], "network", trainer.networks[STUDENT])
     average = _gather_state(trainer.networks.average.module)
@@ -33,7 +33,7 @@ def student_weights(trainer: Trainer, adapter: Adapter | None) -> dict[str, Tens
 
 
 def state(trainer: Trainer) -> dict[str, Tensor]:
-    """Everything that an update changes, on the CPU; only the adapters of networks with adapters."""
+    """Everything that an update changes, on the CPU; of a network with an adapter only the adapter."""
     sets = {name: _gather_state(module) for name, module in trainer.networks.checkpointed().items()}
     sets |= {f"optimiser.{role}": optimiser.tensors() for role, optimiser in trainer.networks.optimisers.items()}
     sets |= {f"kept.{calls}": weights for calls, weights in trainer.earlier.items()}
@@ -44,7 +44,7 @@ def restore(trainer: Trainer, tensors: Mapping[str, Tensor]) -> None:
     """Sets a training to what `state` returned.
 
     Raises:
-        ValueError: names, shapes or dtypes differ from those of `state(trainer)`; a part may have been set.
+        ValueError: names, shapes or dtypes differ from those of `state(trainer)`; some tensors may already be set.
     """
     modules = {f"{name}.": module for name, module in trainer.networks.checkpointed().items()}
     optimisers = {f"optimiser.{role}.": optimiser for role, optimiser in trainer.networks.optimisers.items()}

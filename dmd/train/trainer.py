@@ -51,8 +51,8 @@ class Trainer:
         method: with its networks on their device.
         networks: the same networks, with their optimisers.
         split: this process's part of every batch.
-        earlier: averaged weights of the student, or of its adapter, at the end of earlier phases, by number of calls,
-            on the CPU; see `Method.keep`.
+        earlier: averaged weights of the student, or of its adapter, at the end of earlier phases; on the CPU, by number
+            of network calls of that student; see `Method.keep`.
     """
 
     training: Training
@@ -63,7 +63,7 @@ class Trainer:
     _phase: PlannedPhase | None = field(default=None, init=False)
 
     def start(self) -> None:
-        """Compiles and shards networks as `compute` says, and makes optimisers; once, before the first update."""
+        """Compiles and shards networks as `compute` says, and makes optimisers; call once, before the first update."""
         compile_all(self.networks, self.training.compute)
         if self.training.compute.shard_parameters:
             self.networks.shard()
@@ -114,7 +114,7 @@ class Trainer:
         return {str(len(calls.sigmas)): calls for calls in found if calls is not None}
 
     def pass_size(self) -> int:
-        """Images in this process's largest pass of the first update."""
+        """Number of images in this process's largest micro-batch of the first update."""
         phases, _ = self.training.method.plan()
         steps = type(self.method).steps(self.training.method, Clock(0, phases[-1].stop, phases[0]))
         return max(
@@ -122,7 +122,7 @@ class Trainer:
         )
 
     def configure(self, clock: Clock) -> None:
-        """Sets the method to the phase of an update, unless it is in it already."""
+        """Sets the method to the phase of an update, unless it is set already."""
         if self._phase != clock.phase:
             self.method.configure(clock.phase)
             self._phase = clock.phase
@@ -147,7 +147,7 @@ class Trainer:
             self.method.begin(phase)
 
     def _keep(self, clock: Clock) -> None:
-        """Copies the student's average at the end of a phase that keeps it; the last phase needs no copy."""
+        """Copies the student's moving average at the end of a phase if the method keeps it; not in the last phase."""
         if clock.update + 1 != clock.phase.stop or clock.phase.stop == clock.total:
             return
         if (calls := self.method.keep(clock.phase)) is not None:
@@ -159,7 +159,7 @@ class Trainer:
     def _micro_batches(self, part: Part, own: Rows, earlier: dict[str, list[Rows]]) -> list[tuple[Rows, int]]:
         """This process's rows of a part as micro-batches on the device, with the number of rows of each.
 
-        A part that carries an earlier one has its micro-batches; values drawn for the new part replace earlier ones.
+        A part that carries an earlier part reuses its micro-batches; values drawn for the new part replace old ones.
         """
         mine, device = self.split.part(part.size), self.networks.device
         micro_batches = []
@@ -193,7 +193,7 @@ def assemble(
     split: BatchSplit,
     start: bool = True,
 ) -> Trainer:
-    """The trainer of a training section, on networks that are on their device; `start` calls `Trainer.start`."""
+    """The trainer for a section, with networks that are on their device already; `start`: calls `Trainer.start`."""
     networks = NetworkSet(modules, training.method.roles(), ema_decay=training.ema_decay)
     method = methods.load(training.method.name)(training.method, networks, facts, networks.device, distances)
     trainer = Trainer(training, method, networks, split)
@@ -203,7 +203,7 @@ def assemble(
 
 
 def loader(trainer: Trainer, streams: Mapping[str, Stream], plan: Plan, *, stage: str) -> BatchLoader:
-    """The rows of every update of a training; its random numbers depend on `stage` too."""
+    """The loader of the rows of every update; its random numbers also depend on `stage`."""
     return BatchLoader(
         trainer.method,
         streams,

@@ -13,9 +13,9 @@ NUM = 64  # images in a grid
 
 
 class Grid:
-    """Draws images from fixed noise, which show the progress of a student.
+    """Draws images from fixed noise, to show the progress of a student.
 
-    Compiled networks get batches of their training size, padded: another shape would be compiled again.
+    Compiled networks get padded batches of their training size, since they would be compiled again for another shape.
     """
 
     def __init__(self, trainer: Trainer, texts: Callable[[int], torch.Tensor] | None) -> None:

@@ -119,7 +119,7 @@ def test_spec_of_distill_gives_the_section_again():
     child["optimisers"]["fake"] = {"learning_rate": 5.0e-5}  # the general default, which is not the student's
     section = resolved(child={"distill": child}).experiments["child"].distill
     assert section.optimisers["fake"].learning_rate == 5.0e-5
-    assert Distill.model_validate(section.learnt_from()) == section
+    assert Distill.model_validate(section.weight_spec()) == section
 
 
 def test_lora_of_samples_stands_in_their_spec_without_its_path():

@@ -222,13 +222,13 @@ def test_group_is_a_table_its_charts_and_pictures_of_rows_that_run():
     series = [{"label": "all", "points": [["base"], ["child"]]}]
     charts = {"demo-pairs": {"kind": "pairs", "series": series}, "other": {"kind": "calls", "series": series}}
     found = tables(tables={"demo": {"rows": ROWS}}, charts=charts)
-    assert found.group("demo")(None) == [
+    assert found.target_files("demo")(None) == [
         "results/tables/demo.md",
         "results/tables/demo-pairs.png",
         "results/base/pictures/grid.png",
     ]
     with pytest.raises(SystemExit, match='the configuration has no table "dmo"'):
-        found.group("dmo")(None)
+        found.target_files("dmo")(None)
     chart = Wildcards(fromdict={"chart": "demo-pairs"})
     assert found.chart_inputs(chart) == ["results/base/fid.json", "results/child/fid.json"]
     assert '"x":[16,16]' in found.chart_spec(chart)

@@ -161,6 +161,10 @@ def test_a_changed_default_raises_the_version_of_its_stage():
     assert golden == {"versions": VERSIONS, "defaults": defaults()}, f"{advice}, then write {GOLDEN.name} anew"
 
 
+def test_every_rule_of_an_experiment_may_ask_for_resources():
+    assert set(experiment.Resources.model_fields) == set(ARTIFACTS)
+
+
 def test_tracked_schema_is_the_generated_one():
     assert schema.PATH.read_text() == schema.text(), "run python -m dmd.config.schema"
 

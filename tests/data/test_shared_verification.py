@@ -70,7 +70,7 @@ def test_a_shard_that_was_checked_is_not_checked_again_by_a_later_process():
     assert calls == [7]
 
     store.add("dmd/shard/9/claims", 1)  # of a process whose file system does not answer
-    with pytest.raises(ValueError, match="shard 9: the process that hashes it has not ended in 0.1 s"):
+    with pytest.raises(ValueError, match="shard 9: the process that verifies it has not ended in 0.1 s"):
         shared_verification._SharedVerifier(store, patience=0.1)(9, lambda: calls.append(9))
     assert calls == [7]
 

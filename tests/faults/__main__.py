@@ -1,7 +1,7 @@
 """The fault campaign: python -m tests.faults --runs 100 --seed 0
 
 Every run takes a finished chain back to a random stage, lets it go on, strikes it with one fault at a random moment of
-a stage (or, one in five, while a stage still loads), takes the way back of docs/cluster.md, and compares all artifacts
+a stage (or, one in five, while a stage still loads), takes the way back of docs/outputs.md, and compares all artifacts
 with those of the run that nothing disturbed: `judging` says what survived, stopped, lost and wrong mean.
 
 Exit status 1: something was lost or wrong, whether the fault struck or not. Everything lies in one temporary folder,

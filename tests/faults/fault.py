@@ -1,4 +1,4 @@
-"""What all faults share: when they strike, what they tell, and the way back that docs/cluster.md tells a person."""
+"""What all faults share: when they strike, what they tell, and the way back that docs/outputs.md tells a person."""
 
 import contextlib
 import random

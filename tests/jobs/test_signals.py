@@ -54,7 +54,7 @@ def test_a_job_is_requeued_only_if_it_got_further(teacher_file, manifest_file, d
     monkeypatch.setitem(ENVIRONMENT, "SLURM_JOB_ID", "2147483647")
     line = command(tmp_path, distill_section, teacher=teacher_file, manifest=manifest_file)
     for moment, ending in (
-        (tmp_path / "log.txt", "before the end: .*; not requeued, since its time limit leaves no time to get further"),
+        (tmp_path / "log.txt", "before the end: .*; not requeued, since it made no progress within its time limit"),
         (tmp_path / "grids" / "00000002.png", "at update .*; not requeued: scontrol requeue 2147483647: "),
     ):
         process = started(line, moment)

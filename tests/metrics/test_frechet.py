@@ -50,7 +50,7 @@ def test_gaussian_floor_of_covariances_of_many_scales_vanishes_with_many_samples
     basis = torch.linalg.qr(gaussian(8, 64, 64)[1]).Q
     variances = torch.logspace(3, -8, 64, dtype=torch.float64)
     covariance = basis @ variances.diag() @ basis.T
-    (found,) = frechet.gaussian_floor(torch.zeros(64).double(), covariance, num_samples=10**12, num_splits=1, seed=0)
+    (found,) = frechet.gaussian_floor(torch.zeros(64).double(), covariance, num_samples=10**12, num_draws=1, seed=0)
     assert found < 1e-10 * float(variances.sum())
 
 
@@ -75,14 +75,14 @@ def test_floor_agrees_with_the_distance_between_fresh_samples():
         return Moments.of(torch.randn(num, 16, generator=generator) * scales)
 
     for num_samples in (200, 1600):
-        floor = frechet.floor(real, num_samples=num_samples, num_splits=40, seed=0)
+        floor = frechet.bootstrap_floor(real, num_samples=num_samples, num_draws=40, seed=0)
         truth = [frechet.moments_distance(fresh(num_samples), fresh(400)) for _ in range(40)]
         assert statistics.fmean(floor) == pytest.approx(statistics.fmean(truth), rel=0.15)
 
 
 def test_floor_depends_on_its_seed_alone():
     real = torch.randn(50, 4, generator=torch.Generator().manual_seed(4))
-    first, again, other = (frechet.floor(real, num_samples=30, num_splits=3, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (frechet.bootstrap_floor(real, num_samples=30, num_draws=3, seed=seed) for seed in (0, 0, 1))
     assert first == again != other
 
 
@@ -99,15 +99,15 @@ def test_gaussian_floor_agrees_with_the_distance_of_drawn_gaussians(num_samples)
     for _ in range(200):
         moments = drawn()
         truth.append(frechet.frechet_distance(moments.mean, moments.covariance, mean, covariance))
-    found = frechet.gaussian_floor(mean, covariance, num_samples=num_samples, num_splits=200, seed=0)
+    found = frechet.gaussian_floor(mean, covariance, num_samples=num_samples, num_draws=200, seed=0)
     error = statistics.stdev(truth) * (2 / 200) ** 0.5
     assert abs(statistics.fmean(found) - statistics.fmean(truth)) < 3.5 * error
     assert statistics.stdev(found) == pytest.approx(statistics.stdev(truth), rel=0.3)
-    assert found[:3] == frechet.gaussian_floor(mean, covariance, num_samples=num_samples, num_splits=3, seed=0)
+    assert found[:3] == frechet.gaussian_floor(mean, covariance, num_samples=num_samples, num_draws=3, seed=0)
 
 
 def test_gaussian_floor_of_one_point_vanishes_and_of_one_sample_is_undefined():
     mean, covariance = gaussian(7, 8, 0)
-    assert max(frechet.gaussian_floor(mean, covariance, num_samples=5, num_splits=2, seed=0)) < 1e-12
+    assert max(frechet.gaussian_floor(mean, covariance, num_samples=5, num_draws=2, seed=0)) < 1e-12
     with pytest.raises(ValueError, match="covariance of 1 samples"):
-        frechet.gaussian_floor(mean, covariance, num_samples=1, num_splits=2, seed=0)
+        frechet.gaussian_floor(mean, covariance, num_samples=1, num_draws=2, seed=0)

@@ -43,7 +43,7 @@ def test_damaged_record_is_named_and_not_written_anew(path):
     pinned.check(path, None)
     side = record.sidecar(path)
     side.write_text(side.read_text().replace(DIGEST, DIGEST[::-1]))
-    with pytest.raises(ValueError, match="weights.bin.json is damaged, .*remove the record alone"):
+    with pytest.raises(ValueError, match="weights.bin.json, the record of .*, is damaged: .*remove only the record"):
         pinned.check(path, None)
     assert pinned.check(path, DIGEST) == DIGEST
 

@@ -70,7 +70,7 @@ def test_a_record_in_which_any_bit_flipped_is_damaged_and_so_is_what_it_is_of(ar
         flipped[index] ^= 1 << bit
         assert record.parse(bytes(flipped)) is None, bytes(flipped)
     side.write_bytes(text.replace(b"evaluate", b"evaluade"))
-    with pytest.raises(ValueError, match=f"{side} is damaged, the record of {artifact}: `make verify`"):
+    with pytest.raises(ValueError, match=f"{side}, the record of {artifact}, is damaged: run `make verify`"):
         record.check(artifact)
 
 

@@ -122,7 +122,7 @@ def test_features_without_clip_have_no_score(folder, tmp_path):
         features.run(**place, batch_size=4, captions=folder / "captions.parquet", **SECTION)
     features.run(**place, batch_size=4, **SECTION)
     assert "clip" not in tensor_files.load(place["output"])[0]
-    with pytest.raises(ValueError, match="no cosines of CLIP"):
+    with pytest.raises(ValueError, match="no CLIP cosine similarities"):
         clip.run(features=[place["output"]], output=tmp_path / "clip.json", experiment="tiny")
 
 

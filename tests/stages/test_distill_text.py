@@ -134,7 +134,7 @@ def test_another_first_time_of_the_pairs_is_said(chain, section, tmp_path, caplo
     facts = manifests.read(chain / "pairs" / "manifest.parquet").metadata["facts"]
     assert facts["first_timestep"] == 801  # 4 * 200 + 1: spacing leading, with an offset of 1
     run(tmp_path, chain, section)
-    assert "the solver of the pairs starts at time 801, the student at 999, with the same noise" in caplog.text
+    assert "the pairs' solver starts at timestep 801, the student at 999, with the same noise" in caplog.text
 
 
 def test_guidance_and_text_need_what_they_are_made_of(chain, section, manifest_file, teacher_file, tmp_path):

@@ -123,7 +123,7 @@ def test_other_generators_have_no_pipeline(exported, tmp_path):
         export_pipeline.run(generator=folder / "denoiser.safetensors", **paths, experiment="words")
     tensors, facts = tensor_files.load(folder / "generator.safetensors")
     tensor_files.write(tmp_path / "lower.safetensors", tensors, facts | {"sigma": 3.0})
-    with pytest.raises(ValueError, match="draws from sigma 3 of 1000 levels"):
+    with pytest.raises(ValueError, match="starts at sigma 3, and its 1000 noise levels end at 14.6"):
         export_pipeline.run(generator=tmp_path / "lower.safetensors", **paths, experiment="words")
     tensor_files.write(tmp_path / "two.safetensors", tensors, facts | {"calls": {"sigmas": [facts["sigma"], 1.0]}})
     with pytest.raises(ValueError, match="makes 2 calls: only a student of one call has a pipeline"):

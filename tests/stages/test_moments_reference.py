@@ -45,7 +45,7 @@ def test_distance_to_published_moments_is_that_of_the_formula(tmp_path):
     moments = Moments.of(torch.from_numpy(points).flatten(1))
     expected = frechet_distance(moments.mean, moments.covariance, mean, covariance)
     assert found["fid"]["value"] == pytest.approx(expected, rel=1e-6)
-    floor = gaussian_floor(mean, covariance, num_samples=200, num_splits=5, seed=0)
+    floor = gaussian_floor(mean, covariance, num_samples=200, num_draws=5, seed=0)
     assert found["fid"]["floor"] == {
         "kind": "gaussian", "mean": pytest.approx(np.mean(floor)), "std": pytest.approx(np.std(floor, ddof=1)), "num": 5
     }  # fmt: skip

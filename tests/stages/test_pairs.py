@@ -133,7 +133,7 @@ def test_a_restarted_block_makes_only_what_is_missing(made, teacher_file, pairs_
     (made / "00001.tar").unlink()
     make(made, teacher_file, pairs_numbers)
     assert block.read_bytes() == content and (made / "00001.tar").read_bytes() == tar
-    assert times(made)[0] == before[0] and "1 shards of 6 to draw, 1 are there already" in caplog.text
+    assert times(made)[0] == before[0] and "1 shards of 6 images to draw, 1 exist already" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "no record", "foreign"])

@@ -127,7 +127,7 @@ def test_coco_gives_one_caption_of_each_of_num_images(tmp_path):
     assert len(set(found)) == 20 and set(found) < {f"image {image}, caption 0" for image in range(50)}
     assert found != every(made(tmp_path / "b", [path], source | {"seed": 1}))
     assert found == every(made(tmp_path / "c", [path], source | {"num": None}))[:20]
-    with pytest.raises(ValueError, match="captions of 50 images, num 51"):
+    with pytest.raises(ValueError, match="captions of 50 images, fewer than num 51"):
         made(tmp_path / "d", [path], source | {"num": 51})
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(ValueError, match="is no file of COCO captions"):
@@ -142,7 +142,7 @@ def test_coco_gives_one_caption_of_each_of_num_images(tmp_path):
         ({"prompt": ["a", ""]}, r"the prompt of row 1 \(column 'prompt', counted from 0\) is empty"),
         ({"prompt": ["a", "b", " \t"]}, r"the prompt of row 2 .* is empty"),
         ({"prompt": ["a", None]}, r"the prompt of row 1 .* is empty"),
-        ({"prompt": ["x" * 10_001]}, r"row 0 .* has 10001 characters, at most 10000"),
+        ({"prompt": ["x" * 10_001]}, r"row 0 .* has 10001 characters, more than 10000"),
         ({"prompt": pa.array([], pa.string())}, r"no prompts are left from .*p.parquet"),
     ],
 )
@@ -177,7 +177,7 @@ def test_a_file_that_is_no_table_or_another_than_pinned_is_named(tmp_path):
 def test_file_with_an_empty_cell_or_without_rows_is_told(tmp_path):
     path = tmp_path / "p.parquet"
     prompts.write(path, [pa.array(["a", None])], lambda: {})
-    with pytest.raises(ValueError, match=f"{path} claims 2 prompts where 1 are"):
+    with pytest.raises(ValueError, match=f"{path} claims 2 prompts, but has 1"):
         prompts.Prompts(path).rows([0])
     prompts.write(path, [], lambda: {})
     assert len(prompts.Prompts(path)) == 0

@@ -117,9 +117,9 @@ def test_shards_of_other_numbers_replace_those_of_this_folder_alone(
 ):
     one = machine("one")
     one.draw(first_seed=5)
-    with pytest.raises(ValueError, match="00000.tar is not of this folder: .* It is not replaced"):
+    with pytest.raises(ValueError, match="00000.tar is another shard: .* It is not replaced"):
         machine("two").draw()
-    assert "was made from other inputs or numbers" in said.text
+    assert "was made from other inputs or another spec" in said.text
     changed = one.draw()
     plain = tmp_path / "plain" / "blocks" / BLOCK
     pairs.run(teacher=teacher_file, output=plain, **pairs_numbers)
@@ -135,7 +135,7 @@ def test_shards_of_another_teacher_are_neither_taken_nor_replaced(machine, s3, t
     with record.publish(two.teacher, stage="teacher", inputs={}) as temporary:
         tensor_files.write(temporary, values, {**metadata, "trained": "elsewhere"})
     s3.asked.clear()
-    with pytest.raises(ValueError, match="00000.tar is not of this folder"):
+    with pytest.raises(ValueError, match="00000.tar is another shard"):
         two.draw()
     assert not s3.tars("PUT") + s3.tars("DELETE")
 
@@ -151,7 +151,7 @@ def test_shard_that_the_storage_lost_is_found_by_verify_and_made_again(machine, 
     bad = verify(folder=one.folder, delete=True)
     assert {path.name for path in bad} == {TARS[1], BLOCK} and not block.exists()
     one.draw()
-    assert "1 shards of 6 to draw" in said.text
+    assert "1 shards of 6 images to draw" in said.text
     assert block.read_bytes() == (manifest_file.parent / "blocks" / BLOCK).read_bytes()
 
 
@@ -182,9 +182,7 @@ def test_damaged_block_of_a_web_server_is_drawn_here(machine, manifest_file, sai
         two = machine("two", keep=True)
         two.place |= {"prefix": server.url.replace("weights.bin", "deep"), "endpoint": None}
         assert two.draw().read_bytes() == (manifest_file.parent / "blocks" / BLOCK).read_bytes()
-    assert (
-        f"{BLOCK} is damaged" in said.text and "it cannot be removed there, so that the block is made here" in said.text
-    )
+    assert f"{BLOCK} is damaged" in said.text and "it cannot be removed there, so the block is made here" in said.text
 
 
 def test_storage_that_cannot_be_asked_makes_no_shard_lost(machine, monkeypatch, capsys):
@@ -195,4 +193,4 @@ def test_storage_that_cannot_be_asked_makes_no_shard_lost(machine, monkeypatch, 
         record.write(tar, {**entry, "stored": {**entry["stored"], "endpoint": "http://127.0.0.1:9"}})
     monkeypatch.setattr(retries, "TRIES", 1)
     assert verify(folder=one.folder, delete=True) == {}
-    assert "it could not be asked" in capsys.readouterr().out
+    assert "the storage could not be asked" in capsys.readouterr().out

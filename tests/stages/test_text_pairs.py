@@ -251,9 +251,9 @@ def test_load_draws_pixels_of_prompts(chain, generator, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"prompt": ""}, "is not a text, or a list of texts"),
-        ({"prompt": ["a cat", " "]}, "is not a text, or a list of texts"),
-        ({"prompt": 16}, "is not a text, or a list of texts"),
+        ({"prompt": ""}, "is neither a non-empty text nor a list of non-empty texts"),
+        ({"prompt": ["a cat", " "]}, "is neither a non-empty text nor a list of non-empty texts"),
+        ({"prompt": 16}, "is neither a non-empty text nor a list of non-empty texts"),
         ({"prompt": ["a cat", "a dog"], "num": 3}, "2 prompts for num 3"),
         ({"prompt": []}, "num: 0 is not at least 1"),
         ({"prompt": "a cat", "seed": -1}, "seed: -1 is outside"),
@@ -277,7 +277,7 @@ def test_files_and_numbers_that_do_not_belong_together_are_refused(chain, genera
         dmd.load(chain / "teacher" / "denoiser.safetensors", text_encoder=encoder, solver="pnmd")
     with pytest.raises(ValueError, match="the condition of this denoiser is not text"):
         dmd.load(teacher_file, text_encoder=encoder)
-    with pytest.raises(ValueError, match="give text_encoder, too"):
+    with pytest.raises(ValueError, match="give both or neither"):
         dmd.load(generator, autoencoder=encoder)
     with pytest.raises(ValueError, match="states: they are needed if the condition is text"):
         dmd.load(generator)(2)

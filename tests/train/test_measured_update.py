@@ -348,7 +348,7 @@ def test_an_update_that_does_not_fit_says_what_helps_and_what_is_kept(tmp_path):
 
 
 def test_advice_names_keys_of_the_section_that_trains():
-    shared = "SECTION.compute.micro_batch_size", "SECTION.optimisers.student.kind 8bit", "SECTION.processes"
+    shared = "SECTION.compute.micro_batch_size", "SECTION.optimisers.student.kind: 8bit", "SECTION.processes"
     for section, adapters in (("distill", True), ("teacher.training", False)):  # which carries none
         told = memory.training_advice(section)
         assert all(key.replace("SECTION", section) in told for key in shared)

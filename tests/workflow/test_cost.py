@@ -62,5 +62,5 @@ def test_cost_of_a_network_that_nothing_knows_yet_is_refused(tmp_path: Path, mon
     rows = {"rows": [{"label": "other", "experiments": ["other"]}]}
     write_config(tmp_path, {"experiments": {"other": other}, "tables": {"demo": rows, "table2": rows}})
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="other: its teacher's file is not there"):
+    with pytest.raises(ValueError, match="other: the network is unknown, since the teacher's file does not exist"):
         list(cost.table(Experiments(load(Path("config.yaml"))), ["other"], rate=1.0))

@@ -13,7 +13,7 @@ from dmd.config import Experiments, load
 from dmd.provenance import record, tensor_files
 from tests.workflow.conftest import REPOSITORY, SMALL, edited, jobs, make, snakemake, write_config
 from workflow.scripts import plan
-from workflow.scripts.rates import Job, group
+from workflow.scripts.rates import Job, network_calls, rate_owner
 
 SCRIPTS = REPOSITORY / "workflow" / "scripts"
 
@@ -55,7 +55,16 @@ def test_plan_knows_the_size_of_images_from_the_teacher_and_pools_rates_by_it(tm
     assert plan.disk(experiments, job) == 1000 * 512 * (2 * (1 + 97) + 2)
     names = ("imagenet64-no-matching", "cifar10-uncond-teacher", "cifar10-cond-teacher", "digits-seed1", "toy2d-start")
     found = ["imagenet64", "cifar10-uncond", "cifar10-cond", "digits", "toy2d-start"]
-    assert [group(experiments, name) for name in names] == found
+    assert [rate_owner(experiments, name) for name in names] == found
+
+
+def test_network_calls_of_a_student_are_those_that_are_sampled():
+    found = Experiments(load(REPOSITORY / "config.yaml"))
+    calls = {"digits": 1, "digits-cd": 1, "digits-cd-2": 2, "digits-pd": 1, "digits-pd-8": 8, "digits-teacher": 35}
+    jobs_of = {name: Job("sample", name, (0, 1)) for name in calls}
+    assert {name: network_calls(found, job) for name, job in jobs_of.items()} == {
+        name: 2 * 1000 * number for name, number in calls.items()
+    }
 
 
 def test_resources_of_an_experiment_replace_those_of_rules(tmp_path: Path):
@@ -101,7 +110,7 @@ def test_manifest_names_each_block_in_twelve_bytes(tmp_path: Path):
 
 
 def test_plan_of_a_finished_experiment_is_empty(finished: Path):
-    assert script("plan.py", finished, "small") == "Nothing is to be done.\n"
+    assert script("plan.py", finished, "small") == "There is nothing to do.\n"
 
 
 def test_plan_learns_its_rates_from_finished_jobs(finished: Path):
@@ -113,9 +122,12 @@ def test_prune_keeps_a_whole_result(finished: Path):
     assert script("prune.py", finished).startswith("0 files")
 
 
-def test_prune_keeps_curves_of_trainings_and_logs_of_a_cluster(tmp_path: Path):
+def test_prune_keeps_files_of_trainings_and_logs_of_a_cluster(tmp_path: Path):
     write_config(tmp_path, SMALL)
-    kept = ["small/distill/tensorboard/events.out", "logs/slurm/rule_pairs/small/7.log"]
+    trainings = [f"small/{stage}" for stage in ("teacher", "distill")]
+    names = ("tensorboard/events.out", "checkpoints/00000020.safetensors", "grids/00000010.png")
+    kept = [f"{training}/{name}" for training in trainings for name in names]
+    kept.append("logs/slurm/rule_pairs/small/7.log")
     for name in (*kept, "gone/distill/tensorboard/events.out"):
         path = tmp_path / "results" / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,7 @@ def test_status_lists_what_has_begun_and_refuses_unknown_names(finished: Path, t
     assert rows[:2] == ["small", "small-csv"] and "small-seed1" not in rows
     answer = status(finished, "smal")
     assert answer.returncode == 1 and answer.stderr.startswith('error: unknown experiment "smal" (did you mean')
-    assert status(finished, "--results", str(tmp_path)).stdout.startswith("Nothing was begun yet")
+    assert status(finished, "--results", str(tmp_path)).stdout.startswith("No experiment has been started")
 
 
 def test_status_calls_a_job_running_only_while_its_process_can_work(broken: Path):
@@ -90,7 +90,7 @@ def test_status_calls_a_job_running_only_while_its_process_can_work(broken: Path
         by_stage = stages(broken, "small")
         assert by_stage["distill"]["state"] == "stopped" and by_stage["distill"]["faults"][0]["silent_s"] >= 10800
         output = status(broken, "small").stdout
-        assert f"no sign of life for 3.0 h, killed or suspended? ({LOG})" in output
+        assert f"no status update for 3.0 h, killed or suspended? ({LOG})" in output
         assert f"small distill, newest grid: {GRID}" in output.splitlines()
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGCONT)
@@ -152,7 +152,7 @@ def test_status_again_and_again_ends_with_an_interrupt(finished: Path, words: li
 def test_status_again_after_no_time_is_refused(tmp_path: Path, seconds: str):
     answer = status(tmp_path, "--watch", seconds)
     assert answer.returncode == 2 and "Traceback" not in answer.stderr
-    assert answer.stderr.endswith(f"argument --watch: '{seconds}' is no positive number of seconds\n")
+    assert answer.stderr.endswith(f"argument --watch: '{seconds}' is not a positive number of seconds\n")
 
 
 def test_status_of_results_that_cannot_be_read_is_one_line(tmp_path: Path):

@@ -1,4 +1,4 @@
-# Reads the configuration, makes the two objects that rules look things up in, and sets what all jobs share.
+# Reads the configuration, makes `provider` and `tables`, the look-ups of the rules, and sets the prefix of all shells.
 import os
 import shlex
 import signal
@@ -17,9 +17,9 @@ PAPER = ROOT / "workflow" / "resources" / "published_values.yaml"  # published t
 
 
 def merged_files():
-    """What Snakemake's `config` says, and what the files of it include: all of them are read once more, by our reader.
+    """The content of Snakemake's `config` and of the included files; `dmd.config.reading` reads all files again.
 
-    As in Snakemake, --configfile goes over the file that the Snakefile names, and --config over both.
+    As in Snakemake, --configfile overrides the file that the Snakefile names, and --config overrides both.
     """
     given = workflow.config_settings.configfiles
     own = [path for path in workflow.configfiles if path not in given]
@@ -34,7 +34,7 @@ def merged_files():
 
 @exits_on_config_error
 def provider_and_tables():
-    """The look-ups of rules: over experiments, and over tables and charts."""
+    """The look-ups of the rules: in experiments, and in tables and charts."""
     try:
         configuration = resolve(merged_files())
     except ConfigError as error:
@@ -44,7 +44,7 @@ def provider_and_tables():
 
 
 def prefix():
-    """Shell prelude: the python that runs Snakemake comes first, unless conda provides one; `dmd` can be imported."""
+    """Shell prefix that makes `dmd` importable and, unless conda provides Python, puts Snakemake's first in PATH."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     lines = ["set -euo pipefail", f"export PYTHONPATH={shlex.quote(os.pathsep.join(paths))}"]
     if DeploymentMethod.CONDA not in workflow.deployment_settings.deployment_method:
@@ -55,5 +55,5 @@ def prefix():
 provider, tables = provider_and_tables()
 shell.prefix(prefix())
 
-# Before its time limit SLURM sends SIGUSR1 to every process of a job; the stage heeds it, Snakemake must outlive it.
+# Before its time limit SLURM sends SIGUSR1 to every process of a job; the stage handles it, Snakemake must ignore it.
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -1,5 +1,5 @@
-# A student of few calls, by the method that the configuration names. With distill.processes the stage starts torchrun itself, on
-# several nodes of a cluster through srun. SLURM counts threads by task, one on each node, memory and `gres` by node.
+# A student of few network calls, trained by the configured method. If distill.processes is above 1, the stage starts
+# torchrun, through srun on several nodes. SLURM gets one task per node, and threads, memory and `gres` for each node.
 rule distill:
     input:
         provider.owned("distill"),
@@ -35,7 +35,7 @@ rule distill:
         "--spec {params.spec:q} {params.cadence:q} {params.place:q} --log {log}"
 
 
-# Teacher and generator from the same noise, and the curves of the training.
+# Images of teacher and generator from the same noise, and the curves of the training.
 rule pictures:
     input:
         provider.owned("pictures"),

@@ -1,4 +1,4 @@
-# Features, moments and predicted classes of one block of samples, and with evaluate.clip how well captions fit.
+# Features, moments and predicted classes of a block of samples; with evaluate.clip also cosines of images and captions.
 rule features:
     input:
         provider.owned("features"),
@@ -25,7 +25,7 @@ rule features:
         "--output {output} --spec {params.spec:q} --log {log}"
 
 
-# Every metric of one experiment, from the features alone.
+# The metrics that need only features.
 rule evaluate:
     input:
         provider.owned("evaluate"),
@@ -50,7 +50,7 @@ rule evaluate:
         "--memorisation {output.memorisation} --spec {params.spec:q} --log {log}"
 
 
-# Inception Score, from the same features; on request, and only where they are the Inception network's.
+# The Inception Score, from features of the Inception network; on request.
 rule inception_score:
     input:
         provider.owned("inception_score"),
@@ -69,7 +69,7 @@ rule inception_score:
         "--network {input.network} --output {output} --spec {params.spec:q} --log {log}"
 
 
-# Mean cosine of images and captions, of cosines that are among the features.
+# The CLIP score: the mean of the cosines of images and captions that rule features has computed.
 rule clip:
     input:
         provider.owned("clip"),
@@ -85,7 +85,7 @@ rule clip:
         "python -m dmd.stages.clip --features {input.features} --output {output} --spec {params.spec:q} --log {log}"
 
 
-# Seconds from a prompt to its image, on the machine that it runs on, which should do nothing else. On request.
+# Seconds per image on the machine that runs this job, which should be idle otherwise. On request.
 rule latency:
     input:
         provider.owned("latency"),

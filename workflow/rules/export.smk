@@ -1,4 +1,4 @@
-# The generator as an ONNX file, compared with torch before it is written. Nothing asks for it but its path.
+# The generator as an ONNX file, whose outputs are compared with torch's before it is published. On request.
 rule export_onnx:
     input:
         provider.owned("export_onnx"),
@@ -14,7 +14,7 @@ rule export_onnx:
         "python -m dmd.stages.export_onnx --generator {input.generator} --output {output} --spec {params.spec:q} --log {log}"
 
 
-# The generator as a folder that stock diffusers opens, with a model card. Scores that are there stand in the card.
+# The generator as a folder for diffusers, with a model card that shows the scores that exist. On request.
 rule export_pipeline:
     input:
         provider.owned("export_pipeline"),
@@ -42,7 +42,7 @@ rule export_pipeline:
         "--scores {params.scores} --output {output.index} --spec {params.spec:q} --log {log}"
 
 
-# The adapter of the generator, where one was trained, for pipelines of its teacher.
+# The generator's LoRA adapter, if one was trained, for diffusers pipelines of its teacher. On request.
 rule export_lora:
     input:
         provider.owned("export_lora"),

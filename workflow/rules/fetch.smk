@@ -5,10 +5,10 @@ localrules:
     fetch,
 
 
-# A file from outside that is not there yet; one that is there has no job, whatever its entry below `inputs` says.
+# A file of section `inputs` that does not exist yet. A file that exists is no output, whatever its entry says.
 rule fetch:
     output:
-        update("{file}"),  # not deleted before the job, should somebody put it there meanwhile
+        update("{file}"),  # `update`: not deleted before the job, if a user has put it there meanwhile
     log:
         "results/logs/fetch/{file}.log",
     conda:

@@ -1,4 +1,4 @@
-# A dataset as shards with an index: named splits, classes and the standard deviation stand in the manifest.
+# A dataset as shards, with a manifest that also names its splits, classes and standard deviation.
 rule images:
     input:
         provider.owned("images"),

@@ -1,4 +1,4 @@
-# A block of shards of (noise, label, image), the image being the end of the teacher's ODE. The tars lie beside.
+# A block of shards of (noise, label, image), where the teacher's ODE ends at the image. The tars lie in pairs/.
 rule pairs:
     input:
         provider.owned("pairs"),
@@ -20,7 +20,7 @@ rule pairs:
         "--spec {params.spec:q} {params.place:q} --log {log}"
 
 
-# One table over all pairs, after hashing every shard again.
+# One table of all pairs, written after the digest of every shard is checked.
 rule pairs_manifest:
     input:
         provider.owned("pairs_manifest"),

@@ -1,4 +1,4 @@
-# The texts that pairs are made of.
+# The prompts of pairs and states.
 rule prompts:
     input:
         provider.owned("prompts"),
@@ -14,7 +14,7 @@ rule prompts:
         "python -m dmd.stages.prompts --files {input.files:q} --output {output} --spec {params.spec:q} --log {log}"
 
 
-# The texts that samples are made of.
+# The captions that samples are drawn for.
 use rule prompts as captions with:
     input:
         provider.owned("captions"),

@@ -1,4 +1,4 @@
-# A block of shards of images from the generator or the teacher. The tars lie beside.
+# A block of shards of images from the generator or the teacher. The tars lie in samples/.
 rule sample:
     input:
         provider.owned("sample"),
@@ -21,7 +21,7 @@ rule sample:
         "{params.lora_file} --output {output} --spec {params.spec:q} --log {log}"
 
 
-# One table over all samples, after hashing every shard again.
+# One table of all samples, written after the digest of every shard is checked.
 use rule states_manifest as samples_manifest with:
     input:
         provider.owned("samples_manifest"),
@@ -34,7 +34,7 @@ use rule states_manifest as samples_manifest with:
         spec=provider.spec("samples_manifest"),
 
 
-# The first samples, whatever drew them, each with its prompt or class. On request.
+# A contact sheet of the first samples of student or teacher, each with its prompt or class. On request.
 rule sheet:
     input:
         provider.owned("sheet"),

@@ -1,4 +1,4 @@
-# The stages of an experiment, one file each. A module: the Snakefile says what all of its rules have in common.
+# The rules of an experiment. A module: the Snakefile says what all of its rules have in common.
 from pathlib import Path
 
 from dmd.config import RULES
@@ -6,7 +6,7 @@ from dmd.config.rule_lookups import braced, existing_scores, flag
 from dmd.config.rule_table import PIPELINE
 from dmd.provenance.files import sha256
 
-provider = config  # of the module: what the Snakefile passes
+provider = config  # `config` of a module is what the Snakefile passes
 
 
 wildcard_constraints:

@@ -1,4 +1,4 @@
-# A block of shards of text states: prompts that are encoded once, for a distillation that reads no pairs.
+# A block of shards of text states (encoded prompts), for a distillation that reads no pairs.
 rule states:
     input:
         provider.owned("states"),
@@ -16,7 +16,7 @@ rule states:
         "--spec {params.spec:q} --log {log}"
 
 
-# One table over all states, after hashing every shard again.
+# One table of all states, written after the digest of every shard is checked.
 rule states_manifest:
     input:
         provider.owned("states_manifest"),

@@ -8,8 +8,8 @@ wildcard_constraints:
     chart="[a-z0-9][a-z0-9-]*",
 
 
-# Our rows, mean and spread over seeds, and the paper's beside them. Scores that must not be made are no inputs: they are
-# named in the parameters, with their digests.
+# A table of rows with mean and spread over seeds, beside published ones. Scores of rows with `run: false`, and
+# latencies, are not inputs but parameters, with their digests, so that no job is started for them.
 rule tables:
     input:
         scores=tables.scores("fid"),
@@ -42,7 +42,7 @@ rule tables:
         "--markdown {output.markdown} --csv {output.csv} --spec {params.spec:q} --log {log}"
 
 
-# Distance against calls or pairs, and the paper's Figure 3.
+# Charts of distance against network calls or pairs, and the paper's Figure 3.
 rule charts:
     input:
         tables.chart_inputs,

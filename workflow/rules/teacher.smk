@@ -1,5 +1,5 @@
-# The frozen denoiser: trained on images, the exact one of a mixture, or one of others' files. The log of its training
-# has no rows where it was not trained here.
+# The teacher: trained on images, the exact denoiser of a mixture, or imported from released files. The training log
+# has no rows unless the teacher is trained here.
 rule teacher:
     input:
         provider.owned("teacher"),
@@ -39,7 +39,7 @@ rule text_encoder:
         "python -m dmd.stages.text_encoder {params.source} --output {output} --spec {params.spec:q} --log {log}"
 
 
-# What decodes the latents of a teacher.
+# The autoencoder that decodes the latents of a teacher.
 rule autoencoder:
     input:
         provider.owned("autoencoder"),
@@ -56,7 +56,7 @@ rule autoencoder:
         "python -m dmd.stages.autoencoder {params.source} --output {output} --spec {params.spec:q} --log {log}"
 
 
-# The same, smaller and faster, from a folder of its own.
+# A tiny autoencoder, which decodes faster, from its own folder.
 use rule autoencoder as tiny_autoencoder with:
     input:
         provider.owned("tiny_autoencoder"),

@@ -1,9 +1,9 @@
 """Prints what experiments cost on a cluster, from start to fid.json: jobs of SLURM, disk, and hours of a GPU.
 
-python workflow/scripts/cost.py [EXPERIMENT...]    of these, or of the paper's five, in Markdown
+python workflow/scripts/cost.py [EXPERIMENT...]    a Markdown table; by default of the paper's five experiments
 
-Jobs and disk follow from config.yaml and profiles/slurm; nothing has to be there yet. Hours are arithmetic of the
-networks (no LPIPS, no decoder, no features, nothing computed twice) over a rate that is assumed: --rate says another.
+Jobs and disk follow from config.yaml and profiles/slurm; no artifact has to exist. GPU hours are floating-point
+operations of the networks (without LPIPS, decoders, features and recomputation) at an assumed rate, see --rate.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
     try:
         experiments = Experiments(load())
         print("\n".join(table(experiments, parsed.experiments, rate=parsed.rate)), flush=True)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough; python would flush once more at its end
+    except BrokenPipeError:  # the reader, such as `head`, closed the pipe; Python would flush stdout again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -71,7 +71,7 @@ def table(experiments: Experiments, names: list[str], *, rate: float) -> Iterato
 
 
 def needed(experiments: Experiments, name: str, rule: str = "evaluate") -> set[Job]:
-    """The jobs that an artifact takes where nothing is made yet; files to fetch have none."""
+    """All jobs that an artifact needs if nothing is made yet, without downloads."""
     owner = experiments.owner(name, rule)
     blocks = experiments.blocks(name, rule) if RULES[rule].blocks else [None]
     found = {Job(rule, owner, block) for block in blocks}
@@ -79,7 +79,7 @@ def needed(experiments: Experiments, name: str, rule: str = "evaluate") -> set[J
 
 
 def submitted(jobs: set[Job], profile: Json) -> tuple[int, int]:
-    """How many jobs of SLURM they are in partitions of GPUs, and how many in the default one; a group's are one."""
+    """Numbers of SLURM jobs in GPU partitions and in the default one; the jobs of a group count as one."""
     default = profile["default-resources"]["slurm_partition"]
     elsewhere = {
         rule for rule, asked in profile["set-resources"].items() if asked.get("slurm_partition", default) != default
@@ -91,20 +91,20 @@ def submitted(jobs: set[Job], profile: Json) -> tuple[int, int]:
 
 
 def known(experiments: Experiments, name: str) -> tuple[dict[str, Any], tuple[int, int]]:
-    """The teacher's network, and how many numbers an image and its text states have."""
+    """The teacher's network, and the numbers of values of an image and of its text states."""
     network = PAPER.get(experiments.owner(name, "teacher")) or architecture(experiments, name)
     extents = image_size(experiments, name)
     if network is None or (extents is None and "channels" not in network):
-        raise ValueError(f"{name}: its teacher's file is not there, which knows the network")
+        raise ValueError(f"{name}: the network is unknown, since the teacher's file does not exist")
     return network, extents or (network["channels"] * network["resolution"] ** 2, 0)
 
 
 def passes(experiments: Experiments, name: str, jobs: set[Job]) -> tuple[int, int, int]:
-    """Passes of a network over one image: of pairs, of distill (those with their gradient count 3) and of samples."""
+    """Passes of a network over one image in pairs, distill (forward and backward count 3) and samples."""
     totals = dict.fromkeys(SHARD_RULES, 0)
     for job in jobs:
         if job.rule in SHARD_RULES:
-            guided = experiments.section(job.experiment, job.rule).guidance != 1.0  # asks twice
+            guided = experiments.section(job.experiment, job.rule).guidance != 1.0  # two passes per call
             totals[job.rule] += network_calls(experiments, job) * (1 + guided)
     distills = any(job.rule == "distill" for job in jobs)
     distilled = image_passes(section(experiments, name)) if distills else 0

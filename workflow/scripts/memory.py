@@ -1,9 +1,9 @@
-"""Prints what a distillation needs of each GPU's memory, of disk and of arithmetic, before anything starts.
+"""Prints the GPU memory, disk and floating-point operations that a distillation needs, before it starts.
 
-python workflow/scripts/memory.py EXPERIMENT...   of experiments of config.yaml, at their own numbers and at others
-python workflow/scripts/memory.py --paper         of the paper's three pixel experiments, in Markdown
+python workflow/scripts/memory.py EXPERIMENT...   GPU memory of experiments, as configured and with other settings
+python workflow/scripts/memory.py --paper         Markdown tables of the paper's three experiments on pixels
 
-Passes are counted on fake tensors: no weights are needed, and no memory is taken.
+Passes are counted on fake tensors, without weights and without memory.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ def section(experiments: Experiments, name: str) -> Distill:
 
 
 def plan(experiments: Experiments, name: str) -> Iterator[str]:
-    """Memory of one experiment's distillation, by purpose; of a GiB or more, in total at other settings, too."""
+    """Memory of one experiment's distillation by purpose; from 1 GiB on, also its total with other settings."""
     distill, network = section(experiments, name), architecture(experiments, name)
     if network is None:
-        yield f"memory of {name}: unknown until its teacher is there, whose file knows the network"
+        yield f"memory of {name}: unknown until its teacher's file, which holds the network, exists"
         return
     codecs = autoencoders(experiments, name, distill)
     found = needed(network, distill, codecs)
@@ -111,7 +111,7 @@ def paper() -> Iterator[str]:
 
 
 def published(batch: int, updates: int) -> Distill:
-    """A distillation of pixels as the paper has it: LPIPS, and one update of the fake denoiser with each."""
+    """The paper's distillation on pixels: LPIPS, and one fake denoiser update per update of the student."""
     method = {"name": "dmd", "matching_batch_size": batch, "regression_batch_size": batch}
     method |= {"regression_distance": {"kind": "lpips", "file": "inputs/vgg16-397923af.pth"}}
     return Distill.model_validate({"method": {**method, "phases": [{"updates": updates}]}})
@@ -130,7 +130,7 @@ def operations() -> Iterator[str]:
 
 def forward_operations(network: dict[str, Any]) -> int:
     """Floating-point operations of a forward pass of one image; a multiplication with its addition counts as two."""
-    plain = sdpa_kernel(SDPBackend.MATH)  # the counter overlooks the products of other kernels of attention
+    plain = sdpa_kernel(SDPBackend.MATH)  # the counter misses products inside other attention kernels
     with FakeTensorMode(), FlopCounterMode(display=False) as counter, torch.no_grad(), plain:
         built: Any = build(without_classes(network))
         width = getattr(built, "text_width", 0)
@@ -146,14 +146,14 @@ def shard_bytes(network: dict[str, Any], num: int, *, arrays: int) -> int:
 
 
 def autoencoders(experiments: Experiments, name: str, distill: Distill) -> tuple[str, ...]:
-    """Arguments of the codecs of an experiment's distillation, of those whose files are there, in canonical JSON."""
+    """Arguments, in canonical JSON, of the autoencoders that a distillation uses and whose files exist."""
     rules = [DECODERS[decoder] for decoder in distill.method.decoders() if decoder in DECODERS]
     paths = [Path("results", experiments.path(name, rule)) for rule in rules]
     return tuple(canonical_json(tensor_files.load_metadata(path)["autoencoder"]) for path in paths if path.is_file())
 
 
 def architecture(experiments: Experiments, name: str) -> dict[str, Any] | None:
-    """The network of generator and fake denoiser: that of the teacher's file, else as the configuration says."""
+    """The network of generator and fake denoiser, from the teacher's file or the configuration; None if unknown."""
     source = experiments.section(name, "distill").start or name
     path = Path("results", experiments.path(source, "teacher"))
     if path.is_file():

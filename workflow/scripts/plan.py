@@ -1,7 +1,7 @@
-"""Prints what a run would make: jobs by rule, network calls, CPU time and disk, before anything starts.
+"""Prints jobs by rule, network calls, CPU time and disk of a run before it starts.
 
-python workflow/scripts/plan.py [EXPERIMENT]    of one experiment, or of the default target
-python workflow/scripts/plan.py --record FILE   writes the rates of finished jobs, for machines that have none yet
+python workflow/scripts/plan.py [EXPERIMENT]    the plan of one experiment, or of the default target
+python workflow/scripts/plan.py --record FILE   writes the rates of finished jobs, for use where there are none yet
 
 CPU time comes from the benchmarks of earlier runs in results/, else from bench/results/rates.json: seconds per
 unit of work, see workflow/scripts/rates.py.
@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from dmd.config import ConfigError, Configuration, Experiments, load, unknown_experiment  # noqa: E402
 from dmd.config.sections import ImageDataset  # noqa: E402
-from workflow.scripts.rates import Job, Rates, group, job_of, measured_rates, network_calls, num_images, work  # noqa: E402
+from workflow.scripts.rates import Job, Rates, job_of, measured_rates, network_calls, num_images, rate_owner, work  # noqa: E402
 
 SHARD_RULES = ("pairs", "sample")  # rules that make shards
 
@@ -47,10 +47,10 @@ def main() -> None:
             away, line = stored(experiments, jobs, config)
             print(table(experiments, [job for job in jobs if job not in away], rates, sizes) + line, flush=True)
             if parsed.experiment is not None and any(job.rule == "distill" for job in jobs):
-                from workflow.scripts import memory  # torch, which the table does without
+                from workflow.scripts import memory  # imports torch, which the table does not need
 
                 print("\n".join(memory.plan(experiments, parsed.experiment)), flush=True)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough; python would flush once more at its end
+    except BrokenPipeError:  # the reader, such as `head`, closed the pipe; Python would flush stdout again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -86,12 +86,12 @@ def stored(experiments: Experiments, jobs: list[Job], config: Configuration) -> 
     except ValueError as error:
         return set(), f"\nThe storage could not be asked for blocks of pairs: {error}"
     away = {job for job, size in zip(blocks, sizes, strict=True) if size is not None}
-    line = f"\n{len(away)} blocks of pairs lie in {place.prefix} and are not counted: a job each takes them,"
-    return away, f"{line} unless they were made from another teacher or by other numbers." if away else ""
+    line = f"\n{len(away)} blocks of pairs are in {place.prefix} and are not counted: their jobs only take them,"
+    return away, f"{line} unless they were made from another teacher or spec." if away else ""
 
 
 def disk(experiments: Experiments, job: Job) -> int | None:
-    """Bytes of the shards of a job, None where nothing says yet how large the images are."""
+    """Bytes of the shards of a job; None if the size of the images is unknown yet."""
     if job.rule not in SHARD_RULES:
         return 0
     extents = image_size(experiments, job.experiment)
@@ -101,7 +101,7 @@ def disk(experiments: Experiments, job: Job) -> int | None:
 def shard_bytes(experiments: Experiments, job: Job, values: int, text: int) -> int:
     """Bytes of the shards of a job: per member a tar header, an npy header and the data, in blocks of 512.
 
-    values, text: how many numbers an image has, and its text states.
+    values, text: numbers of values of an image and of its text states.
     """
     half = getattr(experiments.section(job.experiment, job.rule), "dtype", "float32") == "float16"
     members = [8, values * (2 if half else 4)]  # label, image
@@ -112,9 +112,9 @@ def shard_bytes(experiments: Experiments, job: Job, values: int, text: int) -> i
 
 
 def image_size(experiments: Experiments, experiment: str) -> tuple[int, int] | None:
-    """Numbers in one image and in its text states, from the teacher's file, else from the dataset; None if neither is.
+    """Values in an image and in its text states, from the teacher's file or the dataset; None if neither exists.
 
-    A teacher of text that is not imported yet is taken for a Stable Diffusion v1: latents (4, 64, 64), text (77, 768).
+    A teacher of text that is not imported yet counts as Stable Diffusion v1: latents (4, 64, 64), text (77, 768).
     """
     path = Path("results", experiments.path(experiment, "teacher"))
     if path.is_file():
@@ -141,7 +141,7 @@ def table(experiments: Experiments, jobs: list[Job], rates: Rates, sizes: Mappin
         calls = sum(network_calls(experiments, job) for job in chosen)
         seconds, missing = 0.0, False
         for job in chosen:
-            name = group(experiments, job.experiment) if job.experiment else ""
+            name = rate_owner(experiments, job.experiment) if job.experiment else ""
             rate = rates.get(name, {}).get(job.rule, known.get(name, {}).get(job.rule))
             seconds += (rate or 0.0) * (work(experiments, job) if job.experiment else 1)
             missing |= rate is None and bool(job.experiment)
@@ -153,9 +153,9 @@ def table(experiments: Experiments, jobs: list[Job], rates: Rates, sizes: Mappin
         "Network calls are images times calls. CPU time is of one core; disk is that of shards and fetched files."
     )
     lines.append(
-        "unknown, >=: nothing is known of some jobs: no earlier run, no rate in bench/results/rates.json, no size."
+        "unknown, >=: some jobs have no rate (no earlier run, none in bench/results/rates.json) or no known size."
     )
-    return "\n".join(lines if jobs else ["Nothing is to be done."])
+    return "\n".join(lines if jobs else ["There is nothing to do."])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Lists, or with --delete removes, what lies in results/ and no experiment owns.
+"""Lists files in results/ that no experiment owns; --delete removes them.
 
 Such files are left behind by an experiment that was removed or renamed, by fewer pairs or samples than before, or by
-a change that made two experiments share an artifact. Refuses while a stage is writing: what it writes has no owner
-yet.
+a change that made two experiments share an artifact. Refuses to run while a stage is writing, whose temporary files
+have no owner.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def unowned(results: Path, config: Configuration) -> list[Path]:
                 continue
             owner = experiments.owner(experiment, rule)
             owned.update(files_of(experiments, experiment, rule, owner))
-            scratch.update(f"{owner}/distill/{name}" for name in SCRATCH if rule == "distill")
+            scratch.update(f"{owner}/{rule}/{name}" for name in SCRATCH if rule in ("teacher", "distill"))
     return [
         path
         for path in sorted(results.rglob("*"))
@@ -76,7 +76,7 @@ def files_of(experiments: Experiments, experiment: str, rule: str, owner: str) -
             yield from (f"{owner}/{tars.format(shard=shard)}" for shard in range(blocks[-1][1] + 1))
     else:
         yield (first := experiments.path(experiment, rule))
-        if RULES[rule].tars and (listed := Path("results", first)).exists():  # how many there are, the first says
+        if RULES[rule].tars and (listed := Path("results", first)).exists():  # the manifest lists them
             yield from (str(Path(first).parent / shard.path.name) for shard in manifest.read(listed).shards)
     yield from (f"{owner}/{name}" for name in RULES[rule].files[1:])
     for job in jobs:

@@ -1,4 +1,4 @@
-"""What a job takes: its units of work, and CPU seconds per unit as finished jobs in results/ took them."""
+"""Units of work of a job, and CPU seconds per unit, measured on finished jobs in results/."""
 
 from __future__ import annotations
 
@@ -40,38 +40,45 @@ def job_of(rule: str, path: Path) -> Job:
 
 
 def num_images(experiments: Experiments, job: Job) -> int:
-    """Images of a block."""
+    """Images of a block; 0 for other jobs."""
     if job.block is None or job.rule not in ("pairs", "sample", "features"):
         return 0
-    section = experiments.section(job.experiment, "pairs" if job.rule == "pairs" else "sample")
-    return (job.block[1] - job.block[0] + 1) * int(section.shard_size)
+    return experiments.num_items(job.experiment, job.rule, job.block)
 
 
 def network_calls(experiments: Experiments, job: Job) -> int:
-    """Calls of the network per image, times images: Heun's last step has one, its others two; PNDM's second is two."""
-    if job.rule not in ("pairs", "sample"):
-        return 0
-    solver = experiments.section(job.experiment, job.rule).solver
-    steps = getattr(solver, "steps", 1)
-    calls = {"heun": 2 * steps - 1, "heun-discrete": 2 * steps - 1, "pndm": steps + 1}
-    return num_images(experiments, job) * int(calls.get(solver.name, steps))
+    """Network calls per image, times images, of jobs of pairs and sample."""
+    return num_images(experiments, job) * calls_per_image(experiments, job) if job.rule in ("pairs", "sample") else 0
+
+
+def calls_per_image(experiments: Experiments, job: Job) -> int:
+    """Heun makes 2 steps - 1 calls, PNDM steps + 1, a student those of `sample.calls`."""
+    section = experiments.section(job.experiment, job.rule)
+    if section.solver.name == "student":
+        method = experiments.section(job.experiment, "distill").method
+        return int(section.calls or method.final_calls())
+    steps = int(section.solver.steps)
+    return {"heun": 2 * steps - 1, "heun-discrete": 2 * steps - 1, "pndm": steps + 1}.get(section.solver.name, steps)
 
 
 def work(experiments: Experiments, job: Job) -> int:
-    """Units of work of a job: updates (teacher), passes of a network over a batch, one with its gradient counted 3
-    (distill), network calls on an image (pairs, sample), images (features), or 1 (all others)."""
+    """Units of work of a job.
+
+    Updates (teacher), passes of a network over a batch, where one with its backward pass counts 3 (distill), network
+    calls on an image (pairs, sample), images (features), or 1 (all others).
+    """
     if job.rule == "teacher":
         training = experiments.training(job.experiment, "teacher")
         return sum(phase.updates for phase in training.method.phases) if training else 1
     if job.rule == "distill":
-        from workflow.scripts import memory, stand_in  # torch, which nothing else here needs
+        from workflow.scripts import memory, stand_in  # imports torch, which nothing else here needs
 
         return stand_in.batch_passes(memory.section(experiments, job.experiment))
     return network_calls(experiments, job) or num_images(experiments, job) or 1
 
 
-def group(experiments: Experiments, experiment: str) -> str:
-    """The experiment whose rates hold for another: the owner of its teacher, since the network decides the time."""
+def rate_owner(experiments: Experiments, experiment: str) -> str:
+    """The experiment whose rates apply: the owner of the teacher, whose network determines the time."""
     return experiments.owner(experiment, "teacher") if experiments.has(experiment, "teacher") else experiment
 
 
@@ -82,7 +89,7 @@ def measured_rates(experiments: Experiments) -> Rates:
         with open(path, newline="") as stream:
             row: dict[str, Any] = next(csv.DictReader(stream, delimiter="\t"), {})
         seconds = next((float(row[key]) for key in ("cpu_time", "s") if _is_number(row.get(key))), 0.0)
-        total = sums[group(experiments, job.experiment), job.rule]
+        total = sums[rate_owner(experiments, job.experiment), job.rule]
         total[0] += seconds
         total[1] += work(experiments, job)
     rates: Rates = defaultdict(dict)

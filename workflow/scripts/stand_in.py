@@ -1,7 +1,7 @@
-"""Trainings before their files are there: networks of random weights or of none, and rows of zeros, to be measured.
+"""Stand-ins for a distillation whose files do not exist yet, from which `dmd.train.measured_update` measures its cost.
 
-`dmd.train.measured_update` measures both: memory of a distillation on tensors without memory, and its passes on a
-network of a few weights, since they do not depend on the architecture.
+Memory is measured on fake tensors in the real architecture; passes are counted on a network of a few weights, since
+their number does not depend on the architecture. Streams yield zeros.
 """
 
 from __future__ import annotations
@@ -44,31 +44,31 @@ SIGMA_MAX = 80.0
 
 @dataclass(frozen=True)
 class Zeros:
-    """A stream of zeros, without classes or with text states of a width."""
+    """A stream of zeros, with text states of `text_width`, or without labels if that is 0."""
 
     shape: tuple[int, ...]
     text_width: int
 
     def rows(self, part: Part, position: int, mine: slice, random: torch.Generator) -> Rows:
-        """As `dmd.train.data.Stream`."""
+        """Rows of zeros; see `dmd.train.data.Stream`."""
         num = mine.stop - mine.start
         label = torch.zeros(num, TEXT_LENGTH, self.text_width) if self.text_width else torch.full((num,), -1)
         return {"noise": torch.zeros(num, *self.shape), "image": torch.zeros(num, *self.shape), "label": label}
 
 
 def passes(distill: Distill) -> list[MeasuredStep]:
-    """Every kind of step of a distillation, with its passes; memory in it is that of a network of a few weights."""
+    """Every kind of step of a distillation with its passes; its memory figures are those of a tiny network."""
     plain = distill.model_copy(update={"adapter": None, "compute": type(distill.compute)()})
     return measured_steps(*_trainer(plain, SMALL))
 
 
 def image_passes(distill: Distill) -> int:
-    """Passes of a network over one image in a whole distillation; one whose gradient is taken counts 3."""
+    """Passes of a network over one image in a whole distillation; one with its backward pass counts 3."""
     return sum(total_passes(passes(distill)).values())
 
 
 def batch_passes(distill: Distill) -> int:
-    """The same over a batch as large as the largest."""
+    """Passes as in `image_passes`, over a batch of the largest size that occurs."""
     steps = passes(distill)
     largest = max(part.size for each in steps for part in each.parts.values())
     return round(sum(total_passes(steps).values()) / largest)
@@ -79,7 +79,7 @@ def needed(network: Mapping[str, Any], distill: Distill, codecs: tuple[str, ...]
 
     Args:
         network: of all denoisers.
-        codecs: what latents are decoded with for the distance of images: arguments of `Codec` in canonical JSON.
+        codecs: arguments, in canonical JSON, of each `Codec` that decodes latents for the image distance.
     """
     trainer, steps = _measured(canonical_json(network), _memory_of(distill).model_dump_json())
     split = BatchSplit(0, distill.processes, distill.compute.micro_batch_size)
@@ -95,7 +95,7 @@ def needed(network: Mapping[str, Any], distill: Distill, codecs: tuple[str, ...]
 
 
 def _memory_of(distill: Distill) -> Distill:
-    """What decides the memory of passes: the phases that differ in their steps, in precision and checkpoints."""
+    """The keys that determine the memory of passes: phases with different steps, precision, gradient checkpointing."""
     kept = {name: getattr(distill.compute, name) for name in ("dtype", "gradient_checkpointing")}
     method, told = distill.method, dict[tuple[object, ...], PlannedPhase]()
     plan = Plan(method.plan()[0])
@@ -113,13 +113,13 @@ def _memory_of(distill: Distill) -> Distill:
 
 
 def _sized(step: Step) -> Step:
-    """A step that does not say which rows of a stream it takes."""
+    """A step without `among`, which does not affect memory."""
     return replace(step, parts=tuple(replace(part, among=None) for part in step.parts))
 
 
 @cache
 def _measured(network: str, distill: str) -> tuple[Trainer, list[MeasuredStep]]:
-    """A distillation on tensors without memory, both in JSON."""
+    """A trainer on fake tensors, and its measured steps; arguments are JSON, so that results can be cached."""
     with FakeTensorMode(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # of the moving average's copy
         trainer, streams = _trainer(Distill.model_validate_json(distill), json.loads(network))
@@ -127,8 +127,8 @@ def _measured(network: str, distill: str) -> tuple[Trainer, list[MeasuredStep]]:
 
 
 def _trainer(distill: Distill, network: Mapping[str, Any]) -> tuple[Trainer, dict[str, Stream]]:
-    """The method at work on networks of one architecture, and streams of zeros."""
-    training = distill.model_copy(update={"method": _untabled(distill.method)})
+    """A trainer of the method on networks of one architecture, and streams of zeros."""
+    training = distill.model_copy(update={"method": _with_karras_levels(distill.method)})
     compute = cast(Compute, distill.compute.model_dump())
     first = _denoiser(network, compute)
     built: Any = first.network
@@ -146,13 +146,13 @@ def _trainer(distill: Distill, network: Mapping[str, Any]) -> tuple[Trainer, dic
 
 
 def _modules(training: Distill, network: Mapping[str, Any], first: Denoiser, facts: Facts) -> dict[str, nn.Module]:
-    """Networks by role, not guided yet; with adapters one carries those of all that change."""
+    """Networks by role, without guidance; with adapters, one network carries those of all changing roles."""
     compute, roles = cast(Compute, training.compute.model_dump()), training.method.roles()
     old = [name for name, role in roles.items() if role.source is not Source.NEW]
     made: dict[str, nn.Module] = {}
     if training.adapter is not None:
         changing = [name for name in old if roles[name].mode is not Mode.FROZEN]
-        with torch.device("meta"):  # peft moves its layers to all others, which tensors without memory do not bear
+        with torch.device("meta"):  # peft moves new layers to the device of the others, which fails with fake tensors
             first = _denoiser(network, compute)
             views = add_adapters(first.network, cast(Adapter, training.adapter.model_dump()), changing, seed=0)
         _place_on_cpu(first.network)
@@ -168,7 +168,7 @@ def _modules(training: Distill, network: Mapping[str, Any], first: Denoiser, fac
 
 
 def _place_on_cpu(network: nn.Module) -> None:
-    """Tensors of any content instead of those of device meta."""
+    """Replaces tensors on the meta device by uninitialised ones on the CPU."""
     for module in network.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -185,8 +185,8 @@ def _denoiser(network: Mapping[str, Any], compute: Compute) -> Denoiser:
     return found
 
 
-def _untabled(method: Any) -> Any:
-    """A method whose levels are not the table of a teacher, which is not there."""
+def _with_karras_levels(method: Any) -> Any:
+    """The method with Karras levels in place of those of the teacher's file, which may not exist."""
     if isinstance(method, Dmd) and method.levels.kind == "teacher":
         return method.model_copy(update={"levels": KarrasLevels()})
     return method

@@ -1,7 +1,7 @@
-"""Copies pairs that were made before `storage` was named into it: python workflow/scripts/store.py EXPERIMENT
+"""Copies existing pairs to the configured storage: python workflow/scripts/store.py EXPERIMENT
 
-Nothing is made anew. With `keep: false` shards then leave results/. What the storage has already is not sent again, and
-what it has of another origin is not replaced.
+For pairs made before `storage` was configured; makes no new ones. With `keep: false` it removes the shards from
+results/. Files that the storage already has are not uploaded again; different files of the same name are not replaced.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> None:
     try:
         config = load()
         if config.storage is None:
-            raise ValueError("storage: null; name a prefix in config.yaml")
+            raise ValueError("storage is null: set storage.prefix in config.yaml")
         storage = Storage(config.storage.settings("results"), log=lambda line: print(line, file=sys.stderr))
         experiments = Experiments(config)
         for block in experiments.blocks(parsed.experiment, "pairs"):
@@ -40,9 +40,9 @@ def main() -> None:
 
 
 def store(storage: Storage, path: Path) -> None:
-    """Copies a block file, or a manifest, and the shards that it lists and that are here; drops those not kept."""
+    """Copies a block file or manifest and its local shards; without `storage.keep`, then removes these shards."""
     if not path.is_file():
-        raise ValueError(f"{path} is missing: run snakemake for it first, which stores it as well")
+        raise ValueError(f"{path} is missing: run snakemake for it, which also stores it")
     with record.exclusive(path):
         here = [file.path for file in manifest.read(path).shards if file.path.is_file()]
         for each in [*here, path]:

@@ -1,4 +1,4 @@
-"""The distance of latents: a distance of the images that they decode to."""
+"""A distance between latents: an image distance between their decoded images."""
 
 import torch
 
@@ -10,7 +10,7 @@ CHUNKS = {"full": 1, "tiny": 4}  # latents decoded at once, by kind of codec: im
 
 
 class DecodedDistance(Chunked):
-    """The distance of decoded latents (Yin et al. 2023, appendix B: LPIPS of decoded latents).
+    """An image distance between decoded latents, such as LPIPS in Yin et al. 2023, appendix B.
 
     The gradient goes through the decoder to the generated latents; reference latents are decoded without gradient.
 
@@ -25,7 +25,7 @@ class DecodedDistance(Chunked):
 
     @property
     def chunk(self) -> int:
-        """Latents decoded at once."""
+        """Number of latents decoded at a time."""
         return CHUNKS[self.codec.kind]
 
     def total(self, image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

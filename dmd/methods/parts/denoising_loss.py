@@ -1,4 +1,4 @@
-"""The denoising loss of teachers and fake denoisers."""
+"""The weighted squared error of x0 estimates, which several methods minimise."""
 
 import torch
 
@@ -9,7 +9,7 @@ def denoising_loss(denoised: torch.Tensor, image: torch.Tensor, *, weight: torch
     Args:
         denoised: D(image + sigma * noise; sigma), shape (B, C, H, W).
         image: clean images, same shape.
-        weight: of each sample, (B,): `Denoiser.loss_weight` of its noise level.
+        weight: of each sample, (B,), such as `Denoiser.loss_weight` of its noise level.
 
     Raises:
         ValueError: the shapes differ.

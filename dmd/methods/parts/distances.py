@@ -1,4 +1,4 @@
-"""Distances of the regression loss between generated and reference images."""
+"""Distances between generated and reference images, for the losses of methods."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -28,20 +28,20 @@ def l2_distance(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 
 
 class Chunked(nn.Module, ABC):
-    """A distance, mean over the batch, that has the features of `chunk` images in memory at once.
+    """A distance, mean over the batch, that holds the features of only `chunk` images in memory at a time.
 
-    Features of a whole batch would fill more memory than the networks that are trained: the gradient by `image` is
-    taken in the forward pass, chunk by chunk.
+    The features of a whole batch would take more memory than the trained networks. So the forward pass already
+    computes the gradient with respect to `image`, chunk by chunk.
     """
 
     @property
     @abstractmethod
     def chunk(self) -> int:
-        """Images at once."""
+        """Number of images at a time."""
 
     @abstractmethod
     def total(self, image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        """Sum of the distances of some images, with all that is kept for its gradient in memory."""
+        """Sum of the distances of one chunk of images; all activations for its gradient are in memory."""
 
     def forward(self, image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         """Scalar distance of images (B, C, H, W) in [-1, 1], or latents; ValueError if the shapes differ."""
@@ -49,15 +49,17 @@ class Chunked(nn.Module, ABC):
         values: list[torch.Tensor] = []
         gradients: list[torch.Tensor] = []
         for ours, theirs in zip(image.split(self.chunk), reference.split(self.chunk), strict=True):
-            value, gradient = self._slope(ours.detach(), theirs, wanted=torch.is_grad_enabled() and image.requires_grad)
+            value, gradient = self._value_and_gradient(
+                ours.detach(), theirs, wanted=torch.is_grad_enabled() and image.requires_grad
+            )
             values.append(value)
             gradients += gradient
         distance = torch.stack(values).sum() / len(image)
-        if gradients:  # the same value, and a graph that knows the gradient
+        if gradients:  # adds 0, whose gradient is the one computed above
             distance = distance + ((image - image.detach()) * torch.cat(gradients)).sum() / len(image)
         return distance
 
-    def _slope(
+    def _value_and_gradient(
         self, image: torch.Tensor, reference: torch.Tensor, *, wanted: bool
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Sum of the distances of some images, and its gradient where it is wanted."""
@@ -82,10 +84,10 @@ class Lpips(Chunked):
             trunk: torchvision's VGG16 state, keys `features.{layer}.weight|bias`.
             heads: the lpips package's state, keys `lin{group}.model.1.weight`.
             pooling: "average" or "max".
-            size: height and width the network sees, pixels.
+            size: height and width of the network's input in pixels.
 
         Raises:
-            ValueError: an unknown pooling, a size below 16, or weights that are not these networks'.
+            ValueError: an unknown pooling, a size below 16, or weights of other networks.
         """
         super().__init__()
         if pooling not in POOLS:
@@ -109,11 +111,11 @@ class Lpips(Chunked):
 
     @property
     def chunk(self) -> int:
-        """CHUNK."""
+        """Number of images at a time, a constant."""
         return CHUNK
 
     def total(self, image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        """Sum of the distances of images (B, 1 or 3, H, W) in [-1, 1], with all its features in memory.
+        """Sum of the distances of images (B, 1 or 3, H, W) in [-1, 1]; all their features are in memory.
 
         The package's own sum needs 1.6 times the memory: it holds the features of all layers of both images at once.
         """
@@ -146,16 +148,16 @@ def lpips_shapes() -> tuple[dict[str, torch.Size], dict[str, torch.Size]]:
 
 
 def _empty_network() -> Any:
-    """The package's network on VGG16: frozen, in evaluation mode, its weights without numbers."""
+    """The package's network on VGG16: frozen, in evaluation mode, on the meta device."""
     torchvision_operators.ensure()
     import lpips
 
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")  # names an argument of old
+        warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")  # about a deprecated argument
         return lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False).requires_grad_(False)
 
 
 def _weight_names(network: Any) -> dict[str, str]:
-    """Names of weights in their files by those in the network, `net.slice3.10.bias`: `features.10.bias`."""
+    """Names of weights in the files by their names in the network: `net.slice3.10.bias` -> `features.10.bias`."""
     trunk = {f"net.{name}": f"features.{name.partition('.')[2]}" for name in network.net.state_dict()}
     return trunk | {name: name for name in (f"lin{group}.model.1.weight" for group in range(len(network.lins)))}

@@ -11,14 +11,14 @@ def noise_levels(levels: KarrasLevels | TeacherLevels, teacher: object) -> tuple
     """Alpha, and sigma = sigma_t / alpha in ascending order, of each level.
 
     Args:
-        levels: EDM's levels, where alpha is 1, or the table that a teacher with discrete time was trained on.
+        levels: section for EDM's levels, where alpha is 1, or for the table of noise levels that the teacher has.
         teacher: the denoiser that has this table.
 
     Returns:
         float32 (T,), (T,) on the CPU.
 
     Raises:
-        ValueError: kind teacher, and the teacher has no table, or one too short for max_index.
+        ValueError: the kind is teacher, but the teacher has no table, or a table too short for max_index.
     """
     if isinstance(levels, KarrasLevels):
         ends = {"sigma_min": levels.sigma_min, "sigma_max": levels.sigma_max, "rho": levels.rho}

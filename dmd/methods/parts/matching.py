@@ -18,11 +18,11 @@ def matching_gradient(
     weighting: str = "eq8",
     alpha_factor: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Direction that moves generated images from the fake distribution to the real one, per image.
+    """Gradient whose descent moves generated images from the fake distribution to the real one, per image.
 
     Eq. 7 is w_t alpha_t (s_fake - s_real), with s = (alpha_t mu - x_t) / sigma_t^2, that is
     w_t alpha_t^2 / sigma_t^2 (fake_x0 - real_x0). The weight w_t is
-    "eq8": sigma^2/alpha over the mean of |image - real_x0| per sample (Eq. 8, floored at 1e-6);
+    "eq8": sigma^2/alpha divided by the mean of |image - real_x0| per sample (Eq. 8), clamped to at least 1e-6;
     "sigma/alpha" and "sigma3/alpha": the alternatives of Table 2; "sigma2/alpha": Eq. 8 without its normaliser,
     the exact KL gradient at that noise level times sigma^2/alpha.
     The official code leaves one factor alpha_t out; `alpha_factor` keeps it, as the paper writes it. For EDM

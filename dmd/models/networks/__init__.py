@@ -24,9 +24,10 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
     """Network with random weights, drawn from torch's global generator.
 
     Args:
-        architecture: `kind` is adm, ddpmpp or ncsnpp (the other keys are those of dmd.models.networks.unet.Shape)
-            or mlp (those of dmd.models.networks.mlp.MLP) or unet2d, unet2d-condition, sd3 (`config`, that of diffusers'
-            UNet2DModel, UNet2DConditionModel, SD3Transformer2DModel).
+        architecture: `kind`, and keys that depend on it: for adm, ddpmpp and ncsnpp the fields of
+            dmd.models.networks.unet.Shape; for mlp the arguments of dmd.models.networks.mlp.MLP; for unet2d,
+            unet2d-condition and sd3 `config`, the arguments of diffusers' UNet2DModel, UNet2DConditionModel or
+            SD3Transformer2DModel.
 
     Returns:
         Module: image (B, C, R, R), noise_condition (B,) float32, label (B,) int64 or, for unet2d-condition and sd3,

@@ -16,13 +16,13 @@ class Family:
 
     Attributes:
         eps: of every GroupNorm.
-        gain: factor after each residual sum.
+        gain: factor on each residual sum.
         scale_shift: the embedding scales and shifts after norm1, instead of shifting before it.
         resampling_skip: blocks that resample have a 1x1 skip convolution even at equal channel counts.
         head_channels: channels per attention head; 0 means one head.
         wide_stem: the stem has width * multipliers[0] channels, instead of width.
         late_label: the label joins after the embedding MLP, without bias, instead of before it.
-        decoder_attention: every decoder block of an attention level attends, instead of the last one.
+        decoder_attention: every decoder block of an attention level has self-attention, instead of only the last.
         fourier: random Fourier noise features (their frequencies are saved), instead of fixed ones.
         binomial: 1, 3, 3, 1 resampling filter and a residual image branch, instead of 2x2 means.
     """
@@ -79,7 +79,7 @@ def num_heads(channels: int, head_channels: int) -> int:
 
 
 class Block(nn.Module):
-    """Residual block: norm, SiLU, resample, convolve; condition; convolve; add; then attend.
+    """Residual block: norm, SiLU, resample, convolve; condition; convolve; add; then self-attention.
 
     Args:
         in_channels, out_channels: of the image.
@@ -114,7 +114,7 @@ class Block(nn.Module):
         self.resample: nn.Module | None = None
         if resample:
             self.resample = Binomial(resample) if family.binomial else Box(resample)
-        self.skip_first = resample == "up" and not family.binomial  # the same result from a quarter of the pixels
+        self.skip_first = resample == "up" and not family.binomial  # same result: a 1x1 filter on fewer pixels
         self.heads = num_heads(out_channels, family.head_channels) if attention else 0
         if attention:
             self.norm2 = group_norm(out_channels, family.eps)
@@ -140,7 +140,7 @@ class Block(nn.Module):
         return self._sum(self._attend(hidden), hidden) if self.heads else hidden
 
     def _sum(self, branch: Tensor, trunk: Tensor) -> Tensor:
-        """(branch + trunk) * gain, written into the branch: a convolution's backward pass does not need its output."""
+        """(branch + trunk) * gain, written into `branch`, a convolution's output, which no backward pass needs."""
         branch = branch.add_(trunk)
         return branch if self.family.gain == 1.0 else branch.mul_(self.family.gain)
 
@@ -152,7 +152,7 @@ class Block(nn.Module):
     def _attend(self, image: Tensor) -> Tensor:
         """Self-attention over pixels; channels of qkv are ordered (head, channel in head, q | k | v).
 
-        The fused kernels, which need contiguous rows, hold the softmax in float32 whatever the inputs are.
+        The fused kernels need contiguous rows; they compute the softmax in float32 for inputs of any dtype.
         """
         batch, channels, height, width = image.shape
         qkv = self.qkv(self.norm2(image)).reshape(batch, self.heads, channels // self.heads, 3, height * width)

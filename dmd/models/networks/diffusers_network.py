@@ -1,4 +1,4 @@
-"""The base class of networks that have one of diffusers' networks inside."""
+"""The base class of networks that wrap one of diffusers' networks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ class DiffusersNetwork(Recomputing, nn.Module):
 
     Attributes:
         kind: the network's name in artifacts, for messages.
-        attribute: the attribute of a subclass with diffusers' network; names of weights begin with it.
+        attribute: name of the attribute that holds diffusers' network; names of weights begin with it.
         channels, resolution: of its square images.
     """
 
@@ -57,8 +57,8 @@ class DiffusersNetwork(Recomputing, nn.Module):
         except (TypeError, ValueError, NotImplementedError) as error:
             raise ValueError(f"network {self.kind}: {error}") from error
 
-    def set_extent(self, variances: Sequence[int] = (1,)) -> None:
-        """Sets channels and resolution; `variances` are the allowed ratios of output to input channels.
+    def set_extent(self, output_ratios: Sequence[int] = (1,)) -> None:
+        """Sets channels and resolution; `output_ratios` are the allowed ratios of output to input channels.
 
         Raises:
             ValueError: images that are not square, or another number of output channels.
@@ -69,7 +69,7 @@ class DiffusersNetwork(Recomputing, nn.Module):
         if len(sides) != 1:
             raise ValueError(f"network {self.kind}: sample_size {size!r} is not the side of a square image")
         self.resolution, self.channels = sides.pop(), full["in_channels"]
-        if full["out_channels"] not in [ratio * self.channels for ratio in variances]:
+        if full["out_channels"] not in [ratio * self.channels for ratio in output_ratios]:
             raise ValueError(
                 f"network {self.kind}: {full['out_channels']} output channels for {self.channels} of the image"
             )

@@ -11,9 +11,9 @@ class NoiseFeatures(nn.Module):
     """Sines and cosines of the noise condition.
 
     Args:
-        freqs: angular frequencies, shape (K,).
-        sine_first: sines before cosines, or after.
-        saved: whether the frequencies belong to the state dict (they were drawn at random).
+        freqs: frequencies, shape (K,): angular ones, unless `saved`.
+        sine_first: whether sines stand before cosines.
+        saved: for random frequencies: they belong to the state dict, and are multiplied by 2 pi.
     """
 
     freqs: Tensor
@@ -61,7 +61,7 @@ def one_hot(label: Tensor, num_classes: int) -> Tensor:
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm in the precision of its input, statistics in float32.
+    """GroupNorm that computes in the precision of its input, with statistics in float32.
 
     torch's autocast would cast bfloat16 images to float32 here and save both copies for the backward pass: 10 bytes per
     value instead of 6.
@@ -108,7 +108,7 @@ class Binomial(nn.Module):
 
     Args:
         direction: "up" or "down".
-        padding: zeros on each side; 0 for an image that brings its own border.
+        padding: zeros added on each side; 0 if the image already has a border.
     """
 
     taps: Tensor
@@ -141,9 +141,9 @@ class ResidualDown(nn.Conv2d):
 
 
 def initialise(network: nn.Module, *, zero: tuple[str, ...]) -> None:
-    """Glorot-uniform weights and zero biases; layers whose last name is in `zero` start at zero.
+    """Sets Glorot-uniform weights and zero biases; layers whose name ends with one of `zero` get zero weights.
 
-    The scheme of Ho et al. 2020 and Song et al. 2021: a residual branch starts as the identity.
+    The scheme of Ho et al. 2020 and Song et al. 2021: each residual branch adds 0 at first.
     """
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):

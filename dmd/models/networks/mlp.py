@@ -10,7 +10,7 @@ _NUM_FREQUENCIES = 16
 
 
 class MLP(nn.Module):
-    """SiLU network on the flattened input beside sines and cosines of the noise condition.
+    """Fully connected SiLU network on the flattened image and sines and cosines of the noise condition.
 
     The label enters as a learned vector added to the first hidden layer; the last layer starts at zero.
 

@@ -1,4 +1,4 @@
-"""Architectures of released networks, for `build`: EDM (Karras et al. 2022), Stable Diffusion 1.5."""
+"""Released networks: EDM (Karras et al. 2022) and Stable Diffusion 1.5 for `build`; its autoencoder, text encoder."""
 
 from typing import Any
 

@@ -20,6 +20,6 @@ class Recomputing:
     contexts: Contexts | None = None
 
     def recompute(self, block: Callable[..., Any], *inputs: Any, random: bool = True) -> Any:
-        """`block(*inputs)`, of which only the inputs are saved; `random`: whether the block draws random numbers."""
+        """The result of `block(*inputs)`, saving only the inputs; `random`: whether the block draws random numbers."""
         options: dict[str, Any] = {} if self.contexts is None else {"context_fn": self.contexts}
         return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=random, **options)

@@ -1,4 +1,4 @@
-"""diffusers' SD3Transformer2DModel, the flow-matching transformer of Stable Diffusion 3, as one of our networks."""
+"""diffusers' SD3Transformer2DModel, the transformer of Stable Diffusion 3 (flow matching), as a network here."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,8 +12,8 @@ from dmd.models.networks.shapes import check_image, check_states
 class SD3(DiffusersNetwork):
     """A transformer over patches of latents, conditioned on text states and one pooled vector of the text.
 
-    Its label is one tensor: text states, and the pooled vector as a last row, both padded with zeros to the larger of
-    their widths.
+    Its label is one tensor: the text states and, as last row, the pooled vector, padded with zeros to the larger of the
+    two widths.
 
     Args:
         config: arguments of SD3Transformer2DModel; those that begin with an underscore are ignored.
@@ -24,7 +24,7 @@ class SD3(DiffusersNetwork):
         num_classes: 0.
 
     Raises:
-        ValueError: arguments that SD3Transformer2DModel does not take or cannot use, or other output channels.
+        ValueError: arguments that SD3Transformer2DModel does not take or cannot use, or unequal numbers of channels.
     """
 
     kind, attribute = "sd3", "transformer"

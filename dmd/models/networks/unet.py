@@ -32,11 +32,10 @@ class Shape:
         width: channels at multiplier 1; the embedding has four times as many.
         multipliers: channels of each level over width; each level halves the resolution.
         blocks: encoder blocks per level; the decoder has one more.
-        attention: resolutions of the levels that attend.
+        attention: resolutions of the levels with self-attention.
         num_classes: 0 for an unconditional network, which ignores labels.
         dropout: probability while training.
-        augment: inputs of the augmentation layer of released files; they are zero in sampling, so the layer has no
-            effect.
+        augment: number of inputs of the augmentation layer in released files; its weights are loaded, but not used.
 
     Raises:
         ValueError: a size is out of range or does not fit the others.

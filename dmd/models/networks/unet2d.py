@@ -1,4 +1,4 @@
-"""diffusers' UNet2DModel as one of our networks."""
+"""diffusers' UNet2DModel as a network of this package."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,8 +19,8 @@ class UNet2D(DiffusersNetwork):
         config: arguments of UNet2DModel; those that begin with an underscore are ignored.
 
     Raises:
-        ValueError: arguments that UNet2DModel does not take or cannot use, no square sample_size, a condition other
-            than a class, or another number of output channels.
+        ValueError: arguments that UNet2DModel does not take or cannot use, a sample_size that is not square, a
+            condition other than a class, or a number of output channels that is not one or two times the input's.
     """
 
     kind, attribute = "unet2d", "unet"
@@ -28,20 +28,20 @@ class UNet2D(DiffusersNetwork):
     def __init__(self, *, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.unet = self.new("UNet2DModel", config, refused=("class_embed_type",))
-        self.set_extent(variances=(1, 2))
+        self.set_extent(output_ratios=(1, 2))
         self.num_classes = self.unet.config["num_class_embeds"] or 0
 
     def forward(self, image: Tensor, noise_condition: Tensor, label: Tensor) -> Tensor:
-        """image (B, C, R, R), noise_condition (B,) float: time, label (B,) int64 -> (B, C, R, R).
+        """image (B, C, R, R), noise_condition (B,) the time, label (B,) int64 -> (B, C, R, R).
 
         Raises:
-            ValueError: the image has another shape, or a label is not one of the classes: -1 is none of them.
+            ValueError: the image has another shape, or a label is not one of the classes; -1 is refused, too.
         """
         check_image(self, image)
         classes = None
         if self.num_classes:
             classes = self._check_classes(label)
-        # time stays real, since it may lie between two levels
+        # time is not rounded to an integer, since it may lie between two levels
         return self.unet(image, noise_condition.float(), class_labels=classes).sample[:, : self.channels]
 
     def _check_classes(self, label: Tensor) -> Tensor:

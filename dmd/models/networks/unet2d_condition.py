@@ -1,4 +1,4 @@
-"""diffusers' UNet2DConditionModel, the network of Stable Diffusion, as one of our networks."""
+"""diffusers' UNet2DConditionModel, the network of Stable Diffusion, as a network of this package."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,8 +23,8 @@ class UNet2DCondition(DiffusersNetwork):
         num_classes: 0.
 
     Raises:
-        ValueError: arguments that UNet2DConditionModel does not take or cannot use, no square sample_size, a condition
-            besides text, or other output than input channels.
+        ValueError: arguments that UNet2DConditionModel does not take or cannot use, a sample_size that is not square, a
+            condition besides text, or unequal numbers of input and output channels.
     """
 
     kind, attribute = "unet2d-condition", "unet"
@@ -39,12 +39,12 @@ class UNet2DCondition(DiffusersNetwork):
             raise ValueError(f"network {self.kind}: cross_attention_dim {self.text_width!r} is no single width")
 
     def forward(self, image: Tensor, noise_condition: Tensor, label: Tensor) -> Tensor:
-        """image (B, C, R, R), noise_condition (B,) float: time, label float (B, L, E): text states -> (B, C, R, R).
+        """image (B, C, R, R), noise_condition (B,) the time, label (B, L, E) float text states -> (B, C, R, R).
 
         Raises:
             ValueError: image or text states have another shape.
         """
         check_image(self, image)
         check_states(self, label)
-        # time stays real, since it may lie between two levels
+        # time is not rounded to an integer, since it may lie between two levels
         return self.unet(image, noise_condition.float(), encoder_hidden_states=label).sample
