@@ -9,6 +9,8 @@ from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+from dmd.jobs import job
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OWN = {"dmd", "workflow", "bench", "tests"}
@@ -79,6 +81,10 @@ def test_extras_are_imported_only_inside_the_functions_that_need_them():
         at_once = (each for each in tree.body if isinstance(each, ast.Import | ast.ImportFrom))
         outer = third_party(module for each in at_once for module in imported(each))
         assert not outer & OPTIONAL, path
+
+
+def test_message_about_a_missing_package_names_its_extra():
+    assert {name: extra for extra in EXTRAS if extra not in ("dev", "slurm") for name in EXTRAS[extra]} == job.EXTRAS
 
 
 def test_extra_dev_is_what_tests_and_benches_import_beside_them():

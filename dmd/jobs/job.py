@@ -19,6 +19,15 @@ from dmd.config.section_base import Section
 from dmd.jobs import command_line, garbage_collection, gpu_locks, job_status, processes, reporting, signals, slurm
 from dmd.provenance import memory_limit
 
+EXTRAS = {  # package of an extra in pyproject.toml -> the extra
+    "peft": "text",
+    "transformers": "text",
+    "onnx": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
+    "torchao": "8bit",
+    "tensorboard": "tensorboard",
+}
 REFUSALS = ("can't allocate memory", "cannot allocate memory", "bad_alloc", "failed to map", "can't start new thread")
 _log = logging.getLogger("dmd")
 
@@ -61,6 +70,12 @@ def main(run: Callable[..., None], *sections: type[Section]) -> None:
         sys.exit(signals.exit_status())
     except (ValueError, OSError) as error:
         _fail(error, log)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        extra = f"pip install '.[{EXTRAS[package]}]' -c envs/requirements.txt"
+        _fail(ValueError(f"package {package} is not installed: in the folder of this project run {extra}"), log)
     except torch.OutOfMemoryError as error:
         what = str(error).splitlines()[0]
         _fail(

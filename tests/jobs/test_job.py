@@ -115,6 +115,15 @@ def test_an_error_is_one_line_on_screen_and_a_traceback_in_the_log(monkeypatch, 
     assert "Traceback" in log.read_text() and f"error: {error}" in log.read_text()
 
 
+def test_a_missing_package_is_one_line_that_names_its_extra(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        call(monkeypatch, *spec(), error=ModuleNotFoundError("No module named 'peft.tuners'", name="peft.tuners"))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "error: package peft is not installed: " in line and "pip install '.[text]' -c envs" in line
+    with pytest.raises(ModuleNotFoundError):
+        call(monkeypatch, *spec(), error=ModuleNotFoundError("No module named 'dmd.job'", name="dmd.job"))
+
+
 def test_a_log_that_cannot_be_opened_is_one_line_before_any_work(monkeypatch, tmp_path):
     (tmp_path / "logs").write_text("no folder")
     with pytest.raises(SystemExit, match=f"error: cannot write the log {tmp_path}/logs/reporting.log: "):

@@ -36,10 +36,11 @@ def test_shares_of_all_parts_make_up_the_whole(parts, tmp_path, dtype):
         assert each["shares"]["denoiser"] == max(each["shares"].values())  # five guided passes
 
 
-def test_generator_of_pixels_is_all_there_is(distilled_folder, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_generator_of_pixels_is_all_there_is(distilled_folder, tmp_path, dtype):
     output = tmp_path / "latency.json"
     generator = distilled_folder / "generator.safetensors"
-    latency.run(denoiser=generator, output=output, solver={"name": "student"}, dtype="float32", **SPEC)
+    latency.run(denoiser=generator, output=output, solver={"name": "student"}, dtype=dtype, **SPEC)
     found = json.loads(output.read_text())
     assert found["batches"][0]["shares"] == {"denoiser": 1.0} and found["network_calls"] == 1
 

@@ -52,7 +52,7 @@ class MLP(nn.Module):
             ValueError: the image has another shape, or a label is not one of the classes.
         """
         check_image(self, image)
-        hidden = self.first(torch.cat([image.flatten(1), self.noise(noise_condition)], dim=1))
+        hidden = self.first(torch.cat([image.flatten(1), self.noise(noise_condition).to(image.dtype)], dim=1))
         if self.label is not None:
-            hidden = hidden + self.label(one_hot(label, self.num_classes))
+            hidden = hidden + self.label(one_hot(label, self.num_classes).to(self.label.weight.dtype))
         return self.last(self.hidden(hidden)).view(image.shape)

@@ -142,9 +142,10 @@ class UNet(Recomputing, nn.Module):
         return self.out_conv(F.silu(self.out_norm(hidden))) if self.family.late_label else hidden
 
     def _embed(self, noise_condition: Tensor, label: Tensor) -> Tensor:
-        """Noise and label embedding (B, 4 * width), float32 even under autocast."""
-        classes = one_hot(label, self.num_classes) if self.num_classes else None
-        embedding = self.map_noise(noise_condition)
+        """Noise and label embedding (B, 4 * width), in the precision of the weights even under autocast."""
+        dtype = self.map_layer0.weight.dtype
+        classes = one_hot(label, self.num_classes).to(dtype) if self.num_classes else None
+        embedding = self.map_noise(noise_condition).to(dtype)
         if self.map_label is not None and classes is not None and not self.family.late_label:
             embedding = embedding + self.map_label(classes * sqrt(self.num_classes))
         embedding = self.map_layer1(F.silu(self.map_layer0(embedding)))

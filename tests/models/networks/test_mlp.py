@@ -35,6 +35,15 @@ def test_mlp_returns_the_shape_of_its_input(channels: int, resolution: int) -> N
     assert output.dtype == torch.float32
 
 
+def test_mlp_cast_to_half_precision_computes_in_it() -> None:
+    network = randomised(POINTS)
+    image, noise_condition, label = torch.randn(5, 2, 1, 1), torch.randn(5), torch.tensor([-1, 0, 1, 2, 3])
+    expected = network(image, noise_condition, label)
+    found = network.to(torch.float16)(image.half(), noise_condition, label)
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
+
+
 def test_mlp_starts_at_zero_and_learns_through_every_layer() -> None:
     image, label = torch.randn(3, 2, 1, 1), torch.tensor([-1, 0, 3])
     output = build(POINTS)(image, torch.zeros(3), label)

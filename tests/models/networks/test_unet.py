@@ -189,6 +189,17 @@ def test_embedding_stays_float32_while_the_body_runs_in_half_precision() -> None
     assert seen == {"embedding": torch.float32, "body": torch.bfloat16}
 
 
+@pytest.mark.parametrize("kind", ["adm", "ddpmpp", "ncsnpp"])
+def test_network_cast_to_half_precision_computes_in_it(kind: str) -> None:
+    network = randomised(SMALL | {"kind": kind})
+    image, noise_condition, label = batch(3, network)
+    with torch.no_grad():
+        expected = network(image, noise_condition, label)
+        found = network.to(torch.bfloat16)(image.bfloat16(), noise_condition, label)
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - expected).norm() < 0.1 * expected.norm()
+
+
 def test_dropout_acts_only_while_training() -> None:
     network = randomised(SMALL | {"dropout": 0.5})
     inputs = batch(2, network)
