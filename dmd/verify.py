@@ -4,9 +4,9 @@ python -m dmd.verify results             only lists them
 python -m dmd.verify results --delete    removes them; snakemake then makes those that its targets need
 
 Snakemake does not check an intermediate file if the final one exists; this command compares every artifact with the
-record beside it. An artifact without a record counts as damaged. Other files are left alone, and so is an undamaged
-artifact whose input was made again, since Snakemake remakes it. Exit status: 0: no damage; 1: damage was found (and
-removed, with --delete); 2: the check itself could not be completed.
+record beside it. An artifact without a record counts as damaged, unless it is a table or picture. Other files are left
+alone, and so is an undamaged artifact whose input was made again, since Snakemake remakes it. Exit status: 0: no
+damage; 1: damage was found (and removed, with --delete); 2: the check itself could not be completed.
 """
 
 from __future__ import annotations

@@ -165,6 +165,12 @@ def test_every_rule_of_an_experiment_may_ask_for_resources():
     assert set(experiment.Resources.model_fields) == set(ARTIFACTS)
 
 
+def test_slurm_profile_sends_every_rule_that_asks_for_a_gpu_to_the_gpu_partition():
+    profile = read_yaml(ROOT / "profiles" / "slurm" / "config.yaml")["set-resources"]
+    partitions = {name: values.get("slurm_partition") for name, values in profile.items()}
+    assert partitions == {name: "gpu" for name, rule in RULES.items() if rule.computed or rule.gpu}
+
+
 def test_tracked_schema_is_the_generated_one():
     assert schema.PATH.read_text() == schema.text(), "run python -m dmd.config.schema"
 
