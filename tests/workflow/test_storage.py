@@ -64,7 +64,7 @@ def test_pairs_drawn_in_one_folder_are_distilled_in_another(finished: Path, brok
 
     shutil.copytree(finished / "photos", other / "photos")
     shutil.copytree(finished / "results/small/teacher", other / "results/small/teacher")
-    assert "2 blocks of pairs lie in s3://bucket/folder" in script(other, "plan.py", "small")
+    assert "2 blocks of pairs are in s3://bucket/folder" in script(other, "plan.py", "small")
     done = jobs(make(other, "--cores", "2", GENERATOR))
     assert done == Counter(pairs=2, pairs_manifest=1, distill=1)
     assert "2 shards were drawn before" in (other / "results/small/logs/pairs-00000-00001.log").read_text()
