@@ -15,7 +15,7 @@ from dmd.config.experiment import Experiment
 from dmd.config.inheritance import Configuration
 from dmd.config.messages import ConfigError, unknown_experiment
 from dmd.config.reading import Json, unpinned
-from dmd.config.rule_table import RULES, SCORE_RULES, Named, Rule
+from dmd.config.rule_table import RULES, SCORE_RULES, Named
 from dmd.config.sections import DECODERS
 from dmd.config.training import Training
 
@@ -23,7 +23,7 @@ from dmd.config.training import Training
 class Experiments:
     """Look-ups over the experiments of a configuration: sections, specs, and where artifacts are.
 
-    Every method raises ConfigError for an unknown experiment, or one without the section that a rule needs.
+    Methods raise ConfigError for an unknown experiment, or one without the section that a rule needs.
 
     Attributes:
         merged: all experiments by name.
@@ -60,14 +60,16 @@ class Experiments:
 
     def _compute_spec(self, experiment: str, rule: str) -> Json:
         named, row = self._named(experiment), RULES[rule]
-        spec = row.spec(named, self._section_of(named, row))
+        spec = row.spec(named, self._section_of(experiment, rule))
         if row.computed:
             spec |= {"device": named.sections.device, "threads": named.sections.threads}
         return spec
 
-    def _section_of(self, named: Named, rule: Rule) -> Any:
-        assert rule.section is not None, "a rule of no experiment"
-        return named.section(rule.section)
+    def _section_of(self, experiment: str, rule: str) -> Any:
+        """The section that configures a rule."""
+        place = RULES[rule].section
+        assert place is not None, "a rule of no experiment"
+        return self.section(experiment, place)
 
     def has(self, experiment: str, rule: str) -> bool:
         """Whether the experiment has every section that a rule, or a rule upstream, needs."""
@@ -163,9 +165,7 @@ class Experiments:
     def _compute_identity(self, experiment: str, rule: str) -> tuple[Json, list[tuple[str, str]], list[str]]:
         upstream = [(source, self.owner(name, source)) for source, name in self.upstream(experiment, rule)]
         spec = self._spec(experiment, rule)
-        named = self._named(experiment)
-        section = self._section_of(named, RULES[rule])
-        values = [section.model_dump(exclude={"tiny_autoencoder"})]
+        values = [self._section_of(experiment, rule).model_dump(exclude={"tiny_autoencoder"})]
         if rule == "features" and self.has_clip_score(experiment):
             values.append(self.section(experiment, "evaluate.clip").model_dump())
         return spec, upstream, [path for value in values for path in unpinned(value)]
@@ -178,11 +178,11 @@ class Experiments:
     def num_items(self, experiment: str, rule: str, block: tuple[int, int]) -> int:
         """Images, or text states, of a block of a rule."""
         first, last = block
-        return (last - first + 1) * int(self._section_of(self._named(experiment), RULES[rule]).shard_size)
+        return (last - first + 1) * int(self._section_of(experiment, rule).shard_size)
 
     def blocks(self, experiment: str, rule: str) -> list[tuple[int, int]]:
         """First and last shard of each block of `pairs`, `states` or `sample`; blocks do not cross repetitions."""
-        section = self._section_of(self._named(experiment), RULES[rule])
+        section = self._section_of(experiment, rule)
         repetitions = getattr(section, "repetitions", 1)
         num = getattr(section, {"pairs": "num_pairs", "states": "num_states"}.get(rule, "num_samples"))
         shards, per_job = num // section.shard_size, section.shards_per_job

@@ -16,12 +16,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from dmd.config.experiment import Chart, Experiment, File, Input, Storage, Table
-from dmd.config.messages import ConfigError, faults, raise_faults, unknown_experiment
+from dmd.config.messages import TAGS, ConfigError, faults, raise_faults, unknown_experiment
 from dmd.config.methods import Method
 from dmd.config.reading import Json, normalise_paths, read_file, unfit_values, with_digests
 from dmd.config.section_base import SOURCES, UNSET_PATH, Section
 
-SWITCHES = ("kind", "name")
 SEED_STEP = 1_000_000  # samples of training seed N begin at noise seed N * SEED_STEP
 SCORED = ("reference", "sample", "evaluate")  # sections that a table or chart needs of an experiment
 CHARTED = {"pairs": ("pairs",), "figure3": ("dataset",)}  # kind of a chart -> further sections that it needs
@@ -255,7 +254,7 @@ def merge(parent: Any, child: Any) -> Any:
     """`child` over `parent`: mappings merge deeply unless their `kind` or `name` differs; all else is replaced."""
     if not isinstance(parent, dict) or not isinstance(child, dict):
         return child
-    if any(key in parent and key in child and parent[key] != child[key] for key in SWITCHES):
+    if any(key in parent and key in child and parent[key] != child[key] for key in TAGS):
         return child
     inherited = _without_foreign_digest(parent, child)
     return {**inherited, **{key: merge(inherited.get(key), value) for key, value in child.items()}}

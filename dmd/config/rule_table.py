@@ -238,15 +238,15 @@ def _student(experiment: Named) -> Json:
     return {"weights": sample.weights} | ({"calls": sample.calls} if sample.calls is not None else {})
 
 
-def _export(experiment: Named, section: Section) -> Json:
+def _export_onnx(experiment: Named, section: Section) -> Json:
     return {**_student(experiment), "threads": experiment.sections.threads}
 
 
-def _pipeline(experiment: Named, section: Section) -> Json:
+def _export_pipeline(experiment: Named, section: Section) -> Json:
     return {"weights": _student(experiment)["weights"], "experiment": experiment.name}
 
 
-def _lora(experiment: Named, section: Any) -> Json:
+def _export_lora(experiment: Named, section: Any) -> Json:
     if section.adapter is None:
         raise ConfigError(f"{experiment.name}.distill.adapter: null, so there is no adapter to write")
     return {}
@@ -469,7 +469,7 @@ RULES: dict[str, Rule] = {
         "export_onnx",
         1,
         section="distill",
-        spec=_export,
+        spec=_export_onnx,
         files=("export/generator.onnx",),
         shown="export",
         on_request=True,
@@ -480,7 +480,7 @@ RULES: dict[str, Rule] = {
         "export_pipeline",
         1,
         section="distill",
-        spec=_pipeline,
+        spec=_export_pipeline,
         files=("export/pipeline/model_index.json", *(f"export/pipeline/{name}" for name in PIPELINE)),
         shown="export",
         on_request=True,
@@ -490,7 +490,7 @@ RULES: dict[str, Rule] = {
         "export_lora",
         1,
         section="distill",
-        spec=_lora,
+        spec=_export_lora,
         files=("export/pytorch_lora_weights.safetensors",),
         shown="export",
         on_request=True,

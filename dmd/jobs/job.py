@@ -42,7 +42,7 @@ def main(run: Callable[..., None], *sections: type[Section]) -> None:
     """
     garbage_collection.switch_on()
     parser = argparse.ArgumentParser(description=inspect.getdoc(run), formatter_class=argparse.RawTextHelpFormatter)
-    paths, numbers = command_line.parameters(run)
+    paths, spec_parameters = command_line.parameters(run)
     for name, parameter in paths.items():
         number = "*" if command_line.is_list(parameter.annotation) else None
         required = parameter.default is inspect.Parameter.empty
@@ -57,7 +57,7 @@ def main(run: Callable[..., None], *sections: type[Section]) -> None:
     try:
         signals.listen()
         with job_status.refreshed(log if processes.rank() == 0 else None):
-            arguments = command_line.arguments(spec, numbers, sections)
+            arguments = command_line.arguments(spec, spec_parameters, sections)
             _claim_devices(arguments)
             _log.info("%s -m %s %s", sys.executable, _module_name(), shlex.join(sys.argv[1:]))
             begin = time.monotonic()

@@ -49,7 +49,8 @@ def run(
         prompts: prompts of the distillation, for the model card.
         manifest, states: pairs/manifest.parquet or states/manifest.parquet of the distillation, for the model card.
         scores: score files such as fid.json, for the model card.
-        output: export/pipeline/model_index.json; the other files are beside and below it, see `config.rules.PIPELINE`.
+        output: export/pipeline/model_index.json; `dmd.config.rule_table.PIPELINE` lists the other files, which are
+            beside and below it.
         weights: "ema" or "raw".
         experiment: name of the experiment, for the model card.
 
