@@ -295,18 +295,38 @@ class Chart(Section):
 
 
 class Input(Section):
-    """A file to download."""
+    """A file or folder from outside: a run downloads it from `url`, or someone puts it there from `page`."""
 
-    url: str = Field(pattern="^https?://", description="to download from")
-    file: Path = Field(description="to download to; sections refer to it by this path")
+    url: str | None = Field(None, pattern="^https?://", description="to download from; null: someone puts it there")
+    page: str | None = Field(None, pattern="^https?://", description="where a person finds what has no url")
+    file: Path | None = Field(None, description="path of a file; sections refer to it by this path")
+    folder: Path | None = Field(None, description="path of a folder, which has no url")
     sha256: Pinned
-    size: Count | None = Field(None, description="bytes; null = unknown")
+    size: Count | None = Field(
+        None, description="bytes; exact and checked for a download, about for what someone puts there; null = unknown"
+    )
+    about: str = Field("", description="what it is, for the list of missing files")
+    licence: str = Field("", description="for the list of missing files")
+
+    @property
+    def path(self) -> str:
+        """Of the file or folder."""
+        return str(self.file or self.folder)
 
     @model_validator(mode="after")
     def _fits(self) -> Input:
-        if self.file.split("/")[0] == "results":
-            raise ValueError(f"file: {self.file} is in results/, where only the workflow writes")
+        refuse(self._contradictions())
         return self
+
+    def _contradictions(self) -> Iterator[str]:
+        if (self.file is None) == (self.folder is None):
+            yield "lacks one of the keys file and folder" if self.file is None else "folder: stands beside file"
+        elif self.path.split("/")[0] == "results":
+            yield f"{'file' if self.file else 'folder'}: {self.path} is in results/, where only the workflow writes"
+        if self.folder is not None and self.url is not None:
+            yield f"url: {self.url} is one file, which cannot become a folder: name a page"
+        if self.folder is not None and self.sha256 is not None:
+            yield "sha256: stands in the sections that name the folder, not here"
 
 
 class Storage(Section):
@@ -363,5 +383,6 @@ class File(Section):
         """Inputs that name the same file."""
         owners: dict[str, str] = {}
         for name, entry in self.inputs.items():
-            if (other := owners.setdefault(entry.file, name)) != name:
-                yield f"inputs.{name}.file: {entry.file} is also the file of inputs.{other}"
+            if (other := owners.setdefault(entry.path, name)) != name:
+                key = "file" if entry.file else "folder"
+                yield f"inputs.{name}.{key}: {entry.path} is also the path of inputs.{other}"

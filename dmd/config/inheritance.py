@@ -72,7 +72,7 @@ def resolve(written: Json) -> Configuration:
     lines += seed_faults
     parents: dict[str, str | None] = {}
     merged: dict[str, Experiment] = {}
-    digests = {entry.file: entry.sha256 for entry in file.inputs.values() if entry.sha256 is not None}
+    digests = {entry.path: entry.sha256 for entry in file.inputs.values() if entry.sha256 is not None}
     by_experiment: dict[str, list[str]] = {}  # faults, without the name of the experiment
     for name in sections:
         try:

@@ -19,6 +19,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 from dmd.config.artifacts import Experiments
 from dmd.config.inheritance import Configuration
 from dmd.config.messages import ConfigError
+from dmd.config.missing_files import missing_files
 from dmd.config.resources import resources
 from dmd.config.rule_table import RULES
 
@@ -57,14 +58,17 @@ class RuleLookups:
 
     Attributes:
         experiments: look-ups by experiment.
-        missing: entries of `inputs` whose file does not exist yet, by file. Only these are outputs of rule fetch.
+        downloads: entries of `inputs` with a URL whose file does not exist yet, by file: outputs of rule fetch.
+        missing: files and folders from outside that do not exist, by path. Those that no run downloads are outputs of
+            rule missing, which makes none.
     """
 
     def __init__(self, configuration: Configuration) -> None:
         self.experiments = Experiments(configuration)
         self._storage = configuration.storage
         entries = configuration.inputs.values()
-        self.missing = {entry.file: entry for entry in entries if not os.path.exists(entry.file)}
+        self.downloads = {entry.path: entry for entry in entries if entry.url and not os.path.exists(entry.path)}
+        self.missing = missing_files(configuration)
         self._resources = functools.cache(functools.partial(resources, self.experiments))
 
     def owned(self, rule: str) -> Paths:
@@ -126,10 +130,10 @@ class RuleLookups:
 
         @exits_on_config_error
         def look_up(wildcards: Wildcards) -> str | list[str]:
-            entry, name = self._section(wildcards, key), f"{wildcards.experiment}.{key}"
+            entry = self._section(wildcards, key)
             if hasattr(entry, "files"):
-                return [self._present(each, f"{name}.files[{number}]") for number, each in enumerate(entry.files)]
-            return self._present(entry, name) if hasattr(entry, "file") else []
+                return [each.file for each in entry.files]
+            return entry.file if hasattr(entry, "file") else []
 
         return look_up
 
@@ -137,8 +141,7 @@ class RuleLookups:
     def distance_weights(self, wildcards: Wildcards) -> str | list[str]:
         """The weights file of the image distance in a method's losses (LPIPS), or nothing."""
         entry = self.experiments.section(wildcards.experiment, "distill").method.distance()
-        name = f"{wildcards.experiment}.distill.method"
-        return self._present(entry, name) if getattr(entry, "file", None) else []
+        return getattr(entry, "file", None) or []
 
     def folder(self, key: str) -> Paths:
         """Configurations and weights in the folder of the section `key`, as diffusers saved them, or nothing."""
@@ -146,8 +149,8 @@ class RuleLookups:
         @exits_on_config_error
         def look_up(wildcards: Wildcards) -> list[str]:
             folder = getattr(self._section(wildcards, key), "folder", None)
-            if folder is None:
-                return []
+            if folder is None or folder in self.missing:
+                return [folder] if folder else []
             paths = [path for kind in SAVED for path in sorted(Path(folder).rglob(f"*.{kind}"))]
             if not any(path.suffix == ".safetensors" for path in paths):
                 name = f"{wildcards.experiment}.{key}.folder"
@@ -176,6 +179,8 @@ class RuleLookups:
         entry = self.experiments.sections(wildcards.experiment).dataset
         if entry is None or entry.kind != "images":
             return []
+        if entry.folder in self.missing:
+            return [entry.folder]
         if not os.path.isdir(entry.folder):
             raise ConfigError(f"{wildcards.experiment}.dataset.folder: {entry.folder} is not a folder")
         return [*([entry.labels] if entry.labels.endswith(".csv") else []), *contents(entry.folder)]
@@ -202,7 +207,7 @@ class RuleLookups:
 
     def fetch_spec(self, wildcards: Any) -> str:
         """URL, sha256 and size of a missing input."""
-        entry = self.missing[wildcards.file]
+        entry = self.downloads[wildcards.file]
         return as_text({"url": entry.url, "sha256": entry.sha256, "size": entry.size})
 
     def resource(self, name: str) -> Callable[[Wildcards, int, str], int | str | None]:
@@ -218,16 +223,6 @@ class RuleLookups:
         for name in key.split("."):
             section = getattr(section, name, None)
         return section
-
-    def _present(self, entry: Any, name: str) -> str:
-        """The file of an entry of the configuration; exits unless it is there or can be fetched."""
-        file, sha256 = str(entry.file), entry.sha256
-        if file not in self.missing and not os.path.exists(file):
-            digest = f" with sha256 {sha256}" if sha256 else ""
-            raise ConfigError(
-                f"{name}.file: {file} is missing; put the file{digest} there, or name its URL below inputs"
-            )
-        return file
 
 
 def existing_scores(wildcards: Wildcards) -> list[str]:

@@ -78,20 +78,19 @@ def test_start_is_the_teacher_of_another_experiment():
     assert found.reads("distill", "teacher")(job("child")) == TEACHER
 
 
-def test_file_that_is_missing_is_refused_unless_it_can_be_fetched(tmp_path: Path, monkeypatch):
+def test_file_that_is_missing_is_an_input_that_a_run_downloads_or_asks_for(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     moments = {"reference": {"moments": {"file": "m.npz", "sha256": "a" * 64}, "features": {"kind": "pixels"}}}
-    with pytest.raises(SystemExit) as caught:
-        provided(child=moments).files("reference.moments")(job("child"))
-    said = f"error: child.reference.moments.file: m.npz is missing; put the file with sha256 {'a' * 64} there, "
-    assert caught.value.code == f"{said}or name its URL below inputs"
+    found = provided(child=moments)
+    assert found.files("reference.moments")(job("child")) == "m.npz" and list(found.missing) == ["m.npz"]
+    assert found.downloads == {}
     entry = {"url": "https://example.org/m.npz", "file": "m.npz", "sha256": "a" * 64, "size": 3}
     found = provided({"inputs": {"moments": entry}}, child=moments)
     assert found.files("reference.moments")(job("child")) == "m.npz" and found.files("reference.moments")(job()) == []
     expected = {"url": entry["url"], "sha256": entry["sha256"], "size": 3}
     assert found.fetch_spec(Wildcards(fromdict={"file": "m.npz"})) == canonical_json(expected)
     Path("m.npz").touch()
-    assert provided({"inputs": {"moments": entry}}, child=moments).missing == {}
+    assert provided({"inputs": {"moments": entry}}, child=moments).downloads == {}
     assert provided(child=moments).files("reference.moments")(job("child")) == "m.npz"
 
 
@@ -114,8 +113,12 @@ def test_folder_is_read_by_name_of_its_weights_and_must_have_some(tmp_path: Path
 def test_dataset_of_images_is_its_folders_and_its_newest_file(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = provided(child={"dataset": IMAGES})
+    assert found.dataset(job("child")) == ["photos"] and list(found.missing) == ["photos"]
+    Path("photos").touch()
+    found = provided(child={"dataset": IMAGES})
     with pytest.raises(SystemExit, match="child.dataset.folder: photos is not a folder"):
         found.dataset(job("child"))
+    Path("photos").unlink()
     Path("photos/a").mkdir(parents=True)
     for time, name in enumerate(("photos/a/new.png", "photos/old.png", "photos/.hidden"), start=1):
         Path(name).touch()

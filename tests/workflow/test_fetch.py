@@ -52,7 +52,9 @@ def test_dry_run_lists_exactly_the_missing_files(tmp_path: Path):
     write_photos(tmp_path / "photos")
     found = dry(tmp_path)
     assert jobs(found)["fetch"] == 1 and f"output: {FILE} " in found and "other.pkl" not in found
-    plan = {line.split()[0]: line.split() for line in script("plan.py", tmp_path, "small").splitlines()}
+    table, _, missing = script("plan.py", tmp_path, "small").partition("\n\nMissing, downloaded by a run (1):\n")
+    assert missing.startswith(f"  {FILE}\n") and "from: http://127.0.0.1:9/vgg16.pth\n" in missing
+    plan = {line.split()[0]: line.split() for line in table.splitlines()}
     assert plan["fetch"][1:] == ["1", "0", "0.0", "min", "3.0", "MiB"] and plan["all"][1] == "11"
     configured(tmp_path, url="http://127.0.0.1:9/vgg16.pth")
     assert ">= 0.0 MiB" in next(line for line in script("plan.py", tmp_path, "small").splitlines() if "fetch" in line)
@@ -108,7 +110,7 @@ def test_file_that_appears_after_the_jobs_were_planned_is_kept(tmp_path: Path, s
     ("inputs", "message"),
     [
         ({"a": {"file": "results/a"}}, "inputs.a.file: results/a is in results/"),
-        ({"a": {"file": "x/a"}, "b": {"file": "x/a"}}, "inputs.b.file: x/a is also the file of inputs.a"),
+        ({"a": {"file": "x/a"}, "b": {"file": "x/a"}}, "inputs.b.file: x/a is also the path of inputs.a"),
         ({"a": {"file": "x/a", "sha256": ...}}, 'inputs.a: lacks the key "sha256", which has no default'),
         ({"a": {"file": "x/a", "sha256": "1234567"}}, "inputs.a.sha256: '1234567' does not match '^[0-9a-f]{8,64}$'"),
     ],

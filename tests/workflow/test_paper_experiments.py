@@ -39,5 +39,5 @@ def test_dry_run_lists_the_missing_files_and_every_job(experiment):
 def test_plan_says_what_it_cannot_know():
     command = [sys.executable, str(REPOSITORY / "workflow" / "scripts" / "plan.py"), "imagenet64"]
     answer = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    rows = {line.split()[0]: line.split() for line in answer.stdout.splitlines()}
+    rows = {line.split()[0]: line.split() for line in answer.stdout.splitlines() if line}
     assert rows["pairs"][1:4] == ["25", f"{25000 * 511:,}", "unknown"] and ">=" in rows["pairs"]

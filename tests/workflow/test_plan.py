@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,23 @@ def test_plan_counts_jobs_and_calls(tmp_path: Path):
     assert rows["sample"][1:3] == ["1", "32"]
     assert rows["all"][1:3] == ["10", "592"]
     assert rows["memory"][2] == "small" and float(rows["memory"][-3]) > 0  # GiB of distill
+
+
+def test_plan_with_nothing_there_is_whole_and_lists_all_that_is_missing(tmp_path: Path):
+    """A run says the same before its first job."""
+    shutil.copy(REPOSITORY / "config.yaml", tmp_path)
+    shutil.copytree(REPOSITORY / "config", tmp_path / "config")
+    answer = script("plan.py", tmp_path, "sd15-cfg3")
+    assert re.search(r"^all +293 ", answer, re.M)
+    asked, downloaded = answer.partition("Missing, to be put there before a run (6):")[2].split("Missing, downloaded")
+    paths = ["captions_val2014.json", "clip-vit-g-14", "laion-aesthetics-6.25plus.parquet"]
+    paths += ["stable-diffusion-v1-5", "taesd", "val2014"]
+    assert sorted(re.findall("^  inputs/([^:]+): ", asked, re.M)) == paths
+    assert len(re.findall("^  inputs/", downloaded, re.M)) == 2
+    run = snakemake(tmp_path, "--cores", "1", "results/sd15-cfg3/fid.json")
+    assert run.returncode == 1 and not (tmp_path / "results/sd15-cfg3").exists()
+    listed = run.stderr.partition("error: files are missing\n")[2]
+    assert listed.strip() == answer[answer.index("Missing,") : answer.index("memory of")].strip()
 
 
 def test_export_needs_the_generator_alone_and_lies_with_it(tmp_path: Path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from snakemake_interface_executor_plugins.settings import DeploymentMethod
 
 from dmd.config import RULES, ConfigError, read_yaml, reading, resolve
+from dmd.config.missing_files import listed
 from dmd.config.rule_lookups import RuleLookups, exits_on_config_error
 from dmd.config.table_lookups import TableLookups
 from dmd.provenance.files import sha256

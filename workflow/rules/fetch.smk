@@ -3,6 +3,7 @@ import re
 
 localrules:
     fetch,
+    missing,
 
 
 # A file of section `inputs` that does not exist yet. A file that exists is no output, whatever its entry says.
@@ -25,5 +26,27 @@ rule fetch:
         "python -m dmd.stages.fetch --output {output:q} --spec {params.spec:q} --log {log:q}"
 
 
+# A file or folder that no rule can make. A dry run plans it, and `onstart` ends a run before its first job.
+rule missing:
+    output:
+        "{missing}",
+    log:
+        "results/logs/missing/{missing}.log",
+    run:
+        raise FileNotFoundError(f"{output} is missing: put it there")
+
+
+onstart:
+    absent = [
+        provider.missing[path]
+        for job in workflow.dag.needrun_jobs()
+        for path in job.output
+        if path in provider.missing
+    ]
+    if not all(each.is_downloaded for each in absent):
+        sys.exit(f"error: files are missing\n{listed(absent)}")
+
+
 wildcard_constraints:
-    file="|".join(map(re.escape, provider.missing)) or "(?!)",
+    file="|".join(map(re.escape, provider.downloads)) or "(?!)",
+    missing="|".join(re.escape(path) for path, each in provider.missing.items() if not each.is_downloaded) or "(?!)",

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from dmd.config import ConfigError, Configuration, Experiments, load, unknown_experiment  # noqa: E402
+from dmd.config.missing_files import Missing, listed, missing_files  # noqa: E402
 from dmd.config.sections import ImageDataset  # noqa: E402
 from workflow.scripts.rates import Job, Rates, job_of, measured_rates, network_calls, num_images, rate_owner, work  # noqa: E402
 
@@ -39,13 +40,15 @@ def main() -> None:
         config = load()
         experiments = Experiments(config)
         rates = measured_rates(experiments)
-        sizes = {entry.file: entry.size for entry in config.inputs.values()}
+        sizes = {entry.path: entry.size for entry in config.inputs.values()}
         if parsed.record:
             parsed.record.write_text(json.dumps(rates, indent=1, sort_keys=True) + "\n")
         else:
-            jobs = planned(experiments, parsed.experiment)
+            jobs, absent = planned(config, experiments, parsed.experiment)
             away, line = stored(experiments, jobs, config)
             print(table(experiments, [job for job in jobs if job not in away], rates, sizes) + line, flush=True)
+            if absent:
+                print(f"\n{listed(absent)}", flush=True)
             if parsed.experiment is not None and any(job.rule == "distill" for job in jobs):
                 from workflow.scripts import memory  # imports torch, which the table does not need
 
@@ -56,8 +59,8 @@ def main() -> None:
         sys.exit(f"error: {error}")
 
 
-def planned(experiments: Experiments, experiment: str | None) -> list[Job]:
-    """The jobs of a dry run."""
+def planned(config: Configuration, experiments: Experiments, experiment: str | None) -> tuple[list[Job], list[Missing]]:
+    """The jobs of a dry run, and the files from outside that they need and that do not exist."""
     command = [str(Path(sys.executable).with_name("snakemake")), "-n", "-s", str(ROOT / "Snakefile")]
     if experiment is not None:
         if experiment not in experiments.merged:
@@ -69,7 +72,12 @@ def planned(experiments: Experiments, experiment: str | None) -> list[Job]:
     if answer.returncode:
         raise ConfigError(f"the dry run failed\n{(answer.stdout + answer.stderr).strip()}")
     jobs = re.findall(r"^(?:local)?rule (\w+):.*?^    output: (\S+?),?[ \n]", answer.stdout, re.M | re.S)
-    return [job_of(rule, Path(output)) for rule, output in jobs]
+    absent = [
+        each
+        for path, each in missing_files(config).items()
+        if re.search(rf"^    output: {re.escape(path)}( \(update\))?$", answer.stdout, re.M)
+    ]
+    return [job_of(rule, Path(output)) for rule, output in jobs if rule != "missing"], absent
 
 
 def stored(experiments: Experiments, jobs: list[Job], config: Configuration) -> tuple[set[Job], str]:

@@ -1,0 +1,91 @@
+"""Files and folders from outside that the configuration names and that do not exist yet, with what is known of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dmd.config.experiment import Input
+from dmd.config.inheritance import Configuration
+from dmd.config.section_base import Section
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A path from outside where nothing lies.
+
+    Attributes:
+        keys: where experiments name it, such as "sd15-cfg3.teacher.folder".
+        sha256: the digest that these keys pin, or None.
+        entry: the entry of section `inputs` that describes it, or None.
+    """
+
+    path: str
+    keys: tuple[str, ...]
+    sha256: str | None
+    entry: Input | None
+
+    @property
+    def is_downloaded(self) -> bool:
+        """Whether a run downloads it; otherwise someone has to put it there."""
+        return self.entry is not None and self.entry.url is not None
+
+    def lines(self) -> Iterator[str]:
+        """What it is, its size, licence and origin, how to check it, and the keys that name it."""
+        entry, sha256 = self.entry, self.sha256
+        yield self.path + (f": {entry.about}" if entry and entry.about else "")
+        size = f"{entry.size / 1e6:,.0f} MB" if entry and entry.size else "unknown"
+        yield f"    size: {size}; licence: {entry.licence if entry and entry.licence else 'not stated, ask its owner'}"
+        origin = (entry.url or entry.page) if entry else None
+        yield f"    from: {origin or 'not stated, see section inputs'}"
+        digest = sha256 and (sha256 if len(sha256) == 64 else f"{sha256}...")
+        yield f"    check: {f'its sha256 is {digest}' if digest else 'no sha256 is known'}"
+        more = f" and {len(self.keys) - 1} more keys" if len(self.keys) > 1 else ""
+        yield f"    named by: {self.keys[0]}{more}"
+
+
+def missing_files(configuration: Configuration) -> dict[str, Missing]:
+    """All that any experiment names and that does not exist, by path."""
+    named: dict[str, list[tuple[str, str | None]]] = {}
+    for experiment, sections in configuration.experiments.items():
+        for key, path, sha256 in _paths(sections, experiment):
+            named.setdefault(path, []).append((key, sha256))
+    entries = {entry.path: entry for entry in configuration.inputs.values()}
+    return {
+        path: Missing(path, tuple(key for key, _ in keys), next((each for _, each in keys if each), None), entry)
+        for path, keys in named.items()
+        if not os.path.exists(path)
+        for entry in [entries.get(path)]
+    }
+
+
+def listed(found: Iterable[Missing]) -> str:
+    """One list of what is missing: first what someone has to put there, then what a run downloads."""
+    chosen = sorted(found, key=lambda each: each.path)
+    lines: list[str] = []
+    for title, group in (
+        ("Missing, to be put there before a run", [each for each in chosen if not each.is_downloaded]),
+        ("Missing, downloaded by a run", [each for each in chosen if each.is_downloaded]),
+    ):
+        if group:
+            lines += [f"{title} ({len(group)}):", *(f"  {line}" for each in group for line in each.lines())]
+    return "\n".join(lines)
+
+
+def _paths(section: Section, name: str) -> Iterator[tuple[str, str, str | None]]:
+    """Key, path and sha256 of each file or folder that a section and those within it name."""
+    for field, info in type(section).model_fields.items():
+        value, key = getattr(section, field), f"{name}.{info.alias or field}"
+        if field in ("file", "folder") and value or field == "labels" and str(value).endswith(".csv"):
+            yield key, value, getattr(section, "sha256", None)
+        for item, place in _sections(value, key):
+            yield from _paths(item, place)
+
+
+def _sections(value: Any, key: str) -> Iterator[tuple[Section, str]]:
+    if isinstance(value, Section):
+        yield value, key
+    elif isinstance(value, tuple):
+        yield from ((item, f"{key}[{number}]") for number, item in enumerate(value) if isinstance(item, Section))

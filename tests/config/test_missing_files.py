@@ -1,0 +1,93 @@
+"""The list of missing files: every path that the configuration names, and what is known of it."""
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from dmd import config
+from dmd.config import ConfigError
+from dmd.config.missing_files import listed, missing_files
+from tests.config.test_experiments import BASE
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DIGEST = "ab" * 32
+CHILD = {
+    "extends": "base",
+    "dataset": {"kind": "images", "folder": "photos", "labels": "classes.csv", "resolution": 8, "num_held_out": 6},
+    "reference": {
+        "features": {"kind": "inception", "file": "net.pth", "sha256": DIGEST[:8]},
+        "protocol": {"quantise": 256},
+    },
+    "teacher": {"kind": "diffusers", "folder": "clip"},
+}
+PAGE = {"page": "https://example.org/clip", "folder": "clip", "sha256": None, "size": 5_500_000_000}
+
+
+def found(inputs: dict | None = None, **experiments: dict):
+    written = {"experiments": {"base": copy.deepcopy(BASE), "child": CHILD, **experiments}, "inputs": inputs or {}}
+    return missing_files(config.resolve(written))
+
+
+def test_every_path_that_does_not_exist_is_found_with_its_keys(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    missing = found(grandchild={"extends": "child"})
+    assert {path: each.keys[0] for path, each in missing.items()} == {
+        "photos": "child.dataset.folder",
+        "classes.csv": "child.dataset.labels",
+        "net.pth": "child.reference.features.file",
+        "clip": "child.teacher.folder",
+    }
+    assert missing["clip"].keys == ("child.teacher.folder", "grandchild.teacher.folder")
+    for name in ("photos", "classes.csv", "net.pth"):
+        Path(name).touch()
+    assert list(found()) == ["clip"]
+    Path("clip").mkdir()
+    assert found() == {} and listed([]) == ""
+
+
+def test_list_says_what_it_is_where_it_comes_from_and_how_to_check_it(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    about = {"about": "a network", "licence": "MIT", "url": "https://example.org/net.pth", "size": 3_000_000}
+    missing = found({"clip": PAGE, "net": {"file": "net.pth", "sha256": DIGEST, **about}})
+    assert [path for path, each in missing.items() if each.is_downloaded] == ["net.pth"]
+    assert listed([missing["net.pth"], missing["clip"]]).splitlines() == [
+        "Missing, to be put there before a run (1):",
+        "  clip",
+        "      size: 5,500 MB; licence: not stated, ask its owner",
+        "      from: https://example.org/clip",
+        "      check: no sha256 is known",
+        "      named by: child.teacher.folder",
+        "Missing, downloaded by a run (1):",
+        "  net.pth: a network",
+        "      size: 3 MB; licence: MIT",
+        "      from: https://example.org/net.pth",
+        f"      check: its sha256 is {DIGEST[:8]}...",
+        "      named by: child.reference.features.file",
+    ]
+    assert "from: not stated, see section inputs" in listed([missing["photos"]])
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"file": None}, "inputs.net: lacks one of the keys file and folder"),
+        ({"folder": "net"}, "inputs.net.folder: stands beside file"),
+        ({"file": None, "folder": "net", "url": "https://x.org"}, "inputs.net.url: https://x.org is one file, which"),
+        ({"file": None, "folder": "net", "sha256": DIGEST}, "inputs.net.sha256: stands in the sections that name"),
+        ({"file": "clip"}, "inputs.net.file: clip is also the path of inputs.clip"),
+    ],
+)
+def test_an_entry_that_contradicts_itself_is_refused(entry: dict, message: str):
+    with pytest.raises(ConfigError) as caught:
+        found({"clip": PAGE, "net": {"file": "net.pth", "sha256": None, **entry}})
+    assert message in str(caught.value)
+
+
+def test_all_that_the_published_experiments_name_is_described():
+    """Each file and folder below inputs/ has an entry with what it is, its licence and where it comes from."""
+    loaded = config.load(REPOSITORY / "config.yaml")
+    entries = {entry.path: entry for entry in loaded.inputs.values()}
+    named = {path for path in missing_files(loaded) if path.startswith("inputs/")}
+    assert named <= entries.keys()
+    assert all(entry.about and entry.licence and (entry.url or entry.page) for entry in entries.values())
