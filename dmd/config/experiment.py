@@ -240,9 +240,9 @@ class Experiment(Section):
         solver, key = self.pairs.solver, "distill.method.sigma"
         if not isinstance(solver, OdeSolver):
             yield f"{key}: {method.sigma}, but {solver.name} starts at the teacher's highest level: write null"
-        elif method.sigma != solver.sigma_max:
+        elif method.sigma != (start := solver.sigma_max or 80.0):
             yield (
-                f"{key}: {method.sigma} differs from pairs.solver.sigma_max {solver.sigma_max}, "
+                f"{key}: {method.sigma} differs from pairs.solver.sigma_max {start}, "
                 "but the student must start at the noise level of the pairs"
             )
 

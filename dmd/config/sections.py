@@ -311,8 +311,12 @@ class OdeSolver(Section):
 
     name: Literal["heun", "euler"] = Field(description="heun: 2 * steps - 1 network calls; euler: a call per step")
     steps: Count = Field(18, description="number of noise levels above 0")
-    sigma_min: Positive = Field(0.002, description="lowest level above 0")
-    sigma_max: Positive = Field(80.0, description="highest level, the first one")
+    sigma_min: Positive | None = Field(
+        None, description="lowest level above 0; null = 0.002 or, if higher, the teacher's"
+    )
+    sigma_max: Positive | None = Field(
+        None, description="the first level; null = 80 or, if lower, the teacher's highest"
+    )
     rho: Positive = Field(7.0, description="of Karras et al. 2022, Eq. 5: larger means denser levels near sigma_min")
 
 

@@ -14,7 +14,9 @@ from dmd.jobs import reporting, torch_setup
 from dmd.models import published_lora
 from dmd.models.compute import Compute, compile_network, set_tf32
 from dmd.provenance import pinned, record
+from dmd.provenance.tensor_files import load_metadata
 from dmd.sampling import drawing_memory, schedulers
+from dmd.sampling.default_solver import within_range
 from dmd.sampling.noise import sampling_sigmas
 from dmd.sampling.sampler import Sampler
 from dmd.sampling.solvers import SOLVERS
@@ -50,7 +52,8 @@ def draw_block(
         lora: file of an adapter that is added to the weights, scaled by spec["lora"]["scale"].
 
     Raises:
-        ValueError: the denoiser's file is damaged, or images are not finite.
+        ValueError: the denoiser's file is damaged, the solver has noise levels outside its range, or images are not
+            finite.
     """
     torch_setup.set_threads(spec["threads"])
     if (prompts is None) != (text_encoder is None):
@@ -58,6 +61,7 @@ def draw_block(
     if (lora is None) != (spec.get("lora") is None):
         raise ValueError("--lora-file and `lora` of the spec must be given together, or neither")
     inputs = record.check_inputs(denoiser=denoiser, prompts=prompts, text_encoder=text_encoder, lora=lora)
+    spec = spec | {"solver": within_range(spec["solver"], load_metadata(denoiser), denoiser, f"{stage_name}.solver")}
     shard_spec = {key: value for key, value in spec.items() if key not in RANGE_KEYS}
     origin = record.provenance(stage_name, shard_spec, inputs)
     numbers = range(spec["first"], spec["last"] + 1)

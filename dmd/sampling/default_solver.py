@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from dmd.sampling import schedulers
 from dmd.sampling.solvers import SOLVERS
 
 GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}  # of EDM (Karras et al. 2022, Table 1)
+ROUNDING = 1e-5  # a level of the configuration may be the teacher's to six digits, as the log shows it
 
 
 def default_solver(metadata: dict[str, Any], name: str | None, steps: int | None, path: Path) -> dict[str, Any]:
@@ -33,10 +35,34 @@ def default_solver(metadata: dict[str, Any], name: str | None, steps: int | None
             f"solver {name!r}: {path} is a teacher; use one of {[*SOLVERS]}, "
             f"or, if the teacher comes with a scheduler, one of {[*schedulers.NAMES]}"
         )
-    low = max(GRID["sigma_min"], metadata.get("sigma_min") or 0.0)
-    high = min(GRID["sigma_max"], metadata.get("sigma_max") or float("inf"))
-    ends = {"sigma_min": low, "sigma_max": high}
-    return {"name": name or "heun", "steps": 18 if steps is None else steps, **GRID, **ends}
+    solver = {"name": name or "heun", "steps": 18 if steps is None else steps, "rho": GRID["rho"]}
+    return within_range(solver, metadata, path)
+
+
+def within_range(solver: dict[str, Any], metadata: dict[str, Any], path: Path, key: str = "solver") -> dict[str, Any]:
+    """The solver; heun and euler get a missing or null sigma_min and sigma_max from the teacher.
+
+    These are EDM's, limited to the range of noise levels that the teacher's file names.
+
+    Raises:
+        ValueError: a sigma_min or sigma_max outside that range; `key` is the solver's name in the message.
+    """
+    if solver["name"] not in SOLVERS:
+        return solver
+    low, high = metadata.get("sigma_min") or 0.0, metadata.get("sigma_max") or math.inf
+    found = dict(solver)
+    for name in ("sigma_min", "sigma_max"):
+        value = solver.get(name)
+        if value is None:
+            found[name] = min(max(GRID[name], low), high)
+        elif not low * (1 - ROUNDING) <= value <= high * (1 + ROUNDING):
+            raise ValueError(
+                f"{key}.{name}: {value:g} is outside {low:.6g} .. {high:.6g}, the noise levels that {path} was "
+                "trained on; null takes the teacher's own"
+            )
+    if found["sigma_min"] > found["sigma_max"]:
+        raise ValueError(f"{key}.sigma_min: {found['sigma_min']:g} is above sigma_max {found['sigma_max']:g}")
+    return found
 
 
 def resolve_solver(solver: dict[str, Any], metadata: dict[str, Any], path: Path) -> tuple[dict[str, Any], float]:
@@ -45,9 +71,10 @@ def resolve_solver(solver: dict[str, Any], metadata: dict[str, Any], path: Path)
     Schedulers start at the teacher's highest noise level.
 
     Raises:
-        ValueError: solver student for a file that is not a student's.
+        ValueError: solver student for a file that is not a student's, or noise levels that are not the teacher's.
     """
     if solver["name"] != "student":
+        solver = within_range(solver, metadata, path)
         return solver, solver["sigma_max"] if "sigma_max" in solver else metadata["sigma_max"]
     calls = Calls.of(solver["calls"]) if "calls" in solver else student_calls(metadata, path)
     return {"name": "student", "calls": calls.facts()}, calls.sigmas[0]

@@ -72,6 +72,7 @@ def run(
         inputs = record.check_inputs(denoiser=denoiser, text_encoder=text_encoder, autoencoder=autoencoder)
         target = torch_setup.choose_device(device)
         sampler = Sampler(denoiser, solver=solver, weights=weights, device=target, guidance=guidance, calls=calls)
+        spec["solver"] = solver if solver["name"] == "student" else sampler.solver
         for name, path, key in (("text-encoder", text_encoder, "text"), ("autoencoder", autoencoder, "image_shape")):
             if (path is None) == (key in sampler.metadata):
                 raise ValueError(f"--{name} must be given if {denoiser} has {key}, and only then, but it is {path}")

@@ -123,7 +123,7 @@ def test_filled_numbers_are_whole():
     numbers = command_line.parameters(pairs.run)[1]
     spec = {"shard_size": 4, "solver": {"name": "heun", "steps": 3}, "first": 0, "last": 0}
     found = command_line.arguments(spec, numbers, (Pairs,))
-    assert found["solver"] == {"name": "heun", "steps": 3, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
+    assert found["solver"] == {"name": "heun", "steps": 3, "sigma_min": None, "sigma_max": None, "rho": 7.0}
     assert found["compute"] == {"dtype": "float32", "tf32": False, "channels_last": False, "compile": False}
     assert (found["batch_size"], found["labels"], found["first_seed"]) == (64, "random", 2**31)
     spec = {"num_samples": 4, "shard_size": 4, "lora": {"sha256": None, "scale": 0.5}, "first": 0, "last": 0}

@@ -13,12 +13,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from dmd.data import manifest, shards
 from dmd.importers import edm
 from dmd.importers.edm_pickle import Module
 from dmd.models import loading
 from dmd.provenance import files, record, tensor_files
+from dmd.sampling.default_solver import within_range
+from dmd.sampling.noise import seeded_noise
 from dmd.sampling.solvers import solve
-from dmd.stages import teacher
+from dmd.stages import pairs, sample, teacher
 from tests.edm_files import make_edm_pickle
 
 VECTORS = Path(__file__).parents[1] / "edm_vectors"
@@ -39,7 +42,7 @@ def imported(source: Path, folder: Path, **numbers: Any) -> tuple[torch.nn.Modul
 
 @pytest.mark.parametrize("name", NAMES)
 def test_imported_teacher_equals_the_reference(name, tmp_path):
-    denoiser, _ = imported(VECTORS / f"{name}.pkl", tmp_path)
+    denoiser, metadata = imported(VECTORS / f"{name}.pkl", tmp_path)
     path = VECTORS / f"{name}.expected.safetensors"
     expected = load_file(path)
     with safe_open(path, "pt") as stream:
@@ -52,6 +55,7 @@ def test_imported_teacher_equals_the_reference(name, tmp_path):
     one_step, calls = solve(denoiser, expected["noise"], label, {"name": "student", "calls": {"sigmas": [80.0]}})
     torch.testing.assert_close(one_step, expected["one_step"], rtol=0, atol=2e-5)
     assert calls == 1
+    assert within_range({"name": "heun", "steps": 18, "rho": 7.0}, metadata, path) == HEUN
     image, calls = solve(denoiser, expected["noise"], label, HEUN)
     torch.testing.assert_close(image.double(), expected["heun18"], rtol=0, atol=1e-4)
     assert calls == reference_calls == 35
@@ -119,6 +123,71 @@ def test_ve_file_predicts_the_noise_and_limits_sigma(tmp_path):
     with torch.no_grad():
         expected = image + sigma[:, None, None, None] * network(image, (0.5 * sigma).log(), label)
         torch.testing.assert_close(denoiser(image, sigma, label), expected)
+
+
+@pytest.fixture(scope="module")
+def ve_teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ve")
+    make_edm_pickle(folder / "ve.pkl", family="ncsnpp", preconditioning="VEPrecond", **SMALL)
+    imported(folder / "ve.pkl", folder)
+    return folder / "denoiser.safetensors"
+
+
+def karras_heun(denoiser, noise: torch.Tensor, low: float, high: float, steps: int) -> torch.Tensor:
+    """Algorithm 1 of Karras et al. 2022 without churn, on the levels of their Eq. 5."""
+    ends = high ** (1 / 7), low ** (1 / 7)
+    levels = [(ends[0] + index / (steps - 1) * (ends[1] - ends[0])) ** 7 for index in range(steps)] + [0.0]
+    label, x = torch.full((len(noise),), -1), noise.double() * levels[0]
+    slope = lambda x, t: (x - denoiser(x.float(), torch.full((len(x),), t), label).double()) / t  # noqa: E731
+    for now, after in zip(levels, levels[1:], strict=False):
+        first = slope(x, now)
+        end = x + (after - now) * first
+        x = x + (after - now) * (first + slope(end, after)) / 2 if after else end
+    return x
+
+
+STAGES: dict[str, Any] = {
+    "pairs": lambda teacher, numbers: pairs.run(teacher=teacher, **numbers),
+    "sample": lambda teacher, numbers: sample.run(denoiser=teacher, weights="ema", num_samples=2, **numbers),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("ends", [{}, {"sigma_min": None, "sigma_max": None}, {"sigma_min": 0.02, "sigma_max": 100.0}])
+def test_ve_teacher_is_sampled_within_its_own_range(stage, ends, ve_teacher, tmp_path):
+    block = tmp_path / "blocks" / "00000-00000.parquet"
+    numbers = {"first_seed": 7, "batch_size": 2, "labels": "random", "shard_size": 2, "first": 0, "last": 0}
+    solver = {"name": "heun", "steps": 5, "rho": 7.0, **ends}
+    STAGES[stage](ve_teacher, numbers | {"output": block, "solver": solver})
+    high = ends.get("sigma_max") or 80.0
+    assert manifest.read(block).metadata["spec"]["solver"] == solver | {"sigma_min": 0.02, "sigma_max": high}
+    denoiser, metadata = loading.load_denoiser(ve_teacher)
+    noise, _ = seeded_noise(range(7, 9), tuple(metadata["shape"]), num_classes=0)
+    with torch.no_grad():
+        expected = karras_heun(denoiser, noise, 0.02, high, 5)
+        below = karras_heun(denoiser, noise, 0.002, high, 5)
+    images = torch.stack([torch.tensor(item["image"]) for _, item in shards.read(tmp_path / "00000.tar")])
+    torch.testing.assert_close(images.double(), expected, rtol=0, atol=1e-4)
+    assert (images - below).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        ({"sigma_min": 0.002}, r"{}.solver.sigma_min: 0.002 is outside 0.02 .. 100, the noise levels that"),
+        ({"sigma_min": 200.0}, r"{}.solver.sigma_min: 200 is outside 0.02 .. 100"),
+        ({"sigma_max": 100.1}, r"{}.solver.sigma_max: 100.1 is outside 0.02 .. 100"),
+        ({"sigma_max": 0.01}, r"{}.solver.sigma_max: 0.01 is outside 0.02 .. 100"),
+        ({"sigma_min": 90.0}, r"{}.solver.sigma_min: 90 is above sigma_max 80"),
+    ],
+)
+def test_levels_outside_the_teachers_range_are_refused(stage, ends, message, ve_teacher, tmp_path):
+    numbers = {"first_seed": 7, "batch_size": 2, "labels": "random", "shard_size": 2, "first": 0, "last": 0}
+    solver = {"name": "euler", "steps": 5, "rho": 7.0, **ends}
+    with pytest.raises(ValueError, match=message.format(stage)):
+        STAGES[stage](ve_teacher, numbers | {"output": tmp_path / "blocks" / "0.parquet", "solver": solver})
+    assert not list(tmp_path.rglob("*.tar"))
 
 
 def test_class_defaults_stand_where_a_file_is_silent(tmp_path):
