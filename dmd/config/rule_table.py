@@ -310,7 +310,7 @@ RULES: dict[str, Rule] = {
     ),
     "reference": Rule(
         "reference",
-        4,
+        5,
         section="reference",
         spec=_reference,
         files=("reference/reference.safetensors",),
@@ -404,7 +404,7 @@ RULES: dict[str, Rule] = {
     ),
     "features": Rule(
         "features",
-        2,
+        3,
         section="sample",
         spec=_features,
         files=("features/{first:05d}-{last:05d}.safetensors",),

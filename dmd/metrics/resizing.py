@@ -45,18 +45,19 @@ def resize(image: Tensor, *, size: int, filter: str) -> Tensor:
 def bicubic(image: Tensor, *, size: int) -> Tensor:
     """Resizes 8-bit images by Pillow's bicubic filter in floating point, channel by channel, without rounding.
 
-    For smaller sizes the filter is widened, which avoids aliasing (Parmar et al. 2022).
+    For smaller sizes the filter is widened, which avoids aliasing (Parmar et al. 2022). As in the clean-fid package,
+    what overshoots at edges is clipped.
 
     Args:
         image: uint8 (B, C, H, W).
         size: of both sides, in pixels.
 
     Returns:
-        float32 (B, C, size, size), about 0 to 255 (the filter overshoots at edges), on the CPU.
+        float32 (B, C, size, size), 0 to 255, on the CPU.
     """
     planes = image.flatten(0, 1).cpu().numpy().astype(np.float32)
     small = [Image.fromarray(plane).resize((size, size), Image.Resampling.BICUBIC) for plane in planes]
-    return torch.from_numpy(np.stack([np.asarray(plane) for plane in small])).unflatten(0, image.shape[:2])
+    return torch.from_numpy(np.stack(small).clip(0, 255)).unflatten(0, image.shape[:2])
 
 
 def check(resize: Mapping[str, Any] | None, levels: int | None) -> None:

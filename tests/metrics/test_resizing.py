@@ -32,15 +32,23 @@ def pictures(num: int, channels: int, side: int, *, seed: int = 0) -> torch.Tens
 
 
 @pytest.mark.parametrize("side", [32, 64, 500])
-def test_bicubic_is_the_cubic_kernel_of_each_channel_and_is_not_rounded(side):
+def test_bicubic_is_the_clipped_cubic_kernel_of_each_channel_and_is_not_rounded(side):
     image = pictures(2, 3, side)
     matrix = weights(keys, side, 299)
-    expected = matrix @ image.numpy().astype(np.float64) @ matrix.T
+    expected = (matrix @ image.numpy().astype(np.float64) @ matrix.T).clip(0, 255)
     found = bicubic(image, size=299)
     assert found.dtype == torch.float32 and found.shape == (2, 3, 299, 299)
     np.testing.assert_allclose(found.numpy(), expected, atol=2e-3)
     assert (found - found.round()).abs().mean() > 0.1
-    assert found.min() < 0 or side == 500  # enlarged noise overshoots, and nothing cuts it off
+
+
+@pytest.mark.parametrize("side", [8, 32, 256, 299, 500])
+def test_bicubic_equals_the_clean_fid_package(side):
+    from cleanfid.resize import build_resizer
+
+    image = (pictures(2, 3, side) > 127).to(torch.uint8) * 255  # black and white: overshoot everywhere
+    expected = [build_resizer("clean")(each.permute(1, 2, 0).numpy()) for each in image]
+    assert torch.equal(bicubic(image, size=299), torch.from_numpy(np.stack(expected)).permute(0, 3, 1, 2))
 
 
 @pytest.mark.parametrize(("filter", "kernel"), [("lanczos", lanczos3), ("bicubic", keys)])
