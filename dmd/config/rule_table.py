@@ -260,7 +260,7 @@ RULES: dict[str, Rule] = {
     "fetch": Rule("fetch", 1),
     "images": Rule(
         "images",
-        1,
+        2,
         section="dataset",
         spec=_images,
         files=("images/manifest.parquet",),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmd.data import image_folder
+from dmd.data import image_file, image_folder
 
 SPLITS = ("training", "held_out")
 ALL = "all"  # num_held_out of a folder whose images are all held out
@@ -100,7 +100,7 @@ def _gaussian_mixture(dataset: Mapping[str, Any], split: str) -> Dataset:
 
 
 def _images(dataset: Mapping[str, Any], split: str) -> Dataset:
-    """Image files of a folder; see `image_folder` for their conversion."""
+    """Image files of a folder; see `image_file` for their conversion."""
     folder = Folder(dataset)
     labels, chosen = folder.labels, folder.chosen(split)
     return Dataset(folder.read(chosen), labels[chosen], folder.num_classes, folder.sha256)
@@ -125,7 +125,7 @@ class Folder:
     def sha256(self) -> str:
         """Digest of all files, their names and labels, and of the settings that shape the images."""
         index = json.dumps([self._names, self.labels.tolist()]).encode()
-        return _digest(self._dataset, index, *(image_folder.sha256(self._folder / name) for name in self._names))
+        return _digest(self._dataset, index, *(image_file.sha256(self._folder / name) for name in self._names))
 
     def chosen(self, split: str) -> np.ndarray:
         """Indices of the files of a split."""
@@ -135,7 +135,7 @@ class Folder:
         """Some images, uint8 (n, C, H, W)."""
         keys = ("resolution", "channels", "resize", "crop")
         paths = [self._folder / self._names[index] for index in chosen]
-        return torch.from_numpy(image_folder.read(paths, **{key: self._dataset[key] for key in keys}))
+        return torch.from_numpy(image_file.read(paths, **{key: self._dataset[key] for key in keys}))
 
 
 def _folder_indices(dataset: Mapping[str, Any], num: int, split: str) -> np.ndarray:

@@ -57,7 +57,7 @@ def bicubic(image: Tensor, *, size: int) -> Tensor:
     """
     planes = image.flatten(0, 1).cpu().numpy().astype(np.float32)
     small = [Image.fromarray(plane).resize((size, size), Image.Resampling.BICUBIC) for plane in planes]
-    return torch.from_numpy(np.stack(small).clip(0, 255)).unflatten(0, image.shape[:2])
+    return torch.from_numpy(np.stack([np.asarray(plane) for plane in small]).clip(0, 255)).unflatten(0, image.shape[:2])
 
 
 def check(resize: Mapping[str, Any] | None, levels: int | None) -> None:

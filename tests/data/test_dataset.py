@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dmd.data import dataset, image_folder
+from dmd.data import dataset, image_file, image_folder
 
 DIGITS = {"kind": "digits", "split_seed": 0, "num_training": 1000}
 MIXTURE = {
@@ -272,7 +272,7 @@ def test_empty_folder_and_empty_split_are_errors(tmp_path):
 
 def test_floating_point_pixels_are_refused_by_name(tmp_path):
     Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(ValueError, match=r"float\.tif holds floating-point"):
+    with pytest.raises(ValueError, match=r"float\.tif cannot be read as an image: it holds floating-point"):
         dataset.load(folder_settings(tmp_path), "training")
 
 
@@ -284,4 +284,4 @@ def test_file_that_pillow_would_give_to_a_program_is_no_image(tmp_path, monkeypa
     lines = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
     (tmp_path / "a.png").write_bytes(lines)
     with pytest.raises(ValueError, match="a.png cannot be read as an image"):
-        image_folder.read([tmp_path / "a.png"], resolution=8, channels=1, resize="box", crop="none")
+        image_file.read([tmp_path / "a.png"], resolution=8, channels=1, resize="box", crop="none")

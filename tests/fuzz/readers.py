@@ -16,7 +16,7 @@ from PIL import Image
 
 import dmd
 from dmd import config
-from dmd.data import feature_blocks, image_folder, manifest, pairs, prompt_sources, remote, shards
+from dmd.data import feature_blocks, image_file, manifest, pairs, prompt_sources, remote, shards
 from dmd.data import prompts as prompt_files
 from dmd.importers import feature_files, moments_file, openai, teachers
 from dmd.models.networks import build
@@ -276,7 +276,7 @@ def _make_image(folder: Path, kind: str) -> Path:
 
 
 def _read_image(path: Path) -> None:
-    image_folder.read([path], resolution=8, channels=3, resize="lanczos", crop="center")
+    image_file.read([path], resolution=8, channels=3, resize="lanczos", crop="center")
 
 
 def _make_score(folder: Path) -> Path:
