@@ -1,5 +1,8 @@
 # Distribution Matching Distillation: teacher -> pairs -> distill -> sample -> evaluate -> table, pictures.
 # Every number is in config.yaml; workflow/rules/ holds the rules: docs/development.md lists them.
+include: "workflow/rules/config_file.smk"
+
+
 configfile: "config.yaml"
 
 

@@ -29,7 +29,7 @@ REQUIRED = {  # function, or the name of a method -> (keyword, what it has to be
     "torch.load": ("weights_only", "True"),
     "numpy.load": ("allow_pickle", "False"),
     ".from_pretrained": ("local_files_only", "True"),
-    "yaml.load": ("Loader", "KeysOnceLoader"),  # that of dmd.config.reading, a safe one
+    "yaml.load": ("Loader", "SafeLoader"),
 }
 COMMANDS = re.compile(r"(?<![\w-])(?:curl|wget|aria2c|scp|rsync|git clone)(?![\w-])")
 INSTALLERS = re.compile(r"(?:pip|conda|mamba) install")
@@ -110,7 +110,7 @@ def test_nothing_reads_pickles_runs_text_or_fetches_by_itself():
 
 
 def test_loader_of_yaml_is_a_safe_one():
-    assert issubclass(reading.KeysOnceLoader, (yaml.SafeLoader, yaml.CSafeLoader))
+    assert issubclass(reading.SafeLoader, (yaml.SafeLoader, yaml.CSafeLoader))
 
 
 def test_torch_loads_weights_alone_in_tests_too():

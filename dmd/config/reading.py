@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,34 +17,118 @@ from dmd.config.section_base import SOURCES
 Json = dict[str, Any]
 GROUPS = ("experiments", "tables", "charts", "inputs")  # keys of an included file
 MAX_VALUES, MAX_DEPTH = 1_000_000, 32  # a YAML file of a few lines can exceed them by aliases
-
-
-class KeysOnceLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Refuses a mapping with the same key twice, of which YAML would silently take the last."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        lines: dict[tuple[str, str], int] = {}
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
-                continue
-            line = key.start_mark.line + 1
-            name = key.tag, key.value
-            if name in lines:
-                where = f"in line {lines[name]} and in line {line}"
-                raise ConfigError(f'the key "{key.value}" stands twice in a mapping: {where}')
-            lines[name] = line
-        return super().construct_mapping(node, deep=deep)
+MAX_BYTES = 2**24  # of a YAML file
+SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
 def read_yaml(path: Path) -> Json:
-    """Reads one YAML mapping; ConfigError if the file is missing, is not a YAML mapping, or has a key twice."""
+    """Reads one YAML mapping.
+
+    Raises:
+        ConfigError: the file is missing, no YAML mapping, or too large, or `parse_yaml` refuses it.
+    """
     try:
-        value = yaml.load(Path(path).read_text(), Loader=KeysOnceLoader)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        if (size := os.stat(path).st_size) > MAX_BYTES:
+            raise ValueError(f"{size} bytes are more than {MAX_BYTES}")
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
+    value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected a mapping, found {type(value).__name__}")
     return value
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """The value of one YAML document.
+
+    Raises:
+        ConfigError: no YAML, a key that is no text or that stands twice in a mapping, of which YAML would silently take
+            the last, or more values than `MAX_VALUES` or deeper than `MAX_DEPTH`; the message begins with `name`.
+    """
+    try:
+        _check_size(text)
+        loader = SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            _check_keys(node)
+            return None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except (ValueError, yaml.YAMLError) as error:  # ValueError: a date that is none
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _check_size(text: str) -> None:
+    """ConfigError if the values, with each alias in full, are too many or nested too deep; nothing is built."""
+    num = 0
+    anchors: dict[str, tuple[int, int]] = {}  # anchor -> number and depth of the values below it
+    waiting: list[tuple[str | None, int, int]] = []  # open collections: anchor, number before it, depth below it
+    for event in yaml.parse(text, Loader=SafeLoader):
+        mark, depth = event.start_mark, 0
+        line = mark.line + 1 if mark else 0
+        if isinstance(event, yaml.CollectionStartEvent):
+            waiting.append((event.anchor, num, 0))
+            num += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before, depth = waiting.pop()
+            if anchor:
+                anchors[anchor] = num - before, depth
+            depth += 1
+        elif isinstance(event, yaml.AliasEvent):
+            if any(anchor == event.anchor for anchor, *_ in waiting):
+                raise ConfigError(f"line {line}: *{event.anchor} stands inside of itself")
+            size, depth = anchors.get(event.anchor or "", (1, 0))
+            num, depth = num + size, depth + 1
+        elif isinstance(event, yaml.ScalarEvent):
+            num, depth = num + 1, 1
+            if event.anchor:
+                anchors[event.anchor] = 1, 0
+        if waiting:
+            anchor, before, deepest = waiting[-1]
+            waiting[-1] = anchor, before, max(deepest, depth)
+        if num > 2 * MAX_VALUES or len(waiting) + depth > MAX_DEPTH + 1:  # keys count as well
+            raise ConfigError(
+                f"line {line}: more than {MAX_VALUES} values or nested more than {MAX_DEPTH} deep, aliases in full"
+            )
+
+
+def _check_keys(root: yaml.Node | None) -> None:
+    """ConfigError for a key that is no text or stands twice, with its line."""
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, yaml.CollectionNode) and id(node) not in seen:
+            seen.add(id(node))
+            waiting += [each for item in node.value for each in (item if isinstance(item, tuple) else [item])]
+        if not isinstance(node, yaml.MappingNode):
+            continue
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.tag not in (TEXT, MERGE):
+                shown = f"the key {key.value}" if isinstance(key, yaml.ScalarNode) else "a key"
+                raise ConfigError(f"line {line}: {shown} is no text to YAML: write it in quotes")
+            if key.value in lines:
+                where = f"in line {lines[key.value]} and in line {line}"
+                raise ConfigError(f'the key "{key.value}" stands twice in a mapping: {where}')
+            lines[key.value] = line
+
+
+def check_arguments(entries: Sequence[str]) -> None:
+    """Checks what the command line gives with --config, texts KEY=VALUE, of which Snakemake takes the last of a key.
+
+    Raises:
+        ConfigError: a key stands twice, or `parse_yaml` refuses a value.
+    """
+    names = [entry.partition("=")[0] for entry in entries]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f'--config: the key "{twice[0]}" stands twice')
+    for name, entry in zip(names, entries, strict=True):
+        value = entry.partition("=")[2]
+        if value.lstrip()[:1] in ("{", "["):
+            parse_yaml(value, f"--config {name}")
 
 
 @dataclass

@@ -113,11 +113,6 @@ def test_include_that_cannot_be_used_is_named(tmp_path: Path, text: str, message
         config.load(tmp_path / "base.yaml")
 
 
-def test_merge_key_of_yaml_may_stand_beside_its_own(tmp_path: Path):
-    (tmp_path / "a.yaml").write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n")
-    assert config.read_yaml(tmp_path / "a.yaml")["b"] == {"x": 3, "y": 2}
-
-
 def test_later_file_goes_over_the_first_key_by_key():
     assert update({"a": {"b": 1, "c": [1]}, "d": 1}, {"a": {"c": [2]}, "d": {"e": 1}}) == {
         "a": {"b": 1, "c": [2]},

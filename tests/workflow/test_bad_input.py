@@ -63,6 +63,27 @@ def test_configuration_is_refused_before_any_work(tmp_path: Path, edits: dict[st
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "experiments: {}\nexperiments: {}\n",
+            'the key "experiments" stands twice in a mapping: in line 1 and in line 2',
+        ),
+        (
+            "a0: &a0 {x: 1}\n"
+            + "".join(f"a{i + 1}: &a{i + 1} {{{', '.join(f'k{key}: *a{i}' for key in range(9))}}}\n" for i in range(9)),
+            "more than 1000000 values",
+        ),
+    ],
+)
+def test_yaml_is_checked_before_snakemake_unfolds_it(tmp_path: Path, text: str, message: str):
+    (tmp_path / "config.yaml").write_text(text)
+    answer = snakemake(tmp_path, "--cores", "1", "results/small/fid.json", timeout=60)
+    assert answer.returncode != 0 and "Traceback" not in answer.stderr
+    assert sum(message in line for line in answer.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("target", "message"),
     [
         ("smal/fid.json", 'error: unknown experiment "smal" (did you mean "small"?)'),

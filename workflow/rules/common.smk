@@ -22,6 +22,7 @@ def merged_files():
 
     As in Snakemake, --configfile overrides the file that the Snakefile names, and --config overrides both.
     """
+    reading.check_arguments(workflow.config_settings.config_args or [])
     given = workflow.config_settings.configfiles
     own = [path for path in workflow.configfiles if path not in given]
     later = [path for path in given if not any(os.path.realpath(path) == os.path.realpath(each) for each in own)]
