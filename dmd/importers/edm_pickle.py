@@ -19,6 +19,7 @@ import torch
 from dmd.importers.bounded_stream import BoundedStream
 from dmd.importers.inert_pickle import Global, Stateful, load
 from dmd.importers.pickled_tensors import Storage, StoredTensor
+from dmd.provenance import outside_files
 
 MAX_SIZE = 4 << 30  # bytes of a file; the largest released one has 1.2e9
 MAX_DEPTH = 16  # of nested modules; the released files have 5
@@ -64,14 +65,11 @@ def read(path: Path, *, key: str = "ema", max_size: int = MAX_SIZE) -> Module:
     size = path.stat().st_size
     if size > max_size:
         raise ValueError(f"{path} has {size} bytes, more than the allowed {max_size}")
-    try:
-        with path.open("rb") as stream:
-            content = load(BoundedStream(stream, size), _makers(size))
+    with outside_files.reading(path, "an EDM teacher"), path.open("rb") as stream:
+        content = load(BoundedStream(stream, size), _makers(size))
         if not isinstance(content, dict) or not isinstance(content.get(key), _Persistent):
             raise ValueError(f"it is no dict with a module {key!r}")
         return _ModuleReader(size).module(content[key], 0)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a usable EDM teacher: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +180,7 @@ class _ModuleReader:
         self._left -= item.num_bytes  # before the storage is parsed, and again for each tensor that shares it
         if self._left < 0:
             raise ValueError("more numbers in tensors than the file holds")
-        return item.view(item.stored(name), name)
+        return item.view(item.stored(name), name).clone(memory_format=torch.contiguous_format)
 
     def _digest(self, source: str) -> str:
         if id(source) not in self._digests:

@@ -56,6 +56,6 @@ def weights(path: Path, kind: str) -> dict[str, Tensor]:
     if kind == "digits32":
         return tensor_files.load(path)[0]
     try:
-        return weights_file.read(path)
+        return weights_file.read(path, name="Conv2d_1a_3x3.conv.weight")
     except ValueError as error:
         raise ValueError(f"{error} (expected: {SOURCES[kind]})") from error

@@ -19,7 +19,7 @@ MAX_PROTOCOL = 5
 _KEYS = (str, int, float, bool, bytes, type(None))
 _VALUES = frozenset(
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 "
-    "SHORT_BINBYTES BINBYTES BINBYTES8".split()
+    "SHORT_BINBYTES BINBYTES BINBYTES8 SHORT_BINSTRING BINSTRING".split()
 )
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY: dict[str, Callable[[], Any]] = {
@@ -137,16 +137,16 @@ class _Machine:
 
     def _on_setitem(self, _: None) -> None:
         value, key = self._stack.pop(), self._stack.pop()
-        self._top(dict)[_check_key(key)] = value
+        self._top(dict)[check_key(key)] = value
 
     def _on_setitems(self, _: None) -> None:
         items = self._pop_to_mark()
         for key, value in zip(items[::2], items[1::2], strict=True):
-            self._top(dict)[_check_key(key)] = value
+            self._top(dict)[check_key(key)] = value
 
     def _on_additems(self, _: None) -> None:
         items = self._pop_to_mark()
-        self._top(set).update(_check_key(item) for item in items)
+        self._top(set).update(check_key(item) for item in items)
 
     def _on_global(self, names: str) -> None:
         self._look_up(*names.split(" ", 1))
@@ -190,13 +190,13 @@ class _Machine:
         return items
 
     def _top(self, kind: type) -> Any:
-        if type(self._stack[-1]) is not kind:
+        if not isinstance(self._stack[-1], kind):
             raise ValueError(f"damaged: a {kind.__name__} was expected, found a {type(self._stack[-1]).__name__}")
         return self._stack[-1]
 
 
-def _check_key(key: Any) -> Any:
-    """The key, if its hash is cheap; the hash of nested tuples may take very long."""
+def check_key(key: Any) -> Any:
+    """The key, if its hash is cheap; the hash of nested tuples may take very long. ValueError for another one."""
     if type(key) not in _KEYS:
         raise ValueError(f"damaged: a {type(key).__name__} as a key")
     return key

@@ -65,8 +65,9 @@ def _distance(section: L2Distance | LpipsDistance, key: str, weights: Path | Non
     torchvision_operators.ensure()
     import lpips
 
-    trunk = weights_file.read(weights)
-    heads = weights_file.read(Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth")  # comes with the package
+    trunk = weights_file.read(weights, name="features.0.weight")
+    installed = Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth"  # comes with the package
+    heads = weights_file.read(installed, name="lin0.model.1.weight")
     try:
         return Lpips(trunk, heads, pooling=section.pooling, size=section.size).to(device)
     except ValueError as error:

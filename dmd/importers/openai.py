@@ -37,7 +37,7 @@ def load(path: Path, resolution: int) -> tuple[State, dict[str, Any]]:
     Raises:
         ValueError: the file holds something else than tensors, or the weights of another network.
     """
-    state = weights_file.read(path)
+    state = weights_file.read(path, name="time_embed.0.weight")
     if bad := [key for key, value in state.items() if not value.is_floating_point()]:
         raise ValueError(f"{path} holds something else than real numbers: {', '.join(bad[:3])[:200]}")
     try:

@@ -1,67 +1,155 @@
-"""State dicts in files of torch.save: dense tensors by name. This is the only caller of torch.load."""
+"""State dicts in files of torch.save: dense tensors by name.
+
+torch.load is not used. It reads a zip file by another parser than any check before it could, and takes for ever over
+some small pickles. Here both formats are read by `dmd.importers.inert_pickle`, and storages within the file's bytes.
+"""
 
 from __future__ import annotations
 
-import pickle
-import struct
+import io
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-DAMAGE = (  # errors of torch's reader and of zipfile for damaged or hostile files
-    pickle.UnpicklingError,
-    RuntimeError,
-    NotImplementedError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    MemoryError,
-    OSError,
-    ImportError,
-    zipfile.BadZipFile,
-    struct.error,
-)
+from dmd.importers.bounded_stream import BoundedStream
+from dmd.importers.inert_pickle import Global, Makers, Stateful, check_key, load
+from dmd.importers.pickled_tensors import TYPES, StorageId, StoredTensor, note_storage, read_old, read_values
+from dmd.provenance import outside_files
+
+ZIP, TAR = b"PK\3\4", b"ustar"  # the first bytes of a file; those from 257 on
+DEPTH = 4  # of dicts around a network
 
 
-def read(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file, by torch's restricted reader, which runs no code.
+class _Dict(dict[Any, Any], Stateful):
+    """Stands for OrderedDict, whose attributes (the `_metadata` of a state dict) are passed over."""
+
+    def set_state(self, state: Any) -> None:
+        """Passes over the state."""
+
+
+def _ordered(pairs: Any = ()) -> _Dict:
+    return _Dict((check_key(key), value) for key, value in pairs)
+
+
+def _sizes(values: Any = ()) -> Any:
+    return values
+
+
+def _no_device(*_: Any) -> None:
+    return None
+
+
+MAKERS: Makers = {
+    **TYPES,
+    Global("collections", "OrderedDict"): _ordered,
+    Global("torch", "Size"): _sizes,
+    Global("torch", "device"): _no_device,
+    Global("torch.nn.parameter", "Parameter"): lambda tensor, *_: tensor,
+    Global("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+    Global("torch._utils", "_rebuild_parameter_with_state"): lambda tensor, *_: tensor,
+    Global("torch._utils", "_rebuild_tensor"): lambda *parts: StoredTensor(*parts[:4]),
+    Global("torch._utils", "_rebuild_tensor_v2"): lambda *parts: StoredTensor(*parts[:4]),
+}
+
+
+def read(path: Path, *, name: str) -> dict[str, torch.Tensor]:
+    """The tensors of the network in a file. Tensors that share a storage in the file share it in memory.
+
+    Args:
+        name: of one tensor that the network has. Where the file has a dict around the network (`state_dict`), or a
+            wrapper has put words before all names (`module.`, `_orig_mod.`), this name shows what to take off.
 
     Raises:
-        ValueError: the file is damaged, or holds anything but tensors within their storage; the message is one line.
+        ValueError: the file is damaged, or holds anything but tensors within their storage, or several networks; the
+            message is one line.
     """
-    try:
-        _check_member_sizes(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGE as error:
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        raise ValueError(f"{path} cannot be read as a file of weights only: {reason}") from error
-    if not isinstance(state, dict) or not state or not all(isinstance(key, str) for key in state):
-        raise ValueError(f"{path} holds no dict of names and tensors")
-    if bad := [key for key, value in state.items() if not isinstance(value, torch.Tensor)]:
-        raise ValueError(f"{path} holds something else than tensors: {', '.join(bad[:3])[:200]}")
-    if bad := [key for key, value in state.items() if not _stored(value)]:
-        raise ValueError(f"{path} holds tensors larger than their storage: {', '.join(bad[:3])[:200]}")
-    if sum(value.nbytes for value in state.values()) > path.stat().st_size:
-        raise ValueError(f"{path} holds tensors of more bytes than the file has")
-    return dict(state)
+    with outside_files.reading(path, "a file of weights only"), path.open("rb") as stream:
+        size = path.stat().st_size
+        content, storages = _content(stream, size)
+        state = _network(content, name, path)
+        tensors = {key: value.view(storages[value.storage.key], key[:100]) for key, value in state.items()}
+        if sum(value.nbytes for value in tensors.values()) > size:
+            raise ValueError(f"{path} holds tensors of more bytes than the file has")
+        return tensors
 
 
-def _check_member_sizes(path: Path) -> None:
-    """ValueError if the members of a zip file claim more bytes than the file has; torch does not compress members."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as parts:
-            claimed = sum(part.file_size for part in parts.infolist())
-        if claimed > path.stat().st_size:
+def _content(stream: BinaryIO, size: int) -> tuple[Any, dict[str, torch.Tensor]]:
+    """What was saved, with `StoredTensor` for tensors, and the storages by name."""
+    head = stream.read(512)
+    stream.seek(0)
+    if head[:4] == ZIP:
+        return _zipped(stream, size)
+    if head[257:262] == TAR:
+        raise ValueError("it is in the tar format of torch 0.1: load it with torch and save it again")
+    return read_old(BoundedStream(stream, size), MAKERS)
+
+
+def _zipped(stream: BinaryIO, size: int) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The same of a zip file: a pickle `NAME/data.pkl`, and a member `NAME/data/KEY` for each storage."""
+    with zipfile.ZipFile(stream) as archive:
+        if (claimed := sum(part.file_size for part in archive.infolist())) > size:
             raise ValueError(f"its parts claim {claimed} bytes, more than the file has")
+        names = set(archive.namelist())
+        pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise ValueError("it is a zip file that torch.save did not write: it has no data.pkl")
+        folder = pickles[0].removesuffix("/data.pkl")
+        if f"{folder}/constants.pkl" in names:
+            raise ValueError("it is a TorchScript archive: save the state_dict() of its module instead")
+        if f"{folder}/byteorder" in names and archive.read(f"{folder}/byteorder") != b"little":
+            raise ValueError("it is not little-endian")
+        known: dict[str, StorageId] = {}
+        content = BoundedStream(io.BytesIO(text := archive.read(pickles[0])), len(text))
+        saved = load(content, MAKERS, persistent=lambda entry: note_storage(entry, known))
+        storages = {}
+        for key, found in known.items():
+            part = archive.getinfo(f"{folder}/data/{key}")
+            with archive.open(part) as values:
+                storages[key] = read_values(BoundedStream(values, part.file_size), found)
+        return saved, storages
 
 
-def _stored(value: torch.Tensor) -> bool:
-    """Whether a tensor is dense, in memory, not empty, and no larger than its storage."""
-    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
-        return False
-    return 0 < value.nbytes <= value.untyped_storage().nbytes()
+class _Place(NamedTuple):
+    """A dict in the file that holds the network: where it stands, and what stands before its names."""
+
+    where: str
+    prefix: str
+    state: dict[Any, Any]
+
+
+def _network(content: Any, name: str, path: Path) -> dict[str, StoredTensor]:
+    """The stored tensors of the network by its own names."""
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path} holds no dict of names and tensors")
+    places = list(_places(content, name, "", DEPTH, set())) or [_Place("", "", content)]
+    if len(places) > 1:
+        several = ", ".join(f"{place.where}{place.prefix}{name}" for place in places)
+        raise ValueError(f"{path} holds several networks: save one of them alone: {several[:200]}")
+    where, prefix, state = places[0]
+    if not all(isinstance(key, str) for key in state):
+        raise ValueError(f"{path} holds no dict of names and tensors")
+    if other := [key for key in state if not key.startswith(prefix)]:
+        raise ValueError(
+            f"{path} has names that begin with {where}{prefix}, but others, too: {', '.join(other[:3])[:200]}"
+        )
+    if bad := [key for key, value in state.items() if not _is_tensor(value)]:
+        raise ValueError(f"{path} holds something else than tensors: {', '.join(bad[:3])[:200]}")
+    return {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+def _places(content: dict[Any, Any], name: str, where: str, depth: int, seen: set[int]) -> Iterator[_Place]:
+    """Every dict within `content` that has a tensor `name`, with or without words before it."""
+    seen.add(id(content))
+    for key, value in content.items():
+        if isinstance(value, dict):
+            if depth and id(value) not in seen:
+                yield from _places(value, name, f"{where}{str(key)[:50]}.", depth - 1, seen)
+        elif isinstance(key, str) and f".{key}".endswith(f".{name}") and _is_tensor(value):
+            yield _Place(where, key.removesuffix(name), content)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, StoredTensor) and isinstance(value.storage, StorageId)
