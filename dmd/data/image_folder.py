@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import io
+import itertools
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dmd.data.image_file import SUFFIXES
+from dmd.provenance import outside_files
+
+NUMBER = re.compile(r"-?\d{1,18}")  # a label that sorts as a number
+MOST_HEADER = 10_000  # characters of the first line of a table of labels
 
 
 def names(folder: Path) -> list[str]:
@@ -45,7 +53,7 @@ def labels(folder: Path, names: Sequence[str], source: str) -> tuple[list[int], 
     else:
         classes = _csv_labels(folder, names, Path(source))
     distinct = set(classes.values())
-    numeric = all(label.lstrip("-").isdecimal() for label in distinct)
+    numeric = all(NUMBER.fullmatch(label) for label in distinct)
     order = {label: index for index, label in enumerate(sorted(distinct, key=_number if numeric else _text))}
     return [order[classes[name]] for name in names], len(order)
 
@@ -59,24 +67,61 @@ def _text(label: str) -> tuple[int, str]:
 
 
 def _csv_labels(folder: Path, names: Sequence[str], path: Path) -> dict[str, str]:
-    if not path.is_file():
+    """Label of each image that the table names; rows of blank cells are passed over.
+
+    A table that is neither UTF-8 nor UTF-16 is read as Latin-1: a wrong letter in a name would match no image.
+    """
+    if not path.exists():
         raise ValueError(f"dataset.labels {path} is not none, not folders, and not a file")
-    with path.open(newline="", encoding="utf-8-sig") as lines:
-        rows = csv.DictReader(lines)
-        if not {"file", "label"} <= set(rows.fieldnames or ()):
-            raise ValueError(f"{path} has the columns {rows.fieldnames}, not file and label")
-        by_name: dict[str, str] = {}
-        known = set(names)
-        for row in rows:
-            name, label = (row["file"] or "").strip(), (row["label"] or "").strip()
-            if name not in known:
-                raise ValueError(f"{path}, line {rows.line_num}: no image {name!r} in {folder}")
-            if name in by_name:
-                raise ValueError(f"{path}, line {rows.line_num}: {name!r} is listed twice")
-            if not label:
-                raise ValueError(f"{path}, line {rows.line_num}: {name!r} has no label")
-            by_name[name] = label
+    on_disk = _Names(names)
+    by_name: dict[str, str] = {}
+    for line, row in _rows(path):
+        if not any(cell and cell.strip() for cell in row.values()):
+            continue
+        listed, label = (row["file"] or "").strip(), (row["label"] or "").strip()
+        if (name := on_disk.find(listed)) is None:
+            raise ValueError(f"{path}, line {line}: no image {listed[:200]!r} in {folder}")
+        if name in by_name:
+            raise ValueError(f"{path}, line {line}: {name!r} is listed twice")
+        if not label:
+            raise ValueError(f"{path}, line {line}: {name!r} has no label")
+        by_name[name] = label
     missing = [name for name in names if name not in by_name]
     if missing:
         raise ValueError(f"{folder / missing[0]} has no label in {path} ({len(missing)} such files)")
     return by_name
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
+    """Number of the last line, and the cells by column, of each row; cells are parted by a comma, semicolon or tab."""
+    text = outside_files.read_text(path, "a table of labels", otherwise="latin-1")
+    header_line, line = text[:MOST_HEADER].partition("\n")[0].strip(), 1
+    marks = (mark for mark in ",;\t" if {"file", "label"} <= {cell.strip('" ') for cell in header_line.split(mark)})
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=next(marks, ","), strict=True)
+    try:
+        header = [cell.strip() for cell in next(rows, [])]
+        if any(header.count(name) != 1 for name in ("file", "label")):
+            raise ValueError(f"{path} has the columns {', '.join(header)[:200]!r}, not one file and one label")
+        line = rows.line_num + 1
+        for cells in rows:
+            yield rows.line_num, dict(itertools.zip_longest(header, cells[: len(header)]))
+            line = rows.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {line}: {error}: is there a stray quote?") from error
+
+
+class _Names:
+    """Names of files, found also by another Unicode normal form of theirs, unless two files have the same."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = set(names)
+        self._by_form: dict[str, list[str]] = {}
+        for name in names:
+            self._by_form.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+
+    def find(self, name: str) -> str | None:
+        """The name on the disk; None if there is none, or several."""
+        if name in self._names:
+            return name
+        found = self._by_form.get(unicodedata.normalize("NFC", name), ())
+        return found[0] if len(found) == 1 else None

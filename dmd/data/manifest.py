@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 
 from dmd.data.columns import numbers, texts
 from dmd.data.shards import Shard
-from dmd.provenance import files
+from dmd.provenance import files, outside_files
 
 KEY = b"dmd"
+VERIFY = ": run `make verify`"
+MOST_ROWS = 256  # per byte of a file: each row has numbers of its own, which take more when compressed
 ROW_GROUP = 1 << 20  # rows; the number that pyarrow takes by default
 BATCH = 1 << 16  # rows read at a time
 SCHEMA = pa.schema(
@@ -133,7 +135,7 @@ def read_table(path: Path, *, repeated: Sequence[str] = ()) -> tuple[pa.Table, d
     Raises:
         ValueError: the file is missing, damaged, or has no `dmd` metadata.
     """
-    with _read_errors_as_value_error(path), pq.ParquetFile(path, read_dictionary=list(repeated)) as file:
+    with _open(path, repeated) as file:
         table = file.read()
     return table, _metadata(path, table.schema)
 
@@ -148,7 +150,7 @@ def read(path: Path) -> Manifest:
     Raises:
         ValueError: the file cannot be read, its columns are not `SCHEMA`, or it names a shard elsewhere.
     """
-    with _read_errors_as_value_error(path):
+    with outside_files.reading(path, "a table", advice=VERIFY):
         schema = pq.read_schema(path)
         names = schema.names  # damaged ones cannot be decoded
     metadata = _metadata(path, schema)
@@ -191,17 +193,13 @@ def _starts(file: pq.ParquetFile) -> Iterator[tuple[int, str, int, str]]:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[pq.ParquetFile]:
-    with _read_errors_as_value_error(path), pq.ParquetFile(path, read_dictionary=["shard", "sha256"]) as file:
-        yield file
-
-
-@contextlib.contextmanager
-def _read_errors_as_value_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, IndexError, pa.ArrowException) as error:
-        raise ValueError(f"{path} cannot be read ({error}): run `make verify`") from error
+def _open(path: Path, repeated: Sequence[str] = ("shard", "sha256")) -> Iterator[pq.ParquetFile]:
+    """The open table; ValueError for whatever is wrong while it is read."""
+    with outside_files.reading(path, "a table", advice=VERIFY):
+        with pq.ParquetFile(path, read_dictionary=list(repeated)) as file:
+            if file.metadata.num_rows > (limit := MOST_ROWS * path.stat().st_size):
+                raise ValueError(f"it claims {file.metadata.num_rows} rows, more than {limit}")
+            yield file
 
 
 def _metadata(path: Path, schema: pa.Schema) -> dict[str, Any]:

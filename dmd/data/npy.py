@@ -4,11 +4,10 @@ import functools
 import io
 import math
 import mmap
-import tokenize
 
 import numpy as np
 
-DAMAGE = (SyntaxError, RecursionError, MemoryError, tokenize.TokenError)  # numpy parses a header as a Python literal
+from dmd.provenance import outside_files
 
 
 def encoded(array: np.ndarray) -> bytes:
@@ -42,8 +41,8 @@ def _parse_header(content: bytes) -> tuple[tuple[int, ...], np.dtype]:
         raise ValueError("a member is not in .npy format 1.0")
     try:
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
-    except DAMAGE as error:
-        raise ValueError(f"a .npy header cannot be read: {error}") from error
+    except Exception as error:  # numpy parses a header as a Python literal, which fails in many ways
+        raise ValueError(f"a .npy header cannot be read: {outside_files.reason(error)}") from error
     if fortran_order or dtype.hasobject:
         raise ValueError("a .npy member is in Fortran order or holds objects")
     return shape, dtype

@@ -8,7 +8,6 @@ first written to bucket files by the first byte of their digest; then one bucket
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,51 +19,65 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dmd.data.prompts import MOST_CHARACTERS
+from dmd.provenance import outside_files
 
-BATCH_SIZE = 65_536  # rows of a source in memory at a time
+BATCH_SIZE = 16_384  # rows of a source in memory at a time
+MOST_BYTES = 1 << 30  # of the texts of a small file
 BUCKETS = 256  # one for each first byte of a digest
 IN_MEMORY = 1 << 19  # prompts in memory before they go to their buckets
 BUCKET = pa.schema([("digest", pa.binary(16)), ("prompt", pa.large_string())])
 
 
 def column(path: Path, name: str) -> Iterator[pa.Array]:
-    """Yields all prompts of a parquet table, in order and unchanged.
+    """Yields the prompts of a parquet table, in order and unchanged; null is a blank one.
+
+    Blank rows at the end, which spreadsheets add, are left out. Others are kept, since rows are counted; they are
+    refused when they are drawn.
 
     Raises:
-        ValueError: the file is no parquet table or lacks the column, or a prompt is empty or too long.
+        ValueError: the file is no parquet table or lacks the column, or a prompt is too long.
     """
     row = 0
+    waiting: list[pa.Array] = []  # blank rows, which are the last ones unless another follows
     for batch in _batches(path, {name: "text"}):
-        texts = batch.column(0).cast(pa.large_string())
-        lengths = np.from_dlpack(pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0))
-        for bad in np.flatnonzero((lengths == 0) | (lengths > MOST_CHARACTERS))[:1].tolist():
-            what = f"has {lengths[bad]} characters, more than {MOST_CHARACTERS}" if lengths[bad] else "is empty"
+        lengths = _lengths(batch.column(0))
+        for bad in np.flatnonzero(lengths > MOST_CHARACTERS)[:1].tolist():
+            what = f"has {lengths[bad]} characters, more than {MOST_CHARACTERS}"
             raise ValueError(f"{path}: the prompt of row {row + bad} (column {name!r}, counted from 0) {what}")
+        texts = pc.fill_null(batch.column(0).dictionary_decode().cast(pa.large_string()), "")
         row += len(texts)
-        yield texts
+        written = np.flatnonzero(np.from_dlpack(pc.utf8_length(pc.utf8_trim_whitespace(texts))))
+        end = int(written[-1]) + 1 if len(written) else 0
+        if end:
+            yield from waiting
+            waiting = []
+            yield texts[:end]
+        if end < len(texts):
+            waiting.append(texts[end:])
 
 
 def coco(path: Path, *, num: int | None, seed: int) -> list[str]:
     """The first caption of each of `num` images drawn from a file of COCO annotations; all images if `num` is None.
 
     Raises:
-        ValueError: the file is not of that layout or has fewer images, or a caption is empty or too long.
+        ValueError: the file is not of that layout or has fewer images, or the first caption of an image that is drawn
+            is too long, or all of its captions are blank.
     """
-    try:
-        captions = sorted(_caption(each) for each in json.loads(path.read_bytes())["annotations"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is no file of COCO captions (`annotations` of image_id, id, caption): {error}"
-        ) from error
-    first: dict[int, str] = {}
+    what = "COCO captions (`annotations` of image_id, id, caption)"
+    with outside_files.reading(path, what):
+        annotations = outside_files.read_json(path, what)["annotations"]
+        captions = sorted(_caption(each) for each in annotations)
+    first: dict[int, tuple[int, str]] = {}
     for image, number, caption in captions:
-        text = first.setdefault(image, caption)
-        if not 0 < len(text) <= MOST_CHARACTERS:
-            raise ValueError(f"{path}: caption {number} has {len(text)} characters, not 1 to {MOST_CHARACTERS}")
+        if not first.get(image, (0, ""))[1]:  # blank captions are passed over
+            first[image] = number, caption
     if len(first) < (num or 1):
         raise ValueError(f"{path} has captions of {len(first)} images, fewer than num {num or 1}")
     chosen = sorted(first, key=lambda image: _digest(str(image), seed))[:num]
-    return [first[image] for image in chosen]
+    for number, text in (first[image] for image in chosen):
+        if not 0 < len(text) <= MOST_CHARACTERS:
+            raise ValueError(f"{path}: caption {number} has {len(text)} characters, not 1 to {MOST_CHARACTERS}")
+    return [first[image][1] for image in chosen]
 
 
 def laion(paths: list[Path], section: dict[str, Any], folder: Path, counts: Counter[str]) -> Iterator[pa.Array]:
@@ -116,10 +129,12 @@ def _write_buckets(paths: list[Path], section: dict[str, Any], folder: Path, cou
 def _usable(batch: pa.RecordBatch, threshold: float, counts: Counter[str]) -> list[str]:
     """Prompts of a batch (text, score) whose score is high enough, without those that are empty or too long."""
     rated = pc.fill_null(pc.greater_equal(batch.column(1).cast(pa.float64()), threshold), False)
-    texts = pc.utf8_trim_whitespace(pc.fill_null(batch.column(0).cast(pa.large_string()).filter(rated), ""))
-    lengths = pc.utf8_length(texts)
-    used = texts.filter(pc.and_(pc.greater(lengths, 0), pc.less_equal(lengths, MOST_CHARACTERS)))
-    empty = pc.sum(pc.equal(lengths, 0)).as_py() or 0
+    texts = batch.column(0).filter(rated)
+    trimmed = pc.utf8_trim_whitespace(texts.dictionary)
+    lengths = _lengths(pa.DictionaryArray.from_arrays(texts.indices, trimmed))
+    short = pa.array((lengths > 0) & (lengths <= MOST_CHARACTERS))
+    used = pa.DictionaryArray.from_arrays(texts.indices.filter(short), trimmed).dictionary_decode()
+    empty = int((lengths == 0).sum())
     counts.update(rows=len(batch), below_threshold=len(batch) - len(texts), empty=empty)
     counts.update(too_long=len(texts) - empty - len(used))
     return used.to_pylist()
@@ -151,23 +166,38 @@ def _digest(text: str, seed: int) -> bytes:
 
 
 def _batches(path: Path, columns: dict[str, str]) -> Iterator[pa.RecordBatch]:
-    """Yields batches of the columns, in that order; `columns` says for each whether it holds "text" or a "score"."""
-    try:
-        with pq.ParquetFile(path) as table:
-            for name, kind in columns.items():
-                _check_column(path, table.schema_arrow, name, kind)
+    """Yields batches of the columns, in that order; `columns` says for each whether it holds "text" or a "score".
+
+    Texts come as a dictionary, so that a small file that repeats a long text takes no memory. A file may have at most
+    1000 bytes of text for each of its own, or `MOST_BYTES`.
+    """
+    texts = [name for name, kind in columns.items() if kind == "text"]
+    with outside_files.reading(path, "a parquet table"):
+        left = max(MOST_BYTES, 1000 * path.stat().st_size)
+        schema = pq.read_schema(path)
+        for name, kind in columns.items():
+            _check_column(path, schema, name, kind)
+        with pq.ParquetFile(path, read_dictionary=texts) as table:
             for batch in table.iter_batches(BATCH_SIZE, columns=list(columns)):
                 batch.validate(full=True)  # bytes that are not UTF-8 would fail later, without the name of the file
+                left -= sum(int(_lengths(batch.column(name)).sum()) + 8 * len(batch) for name in texts)
+                if left < 0:
+                    raise ValueError("its texts are a thousand times as large as the file")
                 yield batch.select(list(columns))
-    except (OSError, IndexError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise ValueError(f"{path} cannot be read as a parquet table: {error}") from error
+
+
+def _lengths(texts: pa.DictionaryArray) -> np.ndarray:
+    """Characters of each text (rows,), 0 for null."""
+    return np.from_dlpack(pc.fill_null(pc.utf8_length(texts.dictionary).take(texts.indices), 0)).astype(np.int64)
 
 
 def _check_column(path: Path, schema: pa.Schema, name: str, kind: str) -> None:
     if name not in schema.names:
-        raise ValueError(f"{path} has no column {name!r} of {kind}s; its columns are {', '.join(schema.names)}")
+        known = ", ".join(schema.names)[:200]
+        raise ValueError(f"{path} has no column {name!r} of {kind}s; its columns are {known}")
     column_type = schema.field(name).type
-    is_text = pa.types.is_string(column_type) or pa.types.is_large_string(column_type)
+    found = column_type.value_type if pa.types.is_dictionary(column_type) else column_type
+    is_text = pa.types.is_string(found) or pa.types.is_large_string(found)
     is_number = pa.types.is_floating(column_type) or pa.types.is_integer(column_type)
     if not (is_text if kind == "text" else is_number):
-        raise ValueError(f"{path}: column {name!r} holds {column_type}, not {kind}s")
+        raise ValueError(f"{path}: column {name!r} holds {found}, not {kind}s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dmd.data.manifest import KEY
-from dmd.provenance import files
+from dmd.provenance import files, outside_files
 
 COLUMN = "prompt"
 GROUP_SIZE = 10_000  # rows of a file that are in memory at a time
@@ -49,38 +50,44 @@ class Prompts:
     def __init__(self, path: Path) -> None:
         """Reads the metadata; ValueError if the file is missing, damaged, or not a file of prompts."""
         self._path = path
-        try:
+        with self._reading():
             self._file = pq.ParquetFile(path)
-            columns = self._file.schema_arrow.names
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise ValueError(f"{path} cannot be read ({error}): run `make verify`") from error
-        text = (self._file.metadata.metadata or {}).get(KEY)
+            metadata, columns = self._file.metadata, self._file.schema_arrow.names
+            text = (metadata.metadata or {}).get(KEY)
+            sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         if text is None or columns != [COLUMN]:
             raise ValueError(f"{path} holds no prompts that a stage of this project wrote")
         self.metadata: dict[str, Any] = files.json_object(text, path)
-        sizes = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
-        if any(size < 0 for size in sizes):
-            raise ValueError(f"{path} claims {min(sizes)} prompts in a row group: run `make verify`")
+        if any(not 0 <= size <= GROUP_SIZE for size in sizes):
+            raise ValueError(f"{path} claims {min(sizes)} to {max(sizes)} prompts in a row group: run `make verify`")
         self._ends = np.cumsum(sizes)
         self._group: tuple[int, pa.ChunkedArray] | None = None
+
+    def _reading(self) -> contextlib.AbstractContextManager[None]:
+        return outside_files.reading(self._path, "prompts", advice=": run `make verify`")
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def rows(self, rows: Iterable[int]) -> list[str]:
-        """The prompts of these rows, each 0 .. len - 1; neighbours are read together."""
+        """The prompts of these rows, each 0 .. len - 1; neighbours are read together.
+
+        Raises:
+            ValueError: the file cannot be read, or a prompt is blank.
+        """
         return [self._row(row) for row in rows]
 
     def _row(self, row: int) -> str:
         group = int(np.searchsorted(self._ends, row, side="right"))
         if self._group is None or self._group[0] != group:
-            try:
+            with self._reading():
                 column = self._file.read_row_group(group)[COLUMN]
-            except (OSError, ValueError, IndexError, pa.ArrowException) as error:
-                raise ValueError(f"{self._path} cannot be read ({error}): run `make verify`") from error
             num, claimed = len(column) - column.null_count, self._file.metadata.row_group(group).num_rows
             if num != claimed:
                 raise ValueError(f"{self._path} claims {claimed} prompts, but has {num}: run `make verify`")
             self._group = group, column
         column = self._group[1]
-        return str(column[row - int(self._ends[group]) + len(column)].as_py())
+        text = str(column[row - int(self._ends[group]) + len(column)].as_py())
+        if not text.strip():
+            raise ValueError(f"{self._path}: the prompt of row {row} (counted from 0) is blank in its source")
+        return text

@@ -1,17 +1,14 @@
 """Folders saved by diffusers or transformers. Only JSON and safetensors are read; no code is run."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 
 from dmd import torchvision_operators
-from dmd.provenance import files, pinned
+from dmd.provenance import files, outside_files, pinned, tensor_files
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
@@ -33,10 +30,7 @@ def needed(path: Path, what: str) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; ValueError if there is none."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    content = outside_files.read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object")
     return content
@@ -76,10 +70,7 @@ def tensors_of(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for path in paths:
         if path.suffix == ".safetensors":
-            try:
-                tensors |= safetensors.torch.load_file(path)
-            except (safetensors.SafetensorError, OSError) as error:
-                raise ValueError(f"{path} cannot be read: {error}") from error
+            tensors |= tensor_files.read(path)[0]
     return {_new_name(name): value.float() if value.is_floating_point() else value for name, value in tensors.items()}
 
 

@@ -8,6 +8,7 @@ import torch
 
 from dmd.importers import pipeline_files as pipelines
 from dmd.models.text_encoder import Text
+from dmd.provenance import outside_files
 
 MAX_LAYERS = 128  # released encoders have 12 to 32
 PARTS = ("vocab.json", "merges.txt")
@@ -72,16 +73,12 @@ def tokenizer_texts(files: list[Path]) -> dict[str, str]:
     texts: dict[str, str] = {}
     for path in files:
         if path.name in (*PARTS, *OPTIONAL, "tokenizer.json"):
-            try:
-                texts[path.name] = path.read_text(encoding="utf-8")
-            except (OSError, ValueError) as error:
-                raise ValueError(f"{path} cannot be read: {error}") from error
+            texts[path.name] = outside_files.read_text(path)
     if "tokenizer.json" not in texts:
         return texts
-    try:
+    path = next(path for path in files if path.name == "tokenizer.json")
+    with outside_files.reading(path, "a vocabulary with merges"):
         model = json.loads(texts.pop("tokenizer.json"))["model"]
         pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
         vocab = json.dumps(model["vocab"], ensure_ascii=False)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"tokenizer.json holds no vocabulary with merges: {error}") from error
     return {"vocab.json": vocab, "merges.txt": "\n".join(["#version: 0.2", *pairs, ""]), **texts}

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import safetensors
-from safetensors.torch import load_file
 from torch import Tensor
 
 from dmd import torchvision_operators
+from dmd.provenance import outside_files, tensor_files
 
 HEADER = "lora_adapter_metadata"  # diffusers' key for rank and alpha, in JSON
 ENDS = (".lora_A.weight", ".lora_B.weight")
@@ -52,12 +51,12 @@ def load(path: Path, *, scale: float) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        with safetensors.safe_open(path, framework="pt") as stream:
-            header = json.loads((stream.metadata() or {}).get(HEADER, "{}"))
-        return load_file(path), header
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a safetensors file of LoRA: {error}") from error
+    tensors, metadata = tensor_files.read(path)
+    with outside_files.reading(path, "LoRA"):
+        header = json.loads(metadata.get(HEADER, "{}"))
+        if not isinstance(header, dict):
+            raise ValueError(f"its {HEADER} is no JSON object")
+    return tensors, header
 
 
 def _down(name: str) -> str:

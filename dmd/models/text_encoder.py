@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dmd import torchvision_operators
+from dmd.provenance import outside_files
 
 SPECIAL = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
 SPECIAL |= {"unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
@@ -95,8 +96,8 @@ def clip_tokenizer(texts: Mapping[str, str]) -> Any:
         if missing := sorted({token for token in tokens.values() if token not in vocab}):
             raise ValueError(f"vocab.json has no token {', '.join(missing)}")
         return CLIPTokenizer(vocab=vocab, merges=merges, **tokens)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"tokenizer: {error}") from error
+    except Exception as error:  # also of the library's own parts, which raise many kinds
+        raise ValueError(f"tokenizer: {outside_files.reason(error)}") from error
 
 
 def _content(value: Any) -> Any:

@@ -24,11 +24,11 @@ MARKS = {  # byte order mark -> encoding; UTF-32 stands first, since its mark be
 
 
 @contextlib.contextmanager
-def reading(path: Path, what: str, *, advice: str = "") -> Iterator[None]:
+def reading(path: Path, what: str = "", *, advice: str = "") -> Iterator[None]:
     """Checks the file, and turns whatever the block raises while it reads it into one line; signals pass.
 
     Args:
-        what: what the file should be, for messages: "a parquet table".
+        what: what the file should be, for messages, if that is known: "a parquet table".
         advice: what to do, after the message.
 
     Raises:
@@ -41,7 +41,8 @@ def reading(path: Path, what: str, *, advice: str = "") -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
             raise
-        raise ValueError(f"{path} cannot be read as {what}: {reason(error)}{advice}") from error
+        role = f" as {what}" if what else ""
+        raise ValueError(f"{path} cannot be read{role}: {reason(error)}{advice}") from error
 
 
 def check(path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dmd.provenance import files, record
+from dmd.provenance import files, outside_files, record
 
 FULL_LENGTH = 64  # hex digits of a sha256
 
@@ -27,14 +27,15 @@ def check(path: Path, sha256: str | None, *, key: str = "the configuration", sou
         All 64 hex digits.
 
     Raises:
-        ValueError: the file is missing, does not match `sha256`, has changed since its digest was recorded, or its
-            digest cannot be recorded.
+        ValueError: the file is missing or plainly something else (see `outside_files.check`), does not match `sha256`,
+            has changed since its digest was recorded, or its digest cannot be recorded.
     """
     about = f" ({source})" if source else ""
-    if not path.is_file():
+    if not path.exists():
         wanted = f" with sha256 {printed(sha256)}" if sha256 else ""
         raise ValueError(f"{path} is missing: put the file{wanted} there{about}")
-    digest = files.sha256(path)
+    with outside_files.reading(path, advice=about):
+        digest = files.sha256(path)
     if sha256 and not digest.startswith(sha256):
         raise ValueError(f"{path} has sha256 {digest}, but {key} pins {printed(sha256)}{about}")
     if sha256 is None or len(sha256) < FULL_LENGTH:

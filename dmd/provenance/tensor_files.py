@@ -1,8 +1,10 @@
 """Tensors with their metadata in one safetensors file, without pickle."""
 
+import contextlib
 import errno
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import safetensors
 import safetensors.torch
 import torch
 
-from dmd.provenance import files
+from dmd.provenance import files, outside_files
 
+VERIFY = ": run `make verify`"
 KEY = "dmd"  # the only key, since safetensors writes several in random order
 
 
@@ -40,11 +43,9 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     Raises:
         ValueError: the file is missing, truncated, or has no `dmd` metadata.
     """
-    metadata = load_metadata(path)
-    try:
-        return safetensors.torch.load_file(path), metadata
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): run `make verify`") from error
+    with opened(path, advice=VERIFY) as stream:
+        metadata = _metadata(stream, path)
+        return {name: stream.get_tensor(name) for name in stream.offset_keys()}, metadata
 
 
 def load_some(path: Path, *names: str) -> list[torch.Tensor]:
@@ -53,20 +54,41 @@ def load_some(path: Path, *names: str) -> list[torch.Tensor]:
     Raises:
         ValueError: the file is missing, truncated, or lacks a named tensor.
     """
-    try:
-        with safetensors.safe_open(path, framework="pt") as stream:
-            return [stream.get_tensor(name) for name in names]
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): run `make verify`") from error
+    with opened(path, advice=VERIFY) as stream:
+        return [stream.get_tensor(name) for name in names]
 
 
 def load_metadata(path: Path) -> dict[str, Any]:
-    """Only the metadata: cheap for any size of file."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as stream:
-            text = (stream.metadata() or {}).get(KEY)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): run `make verify`") from error
+    """Only the metadata: cheap for any size of file. ValueError as in `load`."""
+    with opened(path, advice=VERIFY) as stream:
+        return _metadata(stream, path)
+
+
+def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file from outside; ValueError if it cannot be read."""
+    with opened(path) as stream:
+        tensors = {name: stream.get_tensor(name) for name in stream.offset_keys()}
+        return tensors, dict(stream.metadata() or {})
+
+
+@contextlib.contextmanager
+def opened(path: Path, *, advice: str = "") -> Iterator[Any]:
+    """The open file; tensors are read one by one, so that a signal can stop it between two of them.
+
+    Raises:
+        ValueError: whatever is wrong, in one line with `advice` at its end.
+    """
+    with outside_files.reading(path, "safetensors", advice=advice):
+        try:
+            with safetensors.safe_open(path, framework="pt") as stream:
+                yield stream
+        except safetensors.SafetensorError as error:
+            early = any(word in str(error) for word in ("InvalidHeaderLength", "IncompleteBuffer", "HeaderTooSmall"))
+            raise ValueError(f"it ends early or is damaged ({error})" if early else str(error)) from error
+
+
+def _metadata(stream: Any, path: Path) -> dict[str, Any]:
+    text = (stream.metadata() or {}).get(KEY)
     if text is None:
         raise ValueError(f"{path} has no '{KEY}' metadata: it was not written by a stage of this project")
     return files.json_object(text, path)

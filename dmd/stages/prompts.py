@@ -20,13 +20,14 @@ def run(*, files: list[Path], output: Path, source: dict[str, Any]) -> None:
     Args:
         files: tables of prompts, or one file of COCO captions; `source` has their `sha256`.
         output: prompts/prompts.parquet or captions/captions.parquet.
-        source: section `prompts`. Kind file (key `column`) takes all rows in order. Kind coco (`num`, `seed`) takes the
+        source: section `prompts`. Kind file (key `column`) takes all rows in order,
+            but not blank ones at the end. Kind coco (`num`, `seed`) takes the
             first caption of `num` images. Kind laion (`text_column`, `score_column`, `threshold`, `num`, `seed`) takes
             distinct prompts in a seeded order, of 1 to `prompts.MOST_CHARACTERS` characters.
 
     Raises:
-        ValueError: a file is missing, has another digest, cannot be read or lacks a column; a prompt is empty or too
-            long (kinds file and coco); or no prompt is left.
+        ValueError: a file is missing, has another digest, cannot be read or lacks a column; a prompt is too long
+            (kinds file and coco); a caption that was drawn is blank (kind coco); or no prompt is left.
     """
     counts: Counter[str] = Counter()
     with record.exclusive(output), _scratch(output) as folder:

@@ -249,7 +249,7 @@ def test_wrong_setting_is_named(tmp_path, changes, message):
         ("file,label\na.png,\n", r"line 2: 'a\.png' has no label"),
         ("file,label\na.png,1\na.png,2\n", "line 3: 'a.png' is listed twice"),
         ("file,label\na.png,1\nz.png,2\n", "line 3: no image 'z.png'"),
-        ("name,class\na.png,1\n", "not file and label"),
+        ("name,class\na.png,1\n", "not one file and one label"),
     ],
 )
 def test_wrong_csv_row_is_named(tmp_path, rows, message):

@@ -119,7 +119,7 @@ def test_empty_cells_other_types_and_damaged_metadata_are_named(tmp_path):
     for name in ("shard", "size", "sha256"):
         column = pa.array([None, *table()[name].to_pylist()[1:]], manifest.SCHEMA.field(name).type)
         manifest.write(path, table().set_column(manifest.SCHEMA.get_field_index(name), name, column), METADATA)
-        with pytest.raises(ValueError, match=f"{path} cannot be read .cells are empty"):
+        with pytest.raises(ValueError, match=f"{path} cannot be read as a table: cells are empty"):
             manifest.read(path)
     manifest.write(path, table().set_column(7, "size", pa.array(["1"] * 5)), METADATA)
     with pytest.raises(ValueError, match=f"{path} has columns of .*, which no manifest has"):

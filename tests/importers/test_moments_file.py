@@ -62,29 +62,40 @@ def test_files_of_other_kinds_are_refused(tmp_path):
         moments_file.load(path)
     for content in (b"", b"PK", pickle.dumps({"mu": 1, "sigma": 2})):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="is no .npz of mu and sigma"):
+        with pytest.raises(ValueError, match="cannot be read as .npz of mu and sigma"):
             moments_file.load(path)
     np.savez(path, mu=MEAN)
     with pytest.raises(ValueError, match="no array sigma; it has: mu.npy"):
         moments_file.load(path)
     written(path)
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ValueError, match="is no .npz"):
+    with pytest.raises(ValueError, match="cannot be read as .npz"):
         moments_file.load(path)
 
 
 def test_members_that_are_no_arrays_and_zip_files_of_another_kind_are_refused(tmp_path):
     path, whole = tmp_path / "m.npz", written(tmp_path / "whole.npz").read_bytes()
     path.write_bytes(whole.replace(b"\x93NUMPY", b"\x92NUMPY", 1))
-    with pytest.raises(ValueError, match="m.npz is no .npz of mu and sigma"):
+    with pytest.raises(ValueError, match="m.npz cannot be read as .npz of mu and sigma"):
         moments_file.load(path)
     entry = whole.rindex(b"PK\x01\x02")
     for place, value in ((6, 125), (8, 1), (8, 32), (10, 77)):  # version, encrypted, patched, compression
         content = bytearray(whole)
         content[entry + place] = value
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="m.npz is no .npz of mu and sigma"):
+        with pytest.raises(ValueError, match="m.npz cannot be read as .npz of mu and sigma"):
             moments_file.load(path)
+
+
+def test_array_that_would_grow_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "m.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb, bomb.open("mu.npy", "w") as part:
+        for _ in range(300):
+            part.write(bytes(1 << 20))
+    with zipfile.ZipFile(path, "a") as bomb:
+        bomb.writestr("sigma.npy", b"")
+    with pytest.raises(ValueError, match="array mu has 314572800 bytes, more than"):
+        moments_file.load(path)
 
 
 def test_an_array_that_claims_more_than_it_holds_is_refused(tmp_path):
@@ -93,5 +104,5 @@ def test_an_array_that_claims_more_than_it_holds_is_refused(tmp_path):
     with zipfile.ZipFile(header) as archive, zipfile.ZipFile(path, "w") as false:
         false.writestr("mu.npy", archive.read("mu.npy").replace(b"(3,)", b"(9,)"))
         false.writestr("sigma.npy", archive.read("sigma.npy"))
-    with pytest.raises(ValueError, match="is no .npz"):
+    with pytest.raises(ValueError, match="cannot be read as .npz"):
         moments_file.load(path)

@@ -211,5 +211,7 @@ def test_truncated_file_is_refused(source, tmp_path):
     for size in (0, 10, 1000, len(content) // 2, len(content) - 1):
         (tmp_path / "a.pt").write_bytes(content[:size])
         (tmp_path / ".a.pt.json").unlink(missing_ok=True)
-        with pytest.raises(ValueError, match="cannot be read as a file of weights only"):
+        with pytest.raises(
+            ValueError, match="a.pt cannot be read: it (is empty|ends early)|a.pt cannot be read as a file of weights"
+        ):
             teacher.run(output=tmp_path / "t", table=tmp_path / "log.parquet", kind="openai", source=tmp_path / "a.pt")
