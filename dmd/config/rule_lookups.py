@@ -22,6 +22,7 @@ from dmd.config.messages import ConfigError
 from dmd.config.missing_files import missing_files
 from dmd.config.resources import resources
 from dmd.config.rule_table import RULES
+from dmd.config.sections import IMPORTED, ScheduledSolver
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -200,6 +201,19 @@ class RuleLookups:
             return as_text({"cadence": cadence} if training and rule == "teacher" else cadence)
 
         return look_up
+
+    @exits_on_config_error
+    def solvers(self, wildcards: Wildcards, output: Any) -> str:
+        """Solvers that draw with an imported teacher, by key, which its import tries; a change reruns nothing."""
+        owner, solvers = wildcards.experiment, {}
+        if getattr(self.experiments.sections(owner).teacher, "kind", "") in IMPORTED:
+            for name, sections in self.experiments.merged.items():
+                if sections.teacher is None or self.experiments.owner(name, "teacher") != owner:
+                    continue
+                for key, section in {"pairs": sections.pairs, "sample": sections.sample}.items():
+                    if section is not None and isinstance(section.solver, ScheduledSolver):
+                        solvers[f"{name}.{key}.solver"] = section.solver.with_defaults()
+        return as_text({"solvers": solvers} if solvers else {})
 
     def storage(self, wildcards: Wildcards, output: Any) -> str:
         """The storage of shards of pairs that are not in results/; a change reruns nothing."""

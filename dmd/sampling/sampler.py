@@ -16,6 +16,7 @@ from dmd.models.denoiser import Denoiser
 from dmd.models.guidance import with_guidance
 from dmd.models.student_calls import Calls
 from dmd.provenance import tensor_files
+from dmd.sampling import schedulers
 from dmd.sampling.default_solver import default_solver, resolve_solver
 from dmd.sampling.noise import seeded_draws
 from dmd.sampling.solvers import OnStep, solve
@@ -82,8 +83,15 @@ class Sampler:
 
         Raises:
             ValueError: the file is damaged, lacks these weights, is no student's file for solver student, was trained
-                on lower noise than the solver's first level, or has no empty condition, which guidance needs.
+                on lower noise than the solver's first level, has no empty condition, which guidance needs, or has a
+                scheduler that cannot make the solver's steps.
         """
+        facts = dict(loading.denoiser_file(path).facts)
+        solver = solver or default_solver(facts, None, None, path)
+        try:
+            schedulers.check(facts.get("scheduler"), solver)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         denoiser, self.metadata = loading.load_denoiser(path, weights=weights, calls=calls)
         if adapter is not None:
             loading.add_adapter(denoiser, adapter, path)
@@ -94,7 +102,6 @@ class Sampler:
             self.denoiser = with_guidance(cast(Denoiser, self.denoiser), empty, guidance)
         self.shape: tuple[int, ...] = tuple(self.metadata["shape"])
         self.num_classes: int = self.metadata["num_classes"]
-        solver = solver or default_solver(self.metadata, None, None, path)
         self.solver, self.sigma = resolve_solver(solver, self.metadata, path)
         loading.check_sigma(self.metadata, self.sigma, path)
         calls = self.solver.get("calls")

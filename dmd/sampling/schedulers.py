@@ -4,7 +4,8 @@ With the same scheduler, noise and text they give the same latents as diffusers'
 """
 
 import hashlib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {  # name -> class of diffusers
     "lcm": ("LCMScheduler", {}),
 }
 FLOW = "rectified-flow"
+Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (scaled image, timestep) -> the network's output
 NAMES = (*CLASSES, FLOW)
 
 
@@ -37,19 +39,60 @@ def scheduler(config: Mapping[str, Any] | None, solver: Mapping[str, Any]) -> An
     Raises:
         ValueError: no config, or steps or a spacing that the scheduler cannot take.
     """
+    if not isinstance(config, Mapping):
+        raise ValueError(f"solver {solver['name']!r} needs a teacher that comes with a scheduler: use heun or euler")
+    arguments = CLASSES[solver["name"]][1]
+    spacing = {"timestep_spacing": solver["spacing"]} if solver.get("spacing") else {}
+    try:
+        result = _class(solver).from_config({"clip_sample": False, **config}, **arguments, **spacing)
+        result.set_timesteps(solver["steps"])
+    except Exception as error:  # diffusers raises what numpy, scipy and Python raise
+        raise ValueError(_refusal(config, solver, f"{type(error).__name__} {error}")) from error
+    return result
+
+
+def check(config: Mapping[str, Any] | None, solver: Mapping[str, Any]) -> None:
+    """Tries all steps of a solver on four numbers, so that what its scheduler cannot do is known before any work.
+
+    The prediction of the tried steps is always the noise that they begin with.
+
+    Args:
+        config, solver: as for `scheduler`; solvers that are none of `CLASSES` need no check.
+
+    Raises:
+        ValueError: a step fails or gives numbers that are not finite; the message names the solver, its steps, and the
+            fields of `config` that are not at their defaults.
+    """
+    if solver["name"] not in CLASSES:
+        return
+    stepper = scheduler(config, solver)
+    noise = torch.tensor([-1.0, -0.5, 0.5, 1.0]).reshape(1, 1, 2, 2)
+    try:
+        image = _steps(stepper, noise, solver, lambda image, time: noise)
+    except Exception as error:  # as above
+        raise ValueError(_refusal(config, solver, f"{type(error).__name__} {error}")) from error
+    if not image.isfinite().all():
+        raise ValueError(_refusal(config, solver, "its numbers are not finite"))
+
+
+def _class(solver: Mapping[str, Any]) -> Any:
     torchvision_operators.ensure()
     import diffusers
 
-    if config is None:
-        raise ValueError(f"solver {solver['name']!r} needs a teacher that comes with a scheduler: use heun or euler")
-    name, arguments = CLASSES[solver["name"]]
-    spacing = {"timestep_spacing": solver["spacing"]} if solver.get("spacing") else {}
-    try:
-        result = getattr(diffusers, name).from_config({"clip_sample": False, **config}, **arguments, **spacing)
-        result.set_timesteps(solver["steps"])
-    except (ValueError, IndexError, NotImplementedError) as error:
-        raise ValueError(f"solver {solver['name']!r} with {solver['steps']} steps: {error}") from error
-    return result
+    return getattr(diffusers, CLASSES[solver["name"]][0])
+
+
+def _refusal(config: Mapping[str, Any] | None, solver: Mapping[str, Any], reason: str) -> str:
+    """A line that says why a scheduler cannot be used, and which of its fields may be the reason."""
+    defaults = {name: each.default for name, each in inspect.signature(_class(solver)).parameters.items()}
+    changed = [
+        f"{key} {value!r:.60}" for key, value in (config or {}).items() if key in defaults and value != defaults[key]
+    ]
+    return (
+        f"solver {solver['name']!r} with {solver['steps']} steps cannot be used with the teacher's scheduler: "
+        f"{' '.join(reason.split())[:200].rstrip()}. Fields of its scheduler_config.json that are not at the defaults "
+        f"of {CLASSES[solver['name']][0]}: {', '.join(changed) or 'none'}. Change steps, spacing or solver"
+    )
 
 
 def first_timestep(config: Mapping[str, Any] | None, solver: Mapping[str, Any]) -> float:
@@ -82,13 +125,19 @@ def draw(
         return _flow(denoiser, noise, label, solver["steps"]), solver["steps"]
     stepper = scheduler(denoiser.scheduler, solver)
     stepper.set_timesteps(solver["steps"], device=noise.device)
+    image = _steps(stepper, noise, solver, lambda image, time: denoiser.predict(image, _times(time, noise), label))
+    return image.to(noise.dtype), len(stepper.timesteps)
+
+
+def _steps(stepper: Any, noise: torch.Tensor, solver: Mapping[str, Any], predict: Predict) -> torch.Tensor:
+    """The image after all steps of a scheduler whose timesteps are set."""
     # LCM draws noise in each step: a generator seeded from the sample's start noise makes it reproducible
     extra = {"generator": _generators(noise)} if solver["name"] == "lcm" else {}
     image = noise * stepper.init_noise_sigma
     for time in stepper.timesteps:
-        out = denoiser.predict(stepper.scale_model_input(image, time), _times(time, noise), label)
+        out = predict(stepper.scale_model_input(image, time), time)
         image = stepper.step(out, time, image, **extra).prev_sample
-    return image.to(noise.dtype), len(stepper.timesteps)
+    return image
 
 
 def _flow(denoiser: Denoiser, noise: torch.Tensor, label: torch.Tensor, steps: int) -> torch.Tensor:

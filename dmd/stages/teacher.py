@@ -17,6 +17,7 @@ from dmd.methods.base import Facts
 from dmd.models import loading
 from dmd.models.compute import set_tf32
 from dmd.provenance import record, tensor_files
+from dmd.sampling import schedulers
 from dmd.train import checkpoints, networks, state
 from dmd.train.data import ImageStream
 from dmd.train.loop import log_table, training_loop
@@ -38,6 +39,7 @@ def run(
     network: dict[str, Any] | None = None,
     training: TeacherTraining | None = None,
     cadence: dict[str, Any] | None = None,
+    solvers: dict[str, dict[str, Any]] | None = None,
     device: str = "cpu",
     threads: int = 1,
 ) -> None:
@@ -58,9 +60,12 @@ def run(
         network: architecture without the values from the dataset (channels, resolution, classes). Kind train only.
         training: section `teacher.training`. Kind train only.
         cadence: keys of `training` that do not change the weights.
+        solvers: those that will draw with an imported teacher, by their key in the configuration; all their steps are
+            tried before it is written.
 
     Raises:
-        ValueError: an unusable dataset or source, arguments that do not fit the kind, or a loss that is not finite.
+        ValueError: an unusable dataset or source, arguments that do not fit the kind, a scheduler that cannot make the
+            steps of a solver, or a loss that is not finite.
         Stopped: a signal was received; a checkpoint was written after the update during which it came.
     """
     torch_setup.set_threads(threads)
@@ -78,6 +83,11 @@ def run(
             if kind == "diffusers" and latent != ("image_shape" in facts):
                 actual = "works on latents" if "image_shape" in facts else "has no vae"
                 raise ValueError(f"teacher.latent is {str(latent).lower()}, but the pipeline in {source} {actual}")
+            for key, solver in (solvers or {}).items():
+                try:
+                    schedulers.check(facts.get("scheduler"), solver)
+                except ValueError as error:
+                    raise ValueError(f"{source}: {key}: {error}") from error
         elif kind == "gaussian-mixture" and dataset is not None:
             tensors, facts = _mixture(dataset)
         else:

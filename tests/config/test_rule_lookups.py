@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,30 @@ def test_parameters_that_rerun_nothing_take_the_output():
     assert found.cadence("teacher")(job("child"), output=[]) == '{"cadence":{}}'
     assert '"prefix":"s3://bucket/folder"' in found.storage(job(), output=[])
     assert provided().storage(job(), output=[]) == "{}"
+
+
+def test_import_of_a_teacher_tries_the_schedulers_of_all_that_share_it():
+    """Its parameter depends on the output, so that another solver does not import the teacher again."""
+    few = {"from": "teacher", "solver": {"name": "dpmsolver++", "steps": 2}}
+    imported = {"teacher": {"kind": "diffusers", "folder": "model"}}
+    pairs = {"pairs": {"solver": {"name": "unipc", "steps": 5}}, "distill": {"method": {"sigma": None}}}
+    found = provided(child=imported | pairs, own={"teacher": {"kind": "diffusers", "folder": "another"}})
+    other = RuleLookups(
+        config.resolve(
+            {
+                "experiments": {
+                    "base": copy.deepcopy(BASE) | imported,
+                    "few": {"extends": "base", "sample": few},
+                }
+            }
+        )
+    )
+    assert "output" in inspect.signature(found.solvers).parameters
+    expected = {"child.pairs.solver": {"name": "unipc", "steps": 5, "spacing": None}}
+    assert json.loads(found.solvers(job("child"), output=[])) == {"solvers": expected}
+    assert found.solvers(job("own"), output=[]) == found.solvers(job(), output=[]) == "{}"
+    expected = {"few.sample.solver": {"name": "dpmsolver++", "steps": 2, "spacing": None}}
+    assert json.loads(other.solvers(job("base"), output=[])) == {"solvers": expected}
 
 
 def test_flag_is_given_where_the_input_is_a_file():

@@ -1,16 +1,21 @@
-"""Schedulers of diffusers as solvers: latents of the stock pipeline, calls, first times."""
+"""Schedulers of diffusers as solvers: latents of the stock pipeline, calls, first times, and what they cannot do."""
 
+import json
+import re
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import dmd
 from dmd import torchvision_operators
 from dmd.models import loading
 from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser
 from dmd.models.guidance import with_guidance
 from dmd.sampling import schedulers
+from dmd.sampling.sampler import Sampler
 from dmd.sampling.solvers import solve
 from dmd.stages import teacher
 from tests.stable_diffusion_files import SCHEDULER, make_stable_diffusion
@@ -155,7 +160,65 @@ def test_solver_that_does_not_fit_the_denoiser_is_named():
     with pytest.raises(ValueError, match="solver 'ddim' needs a teacher that comes with a scheduler"):
         solve(denoiser, noise, label, {"name": "ddim", "steps": 4})
     denoiser.scheduler = SD15
-    with pytest.raises(ValueError, match="solver 'ddim' with 2000 steps: .*num_inference_steps"):
+    with pytest.raises(ValueError, match="solver 'ddim' with 2000 steps cannot be used .*num_inference_steps"):
         solve(denoiser, noise, label, {"name": "ddim", "steps": 2000})
     with pytest.raises(ValueError, match="solver 'dpm' is not one of"):
         solve(denoiser, noise, label, {"name": "dpm", "steps": 4})
+
+
+SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas")
+BETAS = (
+    *({"beta_schedule": name} for name in ("linear", "scaled_linear", "squaredcos_cap_v2")),
+    {"trained_betas": torch.linspace(1e-4, 0.02, 1000).tolist()},
+)
+
+
+class Unit(nn.Module):
+    """Its output is unit noise, another one for each time."""
+
+    def forward(self, image, condition, label):
+        generator = torch.Generator().manual_seed(int(1000 * abs(float(condition[0]))))
+        return torch.randn(image.shape, generator=generator)
+
+
+@pytest.mark.parametrize("name", schedulers.CLASSES)
+def test_what_a_scheduler_cannot_do_is_refused_in_a_line_and_all_else_ends_with_finite_numbers(name):
+    denoiser = Denoiser(Unit(), sigma_data=1.0, preconditioning={"kind": "flow"})
+    noise, label = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.full((2,), -1)
+    drawn = 0
+    for sigmas, betas, prediction, steps in product(
+        (None, *SIGMAS), BETAS, ("epsilon", "v_prediction", "sample"), (1, 2, 5)
+    ):
+        config = SCHEDULER | betas | {"prediction_type": prediction} | ({sigmas: True} if sigmas else {})
+        solver = {"name": name, "steps": steps}
+        try:
+            schedulers.check(config, solver)
+        except ValueError as error:
+            assert "\n" not in str(error) and f"solver '{name}' with {steps} steps cannot be used" in str(error)
+            assert prediction == "epsilon" or f"prediction_type '{prediction}'" in str(error)
+            continue
+        denoiser.scheduler = config
+        assert solve(denoiser, noise, label, solver)[0].isfinite().all(), (config, solver)
+        drawn += 1
+    assert drawn > 100
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "reason"),
+    [("dpmsolver++", "use_karras_sigmas", "IndexError"), ("unipc", "use_beta_sigmas", "AssertionError")],
+)
+def test_a_teacher_whose_scheduler_fails_is_neither_imported_nor_loaded(tmp_path, name, field, reason):
+    folder = make_stable_diffusion(tmp_path / "sd")
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text()) | {"beta_schedule": "squaredcos_cap_v2", field: True}
+    path.write_text(json.dumps(config | {"_class_name": "UniPCMultistepScheduler"}))
+    out, solver = tmp_path / "t.safetensors", {"name": name, "steps": 5}
+    line = f"solver '{re.escape(name)}' with 5 steps cannot be used .*: {reason}.*squaredcos_cap_v2.*{field} True"
+    arguments = {"output": out, "table": tmp_path / "log.parquet", "kind": "stable-diffusion", "source": folder}
+    with pytest.raises(ValueError, match=f"{folder}: a.pairs.solver: {line}"):
+        teacher.run(**arguments, solvers={"a.pairs.solver": solver})
+    assert not out.exists()
+    teacher.run(**arguments, solvers={"a.pairs.solver": {"name": "ddim", "steps": 5}})
+    for draw in (lambda: Sampler(out, solver=solver), lambda: dmd.load(out, solver=name, steps=5)):
+        with pytest.raises(ValueError, match=f"{out}: {line}"):
+            draw()

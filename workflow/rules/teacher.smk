@@ -16,10 +16,11 @@ rule teacher:
         source=provider.source("teacher"),
         spec=provider.spec("teacher"),
         cadence=provider.cadence("teacher"),
+        solvers=provider.solvers,
         version=RULES["teacher"].version,
     shell:
         "python -m dmd.stages.teacher {params.images} {params.source} --output {output.denoiser} --table {output.table} "
-        "--spec {params.spec:q} {params.cadence:q} --log {log}"
+        "--spec {params.spec:q} {params.cadence:q} {params.solvers:q} --log {log}"
 
 
 # Text encoder and tokenizer of a Stable Diffusion folder.
