@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dmd.config import ConfigError, Experiments, load
+from dmd.config import ConfigError, Experiments, load, printing
 from dmd.jobs.experiment_progress import STAGES, Results, Stage
 
 UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
@@ -40,7 +40,7 @@ def main() -> None:
             stages = [stage for name in parsed.experiments or results.known() for stage in results.stages(name)]
             lines = [json.dumps(as_json(stage)) for stage in stages] if parsed.json else list(text(stages))
             clear = "\x1b[2J\x1b[H" if parsed.watch and sys.stdout.isatty() and not parsed.json else ""
-            print(clear + "\n".join(lines), flush=True)
+            print(clear + "\n".join(lines if parsed.json else map(printing.line, lines)), flush=True)
             if not parsed.watch:
                 return
             time.sleep(parsed.watch)
@@ -49,7 +49,7 @@ def main() -> None:
     except BrokenPipeError:  # the reader, such as `head`, closed the pipe; Python would flush stdout again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ConfigError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(printing.lines(f"error: {error}"))
 
 
 def _seconds(text: str) -> float:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from dmd.config import printing
 from dmd.data import remote
 from dmd.provenance import record
 from dmd.provenance.audit import audit, records_now
@@ -30,7 +31,7 @@ def main() -> None:
     try:
         bad = run(folder=parsed.folder, delete=parsed.delete)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printing.line(f"error: {error}"), file=sys.stderr)
         sys.exit(2)
     sys.exit(1 if bad else 0)
 
@@ -52,15 +53,15 @@ def run(*, folder: Path, delete: bool) -> dict[Path, str]:
     damaged, derived, notes = audit(folder, remote.sizes)
     bad = damaged | derived
     for path, reason in bad.items():
-        print(f"{path}: {reason}")
-    print("\n".join(notes))
+        print(printing.line(f"{path}: {reason}"))
+    print("\n".join(map(printing.line, notes)))
     print(f"{len(damaged)} bad, {len(derived)} made from them")
     if bad and not delete:
         print("not removed; --delete (`make verify`) removes them")
     elif bad:
         _remove(bad, before)
         print("removed; `snakemake --cores all` makes those again that its targets need:")
-        print("\n".join(f"    {path}" for path in sorted(bad)))
+        print("\n".join(printing.line(f"    {path}") for path in sorted(bad)))
     return bad
 
 

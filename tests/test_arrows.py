@@ -32,7 +32,7 @@ SHIM = "torchvision_operators"
 FACES = {
     "__init__": {"sampling"},
     "status": {"jobs", "config"},
-    "verify": {"jobs", "data", "provenance"},
+    "verify": {"jobs", "data", "provenance", "config"},
     SHIM: set(),
 }  # of `__init__` when it is called
 FORBIDDEN = {"snakemake", "workflow"}

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+from dmd.config import printing
 from dmd.config.artifacts import Experiments
 from dmd.config.inheritance import Configuration
 from dmd.config.messages import ConfigError
@@ -49,7 +50,7 @@ def exits_on_config_error(function: Callable[P, T]) -> Callable[P, T]:
         try:
             return function(*arguments, **keywords)
         except ConfigError as error:
-            sys.exit(f"error: {error}")
+            sys.exit(printing.lines(f"error: {error}"))
 
     return call
 

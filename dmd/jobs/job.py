@@ -4,7 +4,6 @@ import argparse
 import inspect
 import json
 import logging
-import os
 import shlex
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from dmd.config import printing
 from dmd.config.section_base import Section
 from dmd.jobs import command_line, garbage_collection, gpu_locks, job_status, processes, reporting, signals, slurm
 from dmd.provenance import memory_limit
@@ -41,6 +41,7 @@ def main(run: Callable[..., None], *sections: type[Section]) -> None:
     log. Exits with `signals.EXIT_STATUS` after a signal. Of several processes, only the first to fail logs the error.
     """
     garbage_collection.switch_on()
+    sys.excepthook = reporting.print_exception
     parser = argparse.ArgumentParser(description=inspect.getdoc(run), formatter_class=argparse.RawTextHelpFormatter)
     paths, spec_parameters = command_line.parameters(run)
     for name, parameter in paths.items():
@@ -59,7 +60,8 @@ def main(run: Callable[..., None], *sections: type[Section]) -> None:
         with job_status.refreshed(log if processes.rank() == 0 else None):
             arguments = command_line.arguments(spec, spec_parameters, sections)
             _claim_devices(arguments)
-            _log.info("%s -m %s %s", sys.executable, _module_name(), shlex.join(sys.argv[1:]))
+            command = f"{sys.executable} -m {_module_name()} {shlex.join(sys.argv[1:])}"
+            _log.info("%s", command, extra={"is_command": True})
             begin = time.monotonic()
             run(**parsed, **arguments)
             reporting.log(f"done in {time.monotonic() - begin:.1f} s")
@@ -87,7 +89,7 @@ def main(run: Callable[..., None], *sections: type[Section]) -> None:
             _fail(ValueError(f"memory does not suffice: {what}; on a cluster `resources` asks for more"), log)
         if isinstance(error, RuntimeError) and processes.count() > 1:  # often caused by another's failure
             _fail(error, log)
-        _log.debug("%s", traceback.format_exc())
+        _log.debug("%s", traceback.format_exc(), extra={"is_traceback": True})
         _end(log, "failed", f"error: {type(error).__name__}: {error}")
         raise
 
@@ -101,7 +103,7 @@ def _lacks_memory(error: Exception) -> bool:
 def _fail(error: Exception, log: Path | None) -> None:
     if processes.first_to_fail():
         where = f" in process {processes.rank()} of {processes.count()}" if processes.count() > 1 else ""
-        _log.debug("%s", traceback.format_exc())
+        _log.debug("%s", traceback.format_exc(), extra={"is_traceback": True})
         _end(log, "failed", f"error{where}: {error}")
     sys.exit(1)
 
@@ -114,8 +116,9 @@ def _end(log: Path | None, state: Literal["failed", "stopped"], message: str) ->
 
 def _claim_devices(spec: dict[str, Any]) -> None:
     """Leases GPUs and starts processes, once per job and before CUDA is used; processes of torchrun inherit both."""
-    if "RANK" in os.environ:
+    if processes.launched():
         return
+    processes.forget_inherited()
     num, nodes = processes.wanted(spec)
     if spec.get("device") == "auto":
         gpu_locks.lease_visible(num // nodes, log=_log.info)
@@ -139,7 +142,7 @@ def _start_log(path: Path | None) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             handlers.append(logging.FileHandler(path, mode="w" if leads else "a", delay=not leads))
         except OSError as error:
-            sys.exit(f"error: cannot write the log {path}: {error}")
+            sys.exit(printing.line(f"error: cannot write the log {path}: {error}"))
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        handler.setFormatter(reporting.LogFormatter())
         _log.addHandler(handler)

@@ -18,6 +18,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from dmd.config import printing
+
 REFRESH_SECONDS = 10.0
 SILENT_SECONDS = 40.0
 
@@ -108,9 +110,9 @@ def refreshed(log: Path | None, *, seconds: float = REFRESH_SECONDS) -> Iterator
 
 
 def end(log: Path | None, state: Literal["failed", "stopped"], message: str) -> None:
-    """Writes how a job ended, and the first line of `message`."""
+    """Writes how a job ended, and `message` as one line."""
     if log is not None:
-        _write(log, JobStatus(state=state, throughput=_throughput, message=message.partition("\n")[0]))
+        _write(log, JobStatus(state=state, throughput=_throughput, message=printing.line(message)))
 
 
 def _refresh(log: Path, ended: threading.Event, seconds: float) -> None:

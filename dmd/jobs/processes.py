@@ -2,7 +2,9 @@
 
 import contextlib
 import ctypes
+import functools
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,23 +17,40 @@ from torch import distributed
 from dmd.config.training import Training
 from dmd.jobs import slurm
 
+LAUNCHER = "DMD_TORCHRUN"  # process number of our torchrun, in the environment of its workers
+INHERITED = re.compile(r"(GROUP_|LOCAL_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|(TORCHELASTIC|PET)_\w+")
 TIMEOUT = timedelta(hours=1)  # how long others wait while the first writes a checkpoint or draws a grid
 PARENT_DEATH = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
+@functools.cache  # the parent may die
+def launched() -> bool:
+    """Whether `dmd.jobs.torchrun` started this process; variables such as RANK of other origin mean nothing."""
+    return os.environ.get(LAUNCHER) == str(os.getppid())
+
+
+def forget_inherited() -> None:
+    """Removes the variables of torchrun from the environment, which libraries would read, and a torchrun started here.
+
+    To be called in processes that are not `launched`.
+    """
+    for name in filter(INHERITED.fullmatch, list(os.environ)):
+        del os.environ[name]
+
+
 def rank() -> int:
     """Number of this process, from 0; the first one writes."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ["RANK"]) if launched() else 0
 
 
 def count() -> int:
     """The number of processes of this stage."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
 def local_rank() -> int:
     """Number of this process on its machine, and of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return int(os.environ["LOCAL_RANK"]) if launched() else 0
 
 
 def wanted(spec: Mapping[str, Any]) -> tuple[int, int]:
@@ -70,7 +89,7 @@ def group(num: int, device: torch.device) -> Iterator[None]:
     if num != count():
         raise ValueError(
             f"processes: {num} wanted, {count()} running; start a stage of several processes with "
-            f"torchrun --standalone --nproc-per-node {num} -m ..."
+            f"python -m dmd.jobs.torchrun --standalone --nproc-per-node {num} -m ..."
         )
     if num == 1:
         yield

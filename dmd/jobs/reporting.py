@@ -1,10 +1,14 @@
 """The log lines of a job, and its progress every ten seconds."""
 
 import logging
+import sys
 import time
+import traceback
 from collections.abc import Iterable, Iterator
+from types import TracebackType
 from typing import TypeVar
 
+from dmd.config import printing
 from dmd.jobs import job_status, processes, signals
 from dmd.jobs.job_status import Throughput
 
@@ -17,6 +21,31 @@ def log(message: str) -> None:
     """A line on stderr and in the log file, of the first process alone."""
     if processes.rank() == 0:
         _log.info("%s", message)
+
+
+class LogFormatter(logging.Formatter):
+    """A line with the time for each message, in which text from outside is escaped and cut.
+
+    The lines of a traceback are indented, so that none of them looks like a message. The command of the job, which the
+    system limits, is not cut.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The text of a message."""
+        message = record.getMessage()
+        if getattr(record, "is_traceback", False):
+            shown = "\n".join(f"    {line}" for line in printing.lines(message.rstrip()).split("\n"))
+        elif getattr(record, "is_command", False):
+            shown = printing.line(message, limit=len(message) + 1)
+        else:
+            shown = printing.line(message)
+        return f"{self.formatTime(record, '%H:%M:%S')} {shown}"
+
+
+def print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints an uncaught exception on stderr; as `sys.excepthook`."""
+    text = "".join(traceback.format_exception(kind, error, trace))
+    print(printing.lines(text.rstrip()), file=sys.stderr)
 
 
 class Progress:

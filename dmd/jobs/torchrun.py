@@ -6,6 +6,7 @@ Plain torchrun kills workers that do not end within half a minute of a signal; a
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from types import FrameType
@@ -14,7 +15,7 @@ import psutil
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from dmd.jobs import signals, slurm
+from dmd.jobs import processes, signals, slurm
 
 LEFT_TO_TORCHRUN = "SIGINT,SIGHUP,SIGQUIT"
 
@@ -23,6 +24,8 @@ def main() -> None:
     """Runs torchrun with the command line's arguments; exits with the workers' status if a signal stopped them all."""
     for number in signals.SIGNALS:
         signal.signal(number, _pass_on)
+    processes.forget_inherited()
+    os.environ[processes.LAUNCHER] = str(os.getpid())  # the parent of all workers
     rendezvous = [] if "--standalone" in sys.argv else [f"--rdzv-conf=is_host={slurm.is_first_node()}"]
     try:
         run.main(["--signals-to-handle", LEFT_TO_TORCHRUN, *rendezvous, *sys.argv[1:]])

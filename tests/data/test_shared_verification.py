@@ -12,6 +12,7 @@ from torch import distributed
 from dmd.data import manifest as manifests
 from dmd.data import shared_verification
 from dmd.data.pairs import PairReader
+from dmd.jobs import processes
 from tests.data import reading_process
 from tests.data.test_pairs import build
 
@@ -22,6 +23,7 @@ def read_by_two(folder: Path) -> list[subprocess.CompletedProcess[str]]:
     """Two processes, and the store that torchrun would hold."""
     store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    given[processes.LAUNCHER] = str(os.getpid())
     environment = {**os.environ, **given, "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     line = [sys.executable, reading_process.__file__, str(folder / "manifest.parquet")]
     workers = [

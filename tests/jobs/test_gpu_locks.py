@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from dmd.jobs import gpu_locks
+from dmd.jobs.processes import LAUNCHER
 
 HOLD = """
 import os, sys
 from pathlib import Path
 from dmd.jobs import gpu_locks
+from dmd.jobs.processes import LAUNCHER
 cards = gpu_locks.lease(sys.argv[2].split(","), int(sys.argv[3]), folder=Path(sys.argv[1]), log=print)
 line = "import sys; print(*sys.argv[1:], flush=True); sys.stdin.read()"
 os.execv(sys.executable, [sys.executable, "-c", line, *cards])  # as a stage becomes torchrun
@@ -139,7 +141,8 @@ def test_leased_card_is_the_visible_one(monkeypatch, tmp_path):
     [
         ('{"device": "auto"}', {}, "6"),
         (TWO, {}, "6,7"),
-        (TWO, {"RANK": "1"}, "5,6,7"),  # its parent has leased
+        (TWO, {"RANK": "1", "WORLD_SIZE": "2"}, "6,7"),  # of another torchrun, whose shell started this one
+        (TWO, {"RANK": "1", "WORLD_SIZE": "2", LAUNCHER: str(os.getpid())}, "5,6,7"),  # its parent has leased
         ('{"device": "cpu"}', {}, "5,6,7"),
     ],
 )

@@ -13,7 +13,7 @@ import torch
 
 from dmd.config.section_base import Section
 from dmd.config.training import TeacherTraining
-from dmd.jobs import job, job_status, reporting, torch_setup
+from dmd.jobs import job, job_status, processes, reporting, torch_setup
 from dmd.provenance import memory_limit
 
 TRAINING = {"method": {"name": "denoising", "batch_size": 4, "phases": [{"updates": 3}]}}
@@ -163,6 +163,63 @@ def test_whatever_ends_a_stage_that_came_near_a_limit_of_memory_is_told_as_lack_
         call(monkeypatch, *spec(), error=SystemError("error return without exception set"))
     line = capsys.readouterr().err.splitlines()[-1]
     assert "error: memory does not suffice: SystemError error return without exception set; on a cluster" in line
+
+
+FORGED = "a.png\n12:00:00 done in 1.0 s\x1b]0;title\x07\u202e\udcff"
+
+
+def test_text_from_outside_forges_no_line_and_reaches_neither_terminal_nor_status(monkeypatch, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        call(monkeypatch, *spec(), "--log", str(tmp_path / "log"), error=ValueError(f"{FORGED} cannot be read"))
+    screen, log = capsys.readouterr().err, (tmp_path / "log").read_text()
+    message = job_status.read(tmp_path / "log.status.json").message
+    assert message == r"error: a.png\n12:00:00 done in 1.0 s\x1b]0;title\x07\u202e\udcff cannot be read"
+    assert screen.splitlines()[-1].endswith(message)
+    for text in (screen, log):
+        assert not [line for line in text.splitlines() if line.startswith("12:00:00 done")]
+        assert not set(text) & set("\x1b\x07\u202e\udcff")
+    assert "Traceback" in log
+
+
+def test_a_field_of_any_length_gives_a_short_log(monkeypatch, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        call(monkeypatch, *spec(), "--log", str(tmp_path / "log"), error=ValueError("y" * 10**7 + "; run again"))
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) < 2100 and lines[-1].endswith("; run again")
+    assert (tmp_path / "log").stat().st_size < 20_000 and (tmp_path / "log.status.json").stat().st_size < 5000
+
+
+def test_an_exception_that_nobody_caught_is_escaped_on_the_screen(capsys):
+    reporting.print_exception(KeyError, KeyError("\x1b[2J"), None)
+    reporting.print_exception(RuntimeError, RuntimeError(FORGED * 10**5), None)
+    text = capsys.readouterr().err
+    assert not set(text) & set("\x1b\x07\u202e\udcff") and len(text) < 10**6
+
+
+def test_secrets_of_a_url_are_neither_in_the_log_nor_in_the_status_file(monkeypatch, capsys, tmp_path):
+    url = "https://user:hunter2@host/file.bin?token=hunter2"
+    with pytest.raises(SystemExit):
+        call(monkeypatch, *spec(name=url), "--log", str(tmp_path / "log"), error=ValueError(f"{url} cannot be read"))
+    for text in (capsys.readouterr().err, *(path.read_text() for path in tmp_path.iterdir())):
+        assert "hunter2" not in text and "https://***@host/file.bin?***" in text
+
+
+INHERITED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+INHERITED += ("TORCHELASTIC_RUN_ID", "PET_NNODES", "ROLE_RANK", processes.LAUNCHER)
+
+
+@pytest.mark.parametrize("value", ["0", "1", "8", "x", ""])
+def test_variables_of_another_torchrun_mean_nothing(monkeypatch, tmp_path, value):
+    """Such as those of a shell that it started; `LAUNCHER` is inherited, too, but names another parent."""
+    for name in INHERITED:
+        monkeypatch.setenv(name, value)
+    processes.launched.cache_clear()
+    assert (processes.rank(), processes.count(), processes.local_rank()) == (0, 1, 0) and processes.first_to_fail()
+    call(monkeypatch, *spec(), "--log", str(tmp_path / "log"))
+    assert "done in " in (tmp_path / "log").read_text()
+    assert not {*INHERITED[:-1]} & os.environ.keys()
+    with processes.group(1, torch.device("cpu")):
+        assert not torch.distributed.is_initialized()
 
 
 @pytest.mark.parametrize("error", [KeyError("bug"), RuntimeError("cuDNN")])

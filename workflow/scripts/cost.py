@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from dmd.config import RULES, Experiments, Json, load, read_yaml  # noqa: E402
+from dmd.config import RULES, Experiments, Json, load, printing, read_yaml  # noqa: E402
 from dmd.models.networks.published_architectures import CIFAR10, IMAGENET64, SD15  # noqa: E402
 from workflow.scripts.memory import architecture, forward_operations, section  # noqa: E402
 from workflow.scripts.plan import SHARD_RULES, image_size, shard_bytes  # noqa: E402
@@ -51,7 +51,7 @@ def main() -> None:
     except BrokenPipeError:  # the reader, such as `head`, closed the pipe; Python would flush stdout again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(printing.lines(f"error: {error}"))
 
 
 def table(experiments: Experiments, names: list[str], *, rate: float) -> Iterator[str]:

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from dmd.config import Experiments, load  # noqa: E402
+from dmd.config import Experiments, load, printing  # noqa: E402
 from dmd.config.sections import DECODERS  # noqa: E402
 from dmd.config.training import Distill, TrainingCompute  # noqa: E402
 from dmd.models.networks import build, without_classes  # noqa: E402
@@ -70,7 +70,7 @@ def main() -> None:
         for name in parsed.experiments:
             print("\n".join(plan(experiments, name)))
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(printing.lines(f"error: {error}"))
 
 
 def section(experiments: Experiments, name: str) -> Distill:

@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from dmd.config import ConfigError, Configuration, Experiments, load, unknown_experiment  # noqa: E402
+from dmd.config import ConfigError, Configuration, Experiments, load, printing, unknown_experiment  # noqa: E402
 from dmd.config.missing_files import Missing, listed, missing_files  # noqa: E402
 from dmd.config.sections import ImageDataset  # noqa: E402
 from workflow.scripts.rates import Job, Rates, job_of, measured_rates, network_calls, num_images, rate_owner, work  # noqa: E402
@@ -56,7 +56,7 @@ def main() -> None:
     except BrokenPipeError:  # the reader, such as `head`, closed the pipe; Python would flush stdout again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(printing.lines(f"error: {error}"))
 
 
 def planned(config: Configuration, experiments: Experiments, experiment: str | None) -> tuple[list[Job], list[Missing]]:

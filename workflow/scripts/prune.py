@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from dmd.config import RULES, Configuration, Experiments, load  # noqa: E402
+from dmd.config import RULES, Configuration, Experiments, load, printing  # noqa: E402
 from dmd.config.rule_table import ARTIFACTS  # noqa: E402
 from dmd.data import manifest  # noqa: E402
 from dmd.jobs import job_status  # noqa: E402
@@ -34,10 +34,10 @@ def main() -> None:
         refuse_while_writing(Path("results"))
         found = unowned(Path("results"), config)
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(printing.lines(f"error: {error}"))
     size = sum(path.lstat().st_size for path in found)
     for path in found:
-        print(path)
+        print(printing.line(path))
         if parsed.delete:
             path.unlink()
     if parsed.delete:

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from dmd.config import Experiments, load  # noqa: E402
+from dmd.config import Experiments, load, printing  # noqa: E402
 from dmd.data import manifest  # noqa: E402
 from dmd.data.storage import Storage  # noqa: E402
 from dmd.provenance import record  # noqa: E402
@@ -28,7 +28,9 @@ def main() -> None:
         config = load()
         if config.storage is None:
             raise ValueError("storage is null: set storage.prefix in config.yaml")
-        storage = Storage(config.storage.settings("results"), log=lambda line: print(line, file=sys.stderr))
+        storage = Storage(
+            config.storage.settings("results"), log=lambda line: print(printing.line(line), file=sys.stderr)
+        )
         experiments = Experiments(config)
         for block in experiments.blocks(parsed.experiment, "pairs"):
             store(storage, Path("results", experiments.path(parsed.experiment, "pairs", block)))
@@ -36,7 +38,7 @@ def main() -> None:
         if table.is_file():
             store(storage, table)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(printing.lines(f"error: {error}"))
 
 
 def store(storage: Storage, path: Path) -> None:
@@ -54,7 +56,7 @@ def store(storage: Storage, path: Path) -> None:
         if not storage.keep:
             for each in here:
                 storage.remove_local(each)
-    print(f"{path}: {len(here)} shards copied to {storage.prefix}")
+    print(printing.line(f"{path}: {len(here)} shards copied to {storage.prefix}"))
 
 
 if __name__ == "__main__":
