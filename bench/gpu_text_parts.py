@@ -15,10 +15,11 @@ from dmd.models.compute import Compute, prepare
 from dmd.models.denoiser import Denoiser
 from dmd.models.networks import build
 from dmd.models.networks.published_architectures import SD15, SD15_AUTOENCODER, SD15_TEXT
-from dmd.models.text_encoder import SPECIAL, Text
+from dmd.models.text_encoder import Text
 
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULER = {**BETAS, "steps_offset": 1, "skip_prk_steps": True, "set_alpha_to_one": False, "clip_sample": False}
+START, END = "<|startoftext|>", "<|endoftext|>"  # tokens
 GUIDANCE = 3.0  # for PNDM and for the real score
 TINY_NETWORK: dict[str, Any] = {
     "kind": "unet2d-condition",
@@ -140,8 +141,8 @@ def codec(size: TextSize, autoencoder: dict[str, Any]) -> Codec:
 def text(size: TextSize) -> Text:
     """A frozen text encoder with random weights, made on the device; its tokens are letters."""
     letters = string.ascii_lowercase
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *dict.fromkeys(SPECIAL.values())]
-    start, end = (tokens.index(SPECIAL[name]) for name in ("bos_token", "eos_token"))
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), START, END]
+    start, end = tokens.index(START), tokens.index(END)
     files = {"vocab.json": json.dumps({token: number for number, token in enumerate(tokens)}), "merges.txt": ""}
     ids = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
     torch.manual_seed(0)

@@ -123,17 +123,22 @@ def _images(experiment: Named, section: Any) -> Json:
 def _text_encoder(experiment: Named, section: Any) -> Json:
     if section.kind != "stable-diffusion":
         raise ConfigError(f"{experiment.name}.teacher: kind {section.kind} has no text encoder")
-    return {"sha256": section.sha256}
+    return {"sha256": section.sha256, **_variant(section)}
 
 
 def _autoencoder(experiment: Named, section: Any) -> Json:
     if section.kind != "stable-diffusion" and not getattr(section, "latent", False):
         raise ConfigError(f"{experiment.name}.teacher: kind {section.kind} of pixels has no autoencoder")
-    return {"kind": section.kind, "sha256": section.sha256}
+    return {"kind": section.kind, "sha256": section.sha256, **_variant(section)}
 
 
 def _tiny_autoencoder(experiment: Named, section: Any) -> Json:
-    return {"kind": "tiny", "sha256": section.sha256}
+    return {"kind": "tiny", "sha256": section.sha256, **_variant(section)}
+
+
+def _variant(section: Any) -> Json:
+    """The key `variant` of a folder of weights, where it is set."""
+    return {"variant": section.variant} if section.variant else {}
 
 
 def _reference(experiment: Named, section: Any) -> Json:
@@ -189,7 +194,8 @@ def _features(experiment: Named, section: Any) -> Json:
     spec = {"features": features, "protocol": reference.protocol.with_defaults(), "batch_size": batch_size}
     if evaluate and evaluate.clip:
         name = PurePath(evaluate.clip.folder).name
-        spec["clip"] = {**without_paths(evaluate.clip.with_defaults()), "name": name}
+        clip = _without(without_paths(evaluate.clip.with_defaults()), "variant")
+        spec["clip"] = {**clip, **_variant(evaluate.clip), "name": name}
     return spec
 
 
@@ -271,7 +277,7 @@ RULES: dict[str, Rule] = {
     ),
     "teacher": Rule(
         "teacher",
-        3,
+        4,
         section="teacher",
         spec=_teacher,
         files=("teacher/denoiser.safetensors", "teacher/log.parquet"),
@@ -283,7 +289,7 @@ RULES: dict[str, Rule] = {
     ),
     "text_encoder": Rule(
         "text_encoder",
-        1,
+        2,
         section="teacher",
         spec=_text_encoder,
         files=("teacher/text_encoder.safetensors",),
@@ -357,7 +363,7 @@ RULES: dict[str, Rule] = {
     ),
     "pairs": Rule(
         "pairs",
-        2,
+        3,
         section="pairs",
         spec=_pairs,
         files=("pairs/blocks/{first:05d}-{last:05d}.parquet",),
@@ -383,7 +389,7 @@ RULES: dict[str, Rule] = {
     ),
     "sample": Rule(
         "sample",
-        2,
+        3,
         section="sample",
         spec=_sample,
         files=("samples/blocks/{first:05d}-{last:05d}.parquet",),

@@ -46,6 +46,13 @@ PinnedFolder = Annotated[
     ),
 ]
 
+Variant = Annotated[
+    str | None,
+    Field(
+        pattern=r"^\w{1,32}$",
+        description="of the weights, such as fp16; null = the plain weights, or else the only variant in the folder",
+    ),
+]
 
 SHARD_SIZE = Field(10000, description="images in one tar")
 
@@ -164,6 +171,7 @@ class DiffusersTeacher(Section):
     kind: Literal["diffusers"]
     folder: Path = Field(UNSET_PATH, description="relative to config.yaml")
     sha256: PinnedFolder = None
+    variant: Variant = None
     latent: bool = Field(False, description="true: the pipeline works on latents of its vae, an AutoencoderKL")
 
 
@@ -172,6 +180,7 @@ class TinyAutoencoder(Section):
 
     folder: Path = Field(UNSET_PATH, description="relative to config.yaml")
     sha256: PinnedFolder = None
+    variant: Variant = None
 
 
 class StableDiffusionTeacher(Section):
@@ -180,6 +189,7 @@ class StableDiffusionTeacher(Section):
     kind: Literal["stable-diffusion"]
     folder: Path = Field(UNSET_PATH, description="relative to config.yaml")
     sha256: PinnedFolder = None
+    variant: Variant = None
     tiny_autoencoder: TinyAutoencoder | None = None
 
 
@@ -482,6 +492,7 @@ class Clip(Section):
         description="digest over names and contents of its files, as in clip.json, or its first digits; null = any, "
         "and the metric is named after the folder",
     )
+    variant: Variant = None
     prefix: str = Field("A photo depicts ", description="put before each caption")
 
 

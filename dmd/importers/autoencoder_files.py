@@ -11,18 +11,20 @@ from dmd.models.autoencoder import CLASSES, Codec
 FULL, TINY = CLASSES["full"], CLASSES["tiny"]
 
 
-def source_files(folder: Path, kind: str = "full") -> list[Path]:
-    """Configuration and weights; ValueError if one is missing."""
-    return pipelines.network_files(folder, CLASSES[kind])
+def source_files(folder: Path, kind: str = "full", variant: str | None = None) -> list[Path]:
+    """Configuration and weights, of the variant where there is one; ValueError if one is missing."""
+    return pipelines.network_files(folder, CLASSES[kind], variant=variant)
 
 
-def load(folder: Path, kind: str = "full") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load(
+    folder: Path, kind: str = "full", variant: str | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Weights (float32, names as in `Codec`), and facts: `autoencoder` {kind, config}, latent_channels, scale.
 
     Raises:
         ValueError: a file is missing, is of another class, or does not fit.
     """
-    files = source_files(folder, kind)
+    files = source_files(folder, kind, variant)
     section = {"kind": kind, "config": _config(folder, kind)}
     state = {f"autoencoder.{name}": value for name, value in pipelines.tensors_of(files).items()}
     with torch.device("meta"):

@@ -16,12 +16,15 @@ from dmd.importers import pipeline_files as pipelines
 from dmd.importers import text_files
 from dmd.metrics.clip import Clip
 from dmd.metrics.features import eight_bit, quantise
+from dmd.models import outside_config
 from dmd.models.text_encoder import clip_tokenizer
 
-PREPROCESSOR = "preprocessor_config.json"
+PREPROCESSORS = ("processor_config.json", "preprocessor_config.json")  # the first with a processor of images counts
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training images
 BICUBIC = 3  # Pillow's number
 MAX_LAYERS = 128
+PARTS = {"text_config": "CLIPTextConfig", "vision_config": "CLIPVisionConfig"}
+PARTS |= {"text_config_dict": "CLIPTextConfig", "vision_config_dict": "CLIPVisionConfig"}  # an older form, which counts
 KEY = "evaluate.clip.sha256"
 
 
@@ -43,41 +46,49 @@ class CaptionScorer:
         return self.clip(eight_bit(quantise(image, 256)), texts)
 
 
-def source_files(folder: Path) -> list[Path]:
+def source_files(folder: Path, variant: str | None = None) -> list[Path]:
     """The files of a network: configuration, safetensors, tokenizer, and image preprocessor if there is one.
+
+    Args:
+        variant: of the weights, see `dmd.importers.pipeline_files.network_files`.
 
     Raises:
         ValueError: a file is missing, also if the weights are there in another format.
     """
-    network = pipelines.network_files(folder, "CLIPModel", weights="model.safetensors")
-    images = [folder / PREPROCESSOR] if (folder / PREPROCESSOR).is_file() else []
+    network = pipelines.network_files(folder, "CLIPModel", weights="model.safetensors", variant=variant)
+    pipelines.check_variant(folder, network, variant)
+    images = [folder / name for name in PREPROCESSORS if (folder / name).is_file()]
     return [*network, *images, *text_files.tokenizer_files(folder)]
 
 
 def caption_scorer(
     folder: Path, captions: Path, section: Mapping[str, Any], *, device: torch.device
 ) -> tuple[CaptionScorer, dict[str, Any], dict[str, str]]:
-    """The scorer of a section {"sha256", "prefix"}; the identity of `load` and the prefix; digests of files by path."""
-    clip, identity, digests = load(folder, sha256=section["sha256"])
+    """The scorer of a section {"sha256", "prefix", "variant"}; its identity, as of `load`; digests of files by path."""
+    clip, identity, digests = load(folder, sha256=section["sha256"], variant=section.get("variant"))
     prefix = section["prefix"]
     return CaptionScorer(clip.to(device), Prompts(captions), prefix), {**identity, "prefix": prefix}, digests
 
 
-def load(folder: Path, *, sha256: str | None) -> tuple[Clip, dict[str, Any], dict[str, str]]:
+def load(
+    folder: Path, *, sha256: str | None, variant: str | None = None
+) -> tuple[Clip, dict[str, Any], dict[str, str]]:
     """The network in eval mode, on the CPU; its identity {"name", "sha256", "pinned"}; digests of its files by path.
 
     Args:
         folder: of CLIPModel, CLIPTokenizer and CLIPImageProcessor, saved by transformers.
+        variant: of the weights, see `source_files`.
         sha256: digest of names and digests of its files, or the first digits; None accepts any.
 
     Raises:
         ValueError: a file is missing, is of another class, or does not fit; or the digest differs.
     """
-    files = source_files(folder)
+    files = source_files(folder, variant)
     digests, digest = pipelines.digests(folder, files, sha256, key=KEY)
     network = _network(folder, files)
-    tokenizer = clip_tokenizer(text_files.tokenizer_texts(files))
-    text, end = network.config.text_config, tokenizer.eos_token_id
+    text = network.config.text_config
+    tokenizer = clip_tokenizer(text_files.tokenizer_texts(files, text.max_position_embeddings))
+    end = tokenizer.eos_token_id
     if len(tokenizer) > text.vocab_size:
         raise ValueError(f"{folder}: {len(tokenizer)} tokens, but the network has {text.vocab_size}")
     if end != (len(tokenizer) - 1 if text.eos_token_id == 2 else text.eos_token_id):  # 2 is wrong: transformers < 4.31
@@ -101,12 +112,15 @@ def _network(folder: Path, files: list[Path]) -> Any:
     config = pipelines.read_json(folder / "config.json")
     if (kind := config.get("model_type", "clip")) != "clip":
         raise ValueError(f"{folder}/config.json: model_type {kind!r} is not clip")
-    for part in ("text_config", "vision_config"):
-        if not isinstance(layers := config.get(part, {}).get("num_hidden_layers", 12), int) or layers > MAX_LAYERS:
-            raise ValueError(
-                f"{folder}/config.json: {part}: num_hidden_layers {layers!r} is no integer up to {MAX_LAYERS}"
-            )
-    arguments = {key: config[key] for key in ("text_config", "vision_config", "projection_dim") if key in config}
+    outside_config.check(folder / "config.json", config, "CLIPConfig")
+    for part, kind in PARTS.items():
+        where, values = f"{folder}/config.json: {part}", config.get(part) or {}
+        if not isinstance(values, dict):
+            raise ValueError(f"{where} {values!r:.80} is no mapping")
+        outside_config.check(where, values, kind)
+        if not isinstance(layers := values.get("num_hidden_layers", 12), int) or layers > MAX_LAYERS:
+            raise ValueError(f"{where}: num_hidden_layers {layers!r:.80} is no integer up to {MAX_LAYERS}")
+    arguments = {key: config[key] for key in (*PARTS, "projection_dim") if config.get(key) is not None}
     try:
         with torch.device("meta"):  # the files hold all tensors but position_ids
             network = CLIPModel(CLIPConfig(**arguments))
@@ -120,22 +134,38 @@ def _network(folder: Path, files: list[Path]) -> Any:
 
 
 def _normalisation(folder: Path, size: int) -> tuple[Any, Any]:
-    """Mean and standard deviation of the channels; ValueError if the preprocessor's size or resize filter differs."""
-    path = folder / PREPROCESSOR
-    if not path.is_file():
-        return MEAN, STD
-    config = pipelines.read_json(path)
-    sides = {_side(config.get(key, size)) for key in ("size", "crop_size")}
-    if sides != {size} or config.get("resample", BICUBIC) != BICUBIC:
-        what = f"images of {sorted(sides, key=str)} pixels by filter {config.get('resample')}"
-        raise ValueError(f"{path}: {what}, but the network takes {size}, by filter {BICUBIC} (bicubic)")
-    mean, std = config.get("image_mean", MEAN), config.get("image_std", STD)
-    if any(not isinstance(values, (list, tuple)) or len(values) != 3 for values in (mean, std)):
-        raise ValueError(f"{path}: image_mean {mean} and image_std {std} are not of three channels")
+    """Mean and standard deviation of the channels; ValueError if images are processed in another way than here."""
+    for path in (folder / name for name in PREPROCESSORS):
+        config = pipelines.read_json(path) if path.is_file() else {}
+        if path.name == PREPROCESSORS[0]:  # of texts and images
+            config = config.get("image_processor") or {}
+        if config:
+            return _checked_normalisation(path, config, size)
+    return MEAN, STD
+
+
+def _checked_normalisation(path: Path, config: dict[str, Any], size: int) -> tuple[Any, Any]:
+    outside_config.check(path, config, "CLIPImageProcessor")
+    sides = {_side(config.get(key) or size) for key in ("size", "crop_size")}
+    filter = BICUBIC if config.get("resample") is None else config["resample"]
+    if sides != {size} or filter != BICUBIC:
+        what = f"images of {sorted(sides, key=str)} pixels by filter {filter!r}"
+        raise ValueError(f"{path}: {what:.200}, but the network takes {size}, by filter {BICUBIC} (bicubic)")
+    mean, std = config.get("image_mean") or MEAN, config.get("image_std") or STD
+    if not all(_is_colour(values) for values in (mean, std)) or 0 in std:
+        raise ValueError(f"{path}: image_mean {mean!r:.80} and image_std {std!r:.80} are not of three channels")
     return mean, std
 
 
+def _is_colour(values: Any) -> bool:
+    """Whether the value is three numbers."""
+    return (
+        isinstance(values, (list, tuple)) and len(values) == 3 and all(isinstance(one, (int, float)) for one in values)
+    )
+
+
 def _side(size: Any) -> Any:
-    """A size as one number, from a number or a mapping; a tuple if its sides differ."""
-    sides = set(size.values()) if isinstance(size, dict) else {size}
-    return sides.pop() if len(sides) == 1 else tuple(sorted(sides))
+    """A size as one number, from a number or a mapping; text if it is neither, or its sides differ."""
+    known = isinstance(size, dict) and set(size) in ({"shortest_edge"}, {"height", "width"})
+    sides = [*size.values()] if known else [size]
+    return sides[0] if isinstance(sides[0], int) and sides == sides[:1] * len(sides) else repr(size)

@@ -10,14 +10,18 @@ import torch
 
 from dmd.importers import autoencoder_files as autoencoders
 from dmd.importers import pipeline_files as pipelines
+from dmd.models import outside_config
 from dmd.models.networks.unet2d import UNet2D, rename_weights
 from dmd.models.preconditioning import preconditioning
 
 SCHEDULERS = ("DDPMScheduler", "DDIMScheduler")
 
 
-def source_files(folder: Path) -> list[Path]:
+def source_files(folder: Path, variant: str | None = None) -> list[Path]:
     """The files of a teacher: configurations and weights, including its autoencoder's if it works on latents.
+
+    Args:
+        variant: of the weights, see `dmd.importers.pipeline_files.network_files`.
 
     Raises:
         ValueError: a required file is missing or cannot be read; the message names it and its purpose.
@@ -25,11 +29,13 @@ def source_files(folder: Path) -> list[Path]:
     index = folder / "model_index.json"
     paths = [index] if index.exists() else []
     unet = _unet(folder)
-    paths += [_scheduler(folder, unet), *pipelines.network_files(unet, "UNet2DModel")]
-    return paths + (autoencoders.source_files(folder / "vae") if _latent(index) else [])
+    paths += [_scheduler(folder, unet), *pipelines.network_files(unet, "UNet2DModel", variant=variant)]
+    paths += autoencoders.source_files(folder / "vae", variant=variant) if _latent(index) else []
+    pipelines.check_variant(folder, paths, variant)
+    return paths
 
 
-def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load(folder: Path, variant: str | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Weights (`ema.*`, float32) and facts (network, preconditioning, shape, classes, range of sigma) of a folder.
 
     A pipeline with a vae also has `image_shape`, the shape of a decoded latent.
@@ -37,21 +43,19 @@ def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     Raises:
         ValueError: a file is missing, or the folder is no pipeline of this kind.
     """
-    files = source_files(folder)
+    files = source_files(folder, variant)
     index = folder / "model_index.json"
     if index in files:
         _check_pipeline(index)
     unet = _unet(folder)
     config = pipelines.network_config(unet / "config.json", "UNet2DModel")
-    if config.get("time_embedding_type", "positional") != "positional":
-        raise ValueError(f"{unet}/config.json: time_embedding_type {config['time_embedding_type']!r} is not supported")
     architecture: dict[str, Any] = {"kind": "unet2d", "config": config}
     scheduler = _scheduler(folder, unet)
     try:
         pipelines.check_layer_counts(config)
         with torch.device("meta"):
             network = UNet2D(config=config)
-        levels = pipelines.levels(scheduler, SCHEDULERS)
+        levels = pipelines.scheduler_preconditioning(scheduler, index, SCHEDULERS)
         table = preconditioning(levels, sigma_data=1.0).table
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
@@ -83,7 +87,7 @@ def _unet(folder: Path) -> Path:
 def _scheduler(folder: Path, unet: Path) -> Path:
     name = "scheduler_config.json"
     paths = [folder / "scheduler" / name, unet / name, unet.parent / "scheduler" / name]
-    return next((path for path in paths if path.is_file()), None) or pipelines.needed(
+    return next((path for path in paths if path.is_file()), None) or pipelines.existing_file(
         paths[0], "the configuration of the scheduler that the network was trained with"
     )
 
@@ -105,6 +109,8 @@ def _check_pipeline(index: Path) -> None:
         raise ValueError(f"{index}: the unet of this pipeline is not a UNet2DModel of diffusers")
     if _latent(index):
         parts.pop("vae")
+    single = {name: entry for name, entry in pipelines.read_json(index).items() if not isinstance(entry, list)}
+    outside_config.check(index, single, "StableDiffusionPipeline")
     if others := sorted(set(parts) - {"scheduler"}):
         raise ValueError(
             f"{index} lists {', '.join(others)} besides unet and scheduler: supported are pipelines on pixels, "

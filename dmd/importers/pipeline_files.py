@@ -1,6 +1,7 @@
 """Folders saved by diffusers or transformers. Only JSON and safetensors are read; no code is run."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 
 from dmd import torchvision_operators
+from dmd.models import outside_config
 from dmd.provenance import files, outside_files, pinned, tensor_files
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -21,7 +23,7 @@ NEW_NAMES = {
 }  # attention before diffusers 0.15
 
 
-def needed(path: Path, what: str) -> Path:
+def existing_file(path: Path, what: str) -> Path:
     """The path, if it is a file; otherwise ValueError with the path and its purpose."""
     if not path.is_file():
         raise ValueError(f"{path} is missing: {what}")
@@ -36,32 +38,58 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def network_files(folder: Path, what: str, *, weights: str = WEIGHTS) -> list[Path]:
+def network_files(folder: Path, what: str, *, weights: str = WEIGHTS, variant: str | None = None) -> list[Path]:
     """Configuration and weights of one network: one file of weights, or parts with an index.
 
     Args:
         what: the network, for messages.
+        weights: name of the plain file of weights.
+        variant: such as fp16; taken where the folder has it. Otherwise the plain weights are taken, or else the only
+            variant.
 
     Raises:
         ValueError: a file is missing, or the index names files in other folders.
     """
-    config = needed(folder / "config.json", f"the configuration of the {what}")
-    shards = folder / f"{weights}.index.json"
-    if not shards.exists():
-        reason = "other formats are not read: save them as safetensors"
-        return [config, needed(folder / weights, f"the weights of the {what} ({reason})")]
+    config = existing_file(folder / "config.json", f"the configuration of the {what}")
+    shards = _weights(folder, what, weights, variant)
+    if shards.suffix == ".safetensors":
+        return [config, shards]
     by_weight = read_json(shards).get("weight_map")
     names = sorted({str(name) for name in by_weight.values()}) if isinstance(by_weight, dict) else []
     if not names or any(Path(name).name != name or name == ".." for name in names):
         raise ValueError(f"{shards}: weight_map must name files beside it")
-    return [config, shards, *(needed(folder / name, f"a part of the weights of the {what}") for name in names)]
+    return [config, shards, *(existing_file(folder / name, f"a part of the weights of the {what}") for name in names)]
+
+
+def _weights(folder: Path, what: str, weights: str, variant: str | None) -> Path:
+    """The file of weights in a folder, or the index of its parts."""
+    stem = weights.removesuffix(".safetensors")
+    names = {path.name for path in folder.iterdir()}
+    by_variant: dict[str, str] = {}
+    for form in (r"(\w+)\.safetensors", r"(\w+)\.safetensors\.index\.json", r"safetensors\.index\.(\w+)\.json"):
+        matches = (re.fullmatch(f"{re.escape(stem)}\\.{form}", name) for name in names)
+        by_variant |= {match[1]: match[0] for match in matches if match}
+    plain = next((name for name in (f"{weights}.index.json", weights) if name in names), None)
+    if name := by_variant.get(variant or "") or plain:
+        return folder / name
+    if len(by_variant) > 1:
+        raise ValueError(f"{folder} has the variants {', '.join(sorted(by_variant))}: choose one by the key variant")
+    reason = "other formats are not read: save them as safetensors"
+    return existing_file(folder / next(iter(by_variant.values()), weights), f"the weights of the {what} ({reason})")
+
+
+def check_variant(folder: Path, paths: Sequence[Path], variant: str | None) -> None:
+    """ValueError unless weights of the variant are among the files `paths` of `folder`, or it is None."""
+    if variant and not any(f".{variant}." in path.name for path in paths):
+        raise ValueError(f"{folder} has no weights of variant {variant!r}: drop the key variant, or name another")
 
 
 def network_config(path: Path, kind: str) -> dict[str, Any]:
-    """Arguments of a network of diffusers, without keys that begin with an underscore; ValueError for another class."""
+    """Configuration of a network of diffusers, without notes; ValueError for another class, or a refused key."""
     config = read_json(path)
     if config.get("_class_name", kind) != kind:
         raise ValueError(f"{path}: {config['_class_name']!r} is not {kind}")
+    outside_config.check(path, config, kind)
     return {key: value for key, value in config.items() if key[:1] != "_"}
 
 
@@ -97,11 +125,16 @@ def check_weights(network: torch.nn.Module, state: dict[str, torch.Tensor], sour
         raise ValueError(f"{source} holds another architecture: {reason}") from error
 
 
-def levels(path: Path, known: Sequence[str]) -> dict[str, Any]:
+def scheduler_preconditioning(path: Path, index: Path, known: Sequence[str]) -> dict[str, Any]:
     """The section `preconditioning` for the file of a scheduler, with the noise levels that diffusers computes from it.
 
+    Args:
+        path: scheduler_config.json.
+        index: model_index.json of the pipeline, which may be missing. Its class is the one that diffusers would open.
+        known: names of classes.
+
     Raises:
-        ValueError: the scheduler is none of `known`, or its levels cannot be used.
+        ValueError: the scheduler is none of `known`, is another one than in `index`, or its levels cannot be used.
     """
     torchvision_operators.ensure()
     import diffusers
@@ -112,8 +145,10 @@ def levels(path: Path, known: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"{path}: scheduler {name!r} is none of {', '.join(known)}")
     if prediction not in PREDICTIONS:
         raise ValueError(f"{path}: prediction_type {prediction!r} is none of {', '.join(PREDICTIONS)}")
-    if config.get("rescale_betas_zero_snr"):
-        raise ValueError(f"{path}: rescale_betas_zero_snr is not supported: sigma of the last level is infinite")
+    listed = read_json(index).get("scheduler") if index.exists() else None
+    if listed not in (None, [None, None], ["diffusers", name]):
+        raise ValueError(f"{index}: scheduler is {listed!r:.80}, but {path} is of class {name}")
+    outside_config.check(path, config, "Scheduler")
     try:
         scheduler = getattr(diffusers, name).from_config(config)
     except (TypeError, ValueError, NotImplementedError) as error:

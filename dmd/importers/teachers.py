@@ -16,22 +16,27 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Importer(NamedTuple):
-    """The readers of one kind of teacher: `files` lists its files, `load` returns its weights and facts (metadata)."""
+    """The readers of one kind of teacher, of a source, a resolution and a variant of the weights.
 
-    files: Callable[[Path], list[Path]]
-    load: Callable[[Path, int | None], tuple[Tensors, dict[str, Any]]]
+    `files` lists its files, `load` returns its weights and facts (metadata).
+    """
+
+    files: Callable[[Path, str | None], list[Path]]
+    load: Callable[[Path, int | None, str | None], tuple[Tensors, dict[str, Any]]]
 
 
 KINDS = {
-    "edm": Importer(lambda source: [source], lambda source, _: edm.load(source)),
-    "diffusers": Importer(diffusers.source_files, lambda source, _: diffusers.load(source)),
-    "stable-diffusion": Importer(stable_diffusion.source_files, lambda source, _: stable_diffusion.load(source)),
-    "openai": Importer(lambda source: [source], lambda source, side: openai.load(source, side or 64)),
+    "edm": Importer(lambda source, _: [source], lambda source, side, variant: edm.load(source)),
+    "diffusers": Importer(diffusers.source_files, lambda source, side, variant: diffusers.load(source, variant)),
+    "stable-diffusion": Importer(
+        stable_diffusion.source_files, lambda source, side, variant: stable_diffusion.load(source, variant)
+    ),
+    "openai": Importer(lambda source, _: [source], lambda source, side, variant: openai.load(source, side or 64)),
 }
 
 
 def load(
-    kind: str, source: Path, *, sha256: str | None, resolution: int | None = None
+    kind: str, source: Path, *, sha256: str | None, resolution: int | None = None, variant: str | None = None
 ) -> tuple[Tensors, dict[str, Any], record.Inputs]:
     """Weights and facts of a published teacher, after a check that the weights fit its network.
 
@@ -41,6 +46,7 @@ def load(
         sha256: expected digest of the file, or of the names and digests of a folder's files; the first digits are
             enough; None accepts any.
         resolution: side of the images in pixels, for kind openai only, whose files do not contain it; None is 64.
+        variant: of the weights in a folder, such as fp16; None: the plain ones, or else the only variant.
 
     Returns:
         Tensors `ema.*`, and `text.empty` for a text-conditional teacher; the facts, which are metadata of its artifact:
@@ -50,8 +56,8 @@ def load(
     Raises:
         ValueError: the source is missing, has another digest, cannot be used, or its weights do not fit.
     """
-    digests, digest = pipelines.digests(source, KINDS[kind].files(source), sha256, key="teacher.sha256")
-    tensors, facts = KINDS[kind].load(source, resolution)
+    digests, digest = pipelines.digests(source, KINDS[kind].files(source, variant), sha256, key="teacher.sha256")
+    tensors, facts = KINDS[kind].load(source, resolution, variant)
     state = {name.removeprefix("ema."): value for name, value in tensors.items() if name.startswith("ema.")}
     if bad := [name for name, value in state.items() if not value.isfinite().all()]:
         raise ValueError(f"{source}: weights that are not finite: {', '.join(bad[:5])}")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dmd import torchvision_operators
+from dmd.models import outside_config
 
 CLASSES = {"full": "AutoencoderKL", "tiny": "AutoencoderTiny"}
 
@@ -18,7 +19,7 @@ class Codec(nn.Module):
 
     Args:
         kind: "full" (AutoencoderKL) or "tiny" (AutoencoderTiny, which decodes the latents of a full one faster).
-        config: arguments of that class; those that begin with an underscore are ignored.
+        config: arguments of that class; `dmd.models.outside_config` says which are refused.
 
     Attributes:
         channels: of latents.
@@ -26,7 +27,7 @@ class Codec(nn.Module):
         dtype: of passes under autocast; parameters and results stay float32. None is float32 throughout.
 
     Raises:
-        ValueError: another kind, arguments that the class does not take, or images without 3 channels.
+        ValueError: another kind, arguments that are refused or cannot be used, or images without 3 channels.
     """
 
     dtype: torch.dtype | None = None
@@ -38,8 +39,7 @@ class Codec(nn.Module):
 
         if kind not in CLASSES:
             raise ValueError(f"autoencoder kind {kind!r} is none of {', '.join(CLASSES)}")
-        derived = {"block_out_channels"} if kind == "tiny" else set()  # diffusers adds it to the config itself
-        arguments = {key: value for key, value in config.items() if key[:1] != "_" and key not in derived}
+        arguments = outside_config.arguments(f"autoencoder {kind}", config, CLASSES[kind])
         self.autoencoder: Any
         try:
             self.autoencoder = getattr(diffusers, CLASSES[kind])(**arguments)
@@ -48,6 +48,8 @@ class Codec(nn.Module):
         full = self.autoencoder.config
         if full["in_channels"] != 3 or full["out_channels"] != 3:
             raise ValueError(f"{CLASSES[kind]}: images of {full['in_channels']} channels: only 3 are supported")
+        if not isinstance(full["scaling_factor"], (int, float)) or not full["scaling_factor"]:
+            raise ValueError(f"{CLASSES[kind]}: scaling_factor {full['scaling_factor']!r} is no factor")
         levels = full["decoder_block_out_channels" if kind == "tiny" else "block_out_channels"]
         self.kind, self.channels, self.scale = kind, full["latent_channels"], 2 ** (len(levels) - 1)
         self._factor, self._shift = full["scaling_factor"], full.get("shift_factor") or 0.0

@@ -1,7 +1,8 @@
 """A CLIP text encoder with its tokenizer: prompts to text states."""
 
-import json
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 from dmd import torchvision_operators
 from dmd.provenance import outside_files
 
-SPECIAL = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
-SPECIAL |= {"unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+TOKENIZER_FILES: tuple[str, ...] = ("vocab.json", "merges.txt", "tokenizer.json")
+TOKENIZER_FILES += ("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
 ARGUMENTS: tuple[str, ...] = ("vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers")
 ARGUMENTS += ("num_attention_heads", "max_position_embeddings", "hidden_act", "layer_norm_eps", "attention_dropout")
 ARGUMENTS += ("pad_token_id", "bos_token_id", "eos_token_id")
@@ -36,8 +37,7 @@ class Text(nn.Module):
 
     Args:
         config: arguments of transformers' CLIPTextConfig; those not in `ARGUMENTS` are ignored.
-        tokenizer: contents by name of vocab.json and merges.txt, and if present of special_tokens_map.json and
-            tokenizer_config.json.
+        tokenizer: contents by name of the files of the tokenizer, see `clip_tokenizer`.
 
     Attributes:
         length, width: L and E of text states.
@@ -77,29 +77,26 @@ class Text(nn.Module):
 
 
 def clip_tokenizer(texts: Mapping[str, str]) -> Any:
-    """transformers' CLIPTokenizer, made from the contents of its files, which are given by name.
+    """transformers' CLIPTokenizer, with all tokens that were added to it.
+
+    transformers reads the files itself, since several of them may define the same token, and one of them wins.
+
+    Args:
+        texts: contents by name of files in `TOKENIZER_FILES`: vocab.json and merges.txt, or tokenizer.json.
 
     Raises:
-        ValueError: vocab.json or merges.txt is missing, or a file is damaged.
+        ValueError: files are missing or damaged.
     """
     from transformers import CLIPTokenizer
 
-    try:
-        vocab = json.loads(texts["vocab.json"])
-        lines = [line for line in texts["merges.txt"].splitlines() if line and not line.startswith("#version")]
-        merges: Any = [tuple(line.split(" ")) for line in lines]
-        tokens = dict(SPECIAL)
-        for name in ("tokenizer_config.json", "special_tokens_map.json"):
-            tokens |= {
-                key: _content(value) for key, value in json.loads(texts.get(name, "{}")).items() if key in SPECIAL
-            }
-        if missing := sorted({token for token in tokens.values() if token not in vocab}):
-            raise ValueError(f"vocab.json has no token {', '.join(missing)}")
-        return CLIPTokenizer(vocab=vocab, merges=merges, **tokens)
-    except Exception as error:  # also of the library's own parts, which raise many kinds
-        raise ValueError(f"tokenizer: {outside_files.reason(error)}") from error
-
-
-def _content(value: Any) -> Any:
-    """The text of a special token, which may be a mapping."""
-    return value["content"] if isinstance(value, dict) else value
+    if "tokenizer.json" not in texts and not {"vocab.json", "merges.txt"} <= texts.keys():
+        raise ValueError("tokenizer: vocab.json and merges.txt are missing, and tokenizer.json, too")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in TOKENIZER_FILES:
+            if name in texts:
+                Path(folder, name).write_text(texts[name], encoding="utf-8")
+        try:
+            return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # the library raises anything for damaged files
+            reason = outside_files.reason(error).replace(folder, "")
+            raise ValueError(f"tokenizer cannot be read: {type(error).__name__}: {reason}") from error

@@ -32,7 +32,7 @@ def scheduler(config: Mapping[str, Any] | None, solver: Mapping[str, Any]) -> An
     """The scheduler of diffusers that `solver` names, with its timesteps set.
 
     Args:
-        config: configuration of the scheduler in the network's folder; `clip_sample` is off unless it is set there.
+        config: configuration of the scheduler in the network's folder.
         solver: `name` from `CLASSES`, `steps`, and `spacing` of the timesteps (leading, trailing, linspace; None or
             absent: that of `config`, else the scheduler's default).
 
@@ -44,7 +44,7 @@ def scheduler(config: Mapping[str, Any] | None, solver: Mapping[str, Any]) -> An
     arguments = CLASSES[solver["name"]][1]
     spacing = {"timestep_spacing": solver["spacing"]} if solver.get("spacing") else {}
     try:
-        result = _class(solver).from_config({"clip_sample": False, **config}, **arguments, **spacing)
+        result = _class(solver).from_config(dict(config), **arguments, **spacing)
         result.set_timesteps(solver["steps"])
     except Exception as error:  # diffusers raises what numpy, scipy and Python raise
         raise ValueError(_refusal(config, solver, f"{type(error).__name__} {error}")) from error

@@ -44,7 +44,8 @@ def run(
         network: weights of the feature network, if its kind has any.
         autoencoder: decodes samples that are latents.
         clip_network, captions: folder of a CLIPModel, and the prompts of the samples; both are needed with `clip`.
-        clip: {"sha256": digest of the folder's files, or null for any; "prefix": text before each caption; "name"}.
+        clip: {"sha256": digest of the folder's files, or null for any; "prefix": text before each caption; "name";
+            "variant": of the weights, if one is named}.
 
     Raises:
         ValueError: a damaged input, a reference with other features or another protocol, a block that spans several

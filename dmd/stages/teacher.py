@@ -33,6 +33,7 @@ def run(
     source: Path | None = None,
     sha256: str | None = None,
     resolution: int | None = None,
+    variant: str | None = None,
     latent: bool = False,
     dataset: dict[str, Any] | None = None,
     images: Path | None = None,
@@ -54,6 +55,7 @@ def run(
             models. No code in it is run.
         sha256: digest of `source`, or its first digits; None accepts any.
         resolution: side of the images for kind openai, whose file does not state it; None: 64.
+        variant: of the weights in a folder, such as fp16; None: the plain ones, or else the only variant.
         latent: whether the pipeline of kind diffusers works on latents; ValueError if this is wrong.
         dataset: section `dataset` of the experiment. Kind gaussian-mixture only.
         images: images/manifest.parquet. Kind train only.
@@ -79,7 +81,8 @@ def run(
         if kind in teachers.KINDS and source is not None:
             spec = {"kind": kind, "sha256": sha256} | ({} if resolution is None else {"resolution": resolution})
             spec |= {"latent": True} if latent else {}
-            tensors, facts, inputs = teachers.load(kind, source, sha256=sha256, resolution=resolution)
+            spec |= {"variant": variant} if variant else {}
+            tensors, facts, inputs = teachers.load(kind, source, sha256=sha256, resolution=resolution, variant=variant)
             if kind == "diffusers" and latent != ("image_shape" in facts):
                 actual = "works on latents" if "image_shape" in facts else "has no vae"
                 raise ValueError(f"teacher.latent is {str(latent).lower()}, but the pipeline in {source} {actual}")

@@ -228,7 +228,7 @@ UNET_JSON, LEVELS_JSON = "unet/config.json", "scheduler/scheduler_config.json"
         (lambda p: edit(p / LEVELS_JSON, _class_name="EulerDiscreteScheduler"), "'EulerDiscreteScheduler' is none of"),
         (lambda p: edit(p / LEVELS_JSON, prediction_type="flow"), "prediction_type 'flow' is none of"),
         (lambda p: edit(p / LEVELS_JSON, beta_schedule="cosine"), "scheduler_config.json: cosine"),
-        (lambda p: edit(p / LEVELS_JSON, rescale_betas_zero_snr=True), "rescale_betas_zero_snr is not supported"),
+        (lambda p: edit(p / LEVELS_JSON, rescale_betas_zero_snr=True), "rescale_betas_zero_snr True is not supported"),
         (lambda p: (p / LEVELS_JSON).unlink(), "scheduler_config.json is missing: the configuration of the scheduler"),
         (
             lambda p: edit(p / UNET_JSON, _class_name="UNet2DConditionModel"),
@@ -242,8 +242,11 @@ UNET_JSON, LEVELS_JSON = "unet/config.json", "scheduler/scheduler_config.json"
         (lambda p: edit(p / UNET_JSON, sample_size=None), "sample_size None is not the side"),
         (lambda p: edit(p / UNET_JSON, sample_size=[8, 4]), "is not the side of a square"),
         (lambda p: edit(p / UNET_JSON, out_channels=4), "4 output channels for 3"),
-        (lambda p: edit(p / UNET_JSON, class_embed_type="timestep"), "class_embed_type 'timestep'"),
-        (lambda p: edit(p / UNET_JSON, auto_map="x.py"), "network unet2d: .*auto_map"),
+        (lambda p: edit(p / UNET_JSON, class_embed_type="timestep"), "unet/config.json: class_embed_type 'timestep'"),
+        (
+            lambda p: edit(p / UNET_JSON, auto_map="x.py"),
+            "unet/config.json: auto_map 'x.py' is not supported: the key is unknown",
+        ),
         (lambda p: edit(p / UNET_JSON, block_out_channels=[16, 64]), "holds another architecture: size mismatch"),
         (lambda p: (p / UNET_JSON).write_text("{"), "config.json cannot be read"),
         (lambda p: edit(p / "model_index.json", vqvae=["diffusers", "VQModel"]), "vqvae besides unet and scheduler"),

@@ -266,8 +266,11 @@ def without(path: Path, name: str) -> None:
             "model.safetensors is missing: .*CLIPTextModel .other",
         ),
         (lambda p: (p / "tokenizer/merges.txt").unlink(), "merges.txt is missing: merges.txt of the CLIP tokenizer"),
-        (lambda p: (p / "tokenizer/vocab.json").write_text("{"), "tokenizer: "),
-        (lambda p: edit(p / "tokenizer/special_tokens_map.json", bos_token="<s>"), "vocab.json has no token <s>"),
+        (lambda p: (p / "tokenizer/vocab.json").write_text("{"), "tokenizer cannot be read: "),
+        (
+            lambda p: edit(p / "tokenizer/special_tokens_map.json", bos_token="<s>"),
+            "536 tokens, but the text encoder has 535",
+        ),
         (
             lambda p: edit(p / "model_index.json", unet=["diffusers", "UNet2DModel"]),
             "not UNet2DConditionModel of diffusers",
@@ -302,7 +305,7 @@ def without(path: Path, name: str) -> None:
         (lambda p: edit(p / "scheduler/scheduler_config.json", _class_name="MyScheduler"), "'MyScheduler' is none of"),
         (
             lambda p: edit(p / "scheduler/scheduler_config.json", rescale_betas_zero_snr=True),
-            "rescale_betas_zero_snr is not supported",
+            "rescale_betas_zero_snr True is not supported",
         ),
     ],
 )

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from dmd import torchvision_operators
+from dmd.models import outside_config
 from dmd.models.networks.recompute import Recomputing
 
 
@@ -40,18 +41,16 @@ class DiffusersNetwork(Recomputing, nn.Module):
         else:
             self.inner.disable_gradient_checkpointing()
 
-    def new(self, name: str, config: Mapping[str, Any], refused: Sequence[str] = ()) -> Any:
-        """A network of diffusers' class `name`; arguments in `config` that begin with an underscore are ignored.
+    def new(self, name: str, config: Mapping[str, Any]) -> Any:
+        """A network of diffusers' class `name`.
 
         Raises:
-            ValueError: arguments that the class does not take or cannot use, or that are `refused`.
+            ValueError: keys that `outside_config` refuses, or values that the class cannot use.
         """
         torchvision_operators.ensure()
         import diffusers  # here, since it may take 20 s on a slow disk
 
-        arguments = {key: value for key, value in config.items() if not key.startswith("_")}
-        if odd := [key for key in refused if arguments.get(key) is not None]:
-            raise ValueError(f"network {self.kind}: {odd[0]} {arguments[odd[0]]!r} is not supported")
+        arguments = outside_config.arguments(f"network {self.kind}", config, name)
         try:
             return getattr(diffusers, name)(**arguments)
         except (TypeError, ValueError, NotImplementedError) as error:

@@ -16,7 +16,7 @@ class SD3(DiffusersNetwork):
     two widths.
 
     Args:
-        config: arguments of SD3Transformer2DModel; those that begin with an underscore are ignored.
+        config: arguments of SD3Transformer2DModel; `dmd.models.outside_config` says which are refused.
 
     Attributes:
         channels, resolution: of its square images.
@@ -24,7 +24,7 @@ class SD3(DiffusersNetwork):
         num_classes: 0.
 
     Raises:
-        ValueError: arguments that SD3Transformer2DModel does not take or cannot use, or unequal numbers of channels.
+        ValueError: arguments that are refused or that SD3Transformer2DModel cannot use, or unequal numbers of channels.
     """
 
     kind, attribute = "sd3", "transformer"

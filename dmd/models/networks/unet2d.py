@@ -16,18 +16,18 @@ class UNet2D(DiffusersNetwork):
     A network with twice as many output as input channels also predicts a variance; that half is dropped.
 
     Args:
-        config: arguments of UNet2DModel; those that begin with an underscore are ignored.
+        config: arguments of UNet2DModel; `dmd.models.outside_config` says which are refused.
 
     Raises:
-        ValueError: arguments that UNet2DModel does not take or cannot use, a sample_size that is not square, a
-            condition other than a class, or a number of output channels that is not one or two times the input's.
+        ValueError: arguments that are refused or that UNet2DModel cannot use, a sample_size that is not square,
+            or a number of output channels that is not one or two times the input's.
     """
 
     kind, attribute = "unet2d", "unet"
 
     def __init__(self, *, config: Mapping[str, Any]) -> None:
         super().__init__()
-        self.unet = self.new("UNet2DModel", config, refused=("class_embed_type",))
+        self.unet = self.new("UNet2DModel", config)
         self.set_extent(output_ratios=(1, 2))
         self.num_classes = self.unet.config["num_class_embeds"] or 0
 

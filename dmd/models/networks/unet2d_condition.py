@@ -8,14 +8,12 @@ from torch import Tensor
 from dmd.models.networks.diffusers_network import DiffusersNetwork
 from dmd.models.networks.shapes import check_image, check_states
 
-REFUSED = ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type")
-
 
 class UNet2DCondition(DiffusersNetwork):
     """The network of a text-conditional pipeline, of pixels or latents.
 
     Args:
-        config: arguments of UNet2DConditionModel; those that begin with an underscore are ignored.
+        config: arguments of UNet2DConditionModel; `dmd.models.outside_config` says which are refused.
 
     Attributes:
         channels, resolution: of its square images.
@@ -23,8 +21,8 @@ class UNet2DCondition(DiffusersNetwork):
         num_classes: 0.
 
     Raises:
-        ValueError: arguments that UNet2DConditionModel does not take or cannot use, a sample_size that is not square, a
-            condition besides text, or unequal numbers of input and output channels.
+        ValueError: arguments that are refused or that UNet2DConditionModel cannot use, a sample_size that is not
+            square, or unequal numbers of input and output channels.
     """
 
     kind, attribute = "unet2d-condition", "unet"
@@ -32,7 +30,7 @@ class UNet2DCondition(DiffusersNetwork):
 
     def __init__(self, *, config: Mapping[str, Any]) -> None:
         super().__init__()
-        self.unet = self.new("UNet2DConditionModel", config, refused=REFUSED)
+        self.unet = self.new("UNet2DConditionModel", config)
         self.set_extent()
         self.text_width = self.unet.config["cross_attention_dim"]
         if not isinstance(self.text_width, int):
