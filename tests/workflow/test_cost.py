@@ -21,8 +21,9 @@ def test_cost_counts_the_jobs_of_a_dry_run(tmp_path: Path, monkeypatch):
     write_config(tmp_path, SMALL)
     (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path)
-    small = Experiments(load(Path("config.yaml")))
-    assert cost.needed(small, "small-seed1") == set(plan.planned(small, "small-seed1"))
+    loaded = load(Path("config.yaml"))
+    small = Experiments(loaded)
+    assert cost.needed(small, "small-seed1") == set(plan.planned(loaded, small, "small-seed1")[0])
 
 
 @pytest.mark.parametrize(
