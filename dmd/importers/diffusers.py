@@ -64,7 +64,7 @@ def load(folder: Path, variant: str | None = None) -> tuple[dict[str, torch.Tens
     facts: dict[str, Any] = {
         "network": architecture,
         "preconditioning": levels,
-        "scheduler": pipelines.read_json(scheduler),
+        "scheduler": pipelines.scheduler_config(scheduler),
         "sigma_data": 1.0,
         "shape": shape,
         "num_classes": network.num_classes,

@@ -1,6 +1,7 @@
 """Folders saved by diffusers or transformers. Only JSON and safetensors are read; no code is run."""
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -155,6 +156,18 @@ def scheduler_preconditioning(path: Path, index: Path, known: Sequence[str]) -> 
         raise ValueError(f"{path}: {error}") from error
     squares = scheduler.alphas_cumprod.double().tolist()
     return {"kind": "discrete", "alphas_cumprod": squares, "prediction": PREDICTIONS[prediction]}
+
+
+def scheduler_config(path: Path) -> dict[str, Any]:
+    """Configuration of a scheduler, without -Infinity, which JSON does not have: the default of lambda_min_clipped.
+
+    Raises:
+        ValueError: the file cannot be read, or has another number that is not finite.
+    """
+    config = {key: value for key, value in read_json(path).items() if value != -math.inf}
+    if odd := [key for key, value in config.items() if isinstance(value, float) and not math.isfinite(value)]:
+        raise ValueError(f"{path}: {odd[0][:80]} {config[odd[0]]} is not finite")
+    return config
 
 
 def digests(source: Path, paths: Sequence[Path], sha256: str | None, *, key: str) -> tuple[dict[Path, str], str]:

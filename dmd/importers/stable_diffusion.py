@@ -92,7 +92,7 @@ def load(folder: Path, variant: str | None = None) -> tuple[dict[str, torch.Tens
     facts = {
         "network": {"kind": "unet2d-condition", "config": config},
         "preconditioning": levels,
-        "scheduler": {**pipelines.read_json(_scheduler(folder)), "steps_offset": 1, "clip_sample": False},
+        "scheduler": {**pipelines.scheduler_config(_scheduler(folder)), "steps_offset": 1, "clip_sample": False},
         "sigma_data": 1.0,
         "shape": shape,
         "image_shape": autoencoders.image_shape(folder / "vae", shape),

@@ -15,7 +15,7 @@ CLASSES = {"full": "AutoencoderKL", "tiny": "AutoencoderTiny"}
 class Codec(nn.Module):
     """Images (B, 3, H, W) in about [-1, 1] to latents (B, channels, H / scale, W / scale) and back.
 
-    Latents are scaled as the diffusion network takes them: `Codec` applies the autoencoder's scaling and shift factor.
+    Latents are scaled as the diffusion network takes them: `Codec` applies the autoencoder's scaling factor.
 
     Args:
         kind: "full" (AutoencoderKL) or "tiny" (AutoencoderTiny, which decodes the latents of a full one faster).
@@ -52,7 +52,7 @@ class Codec(nn.Module):
             raise ValueError(f"{CLASSES[kind]}: scaling_factor {full['scaling_factor']!r} is no factor")
         levels = full["decoder_block_out_channels" if kind == "tiny" else "block_out_channels"]
         self.kind, self.channels, self.scale = kind, full["latent_channels"], 2 ** (len(levels) - 1)
-        self._factor, self._shift = full["scaling_factor"], full.get("shift_factor") or 0.0
+        self._factor = full["scaling_factor"]
 
     @property
     def checkpointing(self) -> bool:
@@ -68,7 +68,7 @@ class Codec(nn.Module):
         if latent.ndim != 4 or latent.shape[1] != self.channels:
             raise ValueError(f"latent: shape {tuple(latent.shape)} is not (B, {self.channels}, h, w)")
         with torch.autocast(latent.device.type, self.dtype, enabled=self.dtype is not None):
-            return self.autoencoder.decode(latent / self._factor + self._shift).sample.float()
+            return self.autoencoder.decode(latent / self._factor).sample.float()
 
     def encode(self, image: Tensor) -> Tensor:
         """Latents float32 (B, channels, h, w) of images (B, 3, H, W): the means, for a full autoencoder.
@@ -81,4 +81,4 @@ class Codec(nn.Module):
         with torch.autocast(image.device.type, self.dtype, enabled=self.dtype is not None):
             output = self.autoencoder.encode(image)
             latent = output.latents if self.kind == "tiny" else output.latent_dist.mode()
-        return (latent.float() - self._shift) * self._factor
+        return latent.float() * self._factor

@@ -320,6 +320,23 @@ def test_field_of_a_scheduler_gives_latents_of_the_stock_pipeline(changed, folde
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
 
 
+@pytest.mark.parametrize("name", stable_diffusion.SCHEDULERS)
+def test_scheduler_as_diffusers_saves_it_is_taken(name, folder):
+    """All its defaults, among them -Infinity in the file of DPM-Solver, which JSON does not have."""
+    torchvision_operators.ensure()
+    import diffusers as library
+
+    kind = getattr(library, name)
+    kind(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(folder / "scheduler")
+    edit(folder / "model_index.json", scheduler=["diffusers", name])
+    facts = stable_diffusion.load(folder)[1]
+    assert json.dumps(facts, allow_nan=False)
+    saved = kind.from_pretrained(folder / "scheduler", local_files_only=True)
+    assert facts["preconditioning"]["alphas_cumprod"] == saved.alphas_cumprod.double().tolist()
+    edit(folder / "scheduler/scheduler_config.json", sigma_max=float("nan"))
+    refused(lambda: stable_diffusion.load(folder), folder / "scheduler/scheduler_config.json", "sigma_max nan")
+
+
 def with_added_token(folder: Path, how: str) -> Any:
     """Adds <cat-toy> to the tokenizer and a row to the text encoder, as textual inversion does; returns both."""
     torchvision_operators.ensure()

@@ -1,7 +1,11 @@
 """LoRA files of others: the network computes what that of stock diffusers computes once it has loaded them."""
 
+import json
+import re
+
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dmd import torchvision_operators
@@ -86,6 +90,7 @@ def test_every_layout_adds_what_stock_diffusers_adds(pipeline, written, tmp_path
     loading.add_adapter(ours, published_lora.load(path, scale=scale), path)
     pipeline.load_lora_weights(path.parent, weight_name=NAME, adapter_name="added", local_files_only=True)
     pipeline.set_adapters("added", scale)
+    pipeline.unet.eval()  # diffusers leaves a dropout of the adapter on
     with torch.no_grad():
         expected = pipeline.unet(given[0], given[1], encoder_hidden_states=given[2]).sample
     torch.testing.assert_close(ours.predict(*given), expected, rtol=1e-4, atol=1e-5)
@@ -114,3 +119,85 @@ def test_a_network_of_other_layers_is_refused(pipeline, written):
     added = {name.replace("conv_in", "conv_before"): value for name, value in added.items()}
     with pytest.raises(ValueError, match="adapter of unet.conv_before: .* the layer is missing"):
         loading.add_adapter(own(pipeline.unet), added, written)
+
+
+def headed(written, place, tensors=None, **changed):
+    """The file with another header."""
+    with safe_open(written, framework="pt") as stream:
+        header = json.loads(stream.metadata()["lora_adapter_metadata"])
+    header = {key: value for key, value in {**header, **changed}.items() if value != "absent"}
+    save_file(
+        tensors or load_file(written), place / NAME, {"lora_adapter_metadata": json.dumps(header), "format": "pt"}
+    )
+    return place / NAME
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"unet.use_rslora": True},
+        {"unet.lora_alpha": 3, "unet.use_rslora": True},
+        {"unet.alpha_pattern": {"to_q": 12, "conv_in": 1}},
+        {"unet.alpha_pattern": {"to_q": 12}, "unet.use_rslora": True},
+        {"unet.rank_pattern": {"to_q": 4}, "unet.r": 4},
+        {"unet.lora_dropout": 0.5, "unet.inference_mode": True, "unet.init_lora_weights": "gaussian"},
+        {"text_encoder.r": 8, "text_encoder.use_dora": True},
+    ],
+    ids=lambda changed: "-".join(changed),
+)
+def test_field_of_a_header_adds_what_stock_diffusers_adds(pipeline, written, tmp_path, changed):
+    path = headed(written, tmp_path, **changed)
+    test_every_layout_adds_what_stock_diffusers_adds(pipeline, path, tmp_path, "peft", 1.0)
+
+
+@pytest.mark.parametrize("layout", ["peft", "kohya", "plain"])
+def test_ranks_that_differ_are_those_of_stock_diffusers(pipeline, written, tmp_path, layout):
+    """Some layers have rank 2: the header says so, or the tensors alone."""
+    weights = load_file(written)
+    for name in [name for name in weights if "to_q" in name]:
+        weights[name] = (weights[name][:2] if "lora_A" in name else weights[name][:, :2]).contiguous()
+    path = headed(written, tmp_path, weights, **{"unet.rank_pattern": {"to_q": 2}})
+    test_every_layout_adds_what_stock_diffusers_adds(pipeline, path, tmp_path, layout, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("use_dora", True),
+        ("lora_bias", True),
+        ("bias", "all"),
+        ("fan_in_fan_out", True),
+        ("init_lora_weights", "pissa"),
+        ("modules_to_save", ["conv_in"]),
+        ("layer_replication", [[0, 4]]),
+        ("peft_type", "LOKR"),
+        ("use_qalora", True),
+        ("trainable_token_indices", [1]),
+        ("secret", 1),
+        ("r", 8),
+        ("rank_pattern", {"to_q": 8}),
+        ("rank_pattern", [4]),
+        ("lora_alpha", "six"),
+        ("target_modules", ["to_q"]),
+        ("exclude_modules", ["to_q"]),
+    ],
+)
+def test_field_of_a_header_is_refused(written, tmp_path, key, value):
+    path = headed(written, tmp_path, **{f"unet.{key}": value})
+    with pytest.raises(ValueError, match=str(path)) as error:
+        published_lora.load(path, scale=1.0)
+    words = {"r": "has rank 4, but", "exclude_modules": "target_modules", "lora_alpha": "'six' is no number"}
+    allowed = (key, words.get(key, key), "has rank 4, but .* says 8")
+    assert any(re.search(each, str(error.value)) for each in allowed) and "\n" not in str(error.value)
+
+
+def test_headers_that_are_no_configuration_are_refused(written, tmp_path):
+    weights = load_file(written)
+    for header, tensors, words in (
+        ("[1]", weights, "lora_adapter_metadata is no JSON object"),
+        ('{"r": 4}', weights, "has no key that begins with unet"),
+        ('{"unet.r": 4}', load_file(kohya(written, tmp_path)), "has both lora_adapter_metadata and tensors"),
+    ):
+        save_file(tensors, tmp_path / "x.safetensors", {"lora_adapter_metadata": header})
+        with pytest.raises(ValueError, match=words):
+            published_lora.load(tmp_path / "x.safetensors", scale=1.0)
