@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from dmd.config.method_base import TEACHER, MethodSection, Mode
 from dmd.config.methods import Dmd
-from dmd.config.section_base import Count, Many, Path, Pinned, Positive, Section, refuse
+from dmd.config.section_base import Count, Integer, Many, Path, Pinned, Section, refuse
 from dmd.config.sections import (
     Dataset,
     Evaluate,
@@ -33,6 +33,7 @@ from dmd.config.training import Distill
 
 NAME = "^[a-z0-9][a-z0-9-]*$"
 RESERVED = ("tables", "logs")  # folders of results/ that are not experiments
+MAX_BYTES = 10**11  # of the pixels of a batch or a shard, as float32
 TEXT_KINDS = ("stable-diffusion",)  # kinds of text-to-image teachers; their images are latents
 
 
@@ -49,13 +50,17 @@ class JobResources(Section):
     """Resources to ask a cluster for; null is the default of the rule."""
 
     memory_mb: Count | None = Field(None, description="main memory, for teacher and distill per process")
-    hours: Positive | None = Field(None, description="time limit of a job; the cluster profile overrules distill's")
+    hours: Annotated[float, Field(gt=0, le=1e5)] | None = Field(
+        None, description="time limit of a job; the cluster profile overrules distill's"
+    )
 
 
 class DistillResources(JobResources):
     """Resources that a distillation asks a cluster for; null is the default of the rule."""
 
-    nodes: Count = Field(1, description="number of nodes; each runs an equal part of distill.processes")
+    nodes: Annotated[Integer, Field(ge=1, le=10**5)] = Field(
+        1, description="number of nodes; each runs an equal part of distill.processes"
+    )
 
 
 class Resources(Section):
@@ -92,7 +97,9 @@ class Experiment(Section):
     """One experiment, after inheritance."""
 
     device: Literal["auto", "cpu"] = Field("auto", description="auto: a GPU where there is one, else the CPU")
-    threads: Count = Field(1, description="torch threads; another number changes results in their last bits")
+    threads: Annotated[Integer, Field(ge=1, le=4096)] = Field(
+        1, description="torch threads; another number changes results in their last bits"
+    )
     resources: Resources = Resources()
     dataset: Dataset | None = Field(None, description="real images, for training and for scores")
     teacher: Teacher | None = Field(None, description="the diffusion model that is distilled")
@@ -114,8 +121,35 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Experiment:
-        refuse([*self._data_contradictions(), *self._text_contradictions(), *self._distill_contradictions()])
+        refuse(
+            [
+                *self._data_contradictions(),
+                *self._text_contradictions(),
+                *self._distill_contradictions(),
+                *self._too_large(),
+            ]
+        )
         return self
+
+    def _too_large(self) -> Iterator[str]:
+        """Batches and shards, held in memory, of more than `MAX_BYTES` of pixels, where their size is known."""
+        if not isinstance(self.dataset, ImageDataset):
+            return
+        side, sizes = self.dataset.resolution, dict[str, int]()
+        for name, section in (("pairs", self.pairs), ("sample", self.sample)):
+            if section:
+                sizes |= {f"{name}.batch_size": section.batch_size, f"{name}.shard_size": section.shard_size}
+        teacher = self.teacher.training if isinstance(self.teacher, TrainedTeacher) else None
+        for name, training in (("teacher.training", teacher), ("distill", self.distill)):
+            if training:
+                batches = training.method.batch_sizes().items()
+                sizes |= {f"{name}.method.{key}": num // training.processes for key, num in batches}
+        for key, num in sizes.items():
+            if (size := 4 * self.dataset.channels * side**2 * num) > MAX_BYTES:
+                yield (
+                    f"{key}: {num} images of {side} x {side} pixels (dataset.resolution) are {size / 1e9:,.0f} GB, "
+                    f"more than the {MAX_BYTES / 1e9:.0f} GB that are held at once"
+                )
 
     def _data_contradictions(self) -> Iterator[str]:
         """Contradictions between the dataset and other sections, and between ranges of seeds."""
@@ -302,7 +336,7 @@ class Input(Section):
     file: Path | None = Field(None, description="path of a file; sections refer to it by this path")
     folder: Path | None = Field(None, description="path of a folder, which has no url")
     sha256: Pinned
-    size: Count | None = Field(
+    size: Annotated[Integer, Field(ge=1, le=10**16)] | None = Field(
         None, description="bytes; exact and checked for a download, about for what someone puts there; null = unknown"
     )
     about: str = Field("", description="what it is, for the list of missing files")
@@ -343,7 +377,9 @@ class Storage(Section):
         description="server of an s3:// or gs:// prefix; null = AWS or Google",
     )
     cache: Path = Field(".cache/shards", description="folder for copies of read shards, relative to config.yaml")
-    cache_gb: Positive = Field(200.0, description="10^9 bytes; the least recently used copies are removed first")
+    cache_gb: Annotated[float, Field(gt=0, le=1e9)] = Field(
+        200.0, description="10^9 bytes; the least recently used copies are removed first"
+    )
     keep: bool = Field(True, description="false: shards are removed from results/ after their upload")
 
     @model_validator(mode="after")

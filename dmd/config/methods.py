@@ -10,19 +10,28 @@ from pydantic import BeforeValidator, Field, model_validator
 from dmd.config.method_base import STUDENT, TEACHER, WEIGHTS, MethodSection, Mode, Phase, Role, Source
 from dmd.config.section_base import (
     UNSET_PATH,
+    Batch,
     Count,
     Decay,
+    Guidance,
+    Integer,
+    LogMean,
+    LogStd,
     Many,
     Path,
     Pinned,
-    Positive,
+    Rho,
+    Scale,
     Section,
+    Side,
+    Sigma,
+    Steps,
     Weight,
-    Whole,
     refuse,
 )
 
 Decoder = Literal["none", "tiny", "full"]
+Index = Annotated[Integer, Field(ge=0, le=10**5)]  # of a noise level
 DECODER = "decodes latents before the distance: the tiny or the full autoencoder of the teacher, or none"
 
 
@@ -43,12 +52,12 @@ class KarrasLevels(Section):
     """Noise levels of EDM teachers (Karras et al. 2022, Eq. 5), and the range that the matching loss draws from."""
 
     kind: Literal["karras"] = "karras"
-    count: Annotated[Count, Field(ge=2)] = Field(1000, description="number of levels; index 0 is sigma_min")
-    sigma_min: Positive = Field(0.002, description="lowest level")
-    sigma_max: Positive = Field(80.0, description="highest level")
-    rho: Positive = Field(7.0, description="of Eq. 5: larger means denser levels near sigma_min")
-    min_index: Whole = Field(20, description="lowest index that the matching loss draws")
-    max_index: Whole = Field(980, description="highest index that the matching loss draws")
+    count: Annotated[Steps, Field(ge=2)] = Field(1000, description="number of levels; index 0 is sigma_min")
+    sigma_min: Sigma = Field(0.002, description="lowest level")
+    sigma_max: Sigma = Field(80.0, description="highest level")
+    rho: Rho = Field(7.0, description="of Eq. 5: larger means denser levels near sigma_min")
+    min_index: Index = Field(20, description="lowest index that the matching loss draws")
+    max_index: Index = Field(980, description="highest index that the matching loss draws")
 
     @model_validator(mode="after")
     def _range(self) -> KarrasLevels:
@@ -62,8 +71,8 @@ class TeacherLevels(Section):
     """The discrete noise levels that the teacher was trained on."""
 
     kind: Literal["teacher"]
-    min_index: Whole = Field(20, description="lowest index that the matching loss draws")
-    max_index: Whole = Field(980, description="highest index that the matching loss draws")
+    min_index: Index = Field(20, description="lowest index that the matching loss draws")
+    max_index: Index = Field(980, description="highest index that the matching loss draws")
 
     @model_validator(mode="after")
     def _range(self) -> TeacherLevels:
@@ -88,7 +97,7 @@ class LpipsDistance(Section):
     pooling: Literal["average", "max"] = Field(
         "average", description="average: as in DMD's official code; max: as LPIPS was published"
     )
-    size: Annotated[Count, Field(ge=16, description="side in pixels to upsample images to")] = 224
+    size: Annotated[Side, Field(ge=16, description="side in pixels to upsample images to")] = 224
     decoder: Decoder = Field("none", description=DECODER)
 
 
@@ -107,19 +116,21 @@ class DmdPhase(Phase):
     train: Literal["both", "fake"] = Field("both", description="fake: the fake denoiser alone, for `updates` updates")
     matching_scale: Weight = Field(1.0, description="factor on matching_weight; 0 = off")
     regression_scale: Weight = Field(1.0, description="factor on regression_weight; 0 = off")
-    fake_updates: Whole = Field(1, description="updates of the fake denoiser per update of the student")
-    max_index: Whole | None = Field(None, description="highest index of a noise level in the matching loss")
+    fake_updates: Annotated[Integer, Field(ge=0, le=10**4)] = Field(
+        1, description="updates of the fake denoiser per update of the student"
+    )
+    max_index: Index | None = Field(None, description="highest index of a noise level in the matching loss")
     num_pairs: Count | None = Field(None, description="read only the first num_pairs pairs of the manifest; null = all")
     decoder: Decoder | None = Field(None, description="decoder of regression_distance")
-    matching_batch_size: Count | None = Field(None, description="images")
-    regression_batch_size: Count | None = Field(None, description="pairs")
+    matching_batch_size: Batch | None = Field(None, description="images")
+    regression_batch_size: Batch | None = Field(None, description="pairs")
 
 
 class Dmd(MethodSection):
     """Distribution Matching Distillation (Yin et al. 2023)."""
 
     name: Literal["dmd"]
-    sigma: Positive | None = Field(80.0, description="noise level of the student's input; null = the teacher's highest")
+    sigma: Sigma | None = Field(80.0, description="noise level of the student's input; null = the teacher's highest")
     levels: Levels = Field(KarrasLevels(), description="noise levels of matching and fake loss")
     weighting: Literal["eq8", "sigma/alpha", "sigma3/alpha", "sigma2/alpha"] = Field(
         "eq8",
@@ -127,13 +138,13 @@ class Dmd(MethodSection):
     )
     alpha_factor: bool = Field(False, description="true: keep alpha_t of Eqs. 7 and 8, which the official code omits")
     fake_score: bool = Field(True, description="false = matching gradient from the real score only")
-    guidance: float = Field(1.0, ge=1, description="classifier-free guidance of the real score only; 1 = none")
+    guidance: Guidance = Field(1.0, description="classifier-free guidance of the real score only; 1 = none")
     match_pairs: bool = Field(False, description="matching and fake losses also use images from the pairs' noise")
     matching_weight: Weight = Field(1.0, description="weight of the matching loss; 0 = off")
     regression_weight: Weight = Field(0.25, description="lambda_reg; 0 = off, and no pairs are read")
     regression_distance: Distance = Field(L2Distance(kind="l2"), description="distance in Eq. 9; the paper uses lpips")
-    matching_batch_size: Count = Field(392, description="images in the matching loss, and in the fake loss")
-    regression_batch_size: Count = Field(392, description="pairs")
+    matching_batch_size: Batch = Field(392, description="images in the matching loss, and in the fake loss")
+    regression_batch_size: Batch = Field(392, description="pairs")
     shared_noise: bool = Field(False, description="use one noised batch for both the matching and the fake loss")
     phases: Annotated[Many[DmdPhase], Field(min_length=1)] = (DmdPhase(updates=300000),)
 
@@ -229,7 +240,7 @@ class Dmd(MethodSection):
 class ProgressivePhase(Phase):
     """A round: one step of the student replaces two steps of its teacher."""
 
-    steps: Count = Field(description="network calls of the student: half of the previous round's")
+    steps: Steps = Field(description="network calls of the student: half of the previous round's")
     fresh_optimiser: bool = Field(True, description="clear the student's Adam moments first")
     fresh_average: bool = Field(True, description="restart the student's moving average")
 
@@ -242,17 +253,17 @@ class Progressive(MethodSection):
     }
     schedule_defaults: ClassVar[Mapping[str, Any]] = {"over": "phase", "decay": "linear", "warmup": 0}
     name: Literal["progressive"]
-    batch_size: Count = Field(128, description="images")
-    sigma_max: Positive | None = Field(80.0, description="highest level, in all rounds; null = the teacher's highest")
-    sigma_min: Positive = Field(0.002, description="lowest level above 0 of the first teacher")
-    rho: Positive = Field(7.0, description="of Karras et al. 2022, Eq. 5: larger means denser levels near sigma_min")
+    batch_size: Batch = Field(128, description="images")
+    sigma_max: Sigma | None = Field(80.0, description="highest level, in all rounds; null = the teacher's highest")
+    sigma_min: Sigma = Field(0.002, description="lowest level above 0 of the first teacher")
+    rho: Rho = Field(7.0, description="of Karras et al. 2022, Eq. 5: larger means denser levels near sigma_min")
     weighting: Literal["truncated-snr", "snr+1", "network"] = Field(
         "truncated-snr", description="max(1/sigma^2, 1), 1 + 1/sigma^2, or the weight of the network's preconditioning"
     )
     next_teacher: Literal["raw", "averaged"] = Field(
         "raw", description="the student's weights that initialise teacher and student of the next round"
     )
-    keep: Many[Count] = Field((), description="calls of earlier rounds whose students are kept in the file, too")
+    keep: Many[Steps] = Field((), description="calls of earlier rounds whose students are kept in the file, too")
     phases: Annotated[Many[ProgressivePhase], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -287,14 +298,14 @@ class FixedNumber(Section):
     """A constant number of noise levels."""
 
     kind: Literal["fixed"]
-    count: Annotated[Count, Field(ge=2)] = Field(18, description="number of levels N")
+    count: Annotated[Steps, Field(ge=2)] = Field(18, description="number of levels N")
 
 
 class GrowingNumber(Section):
     """A number of noise levels that grows with the updates."""
 
-    first: Annotated[Count, Field(ge=2)]
-    last: Count
+    first: Annotated[Steps, Field(ge=2)]
+    last: Steps
 
     @model_validator(mode="after")
     def _grows(self) -> Self:
@@ -307,37 +318,37 @@ class RootNumber(GrowingNumber):
     """N(k) grows from `first` to `last` + 1, its square linearly in k (Song et al. 2023, Appendix C)."""
 
     kind: Literal["root"]
-    first: Annotated[Count, Field(ge=2)] = Field(2, description="N at the first update")
-    last: Count = Field(150, description="N - 1 at the last update")
+    first: Annotated[Steps, Field(ge=2)] = Field(2, description="N at the first update")
+    last: Steps = Field(150, description="N - 1 at the last update")
 
 
 class DoublingNumber(GrowingNumber):
     """N(k) = first + 1, 2 first + 1, 4 first + 1, ..., last + 1 (Song and Dhariwal 2023, Table 1)."""
 
     kind: Literal["doubling"]
-    first: Annotated[Count, Field(ge=2)] = Field(10, description="N - 1 at the first update")
-    last: Count = Field(1280, description="N - 1 at the last update")
+    first: Annotated[Steps, Field(ge=2)] = Field(10, description="N - 1 at the first update")
+    last: Steps = Field(1280, description="N - 1 at the last update")
 
 
 class PseudoHuberDistance(Section):
     """sqrt(|x - y|^2 + c^2) - c, the norm over all values of an image (Song and Dhariwal 2023, Table 1)."""
 
     kind: Literal["pseudo-huber"]
-    c: Positive | None = Field(None, description="null = 0.00054 sqrt(d) for images of d values")
+    c: Scale | None = Field(None, description="null = 0.00054 sqrt(d) for images of d values")
 
 
 class ConsistencyLevels(Section):
     """N noise levels (Karras et al. 2022, Eq. 5), of which two neighbours are compared; N may depend on the update."""
 
-    sigma_min: Positive = Field(0.002, description="lowest level, where the student's map is the identity")
-    sigma_max: Positive | None = Field(80.0, description="highest level; null = the teacher's highest")
-    rho: Positive = Field(7.0, description="of Eq. 5: larger means denser levels near sigma_min")
+    sigma_min: Sigma = Field(0.002, description="lowest level, where the student's map is the identity")
+    sigma_max: Sigma | None = Field(80.0, description="highest level; null = the teacher's highest")
+    rho: Rho = Field(7.0, description="of Eq. 5: larger means denser levels near sigma_min")
     number: Annotated[FixedNumber | RootNumber | DoublingNumber, Field(discriminator="kind")] = Field(
         FixedNumber(kind="fixed"), description="number of levels N"
     )
     distribution: Literal["uniform", "log-normal"] = Field("uniform", description="of the levels drawn")
-    sigma_log_mean: float = Field(-1.1, description="mean of ln(sigma), for log-normal")
-    sigma_log_std: Positive = Field(2.0, description="standard deviation of ln(sigma), for log-normal")
+    sigma_log_mean: LogMean = Field(-1.1, description="mean of ln(sigma), for log-normal")
+    sigma_log_std: LogStd = Field(2.0, description="standard deviation of ln(sigma), for log-normal")
 
     @model_validator(mode="after")
     def _range(self) -> ConsistencyLevels:
@@ -370,7 +381,7 @@ class Consistency(MethodSection):
         description="sample at the lower level: a step of the teacher's ODE, or the image plus the same noise",
     )
     solver: Literal["heun", "euler"] = Field("heun", description="solver of the teacher's ODE step")
-    guidance: float = Field(1.0, ge=1, description="classifier-free guidance of the teacher; 1 = none")
+    guidance: Guidance = Field(1.0, description="classifier-free guidance of the teacher; 1 = none")
     levels: ConsistencyLevels = ConsistencyLevels()
     metric: Metric = Field(L2Distance(kind="l2"), description="distance between the student and its target")
     weighting: Literal["one", "gap"] = Field("one", description="gap: 1 over the difference of the two levels")
@@ -381,11 +392,11 @@ class Consistency(MethodSection):
         "constant", description="levels: mu(k) = exp(s0 ln(target_decay) / N(k)), s0 the first number of levels"
     )
     dropout: bool = Field(False, description="dropout of the architecture, with the same mask for student and target")
-    calls: Annotated[Many[Positive], Field(min_length=1)] | None = Field(
+    calls: Annotated[Many[Sigma], Field(min_length=1)] | None = Field(
         None,
         description="noise levels of the student's calls; sample.calls: n uses the first n; null = sigma_max only",
     )
-    batch_size: Count = Field(512, description="images")
+    batch_size: Batch = Field(512, description="images")
     phases: Annotated[Many[ConsistencyPhase], Field(min_length=1)] = (ConsistencyPhase(updates=800000),)
 
     @model_validator(mode="after")
@@ -456,12 +467,10 @@ class Denoising(MethodSection):
     """EDM's objective (Karras et al. 2022, Table 1), which trains a teacher on images."""
 
     name: Literal["denoising"]
-    batch_size: Count = Field(description="images")
-    sigma_log_mean: float = Field(-1.2, description="mean of ln(sigma)")
-    sigma_log_std: Positive = Field(1.2, description="standard deviation of ln(sigma)")
-    label_dropout: float = Field(
-        0.0, ge=0, lt=1, description="fraction of images trained without their label, for guidance"
-    )
+    batch_size: Batch = Field(description="images")
+    sigma_log_mean: LogMean = Field(-1.2, description="mean of ln(sigma)")
+    sigma_log_std: LogStd = Field(1.2, description="standard deviation of ln(sigma)")
+    label_dropout: Decay = Field(0.0, description="fraction of images trained without their label, for guidance")
     phases: Annotated[Many[DenoisingPhase], Field(min_length=1)]
 
     def roles(self) -> dict[str, Role]:
@@ -476,10 +485,12 @@ class Denoising(MethodSection):
 class KarrasCurve(Section):
     """Noise levels of Karras et al. 2022, Eq. 5, at uniform positions in [0, last): sigma_min at 0, sigma_max at 1."""
 
-    sigma_min: Positive = Field(0.002, description="lowest level")
-    sigma_max: Positive = Field(80.0, description="highest level")
-    rho: Positive = Field(7.0, description="of Eq. 5: larger means denser levels near sigma_min")
-    last: float = Field(0.8, gt=0, le=1, description="largest position; with the other defaults 0.8 is sigma 24.4")
+    sigma_min: Sigma = Field(0.002, description="lowest level")
+    sigma_max: Sigma = Field(80.0, description="highest level")
+    rho: Rho = Field(7.0, description="of Eq. 5: larger means denser levels near sigma_min")
+    last: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.8, description="largest position; with the other defaults 0.8 is sigma 24.4"
+    )
 
     @model_validator(mode="after")
     def _range(self) -> KarrasCurve:
@@ -495,20 +506,24 @@ class ScoreIdentity(Section):
     """
 
     kind: Literal["sid"]
-    alpha: float = Field(1.2, description="1.2 is the authors' best value, 1.0 is safer")
+    alpha: Annotated[float, Field(ge=-100, le=100)] = Field(
+        1.2, description="1.2 is the authors' best value, 1.0 is safer"
+    )
 
 
 class ScoreImplicitMatching(Section):
     """SIM's loss (Luo et al. 2024): (mean y^2 + c^2)^1/2 of the difference y of teacher and fake denoiser."""
 
     kind: Literal["sim"]
-    c: Positive = Field(5.4e-4, description="the loss is quadratic in differences well below c, linear well above")
+    c: Scale = Field(5.4e-4, description="the loss is quadratic in differences well below c, linear well above")
 
 
 class SidPhase(Phase):
     """A phase of SiD."""
 
-    fake_updates: Count = Field(1, description="updates of the fake denoiser before each update of the student")
+    fake_updates: Annotated[Integer, Field(ge=1, le=10**4)] = Field(
+        1, description="updates of the fake denoiser before each update of the student"
+    )
 
 
 class Sid(MethodSection):
@@ -519,14 +534,14 @@ class Sid(MethodSection):
     }
     refuses: ClassVar[tuple[str, ...]] = ("shard_parameters",)  # gradients pass through networks that are not trained
     name: Literal["sid"]
-    sigma: Positive = Field(2.5, description="noise level of the student's input")
+    sigma: Sigma = Field(2.5, description="noise level of the student's input")
     divergence: Annotated[ScoreIdentity | ScoreImplicitMatching, Field(discriminator="kind")] = Field(
         ScoreIdentity(kind="sid"), description="the student's loss"
     )
     levels: KarrasCurve = Field(KarrasCurve(), description="noise levels in the student's loss")
-    sigma_log_mean: float = Field(-1.2, description="of ln(sigma) in the fake denoiser's loss")
-    sigma_log_std: Positive = Field(1.2, description="of ln(sigma) in the fake denoiser's loss")
-    batch_size: Count = Field(256, description="images")
+    sigma_log_mean: LogMean = Field(-1.2, description="of ln(sigma) in the fake denoiser's loss")
+    sigma_log_std: LogStd = Field(1.2, description="of ln(sigma) in the fake denoiser's loss")
+    batch_size: Batch = Field(256, description="images")
     phases: Annotated[Many[SidPhase], Field(min_length=1)] = (SidPhase(updates=2000000),)
 
     def roles(self) -> dict[str, Role]:

@@ -106,7 +106,7 @@ class Page:
         if kind == "object":
             (inner,) = schema.get("patternProperties", {"": schema.get("additionalProperties")}).values()
             return f"by name: {self._value(inner)}" if "$ref" in inner else "by name"
-        bounds = ", ".join(f"{sign} {schema[key]}" for key, sign in BOUNDS.items() if key in schema)
+        bounds = ", ".join(f"{sign} {_grouped(schema[key])}" for key, sign in BOUNDS.items() if key in schema)
         return "`null`" if kind == "null" else f"{TYPES[kind]} {bounds}".strip()
 
     def _link(self, name: str) -> str:
@@ -176,6 +176,11 @@ def _yaml(value: Any) -> str:
     """YAML of one line."""
     plain = json.loads(json.dumps(value, default=Section.spec))
     return str(yaml.safe_dump(plain, default_flow_style=True, width=10**6, sort_keys=False)).split("\n...")[0].strip()
+
+
+def _grouped(edge: float) -> str:
+    """An end of a range: whole numbers in groups of three digits, very small and large ones as powers of ten."""
+    return f"{int(edge):,}" if float(edge).is_integer() and abs(edge) < 1e12 else f"{edge:g}"
 
 
 def _anchor(heading: str) -> str:

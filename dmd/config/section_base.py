@@ -33,13 +33,27 @@ def _to_integer(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+NUM_SEEDS = 2**32  # torch's CPU generator uses the low 32 bits of a seed
 SOURCES = ("file", "folder")  # keys of paths; a `sha256` may stand beside them
 Item = TypeVar("Item")
 Many = Annotated[tuple[Item, ...], Field(strict=False)]  # YAML has lists only
-Whole = Annotated[int, BeforeValidator(_to_integer), Field(ge=0)]
-Count = Annotated[int, BeforeValidator(_to_integer), Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
+# Upper limits are about ten times what was ever published: a slip of the keyboard ends before any work.
+Integer = Annotated[int, BeforeValidator(_to_integer)]
+Whole = Annotated[Integer, Field(ge=0, le=10**9)]
+Count = Annotated[Integer, Field(ge=1, le=10**9)]
+Steps = Annotated[Integer, Field(ge=1, le=10**5)]  # network calls, noise levels
+Batch = Annotated[Integer, Field(ge=1, le=10**5)]  # images at once
+ShardSize = Annotated[Integer, Field(ge=1, le=10**6)]
+Side = Annotated[Integer, Field(ge=1, le=2**14)]  # pixels
+Seed = Annotated[Integer, Field(ge=0, le=NUM_SEEDS - 1)]
+Positive = Annotated[float, Field(gt=0, le=1e30)]  # float32 ends at 3e38; a gradient clip that large is off
+Scale = Annotated[float, Field(gt=0, le=1e6)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+Sigma = Annotated[float, Field(ge=1e-6, le=1e6)]  # noise level
+Rho = Annotated[float, Field(ge=0.1, le=100)]  # outside, powers of it leave float64
+LogMean = Annotated[float, Field(ge=-20, le=20)]
+LogStd = Annotated[float, Field(gt=0, le=20)]
+Guidance = Annotated[float, Field(ge=1, le=1000)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Pinned = Annotated[

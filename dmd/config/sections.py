@@ -8,22 +8,31 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WrapValidator, model_validator
 
 from dmd.config.section_base import (
+    NUM_SEEDS,
     UNSET_PATH,
+    Batch,
     Count,
     Decay,
     Digest,
+    Guidance,
+    Integer,
     Many,
     Path,
     Pinned,
-    Positive,
+    Rho,
+    Scale,
     Section,
-    Whole,
+    Seed,
+    ShardSize,
+    Side,
+    Sigma,
+    Steps,
     refuse,
 )
 from dmd.config.training import Compute, TeacherTraining
 
-NUM_SEEDS = 2**32  # torch's CPU generator uses the low 32 bits of a seed
 IMPORTED = ("edm", "diffusers", "openai", "stable-diffusion")  # kinds of teachers from files, which need no dataset
+MAX_SHARDS = 10**6  # the paper's 12 million pairs are 12,000
 DECODERS = {"tiny": "tiny_autoencoder", "full": "autoencoder"}  # decoder of latents -> the rule that makes it
 
 
@@ -35,8 +44,12 @@ def _count_or_all(value: Any, handler: Any) -> Any:
         raise ValueError(f"{value!r} is neither a count of at least 1 nor 'all'") from None
 
 
-NoiseSeed = Annotated[Whole, Field(le=NUM_SEEDS - 1, description="of the first noise; the others count up from it")]
-Guidance = Annotated[float, Field(ge=1, description="classifier-free guidance of the teacher; 1 = none")]
+NoiseSeed = Annotated[Seed, Field(description="of the first noise; the others count up from it")]
+TeacherGuidance = Annotated[Guidance, Field(description="classifier-free guidance of the teacher; 1 = none")]
+Width = Annotated[Integer, Field(ge=1, le=8192)]
+Depth = Annotated[Integer, Field(ge=1, le=100)]
+Points = Annotated[Integer, Field(ge=1, le=10**8)]
+Coordinate = Annotated[float, Field(ge=-1e6, le=1e6)]
 Text = Annotated[str, Field(min_length=1)]
 PinnedFolder = Annotated[
     str | None,
@@ -61,11 +74,11 @@ class DigitsDataset(Section):
     """scikit-learn's handwritten digits, 8x8 pixels."""
 
     kind: Literal["digits"]
-    split_seed: Whole = Field(0, description="of the split into training and held-out images")
-    num_training: Annotated[Count, Field(le=1796)] = Field(
+    split_seed: Seed = Field(0, description="of the split into training and held-out images")
+    num_training: Annotated[Integer, Field(ge=1, le=1796)] = Field(
         1000, description="images to train on; the rest of the 1,797 is held out"
     )
-    shard_size: Count = SHARD_SIZE
+    shard_size: ShardSize = SHARD_SIZE
 
 
 class ImageDataset(Section):
@@ -78,12 +91,12 @@ class ImageDataset(Section):
         pattern=r"^(none|folders|.*\.csv)$",
         description="none, folders (a class per sub-folder) or the path of a .csv file",
     )
-    resolution: Count = Field(description="side in pixels, after crop and resize")
+    resolution: Side = Field(description="side in pixels, after crop and resize")
     channels: Literal[1, 3] = Field(3, description="1 = grey")
     resize: Literal["lanczos", "bicubic", "box"] = Field("lanczos", description="filter of the resizing")
     crop: Literal["center", "none"] = Field("center", description="center: largest square; none: refuse other images")
-    split_seed: Whole = Field(0, description="seed of the split into training and held-out images")
-    shard_size: Count = SHARD_SIZE
+    split_seed: Seed = Field(0, description="seed of the split into training and held-out images")
+    shard_size: ShardSize = SHARD_SIZE
     num_held_out: Annotated[Count | Literal["all"], WrapValidator(_count_or_all)] = Field(
         description="images kept from training, to compare with; all: none is left to train on"
     )
@@ -93,17 +106,17 @@ class MixtureDataset(Section):
     """Points of a Gaussian mixture in the plane."""
 
     kind: Literal["gaussian-mixture"]
-    means: Annotated[Many[Annotated[tuple[float, float], Field(strict=False)]], Field(min_length=1)] = Field(
+    means: Annotated[Many[Annotated[tuple[Coordinate, Coordinate], Field(strict=False)]], Field(min_length=1)] = Field(
         description="of the components"
     )
-    stds: Annotated[Many[Positive], Field(min_length=1)] = Field(description="of the components")
-    weights: Annotated[Many[Positive], Field(min_length=1)] = Field(
+    stds: Annotated[Many[Scale], Field(min_length=1)] = Field(description="of the components")
+    weights: Annotated[Many[Scale], Field(min_length=1)] = Field(
         description="of the components; normalised to a sum of 1"
     )
-    num_training: Count = Field(description="points to train on")
-    num_held_out: Count = Field(description="points to compare samples with")
-    seed: Whole = Field(0, description="of the points")
-    shard_size: Count = SHARD_SIZE
+    num_training: Points = Field(description="points to train on")
+    num_held_out: Points = Field(description="points to compare samples with")
+    seed: Seed = Field(0, description="of the points")
+    shard_size: ShardSize = SHARD_SIZE
 
     @model_validator(mode="after")
     def _fits(self) -> MixtureDataset:
@@ -117,12 +130,12 @@ class UNet(Section):
     """The U-Nets of EDM (Karras et al. 2022) and ADM (Dhariwal and Nichol 2021)."""
 
     kind: Literal["adm", "ddpmpp", "ncsnpp"] = Field(description="ADM, DDPM++ or NCSN++")
-    width: Count = Field(description="channels at multiplier 1")
-    multipliers: Annotated[Many[Count], Field(min_length=1)] = Field(
+    width: Width = Field(description="channels at multiplier 1")
+    multipliers: Annotated[Many[Depth], Field(min_length=1, max_length=16)] = Field(
         description="of the width, one per level; each level has half the resolution of the one before"
     )
-    blocks: Count = Field(description="residual blocks per level")
-    attention: Many[Count] = Field(description="resolutions with attention")
+    blocks: Depth = Field(description="residual blocks per level")
+    attention: Many[Side] = Field(description="resolutions with attention")
     dropout: Decay = Field(0.0, description="probability")
 
 
@@ -130,8 +143,8 @@ class Mlp(Section):
     """A multilayer perceptron, for points in the plane."""
 
     kind: Literal["mlp"]
-    width: Count = Field(description="features of a hidden layer")
-    layers: Count = Field(description="hidden layers")
+    width: Width = Field(description="features of a hidden layer")
+    layers: Depth = Field(description="hidden layers")
 
 
 class TrainedTeacher(Section):
@@ -162,7 +175,7 @@ class OpenaiTeacher(Section):
     kind: Literal["openai"]
     file: Path = Field(UNSET_PATH, description="edm_imagenet64_ema.pt")
     sha256: Pinned = None
-    resolution: Count = Field(64, description="side of the images, which is not in the file")
+    resolution: Side = Field(64, description="side of the images, which is not in the file")
 
 
 class DiffusersTeacher(Section):
@@ -211,7 +224,7 @@ class PixelFeatures(Section):
     """Pixels of the image after averaging to a lower resolution."""
 
     kind: Literal["pixels"]
-    size: Count = Field(8, description="side in pixels after averaging")
+    size: Side = Field(8, description="side in pixels after averaging")
 
 
 class InceptionFeatures(Section):
@@ -220,7 +233,7 @@ class InceptionFeatures(Section):
     kind: Literal["inception"]
     file: Path = Field(UNSET_PATH, description="weights as released by torch-fidelity or pytorch-fid")
     sha256: Pinned = None
-    batch_size: Count = Field(64, description="images at once, enlarged to 299x299")
+    batch_size: Batch = Field(64, description="images at once, enlarged to 299x299")
     resize: Literal["tf", "clean"] = Field(
         "tf", description="to 299x299; tf: by the network itself; clean: as clean-fid (Pillow, bicubic)"
     )
@@ -229,14 +242,16 @@ class InceptionFeatures(Section):
 class Resize(Section):
     """Resizing of 8-bit images before the feature network."""
 
-    size: Count = Field(description="of both sides, in pixels")
+    size: Side = Field(description="of both sides, in pixels")
     filter: Literal["lanczos", "bicubic", "box"] = Field("lanczos", description="Pillow's filter")
 
 
 class Protocol(Section):
     """Processing of images before the feature network."""
 
-    quantise: Annotated[Count, Field(ge=2)] | None = Field(None, description="levels per channel; null = float images")
+    quantise: Annotated[Integer, Field(ge=2, le=2**16)] | None = Field(
+        None, description="levels per channel; null = float images"
+    )
     resize: Resize | None = None
 
     @model_validator(mode="after")
@@ -262,8 +277,10 @@ class Reference(Section):
     protocol: Protocol = Protocol()
     moments: Moments | None = Field(None, description="in place of a dataset; null drops an inherited section")
     against: Literal["held_out", "training"] = Field("held_out", description="split that samples are compared with")
-    floor_draws: Count = Field(20, description="random draws whose mean distance is the floor")
-    seed: Whole = Field(0, description="seed of these draws")
+    floor_draws: Annotated[Integer, Field(ge=1, le=10**4)] = Field(
+        20, description="random draws whose mean distance is the floor"
+    )
+    seed: Seed = Field(0, description="seed of these draws")
 
     @model_validator(mode="after")
     def _fits(self) -> Reference:
@@ -294,7 +311,7 @@ class CocoPrompts(Section):
     file: Path = Field(UNSET_PATH, description="annotations/captions_val2014.json")
     sha256: Pinned = None
     num: Count | None = Field(None, description="null = all images")
-    seed: Whole = Field(0, description="of the choice of images")
+    seed: Seed = Field(0, description="of the choice of images")
 
 
 class PinnedFile(Section):
@@ -311,23 +328,19 @@ class LaionPrompts(Section):
     files: Annotated[Many[PinnedFile], Field(min_length=1, description="Parquet tables")]
     text_column: Text = Field("TEXT", description="name of the column with the prompts")
     score_column: Text = Field("AESTHETIC_SCORE", description="name of the column with the scores")
-    threshold: float = Field(description="lowest score of a prompt")
+    threshold: Coordinate = Field(description="lowest score of a prompt")
     num: Count | None = Field(None, description="number of prompts; null = all")
-    seed: Whole = Field(0, description="of the order")
+    seed: Seed = Field(0, description="of the order")
 
 
 class OdeSolver(Section):
     """The deterministic sampler of EDM (Karras et al. 2022, Algorithm 1), or its first-order version."""
 
     name: Literal["heun", "euler"] = Field(description="heun: 2 * steps - 1 network calls; euler: a call per step")
-    steps: Count = Field(18, description="number of noise levels above 0")
-    sigma_min: Positive | None = Field(
-        None, description="lowest level above 0; null = 0.002 or, if higher, the teacher's"
-    )
-    sigma_max: Positive | None = Field(
-        None, description="the first level; null = 80 or, if lower, the teacher's highest"
-    )
-    rho: Positive = Field(7.0, description="of Karras et al. 2022, Eq. 5: larger means denser levels near sigma_min")
+    steps: Steps = Field(18, description="number of noise levels above 0")
+    sigma_min: Sigma | None = Field(None, description="lowest level above 0; null = 0.002 or, if higher, the teacher's")
+    sigma_max: Sigma | None = Field(None, description="the first level; null = 80 or, if lower, the teacher's highest")
+    rho: Rho = Field(7.0, description="of Karras et al. 2022, Eq. 5: larger means denser levels near sigma_min")
 
 
 class ScheduledSolver(Section):
@@ -336,7 +349,7 @@ class ScheduledSolver(Section):
     name: Literal["pndm", "ddim", "dpmsolver++", "unipc", "heun-discrete", "euler-discrete", "lcm"] = Field(
         description="scheduler"
     )
-    steps: Count = Field(
+    steps: Steps = Field(
         description="asked of the scheduler; pndm and heun-discrete make more network calls than steps"
     )
     spacing: Literal["leading", "trailing", "linspace"] | None = Field(
@@ -354,7 +367,7 @@ class FlowSolver(Section):
     """Euler steps of a rectified flow (Liu et al. 2023)."""
 
     name: Literal["rectified-flow"]
-    steps: Count = Field(description="network calls")
+    steps: Steps = Field(description="network calls")
 
 
 PairSolver = Annotated[OdeSolver | ScheduledSolver, Field(discriminator="name")]
@@ -371,17 +384,17 @@ class Pairs(Section):
     """Pairs of noise and the image that the teacher's ODE leads to from it."""
 
     num_pairs: Count = Field(description="a multiple of shard_size")
-    shard_size: Count = Field(description="pairs in one tar")
+    shard_size: ShardSize = Field(description="pairs in one tar")
     shards_per_job: Count = Field(1, description="shards that one job draws")
     first_seed: NoiseSeed = 2147483648
-    batch_size: Count = Field(64, description="images in a pass")
+    batch_size: Batch = Field(64, description="images in a pass")
     labels: Literal["random", "balanced"] = Field("random", description="balanced: each class equally often")
     solver: PairSolver = Field(OdeSolver(name="heun"), description="of the teacher's ODE")
-    guidance: Guidance = 1.0
+    guidance: TeacherGuidance = 1.0
     dtype: Literal["float32", "float16"] = Field(
         "float32", description="of the images on disk; noise is float32, text states are float16"
     )
-    kept_states: Whole = Field(
+    kept_states: Annotated[Integer, Field(ge=0, le=10**5)] = Field(
         0, description="states saved per trajectory, after evenly spaced steps of heun or euler; the last is the image"
     )
     compute: Compute = Compute()
@@ -409,7 +422,7 @@ class States(Section):
     """Text states of prompts, for a text-to-image distillation without pairs."""
 
     num_states: Count = Field(description="number of states; if there are fewer prompts, they are repeated")
-    shard_size: Count = Field(description="text states in one tar")
+    shard_size: ShardSize = Field(description="text states in one tar")
     shards_per_job: Count = Field(1, description="shards that one job makes")
 
     @model_validator(mode="after")
@@ -423,7 +436,7 @@ class Lora(Section):
 
     file: Path = Field(UNSET_PATH, description="safetensors, in a layout of diffusers or of kohya")
     sha256: Pinned = None
-    scale: float = Field(1.0, description="factor on the LoRA")
+    scale: Annotated[float, Field(ge=-1000, le=1000)] = Field(1.0, description="factor on the LoRA")
 
 
 class Sample(Section):
@@ -431,7 +444,7 @@ class Sample(Section):
 
     source: Literal["generator", "teacher"] = Field("generator", alias="from", description="what is sampled")
     weights: Literal["ema", "raw"] = Field("ema", description="of a generator: moving average, or last update")
-    calls: Count | None = Field(
+    calls: Steps | None = Field(
         None, description="network calls, if the student supports several numbers; null = that at the end of training"
     )
     lora: Lora | None = None
@@ -439,13 +452,15 @@ class Sample(Section):
         StudentSolver(name="student"), description="student for the generator; any other for the teacher"
     )
     prompts: Prompts | None = Field(None, description="captions to draw images for, with a text-to-image teacher")
-    guidance: Guidance = 1.0
+    guidance: TeacherGuidance = 1.0
     num_samples: Count = Field(description="per repetition")
-    repetitions: Count = Field(1, description="sets of samples with different noise, each scored separately")
-    shard_size: Count = Field(description="samples in one tar")
+    repetitions: Annotated[Integer, Field(ge=1, le=1000)] = Field(
+        1, description="sets of samples with different noise, each scored separately"
+    )
+    shard_size: ShardSize = Field(description="samples in one tar")
     shards_per_job: Count = Field(1, description="shards that one job draws")
     first_seed: NoiseSeed = 0
-    batch_size: Count = Field(64, description="images in a pass")
+    batch_size: Batch = Field(64, description="images in a pass")
     labels: Literal["random", "balanced"] = Field("random", description="balanced: each class equally often")
     compute: Compute = Compute()
 
@@ -460,7 +475,7 @@ class Sample(Section):
         return self
 
     def _contradictions(self) -> Iterator[str]:
-        yield from _uneven("num_samples", self.num_samples, self.shard_size)
+        yield from _uneven("num_samples", self.num_samples, self.shard_size, self.repetitions)
         yield from _seeds_at_end(self.seeds)
         generated = self.source == "generator"
         if generated != (self.solver.name == "student"):
@@ -477,8 +492,10 @@ class Sample(Section):
 class InceptionScore(Section):
     """Settings of the Inception Score, which is computed on request."""
 
-    splits: Count = Field(10, description="parts of the samples, each with a score of its own")
-    seed: Annotated[Whole, Field(le=NUM_SEEDS - 1)] = Field(2020, description="seed of the shuffle, torch-fidelity's")
+    splits: Annotated[Integer, Field(ge=1, le=10**4)] = Field(
+        10, description="parts of the samples, each with a score of its own"
+    )
+    seed: Seed = Field(2020, description="seed of the shuffle, torch-fidelity's")
 
 
 class Clip(Section):
@@ -499,11 +516,13 @@ class Clip(Section):
 class Latency(Section):
     """Settings of latency.json, which is measured on request."""
 
-    batch_sizes: Annotated[Many[Count], Field(min_length=1)] = Field(
+    batch_sizes: Annotated[Many[Batch], Field(min_length=1)] = Field(
         (1,), description="images at once; tables show the first size"
     )
-    repeats: Count = Field(30, description="measured batches, of which the median is taken")
-    warmup: Whole = Field(5, description="batches before the measured ones")
+    repeats: Annotated[Integer, Field(ge=1, le=10**6)] = Field(
+        30, description="measured batches, of which the median is taken"
+    )
+    warmup: Annotated[Integer, Field(ge=0, le=10**6)] = Field(5, description="batches before the measured ones")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float16", description="precision of weights and activations; the paper has float16"
     )
@@ -515,19 +534,23 @@ class Latency(Section):
 class Evaluate(Section):
     """Scores of samples."""
 
-    neighbours: Count = Field(3, description="k of precision, recall, density and coverage")
-    kid_subset: Annotated[Count, Field(ge=2)] | None = Field(
+    neighbours: Annotated[Integer, Field(ge=1, le=10**4)] = Field(
+        3, description="k of precision, recall, density and coverage"
+    )
+    kid_subset: Annotated[Integer, Field(ge=2, le=10**6)] | None = Field(
         None, description="samples in each of 100 random subsets (torch-fidelity: 1000); null = one set of all samples"
     )
     inception_score: InceptionScore = InceptionScore()
     clip: Clip | None = None
     latency: Latency = Latency()
-    seed: Whole = Field(0, description="seed of the KID subsets")
+    seed: Seed = Field(0, description="seed of the KID subsets")
 
 
-def _uneven(key: str, num: int, shard_size: int) -> Iterator[str]:
+def _uneven(key: str, num: int, shard_size: int, repetitions: int = 1) -> Iterator[str]:
     if num % shard_size:
         yield f"{key}: {num} is not a multiple of shard_size {shard_size}"
+    elif (shards := num * repetitions // shard_size) > MAX_SHARDS:
+        yield f"shard_size: {shard_size} makes {shards} shards, more than {MAX_SHARDS}: raise it"
 
 
 def _seeds_at_end(seeds: range) -> Iterator[str]:

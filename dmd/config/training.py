@@ -10,7 +10,21 @@ from pydantic import Field, ValidationError, ValidationInfo, field_serializer, f
 from dmd.config.messages import suggestion
 from dmd.config.method_base import STUDENT, MethodSection
 from dmd.config.methods import Denoising, Method
-from dmd.config.section_base import Count, Decay, Many, Positive, Section, Weight, Whole, refuse, without_paths
+from dmd.config.section_base import (
+    Batch,
+    Count,
+    Decay,
+    Integer,
+    Many,
+    Positive,
+    Scale,
+    Section,
+    Seed,
+    Weight,
+    Whole,
+    refuse,
+    without_paths,
+)
 
 CADENCE = ("checkpoint_every", "grid_every", "log_every", "tensorboard")  # keys that do not change the weights
 
@@ -48,7 +62,7 @@ class TrainingCompute(Compute):
     """How passes of a network are computed in a training, and what saves memory."""
 
     gradient_checkpointing: bool = Field(False, description="save memory: recompute blocks in the backward pass")
-    micro_batch_size: Count | None = Field(None, description="images per pass with gradients; null = the whole batch")
+    micro_batch_size: Batch | None = Field(None, description="images per pass with gradients; null = the whole batch")
     shard_parameters: bool = Field(
         False, description="each process holds a part of weights, gradients and moments (FSDP2)"
     )
@@ -57,8 +71,8 @@ class TrainingCompute(Compute):
 class Adapter(Section):
     """LoRA: the trained networks are adapters on one frozen network, the teacher's."""
 
-    rank: Count = Field(64, description="rank of each layer's adapter")
-    alpha: Positive | None = Field(None, description="an adapter is scaled by alpha / rank; null = rank")
+    rank: Annotated[Integer, Field(ge=1, le=2**14)] = Field(64, description="rank of each layer's adapter")
+    alpha: Scale | None = Field(None, description="an adapter is scaled by alpha / rank; null = rank")
     targets: Annotated[Many[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = Field(
         None, description="Linear and Conv2d layers, by the last parts of their names; null = all"
     )
@@ -75,8 +89,10 @@ class Training(Section):
     optimisers: dict[str, Optimiser] = Field({}, validate_default=True, description="by role")
     schedule: Schedule = Field(Schedule(), validate_default=True)
     ema_decay: Decay = Field(0.999, description="decay of the student's moving average, per update")
-    seed: Whole = Field(0, description="seed of initial weights, noise and order of the data")
-    processes: Count = Field(1, description="number of processes with one GPU each; every batch is split among them")
+    seed: Seed = Field(0, description="seed of initial weights, noise and order of the data")
+    processes: Annotated[Integer, Field(ge=1, le=10**5)] = Field(
+        1, description="number of processes with one GPU each; every batch is split among them"
+    )
     compute: TrainingCompute = TrainingCompute()
     checkpoint_every: Count = Field(1000, description="updates between checkpoints")
     log_every: Count = Field(1, description="updates between rows of the log")

@@ -16,7 +16,7 @@ from dmd.data import image_shards, manifest, shard_publishing, shards
 from dmd.jobs import job, reporting
 from dmd.provenance import record
 
-PART = 1024  # images of a folder in memory at once
+PART, PART_BYTES = 1024, 2**27  # images of a folder in memory at once, and their bytes
 
 
 def run(*, output: Path, dataset: dict[str, Any], shard_size: int) -> None:
@@ -78,7 +78,8 @@ def _read_split(
     dataset: dict[str, Any], split: str, counts: dict[str, int], spread: _Statistics
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Images and labels of a split in parts; adds to its count, and for the first split to `spread`."""
-    for part, labels in datasets.parts(dataset, split, PART):
+    size = dataset.get("channels", 1) * dataset.get("resolution", 1) ** 2
+    for part, labels in datasets.parts(dataset, split, max(1, min(PART, PART_BYTES // size))):
         counts[split] += len(part)
         if split == next(iter(counts)):
             spread.add(part)
