@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dmd import torchvision_operators
-from dmd.models import outside_config
+from dmd.models import outside_config, sizes
 from dmd.provenance import files, outside_files, pinned, tensor_files
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -151,6 +151,7 @@ def scheduler_preconditioning(path: Path, index: Path, known: Sequence[str]) -> 
         raise ValueError(f"{index}: scheduler is {listed!r:.80}, but {path} is of class {name}")
     outside_config.check(path, config, "Scheduler")
     try:
+        sizes.check("scheduler", config)
         scheduler = getattr(diffusers, name).from_config(config)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise ValueError(f"{path}: {error}") from error

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dmd import torchvision_operators
-from dmd.models import outside_config
+from dmd.models import outside_config, sizes
 
 CLASSES = {"full": "AutoencoderKL", "tiny": "AutoencoderTiny"}
 
@@ -27,7 +27,8 @@ class Codec(nn.Module):
         dtype: of passes under autocast; parameters and results stay float32. None is float32 throughout.
 
     Raises:
-        ValueError: another kind, arguments that are refused or cannot be used, or images without 3 channels.
+        ValueError: another kind, arguments that are refused, cannot be used, or are beyond `dmd.models.sizes`, or images
+            without 3 channels.
     """
 
     dtype: torch.dtype | None = None
@@ -41,10 +42,8 @@ class Codec(nn.Module):
             raise ValueError(f"autoencoder kind {kind!r} is none of {', '.join(CLASSES)}")
         arguments = outside_config.arguments(f"autoencoder {kind}", config, CLASSES[kind])
         self.autoencoder: Any
-        try:
+        with sizes.making(CLASSES[kind], arguments):
             self.autoencoder = getattr(diffusers, CLASSES[kind])(**arguments)
-        except (TypeError, ValueError, NotImplementedError) as error:
-            raise ValueError(f"{CLASSES[kind]}: {error}") from error
         full = self.autoencoder.config
         if full["in_channels"] != 3 or full["out_channels"] != 3:
             raise ValueError(f"{CLASSES[kind]}: images of {full['in_channels']} channels: only 3 are supported")

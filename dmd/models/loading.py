@@ -8,16 +8,18 @@ from typing import Any
 
 import torch
 
+from dmd.models import sizes
 from dmd.models.autoencoder import Codec
 from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser
 from dmd.models.lora import merge_adapter
 from dmd.models.networks import build
 from dmd.models.student_calls import Calls
 from dmd.models.text_encoder import Text
-from dmd.provenance import tensor_files
+from dmd.provenance import outside_files, tensor_files
 
 MIXTURE = ("means", "stds", "weights")
 LARGE = ("unet2d-condition", "sd3")  # built on the meta device, without random weights: their files hold every tensor
+MOST_SIGMA = 1e9  # a noise level
 LEVELS = ("sigma_data", "sigma", "sigma_min", "sigma_max")
 
 
@@ -77,7 +79,7 @@ def load_denoiser(
     try:
         with torch.device("meta") if network.get("kind") in LARGE else contextlib.nullcontext():
             denoiser = new_denoiser(network, **scaling)
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: network or preconditioning: {error}") from error
     load_network(denoiser, state, path)
     denoiser.scheduler = metadata.get("scheduler")
@@ -102,8 +104,8 @@ def student_calls(metadata: Mapping[str, Any], path: Path, *, calls: int | None 
         fewer = range(1, len(last.sigmas)) if last.map == "consistency" else ()
         if calls in fewer:
             return replace(last, sigmas=last.sigmas[:calls])
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    except Exception as error:
+        raise ValueError(f"{path}: {outside_files.reason(error)}") from error
     supported = ", ".join(map(str, [*earlier, *fewer, len(last.sigmas)]))
     raise ValueError(f"{path} is no student of {calls} calls, but of {supported}")
 
@@ -114,13 +116,17 @@ def check_facts(metadata: Mapping[str, Any], path: Path) -> None:
         if name not in metadata:
             raise ValueError(f"{path} holds no denoiser: its metadata has no {name}")
     shape, classes = metadata["shape"], metadata["num_classes"]
-    if not isinstance(shape, list) or len(shape) != 3 or not all(type(side) is int and side > 0 for side in shape):
+    if (
+        not isinstance(shape, list)
+        or len(shape) != 3
+        or not all(type(side) is int and 0 < side <= sizes.MOST for side in shape)
+    ):
         raise ValueError(f"{path}: shape {shape!r:.80} is no (channels, height, width)")
-    if type(classes) is not int or classes < 0:
+    if type(classes) is not int or not 0 <= classes <= sizes.MOST:
         raise ValueError(f"{path}: num_classes {classes!r:.80} is no number of classes")
     for name in LEVELS:
         value = metadata.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
+        if value is not None and not (type(value) in (int, float) and 0 <= value <= MOST_SIGMA):
             raise ValueError(f"{path}: {name} {value!r:.80} is no noise level")
     if metadata["kind"] != "gaussian-mixture" and not isinstance(metadata.get("network"), dict):
         raise ValueError(f"{path} holds no denoiser: its metadata has no network")
@@ -135,8 +141,8 @@ def check_network(network: Mapping[str, Any], state: dict[str, torch.Tensor], pa
     try:
         with torch.device("meta"):
             denoiser = new_denoiser(dict(network), sigma_data=1.0)
-    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"{path}: {str(error).splitlines()[0]:.300}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     load_network(denoiser, state, path)
 
 
@@ -177,9 +183,10 @@ def load_codec(path: Path) -> Codec:
         ValueError: the file is damaged or holds something else.
     """
     tensors, metadata = _of_kind(path, "autoencoder")
-    with torch.device("meta"):
-        codec = Codec(**metadata["autoencoder"])
-    codec.load_state_dict(tensors, assign=True)
+    with outside_files.reading(path, "an autoencoder"):
+        with torch.device("meta"):
+            codec = Codec(**metadata["autoencoder"])
+        codec.load_state_dict(tensors, assign=True)
     return codec.requires_grad_(False).eval()
 
 
@@ -190,8 +197,11 @@ def load_text(path: Path) -> Text:
         ValueError: the file is damaged or holds something else.
     """
     tensors, metadata = _of_kind(path, "text-encoder")
-    text = Text(**metadata["text_encoder"])
-    text.load_state_dict(tensors)
+    with outside_files.reading(path, "a text encoder"):
+        with torch.device("meta"):  # first, so that sizes in the metadata that do not fit take no memory
+            Text(**metadata["text_encoder"]).load_state_dict(tensors, assign=True)
+        text = Text(**metadata["text_encoder"])
+        text.load_state_dict(tensors)
     return text.requires_grad_(False).eval()
 
 

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from dmd.models import sizes
+
 
 class Coefficients(NamedTuple):
     """c_skip, c_out, c_in and the network's noise condition, each (B,); the condition in the dtype of sigma."""
@@ -103,8 +105,9 @@ class Discrete(Preconditioning):
         super().__init__()
         if prediction not in WEIGHTS:
             raise ValueError(f"prediction {prediction!r} is none of {', '.join(WEIGHTS)}")
-        squares = torch.tensor(alphas_cumprod, dtype=torch.float64, device="cpu")
-        inside = squares.ndim == 1 and len(squares) > 1 and bool(((squares > 0) & (squares < 1)).all())
+        numbers = isinstance(alphas_cumprod, list) and all(type(value) in (int, float) for value in alphas_cumprod)
+        squares = torch.tensor(alphas_cumprod if numbers else [], dtype=torch.float64, device="cpu")
+        inside = len(squares) > 1 and bool(((squares > 0) & (squares < 1)).all())
         if not inside or not bool((squares.diff() < 0).all()):
             raise ValueError("alphas_cumprod: it needs at least two levels, descending, each above 0 and below 1")
         self.prediction = prediction
@@ -189,12 +192,13 @@ def preconditioning(section: Mapping[str, Any] | None, *, sigma_data: float) -> 
     """
     arguments = dict(section or {"kind": "edm"})
     kind = arguments.pop("kind", None)
-    if kind == "edm":
-        return Edm(sigma_data, **arguments)
-    if kind == "ve":
-        return VarianceExploding(**arguments)
-    if kind == "discrete":
-        return Discrete(arguments["alphas_cumprod"], prediction=arguments["prediction"])
-    if kind == "flow":
-        return Flow(**arguments)
-    raise ValueError(f"preconditioning kind {kind!r} is none of edm, ve, discrete, flow")
+    with sizes.making("preconditioning", arguments):
+        if kind == "edm":
+            return Edm(sigma_data, **arguments)
+        if kind == "ve":
+            return VarianceExploding(**arguments)
+        if kind == "discrete":
+            return Discrete(arguments["alphas_cumprod"], prediction=arguments["prediction"])
+        if kind == "flow":
+            return Flow(**arguments)
+    raise ValueError(f"preconditioning kind {kind!r:.100} is none of edm, ve, discrete, flow")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from dmd.models import sizes
 from dmd.models.denoiser import per_sample, start_scale
 
 Fresh = Callable[[int], Tensor]
@@ -54,6 +55,7 @@ class Calls:
         """The calls that a value of `facts` describes; ValueError for any other value."""
         if odd := sorted(facts.keys() - cls.__dataclass_fields__.keys()):
             raise ValueError(f"calls: unknown {odd[0]}")
+        sizes.check("calls", facts)
         levels = facts.get("sigmas")
         if not isinstance(levels, list) or not all(isinstance(sigma, float | int) and sigma > 0 for sigma in levels):
             raise ValueError(f"calls: sigmas {levels!r:.80} are no noise levels")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dmd import torchvision_operators
+from dmd.models import sizes
 from dmd.provenance import outside_files
 
 TOKENIZER_FILES: tuple[str, ...] = ("vocab.json", "merges.txt", "tokenizer.json")
@@ -51,11 +52,10 @@ class Text(nn.Module):
         torchvision_operators.ensure()
         from transformers import CLIPTextConfig, CLIPTextModel
 
-        try:
-            arguments = CLIPTextConfig(**{key: config[key] for key in ARGUMENTS if key in config})
+        given = {key: config[key] for key in ARGUMENTS if key in config}
+        with sizes.making("CLIPTextModel", given):
+            arguments = CLIPTextConfig(**given)
             self.encoder: Any = CLIPTextModel(arguments)
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise ValueError(f"CLIPTextModel: {error}") from error
         self._tokenizer = clip_tokenizer(tokenizer)
         self.length, self.width = int(arguments.max_position_embeddings), int(arguments.hidden_size)
         if len(self._tokenizer) > arguments.vocab_size:

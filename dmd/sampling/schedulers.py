@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dmd import torchvision_operators
+from dmd.models import sizes
 from dmd.models.denoiser import Denoiser
 from dmd.models.preconditioning import Flow
 
@@ -41,6 +42,7 @@ def scheduler(config: Mapping[str, Any] | None, solver: Mapping[str, Any]) -> An
     """
     if not isinstance(config, Mapping):
         raise ValueError(f"solver {solver['name']!r} needs a teacher that comes with a scheduler: use heun or euler")
+    sizes.check("scheduler", config)
     arguments = CLASSES[solver["name"]][1]
     spacing = {"timestep_spacing": solver["spacing"]} if solver.get("spacing") else {}
     try:

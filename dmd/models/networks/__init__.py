@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from dmd.models import sizes
 from dmd.models.networks.block import ADM, DDPMPP, NCSNPP
 from dmd.models.networks.mlp import MLP
 from dmd.models.networks.sd3 import SD3
@@ -34,17 +35,16 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
         text states (B, L, E) float32 -> (B, C, R, R).
 
     Raises:
-        ValueError: unknown kind, unknown or missing key, or a number that does not fit.
+        ValueError: unknown kind, unknown or missing key, or a number that does not fit or is beyond `dmd.models.sizes`.
     """
     arguments = dict(architecture)
     kind = arguments.pop("kind", None)
-    if kind in OTHERS:
-        _check_keys(kind, arguments, OTHERS[kind])
-        return OTHERS[kind](**arguments)
-    if kind in FAMILIES:
-        _check_keys(kind, arguments, Shape)
-        return UNet(FAMILIES[kind], Shape(**arguments))
-    raise ValueError(f"network kind: {kind!r} is none of {', '.join([*FAMILIES, *OTHERS])}")
+    if not isinstance(kind, str) or kind not in (*OTHERS, *FAMILIES):
+        raise ValueError(f"network kind: {kind!r:.100} is none of {', '.join([*FAMILIES, *OTHERS])}")
+    _check_keys(kind, arguments, OTHERS.get(kind, Shape))
+    config = arguments.get("config", arguments)
+    with sizes.making(f"network {kind}", config if isinstance(config, Mapping) else arguments):
+        return OTHERS[kind](**arguments) if kind in OTHERS else UNet(FAMILIES[kind], Shape(**arguments))
 
 
 def without_classes(architecture: Mapping[str, Any]) -> dict[str, Any]:
