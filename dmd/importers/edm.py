@@ -8,6 +8,7 @@ import torch
 
 from dmd.importers import edm_pickle
 from dmd.importers.edm_pickle import Module
+from dmd.provenance import outside_files
 
 # By class in the file: the kind of preconditioning, and the default arguments of the class.
 PRECONDITIONING: dict[str, tuple[str, dict[str, float]]] = {
@@ -37,15 +38,13 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         ValueError: the file is damaged or hostile, or holds a network that this package does not have.
     """
     outer = edm_pickle.read(path)
-    try:
+    with outside_files.reading(path, "an EDM teacher"):
         facts = _facts(outer)
         weights = {
             f"ema.{name}": tensor.float()
             for name, tensor in outer.modules["model"].state()
             if not name.endswith(".resample_filter")  # a constant of the architecture
         }
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
     return weights, facts
 
 
@@ -59,6 +58,8 @@ def _facts(outer: Module) -> dict[str, Any]:
     arguments = _Arguments(outer, defaults)
     values = {name: arguments.number(name) for name in defaults}
     network = architecture(outer.modules["model"])
+    if not 0 < values.get("sigma_data", 0.5) < math.inf or not values["sigma_min"] < values["sigma_max"]:
+        raise ValueError(f"{outer.class_name}: sigma_data is not above 0, or sigma_min not below sigma_max: {values}")
     limits = {name: values[name] for name in ("sigma_min", "sigma_max") if 0 < values[name] < math.inf}
     return {
         "network": network,
@@ -143,8 +144,11 @@ class _Arguments:
         return value
 
     def number(self, name: str) -> float:
-        """A number as float."""
-        return float(self._get(name, int, float))
+        """A number from 0 to a million, or infinity."""
+        value = self._get(name, int, float)
+        if not (0 <= value <= 10**6 or value == math.inf):
+            raise ValueError(f"{self._class}.{name}: the value is out of range")
+        return float(value)
 
     def integers(self, name: str) -> list[int]:
         """A list of at most 16 positive integers."""

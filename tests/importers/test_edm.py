@@ -4,6 +4,7 @@ tests/edm_vectors holds tiny random teachers in the released layout, and what th
 """
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,15 @@ def test_class_defaults_stand_where_a_file_is_silent(tmp_path):
         ({"depth": 3}, "SongUNet has unknown arguments: depth"),
         ({"channel_mult": [2] * 40}, "SongUNet.channel_mult: not a list of at most 16"),
         ({"out_channels": 6}, "out_channels differs from in_channels"),
+        *(({"dropout": odd}, "SongUNet.dropout: the value is out of range") for odd in (10**400, math.nan, -0.1)),
+        ({"dropout": math.inf}, "dropout: inf is no finite number"),
+        ({"dropout": True}, "SongUNet.dropout: expected int or float, found bool"),
+        ({"channel_mult_emb": 10**400}, "SongUNet.channel_mult_emb: the value is out of range"),
+        *(({"num_blocks": odd}, "SongUNet.num_blocks: the value is out of range") for odd in (10**400, -1)),
+        *(({"num_blocks": odd}, "SongUNet.num_blocks: expected int, found") for odd in (True, 1.0, math.nan, None)),
+        ({"label_dim": -1}, "SongUNet.label_dim: the value is out of range"),
+        ({"attn_resolutions": [True]}, "SongUNet.attn_resolutions: not a list of at most 16 positive integers"),
+        ({"attn_resolutions": [10**400]}, "SongUNet.attn_resolutions: not a list of at most 16 positive integers"),
     ],
 )
 def test_network_that_none_of_ours_equals_is_named(changed, message, tmp_path):
@@ -224,6 +234,18 @@ def test_network_that_none_of_ours_equals_is_named(changed, message, tmp_path):
         imported(tmp_path / "made.pkl", tmp_path / "teacher")
     assert "made.pkl" in str(refused.value) and "\n" not in str(refused.value)
     assert not list((tmp_path / "teacher").glob("*"))
+
+
+@pytest.mark.parametrize("kind", ["EDMPrecond", "VEPrecond"])
+@pytest.mark.parametrize("odd", [10**400, -(10**400), math.nan, -math.inf, -1, True, "1", None, [1]])
+def test_noise_levels_of_a_file_are_numbers_in_range(kind, odd):
+    network = Module("DhariwalUNet", {"img_resolution": 8, "in_channels": 3, "out_channels": 3})
+    for name in edm.PRECONDITIONING[kind][1]:
+        with pytest.raises(ValueError, match=f"{kind}.{name}: "):
+            edm._facts(Module(kind, {name: odd}, modules={"model": network}))
+    for odds in ({"sigma_min": 5, "sigma_max": 5}, {"sigma_min": math.inf}):
+        with pytest.raises(ValueError, match=f"{kind}: .* or sigma_min not below sigma_max"):
+            edm._facts(Module(kind, odds, modules={"model": network}))
 
 
 def test_import_refuses_another_file_than_the_pinned_one(tmp_path):
