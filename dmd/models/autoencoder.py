@@ -27,7 +27,7 @@ class Codec(nn.Module):
         dtype: of passes under autocast; parameters and results stay float32. None is float32 throughout.
 
     Raises:
-        ValueError: another kind, arguments that are refused, cannot be used, or are beyond `dmd.models.sizes`, or images
+        ValueError: another kind, arguments that are refused, unusable, or beyond `dmd.models.sizes`, or images
             without 3 channels.
     """
 
