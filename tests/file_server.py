@@ -1,7 +1,8 @@
 """A server on the loopback interface with one file or a folder, as well or badly behaved as a test asks for."""
 
+import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +23,8 @@ class FileServer:
         asked: header Range of each GET so far.
         folder: files by path; where it is None, every path is `content`.
         before: called before each answer.
+        raw: parts of what is sent in place of an answer, status line and headers included, byte for byte.
+        paths: path of each GET so far, with its query.
     """
 
     content: bytes
@@ -37,8 +40,17 @@ class FileServer:
     before: Callable[[], object] = lambda: None
     url: str = ""
     folder: Mapping[str, bytes] | None = None
+    raw: Callable[[], Iterable[bytes]] | None = None
+    paths: list[str] = field(default_factory=list)
 
     def answer(self, request: BaseHTTPRequestHandler, *, body_too: bool = True) -> None:
+        if self.raw is not None:
+            request.close_connection = True
+            with contextlib.suppress(OSError):  # the client has closed the connection
+                for part in self.raw():
+                    request.wfile.write(part)
+            return
+        self.paths += [request.path] if body_too else []
         content = self.content if self.folder is None else self.folder.get(request.path)
         if content is None:
             request.send_error(404)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from dmd.config import printing
 from dmd.config.experiment import Input
 from dmd.config.inheritance import Configuration
 from dmd.config.section_base import Section
@@ -70,7 +71,7 @@ def listed(found: Iterable[Missing]) -> str:
         ("Missing, downloaded by a run", [each for each in chosen if each.is_downloaded]),
     ):
         if group:
-            lines += [f"{title} ({len(group)}):", *(f"  {line}" for each in group for line in each.lines())]
+            lines += [f"{title} ({len(group)}):", *(f"  {printing.line(line)}" for each in group for line in each.lines())]
     return "\n".join(lines)
 
 

@@ -27,6 +27,7 @@ from dmd.config.sections import IMPORTED, ScheduledSolver
 
 P = ParamSpec("P")
 T = TypeVar("T")
+SECRET_URLS = "DMD_SECRET_URLS"  # environment variable
 SAVED = ("json", "safetensors", "txt")  # suffixes of files that diffusers saves
 
 
@@ -221,9 +222,16 @@ class RuleLookups:
         return as_text({"storage": self._storage.settings("results")} if self._storage else {})
 
     def fetch_spec(self, wildcards: Any) -> str:
-        """URL, sha256 and size of a missing input."""
+        """URL without secrets, sha256 and size of a missing input; Snakemake prints and keeps parameters."""
         entry = self.downloads[wildcards.file]
-        return as_text({"url": entry.url, "sha256": entry.sha256, "size": entry.size})
+        url = printing.without_secrets(str(entry.url))
+        return as_text({"url": url, "sha256": entry.sha256, "size": entry.size})
+
+    def environment(self) -> dict[str, str]:
+        """Variables for jobs, with what no command may hold: the whole URLs of inputs that have secrets, by file."""
+        urls = {file: str(entry.url) for file, entry in self.downloads.items()}
+        secret = {file: url for file, url in urls.items() if printing.without_secrets(url) != url}
+        return {SECRET_URLS: as_text(secret)} if secret else {}
 
     def resource(self, name: str) -> Callable[[Wildcards, int, str], int | str | None]:
         """One of `Resources` of a job of any rule, such as "mem_mb"."""

@@ -39,7 +39,7 @@ class Remote(Protocol):
         """Bytes of each file, None where there is none."""
 
     def read(self, name: str, num: int | None = None) -> bytes | None:
-        """A small file, or its first `num` bytes; None where there is none."""
+        """A file of at most `retries.SMALL` bytes, or the first `num` bytes of any; None where there is none."""
 
     def download(self, name: str, partial: Path, size: int) -> str:
         """Downloads a file to `partial`, resuming an earlier download, and returns the sha256 of the file."""
@@ -91,6 +91,8 @@ class ObjectStorage:
         def content() -> bytes | None:
             try:
                 with self._system.open_input_file(f"{self._root}/{name}") as stream:
+                    if num is None and stream.size() > retries.SMALL:
+                        raise StorageError(f"{self.prefix}/{name} has {stream.size()} bytes")
                     return stream.read_at(stream.size() if num is None else min(num, stream.size()), 0)
             except FileNotFoundError:
                 return None

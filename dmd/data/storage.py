@@ -127,7 +127,7 @@ class Storage(ShardSource):
 
     def fetch(self, path: Path, entry: dict[str, Any], target: Path) -> None:
         """Downloads a small file to exactly `target`; ValueError if its sha256 differs from its record `entry`."""
-        content = self._remote.read(self.name(path)) or b""
+        content = self._remote.read(self.name(path), entry["size"] + 1) or b""
         if (digest := hashlib.sha256(content).hexdigest()) != entry["sha256"]:
             raise ValueError(
                 f"{self.url(path)} is damaged: sha256 {digest}, its record says {entry['sha256']}: remove it"

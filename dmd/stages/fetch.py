@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import time
 from pathlib import Path
 
+from dmd.config.printing import without_secrets
+from dmd.config.rule_lookups import SECRET_URLS
 from dmd.config.rule_table import VERSIONS
 from dmd.data.download import Download, DownloadError
 from dmd.jobs import job, job_status, reporting
@@ -20,14 +25,17 @@ def run(*, output: Path, url: str, sha256: str | None = None, size: int | None =
 
     Args:
         output: path of the file; `.name.json` beside it records its digest.
-        url: of the file.
+        url: of the file. Where it has a password or a query, Snakemake, which prints commands, gives it with `***`, and
+            whole in the environment variable `rule_lookups.SECRET_URLS`.
         sha256: its digest, or the first digits; None if unknown.
         size: in bytes; None if unknown.
 
     Raises:
         ValueError: the download fails, or its digest differs from `sha256`, or, if `sha256` is not complete, from the
             digest recorded earlier.
+        OSError: the disk is full; what was downloaded is removed.
     """
+    url = json.loads(os.environ.get(SECRET_URLS, "{}")).get(str(output), url)
     with record.exclusive(output):
         if not output.exists():
             _fetch(output, url, sha256, size)
@@ -42,10 +50,16 @@ def _fetch(output: Path, url: str, sha256: str | None, size: int | None) -> None
     except ValueError:
         if not output.exists():
             raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        download.discard()
+        what = f"no space left while downloading {output} from {without_secrets(url)} ({error.strerror})"
+        raise OSError(f"{what}: the bytes received so far were removed; free some space and run again") from error
     if output.exists():
         reporting.log(f"{output} appeared meanwhile: the download is discarded")
     else:
-        facts = {"url": url, "stage": "fetch", "version": VERSIONS["fetch"]}
+        facts = {"url": without_secrets(url), "stage": "fetch", "version": VERSIONS["fetch"]}
         pinned.write_record(output, digest, partial.stat().st_size, **facts)
         partial.replace(output)
         reporting.log(f"sha256 {digest} recorded")
@@ -83,7 +97,7 @@ def _recorded(output: Path, sha256: str | None) -> str | None:
 
 def _download(download: Download, output: Path, sha256: str | None, recorded: str | None) -> str:
     """Downloads the file and returns its digest; ValueError if `sha256` or the recorded digest differs."""
-    resumed = download.partial.exists()
+    resumed, shown = download.partial.exists(), without_secrets(download.url)
     digest = _try(download, output, sha256)
     if resumed and not digest.startswith(recorded or sha256 or ""):
         reporting.log(f"the resumed download has sha256 {digest}, not the expected one: starting again")
@@ -92,31 +106,32 @@ def _download(download: Download, output: Path, sha256: str | None, recorded: st
     if sha256 and not digest.startswith(sha256):
         download.discard()
         raise ValueError(
-            f"{download.url} has sha256 {digest}, but section inputs pins {pinned.printed(sha256)}: the download "
+            f"{shown} has sha256 {digest}, but section inputs pins {pinned.printed(sha256)}: the download "
             "was damaged, or the server has another file now; it was discarded"
         )
     if recorded and digest != recorded:
         download.discard()
         raise ValueError(
-            f"{download.url} has sha256 {digest}, but {recorded} was recorded for {output} earlier: the download was "
+            f"{shown} has sha256 {digest}, but {recorded} was recorded for {output} earlier: the download was "
             f"discarded; restore that file, or remove {record.sidecar(output)} if the change is intended"
         )
     if not download.ended and not sha256 and not recorded:
         reporting.log(
-            f"WARNING: {output} may be incomplete: {download.url} sends no length, and section `inputs` has "
+            f"WARNING: {output} may be incomplete: {shown} sends no length, and section `inputs` has "
             "neither size nor sha256: compare the file with the publisher's digest"
         )
     return digest
 
 
 def _try(download: Download, output: Path, sha256: str | None) -> str:
-    reporting.log(f"{output} from {download.url}")
+    shown = without_secrets(download.url)
+    reporting.log(f"{output} from {shown}")
     try:
         return download.run()
     except DownloadError as error:
         digest = f"sha256 {pinned.printed(sha256)}" if sha256 else "sha256 unknown"
         raise ValueError(
-            f"{output} is missing, and {download.url} cannot be downloaded: {error}. Run again to resume, or get "
+            f"{output} is missing, and {shown} cannot be downloaded: {error}. Run again to resume, or get "
             f"the file elsewhere ({digest}) and save it as {output.absolute()}"
         ) from error
 

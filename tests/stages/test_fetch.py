@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dmd.config import rule_lookups
 from dmd.data import retries
 from dmd.provenance import pinned, record
 from dmd.stages import fetch
@@ -249,3 +251,63 @@ def test_a_kill_leaves_a_part_that_the_next_run_completes(server, output):
     server.drops, server.asked = [], []
     fetch.run(output=output, url=server.url, sha256=DIGEST)
     assert output.read_bytes() == CONTENT and server.asked != [None]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system of 300 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
+@pytest.mark.parametrize("length", [True, False])
+@pytest.mark.parametrize("resumed", [True, False])
+def test_a_full_disk_names_the_file_and_is_not_kept_full(server, small_disk, tmp_path, length, resumed):
+    output = small_disk / "weights.bin"
+    if resumed:
+        leave_part(server, tmp_path / "large" / "weights.bin", 150_000)
+        shutil.copytree(tmp_path / "large", small_disk, dirs_exist_ok=True)
+    server.length = length
+    before = server.asked[:]
+    with pytest.raises(OSError, match=f"no space left while downloading {output} from {server.url} .*: .*run again"):
+        fetch.run(output=output, url=server.url, sha256=DIGEST)
+    assert len(server.asked) == len(before) + 1  # a retry would not help
+    assert [path.name for path in small_disk.rglob("*") if path.stat().st_size] == []
+
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize("given", ["in the environment", "in the command"])
+@pytest.mark.parametrize("works", [True, False])
+def test_password_and_query_of_a_url_are_used_and_kept_nowhere(server, output, monkeypatch, caplog, given, works):
+    url = server.url.replace("//", f"//user:{SECRET}@") + f"?token={SECRET}&X-Amz-Signature={SECRET}"
+    shown = server.url.replace("//", "//***@") + "?***"
+    if given == "in the environment":
+        monkeypatch.setenv(rule_lookups.SECRET_URLS, json.dumps({str(output): url}))
+    server.drops, server.status = [150_000], 200 if works else 404
+    said = ""
+    try:
+        fetch.run(output=output, url=shown if given == "in the environment" else url, size=len(CONTENT))
+        known = record.read(output)
+        assert known and known["url"] == shown
+    except ValueError as error:
+        said = str(error)
+    assert output.exists() == works and (works or shown in said)
+    assert server.paths and all(path.endswith(f"?token={SECRET}&X-Amz-Signature={SECRET}") for path in server.paths)
+    kept = [path.read_bytes() for path in output.parent.iterdir() if path != output]
+    assert SECRET not in said and not any(SECRET.encode() in each for each in kept)
+    assert SECRET not in caplog.text and shown in caplog.text
+
+
+def test_the_note_of_a_download_holds_no_secret(server, output):
+    server.url += f"?token={SECRET}"
+    leave_part(server, output, 150_000)
+    assert not any(SECRET.encode() in path.read_bytes() for path in output.parent.iterdir())
+    fetch.run(output=output, url=server.url, sha256=DIGEST)
+    assert server.asked != [None] and output.read_bytes() == CONTENT

@@ -106,6 +106,23 @@ def test_file_that_appears_after_the_jobs_were_planned_is_kept(tmp_path: Path, s
     assert (tmp_path / FILE).read_bytes() == CONTENT
 
 
+def test_password_and_token_of_a_url_are_in_no_output_and_no_file(tmp_path: Path, server: FileServer):
+    """Snakemake prints the command of a job that fails, and keeps the parameters of each job."""
+    url = server.url.replace("//", "//user:hunter2@") + "?X-Amz-Signature=hunter2"
+    configured(tmp_path, url=url, sha256=DIGEST)
+    printed = ""
+    for status, succeeds in ((404, False), (200, True)):
+        server.status = status
+        answer = snakemake(tmp_path, "--cores", "1", "--printshellcmds", "--verbose", FILE)
+        assert (answer.returncode == 0) == succeeds, answer.stdout + answer.stderr
+        printed += answer.stdout + answer.stderr
+    assert (tmp_path / FILE).read_bytes() == CONTENT and {*server.paths} == {"/weights.bin?X-Amz-Signature=hunter2"}
+    assert server.url.replace("//", "//***@") + "?***" in printed and "hunter2" not in printed
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "config.yaml"]
+    for path in kept:
+        assert b"hunter2" not in path.read_bytes() and b"aHVudGVyM" not in path.read_bytes(), path  # nor in base64
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [

@@ -55,6 +55,7 @@ def prefix():
 
 
 provider, tables = provider_and_tables()
+os.environ.update(provider.environment())
 shell.prefix(prefix())
 
 # Before its time limit SLURM sends SIGUSR1 to every process of a job; the stage handles it, Snakemake must ignore it.
