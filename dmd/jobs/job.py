@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ import torch
 from dmd.config import printing
 from dmd.config.section_base import Section
 from dmd.jobs import command_line, garbage_collection, gpu_locks, job_status, processes, reporting, signals, slurm
-from dmd.provenance import memory_limit
+from dmd.provenance import memory_limit, record
 
 EXTRAS = {  # package of an extra in pyproject.toml -> the extra
     "peft": "text",
@@ -28,6 +28,7 @@ EXTRAS = {  # package of an extra in pyproject.toml -> the extra
     "torchao": "8bit",
     "tensorboard": "tensorboard",
 }
+OUTPUTS = ("output", "markdown", "fid", "grid")  # flags of the artifact that a stage locks
 REFUSALS = ("can't allocate memory", "cannot allocate memory", "bad_alloc", "failed to map", "can't start new thread")
 _log = logging.getLogger("dmd")
 
@@ -59,12 +60,16 @@ def main(run: Callable[..., None], *sections: type[Section]) -> None:
         signals.listen()
         with job_status.refreshed(log if processes.rank() == 0 else None):
             arguments = command_line.arguments(spec, spec_parameters, sections)
-            _claim_devices(arguments)
-            command = f"{sys.executable} -m {_module_name()} {shlex.join(sys.argv[1:])}"
-            _log.info("%s", command, extra={"is_command": True})
-            begin = time.monotonic()
-            run(**parsed, **arguments)
-            reporting.log(f"done in {time.monotonic() - begin:.1f} s")
+            try:
+                _wait_for_another(parsed)
+                _claim_devices(arguments)
+                command = f"{sys.executable} -m {_module_name()} {shlex.join(sys.argv[1:])}"
+                _log.info("%s", command, extra={"is_command": True})
+                begin = time.monotonic()
+                run(**parsed, **arguments)
+                reporting.log(f"done in {time.monotonic() - begin:.1f} s")
+            except record.MadeMeanwhile as made:
+                reporting.log(str(made))
     except signals.Stopped as stop:
         if processes.first_to_fail():
             requeued = slurm.requeue(advanced=stop.advanced) if signals.received() == "SIGUSR1" else ""
@@ -112,6 +117,18 @@ def _end(log: Path | None, state: Literal["failed", "stopped"], message: str) ->
     """Writes into the log and the status file how the job ended."""
     _log.error("%s", message)
     job_status.end(log, state, message)
+
+
+def _wait_for_another(paths: Mapping[str, Any]) -> None:
+    """Waits, before it takes a GPU, for a job that is making the same artifact.
+
+    Raises:
+        MadeMeanwhile: that job has made it, so there is nothing left to do.
+    """
+    output = next((paths[name] for name in OUTPUTS if paths.get(name)), None)
+    if output is not None and not processes.launched():
+        with record.writing(output):
+            pass
 
 
 def _claim_devices(spec: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import distributed
 
 from dmd.config.training import Training
 from dmd.jobs import slurm
+from dmd.provenance import record
 
 LAUNCHER = "DMD_TORCHRUN"  # process number of our torchrun, in the environment of its workers
 INHERITED = re.compile(r"(GROUP_|LOCAL_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|(TORCHELASTIC|PET)_\w+")
@@ -77,6 +79,16 @@ def launch(num: int, nodes: int, *, threads: int) -> None:
         start, meeting = (slurm.srun(nodes), slurm.rendezvous(nodes)) if nodes > 1 else ([], ["--standalone"])
         command = [*start, sys.executable, "-m", "dmd.jobs.torchrun", *meeting, f"--nproc-per-node={num // nodes}"]
         os.execvp(command[0], [*command, "-m", "--", spec.name, *sys.argv[1:]])
+
+
+def lock(output: Path) -> contextlib.AbstractContextManager[None]:
+    """The lock of an artifact that the first process writes.
+
+    Of several processes it does not wait for another job, since the others would wait for it, see `job.main`.
+    """
+    if rank() != 0:
+        return contextlib.nullcontext()
+    return record.writing(output) if count() == 1 else record.exclusive(output)
 
 
 @contextlib.contextmanager

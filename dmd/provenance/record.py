@@ -8,6 +8,8 @@ bits in it are detected; records of earlier versions of the package have none.
 import contextlib
 import hashlib
 import json
+import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +20,11 @@ from dmd.config.rule_table import VERSIONS
 from dmd.provenance import files, memory_limit
 
 Inputs = dict[str, dict[str, str]]  # name of the input -> {path: sha256}
+POLL_SECONDS = 1.0  # between two looks at who holds a lock
+UNKNOWN = "unknown"  # the command of a process that has not yet written it into its lock
 OWN_DIGEST = "record"  # key: sha256 of the canonical JSON of all other keys
 _KEYS = frozenset({"sha256", "size", "inputs", "stage", "version", "stored", "url", OWN_DIGEST})
+_log = logging.getLogger("dmd")
 
 
 def sidecar(path: Path) -> Path:
@@ -172,13 +177,60 @@ def publish(path: Path, *, stage: str, inputs: Inputs) -> Iterator[Path]:
 @contextlib.contextmanager
 def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Locks `path` for one writer; a second is refused or waits. The lock ends with its process, even when killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock_file = path.with_name(f".{path.name}.lock")
-    lock = FileLock(lock_file, blocking=wait, fallback_to_soft=False)  # a soft lock would outlive a killed process
+    lock_file, lock = _lock(path)
     try:
-        lock.acquire()
+        lock.acquire(blocking=wait)
     except Timeout as error:
         raise ValueError(f"another process is writing {path}: wait for it or stop it") from error
+    with _released(lock_file, lock):
+        yield
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Locks an artifact for the stage that makes it; waits for another process that is making it.
+
+    A stage that failed would make Snakemake remove what the other process has just finished.
+
+    Raises:
+        MadeMeanwhile: the other process, with the same command line, has made the artifact.
+    """
+    before, command, other = file_identity(path), _command(), ""
+    lock_file, lock = _lock(path)
+    while True:
+        try:
+            lock.acquire(timeout=POLL_SECONDS if other else 0)
+            break
+        except Timeout:
+            if not other:
+                _log.info("another process is writing %s: waiting for its end", path)
+            with contextlib.suppress(FileNotFoundError):
+                other = lock_file.read_text() or UNKNOWN
+    with _released(lock_file, lock):
+        if other == command and path.exists() and file_identity(path) != before:
+            raise MadeMeanwhile(f"another process has made {path} meanwhile, with the same command")
+        lock_file.write_text(command)
+        yield
+
+
+class MadeMeanwhile(Exception):
+    """Another process has made what this one was to make."""
+
+
+def _command() -> str:
+    """Digest of this process's command line, which is that of every process of its stage."""
+    return hashlib.sha256("\0".join(sys.argv).encode(errors="surrogateescape")).hexdigest()
+
+
+def _lock(path: Path) -> tuple[Path, FileLock]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock_file = path.with_name(f".{path.name}.lock")
+    return lock_file, FileLock(lock_file, fallback_to_soft=False)  # a soft lock would outlive a killed process
+
+
+@contextlib.contextmanager
+def _released(lock_file: Path, lock: FileLock) -> Iterator[None]:
+    """Releases an acquired lock at the end."""
     try:
         yield
     finally:

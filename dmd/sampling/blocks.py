@@ -66,7 +66,7 @@ def draw_block(
     origin = record.provenance(stage_name, shard_spec, inputs)
     numbers = range(spec["first"], spec["last"] + 1)
     paths = {number: output.parent.parent / f"{number:05d}.tar" for number in numbers}
-    with record.exclusive(output):
+    with record.writing(output):
         made = {number: _is_made(paths[number], origin, number) for number in numbers}
         provenance = record.provenance(stage_name, spec, inputs)
         if (

@@ -29,7 +29,7 @@ def run(*, output: Path, source: Path, kind: str, sha256: str | None = None, var
     tiny = kind == "tiny"
     folder, form = (source, "tiny") if tiny else (source / "vae", "full")
     key = "teacher.tiny_autoencoder.sha256" if tiny else "teacher.sha256"
-    with record.exclusive(output):
+    with record.writing(output):
         own = autoencoder_files.source_files(folder, form, variant)
         if tiny:
             pipelines.check_variant(folder, own, variant)

@@ -46,7 +46,7 @@ def run(
         ValueError: damaged input, an unknown kind, or numbers of points, pairs and manifests that do not match.
     """
     drawings = {"calls": _calls, "pairs": _pairs}
-    with record.exclusive(output):
+    with record.writing(output):
         digests = record.check_inputs(inputs=inputs)
         scores = by_experiment([path for path in inputs if path.suffix == ".json"])
         if kind == "figure3":

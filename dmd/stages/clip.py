@@ -24,7 +24,7 @@ def run(*, features: list[Path], output: Path, experiment: str) -> None:
     """
     spec = {"experiment": experiment}
     torch_setup.set_threads(1)
-    with record.exclusive(output):
+    with record.writing(output):
         inputs = record.check_inputs(features=features)
         reference = tensor_files.load_metadata(features[0])["inputs"]["reference"] if features else ""
         repetitions, shared = feature_blocks.group(features, reference_sha256=reference)

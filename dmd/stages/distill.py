@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,7 @@ def run(
     torch_setup.set_threads(threads)
     set_tf32(distill.compute.model_dump())  # type: ignore[arg-type]
     leads = processes.rank() == 0
-    lock = record.exclusive(output) if leads else contextlib.nullcontext()
+    lock = processes.lock(output)
     with lock, processes.group(distill.processes, torch_setup.choose_device(device)):
         inputs = record.check_inputs(teacher=teacher, manifest=manifest, images=images, states=states)
         inputs |= record.check_inputs(start=start, lpips=lpips)

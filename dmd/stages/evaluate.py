@@ -51,7 +51,7 @@ def run(
     paths = {"fid": fid, "kid": kid, "prdc": prdc, "classes": classes, "memorisation": memorisation}
     spec = {"experiment": experiment, "neighbours": neighbours, "kid_subset": kid_subset, "seed": seed}
     torch_setup.set_threads(1)
-    with record.exclusive(fid):
+    with record.writing(fid):
         inputs = record.check_inputs(reference=reference, features=features, teacher=teacher)
         repetitions, real, head = load_features(reference, features, inputs)
         if teacher is not None:

@@ -24,7 +24,7 @@ def run(*, generator: Path, output: Path) -> None:
     Raises:
         ValueError: a damaged input, or a student without adapter.
     """
-    with record.exclusive(output):
+    with record.writing(output):
         inputs = record.check_inputs(generator=generator)
         tensors, facts = tensor_files.load(generator)
         weights = {name.removeprefix(PREFIX): value for name, value in tensors.items() if name.startswith(PREFIX)}

@@ -42,7 +42,7 @@ def run(*, generator: Path, output: Path, weights: str = "ema", calls: int | Non
         ValueError: not a student's file, weights beyond 2 GiB, or images that differ from torch's by more than 1e-4.
     """
     torch_setup.set_threads(threads)
-    with record.exclusive(output):
+    with record.writing(output):
         inputs = record.check_inputs(generator=generator)
         network, facts = _student(generator, weights, calls)
         reporting.log(f"tracing {sum(value.numel() for value in network.state_dict().values()):,} weights")

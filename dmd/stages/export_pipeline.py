@@ -58,7 +58,7 @@ def run(
         ValueError: a damaged input, or not a one-call student of such a teacher.
     """
     spec = {"weights": weights, "experiment": experiment}
-    with record.exclusive(output):
+    with record.writing(output):
         paths = {"generator": generator, "text_encoder": text_encoder, "autoencoder": autoencoder}
         inputs = record.check_inputs(**paths, manifest=manifest, states=states, prompts=prompts, scores=scores)
         writer = _Writer(output.parent, inputs)

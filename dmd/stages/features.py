@@ -62,7 +62,7 @@ def run(
     }
     if len({clip is None, clip_network is None, captions is None}) > 1:
         raise ValueError("clip, --clip-network and --captions belong together: give all or none")
-    with record.exclusive(output):
+    with record.writing(output):
         inputs = record.check_inputs(block=block, reference=reference)
         real = tensor_files.load_metadata(reference)
         extractor, identity = feature_files.load(network, features, modes=real["modes"])

@@ -36,7 +36,7 @@ def run(*, output: Path, url: str, sha256: str | None = None, size: int | None =
         OSError: the disk is full; what was downloaded is removed.
     """
     url = json.loads(os.environ.get(SECRET_URLS, "{}")).get(str(output), url)
-    with record.exclusive(output):
+    with record.writing(output):
         if not output.exists():
             _fetch(output, url, sha256, size)
     reporting.log(f"{output}: {output.stat().st_size} bytes")

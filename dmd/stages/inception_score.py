@@ -43,7 +43,7 @@ def run(
     """
     spec = {"experiment": experiment, "splits": splits, "seed": seed}
     torch_setup.set_threads(1)
-    with record.exclusive(output):
+    with record.writing(output):
         inputs = record.check_inputs(reference=reference, features=features, network=network)
         repetitions, real, head = load_features(reference, features, inputs)
         digest = inputs["network"][str(network)]

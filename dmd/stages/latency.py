@@ -68,7 +68,7 @@ def run(
     if dtype not in DTYPES:
         raise ValueError(f"latency.dtype {dtype!r} is not one of {list(DTYPES)}")
     torch_setup.set_threads(threads)
-    with record.exclusive(output):
+    with record.writing(output):
         inputs = record.check_inputs(denoiser=denoiser, text_encoder=text_encoder, autoencoder=autoencoder)
         target = torch_setup.choose_device(device)
         sampler = Sampler(denoiser, solver=solver, weights=weights, device=target, guidance=guidance, calls=calls)

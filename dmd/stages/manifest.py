@@ -29,7 +29,7 @@ def run(*, blocks: list[Path], output: Path, num: int, shard_size: int, storage:
         ValueError: blocks of different specs, a gap in the numbering, or a shard that differs from its digest.
     """
     inputs = record.check_inputs(blocks=blocks)
-    with record.exclusive(output):
+    with record.writing(output):
         tables = [manifest.read(path) for path in blocks]
         _check_origins(tables)
         store = stored_blocks.connect(storage)

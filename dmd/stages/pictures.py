@@ -67,7 +67,7 @@ def run(
         ValueError: a damaged input, or teacher and student of different shapes.
     """
     torch_setup.set_threads(threads)
-    with record.exclusive(grid):
+    with record.writing(grid):
         paths = {"prompts": prompts, "text_encoder": text_encoder, "autoencoder": autoencoder}
         inputs = record.check_inputs(teacher=teacher, generator=generator, table=table, **paths)
         target = torch_setup.choose_device(device)

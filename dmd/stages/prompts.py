@@ -30,7 +30,7 @@ def run(*, files: list[Path], output: Path, source: dict[str, Any]) -> None:
             (kinds file and coco); a caption that was drawn is blank (kind coco); or no prompt is left.
     """
     counts: Counter[str] = Counter()
-    with record.exclusive(output), _scratch(output) as folder:
+    with record.writing(output), _scratch(output) as folder:
         pins = source.get("files", [source])
         if len(pins) != len(files):
             raise ValueError(f"{len(files)} files are given, but the configuration has {len(pins)}")

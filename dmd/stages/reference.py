@@ -74,7 +74,7 @@ def run(
     spec = {name: value for name, value in spec.items() if value is not None}
     _check(images, moments, statistics, against, protocol)
     torch_setup.set_threads(threads)
-    with record.exclusive(output):
+    with record.writing(output):
         splits = {} if images is None else _splits(images)
         modes = next(iter(splits.values())).modes if splits else None
         extractor, identity = feature_files.load(network, features, modes=modes)

@@ -34,7 +34,7 @@ def run(
         ValueError: a damaged input, latents without an autoencoder, or points instead of images.
     """
     torch_setup.set_threads(threads)
-    with record.exclusive(output):
+    with record.writing(output):
         inputs = record.check_inputs(block=block, prompts=prompts, autoencoder=autoencoder)
         samples = manifest.read(block)
         facts = samples.metadata["facts"]

@@ -42,7 +42,7 @@ def run(
         ValueError: a damaged input.
     """
     torch_setup.set_threads(threads)
-    with record.exclusive(output):
+    with record.writing(output):
         inputs = record.check_inputs(prompts=prompts, text_encoder=text_encoder)
         spec: dict[str, Any] = {"shard_size": shard_size, "first": first, "last": last}
         provenance = record.provenance("states", spec | {"device": device, "threads": threads}, inputs)

@@ -45,7 +45,7 @@ def run(
         ValueError: a damaged file, two scores of one experiment, a row that mixes metrics or references, or a published
             row that does not exist or is named by two rows.
     """
-    with record.exclusive(markdown):
+    with record.writing(markdown):
         others = {"classes": classes or [], "clips": clips or [], "latencies": latencies or []}
         inputs = record.check_inputs(scores=scores, **others)
         distances = score_files.by_experiment(scores)

@@ -1,6 +1,5 @@
 """Stage teacher: a denoiser trained on a dataset, the exact denoiser of a Gaussian mixture, or an imported denoiser."""
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,7 @@ def run(
         return
     spec: dict[str, Any] = {"kind": kind, "dataset": dataset}
     inputs: record.Inputs = {}
-    with record.exclusive(output):
+    with record.writing(output):
         if kind in teachers.KINDS and source is not None:
             spec = {"kind": kind, "sha256": sha256} | ({} if resolution is None else {"resolution": resolution})
             spec |= {"latent": True} if latent else {}
@@ -130,7 +129,7 @@ def _train(
 ) -> None:
     set_tf32(training.compute.model_dump())  # type: ignore[arg-type]
     leads = processes.rank() == 0
-    lock = record.exclusive(output) if leads else contextlib.nullcontext()
+    lock = processes.lock(output)
     target = torch_setup.choose_device(device)
     with lock, processes.group(training.processes, target):
         inputs = record.check_inputs(images=images)

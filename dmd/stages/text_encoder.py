@@ -20,7 +20,7 @@ def run(*, output: Path, source: Path, sha256: str | None = None, variant: str |
     Raises:
         ValueError: the folder has another digest, lacks files, or holds unusable ones.
     """
-    with record.exclusive(output):
+    with record.writing(output):
         paths = stable_diffusion.source_files(source, variant)
         digests, digest = pipelines.digests(source, paths, sha256, key="teacher.sha256")
         inputs = {"source": {str(path): digests[path] for path in text_files.source_files(source, variant)}}

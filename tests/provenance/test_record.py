@@ -167,3 +167,47 @@ def test_three_writers_that_try_again_and_again_lose_nothing(tmp_path):
     counter.write_text("0")
     writers = [subprocess.Popen([sys.executable, "-c", COUNT, str(counter)]) for _ in range(3)]
     assert [writer.wait() for writer in writers] == [0, 0, 0] and counter.read_text() == "900"
+
+
+WRITE = """
+import logging, pathlib, sys
+from dmd.provenance import record
+logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s", force=True)
+sys.stdout.reconfigure(line_buffering=True)
+path = pathlib.Path(sys.argv[1])
+try:
+    with record.writing(path):
+        print("begun")
+        sys.stdin.readline()
+        with record.publish(path, stage="evaluate", inputs={}) as temporary:
+            temporary.write_text("whole")
+except record.MadeMeanwhile:
+    print("made meanwhile")
+"""
+
+
+@pytest.mark.parametrize(
+    ("second", "killed", "said"),
+    [("same", False, "made meanwhile"), ("other", False, "begun"), ("same", True, "begun")],
+)
+def test_a_second_writer_waits_and_makes_only_what_is_not_there(tmp_path, second, killed, said):
+    """What the first has made stays, since a stage that failed would make Snakemake remove it."""
+
+    def start(word: str) -> subprocess.Popen:
+        command = [sys.executable, "-c", WRITE, str(tmp_path / "artifact"), word]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    with start("same") as first, start(second) as waiting:
+        processes = {first.stdout.readline(): first, waiting.stdout.readline(): waiting}
+        holder = processes.pop("begun\n")
+        (line, other), = processes.items()  # fmt: skip
+        assert line.startswith("another process is writing ")
+        if killed:
+            holder.kill()
+        else:
+            holder.communicate("\n")
+        assert other.stdout.readline() == f"{said}\n"
+        other.communicate("\n")
+        assert other.returncode == 0 and (tmp_path / "artifact").read_text() == "whole"
+    assert record.check(tmp_path / "artifact")
+    assert {path.name for path in tmp_path.iterdir()} == {"artifact", ".artifact.json"}
