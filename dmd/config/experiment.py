@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from dmd.config.method_base import TEACHER, MethodSection, Mode
 from dmd.config.methods import Dmd
+from dmd.config.printing import piece
 from dmd.config.section_base import Count, Integer, Many, Path, Pinned, Section, refuse
 from dmd.config.sections import (
     Dataset,
@@ -29,8 +30,10 @@ from dmd.config.sections import (
     Teacher,
     TrainedTeacher,
 )
+from dmd.config.source_files import is_below
 from dmd.config.training import Distill
 
+INPUTS = "inputs"  # the folder that files are downloaded to
 NAME = "^[a-z0-9][a-z0-9-]*$"
 RESERVED = ("tables", "logs")  # folders of results/ that are not experiments
 MAX_BYTES = 10**11  # of the pixels of a batch or a shard, as float32
@@ -333,7 +336,7 @@ class Input(Section):
 
     url: str | None = Field(None, pattern="^https?://", description="to download from; null: someone puts it there")
     page: str | None = Field(None, pattern="^https?://", description="where a person finds what has no url")
-    file: Path | None = Field(None, description="path of a file; sections refer to it by this path")
+    file: Path | None = Field(None, description="path of a file, below inputs/ if it has a url; sections refer to it")
     folder: Path | None = Field(None, description="path of a folder, which has no url")
     sha256: Pinned
     size: Annotated[Integer, Field(ge=1, le=10**16)] | None = Field(
@@ -355,12 +358,21 @@ class Input(Section):
     def _contradictions(self) -> Iterator[str]:
         if (self.file is None) == (self.folder is None):
             yield "lacks one of the keys file and folder" if self.file is None else "folder: stands beside file"
-        elif self.path.split("/")[0] == "results":
-            yield f"{'file' if self.file else 'folder'}: {self.path} is in results/, where only the workflow writes"
+        elif self.url is not None and self.file is not None:
+            yield from self._unfit_to_download(self.file)
         if self.folder is not None and self.url is not None:
             yield f"url: {self.url} is one file, which cannot become a folder: name a page"
         if self.folder is not None and self.sha256 is not None:
             yield "sha256: stands in the sections that name the folder, not here"
+
+    def _unfit_to_download(self, file: str) -> Iterator[str]:
+        parts = pathlib.PurePath(os.path.normpath(file)).parts
+        if parts[:1] != (INPUTS,) or len(parts) < 2:
+            yield f"file: {piece(file)} is not below {INPUTS}/, the only folder to download to"
+        elif any(part.startswith(".") for part in parts):
+            yield f"file: {piece(file)} is hidden, as records of files are: take another name"
+        elif {"{", "}"} & {*file} or not file.isprintable():
+            yield f"file: {piece(file)} has braces or a line break, which a rule cannot make"
 
 
 class Storage(Section):
@@ -396,8 +408,11 @@ class Storage(Section):
             yield f"keep: false, but {self.prefix} is read-only: shards drawn here could not be stored"
         if self.prefix.startswith("http") and self.endpoint:
             yield f"endpoint: {self.endpoint}, but {self.prefix} already names its server"
-        if pathlib.Path(os.path.relpath(self.cache)).parts[:1] == ("results",):
-            yield f"cache: {self.cache} is in results/, where only the workflow writes"
+        cache, results = os.path.realpath(self.cache), os.path.realpath("results")
+        if is_below(cache, results):
+            yield f"cache: {piece(self.cache)} is in results/, where only the workflow writes"
+        elif is_below(os.path.realpath("."), cache) or is_below(results, cache):
+            yield f"cache: {piece(self.cache)} holds the project or its results: take a folder of its own"
 
 
 class File(Section):

@@ -48,7 +48,7 @@ class Missing:
 
 
 def missing_files(configuration: Configuration) -> dict[str, Missing]:
-    """All that any experiment names and that does not exist, by path."""
+    """All that any experiment names and that does not exist, by path. No rule can ask for a path with braces."""
     named: dict[str, list[tuple[str, str | None]]] = {}
     for experiment, sections in configuration.experiments.items():
         for key, path, sha256 in _paths(sections, experiment):
@@ -57,7 +57,7 @@ def missing_files(configuration: Configuration) -> dict[str, Missing]:
     return {
         path: Missing(path, tuple(key for key, _ in keys), next((each for _, each in keys if each), None), entry)
         for path, keys in named.items()
-        if not os.path.exists(path)
+        if not os.path.lexists(path) and path.isprintable() and not {"{", "}"} & {*path}
         for entry in [entries.get(path)]
     }
 
@@ -71,7 +71,8 @@ def listed(found: Iterable[Missing]) -> str:
         ("Missing, downloaded by a run", [each for each in chosen if each.is_downloaded]),
     ):
         if group:
-            lines += [f"{title} ({len(group)}):", *(f"  {printing.line(line)}" for each in group for line in each.lines())]
+            own = [printing.line(line) for each in group for line in each.lines()]
+            lines += [f"{title} ({len(group)}):", *(f"  {line}" for line in own)]
     return "\n".join(lines)
 
 

@@ -178,7 +178,7 @@ def _include(path: Path, included: _Included, chain: tuple[Path, ...]) -> None:
             if isinstance(group, dict):
                 group.update(entry)
     for name in names:
-        _include(path.parent / name, included, (*chain, path))
+        _include(path.parent / os.path.expanduser(name), included, (*chain, path))
 
 
 def update(config: Json, other: Mapping[str, Any]) -> Json:
@@ -211,7 +211,7 @@ def unfit_values(value: Any) -> Iterator[str]:
 
 
 def normalise_paths(value: Any) -> Any:
-    """`value` with each `file` relative to the current folder without `./` and `..`, or absolute if outside it."""
+    """`value` with each `file` relative to the current folder without `~`, `./` and `..`, or absolute if outside it."""
     if isinstance(value, list):
         return [normalise_paths(item) for item in value]
     if not isinstance(value, dict):
@@ -223,7 +223,7 @@ def normalise_paths(value: Any) -> Any:
 
 
 def _normalise(file: str) -> str:
-    folder, path = os.getcwd(), os.path.abspath(file)
+    folder, path = os.getcwd(), os.path.abspath(os.path.expanduser(file))
     if not file or os.path.commonpath([path, folder]) != folder:
         return file and path
     return os.path.relpath(path, folder)

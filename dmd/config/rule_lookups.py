@@ -16,19 +16,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from dmd.config import printing
+from dmd.config import printing, source_files
 from dmd.config.artifacts import Experiments
+from dmd.config.experiment import INPUTS
 from dmd.config.inheritance import Configuration
 from dmd.config.messages import ConfigError
 from dmd.config.missing_files import missing_files
 from dmd.config.resources import resources
 from dmd.config.rule_table import RULES
 from dmd.config.sections import IMPORTED, ScheduledSolver
+from dmd.config.source_files import Listing
 
 P = ParamSpec("P")
 T = TypeVar("T")
+FULL_LENGTH = 64  # hex digits of a sha256
 SECRET_URLS = "DMD_SECRET_URLS"  # environment variable
-SAVED = ("json", "safetensors", "txt")  # suffixes of files that diffusers saves
 
 
 class Wildcards(Protocol):
@@ -51,7 +53,7 @@ def exits_on_config_error(function: Callable[P, T]) -> Callable[P, T]:
         try:
             return function(*arguments, **keywords)
         except ConfigError as error:
-            sys.exit(printing.lines(f"error: {error}"))
+            sys.exit(f"error: {error}")
 
     return call
 
@@ -70,8 +72,15 @@ class RuleLookups:
         self.experiments = Experiments(configuration)
         self._storage = configuration.storage
         entries = configuration.inputs.values()
-        self.downloads = {entry.path: entry for entry in entries if entry.url and not os.path.exists(entry.path)}
+        self.downloads = {entry.path: entry for entry in entries if entry.url and not os.path.lexists(entry.path)}
         self.missing = missing_files(configuration)
+        self._fetchable = {entry.path for entry in entries if entry.url}
+        for file in self.downloads:
+            if not source_files.is_below(real := os.path.realpath(file), os.path.realpath(INPUTS)):
+                raise ConfigError(
+                    f"inputs: {printing.piece(file)} leads through a link to {printing.piece(real)}, outside "
+                    f"{INPUTS}/, the only folder to download to: remove the link"
+                )
         self._resources = functools.cache(functools.partial(resources, self.experiments))
 
     def owned(self, rule: str) -> Paths:
@@ -129,64 +138,53 @@ class RuleLookups:
         return self._path(wildcards.experiment, "teacher") if images and compared else []
 
     def files(self, key: str) -> Paths:
-        """The file or files from outside the workflow that section `key` names, or nothing."""
+        """The files or folder of the section `key` that rule fetch makes or that are missing; exits for unusable ones.
 
-        @exits_on_config_error
-        def look_up(wildcards: Wildcards) -> str | list[str]:
-            entry = self._section(wildcards, key)
-            if hasattr(entry, "files"):
-                return [each.file for each in entry.files]
-            return entry.file if hasattr(entry, "file") else []
-
-        return look_up
-
-    @exits_on_config_error
-    def distance_weights(self, wildcards: Wildcards) -> str | list[str]:
-        """The weights file of the image distance in a method's losses (LPIPS), or nothing."""
-        entry = self.experiments.section(wildcards.experiment, "distill").method.distance()
-        return getattr(entry, "file", None) or []
-
-    def folder(self, key: str) -> Paths:
-        """Configurations and weights in the folder of the section `key`, as diffusers saved them, or nothing."""
+        The others are no inputs, see `source_files`: `watched` reruns the job when one of them changes.
+        """
 
         @exits_on_config_error
         def look_up(wildcards: Wildcards) -> list[str]:
-            folder = getattr(self._section(wildcards, key), "folder", None)
-            if folder is None or folder in self.missing:
-                return [folder] if folder else []
-            paths = [path for kind in SAVED for path in sorted(Path(folder).rglob(f"*.{kind}"))]
-            if not any(path.suffix == ".safetensors" for path in paths):
-                name = f"{wildcards.experiment}.{key}.folder"
-                raise ConfigError(f"{name}: {folder} is no folder with JSON and safetensors files")
-            return [str(path) for path in paths if not path.name.startswith(".")]
+            entry, name = self._section(wildcards, key), f"{wildcards.experiment}.{key}"
+            self._listing(entry, name)
+            folder = getattr(entry, "folder", None)
+            paths = [*([folder] if folder else []), *(file for file, _ in self._files(entry, name))]
+            return [path for path in paths if path in self.missing or self._fetched(path)]
 
         return look_up
 
-    def source(self, key: str, flag: str = "--source") -> Text:
-        """`--source PATH` where the section `key` names a file or folder, else nothing."""
+    def watched(self, key: str) -> Text:
+        """A digest that changes when a file of the section `key` changes; "" if there is none.
+
+        It leaves out files whose whole sha256 the configuration has: a stage that reads another file refuses it, so
+        the artifact stays valid whatever happens to the file.
+        """
 
         @exits_on_config_error
         def look_up(wildcards: Wildcards) -> str:
-            entry = self._section(wildcards, key)
-            path = getattr(entry, "file", None) or getattr(entry, "folder", None)
-            return f"{flag} {shlex.quote(path)}" if path else ""
+            entry, name = self._section(wildcards, key), f"{wildcards.experiment}.{key}"
+            pairs = [(file, sha256) for file, sha256 in self._files(entry, name) if not self._fetched(file)]
+            files = [file for file, sha256 in pairs if len(sha256 or "") < FULL_LENGTH]
+            listing = self._listing(entry, name)
+            parts = [*([source_files.identity(files)] if files else []), *([listing.digest] if listing else [])]
+            return "-".join(parts)
 
         return look_up
 
-    @exits_on_config_error
-    def dataset(self, wildcards: Wildcards) -> list[str]:
-        """Folders, label file and newest file of a dataset of images.
+    def source(self, key: str, flag: str = "--source") -> Callable[[Wildcards, Any], str]:
+        """`flag` with the paths of the section `key`, or nothing; a change of it alone reruns nothing."""
 
-        Adding, removing or replacing a file changes the time of its folder; overwriting makes a file the newest.
-        """
-        entry = self.experiments.sections(wildcards.experiment).dataset
-        if entry is None or entry.kind != "images":
-            return []
-        if entry.folder in self.missing:
-            return [entry.folder]
-        if not os.path.isdir(entry.folder):
-            raise ConfigError(f"{wildcards.experiment}.dataset.folder: {entry.folder} is not a folder")
-        return [*([entry.labels] if entry.labels.endswith(".csv") else []), *contents(entry.folder)]
+        @exits_on_config_error
+        def look_up(wildcards: Wildcards, output: Any) -> str:
+            entry = self._section(wildcards, key)
+            folder = getattr(entry, "folder", None)
+            paths = [folder] if folder else [file for file, _ in self._files(entry, key)]
+            # A path that begins with a dash would be taken for a flag.
+            return (
+                shlex.join([flag, *(f"./{path}" if path.startswith("-") else path for path in paths)]) if paths else ""
+            )
+
+        return look_up
 
     def spec(self, rule: str) -> Text:
         """The spec of a job as canonical JSON, one string: Snakemake reruns the job when it changes."""
@@ -241,11 +239,53 @@ class RuleLookups:
         )
 
     def _section(self, wildcards: Wildcards, key: str) -> Any:
-        """The section `key`, such as "sample.prompts", or None."""
+        """The section `key`, such as "sample.prompts", or None; that of a method is its image distance (LPIPS)."""
         section: Any = self.experiments.sections(wildcards.experiment)
         for name in key.split("."):
             section = getattr(section, name, None)
-        return section
+        return section.distance() if key == "distill.method" and section else section
+
+    def _files(self, entry: Any, name: str) -> list[tuple[str, str | None]]:
+        """Files that a section names, and their sha256; exits unless each can be read, or is missing."""
+        if (labels := getattr(entry, "labels", "")).endswith(".csv"):
+            entries = [(labels, None, f"{name}.labels")]
+        elif hasattr(entry, "files"):
+            entries = [
+                (each.file, each.sha256, f"{name}.files[{index}].file") for index, each in enumerate(entry.files)
+            ]
+        else:
+            entries = [(entry.file, entry.sha256, f"{name}.file")] if getattr(entry, "file", None) else []
+        for file, sha256, key in entries:
+            if file not in self.missing and file not in self.downloads and (reason := source_files.fault(file)):
+                digest = f" with sha256 {sha256}" if sha256 else ""
+                raise ConfigError(f"{key}: {printing.piece(file)} {reason}; put the file{digest} there")
+        return [(file, sha256) for file, sha256, _ in entries]
+
+    def _listing(self, entry: Any, name: str) -> Listing | None:
+        """The files in the folder of a section; None if it names no folder, or pins its digest."""
+        folder = getattr(entry, "folder", None)
+        if folder is None or folder in self.missing:
+            return None
+        try:
+            found = _list(folder, images=getattr(entry, "kind", "") == "images")
+        except ConfigError as error:
+            raise ConfigError(f"{name}.folder: {error}") from None
+        return found if len(getattr(entry, "sha256", None) or "") < FULL_LENGTH else None
+
+    def _fetched(self, file: str) -> bool:
+        """Whether rule fetch makes the file, or made it and it was not replaced since then."""
+        return file in self.downloads or (file in self._fetchable and source_files.was_fetched(file))
+
+
+@functools.cache
+def _list(folder: str, *, images: bool) -> Listing:
+    """The files in a folder of images or of a saved pipeline."""
+    if images:
+        return source_files.images(folder)
+    found = source_files.listing(folder, source_files.SAVED)
+    if not any(name.endswith(".safetensors") for name in found.names):
+        raise ConfigError(f"{printing.piece(folder)} is no folder with JSON and safetensors files")
+    return found
 
 
 def existing_scores(wildcards: Wildcards) -> list[str]:
@@ -265,18 +305,6 @@ def braced(wildcards: Wildcards, input: Sequence[str]) -> str:
     paths = [Path(path) for path in input]
     names = ",".join(path.stem for path in paths)
     return f"{shlex.quote(str(paths[0].parent))}/{f'{{{names}}}' if len(paths) > 1 else names}{paths[0].suffix}"
-
-
-@functools.cache
-def contents(folder: str) -> list[str]:
-    """A folder, all folders below it, and the newest of their files; hidden files do not count."""
-    folders: list[str] = []
-    newest: tuple[int, str] = (0, "")
-    for place, _, names in os.walk(folder):
-        folders.append(place)
-        paths = [os.path.join(place, name) for name in names if not name.startswith(".")]
-        newest = max([newest, *((os.stat(path).st_mtime_ns, path) for path in paths if os.path.isfile(path))])
-    return sorted(folders) + [path for path in newest[1:] if path]
 
 
 def _block(wildcards: Wildcards) -> tuple[int, int] | None:

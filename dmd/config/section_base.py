@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Section(BaseModel):
@@ -34,6 +35,19 @@ def _to_integer(value: Any) -> Any:
 
 
 NUM_SEEDS = 2**32  # torch's CPU generator uses the low 32 bits of a seed
+
+
+def own_path(path: str) -> str:
+    """A path of the configuration with `~` expanded.
+
+    Raises:
+        ValueError: no file can have this name. (Pydantic itself refuses names that are not UTF-8.)
+    """
+    if "\0" in path:
+        raise ValueError(f"{ascii(path)} holds a null character, which no path may")
+    return os.path.expanduser(path)
+
+
 SOURCES = ("file", "folder")  # keys of paths; a `sha256` may stand beside them
 Item = TypeVar("Item")
 Many = Annotated[tuple[Item, ...], Field(strict=False)]  # YAML has lists only
@@ -60,7 +74,7 @@ Pinned = Annotated[
     str | None,
     Field(pattern="^[0-9a-f]{8,64}$", description="the file's sha256 or its first digits; null: recorded at first use"),
 ]
-Path = Annotated[str, Field(min_length=1)]
+Path = Annotated[str, Field(min_length=1), AfterValidator(own_path)]
 # Default of a path that the configuration must set and a spec leaves out, since a stage gets the file itself.
 UNSET_PATH = ""
 

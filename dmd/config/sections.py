@@ -86,9 +86,9 @@ class ImageDataset(Section):
 
     kind: Literal["images"]
     folder: Path = Field(UNSET_PATH, description="relative to config.yaml; sub-folders are searched, too")
-    labels: str = Field(
+    labels: Path = Field(
         "none",
-        pattern=r"^(none|folders|.*\.csv)$",
+        pattern=r"^(none|folders|[\s\S]*\.csv)$",
         description="none, folders (a class per sub-folder) or the path of a .csv file",
     )
     resolution: Side = Field(description="side in pixels, after crop and resize")

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dmd.data.image_file import SUFFIXES
+from dmd.config import source_files
 from dmd.provenance import outside_files
 
 NUMBER = re.compile(r"-?\d{1,18}")  # a label that sorts as a number
@@ -21,15 +21,19 @@ def names(folder: Path) -> list[str]:
     """Relative POSIX names of all image files under `folder`, sorted; hidden files and other file types are skipped.
 
     Raises:
-        ValueError: the folder is missing, or holds no image.
+        ValueError: the folder is missing or holds no image, or a file cannot be read, see `source_files.images`.
     """
-    if not folder.is_dir():
-        raise ValueError(f"dataset.folder {folder} is not a folder")
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    visible = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
-    if not visible:
-        raise ValueError(f"dataset.folder {folder} holds no images ({' '.join(sorted(SUFFIXES))})")
-    return visible
+    found = source_files.images(folder)
+    if not found.names:
+        raise ValueError(f"dataset.folder {folder} holds no images ({' '.join(sorted(source_files.IMAGES))})")
+    return found.names
+
+
+def passed_over(folder: Path) -> str:
+    """How many files of a folder are not read, by suffix, such as "3 files passed over: 2 .txt, 1 hidden"; or ""."""
+    counts = sorted(source_files.images(folder).passed_over.items())
+    total = sum(count for _, count in counts)
+    return f"{total} files passed over: {', '.join(f'{count} {kind}' for kind, count in counts)}" if total else ""
 
 
 def labels(folder: Path, names: Sequence[str], source: str) -> tuple[list[int], int]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 
 from dmd.data import dataset as datasets
-from dmd.data import image_shards, manifest, shard_publishing, shards
+from dmd.data import image_folder, image_shards, manifest, shard_publishing, shards
 from dmd.jobs import job, reporting
 from dmd.provenance import record
 
@@ -34,7 +34,9 @@ def run(*, output: Path, dataset: dict[str, Any], shard_size: int) -> None:
     Raises:
         ValueError: a dataset that cannot be used.
     """
-    with record.exclusive(output):
+    with record.writing(output):
+        if dataset["kind"] == "images" and (line := image_folder.passed_over(Path(dataset["folder"]))):
+            reporting.log(line)
         provenance = record.provenance("images", {"dataset": dataset, "shard_size": shard_size}, {})
         names = ["held_out"] if dataset.get("num_held_out") == datasets.ALL else list(datasets.SPLITS)
         counts, spread = dict.fromkeys(names, 0), _Statistics()

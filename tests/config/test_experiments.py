@@ -10,6 +10,7 @@ import pytest
 
 from dmd import config
 from dmd.config import Configuration, Experiments
+from dmd.config.rule_lookups import RuleLookups
 from dmd.config.sections import Evaluate, Pairs, Reference, Sample
 from dmd.config.training import Distill
 
@@ -178,16 +179,16 @@ def test_reference_of_moments_needs_no_dataset_and_its_spec_no_path():
 
 
 def test_files_of_unknown_digest_are_told_apart_by_their_paths():
-    teachers = {name: {"teacher": {"kind": "edm", "file": f"{name}.pkl"}} for name in ("one", "other")}
+    teachers = {name: {"teacher": {"kind": "edm", "file": f"inputs/{name}.pkl"}} for name in ("one", "other")}
     moments = {"moments": {"file": "m.npz"}}
     again = {"extends": "one", "distill": {"seed": 1}}
-    far = {"extends": "one", "teacher": {"file": "other.pkl"}, "reference": {"moments": {"file": "n.npz"}}}
+    far = {"extends": "one", "teacher": {"file": "inputs/other.pkl"}, "reference": {"moments": {"file": "n.npz"}}}
     teachers["one"]["reference"] = moments
     found = resolved(**teachers, again=again, far=far)
     assert owners(found, "again")["teacher"] == owners(found, "again")["reference"] == "one"
     assert set(owners(found, "far").values()) == {"far"}
-    known = {"edm": {"url": "https://a.b/c", "file": "other.pkl", "sha256": "0" * 64}}
-    known["copy"] = {"url": "https://a.b/d", "file": "one.pkl", "sha256": "0" * 64}
+    known = {"edm": {"url": "https://a.b/c", "file": "inputs/other.pkl", "sha256": "0" * 64}}
+    known["copy"] = {"url": "https://a.b/d", "file": "inputs/one.pkl", "sha256": "0" * 64}
     written = {"base": copy.deepcopy(BASE), "one": {"extends": "base", **teachers["one"]}, "far": far}
     same = config.resolve({"experiments": written, "inputs": known})
     assert owners(same, "far")["teacher"] == "one"  # the same bytes under two names
@@ -217,22 +218,74 @@ def test_child_with_another_folder_owns_its_teacher(digest):
     assert owners(found, "same")["teacher"] == "first"
 
 
-@pytest.mark.parametrize("file", ["./in/../a.pkl", "ABSOLUTE"])
+@pytest.mark.parametrize("file", ["./in/../inputs/a.pkl", "ABSOLUTE", "~/inputs/a.pkl"])
 def test_file_is_that_of_its_input_however_it_is_spelt(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    file = str(tmp_path / "a.pkl") if file == "ABSOLUTE" else file
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = str(tmp_path / "inputs" / "a.pkl") if file == "ABSOLUTE" else file
     written = {"base": {**copy.deepcopy(BASE), "teacher": {"kind": "edm", "file": file}}}
-    entry = {"url": "https://a.b/c", "file": "a.pkl", "sha256": "0" * 64}
+    entry = {"url": "https://a.b/c", "file": "inputs/a.pkl", "sha256": "0" * 64}
     found = config.resolve({"experiments": written, "inputs": {"edm": entry}})
-    assert found.experiments["base"].teacher.with_defaults() == {"kind": "edm", "file": "a.pkl", "sha256": "0" * 64}
-    elsewhere = str(tmp_path.parent / "a.pkl")
-    entry["file"], written["base"]["teacher"]["file"] = "../a.pkl", elsewhere
-    found = config.resolve({"experiments": written, "inputs": {"edm": entry}})
-    assert found.inputs["edm"].file == found.experiments["base"].teacher.file == elsewhere
-    assert found.experiments["base"].teacher.sha256 == "0" * 64
-    entry["file"] = str(tmp_path / "results" / "a.pkl")
-    with pytest.raises(config.ConfigError, match="only the workflow writes"):
-        config.resolve({"experiments": written, "inputs": {"edm": entry}})
+    expected = {"kind": "edm", "file": "inputs/a.pkl", "sha256": "0" * 64}
+    assert found.experiments["base"].teacher.with_defaults() == expected
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "a.pkl",
+        "sitecustomize.py",
+        "torch.py",
+        "../inputs/a.pkl",
+        "../a.py",
+        "/etc/profile.d/a.sh",
+        "~/a.py",
+        "inputs",
+        "inputs/../torch.py",
+        "inputs/./../dmd/a.py",
+        "results/a.pkl",
+        "results/../inputs/../a.py",
+        ".git/hooks/post-checkout",
+        "inputs/.a.pkl.json",
+        "inputs/.git/hooks/post-checkout",
+        "dmd/__init__.py",
+        "workflow/rules/common.smk",
+        "config.yaml",
+        "inputs/{a}.pkl",
+        "inputs/a\nb.pkl",
+        "inputs/\x1b]0;a\x07.pkl",
+        "inputs/\udce9.pkl",
+    ],
+)
+def test_files_are_downloaded_below_inputs_alone(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    entry = {"url": "https://a.b/c", "file": file, "sha256": None}
+    with pytest.raises(config.ConfigError, match="inputs.a.file: ") as caught:
+        config.resolve({"experiments": {}, "inputs": {"a": entry}})
+    assert str(caught.value).isprintable()
+
+
+def test_no_link_leads_a_download_out_of_inputs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "there.pkl").touch()
+    (tmp_path / "inputs").symlink_to("disk")  # the folder itself may be on another disk
+    (tmp_path / "disk" / "out").symlink_to("..")
+    (tmp_path / "disk" / "dangling.pkl").symlink_to("../torch.py")
+    (tmp_path / "disk" / "linked.pkl").symlink_to(__file__)  # there already, so it is never written
+
+    def missing(file: str) -> list[str]:
+        entry = {"url": "https://a.b/c", "file": f"inputs/{file}", "sha256": None}
+        return [*RuleLookups(config.resolve({"experiments": {}, "inputs": {"a": entry}})).missing]
+
+    assert missing("there.pkl") == missing("linked.pkl") == []
+    assert missing("in/here.pkl") == ["inputs/in/here.pkl"]
+    for name in ("out/torch.py", "dangling.pkl"):
+        with pytest.raises(
+            config.ConfigError, match=f"inputs: inputs/{name} leads through a link to .*/torch.py, outs"
+        ):
+            missing(name)
 
 
 def test_child_drops_moments_for_the_images_of_its_dataset():
@@ -469,6 +522,10 @@ def test_storage_is_off_and_its_faults_are_named():
         ({"prefix": "http://server/a", "endpoint": "http://b"}, "storage.endpoint: http://b"),
         ({"prefix": "s3://bucket/a", "cache": "./results/cache"}, "storage.cache: ./results/cache is in results/"),
         ({"prefix": "s3://bucket/a", "cache": os.path.abspath("results/c")}, "results/c is in results/"),
+        *(
+            ({"prefix": "s3://bucket/a", "cache": each}, "storage.cache: .* holds the project")
+            for each in (".", "..", "/")
+        ),
         ({"prefix": "s3://bucket/a", "cache_gb": 0}, "storage.cache_gb"),
         ({"prefix": "s3://bucket/a", "folder": "b"}, 'storage: unknown key "folder"'),
     ]:

@@ -3,7 +3,6 @@
 import copy
 import inspect
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -79,52 +78,64 @@ def test_start_is_the_teacher_of_another_experiment():
     assert found.reads("distill", "teacher")(job("child")) == TEACHER
 
 
+MOMENTS = {"moments": {"file": "inputs/m.npz", "sha256": "a" * 64}, "features": {"kind": "pixels"}}
+
+
 def test_file_that_is_missing_is_an_input_that_a_run_downloads_or_asks_for(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    moments = {"reference": {"moments": {"file": "m.npz", "sha256": "a" * 64}, "features": {"kind": "pixels"}}}
-    found = provided(child=moments)
-    assert found.files("reference.moments")(job("child")) == "m.npz" and list(found.missing) == ["m.npz"]
-    assert found.downloads == {}
-    entry = {"url": "https://example.org/m.npz", "file": "m.npz", "sha256": "a" * 64, "size": 3}
-    found = provided({"inputs": {"moments": entry}}, child=moments)
-    assert found.files("reference.moments")(job("child")) == "m.npz" and found.files("reference.moments")(job()) == []
+    found = provided(child={"reference": MOMENTS})
+    assert found.files("reference.moments")(job("child")) == ["inputs/m.npz"]
+    assert list(found.missing) == ["inputs/m.npz"] and found.downloads == {}
+    entry = {"url": "https://example.org/m.npz", "file": "inputs/m.npz", "sha256": "a" * 64, "size": 3}
+    found = provided({"inputs": {"moments": entry}}, child={"reference": MOMENTS})
+    assert found.files("reference.moments")(job("child")) == ["inputs/m.npz"]
+    assert found.files("reference.moments")(job()) == []
     expected = {"url": entry["url"], "sha256": entry["sha256"], "size": 3}
-    assert found.fetch_spec(Wildcards(fromdict={"file": "m.npz"})) == canonical_json(expected)
-    Path("m.npz").touch()
-    assert provided({"inputs": {"moments": entry}}, child=moments).downloads == {}
-    assert provided(child=moments).files("reference.moments")(job("child")) == "m.npz"
+    assert found.fetch_spec(Wildcards(fromdict={"file": "inputs/m.npz"})) == canonical_json(expected)
+    Path("inputs").mkdir()
+    Path("inputs/m.npz").touch()
+    assert provided({"inputs": {"moments": entry}}, child={"reference": MOMENTS}).downloads == {}
+    assert provided(child={"reference": MOMENTS}).files("reference.moments")(job("child")) == []
 
 
-def test_folder_is_read_by_name_of_its_weights_and_must_have_some(tmp_path: Path, monkeypatch):
+def source(look_up: Any, experiment: str = "child") -> str:
+    """The flag and paths that a look-up gives a job."""
+    assert "output" in inspect.signature(look_up).parameters  # so that another path alone reruns nothing
+    return look_up(job(experiment), output=[])
+
+
+def test_folder_is_given_by_its_name_and_must_hold_weights(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved = Path("my model")
     (saved / "unet").mkdir(parents=True)
-    found = provided(child={"teacher": {"kind": "diffusers", "folder": str(saved)}})
+    teacher = {"teacher": {"kind": "diffusers", "folder": str(saved)}}
     for name in ("unet/config.json", ".hidden.json", "readme.md"):
         (saved / name).touch()
     with pytest.raises(SystemExit, match="child.teacher.folder: my model is no folder with JSON and safetensors files"):
-        found.folder("teacher")(job("child"))
+        provided(child=teacher).files("teacher")(job("child"))
+    rule_lookups._list.cache_clear()
     (saved / "unet/w.safetensors").touch()
-    assert found.folder("teacher")(job("child")) == ["my model/unet/config.json", "my model/unet/w.safetensors"]
-    assert found.source("teacher")(job("child")) == "--source 'my model'"
-    assert found.folder("teacher")(job()) == found.folder("evaluate.clip")(job()) == []
-    assert found.source("evaluate.clip", "--clip-network")(job()) == ""
+    found = provided(child=teacher)
+    assert found.files("teacher")(job("child")) == found.files("teacher")(job()) == []
+    assert source(found.source("teacher")) == "--source 'my model'" and source(found.source("teacher"), "base") == ""
+    assert source(found.source("evaluate.clip", "--clip-network"), "base") == ""
+    assert found.watched("teacher")(job("child")) and not found.watched("teacher")(job())
 
 
-def test_dataset_of_images_is_its_folders_and_its_newest_file(tmp_path: Path, monkeypatch):
+def test_dataset_of_images_is_no_input_and_must_be_a_folder(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = provided(child={"dataset": IMAGES})
-    assert found.dataset(job("child")) == ["photos"] and list(found.missing) == ["photos"]
+    assert found.files("dataset")(job("child")) == ["photos"] and list(found.missing) == ["photos"]
     Path("photos").touch()
-    found = provided(child={"dataset": IMAGES})
-    with pytest.raises(SystemExit, match="child.dataset.folder: photos is not a folder"):
-        found.dataset(job("child"))
+    with pytest.raises(SystemExit, match="child.dataset.folder: photos is not a folder: it is a file"):
+        provided(child={"dataset": IMAGES}).files("dataset")(job("child"))
+    rule_lookups._list.cache_clear()
     Path("photos").unlink()
     Path("photos/a").mkdir(parents=True)
-    for time, name in enumerate(("photos/a/new.png", "photos/old.png", "photos/.hidden"), start=1):
-        Path(name).touch()
-        os.utime(name, (10 - time,) * 2 if "hidden" not in name else (99, 99))
-    assert found.dataset(job("child")) == ["photos", "photos/a", "photos/a/new.png"] and found.dataset(job()) == []
+    Path("photos/a/new.png").touch()
+    found = provided(child={"dataset": IMAGES})
+    assert found.files("dataset")(job("child")) == found.files("dataset")(job()) == []
+    assert found.watched("dataset")(job("child")) and not found.watched("dataset")(job())
     assert found.trained_on(job("child")) == "results/child/teacher/denoiser.safetensors"
     assert found.trained_on(job()) == []
 
@@ -167,9 +178,9 @@ def test_import_of_a_teacher_tries_the_schedulers_of_all_that_share_it():
 
 def test_flag_is_given_where_the_input_is_a_file():
     inputs = InputFiles(toclone=["a b.txt"])
-    inputs._set_name("lora_file", 0)
+    inputs._set_name("text_encoder", 0)
     inputs._set_name("prompts", 1, end=1)
-    assert rule_lookups.flag("lora_file")(job(), inputs) == "--lora-file 'a b.txt'"
+    assert rule_lookups.flag("text_encoder")(job(), inputs) == "--text-encoder 'a b.txt'"
     assert rule_lookups.flag("prompts")(job(), inputs) == rule_lookups.flag("other")(job(), inputs) == ""
 
 

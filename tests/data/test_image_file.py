@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dmd.config import source_files
 from dmd.data import image_file
 from tests.image_files import EXTRA_SAMPLES, SAMPLE_FORMAT, packed, write_png, write_tiff
 
@@ -155,7 +156,7 @@ def test_cmyk_jpeg_is_read_if_adobes_marker_says_what_it_means(tmp_path, marked)
 
 @pytest.mark.parametrize("suffix", ["jfif", "jpe", "avif", "apng", "pnm", "JPG"])
 def test_every_suffix_is_read(tmp_path, suffix):
-    assert f".{suffix.lower()}" in image_file.SUFFIXES
+    assert f".{suffix.lower()}" in source_files.IMAGES
     kind = {"apng": "png", "pnm": "ppm", "avif": "avif"}.get(suffix, "jpeg")
     Image.new("RGB", (8, 8), (200, 40, 10)).save(tmp_path / f"a.{suffix}", kind)
     assert np.abs(read(tmp_path / f"a.{suffix}", 3)[:, 0, 0].astype(int) - [200, 40, 10]).max() <= 4

@@ -1,6 +1,7 @@
 """Files from outside are the ones their digests say, whole, in part or as first seen."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,9 @@ def test_place_that_takes_no_record_asks_for_the_whole_digest(path):
     with pytest.raises(ValueError, match=f"cannot be recorded .*write all of it into here.sha256: {DIGEST}"):
         pinned.check(path, None, key="here.sha256")
     assert pinned.check(path, DIGEST) == DIGEST
+
+
+def test_pipe_in_place_of_a_file_is_named_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.bin")
+    with pytest.raises(ValueError, match="pipe.bin is a named pipe, not a file: put the file there$"):
+        pinned.check(tmp_path / "pipe.bin", None)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -311,3 +312,20 @@ def test_the_note_of_a_download_holds_no_secret(server, output):
     assert not any(SECRET.encode() in path.read_bytes() for path in output.parent.iterdir())
     fetch.run(output=output, url=server.url, sha256=DIGEST)
     assert server.asked != [None] and output.read_bytes() == CONTENT
+
+
+def test_of_two_jobs_that_make_the_same_file_the_second_waits_and_ends_well(server, output):
+    """Snakemake removes the outputs of a job that failed, whoever made them."""
+    asked, go_on = threading.Event(), threading.Event()
+    server.before = lambda: asked.set() or go_on.wait(60)
+    spec = json.dumps({"url": server.url, "sha256": DIGEST})
+    line = [sys.executable, "-m", "dmd.stages.fetch", "--output", str(output), "--spec", spec]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as first:
+        assert asked.wait(60)
+        with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as second:
+            assert f"another process is writing {output}: waiting" in second.stderr.readline()
+            go_on.set()
+            assert f"another process has made {output} meanwhile" in second.communicate()[1]
+        first.communicate()
+    assert first.returncode == second.returncode == 0
+    assert output.read_bytes() == CONTENT and len(server.asked) == 1

@@ -134,6 +134,12 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 
+def copy_run(source: Path, target: Path) -> None:
+    """Copies a folder with its results; its photos are hard links, since another inode would rerun what reads them."""
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("photos"))
+    shutil.copytree(source / "photos", target / "photos", copy_function=os.link)
+
+
 def edited(edits: dict[str, Any]) -> dict[str, Any]:
     """The small configuration with other values at `section/section/key`."""
     config = copy.deepcopy(SMALL)
@@ -162,14 +168,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
             write_photos(made / "photos")
             make(made, "--cores", "2", "all", CSV_TEACHER)
             (shared / "made.whole").touch()
-    shutil.copytree(made, folder, dirs_exist_ok=True)
+    copy_run(made, folder)
     return folder
 
 
 @pytest.fixture
 def broken(finished: Path, tmp_path: Path) -> Path:
-    """A copy of `finished`, to be damaged."""
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    """A copy of `finished`, to be damaged; its photos are to be replaced, not written into."""
+    copy_run(finished, tmp_path)
     return tmp_path
 
 

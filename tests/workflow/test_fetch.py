@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dmd.config import source_files
 from tests.file_server import FileServer, serving
 from tests.workflow.conftest import SMALL, jobs, make, snakemake, write_config
 from tests.workflow.photos import write_photos
@@ -69,6 +70,7 @@ def test_missing_file_is_fetched_once_and_then_left_alone(tmp_path: Path, server
     path = tmp_path / FILE
     before = path.stat()
     assert path.read_bytes() == CONTENT and len(server.asked) == 1
+    assert source_files.was_fetched(str(path))  # so it stays an input of its readers, which need not run again
     assert f"sha256 {DIGEST}" in (tmp_path / "results/logs/fetch" / f"{FILE}.log").read_text()
     configured(tmp_path, url=f"{server.url}?elsewhere", sha256="0" * 64)  # whoever reads the file will refuse it
     write_photos(tmp_path / "photos")
@@ -126,10 +128,16 @@ def test_password_and_token_of_a_url_are_in_no_output_and_no_file(tmp_path: Path
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"a": {"file": "results/a"}}, "inputs.a.file: results/a is in results/"),
-        ({"a": {"file": "x/a"}, "b": {"file": "x/a"}}, "inputs.b.file: x/a is also the path of inputs.a"),
-        ({"a": {"file": "x/a", "sha256": ...}}, 'inputs.a: lacks the key "sha256", which has no default'),
-        ({"a": {"file": "x/a", "sha256": "1234567"}}, "inputs.a.sha256: '1234567' does not match '^[0-9a-f]{8,64}$'"),
+        ({"a": {"file": "results/a"}}, "inputs.a.file: results/a is not below inputs/"),
+        (
+            {"a": {"file": "inputs/a"}, "b": {"file": "inputs/a"}},
+            "inputs.b.file: inputs/a is also the path of inputs.a",
+        ),
+        ({"a": {"file": "inputs/a", "sha256": ...}}, 'inputs.a: lacks the key "sha256", which has no default'),
+        (
+            {"a": {"file": "inputs/a", "sha256": "1234567"}},
+            "inputs.a.sha256: '1234567' does not match '^[0-9a-f]{8,64}$'",
+        ),
     ],
 )
 def test_contradicting_inputs_are_refused(tmp_path: Path, inputs: dict[str, Any], message: str):

@@ -1,44 +1,134 @@
 """Inputs that rules look up: folders of images, and every stage of what is shipped."""
 
 import os
+import shutil
+import subprocess
+import time
 from collections import Counter
 from pathlib import Path
 
-from tests.workflow.conftest import REPOSITORY, TARGET, edited, jobs, make, snakemake, write_config
-from tests.workflow.photos import write_photo
+import pytest
 
+from dmd.data import manifest
+from dmd.provenance import record
+from tests.workflow.conftest import (
+    ENVIRONMENT,
+    REPOSITORY,
+    SMALL,
+    SNAKEMAKE,
+    TARGET,
+    command,
+    edited,
+    jobs,
+    make,
+    snakemake,
+    write_config,
+)
+from tests.workflow.photos import PER_CLASS, SCENES, write_photo, write_photos
 
-def test_edited_folder_of_images_is_an_input(tmp_path: Path):
-    (tmp_path / "animals" / "cats").mkdir(parents=True)
-    write_config(tmp_path, edited({"experiments/small/dataset/folder": "animals"}))
-    answer = snakemake(tmp_path, "--dry-run", "results/small/teacher/denoiser.safetensors")
-    assert answer.returncode == 0 and "input: animals, animals/cats" in answer.stdout
+IMAGES = "results/small/images/manifest.parquet"
+TEACHER = "results/small/teacher/denoiser.safetensors"
+FUTURE = (4_000_000_000, 4_000_000_000)
+CHAIN = {"images", "teacher", "reference", "pairs", "distill", "sample", "features", "evaluate"}
 
 
 def test_imported_teacher_is_not_made_from_the_dataset(tmp_path: Path):
     write_config(tmp_path, edited({"experiments/small/teacher": {"kind": "edm", "file": "teacher.pkl"}}))
     (tmp_path / "teacher.pkl").touch()
-    answer = make(tmp_path, "--dry-run", "results/small/teacher/denoiser.safetensors")
-    assert "input: teacher.pkl\n" in answer and "photos" not in answer
+    assert jobs(make(tmp_path, "--dry-run", TEACHER)) == Counter(["teacher"])
 
 
-def test_image_overwritten_in_place_reruns_what_was_made_from_it(broken: Path):
+def test_image_overwritten_by_an_older_one_reruns_what_was_made_from_it(broken: Path):
+    """As tar, cp -p and rsync -a do."""
     image, folder = broken / "photos/dusk/00.png", (broken / "photos/dusk").stat()
+    for name in (".DS_Store", "._00.png", "Thumbs.db", "desktop.ini"):
+        (broken / "photos/dusk" / name).touch()
     assert jobs(make(broken, "--dry-run", TARGET)) == Counter()
-    write_photo(image, [9, 9, 9], [99, 99, 99], kind="wide")
-    assert (broken / "photos/dusk").stat().st_mtime_ns == folder.st_mtime_ns
-    assert {"teacher", "reference", "pairs", "distill", "evaluate"} <= set(jobs(make(broken, "--dry-run", TARGET)))
+    shutil.copy2(image, broken / "other.png")
+    os.utime(broken / "other.png", (0, 0))
+    (broken / "other.png").replace(image)
+    os.utime(broken / "photos/dusk", ns=(folder.st_atime_ns, folder.st_mtime_ns))
+    assert set(jobs(make(broken, "--dry-run", TARGET))) >= CHAIN
+
+
+def test_images_of_the_future_cost_no_work(tmp_path: Path):
+    """Snakemake deletes an output that is older than an input."""
+    write_photos(tmp_path / "photos")
+    write_config(tmp_path, SMALL)
+    os.utime(tmp_path / "photos/dusk/00.png", FUTURE)
+    os.utime(tmp_path / "photos/labels.csv", FUTURE)
+    os.utime(tmp_path / "photos", FUTURE)
+    targets = (IMAGES, IMAGES.replace("small", "small-csv"))
+    assert jobs(make(tmp_path, "--cores", "1", *targets)) == Counter(["images", "images"])
+    assert jobs(make(tmp_path, "--dry-run", *targets)) == Counter()
+
+
+def test_links_are_followed_and_odd_names_reach_the_stage(tmp_path: Path):
+    name = "{word} {} 'it' \"$HOME\" -\n\x1b[2J"
+    write_photos(tmp_path / "away")
+    (tmp_path / "away/labels.csv").unlink()
+    folder = tmp_path / f"-{name}"
+    folder.mkdir()
+    for each in [path for path in (tmp_path / "away").iterdir() if path.is_dir()]:
+        (folder / f"{each.name}{name}").symlink_to(each)
+    os.rename(tmp_path / "away/dusk/00.png", os.fsencode(tmp_path / "away/dusk") + b"/\xe9\xff.png")
+    (folder / "notes.txt").touch()
+    write_config(tmp_path, edited({"experiments/small/dataset/folder": f"-{name}"}))
+    make(tmp_path, "--cores", "1", IMAGES)
+    facts = manifest.read(tmp_path / IMAGES).metadata["facts"]
+    assert facts["num_classes"] == len(SCENES) and sum(last - first for first, last in facts["splits"].values()) == (
+        PER_CLASS * len(SCENES)
+    )
+    assert "1 files passed over: 1 .txt" in (tmp_path / "results/small/logs/images.log").read_text()
+    assert jobs(make(tmp_path, "--dry-run", IMAGES)) == Counter()
 
 
 def test_image_overwritten_between_teacher_and_reference_is_in_neither(broken: Path):
-    """Both read the images as they were read once."""
+    """Both read the images as they were read once; those who ask for more are told that they changed."""
     image, target = broken / "photos/dusk/00.png", "results/small/reference/reference.safetensors"
     content, score = (broken / target).read_bytes(), (broken / TARGET).read_bytes()
+    image.unlink()
     write_photo(image, [9, 9, 9], [99, 99, 99], kind="wide")
-    os.utime(image, (0, 0))  # as old as can be: Snakemake sees nothing
     (broken / target).unlink()
-    make(broken, "--cores", "1", target, TARGET)
+    make(broken, "--cores", "1", "--rerun-triggers", "mtime", "--", target, TARGET)
     assert (broken / target).read_bytes() == content and (broken / TARGET).read_bytes() == score
+
+
+@pytest.mark.parametrize("folder", [".", "results", "results/small", ".."])
+def test_folder_with_results_in_it_is_no_dataset(tmp_path: Path, folder: str):
+    (tmp_path / "work/results/small").mkdir(parents=True)
+    write_config(tmp_path / "work", edited({"experiments/small/dataset/folder": folder}))
+    answer = snakemake(tmp_path / "work", "--dry-run", IMAGES)
+    errors = [line for line in answer.stderr.splitlines() if "rror" in line]
+    assert answer.returncode != 0 and len(errors) == 1
+    assert errors[0].startswith(f"error: small.dataset.folder: {folder} is no folder of images: it ")
+
+
+def test_stages_import_nothing_from_the_working_folder(tmp_path: Path):
+    """Not even if it is the folder of the Snakefile, as it is by default."""
+    for name in ("Snakefile", "workflow", "dmd", "profiles", "envs"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    for name in ("sitecustomize.py", "usercustomize.py", "torch.py", "numpy.py", "filelock.py"):
+        (tmp_path / name).write_text("raise SystemExit(f'{__file__} was imported')")
+    write_photos(tmp_path / "photos")
+    write_config(tmp_path, SMALL)
+    line = [SNAKEMAKE, "--cores", "1", IMAGES]
+    answer = subprocess.run(line, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert answer.returncode == 0 and "was imported" not in answer.stdout + answer.stderr
+    assert (tmp_path / IMAGES).exists()
+
+
+def test_job_waits_for_another_process_that_makes_the_same_file(tmp_path: Path):
+    """Of a job that failed Snakemake would remove the file that the other has made."""
+    write_photos(tmp_path / "photos")
+    write_config(tmp_path, SMALL)
+    log = tmp_path / "results/small/logs/images.log"
+    with record.exclusive(tmp_path / IMAGES):
+        run = subprocess.Popen(command(tmp_path, "--nolock", "--cores", "1", IMAGES), cwd=tmp_path, env=ENVIRONMENT)
+        while not log.exists() or "another process is writing" not in log.read_text():
+            assert run.poll() is None
+            time.sleep(0.1)
+    assert run.wait() == 0 and record.check(tmp_path / IMAGES)
 
 
 def test_shipped_default_target_plans_every_stage():

@@ -45,10 +45,20 @@ def provider_and_tables():
     return provider, TableLookups(configuration, provider.experiments, read_yaml(PAPER))
 
 
+def same_path(path, other):
+    """Whether two paths lead to the same place; an empty one is the working folder."""
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
 def prefix():
-    """Shell prefix that makes `dmd` importable and, unless conda provides Python, puts Snakemake's first in PATH."""
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    lines = ["set -euo pipefail", f"export PYTHONPATH={shlex.quote(os.pathsep.join(paths))}"]
+    """Shell prefix that makes `dmd` importable and, unless conda provides Python, puts Snakemake's first in PATH.
+
+    Stages import nothing from the working folder, where a file named torch.py may lie: workflow/python/ holds only a
+    link to dmd/, and PYTHONSAFEPATH is what `python -P` sets, for all processes that a stage starts.
+    """
+    given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if not same_path(path, os.getcwd())]
+    paths = [str(ROOT / "workflow" / "python"), *given]
+    lines = ["set -euo pipefail", f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(os.pathsep.join(paths))}"]
     if DeploymentMethod.CONDA not in workflow.deployment_settings.deployment_method:
         lines.append(f'export PATH={shlex.quote(os.path.dirname(sys.executable))}:"$PATH"')
     return "; ".join(lines).replace("{", "{{").replace("}", "}}") + "; "
@@ -57,6 +67,7 @@ def prefix():
 provider, tables = provider_and_tables()
 os.environ.update(provider.environment())
 shell.prefix(prefix())
+os.environ.update(PYTHONSAFEPATH="1")  # for the Snakemake that runs a job on a cluster, which is started as a module
 
 # Before its time limit SLURM sends SIGUSR1 to every process of a job; the stage handles it, Snakemake must ignore it.
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)

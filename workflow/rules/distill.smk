@@ -3,12 +3,12 @@
 rule distill:
     input:
         provider.owned("distill"),
+        provider.files("distill.method"),
         teacher=provider.reads("distill", "teacher"),
         manifest=provider.reads("distill", "pairs_manifest"),
         images=provider.reads("distill", "images"),
         states=provider.reads("distill", "states_manifest"),
         start=provider.start,
-        lpips=provider.distance_weights,
         tiny_autoencoder=provider.reads("distill", "tiny_autoencoder"),
         autoencoder=provider.reads("distill", "autoencoder"),
     output:
@@ -21,7 +21,8 @@ rule distill:
         images=flag("images"),
         states=flag("states"),
         start=flag("start"),
-        lpips=flag("lpips"),
+        lpips=provider.source("distill.method", "--lpips"),
+        watched=provider.watched("distill.method"),
         tiny_autoencoder=flag("tiny_autoencoder"),
         autoencoder=flag("autoencoder"),
         spec=provider.spec("distill"),

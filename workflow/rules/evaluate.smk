@@ -2,18 +2,20 @@
 rule features:
     input:
         provider.owned("features"),
+        provider.files("reference.features"),
+        provider.files("evaluate.clip"),
         block=provider.reads("features", "sample"),
         reference=provider.reads("features", "reference"),
-        network=provider.files("reference.features"),
         autoencoder=provider.reads("features", "autoencoder"),
-        clip=provider.folder("evaluate.clip"),
         captions=provider.reads("features", "captions"),
     output:
         "results/{experiment}/features/{first}-{last}.safetensors",
     pathvars:
         job="features-{first}-{last}",
     params:
-        network=flag("network"),
+        network=provider.source("reference.features", "--network"),
+        watched=provider.watched("reference.features"),
+        watched_clip=provider.watched("evaluate.clip"),
         autoencoder=flag("autoencoder"),
         clip=provider.source("evaluate.clip", "--clip-network"),
         captions=flag("captions"),
@@ -54,19 +56,21 @@ rule evaluate:
 rule inception_score:
     input:
         provider.owned("inception_score"),
+        provider.files("reference.features"),
         reference=provider.reads("inception_score", "reference"),
         features=provider.reads("inception_score", "features"),
-        network=provider.files("reference.features"),
     output:
         "results/{experiment}/inception_score.json",
     pathvars:
         job="inception_score",
     params:
+        network=provider.source("reference.features", "--network"),
+        watched=provider.watched("reference.features"),
         spec=provider.spec("inception_score"),
         version=RULES["inception_score"].version,
     shell:
         "python -m dmd.stages.inception_score --reference {input.reference} --features {input.features} "
-        "--network {input.network} --output {output} --spec {params.spec:q} --log {log}"
+        "{params.network} --output {output} --spec {params.spec:q} --log {log}"
 
 
 # The CLIP score: the mean of the cosines of images and captions that rule features has computed.

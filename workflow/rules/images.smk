@@ -2,12 +2,13 @@
 rule images:
     input:
         provider.owned("images"),
-        dataset=provider.dataset,
+        provider.files("dataset"),
     output:
         "results/{experiment}/images/manifest.parquet",
     pathvars:
         job="images",
     params:
+        watched=provider.watched("dataset"),
         spec=provider.spec("images"),
         version=RULES["images"].version,
     shell:

@@ -2,17 +2,19 @@
 rule reference:
     input:
         provider.owned("reference"),
+        provider.files("reference.features"),
+        provider.files("reference.moments"),
         images=provider.reads("reference", "images"),
-        network=provider.files("reference.features"),
-        statistics=provider.files("reference.moments"),
     output:
         "results/{experiment}/reference/reference.safetensors",
     pathvars:
         job="reference",
     params:
-        network=flag("network"),
+        network=provider.source("reference.features", "--network"),
         images=flag("images"),
-        statistics=flag("statistics"),
+        statistics=provider.source("reference.moments", "--statistics"),
+        watched=provider.watched("reference.features"),
+        watched_statistics=provider.watched("reference.moments"),
         spec=provider.spec("reference"),
         version=RULES["reference"].version,
     shell:

@@ -2,10 +2,10 @@
 rule sample:
     input:
         provider.owned("sample"),
+        provider.files("sample.lora"),
         denoiser=provider.reads("sample", "distill", "teacher"),
         prompts=provider.reads("sample", "captions"),
         text_encoder=provider.reads("sample", "text_encoder"),
-        lora_file=provider.files("sample.lora"),
     output:
         "results/{experiment}/samples/blocks/{first}-{last}.parquet",
     pathvars:
@@ -13,7 +13,8 @@ rule sample:
     params:
         prompts=flag("prompts"),
         text_encoder=flag("text_encoder"),
-        lora_file=flag("lora_file"),
+        lora_file=provider.source("sample.lora", "--lora-file"),
+        watched=provider.watched("sample.lora"),
         spec=provider.spec("sample"),
         version=RULES["sample"].version,
     shell:

@@ -3,9 +3,8 @@
 rule teacher:
     input:
         provider.owned("teacher"),
+        provider.files("teacher"),
         images=provider.reads("teacher", "images"),
-        file=provider.files("teacher"),
-        folder=provider.folder("teacher"),
     output:
         denoiser="results/{experiment}/teacher/denoiser.safetensors",
         table="results/{experiment}/teacher/log.parquet",
@@ -14,6 +13,7 @@ rule teacher:
     params:
         images=flag("images"),
         source=provider.source("teacher"),
+        watched=provider.watched("teacher"),
         spec=provider.spec("teacher"),
         cadence=provider.cadence("teacher"),
         solvers=provider.solvers,
@@ -27,13 +27,14 @@ rule teacher:
 rule text_encoder:
     input:
         provider.owned("text_encoder"),
-        folder=provider.folder("teacher"),
+        provider.files("teacher"),
     output:
         "results/{experiment}/teacher/text_encoder.safetensors",
     pathvars:
         job="text_encoder",
     params:
         source=provider.source("teacher"),
+        watched=provider.watched("teacher"),
         spec=provider.spec("text_encoder"),
         version=RULES["text_encoder"].version,
     shell:
@@ -44,13 +45,14 @@ rule text_encoder:
 rule autoencoder:
     input:
         provider.owned("autoencoder"),
-        folder=provider.folder("teacher"),
+        provider.files("teacher"),
     output:
         "results/{experiment}/teacher/autoencoder.safetensors",
     pathvars:
         job="autoencoder",
     params:
         source=provider.source("teacher"),
+        watched=provider.watched("teacher"),
         spec=provider.spec("autoencoder"),
         version=RULES["autoencoder"].version,
     shell:
@@ -61,11 +63,12 @@ rule autoencoder:
 use rule autoencoder as tiny_autoencoder with:
     input:
         provider.owned("tiny_autoencoder"),
-        folder=provider.folder("teacher.tiny_autoencoder"),
+        provider.files("teacher.tiny_autoencoder"),
     output:
         "results/{experiment}/teacher/tiny_autoencoder.safetensors",
     pathvars:
         job="tiny_autoencoder",
     params:
         source=provider.source("teacher.tiny_autoencoder"),
+        watched=provider.watched("teacher.tiny_autoencoder"),
         spec=provider.spec("tiny_autoencoder"),
