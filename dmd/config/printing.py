@@ -9,6 +9,7 @@ LINE = 2000  # characters of a line of a log or of the screen
 LINES = 400  # lines of a traceback
 _USER = re.compile(r"://[^\s/?#'\"]*@")
 _QUERY = re.compile(r"\?[^\s'\"]+")
+_MARKUP = re.compile(r"[\\`*|$]|\](?=[(\[:])|~(?=~)|(?<!\w)_|_(?!\w)")
 _WORD = re.compile(r"[^\s'\"]+")
 
 
@@ -39,9 +40,9 @@ def without_secrets(text: str) -> str:
                      _USER.sub("://***@", text))  # fmt: skip
 
 
-def markdown(text: object) -> str:
-    """`piece` for a cell or paragraph of markdown, in which it is neither markup nor HTML nor the end of a cell."""
-    escaped = re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", piece(text))
+def markdown(text: object, *, limit: int = PIECE) -> str:
+    """`line` for the inside of a line of markdown, in which it is neither markup nor HTML nor the end of a cell."""
+    escaped = _MARKUP.sub(r"\\\g<0>", line(text, limit=limit))
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 

@@ -484,7 +484,7 @@ RULES: dict[str, Rule] = {
     ),
     "export_pipeline": Rule(
         "export_pipeline",
-        1,
+        2,
         section="distill",
         spec=_export_pipeline,
         files=("export/pipeline/model_index.json", *(f"export/pipeline/{name}" for name in PIPELINE)),
@@ -502,7 +502,7 @@ RULES: dict[str, Rule] = {
         on_request=True,
         memory_mb=16000,
     ),
-    "tables": Rule("tables", 2),
+    "tables": Rule("tables", 3),
     "charts": Rule("charts", 1),
 }
 VERSIONS = {rule.stage: rule.version for rule in RULES.values()}

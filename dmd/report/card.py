@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dmd import methods
+from dmd.config import printing
 from dmd.config.training import Distill
 
 FRONT = """---
@@ -70,9 +71,8 @@ def _scores(paths: Sequence[Path]) -> str:
         spread = "-" if score.get("std") is None else f"{score['std']:.3g}"
         reference = score.get("reference", {}).get("name", "-")
         calls = score.get("network_calls", "-")
-        lines.append(
-            f"| {score['metric']} | {score['value']:.4g} | {spread} | {score['num_samples']} | {calls} | {reference} |"
-        )
+        metric, source = printing.markdown(score["metric"]), printing.markdown(reference)
+        lines.append(f"| {metric} | {score['value']:.4g} | {spread} | {score['num_samples']} | {calls} | {source} |")
     return "\n".join(lines)
 
 
@@ -120,7 +120,7 @@ def _files(provenance: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str,
 
 
 def _table(rows: Mapping[str, Any]) -> str:
-    lines = [f"| {name} | {_text(value)} |" for name, value in rows.items()]
+    lines = [f"| {name} | {printing.markdown(_text(value), limit=printing.LINE)} |" for name, value in rows.items()]
     return "\n".join(["| | |", "|---|---|", *lines])
 
 

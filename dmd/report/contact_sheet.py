@@ -14,6 +14,7 @@ from dmd.report import plots
 COLUMNS = 4
 CHARACTERS = 42  # in a line of a prompt
 LINES = 3  # of a prompt
+READ = 10_000  # characters of a prompt that are looked at: wrapping a long text takes long
 
 
 def comparison_sheet(images: Mapping[str, Tensor], prompts: Sequence[str]) -> Figure:
@@ -50,5 +51,5 @@ def contact_sheet(images: Sequence[Tensor], prompts: Sequence[str], title: str) 
 
 def shortened(prompt: str) -> str:
     """A prompt in at most `LINES` lines; `$` is escaped, since matplotlib would read it as the start of a formula."""
-    lines = textwrap.wrap(" ".join(prompt.split()), CHARACTERS, max_lines=LINES, placeholder=" ...")
+    lines = textwrap.wrap(" ".join(prompt[:READ].split()), CHARACTERS, max_lines=LINES, placeholder=" ...")
     return "\n".join(lines).replace("$", r"\$")

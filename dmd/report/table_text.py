@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from dmd.config import printing
+
 Row = dict[str, Any]
 EMPTY = "-"
 LEFT_ALIGNED = {"dataset", "metric", "spread", "here"}  # columns aligned to the left
@@ -60,7 +62,7 @@ def text(table: Sequence[Row], title: str) -> str:
         if row["source"] == "ours" and (any(_has(row, column) for column in values) or not row.get("beside"))
     ]
     published = [row for row in table if row["source"] == "published"]
-    lines = [f"# {title}\n"] if title else []
+    lines = [f"# {printing.markdown(title)}\n"] if title else []
     if ours:
         lines += [*_ours(ours), ""]
     if any("here" in row for row in published):
@@ -72,7 +74,7 @@ def text(table: Sequence[Row], title: str) -> str:
     elif published:
         lines += ["Published rows, on other data and in other features: compare the order of rows, not the values.", ""]
     if published:
-        notes = [f"{row['label']}: {row['note']}  " for row in published if _has(row, "note")]
+        notes = [f"{_note(row)}  " for row in published if _has(row, "note")]
         lines += [*_grid(published, "published"), *(["", *notes] if notes else [])]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -95,7 +97,7 @@ def _ours(rows: Sequence[Row]) -> list[str]:
         "Distance: mean ± standard deviation over trainings, or over the sample sets of a single training; lower is "
         "better.",
         *(note for kind, note in FLOORS.items() if any(row.get("floor_of") == kind for row in rows)),
-        *(f"{row['label']}: {row['note']}." for row in rows if _has(row, "note")),
+        *(f"{_note(row)}." for row in rows if _has(row, "note")),
     ]
     if rows_with_ratio := [row for row in rows if "ratio" in row]:
         teachers = {(row["dataset"], row["teacher"]) for row in rows_with_ratio}
@@ -115,8 +117,12 @@ def _grid(rows: Sequence[Row], name: str) -> list[str]:
     ]
     for row in rows:
         cells = [str(row["label"]), *(_cell(row, column) for column in shown)]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("| " + " | ".join(map(printing.markdown, cells)) + " |")
     return lines
+
+
+def _note(row: Row) -> str:
+    return printing.markdown(f"{row['label']}: {row['note']}", limit=printing.LINE)
 
 
 def _has(row: Row, column: str) -> bool:

@@ -1,10 +1,14 @@
 """Text from outside on the screen and in logs: one line, no control characters, no secrets, and not too long."""
 
+import json
+import re
 import unicodedata
 
 import pytest
+import torch
 
 from dmd.config import printing
+from dmd.report import card, contact_sheet, plots, table_text
 
 CONTROLS = [chr(number) for number in (*range(32), *range(127, 160))]
 INVISIBLE = [*"\u200b\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff\ud800\udcff"]
@@ -63,5 +67,34 @@ def test_secrets_of_urls_are_never_shown(text):
 
 
 def test_markdown_is_neither_markup_nor_html():
-    assert printing.markdown("a | b <script>*c* `d` [e](f)") == r"a \| b &lt;script&gt;\*c\* \`d\` \[e\](f)"
-    assert printing.markdown("# h\n\n- x") == r"\# h\\n\\n- x"
+    assert printing.markdown("a | b <script>*c* `d` [e](f)") == r"a \| b &lt;script&gt;\*c\* \`d\` [e\](f)"
+    assert printing.markdown("_x_ ~~y~~ $z$ & \n\n- w") == r"\_x\_ \~~y\~~ \$z\$ &amp; \\n\\n- w"
+    for text in ("beta_start 0.1, [1, 2]", "fd-digits32: 3.5 ± 0.2 (min 1) #4", "LADD; w/o KL, 50 %"):
+        assert printing.markdown(text) == text
+
+
+HOSTILE = "a|b](http://x) <script>alert(1)</script>\n| forged | row |\n# heading\x1b[2J *b*"
+MARKUP = re.compile(r"(?<!\\)(\]\(|\*)")
+
+
+def test_labels_of_a_table_are_neither_rows_nor_markup():
+    row = {"source": "ours", "label": HOSTILE, "dataset": "d", "metric": "fid", "value": 1.0, "note": HOSTILE}
+    row |= {"num": 1, "spread": "trainings"}
+    text = table_text.text([row, {**row, "source": "published", "label": HOSTILE + "2"}], HOSTILE)
+    assert "<script>" not in text and "\x1b" not in text and not MARKUP.search(text)
+    assert not [line for line in text.splitlines() if line.startswith(("| forged", "# heading"))]
+
+
+def test_values_of_a_card_are_neither_rows_nor_markup(tmp_path):
+    (tmp_path / "fid.json").write_text(
+        json.dumps({"metric": HOSTILE, "value": 1.0, "num_samples": 2, "reference": {"name": HOSTILE}})
+    )
+    text = card._table({"x": HOSTILE, "y": {"z": HOSTILE}}) + "\n" + card._scores([tmp_path / "fid.json"])
+    assert "<script>" not in text and "\x1b" not in text and not MARKUP.search(text) and len(text.splitlines()) == 7
+
+
+@pytest.mark.parametrize("prompt", [HOSTILE, "$\\bad{$", "\0\u202e", "x" * 10**7, "word " * 10**6])
+def test_any_prompt_can_be_drawn_below_its_image(prompt, tmp_path):
+    figure = contact_sheet.contact_sheet([torch.zeros(1, 3, 4, 4)], [prompt], "title")
+    plots.save(figure, tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size < 10**6
