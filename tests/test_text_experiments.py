@@ -31,6 +31,21 @@ def resolved(**children: dict[str, Any]) -> Experiments:
     return Experiments(config.resolve({"experiments": written}))
 
 
+def test_specs_mention_a_variant_only_where_it_is_named():
+    tiny = {"teacher": {"variant": "fp16", "tiny_autoencoder": {"folder": "t", "variant": "bf16"}}}
+    reference = {"features": {"kind": "inception", "file": "i.pt"}, "protocol": {"quantise": 256}}
+    reference["moments"] = {"file": "m.npz"}
+    clip = {"evaluate": {"clip": {"folder": "c", "variant": "fp16"}}, "reference": reference}
+    found = resolved(half=tiny | clip, plain={"teacher": {"tiny_autoencoder": {"folder": "t"}}})
+    for rule, variant in (("teacher", "fp16"), ("text_encoder", "fp16"), ("tiny_autoencoder", "bf16")):
+        assert found.spec("half", rule)["variant"] == variant and "variant" not in found.spec("plain", rule)
+    assert found.spec("half", "autoencoder")["variant"] == "fp16" and "variant" not in found.spec("text", "autoencoder")
+    assert found.spec("half", "features")["clip"]["variant"] == "fp16"
+    for bad in ("fp16.safetensors", "../fp16", ""):
+        with pytest.raises(config.ConfigError, match="teacher.variant"):
+            resolved(half={"teacher": {"variant": bad}})
+
+
 def test_specs_mention_guidance_and_precision_only_where_they_are_on():
     found = resolved(plain={"pairs": {"guidance": 1.0}}, half={"pairs": {"dtype": "float16"}})
     assert found.spec("text", "pairs")["guidance"] == 3.0 and "guidance" not in found.spec("plain", "pairs")

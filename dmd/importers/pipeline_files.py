@@ -75,6 +75,8 @@ def _weights(folder: Path, what: str, weights: str, variant: str | None) -> Path
         return folder / name
     if len(by_variant) > 1:
         raise ValueError(f"{folder} has the variants {', '.join(sorted(by_variant))}: choose one by the key variant")
+    if any(re.match(rf"{re.escape(stem)}(\.\w+)?-\d+-of-\d+", name) for name in names) and not by_variant:
+        return existing_file(folder / f"{weights}.index.json", f"the index of the parts of the {what}")
     reason = "other formats are not read: save them as safetensors"
     return existing_file(folder / next(iter(by_variant.values()), weights), f"the weights of the {what} ({reason})")
 

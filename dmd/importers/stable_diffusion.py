@@ -140,5 +140,5 @@ def _check_pipeline(index: Path) -> None:
             raise ValueError(f"{index}: {name} is {part!r}, not {expected} of diffusers")
     for name, expected in {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}.items():
         part = parts.get(name)
-        if not isinstance(part, list) or part[:1] != ["transformers"] or part[1] not in (expected, f"{expected}Fast"):
+        if part not in (["transformers", expected], ["transformers", f"{expected}Fast"]):
             raise ValueError(f"{index}: {name} is {part!r}, not {expected} of transformers")

@@ -17,7 +17,9 @@ from dmd.models import loading, outside_config
 from dmd.models.autoencoder import Codec
 from dmd.models.networks import build
 from dmd.models.text_encoder import Text
+from dmd.provenance import tensor_files
 from dmd.sampling import schedulers
+from dmd.stages import autoencoder, teacher, text_encoder
 from tests.clip_files import make_clip
 from tests.stable_diffusion_files import END, make_stable_diffusion, make_tiny_autoencoder
 
@@ -398,6 +400,22 @@ def test_field_of_a_text_encoder_is_used(key, value, folder):
     torch.testing.assert_close(text_of(folder).encode(PROMPTS).states, stock(ids).last_hidden_state)
 
 
+def test_added_tokens_of_clip_are_those_of_transformers(clip_folder):
+    torchvision_operators.ensure()
+    from transformers import CLIPModel, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(clip_folder, local_files_only=True)
+    network = CLIPModel.from_pretrained(clip_folder, local_files_only=True)
+    (clip_folder / "added_tokens.json").write_text(json.dumps({"<cat-toy>": len(tokenizer)}))
+    torch.manual_seed(0)
+    network.text_model.resize_token_embeddings(len(tokenizer) + 1)
+    network.config.text_config.vocab_size = len(tokenizer) + 1
+    network.save_pretrained(clip_folder)
+    clip, _, _ = clip_files.load(clip_folder, sha256=None)
+    assert len(tokenizer) in clip.tokenise(PROMPTS)[0]
+    torch.testing.assert_close(clip(pictures(), PROMPTS), stock_cosines(clip_folder, pictures()), rtol=1e-4, atol=1e-4)
+
+
 @torch.no_grad()
 def stock_cosines(folder: Path, pixels: torch.Tensor) -> torch.Tensor:
     torchvision_operators.ensure()
@@ -519,6 +537,53 @@ def test_field_of_a_network_of_pixels_is_used(key, value, tmp_path):
         edit(tmp_path / "config.json", **{odd: None})
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"clip_sample": False},
+        {"clip_sample_range": 0.5},
+        {"clip_sample": False, "thresholding": True},
+        {"timestep_spacing": "trailing"},
+        {"steps_offset": 1},
+        {"set_alpha_to_one": False},
+        {"prediction_type": "sample"},
+    ],
+    ids=lambda changed: "-".join(changed) or "defaults",
+)
+@torch.no_grad()
+def test_field_of_a_scheduler_of_pixels_gives_images_of_diffusers(changed, tmp_path):
+    torchvision_operators.ensure()
+    from diffusers import DDIMScheduler
+
+    (tmp_path / "config.json").write_text(json.dumps(PIXELS))
+    stock = remade(tmp_path, "UNet2DModel")
+    (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": "DDIMScheduler", **changed}))
+    tensors, facts = diffusers.load(tmp_path)
+    network = build(facts["network"]).eval()
+    network.load_state_dict({name[4:]: each for name, each in tensors.items()})
+    denoiser = loading.Denoiser(network, sigma_data=1.0, preconditioning=facts["preconditioning"]).eval()
+    denoiser.scheduler = facts["scheduler"]
+    scheduler = DDIMScheduler.from_pretrained(tmp_path, local_files_only=True)
+    scheduler.set_timesteps(4)
+    noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    image = noise
+    for time in scheduler.timesteps:
+        image = scheduler.step(stock(image, time).sample, time, image).prev_sample
+    found, _ = schedulers.draw(denoiser, noise, torch.full((2,), -1), {"name": "ddim", "steps": 4})
+    torch.testing.assert_close(found, image, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("key", ["requires_secret", "controlnet"])
+def test_key_of_a_pipeline_of_pixels_is_refused(key, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(PIXELS))
+    remade(tmp_path, "UNet2DModel")
+    (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": "DDIMScheduler"}))
+    value = ["diffusers", "ControlNetModel"] if key == "controlnet" else 1
+    (tmp_path / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "UNet2DModel"], key: value}))
+    refused(lambda: diffusers.load(tmp_path), tmp_path / "model_index.json", key)
+
+
 @pytest.mark.parametrize("kind", sorted(outside_config.KINDS))
 def test_every_key_of_the_library_is_used_or_harmless_or_has_to_be_the_default(kind):
     fields = outside_config.KINDS[kind]
@@ -556,6 +621,18 @@ def renamed(folder: Path, variant: str, parts: bool) -> None:
     path.unlink()
 
 
+def test_stages_record_the_variant(folder, tmp_path):
+    for place in ("unet", "vae", "text_encoder"):
+        renamed(folder / place, "fp16", parts=False)
+    files = [tmp_path / name for name in ("teacher", "text", "vae")]
+    teacher.run(output=files[0], table=tmp_path / "log", kind="stable-diffusion", source=folder, variant="fp16")
+    text_encoder.run(output=files[1], source=folder, variant="fp16")
+    autoencoder.run(output=files[2], source=folder, kind="stable-diffusion", variant="fp16")
+    facts = [tensor_files.load_metadata(file) for file in files]
+    assert [each["spec"]["variant"] for each in facts] == ["fp16"] * 3
+    assert len({each["source_sha256"] for each in facts}) == 1
+
+
 @pytest.mark.parametrize("variant", [None, "fp16"])
 @pytest.mark.parametrize("parts", [False, True])
 def test_folder_with_a_variant_alone_is_taken(variant, parts, folder, clip_folder, tmp_path):
@@ -587,4 +664,12 @@ def test_plain_weights_count_unless_the_variant_is_named(folder):
         stable_diffusion.load(folder, "bf16")
     path.rename(path.with_suffix(".bf16.safetensors"))
     with pytest.raises(ValueError, match="unet has the variants bf16, fp16: choose one by the key variant"):
+        stable_diffusion.load(folder)
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00002.fp16", "model.fp16-00001-of-00002", "model-00001-of-00002"])
+def test_parts_without_their_index_are_named(name, folder):
+    path = folder / "unet/diffusion_pytorch_model.safetensors"
+    path.rename(path.with_name(f"diffusion_pytorch_{name}.safetensors"))
+    with pytest.raises(ValueError, match="safetensors.index.json is missing: the index of the parts of the UNet2DCond"):
         stable_diffusion.load(folder)
