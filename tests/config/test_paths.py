@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 import shlex
 import typing
 from collections.abc import Iterator
@@ -160,12 +161,14 @@ def test_missing_or_strange_file_is_named_before_work(key: str, tmp_path: Path, 
     suffix = ".csv" if key == "ImageDataset.labels" else ""
     os.mkfifo(f"pipe{suffix}")
     Path(f"link{suffix}").symlink_to("nowhere")
-    for name, reason in (("absent", "missing"), ("pipe", "a named pipe"), ("link", "a link to nowhere")):
+    for name, reason in (("a{b}", "missing"), ("pipe", "a named pipe"), ("link", "a link to nowhere")):
         rule_lookups._list.cache_clear()
         found = RuleLookups(config.resolve(written(key, name + suffix)))
         job = Wildcards(fromdict={"experiment": EXPERIMENT})
-        with pytest.raises(SystemExit, match=rf"^error: {EXPERIMENT}\.\S+: {name}{suffix} is .*{reason}"):
+        with pytest.raises(SystemExit, match=rf"^error: {EXPERIMENT}\.\S+: {re.escape(name)}{suffix} is .*{reason}"):
             found.files(place)(job)
+    found = RuleLookups(config.resolve(written(key, absent := f"absent{suffix}")))
+    assert found.files(place)(job) == [absent] and list(found.missing) == [absent]
 
 
 @pytest.mark.parametrize("time", [0, 4_000_000_000])
