@@ -51,7 +51,6 @@ def _config(folder: Path, kind: str) -> dict[str, Any]:
 
 def _codec(folder: Path, section: dict[str, Any]) -> Codec:
     try:
-        pipelines.check_layer_counts(section["config"])
         return Codec(**section)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error

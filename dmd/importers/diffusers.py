@@ -11,7 +11,8 @@ import torch
 from dmd.importers import autoencoder_files as autoencoders
 from dmd.importers import pipeline_files as pipelines
 from dmd.models import outside_config
-from dmd.models.networks.unet2d import UNet2D, rename_weights
+from dmd.models.networks import build
+from dmd.models.networks.unet2d import rename_weights
 from dmd.models.preconditioning import preconditioning
 
 SCHEDULERS = ("DDPMScheduler", "DDIMScheduler")
@@ -52,9 +53,8 @@ def load(folder: Path, variant: str | None = None) -> tuple[dict[str, torch.Tens
     architecture: dict[str, Any] = {"kind": "unet2d", "config": config}
     scheduler = _scheduler(folder, unet)
     try:
-        pipelines.check_layer_counts(config)
         with torch.device("meta"):
-            network = UNet2D(config=config)
+            network: Any = build(architecture)
         levels = pipelines.scheduler_preconditioning(scheduler, index, SCHEDULERS)
         table = preconditioning(levels, sigma_data=1.0).table
     except ValueError as error:

@@ -13,7 +13,7 @@ from dmd.importers import autoencoder_files as autoencoders
 from dmd.importers import pipeline_files as pipelines
 from dmd.importers import text_files as texts
 from dmd.models import outside_config
-from dmd.models.networks.unet2d_condition import UNet2DCondition
+from dmd.models.networks import build
 from dmd.models.preconditioning import preconditioning
 from dmd.models.text_encoder import Text
 
@@ -77,9 +77,8 @@ def load(folder: Path, variant: str | None = None) -> tuple[dict[str, torch.Tens
     config = pipelines.network_config(unet / "config.json", NETWORK)
     _check_size(unet / "config.json")
     try:
-        pipelines.check_layer_counts(config)
         with torch.device("meta"):
-            network = UNet2DCondition(config=config)
+            network: Any = build({"kind": "unet2d-condition", "config": config})
         levels = pipelines.scheduler_preconditioning(_scheduler(folder), index, SCHEDULERS)
         table = preconditioning(levels, sigma_data=1.0).table
     except ValueError as error:

@@ -32,15 +32,14 @@ def making(what: str, arguments: Mapping[str, Any]) -> Iterator[None]:
         what: what is built, for messages.
 
     Raises:
-        ValueError: `check` refuses the arguments, or the block raised an exception; a ValueError of its own passes.
+        ValueError: `check` refuses the arguments, or the block raised an exception; the message is one line.
     """
     check(what, arguments)
     try:
         yield
-    except ValueError:
-        raise
     except Exception as error:
-        raise ValueError(f"{what}: {outside_files.reason(error)}") from error
+        reason = outside_files.reason(error)
+        raise ValueError(reason if reason.startswith(what) else f"{what}: {reason}") from error
 
 
 def check(what: str, arguments: Mapping[str, Any]) -> None:

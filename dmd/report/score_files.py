@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dmd.provenance import outside_files
+
 
 def by_experiment(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """Score files by their field `experiment`; ValueError names a file that is not a score or a duplicate."""
     scores: dict[str, dict[str, Any]] = {}
     for path in dict.fromkeys(paths):
-        try:
+        with outside_files.reading(path, "a score file", advice=": run `make verify`"):
             score = json.loads(path.read_text(encoding="utf-8"))
             name = score["experiment"]
             if not isinstance(name, str):
                 raise ValueError(f"experiment {name!r:.50} is no name")
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"{path} is not a score file: run `make verify`") from error
         if name in scores:
             raise ValueError(f"{path}: there is another score of experiment {name!r}")
         scores[name] = score

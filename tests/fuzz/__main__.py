@@ -21,14 +21,17 @@ import warnings
 import zlib
 from collections import Counter
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 
 from tests.fuzz.guard import Overstepped, Watch, limit_memory
+from tests.fuzz.hostile import PLACES, hostile, remove
 from tests.fuzz.mutations import JSON, mutated, mutated_json
 from tests.fuzz.readers import READERS, Reader
 
+NO_FILES = frozenset(name for name, *_ in PLACES)
 SHOWN = 10  # failures of a reader
 
 
@@ -56,12 +59,15 @@ def main() -> None:
         numbers = range(parsed.cases) if parsed.number is None else [parsed.number]
         began = time.process_time()
         found[name] = dict(read=0, refused=0, failed=0) | _cases(name, *wholes[name], parsed.seed, numbers, watch)
+        if parsed.number is None:
+            found[name] |= _hostile_cases(name, *wholes[name], watch)
         counts = found[name]
         seconds = time.process_time() - began
         print(f"{name:18} {counts['read']:5} {counts['refused']:7} {counts['failed']:6} {seconds:8.1f}", flush=True)
     if parsed.report is not None:
-        parsed.report.write_text(json.dumps({"seed": parsed.seed, "cases": parsed.cases, "readers": found}) + "\n")
-    failed = sum(counts["failed"] for counts in found.values())
+        facts = {"seed": parsed.seed, "cases": parsed.cases, "readers": found, "modules": sorted(MODULES)}
+        parsed.report.write_text(json.dumps(facts) + "\n")
+    failed = sum(counts["failed"] + counts.get("hostile failed", 0) for counts in found.values())
     if not failed:
         os.chdir("/")
         shutil.rmtree(scratch)
@@ -69,6 +75,8 @@ def main() -> None:
 
 
 Kept = dict[Path, bytes]
+PACKAGE = str(Path(__file__).resolve().parents[2] / "dmd") + "/"
+MODULES: set[str] = set()  # of the package, in which whole files were read
 
 
 def _whole(folder: Path, reader: Reader) -> tuple[Path, Kept]:
@@ -77,8 +85,18 @@ def _whole(folder: Path, reader: Reader) -> tuple[Path, Kept]:
     path = reader.make(folder)
     kept = {each: each.read_bytes() for each in folder.rglob("*") if each.is_file() and each != path}
     with contextlib.suppress(ValueError) if reader.refused else contextlib.nullcontext():
-        reader.read(path)
+        sys.setprofile(_note_module)
+        try:
+            reader.read(path)
+        finally:
+            sys.setprofile(None)
     return path, kept
+
+
+def _note_module(frame: FrameType, event: str, argument: Any) -> None:
+    """Adds the module of this package that a frame runs code of to `MODULES`."""
+    if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
+        MODULES.add(frame.f_code.co_filename.removeprefix(PACKAGE))
 
 
 def _cases(name: str, path: Path, kept: Kept, seed: int, numbers: Any, watch: Watch) -> Counter[str]:
@@ -97,6 +115,29 @@ def _cases(name: str, path: Path, kept: Kept, seed: int, numbers: Any, watch: Wa
                 shutil.copyfile(path, example)
                 print(f"  {name}, case {number}: {fault} ({example})", flush=True)
     return counts
+
+
+def _hostile_cases(name: str, path: Path, kept: Kept, watch: Watch) -> Counter[str]:
+    """How many of the files of `hostile` were read or refused as they should, or failed; failures are printed."""
+    reader, content, counts = READERS[name], path.read_bytes(), Counter[str]()
+    for each in hostile(content):
+        if each.name in reader.untried or (each.name in NO_FILES and not reader.outside):
+            continue
+        _restore(path.parent, kept)
+        remove(path)
+        each.put(path)
+        messages: list[str] = []
+        fault = _fault(reader, path, watch, counts, messages)
+        if not fault and reader.outside and each.said and not any(word in str(messages) for word in each.said):
+            fault = f"none of {each.said} was said: {messages}"
+        if not fault and Path("executed").exists():
+            fault = "the file was run"
+        counts["hostile failed" if fault else "hostile"] += 1
+        if fault:
+            print(f"  {name}, {each.name}: {fault}", flush=True)
+    remove(path)
+    path.write_bytes(content)
+    return Counter({key: counts[key] for key in ("hostile", "hostile failed")})
 
 
 def _restore(folder: Path, kept: Kept) -> None:
@@ -128,13 +169,17 @@ def _valued(content: bytes, chosen: random.Random) -> bytes:
     return len(header).to_bytes(8, "little") + header + content[8 + length :]
 
 
-def _fault(reader: Reader, path: Path, watch: Watch, counts: Counter[str]) -> str:
+def _fault(reader: Reader, path: Path, watch: Watch, counts: Counter[str], messages: list[str] | None = None) -> str:
     """What a reader did wrong, nothing where it did well; counts what it did."""
     try:
         with contextlib.redirect_stderr(io.StringIO()), watch.armed():
             reader.read(path)
         counts["read"] += 1
     except ValueError as error:
+        if messages is not None:
+            messages.append(str(error))
+        if "\n" in str(error) and not _is_of_config(error):
+            return f"ValueError of several lines: {error!r:.300}"
         if str(path.parent) not in str(error) and path.name not in str(error):
             if not _is_of_config(error):
                 return f"ValueError without the file's name: {error!r:.300}"

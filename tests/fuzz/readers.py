@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -18,8 +20,11 @@ import dmd
 from dmd import config
 from dmd.data import feature_blocks, image_file, manifest, pairs, prompt_sources, remote, shards
 from dmd.data import prompts as prompt_files
-from dmd.importers import feature_files, moments_file, openai, teachers
+from dmd.importers import feature_files, moments_file, openai, pipeline_files, teachers, text_files
+from dmd.models import loading, published_lora
+from dmd.models.autoencoder import Codec
 from dmd.models.networks import build
+from dmd.models.text_encoder import Text, clip_tokenizer
 from dmd.provenance import audit, files, record, tensor_files
 from dmd.report import score_files
 from dmd.train import checkpoints, state
@@ -27,6 +32,7 @@ from dmd.train.trainer import Trainer
 from tests.edm_files import make_edm_pickle
 from tests.fuzz.mutations import JSON
 from tests.small_distillation import distillation
+from tests.stable_diffusion_files import make_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = {"resolution": 4, "channels": 1, "width": 8, "multipliers": [1], "blocks": 1, "attention": []}
@@ -48,12 +54,16 @@ class Reader:
     read: reads the file at a path, and what a stage would look at in it.
     tokens: words of the format for `mutations.mutated`.
     refused: the whole file already has to be.
+    outside: whether others make such files: then what is no file is tried, too, and the message says what it is.
+    untried: names of hostile files that are not tried.
     """
 
     make: Callable[[Path], Path]
     read: Callable[[Path], object]
     tokens: Sequence[bytes] = ()
     refused: bool = False
+    outside: bool = False
+    untried: Sequence[str] = ()
 
 
 def _items(num: int = 4) -> list[tuple[int, shards.Item]]:
@@ -108,7 +118,7 @@ def _make_rows(folder: Path) -> Path:
 def _read_rows(path: Path) -> None:
     try:
         table = pa.table(json.loads(path.read_bytes()))
-    except (ValueError, TypeError, AttributeError, OverflowError, pa.ArrowException) as error:
+    except Exception as error:
         raise ValueError(f"{path} makes no table") from error
     made = path.with_name("manifest.parquet")
     manifest.write(made, table, {"facts": {}})
@@ -297,6 +307,66 @@ def _make_eps(folder: Path) -> Path:
     return folder / "image.png"
 
 
+def _make_labels(folder: Path) -> Path:
+    (folder / "labels.csv").write_text("file,label\n" + "".join(f"{number}.png,{number % 3}\n" for number in range(9)))
+    return folder / "labels.csv"
+
+
+def _read_labels(path: Path) -> None:
+    image_folder.labels(path.parent, [f"{number}.png" for number in range(9)], str(path))
+
+
+def _make_scheduler(folder: Path) -> Path:
+    levels = {"_class_name": "DDIMScheduler", "beta_schedule": "linear", "num_train_timesteps": 100}
+    (folder / "scheduler_config.json").write_text(json.dumps(levels))
+    return folder / "scheduler_config.json"
+
+
+def _make_tokenizer(folder: Path) -> Path:
+    make_tokenizer(folder)
+    vocab, merges = (
+        json.loads((folder / "vocab.json").read_text()),
+        (folder / "merges.txt").read_text().splitlines()[1:],
+    )
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab, "merges": merges}}))
+    return folder / "tokenizer.json"
+
+
+def _read_tokenizer(path: Path) -> None:
+    texts = text_files.tokenizer_texts([path])
+    try:
+        clip_tokenizer(texts)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _make_part(folder: Path, kind: str) -> Path:
+    """An autoencoder or a text encoder, as their stages write them."""
+    if kind == "autoencoder":
+        config = {"block_out_channels": [8], "down_block_types": ["DownEncoderBlock2D"], "norm_num_groups": 4}
+        section: dict[str, Any] = {"kind": "full", "config": {**config, "up_block_types": ["UpDecoderBlock2D"]}}
+        state = Codec(**section).state_dict()
+    else:
+        make_tokenizer(folder)
+        texts = {name: (folder / name).read_text() for name in ("vocab.json", "merges.txt")}
+        sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+        section = {"config": {**sizes, "vocab_size": len(json.loads(texts["vocab.json"]))}, "tokenizer": texts}
+        state = Text(**section).state_dict()
+    tensor_files.save(folder / f"{kind}.safetensors", state, {"kind": kind, kind.replace("-", "_"): section})
+    return folder / f"{kind}.safetensors"
+
+
+def _make_lora(folder: Path) -> Path:
+    layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    pair = {f"{layer}.lora_A.weight": torch.ones(2, 8), f"{layer}.lora_B.weight": torch.ones(8, 2)}
+    safetensors.torch.save_file(pair, folder / "lora.safetensors")
+    return folder / "lora.safetensors"
+
+
+def _read_lora(path: Path) -> None:
+    published_lora.load(path, scale=1.0)
+
+
 YAML = (b"&a [*a]", b"*a", b"<<:", b"!!python/object/apply:os.system ['touch executed']", b".nan", b"2001-99-99", b"- ")
 
 Image.init()  # of Pillow's formats
@@ -306,8 +376,8 @@ READERS: dict[str, Reader] = {
     "manifest": Reader(_make_manifest, _read_manifest, NAMES),
     "rows": Reader(_make_rows, _read_rows, JSON),
     "prompts": Reader(_make_prompts, _read_prompts),
-    "table of prompts": Reader(_make_table, _read_table),
-    "captions": Reader(_make_coco, lambda path: prompt_sources.coco(path, num=None, seed=0), JSON),
+    "table of prompts": Reader(_make_table, _read_table, outside=True),
+    "captions": Reader(_make_coco, lambda path: prompt_sources.coco(path, num=None, seed=0), JSON, outside=True),
     "tensors": Reader(_make_tensors, _read_tensors, JSON),
     "denoiser": Reader(_make_tensors, lambda path: dmd.load(path, device="cpu"), JSON),
     "checkpoint": Reader(_make_checkpoint, _read_checkpoint, JSON),
@@ -315,15 +385,29 @@ READERS: dict[str, Reader] = {
     "record": Reader(_make_sidecar, _read_sidecar, JSON),
     "features": Reader(_make_block, lambda path: feature_blocks.group([path], reference_sha256="digest"), JSON),
     "score": Reader(_make_score, lambda path: score_files.by_experiment([path]), JSON),
-    "edm": Reader(_make_edm, _read_edm, HOSTILE),
-    "openai": Reader(_make_openai, _read_openai, HOSTILE),
-    "openai of old": Reader(_make_openai_of_old, _read_openai, HOSTILE),
-    "inception": Reader(_make_openai, lambda path: feature_files.weights(path, "inception"), HOSTILE),
-    "moments": Reader(_make_moments, moments_file.load, (*HOSTILE, b"'|O'", b"'<f8'", b"(999999999,)")),
+    "edm": Reader(_make_edm, _read_edm, HOSTILE, outside=True),
+    "openai": Reader(_make_openai, _read_openai, HOSTILE, outside=True),
+    "openai of old": Reader(_make_openai_of_old, _read_openai, HOSTILE, outside=True),
+    "inception": Reader(_make_openai, lambda path: feature_files.weights(path, "inception"), HOSTILE, outside=True),
+    "moments": Reader(_make_moments, moments_file.load, (*HOSTILE, b"'|O'", b"'<f8'", b"(999999999,)"), outside=True),
+    "labels": Reader(_make_labels, _read_labels, (b'"', b";", b"\0"), outside=True),
+    "scheduler": Reader(
+        _make_scheduler, lambda path: pipeline_files.levels(path, ("DDIMScheduler",)), JSON, outside=True
+    ),
+    "tokenizer": Reader(_make_tokenizer, _read_tokenizer, JSON, outside=True),
+    "lora": Reader(_make_lora, _read_lora, JSON, outside=True),
+    "safetensors": Reader(_make_lora, tensor_files.read, JSON, outside=True),
+    "autoencoder": Reader(lambda folder: _make_part(folder, "autoencoder"), loading.load_codec, JSON, outside=True),
+    "text encoder": Reader(lambda folder: _make_part(folder, "text-encoder"), loading.load_text, JSON, outside=True),
     "png": Reader(lambda folder: _make_image(folder, "png"), _read_image, (b"IDAT", b"PLTE", b"tRNS", b"eXIf")),
     "jpg": Reader(lambda folder: _make_image(folder, "jpg"), _read_image, (b"\xff\xd8", b"\xff\xe1", b"Exif\0\0")),
     "gif": Reader(lambda folder: _make_image(folder, "gif"), _read_image),
     "tif": Reader(lambda folder: _make_image(folder, "tif"), _read_image),
     "eps": Reader(_make_eps, _read_image, refused=True),
-    "config": Reader(_make_config, lambda path: config.resolve(config.read_yaml(path)), (*YAML, *JSON)),
+    "config": Reader(
+        _make_config,
+        lambda path: config.resolve(config.read_yaml(path)),
+        (*YAML, *JSON),
+        untried=("lists in lists", "objects in objects"),
+    ),
 }

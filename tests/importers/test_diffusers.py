@@ -238,7 +238,7 @@ UNET_JSON, LEVELS_JSON = "unet/config.json", "scheduler/scheduler_config.json"
             lambda p: edit(p / UNET_JSON, time_embedding_type="fourier"),
             "time_embedding_type 'fourier' is not supported",
         ),
-        (lambda p: edit(p / UNET_JSON, layers_per_block=2000), "more than 64 layers_per_block"),
+        (lambda p: edit(p / UNET_JSON, layers_per_block=2000), "ask for 4000 blocks, more than 1024"),
         (lambda p: edit(p / UNET_JSON, sample_size=None), "sample_size None is not the side"),
         (lambda p: edit(p / UNET_JSON, sample_size=[8, 4]), "is not the side of a square"),
         (lambda p: edit(p / UNET_JSON, out_channels=4), "4 output channels for 3"),

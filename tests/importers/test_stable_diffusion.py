@@ -290,7 +290,10 @@ def without(path: Path, name: str) -> None:
             lambda p: edit(p / "unet/config.json", block_out_channels=[16, 64]),
             "holds another architecture: size mismatch",
         ),
-        (lambda p: edit(p / "unet/config.json", layers_per_block=2000), "more than 64 layers_per_block"),
+        (
+            lambda p: edit(p / "unet/config.json", layers_per_block=2000),
+            "layers_per_block ask for 4000 blocks, more than 1024",
+        ),
         (
             lambda p: edit(p / "vae/config.json", latent_channels=8),
             "its latents have 8 channels, those of the network 4",

@@ -103,7 +103,7 @@ def test_schedulers_are_bounded_on_every_way_in(tmp_path: Path):
             schedulers.scheduler(config, {"name": "ddim", "steps": 4})
         path = tmp_path / "scheduler_config.json"
         path.write_text(json.dumps(config))
-        with pytest.raises(ValueError, match=f"{path}: scheduler: {next(iter(odd))}: "):
+        with pytest.raises(ValueError, match=f"{path} .*: scheduler: {next(iter(odd))}: "):
             pipeline_files.levels(path, ("DDIMScheduler",))
 
 

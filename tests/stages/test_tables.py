@@ -234,7 +234,7 @@ def test_file_that_is_no_score_is_named(tmp_path):
     path = tmp_path / "fid.json"
     for content in ("{", "{}", "[]"):
         path.write_text(content)
-        with pytest.raises(ValueError, match=r"fid\.json is not a score file"):
+        with pytest.raises(ValueError, match=r"fid\.json cannot be read as a score file"):
             made(tmp_path, {"full": ["a"]}, [path])
 
 

@@ -45,16 +45,14 @@ class DiffusersNetwork(Recomputing, nn.Module):
         """A network of diffusers' class `name`.
 
         Raises:
-            ValueError: keys that `outside_config` refuses, or values that the class cannot use.
+            ValueError: keys that `outside_config` refuses.
+            Exception: values that the class cannot use.
         """
         torchvision_operators.ensure()
         import diffusers  # here, since it may take 20 s on a slow disk
 
         arguments = outside_config.arguments(f"network {self.kind}", config, name)
-        try:
-            return getattr(diffusers, name)(**arguments)
-        except (TypeError, ValueError, NotImplementedError) as error:
-            raise ValueError(f"network {self.kind}: {error}") from error
+        return getattr(diffusers, name)(**arguments)
 
     def set_extent(self, output_ratios: Sequence[int] = (1,)) -> None:
         """Sets channels and resolution; `output_ratios` are the allowed ratios of output to input channels.
