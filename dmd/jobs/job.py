@@ -114,7 +114,8 @@ def _fail(error: Exception, log: Path | None) -> None:
 
 
 def _end(log: Path | None, state: Literal["failed", "stopped"], message: str) -> None:
-    """Writes into the log and the status file how the job ended."""
+    """Writes into the log and the status file how the job ended; a name in the message need not be UTF-8."""
+    message = message.encode(errors="backslashreplace").decode()
     _log.error("%s", message)
     job_status.end(log, state, message)
 
@@ -157,7 +158,8 @@ def _start_log(path: Path | None) -> None:
     if path is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handlers.append(logging.FileHandler(path, mode="w" if leads else "a", delay=not leads))
+            mode = "w" if leads else "a"
+            handlers.append(logging.FileHandler(path, mode, "utf-8", delay=not leads, errors="backslashreplace"))
         except OSError as error:
             sys.exit(printing.line(f"error: cannot write the log {path}: {error}"))
     for handler in handlers:

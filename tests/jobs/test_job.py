@@ -115,6 +115,12 @@ def test_an_error_is_one_line_on_screen_and_a_traceback_in_the_log(monkeypatch, 
     assert "Traceback" in log.read_text() and f"error: {error}" in log.read_text()
 
 
+def test_an_error_about_a_name_that_is_not_utf_8_stands_in_the_log(monkeypatch, tmp_path):
+    with pytest.raises(SystemExit):
+        call(monkeypatch, *spec(), "--log", str(tmp_path / "log"), error=ValueError("a\udce9.png is damaged"))
+    assert "a\\udce9.png is damaged" in (tmp_path / "log").read_text()
+
+
 def test_a_missing_package_is_one_line_that_names_its_extra(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         call(monkeypatch, *spec(), error=ModuleNotFoundError("No module named 'peft.tuners'", name="peft.tuners"))
