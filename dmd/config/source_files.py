@@ -24,9 +24,9 @@ IMAGES = frozenset(  # suffixes of the images that are read
     ".apng .avif .bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
 )
 SAVED = frozenset({".json", ".safetensors", ".txt"})  # suffixes of files that diffusers and transformers save
-MAX_DEPTH, MAX_LINKS = 100, 100
+MAX_DEPTH, MAX_LINKS = 100, 100  # of nested folders, and of ways to one folder
 MAX_RECORD = 100_000  # bytes
-OWN_FOLDERS = (".", "results", ".snakemake")  # no folder of images may be one of these, hold one, or lie in results/
+OWN_FOLDERS = (".", "results", ".snakemake")  # no folder of images may be or hold one, or lie in one but the first
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
