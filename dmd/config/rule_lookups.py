@@ -72,7 +72,7 @@ class RuleLookups:
         self.experiments = Experiments(configuration)
         self._storage = configuration.storage
         entries = configuration.inputs.values()
-        self.downloads = {entry.path: entry for entry in entries if entry.url and not os.path.lexists(entry.path)}
+        self.downloads = {entry.path: entry for entry in entries if entry.url and not os.path.exists(entry.path)}
         self.missing = missing_files(configuration)
         self._fetchable = {entry.path for entry in entries if entry.url}
         for file in self.downloads:

@@ -277,7 +277,7 @@ def test_no_link_leads_a_download_out_of_inputs(tmp_path, monkeypatch):
 
     def missing(file: str) -> list[str]:
         entry = {"url": "https://a.b/c", "file": f"inputs/{file}", "sha256": None}
-        return [*RuleLookups(config.resolve({"experiments": {}, "inputs": {"a": entry}})).missing]
+        return [*RuleLookups(config.resolve({"experiments": {}, "inputs": {"a": entry}})).downloads]
 
     assert missing("there.pkl") == missing("linked.pkl") == []
     assert missing("in/here.pkl") == ["inputs/in/here.pkl"]

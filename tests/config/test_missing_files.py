@@ -16,7 +16,7 @@ CHILD = {
     "extends": "base",
     "dataset": {"kind": "images", "folder": "photos", "labels": "classes.csv", "resolution": 8, "num_held_out": 6},
     "reference": {
-        "features": {"kind": "inception", "file": "net.pth", "sha256": DIGEST[:8]},
+        "features": {"kind": "inception", "file": "inputs/net.pth", "sha256": DIGEST[:8]},
         "protocol": {"quantise": 256},
     },
     "teacher": {"kind": "diffusers", "folder": "clip"},
@@ -35,11 +35,12 @@ def test_every_path_that_does_not_exist_is_found_with_its_keys(tmp_path: Path, m
     assert {path: each.keys[0] for path, each in missing.items()} == {
         "photos": "child.dataset.folder",
         "classes.csv": "child.dataset.labels",
-        "net.pth": "child.reference.features.file",
+        "inputs/net.pth": "child.reference.features.file",
         "clip": "child.teacher.folder",
     }
     assert missing["clip"].keys == ("child.teacher.folder", "grandchild.teacher.folder")
-    for name in ("photos", "classes.csv", "net.pth"):
+    Path("inputs").mkdir()
+    for name in ("photos", "classes.csv", "inputs/net.pth"):
         Path(name).touch()
     assert list(found()) == ["clip"]
     Path("clip").mkdir()
@@ -49,9 +50,9 @@ def test_every_path_that_does_not_exist_is_found_with_its_keys(tmp_path: Path, m
 def test_list_says_what_it_is_where_it_comes_from_and_how_to_check_it(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     about = {"about": "a network", "licence": "MIT", "url": "https://example.org/net.pth", "size": 3_000_000}
-    missing = found({"clip": PAGE, "net": {"file": "net.pth", "sha256": DIGEST, **about}})
-    assert [path for path, each in missing.items() if each.is_downloaded] == ["net.pth"]
-    assert listed([missing["net.pth"], missing["clip"]]).splitlines() == [
+    missing = found({"clip": PAGE, "net": {"file": "inputs/net.pth", "sha256": DIGEST, **about}})
+    assert [path for path, each in missing.items() if each.is_downloaded] == ["inputs/net.pth"]
+    assert listed([missing["inputs/net.pth"], missing["clip"]]).splitlines() == [
         "Missing, to be put there before a run (1):",
         "  clip",
         "      size: 5,500 MB; licence: not stated, ask its owner",
@@ -59,7 +60,7 @@ def test_list_says_what_it_is_where_it_comes_from_and_how_to_check_it(tmp_path: 
         "      check: no sha256 is known",
         "      named by: child.teacher.folder",
         "Missing, downloaded by a run (1):",
-        "  net.pth: a network",
+        "  inputs/net.pth: a network",
         "      size: 3 MB; licence: MIT",
         "      from: https://example.org/net.pth",
         f"      check: its sha256 is {DIGEST[:8]}...",
@@ -80,7 +81,7 @@ def test_list_says_what_it_is_where_it_comes_from_and_how_to_check_it(tmp_path: 
 )
 def test_an_entry_that_contradicts_itself_is_refused(entry: dict, message: str):
     with pytest.raises(ConfigError) as caught:
-        found({"clip": PAGE, "net": {"file": "net.pth", "sha256": None, **entry}})
+        found({"clip": PAGE, "net": {"file": "inputs/net.pth", "sha256": None, **entry}})
     assert message in str(caught.value)
 
 

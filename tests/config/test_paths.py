@@ -56,7 +56,7 @@ KEYS: dict[str, tuple[dict[str, Any], str]] = {  # section.key -> sections that 
     ),
     "LpipsDistance.file": ({"distill": LPIPS}, "distill.method.regression_distance"),
 }
-WRITTEN = {"Input.file", "Storage.cache", "File.include"}  # keys of no experiment
+WRITTEN = {"Input.file", "Input.folder", "Storage.cache", "File.include"}  # keys of no experiment
 
 
 def takers(model: type[BaseModel], seen: set[type[BaseModel]]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from PIL import Image
 
 import dmd
 from dmd import config
-from dmd.data import feature_blocks, image_file, manifest, pairs, prompt_sources, remote, shards
+from dmd.data import feature_blocks, image_file, image_folder, manifest, pairs, prompt_sources, remote, shards
 from dmd.data import prompts as prompt_files
 from dmd.importers import feature_files, moments_file, openai, pipeline_files, teachers, text_files
 from dmd.models import loading, published_lora
