@@ -191,3 +191,8 @@ class Experiments:
             for start in range(repetitions)
             for first in range(0, shards, per_job)
         ]
+
+    def blocks_of_owner(self, owner: str, rule: str) -> frozenset[tuple[int, int]]:
+        """The blocks of all experiments whose artifacts of this rule `owner` owns; these may have more than itself."""
+        users = (name for name in self.parents if self.has(name, rule) and self.owner(name, rule) == owner)
+        return frozenset(block for name in users for block in self.blocks(name, rule))

@@ -81,18 +81,28 @@ class RuleLookups:
                     f"inputs: {printing.piece(file)} leads through a link to {printing.piece(real)}, outside "
                     f"{INPUTS}/, the only folder to download to: remove the link"
                 )
+        self._blocks = functools.cache(self.experiments.blocks_of_owner)
         self._resources = functools.cache(functools.partial(resources, self.experiments))
 
     def owned(self, rule: str) -> Paths:
-        """An input function without files; exits unless the experiment exists, has what `rule` needs and owns it."""
+        """An input function without files; exits unless the experiment exists, has what `rule` needs and owns it.
+
+        It also exits for a block of shards that no experiment has.
+        """
 
         @exits_on_config_error
         def check(wildcards: Wildcards) -> list[str]:
-            name = wildcards.experiment
+            name, block = wildcards.experiment, _block(wildcards)
             owner = self.experiments.owner(name, rule)
             if owner != name:
-                path = self.experiments.path(name, rule, _block(wildcards) or (0, 0))
+                path = self.experiments.path(name, rule, block or (0, 0))
                 raise ConfigError(f'"{name}" shares this artifact with "{owner}": ask for results/{path}')
+            if block is not None and block not in self._blocks(name, rule):
+                own = [f"{first:05d}-{last:05d}" for first, last in self.experiments.blocks(name, rule)]
+                raise ConfigError(
+                    f"{self._path(name, rule, block)}: there is no such block of shards; blocks of {rule} go from "
+                    f"{own[0]} to {own[-1]}, see shards_per_job"
+                )
             return []
 
         return check

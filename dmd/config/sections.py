@@ -32,7 +32,7 @@ from dmd.config.section_base import (
 from dmd.config.training import Compute, TeacherTraining
 
 IMPORTED = ("edm", "diffusers", "openai", "stable-diffusion")  # kinds of teachers from files, which need no dataset
-MAX_SHARDS = 10**6  # the paper's 12 million pairs are 12,000
+MAX_SHARDS = 10**5  # their names have five digits; the paper has 12,000 of pairs
 DECODERS = {"tiny": "tiny_autoencoder", "full": "autoencoder"}  # decoder of latents -> the rule that makes it
 
 

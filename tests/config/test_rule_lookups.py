@@ -49,6 +49,30 @@ def test_artifact_of_another_is_refused_with_its_own_path():
     assert caught.value.code == message
 
 
+@pytest.mark.parametrize("rule", ["pairs", "sample", "features"])
+@pytest.mark.parametrize("block", [("99999", "00000"), ("00001", "00000"), ("00000", "99999"), ("00001", "00002")])
+def test_block_that_no_experiment_has_is_refused_with_the_range_there_is(rule: str, block: tuple[str, str]):
+    found = provided()
+    first, last = block
+    with pytest.raises(SystemExit) as caught:
+        found.owned(rule)(job(first=first, last=last))
+    assert f"{first}-{last}" in str(caught.value.code) and "there is no such block of shards" in str(caught.value.code)
+    every = found.experiments.blocks("base", rule)
+    assert f"go from {every[0][0]:05d}-{every[0][1]:05d} to {every[-1][0]:05d}-{every[-1][1]:05d}" in caught.value.code
+    for number in every:
+        assert found.owned(rule)(job(first=f"{number[0]:05d}", last=f"{number[1]:05d}")) == []
+
+
+def test_block_that_only_a_child_has_belongs_to_the_parent_that_owns_its_shards():
+    found = provided(child={"pairs": {"num_pairs": 2 * BASE["pairs"]["num_pairs"]}})
+    more = found.experiments.blocks("child", "pairs")
+    assert found.experiments.owner("child", "pairs") == "base" and more[-1] not in found.experiments.blocks(
+        "base", "pairs"
+    )
+    for first, last in more:
+        assert found.owned("pairs")(job(first=f"{first:05d}", last=f"{last:05d}")) == []
+
+
 def test_unknown_experiment_ends_with_one_message():
     with pytest.raises(SystemExit) as caught:
         provided().owned("pairs")(job("bas"))

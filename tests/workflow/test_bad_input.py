@@ -96,6 +96,10 @@ def test_yaml_is_checked_before_snakemake_unfolds_it(tmp_path: Path, text: str, 
             )
             for artifact in ("pairs/manifest.parquet", "pairs/blocks/00000-00001.parquet")
         ),
+        (
+            "small/pairs/blocks/99999-00000.parquet",
+            "error: results/small/pairs/blocks/99999-00000.parquet: there is no such block of shards",
+        ),
     ],
 )
 def test_target_is_refused_with_one_message(finished: Path, target: str, message: str):
