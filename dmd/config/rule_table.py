@@ -437,7 +437,7 @@ RULES: dict[str, Rule] = {
         on_request=True,
     ),
     "clip": Rule(
-        "clip", 1, section="evaluate.clip", spec=_scored, files=("clip.json",), shown="evaluate", on_request=True
+        "clip", 2, section="evaluate.clip", spec=_scored, files=("clip.json",), shown="evaluate", on_request=True
     ),
     "latency": Rule(
         "latency",

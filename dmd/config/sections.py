@@ -511,6 +511,11 @@ class Clip(Section):
     )
     variant: Variant = None
     prefix: str = Field("A photo depicts ", description="put before each caption")
+    resize: Resize | None = Field(
+        None,
+        description="of 8-bit images, before the network's own bicubic one; {size: 256} = as DMD2 evaluates images of "
+        "512 pixels; null = none",
+    )
 
 
 class Latency(Section):

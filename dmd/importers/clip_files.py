@@ -16,6 +16,7 @@ from dmd.importers import pipeline_files as pipelines
 from dmd.importers import text_files
 from dmd.metrics.clip import Clip
 from dmd.metrics.features import eight_bit, quantise
+from dmd.metrics.resizing import resize
 from dmd.models import outside_config
 from dmd.models.text_encoder import clip_tokenizer
 
@@ -34,16 +35,19 @@ class CaptionScorer:
 
     Attributes:
         prefix: put before each caption.
+        resize: {"size", "filter"} of a first resizing of the images, or None.
     """
 
     clip: Clip
     captions: Prompts
     prefix: str
+    resize: Mapping[str, Any] | None = None
 
     def __call__(self, image: Tensor, label: Tensor) -> Tensor:
         """Cosines (B,) between images in [-1, 1] and their captions, whose row numbers are `label` (B,)."""
         texts = [self.prefix + text for text in self.captions.rows(label.tolist())]
-        return self.clip(eight_bit(quantise(image, 256)), texts)
+        levels = eight_bit(quantise(image, 256))
+        return self.clip(levels if self.resize is None else resize(levels, **self.resize), texts)
 
 
 def source_files(folder: Path, variant: str | None = None) -> list[Path]:
@@ -64,10 +68,12 @@ def source_files(folder: Path, variant: str | None = None) -> list[Path]:
 def caption_scorer(
     folder: Path, captions: Path, section: Mapping[str, Any], *, device: torch.device
 ) -> tuple[CaptionScorer, dict[str, Any], dict[str, str]]:
-    """The scorer of a section {"sha256", "prefix", "variant"}; its identity, as of `load`; digests of files by path."""
+    """The scorer of a section {"sha256", "prefix", "resize", "variant"}; the identity of `load` with how pictures and
+    captions are prepared; digests of files by path.
+    """
     clip, identity, digests = load(folder, sha256=section["sha256"], variant=section.get("variant"))
-    prefix = section["prefix"]
-    return CaptionScorer(clip.to(device), Prompts(captions), prefix), {**identity, "prefix": prefix}, digests
+    shown = {"prefix": section["prefix"], "resize": section.get("resize")}
+    return CaptionScorer(clip.to(device), Prompts(captions), **shown), {**identity, **shown}, digests
 
 
 def load(

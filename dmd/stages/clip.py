@@ -38,6 +38,7 @@ def run(*, features: list[Path], output: Path, experiment: str) -> None:
             **scores.spread(means),
             "network": {name: clip[name] for name in ("name", "sha256")},
             "prefix": clip["prefix"],
+            "resize": clip.get("resize"),
             "num_samples": shared["num_samples"],
             "first_seeds": [repetition.first_seed for repetition in repetitions],
             "network_calls": shared["network_calls"],

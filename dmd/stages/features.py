@@ -45,7 +45,7 @@ def run(
         autoencoder: decodes samples that are latents.
         clip_network, captions: folder of a CLIPModel, and the prompts of the samples; both are needed with `clip`.
         clip: {"sha256": digest of the folder's files, or null for any; "prefix": text before each caption; "name";
-            "variant": of the weights, if one is named}.
+            "variant": of the weights, if one is named; "resize": {"size", "filter"} of a first resizing, or null}.
 
     Raises:
         ValueError: a damaged input, a reference with other features or another protocol, a block that spans several
@@ -82,6 +82,9 @@ def run(
             scorer, facts["clip"], inputs["clip"] = clip_files.caption_scorer(
                 clip_network, captions, clip, device=target
             )
+            first, size = clip.get("resize"), scorer.clip.size
+            before = f" to {first['size']} pixels ({first['filter']}), then" if first else ""
+            reporting.log(f"CLIP sees the samples as 8 bits, resized{before} to {size} pixels (bicubic)")
         tensors = _extract(images, extractor, protocol, scorer)
         with record.publish(output, stage="features", inputs=inputs) as temporary:
             tensor_files.write(temporary, tensors, {**record.provenance("features", spec, inputs), **facts})

@@ -98,6 +98,19 @@ def test_score_is_the_mean_cosine_that_transformers_computes(folder, network, tm
         scored(folder, tmp_path, network, images, clip={**SPEC, "sha256": "0" * 8})
 
 
+def test_first_resizing_is_pillows_and_stands_in_the_score(folder, network, tmp_path):
+    levels = np.random.default_rng(0).integers(0, 256, (4, 24, 24, 3), np.uint8)
+    images = (levels.transpose(0, 3, 1, 2) / 127.5 - 1).astype(np.float32)
+    first = {"size": 12, "filter": "lanczos"}
+    small = np.stack([np.asarray(Image.fromarray(each).resize((12, 12), Image.Resampling.LANCZOS)) for each in levels])
+    found = scored(folder, tmp_path / "a", network, images, clip={**SPEC, "resize": first})
+    torch.testing.assert_close(found["clip"], by_hand(network, small), rtol=1e-4, atol=1e-5)
+    assert json.loads((tmp_path / "a" / "clip.json").read_text())["resize"] == first
+    plain = scored(folder, tmp_path / "b", network, images, clip={**SPEC, "resize": None})
+    assert (plain["clip"] - found["clip"]).abs().max() > 1e-3
+    assert json.loads((tmp_path / "b" / "clip.json").read_text())["resize"] is None
+
+
 def test_latents_are_seen_as_images(folder, network, tmp_path):
     source = make_stable_diffusion(tmp_path / "sd", resolution=8)
     path = tmp_path / "autoencoder.safetensors"
