@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from dmd.config.section_base import Count, Scale, Section
+from dmd.config.section_base import Count, Positive, Section
 
 WEIGHTS = ("ema", "raw")  # a student's weights: moving average over updates; last update
 STUDENT, TEACHER = "student", "teacher"
@@ -49,7 +49,7 @@ class Phase(Section):
     """Consecutive updates of a training with the same settings. Methods add their own keys."""
 
     updates: Count = Field(description="of the student, or of the network that the phase trains")
-    learning_rate_scale: Scale = Field(1.0, description="factor on every learning rate")
+    learning_rate_scale: Positive = Field(1.0, description="factor on every learning rate")
     fresh_optimiser: bool = Field(False, description="clear the student's Adam moments first")
 
 
