@@ -94,7 +94,7 @@ def main(run: Callable[..., None], *sections: type[Section]) -> None:
             _fail(ValueError(f"memory does not suffice: {what}; on a cluster `resources` asks for more"), log)
         if isinstance(error, RuntimeError) and processes.count() > 1:  # often caused by another's failure
             _fail(error, log)
-        _log.debug("%s", traceback.format_exc(), extra={"is_traceback": True})
+        _log.debug("%s", _encodable(traceback.format_exc()), extra={"is_traceback": True})
         _end(log, "failed", f"error: {type(error).__name__}: {error}")
         raise
 
@@ -108,16 +108,20 @@ def _lacks_memory(error: Exception) -> bool:
 def _fail(error: Exception, log: Path | None) -> None:
     if processes.first_to_fail():
         where = f" in process {processes.rank()} of {processes.count()}" if processes.count() > 1 else ""
-        _log.debug("%s", traceback.format_exc(), extra={"is_traceback": True})
+        _log.debug("%s", _encodable(traceback.format_exc()), extra={"is_traceback": True})
         _end(log, "failed", f"error{where}: {error}")
     sys.exit(1)
 
 
 def _end(log: Path | None, state: Literal["failed", "stopped"], message: str) -> None:
-    """Writes into the log and the status file how the job ended; a name in the message need not be UTF-8."""
-    message = message.encode(errors="backslashreplace").decode()
-    _log.error("%s", message)
-    job_status.end(log, state, message)
+    """Writes into the log and the status file how the job ended."""
+    _log.error("%s", _encodable(message))
+    job_status.end(log, state, _encodable(message))
+
+
+def _encodable(text: str) -> str:
+    """The text with an escape for each byte of a name that is not UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _wait_for_another(paths: Mapping[str, Any]) -> None:
