@@ -214,15 +214,16 @@ class RuleLookups:
 
     @exits_on_config_error
     def solvers(self, wildcards: Wildcards, output: Any) -> str:
-        """Solvers that draw with an imported teacher, by key, which its import tries; a change reruns nothing."""
-        owner, solvers = wildcards.experiment, {}
-        if getattr(self.experiments.sections(owner).teacher, "kind", "") in IMPORTED:
-            for name, sections in self.experiments.merged.items():
-                if sections.teacher is None or self.experiments.owner(name, "teacher") != owner:
-                    continue
-                for key, section in {"pairs": sections.pairs, "sample": sections.sample}.items():
-                    if section is not None and isinstance(section.solver, ScheduledSolver):
-                        solvers[f"{name}.{key}.solver"] = section.solver.with_defaults()
+        """An experiment's solvers that draw with its imported teacher, by key, which the import tries.
+
+        Those of other experiments that share the teacher are tried where they begin. A change reruns nothing.
+        """
+        name, solvers = wildcards.experiment, {}
+        sections = self.experiments.sections(name)
+        if getattr(sections.teacher, "kind", "") in IMPORTED:
+            for key, section in {"pairs": sections.pairs, "sample": sections.sample}.items():
+                if section is not None and isinstance(section.solver, ScheduledSolver):
+                    solvers[f"{name}.{key}.solver"] = section.solver.with_defaults()
         return as_text({"solvers": solvers} if solvers else {})
 
     def storage(self, wildcards: Wildcards, output: Any) -> str:

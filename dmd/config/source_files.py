@@ -27,7 +27,7 @@ SAVED = frozenset({".json", ".safetensors", ".txt"})  # suffixes of files that d
 MAX_DEPTH, MAX_LINKS = 100, 100  # of nested folders, and of ways to one folder
 MAX_RECORD = 100_000  # bytes
 OWN_FOLDERS = (".", "results", ".snakemake")  # no folder of images may be or hold one, or lie in one but the first
-_KINDS = (
+KINDS = (  # what a path may lead to that is no file
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
     (stat.S_ISSOCK, "a socket"),
@@ -59,7 +59,7 @@ def fault(path: str | Path) -> str | None:
         return f"is a link to {piece(os.readlink(path))}, which is missing" if os.path.islink(path) else "is missing"
     except (OSError, ValueError) as error:
         return f"cannot be read: {getattr(error, 'strerror', None) or error}"
-    kind = next((name for test, name in _KINDS if test(status.st_mode)), None)
+    kind = next((name for test, name in KINDS if test(status.st_mode)), None)
     if kind:
         return f"is {kind}, not a file"
     return None if os.access(path, os.R_OK) else "cannot be read: Permission denied"

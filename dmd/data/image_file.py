@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
+from dmd.provenance import outside_files
+
 FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "bicubic": Image.Resampling.BICUBIC,
@@ -68,8 +70,8 @@ def sha256(path: Path) -> bytes:
 
 def _load(path: Path) -> Image.Image:
     """The upright image, grey or RGB of 8 bits; ValueError, with the path, whatever is wrong with the file."""
-    try:
-        with Image.open(path, formats=FORMATS) as opened:
+    with outside_files.reading(path, "an image"):
+        with _opened(path) as opened:
             width, height = opened.size
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
@@ -81,10 +83,13 @@ def _load(path: Path) -> Image.Image:
             turn = _turn(opened)
             image = opened if turn is None else opened.transpose(turn)
             return _without_alpha(image if highest is None else _scaled(image, highest, inverted))
-    except Exception as error:  # Pillow raises any exception on damaged files
-        unknown = isinstance(error, UnidentifiedImageError)
-        message = f"Pillow knows it as none of {', '.join(FORMATS)}" if unknown else " ".join(str(error).split())
-        raise ValueError(f"{path} cannot be read as an image: {message or type(error).__name__}") from error
+
+
+def _opened(path: Path) -> ImageFile.ImageFile:
+    try:
+        return Image.open(path, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"Pillow knows it as none of {', '.join(FORMATS)}") from error
 
 
 def _grey_range(image: ImageFile.ImageFile) -> tuple[int | None, bool]:

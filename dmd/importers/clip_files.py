@@ -17,13 +17,12 @@ from dmd.importers import text_files
 from dmd.metrics.clip import Clip
 from dmd.metrics.features import eight_bit, quantise
 from dmd.metrics.resizing import resize
-from dmd.models import outside_config
+from dmd.models import outside_config, sizes
 from dmd.models.text_encoder import clip_tokenizer
 
 PREPROCESSORS = ("processor_config.json", "preprocessor_config.json")  # the first with a processor of images counts
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training images
 BICUBIC = 3  # Pillow's number
-MAX_LAYERS = 128
 PARTS = {"text_config": "CLIPTextConfig", "vision_config": "CLIPVisionConfig"}
 PARTS |= {"text_config_dict": "CLIPTextConfig", "vision_config_dict": "CLIPVisionConfig"}  # an older form, which counts
 KEY = "evaluate.clip.sha256"
@@ -124,14 +123,10 @@ def _network(folder: Path, files: list[Path]) -> Any:
         if not isinstance(values, dict):
             raise ValueError(f"{where} {values!r:.80} is no mapping")
         outside_config.check(where, values, kind)
-        if not isinstance(layers := values.get("num_hidden_layers", 12), int) or layers > MAX_LAYERS:
-            raise ValueError(f"{where}: num_hidden_layers {layers!r:.80} is no integer up to {MAX_LAYERS}")
+        sizes.check(where, values)
     arguments = {key: config[key] for key in (*PARTS, "projection_dim") if config.get(key) is not None}
-    try:
-        with torch.device("meta"):  # the files hold all tensors but position_ids
-            network = CLIPModel(CLIPConfig(**arguments))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{folder}: CLIPModel: {error}") from error
+    with torch.device("meta"), sizes.making(f"{folder}: CLIPModel", arguments):  # the files hold all but position_ids
+        network = CLIPModel(CLIPConfig(**arguments))
     state = {name: value for name, value in pipelines.tensors_of(files).items() if not name.endswith("position_ids")}
     pipelines.check_weights(network, state, folder)
     for part in (network.text_model.embeddings, network.vision_model.embeddings):

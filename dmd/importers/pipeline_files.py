@@ -129,7 +129,7 @@ def scheduler_preconditioning(path: Path, index: Path, known: Sequence[str]) -> 
     torchvision_operators.ensure()
     import diffusers
 
-    config = read_json(path)
+    config = scheduler_config(path)
     name, prediction = config.get("_class_name"), config.get("prediction_type", "epsilon")
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"{path}: scheduler {name!r} is none of {', '.join(known)}")

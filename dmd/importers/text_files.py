@@ -11,8 +11,6 @@ from dmd.models import outside_config
 from dmd.models.text_encoder import TOKENIZER_FILES, Text, clip_tokenizer
 from dmd.provenance import outside_files
 
-MAX_LAYERS = 128  # released encoders have 12 to 32
-
 
 def source_files(folder: Path, variant: str | None = None) -> list[Path]:
     """Files of the text encoder and its tokenizer in the folder of a pipeline; ValueError if one is missing."""
@@ -43,8 +41,6 @@ def load(folder: Path, variant: str | None = None) -> tuple[dict[str, torch.Tens
     if (kind := config.get("model_type", "clip_text_model")) != "clip_text_model":
         raise ValueError(f"{path}: model_type {kind!r} is not clip_text_model")
     outside_config.check(path, config, "CLIPTextConfig")
-    if not isinstance(layers := config.get("num_hidden_layers", 12), int) or layers > MAX_LAYERS:
-        raise ValueError(f"{path}: num_hidden_layers {layers!r} is no integer up to {MAX_LAYERS}")
     arguments = {key: value for key, value in config.items() if key[:1] != "_"}
     section = {"config": arguments, "tokenizer": tokenizer_texts(files, config.get("max_position_embeddings", 77))}
     try:
@@ -84,6 +80,14 @@ def tokenizer_texts(files: list[Path], length: int) -> dict[str, str]:
             _check_keys(path, length)
     if not {"tokenizer.json", "added_tokens.json"} & texts.keys():
         return texts
+    place = next(path for path in files if path.name in ("tokenizer.json", "added_tokens.json"))
+    with outside_files.reading(place, "a tokenizer"):
+        _write_into(texts)
+    return texts
+
+
+def _write_into(texts: dict[str, str]) -> None:
+    """Puts what tokenizer.json and added_tokens.json say into the other files, in their place."""
     tokenizer = clip_tokenizer(texts)
     config = json.loads(texts.get("tokenizer_config.json", "{}")) | tokenizer.special_tokens_map
     config["added_tokens_decoder"] = {key: each.__getstate__() for key, each in tokenizer.added_tokens_decoder.items()}
@@ -94,7 +98,6 @@ def tokenizer_texts(files: list[Path], length: int) -> dict[str, str]:
         pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
         texts["vocab.json"] = json.dumps(model["vocab"], ensure_ascii=False)
         texts["merges.txt"] = "\n".join(["#version: 0.2", *pairs, ""])
-    return texts
 
 
 def _check_keys(path: Path, length: int) -> None:

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dmd.config.source_files import KINDS
+
 HEAD = 512  # bytes that `check` looks at
 SHOWN = 200  # characters of a library's message
 LFS = b"version https://git-lfs"
 PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
-KINDS = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a FIFO", stat.S_ISSOCK: "a socket", stat.S_ISCHR: "a device"}
 MARKS = {  # byte order mark -> encoding; UTF-32 stands first, since its mark begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -49,7 +50,7 @@ def check(path: Path) -> None:
     """OSError if the file is missing, ValueError (without its name) if it plainly is not what its name says."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        kind = next((kind for test, kind in KINDS.items() if test(status.st_mode)), "no file")
+        kind = next((kind for test, kind in KINDS if test(status.st_mode)), "no file")
         raise ValueError(f"it is {kind}")
     if not status.st_size:
         raise ValueError("it is empty")

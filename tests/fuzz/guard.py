@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import os
 import resource
 import signal
 import sys
@@ -15,7 +16,7 @@ SECONDS = 10.0  # of the CPU, of a case; a minute of the clock
 MEMORY = 1 << 30  # bytes that a case may ask for beyond what the process has
 FORBIDDEN = frozenset(
     "os.system os.exec os.fork os.forkpty os.posix_spawn os.spawn subprocess.Popen pty.spawn socket.connect "
-    "socket.getaddrinfo ctypes.dlopen pickle.find_class os.kill os.putenv shutil.rmtree".split()
+    "socket.getaddrinfo ctypes.dlopen pickle.find_class os.kill os.putenv".split()
 )
 INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
@@ -68,7 +69,11 @@ class Watch:
     def _writes(self, event: str, arguments: tuple[Any, ...]) -> bool:
         if event == "open" and isinstance(arguments[1], str):
             return bool(set(arguments[1]) & set("wax+")) and not self._inside(arguments[0])
-        return event in ("os.remove", "os.rename", "os.mkdir", "os.rmdir") and not self._inside(arguments[0])
+        if event not in ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "shutil.rmtree"):
+            return False
+        place, folder = arguments[0], arguments[-1]  # a path relative to an open folder, if that is given
+        relative = isinstance(folder, int) and folder >= 0
+        return not self._inside(os.path.join(os.readlink(f"/proc/self/fd/{folder}"), place) if relative else place)
 
     def _inside(self, path: Any) -> bool:
         return isinstance(path, int) or str(path).startswith(self._scratch)

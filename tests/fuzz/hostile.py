@@ -126,7 +126,7 @@ CONTENTS: list[tuple[str, bytes, *tuple[str, ...]]] = [
 PLACES: list[tuple[str, Callable[[Path], object], tuple[str, ...]]] = [
     ("nothing", lambda path: None, ("missing", "No such file", "not a file")),
     ("folder", lambda path: path.mkdir(), ("folder", "directory")),
-    ("FIFO", os.mkfifo, ("FIFO",)),
+    ("FIFO", os.mkfifo, ("named pipe",)),
     ("device", lambda path: path.symlink_to("/dev/zero"), ("device",)),
     ("link to nothing", lambda path: path.symlink_to("nowhere"), ("missing", "No such file", "not a file")),
     ("link to itself", lambda path: path.symlink_to(path.name), ("missing", "symbolic links", "not a file")),

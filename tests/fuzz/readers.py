@@ -55,7 +55,6 @@ class Reader:
     tokens: words of the format for `mutations.mutated`.
     refused: the whole file already has to be.
     outside: whether others make such files: then what is no file is tried, too, and the message says what it is.
-    untried: names of hostile files that are not tried.
     """
 
     make: Callable[[Path], Path]
@@ -63,7 +62,6 @@ class Reader:
     tokens: Sequence[bytes] = ()
     refused: bool = False
     outside: bool = False
-    untried: Sequence[str] = ()
 
 
 def _items(num: int = 4) -> list[tuple[int, shards.Item]]:
@@ -317,7 +315,8 @@ def _read_labels(path: Path) -> None:
 
 
 def _make_scheduler(folder: Path) -> Path:
-    levels = {"_class_name": "DDIMScheduler", "beta_schedule": "linear", "num_train_timesteps": 100}
+    levels: dict[str, Any] = {"_class_name": "DDIMScheduler", "beta_schedule": "linear", "num_train_timesteps": 100}
+    levels["flow_shift"] = 1.0  # a default, with which all schedulers of diffusers are asked
     (folder / "scheduler_config.json").write_text(json.dumps(levels))
     return folder / "scheduler_config.json"
 
@@ -328,12 +327,14 @@ def _make_tokenizer(folder: Path) -> Path:
         json.loads((folder / "vocab.json").read_text()),
         (folder / "merges.txt").read_text().splitlines()[1:],
     )
-    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab, "merges": merges}}))
+    (folder / "tokenizer.json").write_text(
+        json.dumps({"added_tokens": [], "model": {"vocab": vocab, "merges": merges}})
+    )
     return folder / "tokenizer.json"
 
 
 def _read_tokenizer(path: Path) -> None:
-    texts = text_files.tokenizer_texts([path])
+    texts = text_files.tokenizer_texts([path], 77)
     try:
         clip_tokenizer(texts)
     except ValueError as error:
@@ -392,22 +393,30 @@ READERS: dict[str, Reader] = {
     "moments": Reader(_make_moments, moments_file.load, (*HOSTILE, b"'|O'", b"'<f8'", b"(999999999,)"), outside=True),
     "labels": Reader(_make_labels, _read_labels, (b'"', b";", b"\0"), outside=True),
     "scheduler": Reader(
-        _make_scheduler, lambda path: pipeline_files.levels(path, ("DDIMScheduler",)), JSON, outside=True
+        _make_scheduler,
+        lambda path: pipeline_files.scheduler_preconditioning(
+            path, path.with_name("model_index.json"), ("DDIMScheduler",)
+        ),
+        JSON,
+        outside=True,
     ),
     "tokenizer": Reader(_make_tokenizer, _read_tokenizer, JSON, outside=True),
     "lora": Reader(_make_lora, _read_lora, JSON, outside=True),
     "safetensors": Reader(_make_lora, tensor_files.read, JSON, outside=True),
     "autoencoder": Reader(lambda folder: _make_part(folder, "autoencoder"), loading.load_codec, JSON, outside=True),
     "text encoder": Reader(lambda folder: _make_part(folder, "text-encoder"), loading.load_text, JSON, outside=True),
-    "png": Reader(lambda folder: _make_image(folder, "png"), _read_image, (b"IDAT", b"PLTE", b"tRNS", b"eXIf")),
-    "jpg": Reader(lambda folder: _make_image(folder, "jpg"), _read_image, (b"\xff\xd8", b"\xff\xe1", b"Exif\0\0")),
-    "gif": Reader(lambda folder: _make_image(folder, "gif"), _read_image),
-    "tif": Reader(lambda folder: _make_image(folder, "tif"), _read_image),
-    "eps": Reader(_make_eps, _read_image, refused=True),
+    "png": Reader(
+        lambda folder: _make_image(folder, "png"), _read_image, (b"IDAT", b"PLTE", b"tRNS", b"eXIf"), outside=True
+    ),
+    "jpg": Reader(
+        lambda folder: _make_image(folder, "jpg"), _read_image, (b"\xff\xd8", b"\xff\xe1", b"Exif\0\0"), outside=True
+    ),
+    "gif": Reader(lambda folder: _make_image(folder, "gif"), _read_image, outside=True),
+    "tif": Reader(lambda folder: _make_image(folder, "tif"), _read_image, outside=True),
+    "eps": Reader(_make_eps, _read_image, refused=True, outside=True),
     "config": Reader(
         _make_config,
         lambda path: config.resolve(config.read_yaml(path)),
         (*YAML, *JSON),
-        untried=("lists in lists", "objects in objects"),
     ),
 }

@@ -301,7 +301,10 @@ def without(path: Path, name: str) -> None:
         (lambda p: edit(p / "vae/config.json", _class_name="VQModel"), "'VQModel' is not AutoencoderKL"),
         (lambda p: edit(p / "text_encoder/config.json", model_type="t5"), "model_type 't5' is not clip_text_model"),
         (lambda p: edit(p / "text_encoder/config.json", hidden_size=64), "text_encoder holds another architecture"),
-        (lambda p: edit(p / "text_encoder/config.json", num_hidden_layers=10**6), "num_hidden_layers 1000000 is no"),
+        (
+            lambda p: edit(p / "text_encoder/config.json", num_hidden_layers=10**6),
+            "num_hidden_layers ask for 1000000 blocks",
+        ),
         (lambda p: edit(p / "text_encoder/config.json", vocab_size=100), "535 tokens, but the text encoder has 100"),
         (lambda p: edit(p / "text_encoder/config.json", hidden_act="os.system"), "CLIPTextModel: "),
         (lambda p: without(p / "text_encoder/model.safetensors", "final_layer_norm.bias"), "Missing key"),

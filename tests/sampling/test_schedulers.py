@@ -212,6 +212,10 @@ def test_a_teacher_whose_scheduler_fails_is_neither_imported_nor_loaded(tmp_path
     path = folder / "scheduler" / "scheduler_config.json"
     config = json.loads(path.read_text()) | {"beta_schedule": "squaredcos_cap_v2", field: True}
     path.write_text(json.dumps(config | {"_class_name": "UniPCMultistepScheduler"}))
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(
+        json.dumps(index | {"scheduler": ["diffusers", "UniPCMultistepScheduler"]})
+    )
     out, solver = tmp_path / "t.safetensors", {"name": name, "steps": 5}
     line = f"solver '{re.escape(name)}' with 5 steps cannot be used .*: {reason}.*squaredcos_cap_v2.*{field} True"
     arguments = {"output": out, "table": tmp_path / "log.parquet", "kind": "stable-diffusion", "source": folder}
