@@ -8,6 +8,8 @@ import torch
 
 from dmd.importers import edm_pickle
 from dmd.importers.edm_pickle import Module
+from dmd.models.networks import FAMILIES
+from dmd.models.networks.block import num_heads
 from dmd.provenance import outside_files
 
 # By class in the file: the kind of preconditioning, and the default arguments of the class.
@@ -15,6 +17,10 @@ PRECONDITIONING: dict[str, tuple[str, dict[str, float]]] = {
     "EDMPrecond": ("edm", {"sigma_min": 0.0, "sigma_max": math.inf, "sigma_data": 0.5}),
     "VEPrecond": ("ve", {"sigma_min": 0.02, "sigma_max": 100.0}),
 }
+OUTER = ("img_resolution", "img_channels", "label_dim", "use_fp16", "model_type")  # other arguments of these classes
+HARMLESS = frozenset(  # attributes that weights have, too, or that count in training or in half precision only
+    "in_channels out_channels emb_channels num_channels in_features out_features dropout label_dropout use_fp16".split()
+)
 SONG = {"model_channels": 128, "channel_mult": [1, 2, 2, 2], "num_blocks": 4, "attn_resolutions": [16]}
 DHARIWAL = {"model_channels": 192, "channel_mult": [1, 2, 3, 4], "num_blocks": 3, "attn_resolutions": [32, 16, 8]}
 COMMON = {"label_dim": 0, "augment_dim": 0, "channel_mult_emb": 4, "dropout": 0.10, "label_dropout": 0}
@@ -35,7 +41,8 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Weights (`ema.*`, float32) and facts (network, preconditioning, sigma_data, shape, classes) of a released file.
 
     Raises:
-        ValueError: the file is damaged or hostile, or holds a network that this package does not have.
+        ValueError: the file is damaged or hostile, or holds a network that this package does not have, or a value that
+            its classes would compute with in another way.
     """
     outer = edm_pickle.read(path)
     with outside_files.reading(path, "an EDM teacher"):
@@ -43,7 +50,7 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         weights = {
             f"ema.{name}": tensor.float()
             for name, tensor in outer.modules["model"].state()
-            if not name.endswith(".resample_filter")  # a constant of the architecture
+            if not name.endswith(".resample_filter")  # a constant of the architecture, which is checked
         }
     return weights, facts
 
@@ -57,7 +64,15 @@ def _facts(outer: Module) -> dict[str, Any]:
     kind, defaults = PRECONDITIONING[outer.class_name]
     arguments = _Arguments(outer, defaults)
     values = {name: arguments.number(name) for name in defaults}
-    network = architecture(outer.modules["model"])
+    model = outer.modules["model"]
+    network = architecture(model)
+    shape = {"img_resolution": network["resolution"], "img_channels": network["channels"]}
+    shape |= {"label_dim": network["num_classes"], "model_type": model.class_name}
+    passed_on = {key: value for key, value in outer.arguments.items() if key not in (*defaults, *OUTER)}
+    _check_values(outer.class_name, {key: outer.arguments[key] for key in shape if key in outer.arguments}, shape)
+    _check_values(outer.class_name, passed_on, _defaults(model) | model.arguments)
+    _check_values(outer.class_name, outer.attributes, shape | values)
+    _check_attributes(model, network["kind"])
     if not 0 < values.get("sigma_data", 0.5) < math.inf or not values["sigma_min"] < values["sigma_max"]:
         raise ValueError(f"{outer.class_name}: sigma_data is not above 0, or sigma_min not below sigma_max: {values}")
     limits = {name: values[name] for name in ("sigma_min", "sigma_max") if 0 < values[name] < math.inf}
@@ -79,13 +94,8 @@ def architecture(network: Module) -> dict[str, Any]:
     Raises:
         ValueError: the class is another one, or has arguments that this package's networks do not have.
     """
-    if network.class_name == "DhariwalUNet":
-        arguments, kind = _Arguments(network, COMMON | DHARIWAL), "adm"
-    elif network.class_name == "SongUNet":
-        arguments = _Arguments(network, COMMON | SONG | STYLE_DEFAULTS)
-        kind = _style(arguments)
-    else:
-        raise ValueError(f"network {network.class_name!r} is not supported; supported are SongUNet and DhariwalUNet")
+    arguments = _Arguments(network, _defaults(network))
+    kind = "adm" if network.class_name == "DhariwalUNet" else _style(arguments)
     arguments.refuse_unknown("img_resolution", "in_channels", "out_channels")
     channels, resolution = arguments.integer("in_channels"), arguments.integer("img_resolution")
     if arguments.integer("out_channels") != channels:
@@ -106,6 +116,64 @@ def architecture(network: Module) -> dict[str, Any]:
         "dropout": arguments.number("dropout"),
         "augment": arguments.integer("augment_dim"),
     }
+
+
+def _defaults(network: Module) -> dict[str, Any]:
+    """Default arguments of a network's class; ValueError for another class."""
+    if network.class_name == "DhariwalUNet":
+        return COMMON | DHARIWAL
+    if network.class_name == "SongUNet":
+        return COMMON | SONG | STYLE_DEFAULTS
+    raise ValueError(f"network {network.class_name!r} is not supported; supported are SongUNet and DhariwalUNet")
+
+
+def _check_attributes(module: Module, kind: str, name: str = "", above: str = "") -> None:
+    """ValueError unless the modules of a network compute with the numbers that our network of this kind has.
+
+    Args:
+        name: of the module.
+        above: name of the module that holds it; blocks that resample are named for it.
+    """
+    family, where = FAMILIES[kind], f"{module.class_name} {name}".strip()
+    known: dict[str, Any] = {}
+    match module.class_name:
+        case "UNetBlock":
+            channels = module.modules["qkv"].tensors["weight"].shape[1] if "qkv" in module.modules else 0
+            heads = num_heads(channels, family.head_channels) if channels else 0
+            known = {"skip_scale": family.gain, "adaptive_scale": family.scale_shift, "num_heads": heads}
+        case "GroupNorm":
+            known = {"eps": family.eps, "num_groups": min(32, len(module.tensors["weight"]) // 4)}
+        case "PositionalEmbedding":
+            known = {"max_positions": 10000, "endpoint": not family.late_label}
+        case "Conv2d":
+            branch, resamples = name.endswith("_residual"), name in ("conv0", "skip")
+            known = {"fused_resample": branch, "down": branch or (resamples and above.endswith("_down"))}
+            known["up"] = resamples and above.endswith("_up")
+    _check_values(where, module.attributes, known)
+    if "resample_filter" in module.tensors:
+        row = torch.tensor([1.0, 3.0, 3.0, 1.0] if family.binomial else [1.0, 1.0])
+        taps, found = row.outer(row) / row.sum().square(), module.tensors["resample_filter"].float()
+        if found.shape[-2:] != taps.shape or not torch.allclose(found, taps):
+            raise ValueError(f"{where}: resample_filter is not supported: only that of {kind} is")
+    for each, child in module.modules.items():
+        _check_attributes(child, kind, each, name)
+
+
+def _check_values(where: str, values: dict[str, Any], known: dict[str, Any]) -> None:
+    """ValueError for a value that is set, is not harmless, and differs from the one that is known."""
+    for key, value in values.items():
+        if value is None or key in HARMLESS:
+            continue
+        plain = list(value) if isinstance(value, tuple) else value
+        if key not in known or not (plain == known[key] or _is_close(plain, known[key])):
+            shown = f"{value!r:.80}" if isinstance(value, str | int | float) else f"a {type(value).__name__}"
+            only = f"only {known[key]!r:.80} is" if key in known else "the name is unknown"
+            raise ValueError(f"{where}: {key[:80]} {shown} is not supported: {only}")
+
+
+def _is_close(value: Any, known: Any) -> bool:
+    numbers = isinstance(value, int | float) and isinstance(known, int | float)
+    return numbers and math.isclose(value, known, rel_tol=1e-6)
 
 
 def _style(arguments: "_Arguments") -> str:

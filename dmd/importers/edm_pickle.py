@@ -35,6 +35,7 @@ class Module:
     Attributes:
         class_name: name of its class in the file; "ModuleDict" for containers.
         arguments: keyword arguments of its class; their values are not checked.
+        attributes: its other public attributes, with which the class computes; their values are not checked.
         positional: number of positional arguments.
         tensors: its own parameters and buffers, by name.
         modules: its child modules, by name.
@@ -43,6 +44,7 @@ class Module:
 
     class_name: str
     arguments: dict[str, Any] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
     positional: int = 0
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     modules: dict[str, Module] = field(default_factory=dict)
@@ -171,7 +173,10 @@ class _ModuleReader:
         if not isinstance(positional := item.state.get("_init_args", ()), tuple | list):
             raise ValueError(f"{item.class_name}: its arguments by position are no tuple")
         arguments = self._named(item.state, "_init_kwargs", keep_none=True)
-        return Module(item.class_name, arguments, len(positional), tensors, modules, self._digest(item.source))
+        state = {key: value for key, value in self._named({"state": item.state}, "state").items() if key[:1] != "_"}
+        attributes = {key: value for key, value in state.items() if key != "training"}
+        digest = self._digest(item.source)
+        return Module(item.class_name, arguments, attributes, len(positional), tensors, modules, digest)
 
     def tensor(self, item: Any, name: str) -> torch.Tensor:
         """A tensor with its own memory."""

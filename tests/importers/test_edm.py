@@ -6,6 +6,7 @@ tests/edm_vectors holds tiny random teachers in the released layout, and what th
 import json
 import math
 import shutil
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dmd.data import manifest, shards
-from dmd.importers import edm
+from dmd.importers import edm, edm_pickle
 from dmd.importers.edm_pickle import Module
 from dmd.models import loading
 from dmd.provenance import files, record, tensor_files
@@ -331,3 +332,64 @@ def test_adm_teacher_equals_a_converted_diffusers_network(tmp_path):
         expected = other(image, condition, class_labels=label).sample
     assert float(expected.std()) > 0.1
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["adm-cond", "ddpmpp-cond", "ncsnpp-uncond"])
+@pytest.mark.parametrize(
+    ("place", "key", "value"),
+    [
+        ("", "sigma_data", 1.0),
+        ("", "sigma_max", 50.0),
+        ("", "img_resolution", 32),
+        ("", "label_dim", 7),
+        ("", "secret", 1),
+        ("model", "secret", 3),
+        ("model.map_noise", "secret", 1),
+        ("model.enc.16x16_block0", "skip_scale", 0.9),
+        ("model.enc.16x16_block0", "adaptive_scale", 0.5),
+        ("model.enc.8x8_block0", "num_heads", 3),
+        ("model.enc.16x16_block0.norm0", "eps", 1e-3),
+        ("model.enc.16x16_block0.norm0", "num_groups", 2),
+        ("model.enc.16x16_block0.conv0", "down", True),
+        ("model.enc.8x8_down.conv0", "down", False),
+        ("model.dec.16x16_up.conv0", "up", False),
+        ("model.dec.16x16_up.conv0", "fused_resample", True),
+    ],
+)
+def test_attribute_that_would_change_the_numbers_is_refused_by_name(family, place, key, value):
+    outer = edm_pickle.read(VECTORS / f"{family}.pkl")
+    module = reduce(lambda found, name: found.modules[name], filter(None, place.split(".")), outer)
+    module.attributes[key] = value
+    with pytest.raises(ValueError, match=f"{module.class_name}.*: {key} {value} is not supported") as refused:
+        edm._facts(outer)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("img_channels", 1), ("label_dim", 7), ("model_type", "DhariwalUNet"), ("dropout", 0.5)]
+)
+def test_arguments_of_the_outer_class_are_those_of_the_network(key, value):
+    outer = edm_pickle.read(VECTORS / "ddpmpp-cond.pkl")
+    outer.arguments[key] = value
+    with pytest.raises(ValueError, match=f"EDMPrecond: {key} .*is not supported|unknown"):
+        edm._facts(outer)
+
+
+@pytest.mark.parametrize("family", ["adm-cond", "ddpmpp-cond", "ncsnpp-uncond"])
+def test_filter_and_noise_features_are_those_of_the_network(family):
+    outer = edm_pickle.read(VECTORS / f"{family}.pkl")
+    before = edm._facts(outer)
+    changed = {"use_fp16": True, "label_dropout": 0.1, "dropout": 0.5, "new": None}
+    outer.modules["model"].attributes |= changed
+    assert edm._facts(outer) == before
+    if family != "ncsnpp-uncond":
+        noise = outer.modules["model"].modules["map_noise"]
+        for key, value in (("max_positions", 1000), ("endpoint", not noise.attributes["endpoint"])):
+            kept, noise.attributes[key] = noise.attributes[key], value
+            with pytest.raises(ValueError, match=f"PositionalEmbedding map_noise: {key} {value} is not supported"):
+                edm._facts(outer)
+            noise.attributes[key] = kept
+    conv = outer.modules["model"].modules["enc"].modules["8x8_down"].modules["conv0"]
+    conv.tensors["resample_filter"] = conv.tensors["resample_filter"].flip(0) * 2
+    with pytest.raises(ValueError, match="Conv2d conv0: resample_filter is not supported"):
+        edm._facts(outer)
