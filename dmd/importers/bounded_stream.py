@@ -2,6 +2,8 @@
 
 from typing import IO
 
+PIECE = 1 << 24  # bytes that are read at once: between pieces a signal can stop the stage
+
 
 class BoundedStream:
     """A binary stream that never reads beyond its size, so that a false length in a file allocates no memory."""
@@ -11,6 +13,8 @@ class BoundedStream:
 
     def read(self, num: int) -> bytes:
         """Exactly `num` bytes; ValueError if fewer are left."""
+        if num > PIECE:
+            return bytes(self.read_buffer(num))
         self._take(num)
         return self._stream.read(num)
 
@@ -18,8 +22,10 @@ class BoundedStream:
         """The same as a buffer that can be written to."""
         self._take(num)
         buffer = bytearray(num)
-        if self._stream.readinto(buffer) != num:  # type: ignore[attr-defined]
-            raise ValueError("the file became shorter while it was read")
+        for start in range(0, num, PIECE):
+            piece = memoryview(buffer)[start : start + PIECE]
+            if self._stream.readinto(piece) != len(piece):  # type: ignore[attr-defined]
+                raise ValueError("the file became shorter while it was read")
         return buffer
 
     def readline(self) -> bytes:

@@ -63,8 +63,8 @@ def read(path: Path, *, name: str) -> dict[str, torch.Tensor]:
             wrapper has put words before all names (`module.`, `_orig_mod.`), this name shows what to take off.
 
     Raises:
-        ValueError: the file is damaged, or holds anything but tensors within their storage, or several networks; the
-            message is one line.
+        ValueError: the file is damaged, or holds anything but finite tensors within their storage, or several
+            networks; the message is one line.
     """
     with outside_files.reading(path, "a file of weights only"), path.open("rb") as stream:
         size = path.stat().st_size
@@ -73,6 +73,8 @@ def read(path: Path, *, name: str) -> dict[str, torch.Tensor]:
         tensors = {key: value.view(storages[value.storage.key], key[:100]) for key, value in state.items()}
         if sum(value.nbytes for value in tensors.values()) > size:
             raise ValueError(f"{path} holds tensors of more bytes than the file has")
+        if bad := [key for key, value in tensors.items() if not value.isfinite().all()]:
+            raise ValueError(f"{path} holds weights that are not finite: {', '.join(bad[:3])[:200]}")
         return tensors
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from dmd.config.source_files import KINDS
 
 HEAD = 512  # bytes that `check` looks at
+MAX_TEXT = 1 << 28  # bytes of text or JSON, which is read at once; the captions of COCO have 1e8
 SHOWN = 200  # characters of a library's message
 LFS = b"version https://git-lfs"
 PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
@@ -79,10 +80,16 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split())[:SHOWN] or type(error).__name__
 
 
+def _content(path: Path) -> bytes:
+    if (size := path.stat().st_size) > MAX_TEXT:
+        raise ValueError(f"it has {size} bytes, more than {MAX_TEXT}")
+    return path.read_bytes()
+
+
 def read_json(path: Path, what: str = "JSON") -> Any:
     """The value in a JSON file in UTF-8, UTF-16 or UTF-32; ValueError as in `reading`."""
     with reading(path, what):
-        return json.loads(path.read_bytes().removeprefix(codecs.BOM_UTF8))
+        return json.loads(_content(path).removeprefix(codecs.BOM_UTF8))
 
 
 def read_text(path: Path, what: str = "text", *, otherwise: str | None = None) -> str:
@@ -95,7 +102,7 @@ def read_text(path: Path, what: str = "text", *, otherwise: str | None = None) -
         ValueError: as in `reading`; for another encoding, with the number of the line and the byte.
     """
     with reading(path, what):
-        content = path.read_bytes()
+        content = _content(path)
         encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "")
         if not encoding and b"\0" in content[:2]:
             encoding = "utf-16-be" if content[:1] == b"\0" else "utf-16-le"

@@ -154,7 +154,7 @@ def changed(**tensors: torch.Tensor | None) -> State:
         (changed(encoder__weight=torch.ones(2)), "encoder.weight is not a weight of such a network"),
         (changed(input_blocks__2__0__op__weight=torch.ones(2)), "input_blocks.2.0.op.weight is not a weight"),
         (changed(out__2__bias=None), 'holds another architecture: Missing key.*"out_conv.bias"'),
-        (changed(label_emb__weight=torch.full((5, 512), torch.nan)), "not finite: map_label.weight"),
+        (changed(label_emb__weight=torch.full((5, 512), torch.nan)), "not finite: label_emb.weight"),
         ({"a.weight": torch.ones(2)}, "time_embed.0.weight is missing"),
         ([torch.ones(2)], "holds no dict of names and tensors"),
         ({"a": 3}, "something else than tensors: a"),

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import math
 import pickle
 import tarfile
 import zipfile
@@ -90,6 +91,8 @@ def test_words_of_wrappers_are_taken_off(tmp_path, prefix, keys):
         ({"state_dict": {"module.stem.weight": torch.ones(2), "module.n": 3}}, "something else than tensors: module.n"),
         ({"state_dict": {"other": torch.ones(2)}}, "something else than tensors: state_dict"),
         ({1: torch.ones(2)}, "holds no dict of names and tensors"),
+        ({**STATE, "bad": torch.tensor([1.0, math.nan])}, "holds weights that are not finite: bad"),
+        ({**STATE, "bad": torch.tensor([-math.inf]).half()}, "holds weights that are not finite: bad"),
         ({}, "holds no dict of names and tensors"),
         ([torch.ones(2)], "holds no dict of names and tensors"),
         (torch.nn.Linear(2, 2), "global torch.nn.modules.linear.Linear is refused"),

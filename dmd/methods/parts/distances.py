@@ -99,6 +99,8 @@ class Lpips(Chunked):
         names = _weight_names(self._network)
         if missing := [name for name in names.values() if name not in given]:
             raise ValueError(f"LPIPS weights lack {missing[0]} and {len(missing) - 1} more")
+        if other := [name for name in given if name not in names.values() and not name.startswith("classifier.")]:
+            raise ValueError(f"LPIPS weights hold {other[0]:.100}, which VGG16 and its heads do not have")
         try:
             weights = {own: given[name].float() for own, name in names.items()}
             self._network.load_state_dict(weights, strict=False, assign=True)

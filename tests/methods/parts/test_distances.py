@@ -139,6 +139,10 @@ def test_lpips_refuses_bad_numbers_and_foreign_weights(weights):
         Lpips(trunk, heads, pooling="max", size=8)
     with pytest.raises(ValueError, match="features.0.weight and 25 more"):
         Lpips({}, heads, pooling="max", size=64)
+    for other in ("features.30.weight", "features.1.running_mean", "module"):
+        with pytest.raises(ValueError, match=f"hold {other}, which VGG16"):
+            Lpips({**trunk, other: torch.ones(1)}, heads, pooling="max", size=64)
+    Lpips({**trunk, "classifier.6.bias": torch.ones(1000)}, heads, pooling="max", size=64)
     with pytest.raises(ValueError, match=r"another network: .*slice1.0.weight"):
         Lpips({**trunk, "features.0.weight": torch.ones(64, 1, 3, 3)}, heads, pooling="max", size=64)
     with pytest.raises(ValueError, match=r"\(2, 3, 24, 24\), reference \(2, 1, 24, 24\)"):
