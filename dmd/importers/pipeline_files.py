@@ -133,7 +133,7 @@ def scheduler_preconditioning(path: Path, index: Path, known: Sequence[str]) -> 
     name, prediction = config.get("_class_name"), config.get("prediction_type", "epsilon")
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"{path}: scheduler {name!r} is none of {', '.join(known)}")
-    if prediction not in PREDICTIONS:
+    if not isinstance(prediction, str) or prediction not in PREDICTIONS:
         raise ValueError(f"{path}: prediction_type {prediction!r} is none of {', '.join(PREDICTIONS)}")
     listed = read_json(index).get("scheduler") if index.exists() else None
     if listed not in (None, [None, None], ["diffusers", name]):

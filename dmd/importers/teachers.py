@@ -10,7 +10,7 @@ from dmd.importers import diffusers, edm, openai, stable_diffusion
 from dmd.importers import pipeline_files as pipelines
 from dmd.jobs import reporting
 from dmd.models import loading
-from dmd.provenance import record
+from dmd.provenance import outside_files, record
 
 Tensors = dict[str, torch.Tensor]
 
@@ -57,7 +57,8 @@ def load(
         ValueError: the source is missing, has another digest, cannot be used, or its weights do not fit.
     """
     digests, digest = pipelines.digests(source, KINDS[kind].files(source, variant), sha256, key="teacher.sha256")
-    tensors, facts = KINDS[kind].load(source, resolution, variant)
+    with outside_files.told(source, "a teacher"):
+        tensors, facts = KINDS[kind].load(source, resolution, variant)
     state = {name.removeprefix("ema."): value for name, value in tensors.items() if name.startswith("ema.")}
     if bad := [name for name, value in state.items() if not value.isfinite().all()]:
         raise ValueError(f"{source}: weights that are not finite: {', '.join(bad[:5])}")

@@ -27,18 +27,31 @@ MARKS = {  # byte order mark -> encoding; UTF-32 stands first, since its mark be
 
 @contextlib.contextmanager
 def reading(path: Path, what: str = "", *, advice: str = "") -> Iterator[None]:
-    """Checks the file, and turns whatever the block raises while it reads it into one line; signals pass.
+    """Checks the file, and turns whatever the block raises while it reads it into one line, as `told` does.
+
+    Args:
+        path, what, advice: as for `told`.
+
+    Raises:
+        ValueError: the file fails `check`, or as `told`.
+    """
+    with told(path, what, advice=advice):
+        check(path)
+        yield
+
+
+@contextlib.contextmanager
+def told(path: Path, what: str = "", *, advice: str = "") -> Iterator[None]:
+    """Turns whatever the block raises while it reads a file or folder into one line; signals pass.
 
     Args:
         what: what the file should be, for messages, if that is known: "a parquet table".
         advice: what to do, after the message.
 
     Raises:
-        ValueError: the file fails `check`, or the block raised an exception. A ValueError of the block that begins
-            with the path passes unchanged.
+        ValueError: the block raised an exception. A ValueError of the block that begins with the path passes unchanged.
     """
     try:
-        check(path)
         yield
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith(str(path)):

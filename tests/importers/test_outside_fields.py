@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from dmd import torchvision_operators
-from dmd.importers import autoencoder_files, clip_files, diffusers, stable_diffusion, text_files
+from dmd.importers import autoencoder_files, clip_files, diffusers, stable_diffusion, teachers, text_files
 from dmd.metrics.features import eight_bit
 from dmd.models import loading, outside_config
 from dmd.models.autoencoder import Codec
@@ -673,3 +673,19 @@ def test_parts_without_their_index_are_named(name, folder):
     path.rename(path.with_name(f"diffusion_pytorch_{name}.safetensors"))
     with pytest.raises(ValueError, match="safetensors.index.json is missing: the index of the parts of the UNet2DCond"):
         stable_diffusion.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("unet/config.json", "freq_shift", "a"),
+        ("unet/config.json", "conv_in_kernel", 4),
+        ("scheduler/scheduler_config.json", "prediction_type", ["epsilon"]),
+        ("text_encoder/config.json", "eos_token_id", [1, 2]),
+    ],
+)
+def test_whatever_a_library_raises_is_one_line_before_anything_is_drawn(file, key, value, folder):
+    edit(folder / file, **{key: value})
+    with pytest.raises(ValueError, match=f"^{folder}") as error:
+        teachers.load("stable-diffusion", folder, sha256=None)
+    assert "\n" not in str(error.value)
