@@ -55,6 +55,7 @@ def load(folder: Path, variant: str | None = None) -> tuple[dict[str, torch.Tens
     try:
         with torch.device("meta"):
             network: Any = build(architecture)
+        pipelines.try_pass(unet / "config.json", network, torch.empty(1, dtype=torch.int64, device="meta"))
         levels = pipelines.scheduler_preconditioning(scheduler, index, SCHEDULERS)
         table = preconditioning(levels, sigma_data=1.0).table
     except ValueError as error:

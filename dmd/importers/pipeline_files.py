@@ -115,6 +115,21 @@ def check_weights(network: torch.nn.Module, state: dict[str, torch.Tensor], sour
         raise ValueError(f"{source} holds another architecture: {reason}") from error
 
 
+def try_pass(path: Path, network: Any, condition: torch.Tensor) -> None:
+    """Tries a network on the meta device, without numbers, so that what would fail in drawing is found before.
+
+    Args:
+        path: its configuration, for messages.
+        condition: class (1,) or text states (1, L, E), on the meta device.
+
+    Raises:
+        ValueError: the pass failed.
+    """
+    image = torch.empty(1, network.channels, network.resolution, network.resolution, device="meta")
+    with outside_files.told(path), torch.no_grad():
+        network(image, torch.empty(1, device="meta"), condition)
+
+
 def scheduler_preconditioning(path: Path, index: Path, known: Sequence[str]) -> dict[str, Any]:
     """The section `preconditioning` for the file of a scheduler, with the noise levels that diffusers computes from it.
 

@@ -16,7 +16,6 @@ from dmd.models import outside_config
 from dmd.models.networks import build
 from dmd.models.preconditioning import preconditioning
 from dmd.models.text_encoder import Text
-from dmd.provenance import outside_files
 
 NETWORK = "UNet2DConditionModel"
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "RectifiedFlowPipeline")  # of the same parts
@@ -80,9 +79,7 @@ def load(folder: Path, variant: str | None = None) -> tuple[dict[str, torch.Tens
     try:
         with torch.device("meta"):
             network: Any = build({"kind": "unet2d-condition", "config": config})
-            with outside_files.told(unet / "config.json"):  # a pass without numbers finds what would fail in drawing
-                image = torch.empty(1, network.channels, network.resolution, network.resolution)
-                network(image, torch.empty(1), torch.empty(1, 77, network.text_width))
+        pipelines.try_pass(unet / "config.json", network, torch.empty(1, 77, network.text_width, device="meta"))
         levels = pipelines.scheduler_preconditioning(_scheduler(folder), index, SCHEDULERS)
         table = preconditioning(levels, sigma_data=1.0).table
     except ValueError as error:

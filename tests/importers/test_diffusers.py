@@ -197,7 +197,7 @@ def test_noise_beyond_the_teachers_is_refused(tmp_path, pairs_numbers):
     saved(tmp_path / "p", levels={"num_train_timesteps": 100})
     imported(tmp_path / "p", tmp_path / "t")
     with pytest.raises(
-        ValueError, match="was trained on noise up to sigma .*, not 80: lower distill.method.sigma and sigma_max"
+        ValueError, match="pairs.solver.sigma_min: 0.002 is outside 0.01.* the noise levels that .*/t was"
     ):
         pairs.run(teacher=tmp_path / "t", output=tmp_path / "blocks" / "b.parquet", **pairs_numbers)
 

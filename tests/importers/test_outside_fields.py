@@ -689,3 +689,14 @@ def test_whatever_a_library_raises_is_one_line_before_anything_is_drawn(file, ke
     with pytest.raises(ValueError, match=f"^{folder}") as error:
         teachers.load("stable-diffusion", folder, sha256=None)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [("freq_shift", "a"), ("layers_per_block", -1), ("downsample_padding", 3)])
+def test_network_of_pixels_that_cannot_draw_is_refused(key, value, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(PIXELS))
+    remade(tmp_path, "UNet2DModel")
+    (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": "DDIMScheduler"}))
+    edit(tmp_path / "config.json", **{key: value})
+    with pytest.raises(ValueError, match=f"{tmp_path}/config.json cannot be read: ") as error:
+        diffusers.load(tmp_path)
+    assert "\n" not in str(error.value)
