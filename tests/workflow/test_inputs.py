@@ -131,6 +131,24 @@ def test_job_waits_for_another_process_that_makes_the_same_file(tmp_path: Path):
     assert run.wait() == 0 and record.check(tmp_path / IMAGES)
 
 
+def test_two_runs_planned_at_once_make_each_file_once(tmp_path: Path):
+    """The second waits for the first and is planned again: Snakemake would remove what it was to make by its old plan.
+
+    A run of another experiment does not wait.
+    """
+    write_photos(tmp_path / "photos")
+    write_config(tmp_path, SMALL)
+    line = command(tmp_path, "--nolock", "--cores", "1", IMAGES, TEACHER)
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    both = [subprocess.Popen(line, cwd=tmp_path, env=ENVIRONMENT, **pipe) for _ in range(2)]
+    said = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert jobs("\n".join(each.rpartition("waiting for its end")[2] for each in said)) == {"images": 1, "teacher": 1}
+    assert "Nothing to be done" in "".join(said) and record.check(tmp_path / IMAGES)
+    with record.exclusive(tmp_path / ".snakemake/runs/small"):
+        assert jobs(make(tmp_path, "--nolock", "--cores", "1", IMAGES.replace("small", "small-csv"))) == {"images": 1}
+
+
 def test_shipped_default_target_plans_every_stage():
     answer = snakemake(REPOSITORY, "--dry-run", "--forceall", "--quiet", "rules")
     assert answer.returncode == 0, answer.stdout + answer.stderr

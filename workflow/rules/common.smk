@@ -11,6 +11,7 @@ from dmd.config import RULES, ConfigError, read_yaml, reading, resolve
 from dmd.config.missing_files import listed
 from dmd.config.rule_lookups import RuleLookups, exits_on_config_error
 from dmd.config.table_lookups import TableLookups
+from dmd.provenance import runs
 from dmd.provenance.files import sha256
 
 ROOT = Path(workflow.basedir)

@@ -37,14 +37,15 @@ rule missing:
 
 
 onstart:
-    absent = [
-        provider.missing[path]
-        for job in workflow.dag.needrun_jobs()
-        for path in job.output
-        if path in provider.missing
-    ]
+    needed = list(workflow.dag.needrun_jobs())
+    absent = [provider.missing[path] for job in needed for path in job.output if path in provider.missing]
     if not all(each.is_downloaded for each in absent):
         sys.exit(f"error: files are missing\n{listed(absent)}")
+    waited = runs.hold((path for job in needed for path in job.output), logger.info)
+    if waited or any(os.path.exists(path) for job in needed for path in workflow.dag.reason(job).missing_output):
+        workflow.persistence.unlock()
+        sys.stdout.flush()
+        os.execv(sys.executable, sys.orig_argv)  # plans again, since another run has made files meanwhile
 
 
 wildcard_constraints:
