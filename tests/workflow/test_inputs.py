@@ -104,12 +104,13 @@ def test_folder_with_results_in_it_is_no_dataset(tmp_path: Path, folder: str):
     assert errors[0].startswith(f"error: small.dataset.folder: {folder} is no folder of images: it ")
 
 
-def test_stages_import_nothing_from_the_working_folder(tmp_path: Path):
-    """Not even if it is the folder of the Snakefile, as it is by default."""
+def test_nothing_is_imported_from_the_working_folder(tmp_path: Path):
+    """Nor does Snakemake, not even if it is the folder of the Snakefile, as it is by default."""
     for name in ("Snakefile", "workflow", "dmd", "profiles", "envs"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
-    for name in ("sitecustomize.py", "usercustomize.py", "torch.py", "numpy.py", "filelock.py"):
-        (tmp_path / name).write_text("raise SystemExit(f'{__file__} was imported')")
+    stages = ("sitecustomize", "usercustomize", "torch", "numpy", "filelock")
+    for name in (*stages, "pydantic", "boto3", "requests", "packaging", "psutil", "multiprocessing", "runpy"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(f'{__file__} was imported')")
     write_photos(tmp_path / "photos")
     write_config(tmp_path, SMALL)
     line = [SNAKEMAKE, "--cores", "1", IMAGES]

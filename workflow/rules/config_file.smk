@@ -3,6 +3,9 @@ import os
 import sys
 from pathlib import Path
 
+# Snakemake puts the folder of the Snakefile first, where a file named pydantic.py may lie.
+sys.path[:] = [os.path.join(workflow.basedir, "workflow", "python"), *(p for p in sys.path if p != workflow.basedir)]
+
 from dmd.config import ConfigError, read_yaml
 
 if os.path.exists("config.yaml"):
