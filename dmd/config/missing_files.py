@@ -51,7 +51,7 @@ def missing_files(configuration: Configuration) -> dict[str, Missing]:
     """All that any experiment names and that does not exist, by path. No rule can ask for a path with braces."""
     named: dict[str, list[tuple[str, str | None]]] = {}
     for experiment, sections in configuration.experiments.items():
-        for key, path, sha256 in _paths(sections, experiment):
+        for key, path, sha256 in named_paths(sections, experiment):
             named.setdefault(path, []).append((key, sha256))
     entries = {entry.path: entry for entry in configuration.inputs.values()}
     return {
@@ -76,14 +76,14 @@ def listed(found: Iterable[Missing]) -> str:
     return "\n".join(lines)
 
 
-def _paths(section: Section, name: str) -> Iterator[tuple[str, str, str | None]]:
+def named_paths(section: Section, name: str) -> Iterator[tuple[str, str, str | None]]:
     """Key, path and sha256 of each file or folder that a section and those within it name."""
     for field, info in type(section).model_fields.items():
         value, key = getattr(section, field), f"{name}.{info.alias or field}"
         if field in ("file", "folder") and value or field == "labels" and str(value).endswith(".csv"):
             yield key, value, getattr(section, "sha256", None)
         for item, place in _sections(value, key):
-            yield from _paths(item, place)
+            yield from named_paths(item, place)
 
 
 def _sections(value: Any, key: str) -> Iterator[tuple[Section, str]]:

@@ -1,12 +1,13 @@
 """Look-ups in the configuration for the rules: methods that return functions of wildcards, which Snakemake calls.
 
-A rule passes names of rules, as in `provider.reads("pairs", "prompts")`, or the name of a section, as in
-`provider.files("reference.moments")`. A function of the wildcards alone gives an input, or a parameter whose change
+A rule passes names of rules, as in `provider.reads("pairs", "prompts")`, or of sections, as in
+`provider.source("reference.moments")`. A function of the wildcards alone gives an input, or a parameter whose change
 reruns the job. The value of a function that also takes the input or output may change without a rerun.
 """
 
 from __future__ import annotations
 
+import ast
 import functools
 import json
 import os
@@ -21,7 +22,7 @@ from dmd.config.artifacts import Experiments
 from dmd.config.experiment import INPUTS
 from dmd.config.inheritance import Configuration
 from dmd.config.messages import ConfigError
-from dmd.config.missing_files import missing_files
+from dmd.config.missing_files import Missing, missing_files, named_paths
 from dmd.config.resources import resources
 from dmd.config.rule_table import RULES
 from dmd.config.sections import IMPORTED, ScheduledSolver
@@ -43,6 +44,7 @@ class Wildcards(Protocol):
 
 Paths = Callable[[Wildcards], str | list[str]]
 Text = Callable[[Wildcards], str]
+Recorded = Callable[[str], Sequence[str] | None]
 
 
 def exits_on_config_error(function: Callable[P, T]) -> Callable[P, T]:
@@ -66,14 +68,18 @@ class RuleLookups:
         downloads: entries of `inputs` with a URL whose file does not exist yet, by file: outputs of rule fetch.
         missing: files and folders from outside that do not exist, by path. Those that no run downloads are outputs of
             rule missing, which makes none.
+        gone: those of them that an artifact, by path, was made from; a job that makes it again needs them.
     """
 
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(self, configuration: Configuration, recorded: Recorded = lambda path: None) -> None:
+        """`recorded` gives the parameters with which Snakemake made a file, as it keeps them: the repr of each."""
         self.experiments = Experiments(configuration)
+        self._recorded = recorded
         self._storage = configuration.storage
         entries = configuration.inputs.values()
         self.downloads = {entry.path: entry for entry in entries if entry.url and not os.path.exists(entry.path)}
         self.missing = missing_files(configuration)
+        self.gone: dict[str, list[Missing]] = {}
         self._fetchable = {entry.path for entry in entries if entry.url}
         for file in self.downloads:
             if not source_files.is_below(real := os.path.realpath(file), os.path.realpath(INPUTS)):
@@ -147,39 +153,68 @@ class RuleLookups:
         compared = sections.reference is not None and sections.reference.moments is None
         return self._path(wildcards.experiment, "teacher") if images and compared else []
 
-    def files(self, key: str) -> Paths:
-        """The files or folder of the section `key` that rule fetch makes or that are missing; exits for unusable ones.
+    def files(self, rule: str, *keys: str) -> Paths:
+        """Files and folders of the sections `keys` that rule fetch makes or that are missing; exits for unusable ones.
 
-        The others are no inputs, see `source_files`: `watched` reruns the job when one of them changes.
+        The others are no inputs, see `source_files`: `watched` reruns the job when one of them changes. Missing ones
+        are none, either, while the artifact of `rule` has been made from them and is not made anew.
         """
 
         @exits_on_config_error
         def look_up(wildcards: Wildcards) -> list[str]:
-            entry, name = self._section(wildcards, key), f"{wildcards.experiment}.{key}"
-            self._listing(entry, name)
-            folder = getattr(entry, "folder", None)
-            paths = [*([folder] if folder else []), *(file for file, _ in self._files(entry, name))]
-            return [path for path in paths if path in self.missing or self._fetched(path)]
+            found = []
+            for key in keys:
+                entry, name = self._section(wildcards, key), f"{wildcards.experiment}.{key}"
+                self._listing(entry, name)
+                folder = getattr(entry, "folder", None)
+                found += [*([folder] if folder else []), *(file for file, _ in self._files(entry, name))]
+            if self._kept(wildcards, rule, keys) is not None:
+                found = [path for path in found if path not in self.missing]
+            return [path for path in found if path in self.missing or self._fetched(path)]
 
         return look_up
 
-    def watched(self, key: str) -> Text:
-        """A digest that changes when a file of the section `key` changes; "" if there is none.
+    def watched(self, rule: str, *keys: str) -> Text:
+        """A digest that changes when a file of the sections `keys` changes; "" if there is none.
 
         It leaves out files whose whole sha256 the configuration has: a stage that reads another file refuses it, so
-        the artifact stays valid whatever happens to the file.
+        the artifact stays valid whatever happens to the file. It stays the same while files are missing from which the
+        artifact of `rule` has been made.
         """
 
         @exits_on_config_error
         def look_up(wildcards: Wildcards) -> str:
-            entry, name = self._section(wildcards, key), f"{wildcards.experiment}.{key}"
-            pairs = [(file, sha256) for file, sha256 in self._files(entry, name) if not self._fetched(file)]
-            files = [file for file, sha256 in pairs if len(sha256 or "") < FULL_LENGTH]
-            listing = self._listing(entry, name)
-            parts = [*([source_files.identity(files)] if files else []), *([listing.digest] if listing else [])]
+            if (kept := self._kept(wildcards, rule, keys)) is not None:
+                return kept
+            parts = []
+            for key in keys:
+                entry, name = self._section(wildcards, key), f"{wildcards.experiment}.{key}"
+                pairs = [(file, sha256) for file, sha256 in self._files(entry, name) if not self._fetched(file)]
+                files = [file for file, sha256 in pairs if len(sha256 or "") < FULL_LENGTH]
+                listing = self._listing(entry, name)
+                parts += [*([source_files.identity(files)] if files else []), *([listing.digest] if listing else [])]
             return "-".join(parts)
 
         return look_up
+
+    def _kept(self, wildcards: Wildcards, rule: str, keys: Sequence[str]) -> str | None:
+        """What `watched` was when an artifact was made, if files that it was made from are missing now.
+
+        None if none is missing, or if the artifact does not exist or was made from another spec.
+        """
+        sections = [entry for key in keys if (entry := self._section(wildcards, key)) is not None]
+        paths = [path for entry in sections for _, path, _ in named_paths(entry, "")]
+        gone = [each for path in paths if (each := self.missing.get(path)) and not each.is_downloaded]
+        if not gone or not self.experiments.has(wildcards.experiment, rule):
+            return None
+        artifact = self._path(wildcards.experiment, rule, _block(wildcards) or (0, 0))
+        recorded = set(self._recorded(artifact) or [])
+        own = {repr(self.spec(rule)(wildcards)), repr(RULES[rule].version)}
+        rest = recorded - own
+        if not os.path.exists(artifact) or not own <= recorded or len(rest) != 1:
+            return None
+        self.gone[artifact] = gone
+        return str(ast.literal_eval(rest.pop()))
 
     def source(self, key: str, flag: str = "--source") -> Callable[[Wildcards, Any], str]:
         """`flag` with the paths of the section `key`, or nothing; a change of it alone reruns nothing."""

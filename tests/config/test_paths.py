@@ -129,8 +129,10 @@ def test_any_path_reaches_the_stage_as_it_is(key: str, tmp_path: Path, monkeypat
             Path(path).touch()
         found = RuleLookups(config.resolve(written(key, given)))
         job = Wildcards(fromdict={"experiment": EXPERIMENT})
-        assert found.files(place)(job) == []
-        assert bool(found.watched(place)(job)) == (key != "DigitsFeatures.file")  # pinned: its digest stands for it
+        assert found.files("teacher", place)(job) == []
+        assert bool(found.watched("teacher", place)(job)) == (
+            key != "DigitsFeatures.file"
+        )  # pinned: its digest stands for it
         if key == "ImageDataset.labels":
             given_to_stage = json.loads(found.spec("images")(job))["dataset"]["labels"]
             assert os.path.samefile(given_to_stage, path)
@@ -166,9 +168,9 @@ def test_missing_or_strange_file_is_named_before_work(key: str, tmp_path: Path, 
         found = RuleLookups(config.resolve(written(key, name + suffix)))
         job = Wildcards(fromdict={"experiment": EXPERIMENT})
         with pytest.raises(SystemExit, match=rf"^error: {EXPERIMENT}\.\S+: {re.escape(name)}{suffix} is .*{reason}"):
-            found.files(place)(job)
+            found.files("teacher", place)(job)
     found = RuleLookups(config.resolve(written(key, absent := f"absent{suffix}")))
-    assert found.files(place)(job) == [absent] and list(found.missing) == [absent]
+    assert found.files("teacher", place)(job) == [absent] and list(found.missing) == [absent]
 
 
 @pytest.mark.parametrize("time", [0, 4_000_000_000])
@@ -188,7 +190,7 @@ def test_change_behind_a_link_is_watched_whatever_the_time(
         rule_lookups._list.cache_clear()
         found = RuleLookups(config.resolve(written(key, name)))
         job = Wildcards(fromdict={"experiment": EXPERIMENT})
-        return found.files(place)(job), found.watched(place)(job)
+        return found.files("teacher", place)(job), found.watched("teacher", place)(job)
 
     before = look()
     for file in ("1.png", "model.safetensors"):

@@ -12,6 +12,7 @@ from snakemake.iocontainers import InputFiles, Wildcards
 from dmd import config
 from dmd.config import resources, rule_lookups
 from dmd.config.rule_lookups import RuleLookups
+from dmd.config.rule_table import RULES
 from dmd.config.table_lookups import TableLookups
 from dmd.provenance.files import canonical_json
 from tests.config.test_experiments import BASE
@@ -108,18 +109,18 @@ MOMENTS = {"moments": {"file": "inputs/m.npz", "sha256": "a" * 64}, "features": 
 def test_file_that_is_missing_is_an_input_that_a_run_downloads_or_asks_for(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = provided(child={"reference": MOMENTS})
-    assert found.files("reference.moments")(job("child")) == ["inputs/m.npz"]
+    assert found.files("reference", "reference.moments")(job("child")) == ["inputs/m.npz"]
     assert list(found.missing) == ["inputs/m.npz"] and found.downloads == {}
     entry = {"url": "https://example.org/m.npz", "file": "inputs/m.npz", "sha256": "a" * 64, "size": 3}
     found = provided({"inputs": {"moments": entry}}, child={"reference": MOMENTS})
-    assert found.files("reference.moments")(job("child")) == ["inputs/m.npz"]
-    assert found.files("reference.moments")(job()) == []
+    assert found.files("reference", "reference.moments")(job("child")) == ["inputs/m.npz"]
+    assert found.files("reference", "reference.moments")(job()) == []
     expected = {"url": entry["url"], "sha256": entry["sha256"], "size": 3}
     assert found.fetch_spec(Wildcards(fromdict={"file": "inputs/m.npz"})) == canonical_json(expected)
     Path("inputs").mkdir()
     Path("inputs/m.npz").touch()
     assert provided({"inputs": {"moments": entry}}, child={"reference": MOMENTS}).downloads == {}
-    assert provided(child={"reference": MOMENTS}).files("reference.moments")(job("child")) == []
+    assert provided(child={"reference": MOMENTS}).files("reference", "reference.moments")(job("child")) == []
 
 
 def source(look_up: Any, experiment: str = "child") -> str:
@@ -136,32 +137,61 @@ def test_folder_is_given_by_its_name_and_must_hold_weights(tmp_path: Path, monke
     for name in ("unet/config.json", ".hidden.json", "readme.md"):
         (saved / name).touch()
     with pytest.raises(SystemExit, match="child.teacher.folder: my model is no folder with JSON and safetensors files"):
-        provided(child=teacher).files("teacher")(job("child"))
+        provided(child=teacher).files("teacher", "teacher")(job("child"))
     rule_lookups._list.cache_clear()
     (saved / "unet/w.safetensors").touch()
     found = provided(child=teacher)
-    assert found.files("teacher")(job("child")) == found.files("teacher")(job()) == []
+    assert found.files("teacher", "teacher")(job("child")) == found.files("teacher", "teacher")(job()) == []
     assert source(found.source("teacher")) == "--source 'my model'" and source(found.source("teacher"), "base") == ""
     assert source(found.source("evaluate.clip", "--clip-network"), "base") == ""
-    assert found.watched("teacher")(job("child")) and not found.watched("teacher")(job())
+    assert found.watched("teacher", "teacher")(job("child")) and not found.watched("teacher", "teacher")(job())
 
 
 def test_dataset_of_images_is_no_input_and_must_be_a_folder(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = provided(child={"dataset": IMAGES})
-    assert found.files("dataset")(job("child")) == ["photos"] and list(found.missing) == ["photos"]
+    assert found.files("images", "dataset")(job("child")) == ["photos"] and list(found.missing) == ["photos"]
     Path("photos").touch()
     with pytest.raises(SystemExit, match="child.dataset.folder: photos is not a folder: it is a file"):
-        provided(child={"dataset": IMAGES}).files("dataset")(job("child"))
+        provided(child={"dataset": IMAGES}).files("images", "dataset")(job("child"))
     rule_lookups._list.cache_clear()
     Path("photos").unlink()
     Path("photos/a").mkdir(parents=True)
     Path("photos/a/new.png").touch()
     found = provided(child={"dataset": IMAGES})
-    assert found.files("dataset")(job("child")) == found.files("dataset")(job()) == []
-    assert found.watched("dataset")(job("child")) and not found.watched("dataset")(job())
+    assert found.files("images", "dataset")(job("child")) == found.files("images", "dataset")(job()) == []
+    assert found.watched("images", "dataset")(job("child")) and not found.watched("images", "dataset")(job())
     assert found.trained_on(job("child")) == "results/child/teacher/denoiser.safetensors"
     assert found.trained_on(job()) == []
+
+
+def test_files_that_an_artifact_was_made_from_may_go_until_it_is_made_anew(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("photos/a").mkdir(parents=True)
+    Path("photos/a/new.png").touch()
+    kept: dict[str, list[str]] = {}
+    written = config.resolve({"experiments": {"base": copy.deepcopy(BASE), "child": {"dataset": IMAGES}}})
+    artifact = Path("results/child/images/manifest.parquet")
+
+    def looked_up() -> tuple[list[str], str, list[str]]:
+        rule_lookups._list.cache_clear()
+        found = RuleLookups(written, kept.get)
+        answer = found.files("images", "dataset")(job("child")), found.watched("images", "dataset")(job("child"))
+        return *answer, list(found.gone)
+
+    before = looked_up()
+    spec, version = RuleLookups(written).spec("images")(job("child")), RULES["images"].version
+    kept[str(artifact)] = [repr(each) for each in (before[1], spec, version)]
+    Path("photos").rename("away")
+    assert looked_up() == (["photos"], "", [])  # no artifact
+    artifact.parent.mkdir(parents=True)
+    artifact.touch()
+    assert looked_up() == ([], before[1], [str(artifact)])
+    for spoiled in ([repr(before[1]), "'{}'", repr(version)], [repr(before[1]), repr(spec), "-1"], []):
+        kept[str(artifact)] = spoiled
+        assert looked_up() == (["photos"], "", [])
+    Path("away").rename("photos")
+    assert looked_up() == before
 
 
 def test_parameters_that_rerun_nothing_take_the_output():

@@ -22,6 +22,7 @@ from tests.workflow.conftest import (
     jobs,
     make,
     snakemake,
+    verify,
     write_config,
 )
 from tests.workflow.photos import PER_CLASS, SCENES, write_photo, write_photos
@@ -130,6 +131,24 @@ def test_job_waits_for_another_process_that_makes_the_same_file(tmp_path: Path):
             assert run.poll() is None
             time.sleep(0.1)
     assert run.wait() == 0 and record.check(tmp_path / IMAGES)
+
+
+def test_finished_artifacts_survive_the_files_that_they_were_made_from(broken: Path):
+    """A run that needs nothing of them goes on; one that makes the artifact again refuses before it removes it."""
+    (broken / "photos").rename(broken / "away")
+    assert jobs(make(broken, "--dry-run", TARGET, TEACHER)) == Counter()
+    assert verify(broken).returncode == 0
+    write_config(broken, edited({"experiments/small/evaluate/neighbours": 4}))
+    assert jobs(make(broken, "--dry-run", TARGET)) == Counter(["evaluate", "tables"])
+    write_config(broken, edited({"experiments/small/dataset/num_held_out": 4}))
+    assert jobs(make(broken, "--dry-run", IMAGES)) == Counter(["missing", "images"])
+    write_config(broken, SMALL)
+    for words in (["--forcerun", "images"], ["--forceall"]):
+        answer = snakemake(broken, "--cores", "1", *words, "--", IMAGES)
+        assert answer.returncode == 1 and "error: files are missing\nMissing, to be put there" in answer.stderr
+        assert record.check(broken / IMAGES)
+    (broken / "away").rename(broken / "photos")
+    assert jobs(make(broken, "--dry-run", TARGET)) == Counter()
 
 
 def test_two_runs_planned_at_once_make_each_file_once(tmp_path: Path):

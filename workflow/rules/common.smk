@@ -5,6 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
+from snakemake.io import IOFile
 from snakemake_interface_executor_plugins.settings import DeploymentMethod
 
 from dmd.config import RULES, ConfigError, read_yaml, reading, resolve
@@ -42,7 +43,7 @@ def provider_and_tables():
         configuration = resolve(merged_files())
     except ConfigError as error:
         raise ConfigError(f"the configuration cannot be used\n{error}")
-    provider = RuleLookups(configuration)
+    provider = RuleLookups(configuration, lambda path: workflow.persistence.params(IOFile(path)))
     return provider, TableLookups(configuration, provider.experiments, read_yaml(PAPER))
 
 

@@ -3,7 +3,7 @@
 rule distill:
     input:
         provider.owned("distill"),
-        provider.files("distill.method"),
+        provider.files("distill", "distill.method"),
         teacher=provider.reads("distill", "teacher"),
         manifest=provider.reads("distill", "pairs_manifest"),
         images=provider.reads("distill", "images"),
@@ -22,7 +22,7 @@ rule distill:
         states=flag("states"),
         start=flag("start"),
         lpips=provider.source("distill.method", "--lpips"),
-        watched=provider.watched("distill.method"),
+        watched=provider.watched("distill", "distill.method"),
         tiny_autoencoder=flag("tiny_autoencoder"),
         autoencoder=flag("autoencoder"),
         spec=provider.spec("distill"),

@@ -2,8 +2,7 @@
 rule features:
     input:
         provider.owned("features"),
-        provider.files("reference.features"),
-        provider.files("evaluate.clip"),
+        provider.files("features", "reference.features", "evaluate.clip"),
         block=provider.reads("features", "sample"),
         reference=provider.reads("features", "reference"),
         autoencoder=provider.reads("features", "autoencoder"),
@@ -14,8 +13,7 @@ rule features:
         job="features-{first}-{last}",
     params:
         network=provider.source("reference.features", "--network"),
-        watched=provider.watched("reference.features"),
-        watched_clip=provider.watched("evaluate.clip"),
+        watched=provider.watched("features", "reference.features", "evaluate.clip"),
         autoencoder=flag("autoencoder"),
         clip=provider.source("evaluate.clip", "--clip-network"),
         captions=flag("captions"),
@@ -56,7 +54,7 @@ rule evaluate:
 rule inception_score:
     input:
         provider.owned("inception_score"),
-        provider.files("reference.features"),
+        provider.files("inception_score", "reference.features"),
         reference=provider.reads("inception_score", "reference"),
         features=provider.reads("inception_score", "features"),
     output:
@@ -65,7 +63,7 @@ rule inception_score:
         job="inception_score",
     params:
         network=provider.source("reference.features", "--network"),
-        watched=provider.watched("reference.features"),
+        watched=provider.watched("inception_score", "reference.features"),
         spec=provider.spec("inception_score"),
         version=RULES["inception_score"].version,
     shell:

@@ -38,10 +38,12 @@ rule missing:
 
 onstart:
     needed = list(workflow.dag.needrun_jobs())
-    absent = [provider.missing[path] for job in needed for path in job.output if path in provider.missing]
-    if not all(each.is_downloaded for each in absent):
-        sys.exit(f"error: files are missing\n{listed(absent)}")
-    waited = runs.hold((path for job in needed for path in job.output), logger.info)
+    outputs = [path for job in needed for path in job.output]
+    absent = {path: provider.missing[path] for path in outputs if path in provider.missing}
+    absent.update((each.path, each) for path in outputs for each in provider.gone.get(path, []))
+    if not all(each.is_downloaded for each in absent.values()):
+        sys.exit(f"error: files are missing\n{listed(absent.values())}")
+    waited = runs.hold(outputs, logger.info)
     if waited or any(os.path.exists(path) for job in needed for path in workflow.dag.reason(job).missing_output):
         workflow.persistence.unlock()
         sys.stdout.flush()

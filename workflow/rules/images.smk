@@ -2,13 +2,13 @@
 rule images:
     input:
         provider.owned("images"),
-        provider.files("dataset"),
+        provider.files("images", "dataset"),
     output:
         "results/{experiment}/images/manifest.parquet",
     pathvars:
         job="images",
     params:
-        watched=provider.watched("dataset"),
+        watched=provider.watched("images", "dataset"),
         spec=provider.spec("images"),
         version=RULES["images"].version,
     shell:

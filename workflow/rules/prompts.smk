@@ -2,14 +2,14 @@
 rule prompts:
     input:
         provider.owned("prompts"),
-        provider.files("prompts"),
+        provider.files("prompts", "prompts"),
     output:
         "results/{experiment}/prompts/prompts.parquet",
     pathvars:
         job="prompts",
     params:
         files=provider.source("prompts", "--files"),
-        watched=provider.watched("prompts"),
+        watched=provider.watched("prompts", "prompts"),
         spec=provider.spec("prompts"),
         version=RULES["prompts"].version,
     shell:
@@ -20,12 +20,12 @@ rule prompts:
 use rule prompts as captions with:
     input:
         provider.owned("captions"),
-        provider.files("sample.prompts"),
+        provider.files("captions", "sample.prompts"),
     output:
         "results/{experiment}/captions/captions.parquet",
     pathvars:
         job="captions",
     params:
         files=provider.source("sample.prompts", "--files"),
-        watched=provider.watched("sample.prompts"),
+        watched=provider.watched("captions", "sample.prompts"),
         spec=provider.spec("captions"),

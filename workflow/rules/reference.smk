@@ -2,8 +2,7 @@
 rule reference:
     input:
         provider.owned("reference"),
-        provider.files("reference.features"),
-        provider.files("reference.moments"),
+        provider.files("reference", "reference.features", "reference.moments"),
         images=provider.reads("reference", "images"),
     output:
         "results/{experiment}/reference/reference.safetensors",
@@ -13,8 +12,7 @@ rule reference:
         network=provider.source("reference.features", "--network"),
         images=flag("images"),
         statistics=provider.source("reference.moments", "--statistics"),
-        watched=provider.watched("reference.features"),
-        watched_statistics=provider.watched("reference.moments"),
+        watched=provider.watched("reference", "reference.features", "reference.moments"),
         spec=provider.spec("reference"),
         version=RULES["reference"].version,
     shell:

@@ -2,7 +2,7 @@
 rule sample:
     input:
         provider.owned("sample"),
-        provider.files("sample.lora"),
+        provider.files("sample", "sample.lora"),
         denoiser=provider.reads("sample", "distill", "teacher"),
         prompts=provider.reads("sample", "captions"),
         text_encoder=provider.reads("sample", "text_encoder"),
@@ -14,7 +14,7 @@ rule sample:
         prompts=flag("prompts"),
         text_encoder=flag("text_encoder"),
         lora_file=provider.source("sample.lora", "--lora-file"),
-        watched=provider.watched("sample.lora"),
+        watched=provider.watched("sample", "sample.lora"),
         spec=provider.spec("sample"),
         version=RULES["sample"].version,
     shell:

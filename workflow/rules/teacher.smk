@@ -3,7 +3,7 @@
 rule teacher:
     input:
         provider.owned("teacher"),
-        provider.files("teacher"),
+        provider.files("teacher", "teacher"),
         images=provider.reads("teacher", "images"),
     output:
         denoiser="results/{experiment}/teacher/denoiser.safetensors",
@@ -13,7 +13,7 @@ rule teacher:
     params:
         images=flag("images"),
         source=provider.source("teacher"),
-        watched=provider.watched("teacher"),
+        watched=provider.watched("teacher", "teacher"),
         spec=provider.spec("teacher"),
         cadence=provider.cadence("teacher"),
         solvers=provider.solvers,
@@ -27,14 +27,14 @@ rule teacher:
 rule text_encoder:
     input:
         provider.owned("text_encoder"),
-        provider.files("teacher"),
+        provider.files("text_encoder", "teacher"),
     output:
         "results/{experiment}/teacher/text_encoder.safetensors",
     pathvars:
         job="text_encoder",
     params:
         source=provider.source("teacher"),
-        watched=provider.watched("teacher"),
+        watched=provider.watched("text_encoder", "teacher"),
         spec=provider.spec("text_encoder"),
         version=RULES["text_encoder"].version,
     shell:
@@ -45,14 +45,14 @@ rule text_encoder:
 rule autoencoder:
     input:
         provider.owned("autoencoder"),
-        provider.files("teacher"),
+        provider.files("autoencoder", "teacher"),
     output:
         "results/{experiment}/teacher/autoencoder.safetensors",
     pathvars:
         job="autoencoder",
     params:
         source=provider.source("teacher"),
-        watched=provider.watched("teacher"),
+        watched=provider.watched("autoencoder", "teacher"),
         spec=provider.spec("autoencoder"),
         version=RULES["autoencoder"].version,
     shell:
@@ -63,12 +63,12 @@ rule autoencoder:
 use rule autoencoder as tiny_autoencoder with:
     input:
         provider.owned("tiny_autoencoder"),
-        provider.files("teacher.tiny_autoencoder"),
+        provider.files("tiny_autoencoder", "teacher.tiny_autoencoder"),
     output:
         "results/{experiment}/teacher/tiny_autoencoder.safetensors",
     pathvars:
         job="tiny_autoencoder",
     params:
         source=provider.source("teacher.tiny_autoencoder"),
-        watched=provider.watched("teacher.tiny_autoencoder"),
+        watched=provider.watched("tiny_autoencoder", "teacher.tiny_autoencoder"),
         spec=provider.spec("tiny_autoencoder"),
