@@ -13,7 +13,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -31,6 +31,10 @@ from dmd.config.source_files import Listing
 P = ParamSpec("P")
 T = TypeVar("T")
 FULL_LENGTH = 64  # hex digits of a sha256
+SECTIONS = (  # those that name files from outside
+    *("dataset", "teacher", "teacher.tiny_autoencoder", "reference.features", "reference.moments", "prompts"),
+    *("sample.prompts", "sample.lora", "evaluate.clip", "distill.method"),
+)
 SECRET_URLS = "DMD_SECRET_URLS"  # environment variable
 
 
@@ -164,15 +168,30 @@ class RuleLookups:
         def look_up(wildcards: Wildcards) -> list[str]:
             found = []
             for key in keys:
-                entry, name = self._section(wildcards, key), f"{wildcards.experiment}.{key}"
-                self._listing(entry, name)
-                folder = getattr(entry, "folder", None)
-                found += [*([folder] if folder else []), *(file for file, _ in self._files(entry, name))]
+                try:
+                    found += self._usable(wildcards, key)
+                except ConfigError:
+                    raise ConfigError("\nerror: ".join(self._faults(wildcards))) from None
             if self._kept(wildcards, rule, keys) is not None:
                 found = [path for path in found if path not in self.missing]
             return [path for path in found if path in self.missing or self._fetched(path)]
 
         return look_up
+
+    def _usable(self, wildcards: Wildcards, key: str) -> list[str]:
+        """Paths that a section names; ConfigError unless each can be used, or is missing."""
+        entry, name = self._section(wildcards, key), f"{wildcards.experiment}.{key}"
+        self._listing(entry, name)
+        folder = getattr(entry, "folder", None)
+        return [*([folder] if folder else []), *(file for file, _ in self._files(entry, name))]
+
+    def _faults(self, wildcards: Wildcards) -> Iterator[str]:
+        """What is wrong with files of an experiment, section by section."""
+        for key in SECTIONS:
+            try:
+                self._usable(wildcards, key)
+            except ConfigError as error:
+                yield str(error)
 
     def watched(self, rule: str, *keys: str) -> Text:
         """A digest that changes when a file of the sections `keys` changes; "" if there is none.
@@ -301,10 +320,13 @@ class RuleLookups:
             ]
         else:
             entries = [(entry.file, entry.sha256, f"{name}.file")] if getattr(entry, "file", None) else []
+        faults = []
         for file, sha256, key in entries:
             if file not in self.missing and file not in self.downloads and (reason := source_files.fault(file)):
                 digest = f" with sha256 {sha256}" if sha256 else ""
-                raise ConfigError(f"{key}: {printing.piece(file)} {reason}; put the file{digest} there")
+                faults.append(f"{key}: {printing.piece(file)} {reason}; put the file{digest} there")
+        if faults:
+            raise ConfigError("\nerror: ".join(faults))
         return [(file, sha256) for file, sha256, _ in entries]
 
     def _listing(self, entry: Any, name: str) -> Listing | None:

@@ -3,6 +3,8 @@
 import copy
 import inspect
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,32 @@ def test_file_that_is_missing_is_an_input_that_a_run_downloads_or_asks_for(tmp_p
     Path("inputs/m.npz").touch()
     assert provided({"inputs": {"moments": entry}}, child={"reference": MOMENTS}).downloads == {}
     assert provided(child={"reference": MOMENTS}).files("reference", "reference.moments")(job("child")) == []
+
+
+def test_all_files_of_an_experiment_that_cannot_be_used_are_named_at_once(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "a.parquet", "b.parquet"):
+        os.mkfifo(name)
+    Path("inputs").mkdir()
+    Path("inputs/m.npz").symlink_to("nowhere")
+    files = [{"file": name, "sha256": None} for name in ("a.parquet", "b.parquet")]
+    prompts = {"kind": "laion", "threshold": 6.0, "files": files}
+    sections = {"dataset": IMAGES, "reference": MOMENTS, "prompts": prompts}
+    found = RuleLookups(config.resolve({"experiments": {"child": sections}}))
+    with pytest.raises(SystemExit) as caught:
+        found.files("images", "dataset")(job("child"))
+    assert [line.partition(" is ")[0] for line in str(caught.value).splitlines()] == [
+        "error: child.dataset.folder: photos",
+        "error: child.reference.moments.file: inputs/m.npz",
+        "error: child.prompts.files[0].file: a.parquet",
+        "error: child.prompts.files[1].file: b.parquet",
+    ]
+
+
+def test_sections_that_rules_name_are_all_looked_through():
+    rules = "".join(path.read_text() for path in Path(__file__).parents[2].glob("workflow/rules/*.smk"))
+    named = re.findall(r"provider\.files\(([^)]*)\)", rules)
+    assert {key for words in named for key in re.findall(r'"([\w.]+)"', words)[1:]} == set(rule_lookups.SECTIONS)
 
 
 def source(look_up: Any, experiment: str = "child") -> str:

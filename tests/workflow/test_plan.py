@@ -51,6 +51,14 @@ def test_plan_with_nothing_there_is_whole_and_lists_all_that_is_missing(tmp_path
     assert listed.strip() == answer[answer.index("Missing,") : answer.index("memory of")].strip()
 
 
+def test_plan_that_fails_says_what_the_dry_run_says_and_no_more(tmp_path: Path):
+    write_config(tmp_path, SMALL)
+    (tmp_path / "photos").touch()
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        script("plan.py", tmp_path, "small")
+    assert caught.value.stderr.strip() == "error: small.dataset.folder: photos is not a folder: it is a file"
+
+
 def test_export_needs_the_generator_alone_and_lies_with_it(tmp_path: Path):
     config = {**SMALL, "experiments": {**SMALL["experiments"], "longer": {"extends": "small", "sample": {}}}}
     config["experiments"]["longer"]["sample"]["num_samples"] = 64

@@ -70,7 +70,8 @@ def planned(config: Configuration, experiments: Experiments, experiment: str | N
         command.append(f"results/{artifact}")
     answer = subprocess.run(command, capture_output=True, text=True)
     if answer.returncode:
-        raise ConfigError(f"the dry run failed\n{(answer.stdout + answer.stderr).strip()}")
+        said = (answer.stdout + answer.stderr).strip()
+        raise ConfigError(said.partition("\nerror: ")[2] or f"the dry run failed\n{said}")
     jobs = re.findall(r"^(?:local)?rule (\w+):.*?^    output: (\S+?),?[ \n]", answer.stdout, re.M | re.S)
     absent = [
         each
