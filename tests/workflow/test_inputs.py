@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -118,6 +119,18 @@ def test_nothing_is_imported_from_the_working_folder(tmp_path: Path):
     answer = subprocess.run(line, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert answer.returncode == 0 and "was imported" not in answer.stdout + answer.stderr
     assert (tmp_path / IMAGES).exists()
+
+
+@pytest.mark.parametrize("name", ["prune", "cost", "plan", "memory", "store"])
+def test_scripts_import_nothing_from_the_project_folder_but_its_own(name: str, tmp_path: Path):
+    shutil.copytree(REPOSITORY / "workflow/scripts", tmp_path / "workflow/scripts")
+    (tmp_path / "workflow/python").mkdir()
+    (tmp_path / "workflow/python/dmd").symlink_to(REPOSITORY / "dmd")
+    for each in ("torch", "numpy", "pydantic", "yaml", "filelock", "tqdm", "requests", "sitecustomize"):
+        (tmp_path / f"{each}.py").write_text("raise SystemExit(f'{__file__} was imported')")
+    line = [sys.executable, f"workflow/scripts/{name}.py", "--help"]
+    answer = subprocess.run(line, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert answer.returncode == 0 and answer.stdout.startswith("usage: "), answer.stderr
 
 
 def test_job_waits_for_another_process_that_makes_the_same_file(tmp_path: Path):

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "workflow" / "python"))
+sys.path.append(str(ROOT))  # last, since a file named torch.py may lie there
 
 from dmd.config import RULES, Experiments, Json, load, printing, read_yaml  # noqa: E402
 from dmd.models.networks.published_architectures import CIFAR10, IMAGENET64, SD15  # noqa: E402

@@ -21,7 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "workflow" / "python"))
+sys.path.append(str(ROOT))  # last, since a file named torch.py may lie there
 
 from dmd.config import Experiments, load, printing  # noqa: E402
 from dmd.config.sections import DECODERS  # noqa: E402

@@ -20,7 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "workflow" / "python"))
+sys.path.append(str(ROOT))  # last, since a file named torch.py may lie there
 
 from dmd.config import ConfigError, Configuration, Experiments, load, printing, unknown_experiment  # noqa: E402
 from dmd.config.missing_files import Missing, listed, missing_files  # noqa: E402

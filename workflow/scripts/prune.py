@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "workflow" / "python"))
+sys.path.append(str(ROOT))  # last, since a file named torch.py may lie there
 
 from dmd.config import RULES, Configuration, Experiments, load, printing  # noqa: E402
 from dmd.config.rule_table import ARTIFACTS  # noqa: E402

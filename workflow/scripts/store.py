@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "workflow" / "python"))
+sys.path.append(str(ROOT))  # last, since a file named torch.py may lie there
 
 from dmd.config import Experiments, load, printing  # noqa: E402
 from dmd.data import manifest  # noqa: E402
