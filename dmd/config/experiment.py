@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 from dmd.config.method_base import TEACHER, MethodSection, Mode
 from dmd.config.methods import Dmd
 from dmd.config.printing import piece
-from dmd.config.section_base import Count, Integer, Many, Path, Pinned, Section, refuse
+from dmd.config.section_base import SIGMA_MAX, Count, Integer, Many, Path, Pinned, Section, refuse
 from dmd.config.sections import (
     Dataset,
     Evaluate,
@@ -277,7 +277,7 @@ class Experiment(Section):
         solver, key = self.pairs.solver, "distill.method.sigma"
         if not isinstance(solver, OdeSolver):
             yield f"{key}: {method.sigma}, but {solver.name} starts at the teacher's highest level: write null"
-        elif method.sigma != (start := solver.sigma_max or 80.0):
+        elif method.sigma != (start := solver.sigma_max or SIGMA_MAX):
             yield (
                 f"{key}: {method.sigma} differs from pairs.solver.sigma_max {start}, "
                 "but the student must start at the noise level of the pairs"

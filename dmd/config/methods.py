@@ -9,6 +9,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from dmd.config.method_base import STUDENT, TEACHER, WEIGHTS, MethodSection, Mode, Phase, Role, Source
 from dmd.config.section_base import (
+    SIGMA_MAX,
+    SIGMA_MIN,
     UNSET_PATH,
     Batch,
     Count,
@@ -35,8 +37,12 @@ Index = Annotated[Integer, Field(ge=0, le=10**5)]  # of a noise level
 DECODER = "decodes latents before the distance: the tiny or the full autoencoder of the teacher, or none"
 
 
-def _check_order(sigma_min: float, sigma_max: float | None) -> None:
-    """ValueError unless sigma_max is above sigma_min; a sigma_max of None is unknown and passes."""
+LOWEST = "null = 0.002 or, if higher, the teacher's"
+
+
+def _check_order(sigma_min: float | None, sigma_max: float | None) -> None:
+    """ValueError unless sigma_max is above sigma_min, or EDM's lowest; a sigma_max of None is unknown and passes."""
+    sigma_min = SIGMA_MIN if sigma_min is None else sigma_min
     if sigma_max is not None and sigma_max <= sigma_min:
         raise ValueError(f"sigma_max {sigma_max:g} is not above sigma_min {sigma_min:g}")
 
@@ -53,15 +59,15 @@ class KarrasLevels(Section):
 
     kind: Literal["karras"] = "karras"
     count: Annotated[Steps, Field(ge=2)] = Field(1000, description="number of levels; index 0 is sigma_min")
-    sigma_min: Sigma = Field(0.002, description="lowest level")
-    sigma_max: Sigma = Field(80.0, description="highest level")
+    sigma_min: Sigma | None = Field(None, description=f"lowest level; {LOWEST}")
+    sigma_max: Sigma | None = Field(None, description="highest level; null = 80 or, if lower, the teacher's highest")
     rho: Rho = Field(7.0, description="of Eq. 5: larger means denser levels near sigma_min")
     min_index: Index = Field(20, description="lowest index that the matching loss draws")
     max_index: Index = Field(980, description="highest index that the matching loss draws")
 
     @model_validator(mode="after")
     def _range(self) -> KarrasLevels:
-        _check_order(self.sigma_min, self.sigma_max)
+        _check_order(self.sigma_min, SIGMA_MAX if self.sigma_max is None else self.sigma_max)
         if not self.min_index <= self.max_index < self.count:
             raise ValueError(f"indices {self.min_index}..{self.max_index} are not a range within 0..{self.count - 1}")
         return self
@@ -255,7 +261,7 @@ class Progressive(MethodSection):
     name: Literal["progressive"]
     batch_size: Batch = Field(128, description="images")
     sigma_max: Sigma | None = Field(80.0, description="highest level, in all rounds; null = the teacher's highest")
-    sigma_min: Sigma = Field(0.002, description="lowest level above 0 of the first teacher")
+    sigma_min: Sigma | None = Field(None, description=f"lowest level above 0 of the first teacher; {LOWEST}")
     rho: Rho = Field(7.0, description="of Karras et al. 2022, Eq. 5: larger means denser levels near sigma_min")
     weighting: Literal["truncated-snr", "snr+1", "network"] = Field(
         "truncated-snr", description="max(1/sigma^2, 1), 1 + 1/sigma^2, or the weight of the network's preconditioning"
@@ -340,7 +346,9 @@ class PseudoHuberDistance(Section):
 class ConsistencyLevels(Section):
     """N noise levels (Karras et al. 2022, Eq. 5), of which two neighbours are compared; N may depend on the update."""
 
-    sigma_min: Sigma = Field(0.002, description="lowest level, where the student's map is the identity")
+    sigma_min: Sigma | None = Field(
+        None, description=f"lowest level, where the student's map is the identity; {LOWEST}"
+    )
     sigma_max: Sigma | None = Field(80.0, description="highest level; null = the teacher's highest")
     rho: Rho = Field(7.0, description="of Eq. 5: larger means denser levels near sigma_min")
     number: Annotated[FixedNumber | RootNumber | DoublingNumber, Field(discriminator="kind")] = Field(
@@ -415,8 +423,8 @@ class Consistency(MethodSection):
         if self.calls is not None:
             top = self.calls[0] if self.levels.sigma_max is None else self.levels.sigma_max
             descending = all(later < sigma for sigma, later in zip(self.calls, self.calls[1:], strict=False))
-            if not descending or self.calls[0] != top or self.calls[-1] <= self.levels.sigma_min:
-                low = self.levels.sigma_min
+            low = SIGMA_MIN if self.levels.sigma_min is None else self.levels.sigma_min
+            if not descending or self.calls[0] != top or self.calls[-1] <= low:
                 yield f"calls: {list(self.calls)} do not descend from sigma_max {top:g} to above {low:g}"
 
     def calls_kept(self) -> dict[int, tuple[str, ...]]:
@@ -485,7 +493,7 @@ class Denoising(MethodSection):
 class KarrasCurve(Section):
     """Noise levels of Karras et al. 2022, Eq. 5, at uniform positions in [0, last): sigma_min at 0, sigma_max at 1."""
 
-    sigma_min: Sigma = Field(0.002, description="lowest level")
+    sigma_min: Sigma | None = Field(None, description=f"lowest level; {LOWEST}")
     sigma_max: Sigma = Field(80.0, description="highest level")
     rho: Rho = Field(7.0, description="of Eq. 5: larger means denser levels near sigma_min")
     last: Annotated[float, Field(gt=0, le=1)] = Field(

@@ -378,7 +378,7 @@ RULES: dict[str, Rule] = {
     ),
     "distill": Rule(
         "distill",
-        3,
+        4,
         section="distill",
         spec=_distill,
         files=("distill/generator.safetensors", "distill/log.parquet"),

@@ -64,6 +64,7 @@ Positive = Annotated[float, Field(gt=0, le=1e30)]  # float32 ends at 3e38; a gra
 Scale = Annotated[float, Field(gt=0, le=1e6)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 Sigma = Annotated[float, Field(ge=1e-6, le=1e6)]  # noise level
+SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # of EDM (Karras et al. 2022, Table 1)
 Rho = Annotated[float, Field(ge=0.1, le=100)]  # outside, powers of it leave float64
 LogMean = Annotated[float, Field(ge=-20, le=20)]
 LogStd = Annotated[float, Field(gt=0, le=20)]

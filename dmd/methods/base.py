@@ -6,6 +6,7 @@ after the method's `name` in the configuration, and its constant `METHOD` is a c
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from dmd.config.method_base import MethodSection, PlannedPhase
 from dmd.models.student_calls import Calls
+from dmd.sampling.noise import level_range
 
 Rows = dict[str, Tensor]  # by field, one row per sample
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -81,6 +83,7 @@ class Facts:
         text: whether the condition is text states.
         sigma_max: highest noise level of that network; None if it has no highest one.
         network: architecture of that network; None if the denoiser is no network.
+        trained: lowest and highest noise level that both it and the teacher were trained on.
     """
 
     shape: tuple[int, ...]
@@ -89,6 +92,11 @@ class Facts:
     text: bool = False
     sigma_max: float | None = None
     network: Mapping[str, object] | None = None
+    trained: tuple[float, float] = (0.0, math.inf)
+
+    def levels(self, sigma_min: float | None, sigma_max: float | None, *, key: str) -> tuple[float, float]:
+        """`noise.level_range` for the section `key` of the configuration."""
+        return level_range(sigma_min, sigma_max, trained=self.trained, key=key, teacher="the teacher")
 
 
 class StepLog(Protocol):

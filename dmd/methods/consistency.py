@@ -38,7 +38,7 @@ class Consistency(Method[sections.Consistency]):
 
     Attributes:
         calls: how the student is sampled, with the map that is trained.
-        sigma_max: the highest level.
+        sigma_min, sigma_max: the lowest and the highest level.
     """
 
     def __post_init__(self) -> None:
@@ -51,9 +51,9 @@ class Consistency(Method[sections.Consistency]):
             )
         if self.facts.text:
             raise ValueError("method consistency cannot train a text-conditional denoiser: it needs class labels")
-        self.sigma_max = float(last)
+        self.sigma_min, self.sigma_max = self.facts.levels(config.levels.sigma_min, last, key="distill.method.levels")
         self.calls = Calls(
-            config.calls or (self.sigma_max,), between="noise", map="consistency", sigma_min=config.levels.sigma_min
+            config.calls or (self.sigma_max,), between="noise", map="consistency", sigma_min=self.sigma_min
         )
 
     @classmethod
@@ -75,7 +75,7 @@ class Consistency(Method[sections.Consistency]):
     def sigmas(self, num: int) -> Tensor:
         """Levels, ascending, float64 (num,)."""
         levels = self.config.levels
-        return level_table(num, levels.sigma_min, self.sigma_max, levels.rho)
+        return level_table(num, self.sigma_min, self.sigma_max, levels.rho)
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
         """Weighted distance of the student at one level to the target at the level below."""

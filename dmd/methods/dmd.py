@@ -46,7 +46,7 @@ class Dmd(Method[sections.Dmd]):
                 "give a number"
             )
         self.sigma = float(config.sigma if config.sigma is not None else self.facts.sigma_max or 0.0)
-        alphas, sigmas = noise_levels(config.levels, self.networks["teacher"])
+        alphas, sigmas = noise_levels(config.levels, self.networks["teacher"], self.facts)
         self.alphas, self.sigmas = alphas.to(self.device), sigmas.to(self.device)
         for index, phase in enumerate(config.phases):
             if (phase.max_index or 0) >= len(self.sigmas):

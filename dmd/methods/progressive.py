@@ -110,10 +110,10 @@ class Progressive(Method[sections.Progressive]):
     def levels(self, phase: PlannedPhase) -> Tensor:
         """Levels of the teacher's steps in a round: float64 (2 steps + 1,), from sigma_max to 0."""
         config = self.config
-        sigma_max = config.sigma_max if config.sigma_max is not None else self.facts.sigma_max
-        assert sigma_max is not None
+        top = config.sigma_max if config.sigma_max is not None else self.facts.sigma_max
+        sigma_min, sigma_max = self.facts.levels(config.sigma_min, top, key="distill.method")
         steps = 2 * config.phases[0].steps
-        finest = sampling_sigmas(steps, sigma_min=config.sigma_min, sigma_max=sigma_max, rho=config.rho)
+        finest = sampling_sigmas(steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=config.rho)
         return finest[:: steps // (2 * _round(phase).steps)]
 
     def sampling(self) -> Calls:

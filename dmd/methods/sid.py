@@ -40,13 +40,19 @@ NUM_BINS = 10  # of noise levels in the log
 
 @dataclass
 class Sid(Method[sections.Sid]):
-    """SiD, or SIM, as the key `divergence` chooses."""
+    """SiD, or SIM, as the key `divergence` chooses.
+
+    Attributes:
+        lowest: noise level that the student's loss draws from.
+    """
 
     def __post_init__(self) -> None:
-        top, last = self.facts.sigma_max, self.levels(torch.ones(()))
-        if top is not None and float(last) > top * (1 + 1e-6):
+        key, curve = "distill.method.levels", self.config.levels
+        self.lowest, _ = self.facts.levels(curve.sigma_min, None, key=key)
+        top, last = self.facts.trained[1], self.levels(torch.ones(()))
+        if float(last) > top * (1 + 1e-6):
             raise ValueError(
-                f"distill.method.levels: the student's loss would use noise levels up to {float(last):.4g}, "
+                f"{key}: the student's loss would use noise levels up to {float(last):.4g}, "
                 f"but the teacher has levels up to {top:.4g} only: lower levels.sigma_max or levels.last"
             )
 
@@ -106,7 +112,7 @@ class Sid(Method[sections.Sid]):
     def levels(self, position: Tensor) -> Tensor:
         """Noise levels at positions (B,) in [0, 1] along the part of the curve that the student's loss draws from."""
         curve = self.config.levels
-        return karras_curve(curve.last * position, first=curve.sigma_min, last=curve.sigma_max, rho=curve.rho).float()
+        return karras_curve(curve.last * position, first=self.lowest, last=curve.sigma_max, rho=curve.rho).float()
 
     def _denoiser(self, role: str) -> Denoiser:
         return self.networks[role]  # type: ignore[return-value]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 from dmd.models.loading import student_calls
 from dmd.models.student_calls import Calls
 from dmd.sampling import schedulers
+from dmd.sampling.noise import level_range, trained_range
 from dmd.sampling.solvers import SOLVERS
 
-GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}  # of EDM (Karras et al. 2022, Table 1)
-ROUNDING = 1e-5  # a level of the configuration may be the teacher's to six digits, as the log shows it
+RHO = 7.0  # of EDM (Karras et al. 2022, Table 1)
 
 
 def default_solver(metadata: dict[str, Any], name: str | None, steps: int | None, path: Path) -> dict[str, Any]:
@@ -35,7 +34,7 @@ def default_solver(metadata: dict[str, Any], name: str | None, steps: int | None
             f"solver {name!r}: {path} is a teacher; use one of {[*SOLVERS]}, "
             f"or, if the teacher comes with a scheduler, one of {[*schedulers.NAMES]}"
         )
-    solver = {"name": name or "heun", "steps": 18 if steps is None else steps, "rho": GRID["rho"]}
+    solver = {"name": name or "heun", "steps": 18 if steps is None else steps, "rho": RHO}
     return within_range(solver, metadata, path)
 
 
@@ -49,20 +48,10 @@ def within_range(solver: dict[str, Any], metadata: dict[str, Any], path: Path, k
     """
     if solver["name"] not in SOLVERS:
         return solver
-    low, high = metadata.get("sigma_min") or 0.0, metadata.get("sigma_max") or math.inf
-    found = dict(solver)
-    for name in ("sigma_min", "sigma_max"):
-        value = solver.get(name)
-        if value is None:
-            found[name] = min(max(GRID[name], low), high)
-        elif not low * (1 - ROUNDING) <= value <= high * (1 + ROUNDING):
-            raise ValueError(
-                f"{key}.{name}: {value:g} is outside {low:.6g} .. {high:.6g}, the noise levels that {path} was "
-                "trained on; null takes the teacher's own"
-            )
-    if found["sigma_min"] > found["sigma_max"]:
-        raise ValueError(f"{key}.sigma_min: {found['sigma_min']:g} is above sigma_max {found['sigma_max']:g}")
-    return found
+    sigma_min, sigma_max = level_range(
+        solver.get("sigma_min"), solver.get("sigma_max"), trained=trained_range(metadata), key=key, teacher=path
+    )
+    return {**solver, "sigma_min": sigma_min, "sigma_max": sigma_max}
 
 
 def resolve_solver(solver: dict[str, Any], metadata: dict[str, Any], path: Path) -> tuple[dict[str, Any], float]:

@@ -1,8 +1,49 @@
 """Noise levels, and noise of which each item depends on its own seed only."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
+
+from dmd.config.section_base import SIGMA_MAX, SIGMA_MIN
+
+ROUNDING = 1e-5  # a level of the configuration may be the teacher's to six digits, as the log shows it
+
+
+def level_range(
+    sigma_min: float | None, sigma_max: float | None, *, trained: tuple[float, float], key: str, teacher: object
+) -> tuple[float, float]:
+    """The lowest and highest of the noise levels that a section asks for; None is EDM's, limited to the teacher's.
+
+    Args:
+        trained: lowest and highest level that the teacher was trained on; 0 and infinity if it names none.
+        key: of the section, for messages.
+        teacher: its name, for messages.
+
+    Raises:
+        ValueError: a level that the teacher was not trained on, or sigma_min above sigma_max.
+    """
+    low, high = trained
+    for name, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max)):
+        if value is not None and not low * (1 - ROUNDING) <= value <= high * (1 + ROUNDING):
+            raise ValueError(
+                f"{key}.{name}: {value:g} is outside {low:.6g} .. {high:.6g}, the noise levels that {teacher} was "
+                "trained on; null takes the teacher's own"
+            )
+    first, last = (
+        min(max(edm, low), high) if value is None else value
+        for value, edm in ((sigma_min, SIGMA_MIN), (sigma_max, SIGMA_MAX))
+    )
+    if first > last:
+        raise ValueError(f"{key}.sigma_min: {first:g} is above sigma_max {last:g}")
+    return first, last
+
+
+def trained_range(*metadata: Mapping[str, Any]) -> tuple[float, float]:
+    """The noise levels that all of these denoisers were trained on, by their files; 0 and infinity where none says."""
+    lowest = max(facts.get("sigma_min") or 0.0 for facts in metadata)
+    return lowest, min(facts.get("sigma_max") or math.inf for facts in metadata)
 
 
 def karras_curve(position: torch.Tensor, *, first: float, last: float, rho: float) -> torch.Tensor:

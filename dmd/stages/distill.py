@@ -23,6 +23,7 @@ from dmd.models import loading
 from dmd.models.compute import set_tf32
 from dmd.models.student_calls import Calls
 from dmd.provenance import record, tensor_files
+from dmd.sampling.noise import trained_range
 from dmd.train import checkpoints, input_checks, networks, state
 from dmd.train.data import ImageStream, NoiseStream, PairStream, Stream
 from dmd.train.loop import log_table, training_loop
@@ -136,6 +137,7 @@ class _Distillation:
             text="text" in start,
             sigma_max=start.get("sigma_max"),
             network=start.get("network"),
+            trained=trained_range(start, self.teacher.facts),
         )
         modules = networks.load(
             training.method,

@@ -70,7 +70,7 @@ def test_defaults_of_distill_are_the_papers():
     method = distill.method
     assert method.regression_weight == 0.25 and method.matching_batch_size == 392
     assert method.levels.with_defaults() == {
-        "kind": "karras", "count": 1000, "rho": 7.0, "sigma_min": 0.002, "sigma_max": 80.0, "min_index": 20,
+        "kind": "karras", "count": 1000, "rho": 7.0, "sigma_min": None, "sigma_max": None, "min_index": 20,
         "max_index": 980,
     }  # fmt: skip
     assert list(distill.optimisers) == ["student", "fake"]

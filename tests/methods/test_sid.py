@@ -323,4 +323,4 @@ def test_section_refuses_what_the_method_cannot_do(changed, message):
 def test_levels_beyond_those_of_the_teacher_are_refused():
     """The curve ends at sigma 24.4 by default; a teacher of discrete time may know none above 14.6."""
     with pytest.raises(ValueError, match=r"use noise levels up to 24\.\d+, but the teacher has levels up to 14\.6"):
-        Sid(section().method, {}, Facts((1, 1, 1), 0, 0.5, sigma_max=14.6), torch.device("cpu"))  # type: ignore[arg-type]
+        Sid(section().method, {}, Facts((1, 1, 1), 0, 0.5, trained=(0.0, 14.6)), torch.device("cpu"))  # type: ignore[arg-type]
