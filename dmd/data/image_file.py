@@ -9,6 +9,8 @@ and resized by a Pillow filter. Colour profiles are not applied.
 from __future__ import annotations
 
 import hashlib
+import io
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +39,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 SAMPLE_FORMATS = {2: "signed integers", 3: "floating-point values"}  # of TIFF; 1 = unsigned integers
+_AVIF_EXIF = re.compile(rb"(infe.{8})Exif", re.DOTALL)  # the entry in the list of a file's parts
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # Pillow refuses valid files with 1 MB of metadata
 
 
@@ -76,6 +79,7 @@ def _load(path: Path) -> Image.Image:
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
             highest, inverted = _grey_range(opened)
+            _scale_transparent_level(opened)
             try:
                 opened.load()
             except Exception:
@@ -86,10 +90,25 @@ def _load(path: Path) -> Image.Image:
 
 
 def _opened(path: Path) -> ImageFile.ImageFile:
+    """The image, not yet decoded; an AVIF file without its EXIF data where these cannot be read."""
     try:
         return Image.open(path, formats=FORMATS)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"Pillow knows it as none of {', '.join(FORMATS)}") from error
+    except Exception as error:
+        content = path.read_bytes()
+        other = _AVIF_EXIF.sub(rb"\1skip", content) if content[4:8] == b"ftyp" else content
+        if other != content:
+            return Image.open(io.BytesIO(other), formats=FORMATS)
+        if isinstance(error, UnidentifiedImageError):
+            raise ValueError(f"Pillow knows it as none of {', '.join(FORMATS)}") from error
+        raise
+
+
+def _scale_transparent_level(image: ImageFile.ImageFile) -> None:
+    """Gives the transparent level of a grey PNG of 2 or 4 bits the range of its pixels, which Pillow scales to 8."""
+    clear, mode = image.info.get("transparency"), image.tile[0].args if image.tile else None
+    if image.format == "PNG" and isinstance(clear, int) and mode in ("L", "L;2", "L;4"):
+        highest = {"L": 255, "L;2": 3, "L;4": 15}[mode]
+        image.info["transparency"] = (clear & highest) * 255 // highest  # only the low bits count
 
 
 def _grey_range(image: ImageFile.ImageFile) -> tuple[int | None, bool]:
@@ -136,7 +155,9 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         orientation = image.getexif().get(ORIENTATION)
     except Exception:
         orientation = None
-    return TURNS.get(_orientation(image.info.get("exif", b"")) if orientation is None else orientation)
+    if orientation is None and image.format != "AVIF":  # whose orientation is elsewhere, and copied there
+        orientation = _orientation(image.info.get("exif", b""))
+    return TURNS.get(orientation or 1)
 
 
 def _orientation(exif: bytes) -> int:

@@ -88,6 +88,19 @@ def test_transparent_level_of_sixteen_bit_grey_is_white(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("depth", "more"), [(1, 0), *((depth, more) for depth in (2, 4, 8) for more in (0, 256, 2**15))]
+)
+def test_transparent_level_of_a_grey_png_is_white_and_only_its_low_bits_count(tmp_path, depth, more):
+    levels = ramp(2**depth - 1)
+    for clear in {*levels}:
+        chunks = [(b"tRNS", struct.pack(">H", clear | more))]
+        row = b"\0" + packed(levels, depth)
+        write_png(tmp_path / "a.png", row * 8, depth=depth, colour=0, chunks=chunks)
+        shown = expected([2**depth - 1 if level == clear else level for level in levels], 2**depth - 1)
+        assert read(tmp_path / "a.png")[0, 0].tolist() == shown
+
+
+@pytest.mark.parametrize(
     ("data", "bits", "photometric", "extra", "grey"),
     [
         ([100, 128], 2, 1, 0, 100),  # unspecified
@@ -223,6 +236,18 @@ def test_picture_with_broken_exif_is_read_and_its_orientation_where_it_can_be(tm
     plain = np.zeros((8, 8), bool)
     plain[:, :4] = True
     assert (found == (plain.T if turned else plain)).mean() > 0.95
+
+
+@pytest.mark.parametrize("name", BROKEN_EXIF)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_avif_with_broken_exif_is_read_and_not_turned_since_its_orientation_is_elsewhere(tmp_path, name):
+    broken = BROKEN_EXIF[name][0].removeprefix(b"Exif\0\0").ljust(22, b"\0")
+    text = b"Exif\0\0II*\0" + struct.pack("<IHHHII", 8, 1, 0x010F, 2, len(broken), 26) + bytes(4) + b"x" * len(broken)
+    content = photo("AVIF", text)  # Pillow writes no broken EXIF data
+    start = content.index(b"II*\0")
+    (tmp_path / "a.avif").write_bytes(content[:start] + broken + content[start + len(broken) :])
+    white = read(tmp_path / "a.avif")[0] > 128
+    assert white[:, :4].all() and not white[:, 4:].any()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
