@@ -17,7 +17,7 @@ MODULES = {  # that run what a file says, or fetch -> where they may be imported
     **dict.fromkeys("marshal shelve joblib dill cloudpickle runpy torch.hub torch.package torch.jit".split(), ()),
     **dict.fromkeys("urllib.request urllib3 http.client ftplib httpx aiohttp boto3 fsspec huggingface_hub".split(), ()),
     "pickle": (),
-    "requests": ("dmd/data/download.py", "dmd/data/web_folder.py"),
+    "requests": tuple(f"dmd/data/{name}.py" for name in ("download", "web_folder", "web_request")),
 }
 NAMES = frozenset(  # wherever they stand, called or handed on; methods by their last name
     "pickle.load pickle.loads pickle.Unpickler builtins.eval builtins.exec builtins.__import__ "

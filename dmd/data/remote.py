@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -196,7 +197,7 @@ def _file_system(scheme: str, bucket: str, endpoint: str | None) -> Any:
     own = urlsplit(endpoint) if endpoint else None
     address = {"endpoint_override": own.netloc, "scheme": own.scheme} if own else {}
     if scheme == "gs":
-        return fs.GcsFileSystem(**address)
+        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=retries.ANSWER), **address)
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     region = region or ("us-east-1" if own else fs.resolve_s3_region(bucket))
     return fs.S3FileSystem(region=region, connect_timeout=retries.TIMEOUT[0], request_timeout=60, **address)

@@ -61,7 +61,8 @@ def pieces(answer: requests.Response) -> Iterator[bytes]:
     """
     reached = 0
     slow = f"the server sends fewer than {retries.LEAST} bytes in {retries.WINDOW:g} s"
-    with _in_time(answer.raw.watched, lambda: reached, retries.WINDOW, retries.LEAST, slow):
+    with _in_time(lambda: answer.raw.watched, lambda: reached, retries.WINDOW, retries.LEAST, slow):
+        answer.raw.chunked = False  # so that http.client reads chunks: urllib3 reads their sizes without a bound
         for piece in answer.iter_content(PIECE):
             reached += len(piece)
             yield piece
@@ -106,12 +107,28 @@ class _Session(requests.Session):
 
 
 class _Timed:
-    """Part of a connection of urllib3: its headers have to come in time, and its answers know their socket."""
+    """Part of a connection of urllib3: TLS and headers have to come in time, and its answers know their socket."""
+
+    _connected: socket.socket | None = None
+
+    def _new_conn(self) -> Any:
+        connection = super()._new_conn()  # type: ignore[misc]
+        self._connected = connection.dup()  # TLS puts an object of its own in its place
+        return connection
+
+    def connect(self) -> None:
+        late = f"the server has not connected in {retries.ANSWER:g} s"
+        try:
+            with _in_time(lambda: self._connected, lambda: 0, retries.ANSWER, 1, late):
+                super().connect()  # type: ignore[misc]
+        finally:
+            if self._connected is not None:
+                self._connected.close()
 
     def getresponse(self) -> Any:
         watched = self.sock  # type: ignore[attr-defined]
         late = f"the server has not answered in {retries.ANSWER:g} s"
-        with _in_time(watched, lambda: 0, retries.ANSWER, 1, late):
+        with _in_time(lambda: watched, lambda: 0, retries.ANSWER, 1, late):
             answer = super().getresponse()  # type: ignore[misc]
         answer.watched = watched
         return answer
@@ -139,7 +156,11 @@ def _use_timed(manager: Any) -> None:
 
 @contextlib.contextmanager
 def _in_time(
-    connection: socket.socket, reached: Callable[[], int], seconds: float, least: int, message: str
+    connection: Callable[[], socket.socket | None],
+    reached: Callable[[], int],
+    seconds: float,
+    least: int,
+    message: str,
 ) -> Iterator[None]:
     """Shuts the connection down unless `reached` grows by `least` in each `seconds`, and then raises Timeout."""
     ended, late = threading.Event(), threading.Event()
@@ -149,8 +170,9 @@ def _in_time(
         while not ended.wait(seconds):
             if (now := reached()) - before < least:
                 late.set()
-                with contextlib.suppress(OSError):
-                    socket.socket.shutdown(connection, socket.SHUT_RDWR)  # not SSLSocket's, which is for one thread
+                if watched := connection():
+                    with contextlib.suppress(OSError):
+                        socket.socket.shutdown(watched, socket.SHUT_RDWR)  # not SSLSocket's, which is for one thread
                 return
             before = now
 

@@ -1,14 +1,17 @@
 """Requests to servers that never end, send bombs, or lie: each ends soon, with one line."""
 
+import contextlib
 import gzip
 import itertools
+import socket
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-from dmd.data import retries
+from dmd.data import retries, web_request
 from dmd.data.download import Download, DownloadError
 from dmd.data.remote import StorageError
 from dmd.data.web_folder import WebFolder
@@ -51,6 +54,8 @@ NEVER_END = {
     "dripped body": lambda: dripped(OK + b"Content-Length: 5000\r\n\r\n", b"x"),
     "dripped body without length": lambda: dripped(OK + b"\r\n", b"x"),
     "dripped chunks": lambda: dripped(CHUNKED, b"1\r\nx\r\n"),
+    "chunk size": lambda: endless(CHUNKED, b"0" * 10**5),
+    "trailer": lambda: endless(CHUNKED + b"0\r\nX: ", b"y" * 10**5),
     "dripped chunk size": lambda: dripped(CHUNKED, b"0"),
     "trailers": lambda: dripped(CHUNKED + b"0\r\n", b"X: y\r\n"),
     "body without length": lambda: endless(OK + b"\r\n", bytes(10**5)),
@@ -94,6 +99,47 @@ def test_small_file_from_a_server_that_never_ends_or_lies_ends_with_one_line(ser
         content = WebFolder(server.url.rpartition("/")[0], log=print).read("weights.bin")
         raise StorageError(f"{server.url}: read without a length {content!r:.20}")
     assert "\n" not in str(refused.value) and server.url in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["chunk size", "trailer"])
+def test_endless_line_within_a_body_is_bounded_in_size(server, tmp_path: Path, monkeypatch, name):
+    monkeypatch.setattr(retries, "WINDOW", 3600)
+    server.raw = NEVER_END[name]
+    download = Download(server.url, tmp_path / "part", None, log=lambda line: None, advance=lambda *numbers: None)
+    with pytest.raises(DownloadError, match="got more than 65536 bytes when reading"):
+        download.run()
+
+
+DRIPPED = {"silence": b"", "part of a record": b"\x16", "records of one byte": b"\x16\x03\x03\x00\x01\x02"}
+
+
+@pytest.mark.parametrize("name", DRIPPED)
+def test_tls_handshake_that_never_ends_is_given_up(server, tmp_path: Path, name):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listening.accept()
+                    with connection, contextlib.suppress(OSError):
+                        connection.sendall(b"" if name == "silence" else b"\x16\x03\x03\x3f\xff\x02\x00\x3f\x00")
+                        for _ in range(400):
+                            time.sleep(0.02)
+                            connection.sendall(DRIPPED[name])
+
+        threading.Thread(target=drip, daemon=True).start()
+        url = f"https://127.0.0.1:{listening.getsockname()[1]}/weights.bin"
+        download = Download(url, tmp_path / "part", None, log=lambda line: None, advance=lambda *numbers: None)
+        with pytest.raises(DownloadError, match=r"the server has not connected in 0\.3 s \(2 times in a row\)"):
+            download.run()
+
+
+@pytest.mark.parametrize("location", ["http://host/a", "HTTP://host/a", "file:///a", "ftp://host/a"])
+def test_redirect_from_https_to_a_weaker_protocol_is_not_followed(location):
+    with pytest.raises(web_request.RefusedAnswer, match="which is not followed"):
+        web_request._target("https://host/b", location)
+    for safe in ("https://other/a", "/a", "a", "//other/a"):
+        assert web_request._target("https://host/b", safe).startswith("https://")
 
 
 def test_redirects_are_followed_without_reading_their_endless_bodies(server):
