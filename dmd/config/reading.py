@@ -18,6 +18,7 @@ Json = dict[str, Any]
 GROUPS = ("experiments", "tables", "charts", "inputs")  # keys of an included file
 MAX_VALUES, MAX_DEPTH = 1_000_000, 32  # a YAML file of a few lines can exceed them by aliases
 MAX_BYTES = 2**24  # of a YAML file
+TEMPLATES = "__use_yte__"  # key of files in which Snakemake runs Python code
 SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
@@ -26,7 +27,7 @@ def read_yaml(path: Path) -> Json:
     """Reads one YAML mapping.
 
     Raises:
-        ConfigError: the file is missing, no YAML mapping, or too large, or `parse_yaml` refuses it.
+        ConfigError: the file is missing, no YAML mapping, too large, or one of templates, or `parse_yaml` refuses it.
     """
     try:
         if (size := os.stat(path).st_size) > MAX_BYTES:
@@ -37,6 +38,8 @@ def read_yaml(path: Path) -> Json:
     value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected a mapping, found {type(value).__name__}")
+    if TEMPLATES in value:
+        raise ConfigError(f"{path}: {TEMPLATES}: templates, whose Python code would run, are not supported")
     return value
 
 

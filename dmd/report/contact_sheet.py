@@ -50,6 +50,6 @@ def contact_sheet(images: Sequence[Tensor], prompts: Sequence[str], title: str) 
 
 
 def shortened(prompt: str) -> str:
-    """A prompt in at most `LINES` lines; `$` is escaped, since matplotlib would read it as the start of a formula."""
+    """A prompt in at most `LINES` lines, as matplotlib shows it."""
     lines = textwrap.wrap(" ".join(prompt[:READ].split()), CHARACTERS, max_lines=LINES, placeholder=" ...")
-    return "\n".join(lines).replace("$", r"\$")
+    return "\n".join(map(plots.plain, lines))

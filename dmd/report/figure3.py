@@ -47,7 +47,7 @@ def draw_figure3(
             panel.annotate(text, mean, offset, textcoords="offset points", ha="center", fontsize=12, fontweight="bold")
         outside = int(((points < low) | (points > high)).any(1).sum())
         note = f", {outside} outside" if outside else ""
-        panel.set(title=label, xlabel=f"{len(points):,} samples{note}", aspect="equal")
+        panel.set(title=plots.plain(label), xlabel=f"{len(points):,} samples{note}", aspect="equal")
         panel.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     return figure
 

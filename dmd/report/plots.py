@@ -9,6 +9,8 @@ import matplotlib
 import numpy as np
 from torch import Tensor
 
+from dmd.config import printing
+
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
@@ -53,9 +55,15 @@ def new(rows: int, columns: int, *, size: tuple[float, float]) -> tuple[Figure, 
     return figure, axes
 
 
+def plain(text: str) -> str:
+    """Text from the configuration as matplotlib shows it: no formula, and in a legend although it begins with `_`."""
+    shown = printing.piece(text).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
+
+
 def heading(figure: Figure, text: str) -> None:
     """A title above the figure, at its left edge."""
-    figure.suptitle(text, fontsize=13, fontweight="bold", x=0.02, ha="left")
+    figure.suptitle(plain(text), fontsize=13, fontweight="bold", x=0.02, ha="left")
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -101,7 +101,7 @@ def _draw(axes: Axes, index: int, label: str, positions: Sequence[float], values
         [positions[i] for i in order],
         means,
         yerr=np.array([np.minimum(spread, np.array(means) * 0.99), spread]),  # lower ends stay above 0: log axis
-        label=label,
+        label=plots.plain(label),
         color=plots.COLOURS[index % len(plots.COLOURS)],
         marker=plots.MARKERS[index % len(plots.MARKERS)],
         markersize=7,

@@ -9,6 +9,7 @@ import torch
 
 from dmd.config import printing
 from dmd.report import card, contact_sheet, plots, table_text
+from dmd.stages import charts
 
 CONTROLS = [chr(number) for number in (*range(32), *range(127, 160))]
 INVISIBLE = [*"\u200b\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff\ud800\udcff"]
@@ -91,6 +92,16 @@ def test_values_of_a_card_are_neither_rows_nor_markup(tmp_path):
     )
     text = card._table({"x": HOSTILE, "y": {"z": HOSTILE}}) + "\n" + card._scores([tmp_path / "fid.json"])
     assert "<script>" not in text and "\x1b" not in text and not MARKUP.search(text) and len(text.splitlines()) == 7
+
+
+@pytest.mark.parametrize("label", [HOSTILE, "$\\bad{$", "$x^2$", "_hidden", "\\$", "\0\u202e", "x" * 10**6])
+def test_any_label_and_title_stand_in_a_chart_as_text(label, tmp_path):
+    figure, axes = plots.new(1, 1, size=(3.0, 3.0))
+    charts._draw(axes[0, 0], 0, label, [1.0], [[2.0]])
+    plots.heading(figure, label)
+    (entry,) = axes[0, 0].legend().get_texts()
+    assert entry._preprocess_math(entry.get_text()) == (" " * (label[0] == "_") + printing.piece(label), False)
+    plots.save(figure, tmp_path / "chart.png")
 
 
 @pytest.mark.parametrize("prompt", [HOSTILE, "$\\bad{$", "\0\u202e", "x" * 10**7, "word " * 10**6])

@@ -1,5 +1,7 @@
 """YAML is read without guesses: no key twice, no key that is no text, no value that unfolds to gigabytes."""
 
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -100,6 +102,7 @@ def test_aliases_and_merge_keys_that_stay_small_are_read(tmp_path: Path):
     ("entries", "message"),
     [
         (["a=1", "b=2", "a=3"], '--config: the key "a" stands twice'),
+        (["a={b: 1}", "a={c: 2}"], '--config: the key "a" stands twice'),  # which Snakemake would merge
         (["a={b: 1, b: 2}"], '--config a: the key "b" stands twice in a mapping: in line 1 and in line 1'),
         (["a={'b': {'c': 1, 'c': 2}}"], '--config a: the key "c" stands twice'),
         (["a=" + "[" * 50], "--config a: line 1: .*nested more than 32 deep"),
@@ -109,6 +112,16 @@ def test_command_line_is_checked_like_a_file(entries: list[str], message: str):
     check_arguments(["experiments={a: {extends: b}}", "storage="])
     with pytest.raises(config.ConfigError, match=message):
         check_arguments(entries)
+
+
+def test_templates_of_snakemake_which_run_python_are_refused(tmp_path: Path):
+    ran = tmp_path / "ran"
+    (tmp_path / "config.yaml").write_text(f'__use_yte__: true\na: \'?open("{ran}", "w")\'\n')
+    with pytest.raises(config.ConfigError, match=r"config\.yaml: __use_yte__: templates, .* are not supported"):
+        config.read_yaml(tmp_path / "config.yaml")
+    command = [sys.executable, "-m", "snakemake", "-n", "-s", str(ROOT / "Snakefile")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode and "__use_yte__: templates" in done.stderr and not ran.exists()
 
 
 def test_every_yaml_file_of_the_project_is_read_by_the_same_rules():

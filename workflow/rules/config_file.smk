@@ -1,4 +1,5 @@
-# Checks config.yaml before Snakemake reads it, which would take the last of two equal keys and unfold every alias.
+# Checks config.yaml before Snakemake reads it, which would take the last of two equal keys, unfold every alias and run
+# the Python code of templates.
 import os
 import sys
 from pathlib import Path
