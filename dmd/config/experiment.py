@@ -22,6 +22,7 @@ from dmd.config.sections import (
     MixtureTeacher,
     OdeSolver,
     Pairs,
+    PixelFeatures,
     Prompts,
     Reference,
     Sample,
@@ -36,7 +37,8 @@ from dmd.config.training import Distill
 INPUTS = "inputs"  # the folder that files are downloaded to
 NAME = "^[a-z0-9][a-z0-9-]*$"
 RESERVED = ("tables", "logs")  # folders of results/ that are not experiments
-MAX_BYTES = 10**11  # of the pixels of a batch or a shard, as float32
+MAX_BYTES = 10**11  # of what is held in memory at once: the pixels of a batch or a shard, weights, a covariance
+MORE = f"more than the {MAX_BYTES / 1e9:.0f} GB that are held at once"
 TEXT_KINDS = ("stable-diffusion",)  # kinds of text-to-image teachers; their images are latents
 
 
@@ -53,7 +55,7 @@ class JobResources(Section):
     """Resources to ask a cluster for; null is the default of the rule."""
 
     memory_mb: Count | None = Field(None, description="main memory, for teacher and distill per process")
-    hours: Annotated[float, Field(gt=0, le=1e5)] | None = Field(
+    hours: Annotated[float, Field(ge=0.02, le=1e5)] | None = Field(
         None, description="time limit of a job; the cluster profile overrules distill's"
     )
 
@@ -135,24 +137,31 @@ class Experiment(Section):
         return self
 
     def _too_large(self) -> Iterator[str]:
-        """Batches and shards, held in memory, of more than `MAX_BYTES` of pixels, where their size is known."""
-        if not isinstance(self.dataset, ImageDataset):
-            return
-        side, sizes = self.dataset.resolution, dict[str, int]()
+        """What is held in memory at once and has more than `MAX_BYTES`, where its size is known."""
+        teacher = self.teacher if isinstance(self.teacher, TrainedTeacher) else None
+        if teacher and (size := 4 * teacher.network.least_weights) > MAX_BYTES:
+            yield f"teacher.network.width: the weights are {size / 1e9:,.0f} GB, {MORE}"
+        if isinstance(self.dataset, ImageDataset):
+            yield from self._too_many_pixels(self.dataset, teacher)
+
+    def _too_many_pixels(self, dataset: ImageDataset, teacher: TrainedTeacher | None) -> Iterator[str]:
+        side, sizes = dataset.resolution, dict[str, int]()
         for name, section in (("pairs", self.pairs), ("sample", self.sample)):
             if section:
-                sizes |= {f"{name}.batch_size": section.batch_size, f"{name}.shard_size": section.shard_size}
-        teacher = self.teacher.training if isinstance(self.teacher, TrainedTeacher) else None
-        for name, training in (("teacher.training", teacher), ("distill", self.distill)):
-            if training:
-                batches = training.method.batch_sizes().items()
-                sizes |= {f"{name}.method.{key}": num // training.processes for key, num in batches}
+                states = 1 + getattr(section, "kept_states", 0)
+                sizes |= {f"{name}.batch_size": section.batch_size * states, f"{name}.shard_size": section.shard_size}
+        training = teacher.training if teacher else None
+        for name, each in (("teacher.training", training), ("distill", self.distill)):
+            if each:
+                batches = each.method.batch_sizes().items()
+                sizes |= {f"{name}.method.{key}": num // each.processes for key, num in batches}
         for key, num in sizes.items():
-            if (size := 4 * self.dataset.channels * side**2 * num) > MAX_BYTES:
-                yield (
-                    f"{key}: {num} images of {side} x {side} pixels (dataset.resolution) are {size / 1e9:,.0f} GB, "
-                    f"more than the {MAX_BYTES / 1e9:.0f} GB that are held at once"
-                )
+            if (size := 4 * dataset.channels * side**2 * num) > MAX_BYTES:
+                images = f"{num} images of {side} x {side} pixels (dataset.resolution)"
+                yield f"{key}: {images} are {size / 1e9:,.0f} GB, {MORE}"
+        features = self.reference.features if self.reference else None
+        if isinstance(features, PixelFeatures) and (size := 8 * (dataset.channels * features.size**2) ** 2) > MAX_BYTES:
+            yield f"reference.features.size: {features.size}: their covariance is {size / 1e9:,.0f} GB, {MORE}"
 
     def _data_contradictions(self) -> Iterator[str]:
         """Contradictions between the dataset and other sections, and between ranges of seeds."""
@@ -169,6 +178,7 @@ class Experiment(Section):
             yield f"reference.against: {reference.against} is a split, but dataset.num_held_out is all"
         if self.evaluate and self.evaluate.clip and not (self.sample and self.sample.prompts):
             yield "evaluate.clip: it needs sample.prompts, the captions that images are compared with"
+        yield from self._too_few_samples()
         if self.pairs and self.sample:
             samples, pairs = self.sample.seeds, self.pairs.seeds
             if max(samples.start, pairs.start) < min(samples.stop, pairs.stop):
@@ -176,6 +186,16 @@ class Experiment(Section):
                     f"sample.first_seed: seeds {samples.start}..{samples.stop - 1} of the samples overlap "
                     f"{pairs.start}..{pairs.stop - 1} of the pairs: scores need noise that is new to the student"
                 )
+
+    def _too_few_samples(self) -> Iterator[str]:
+        """Settings of scores that need more samples than there are."""
+        evaluate, num = self.evaluate, self.sample.num_samples if self.sample else None
+        if evaluate is None or num is None:
+            return
+        if evaluate.neighbours >= num and "neighbours" in evaluate.model_fields_set:
+            yield f"evaluate.neighbours: {evaluate.neighbours} must be below sample.num_samples {num}"
+        if evaluate.kid_subset is not None and evaluate.kid_subset > num:
+            yield f"evaluate.kid_subset: {evaluate.kid_subset} is more than sample.num_samples {num}"
 
     @property
     def _guidable(self) -> bool:

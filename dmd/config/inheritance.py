@@ -18,9 +18,11 @@ from pydantic import TypeAdapter, ValidationError
 from dmd.config.experiment import Chart, Experiment, File, Input, Storage, Table
 from dmd.config.messages import TAGS, ConfigError, faults, raise_faults, unknown_experiment
 from dmd.config.methods import Method
+from dmd.config.printing import piece
 from dmd.config.reading import Json, normalise_paths, read_file, unfit_values, with_digests
 from dmd.config.section_base import SOURCES, UNSET_PATH, Section
 
+MAX_SEEDS = 100
 SEED_STEP = 1_000_000  # samples of training seed N begin at noise seed N * SEED_STEP
 SCORED = ("reference", "sample", "evaluate")  # sections that a table or chart needs of an experiment
 CHARTED = {"pairs": ("pairs",), "figure3": ("dataset",)}  # kind of a chart -> further sections that it needs
@@ -146,7 +148,8 @@ def _with_seeds(written: Mapping[str, Json]) -> tuple[dict[str, Json], dict[str,
         own = {key: value for key, value in distill.items() if key != "seeds"}
         sections[name] = {**section, "distill": own}
         if not _are_seeds(seeds):
-            lines.append(f"{seeds_key}: {seeds!r} is not a list of distinct whole numbers, such as [0, 1, 2]")
+            wanted = f"a list of at most {MAX_SEEDS} distinct whole numbers, such as [0, 1, 2]"
+            lines.append(f"{seeds_key}: {piece(repr(seeds))} is not {wanted}")
             continue
         if "seed" in own:
             lines.append(f"{seeds_key}: distill.seed is {own['seed']!r}, but the first of seeds is used: remove one")
@@ -177,7 +180,7 @@ def _further_seeds(name: Any, written: Mapping[str, Json]) -> list[int]:
 
 def _are_seeds(value: Any) -> bool:
     valid = isinstance(value, list) and all(type(seed) is int and seed >= 0 for seed in value)
-    return valid and bool(value) and len(set(value)) == len(value)
+    return valid and 0 < len(value) <= MAX_SEEDS and len(set(value)) == len(value)
 
 
 def _has_sample(name: Any, written: Mapping[str, Json]) -> bool:

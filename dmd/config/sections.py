@@ -50,6 +50,7 @@ Width = Annotated[Integer, Field(ge=1, le=8192)]
 Depth = Annotated[Integer, Field(ge=1, le=100)]
 Points = Annotated[Integer, Field(ge=1, le=10**8)]
 Coordinate = Annotated[float, Field(ge=-1e6, le=1e6)]
+Point = Annotated[tuple[Coordinate, Coordinate], Field(strict=False)]
 Text = Annotated[str, Field(min_length=1)]
 PinnedFolder = Annotated[
     str | None,
@@ -106,9 +107,7 @@ class MixtureDataset(Section):
     """Points of a Gaussian mixture in the plane."""
 
     kind: Literal["gaussian-mixture"]
-    means: Annotated[Many[Annotated[tuple[Coordinate, Coordinate], Field(strict=False)]], Field(min_length=1)] = Field(
-        description="of the components"
-    )
+    means: Annotated[Many[Point], Field(min_length=1, max_length=1000)] = Field(description="of the components")
     stds: Annotated[Many[Scale], Field(min_length=1)] = Field(description="of the components")
     weights: Annotated[Many[Scale], Field(min_length=1)] = Field(
         description="of the components; normalised to a sum of 1"
@@ -129,6 +128,11 @@ class MixtureDataset(Section):
 class UNet(Section):
     """The U-Nets of EDM (Karras et al. 2022) and ADM (Dhariwal and Nichol 2021)."""
 
+    @property
+    def least_weights(self) -> int:
+        """A number of weights that it has at least: two 3x3 convolutions per block."""
+        return sum(18 * self.blocks * (self.width * multiplier) ** 2 for multiplier in self.multipliers)
+
     kind: Literal["adm", "ddpmpp", "ncsnpp"] = Field(description="ADM, DDPM++ or NCSN++")
     width: Width = Field(description="channels at multiplier 1")
     multipliers: Annotated[Many[Depth], Field(min_length=1, max_length=16)] = Field(
@@ -141,6 +145,11 @@ class UNet(Section):
 
 class Mlp(Section):
     """A multilayer perceptron, for points in the plane."""
+
+    @property
+    def least_weights(self) -> int:
+        """A number of weights that it has at least."""
+        return (self.layers - 1) * self.width**2
 
     kind: Literal["mlp"]
     width: Width = Field(description="features of a hidden layer")
@@ -560,7 +569,8 @@ def _uneven(key: str, num: int, shard_size: int, repetitions: int = 1) -> Iterat
 
 def _seeds_at_end(seeds: range) -> Iterator[str]:
     if seeds.stop > NUM_SEEDS:
+        most = NUM_SEEDS - len(seeds)
         yield (
             f"first_seed: seeds {seeds.start}..{seeds.stop - 1} exceed the largest seed, {NUM_SEEDS - 1}; "
-            f"first_seed may be at most {NUM_SEEDS - (seeds.stop - seeds.start)}"
+            + (f"first_seed may be at most {most}" if most >= 0 else f"there are only {NUM_SEEDS} for all images")
         )

@@ -81,6 +81,14 @@ def refused(**sections: Any) -> str:
         ({"distill": {"seed": 2**32}}, "distill.seed: 4294967296 is greater than the maximum of 4294967295"),
         ({"pairs": {"num_pairs": 10**9, "shard_size": 1}}, "pairs.shard_size: 1 makes 1000000000 shards"),
         ({"sample": {"num_samples": 10**6, "repetitions": 2, "shard_size": 1}}, "sample.shard_size: 1 makes 2000000"),
+        (
+            {"sample": {"num_samples": 10**9, "repetitions": 1000, "shard_size": 10**6}},
+            "exceed the largest seed, 4294967295; there are only 4294967296 for all images",
+        ),
+        ({"evaluate": {"neighbours": 8}}, "evaluate.neighbours: 8 must be below sample.num_samples 8"),
+        ({"evaluate": {"kid_subset": 9}}, "evaluate.kid_subset: 9 is more than sample.num_samples 8"),
+        ({"distill": {"seeds": list(range(101))}}, "is not a list of at most 100 distinct whole numbers"),
+        ({"resources": {"pairs": {"hours": 0.001}}}, "resources.pairs.hours: 0.001 is less than the minimum of 0.02"),
     ],
 )
 def test_number_beyond_its_range_is_named(sections: dict[str, Any], message: str):
@@ -105,6 +113,34 @@ IMAGES = {"kind": "images", "folder": "photos", "num_held_out": 1, "resolution":
 )
 def test_batch_or_shard_that_no_memory_holds_is_refused_by_its_key(side: int, sections: dict[str, Any], key: str):
     assert key in refused(dataset={**IMAGES, "resolution": side}, **sections)
+
+
+NETWORKS = {
+    "adm": {"width": 8192, "multipliers": [1, 2], "blocks": 100, "attention": []},
+    "ncsnpp": {"width": 64, "multipliers": [100] * 16, "blocks": 100, "attention": []},
+}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_network_that_no_memory_holds_is_refused_by_its_key(kind: str):
+    phases = [{"updates": 1}]
+    training = {"method": {"name": "denoising", "batch_size": 1, "phases": phases}}
+    teacher = {"kind": "train", "network": {"kind": kind, **NETWORKS[kind]}, "training": training}
+    assert "teacher.network.width: the weights are " in refused(teacher=teacher)
+
+
+def test_states_of_trajectories_and_covariances_that_no_memory_holds_are_refused_by_their_keys():
+    images, solver = {**IMAGES, "resolution": 64}, {"name": "heun", "steps": 10**5}
+    message = refused(dataset=images, pairs={"kept_states": 10**5, "solver": solver})
+    assert "pairs.batch_size: 6400064 images of 64 x 64 pixels" in message
+    message = refused(dataset=images, reference={"features": {"kind": "pixels", "size": 256}})
+    assert "reference.features.size: 256: their covariance is 309 GB" in message
+
+
+def test_a_mixture_has_at_most_a_thousand_components():
+    many = {"means": [[0, 0]] * 1001, "stds": [1.0] * 1001, "weights": [1.0] * 1001}
+    mixture = {"kind": "gaussian-mixture", **many, "num_training": 1, "num_held_out": 1}
+    assert "dataset.means" in refused(dataset=mixture)
 
 
 def test_experiments_of_the_project_are_far_from_every_limit():
