@@ -59,7 +59,7 @@ def exits_on_config_error(function: Callable[P, T]) -> Callable[P, T]:
         try:
             return function(*arguments, **keywords)
         except ConfigError as error:
-            sys.exit(f"error: {error}")
+            sys.exit(printing.lines(f"error: {error}"))
 
     return call
 

@@ -346,3 +346,15 @@ def test_group_is_a_table_its_charts_and_pictures_of_rows_that_run():
     assert '"x":[16,16]' in found.chart_spec(chart)
     with pytest.raises(SystemExit, match='no "dmeo-pairs" below charts .did you mean "demo-pairs"'):
         found.chart_spec(Wildcards(fromdict={"chart": "dmeo-pairs"}))
+
+
+def test_message_about_a_configuration_shows_no_secret_and_no_control_character():
+    @rule_lookups.exits_on_config_error
+    def fail() -> None:
+        raise config.ConfigError(
+            "inputs.x.url: https://user:secret@host/x?token=secret \x1b[2J is no file\nanother fault"
+        )
+
+    with pytest.raises(SystemExit) as ended:
+        fail()
+    assert str(ended.value) == ("error: inputs.x.url: https://***@host/x?*** \\x1b[2J is no file\nanother fault")
