@@ -33,7 +33,8 @@ REQUIRED = {  # function, or the name of a method -> (keyword, what it has to be
 }
 COMMANDS = re.compile(r"(?<![\w-])(?:curl|wget|aria2c|scp|rsync|git clone)(?![\w-])")
 INSTALLERS = re.compile(r"(?:pip|conda|mamba) install")
-IN_RULES = ("os", "shlex", "signal", "sys", "re", "functools", "pathlib", "snakemake_interface_executor_plugins", "dmd")
+IN_RULES = ("os", "shlex", "signal", "sys", "re", "functools", "pathlib", "dmd")
+IN_RULES += ("snakemake", "snakemake_interface_executor_plugins")
 
 
 def dotted(node: ast.expr, bound: dict[str, str]) -> str:
