@@ -103,8 +103,8 @@ def test_schedulers_are_bounded_on_every_way_in(tmp_path: Path):
             schedulers.scheduler(config, {"name": "ddim", "steps": 4})
         path = tmp_path / "scheduler_config.json"
         path.write_text(json.dumps(config))
-        with pytest.raises(ValueError, match=f"{path} .*: scheduler: {next(iter(odd))}: "):
-            pipeline_files.levels(path, ("DDIMScheduler",))
+        with pytest.raises(ValueError, match=f"{path}.*: {next(iter(odd))}\\b"):
+            pipeline_files.scheduler_preconditioning(path, tmp_path / "model_index.json", ("DDIMScheduler",))
 
 
 def test_autoencoder_of_many_layers_is_refused():
