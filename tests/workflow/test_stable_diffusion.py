@@ -68,5 +68,5 @@ def test_rules_make_what_the_stages_need_and_the_folder_may_go(folder, monkeypat
 def test_a_folder_without_weights_is_named_before_any_job(folder):
     (folder / "inputs/tinier").mkdir()
     answer = snakemake(folder, "--dry-run", "results/tinier/teacher/tiny_autoencoder.safetensors")
-    place = "tinier.teacher.tiny_autoencoder.folder: inputs/tinier is not a folder: it is missing"
+    place = "tinier.teacher.tiny_autoencoder.folder: inputs/tinier is no folder with JSON and safetensors files"
     assert answer.returncode != 0 and place in answer.stderr

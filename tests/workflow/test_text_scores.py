@@ -102,7 +102,8 @@ def test_ownership_follows_samples_and_the_network_that_judges():
     assert found.owner("text-other-clip", "sample") == "text" and found.owner("text-other-clip", "clip") != "text"
     assert found.owner("text-other-clip", "features") == "text-other-clip"
     assert found.owner("text-no-clip", "features") == "text"
-    assert found.spec("text", "features")["clip"] == {"name": "clip", "sha256": None, "prefix": "A photo depicts "}
+    clip = {"name": "clip", "sha256": None, "prefix": "A photo depicts ", "resize": None}
+    assert found.spec("text", "features")["clip"] == clip
     latency = found.spec("text", "latency")
     assert latency["solver"]["steps"] == 2 and latency["guidance"] == 3.0 and "decoder" not in latency
     assert not {"clip", "latency"} & found.spec("text", "evaluate").keys()
