@@ -561,4 +561,106 @@ class Sid(MethodSection):
         }
 
 
-Method = Annotated[Dmd | Progressive | Consistency | Sid, Field(discriminator="name")]
+class KarrasTimes(Section):
+    """Noise levels of the calls, evenly spaced in sigma^(1/rho) (Karras et al. 2022, Eq. 5)."""
+
+    kind: Literal["karras"]
+    sigma_min: Sigma = Field(0.4, description="level of the last call, if there are several")
+    sigma_max: Sigma | None = Field(80.0, description="level of the first call; null = the teacher's highest")
+    rho: Rho = Field(7.0, description="of Eq. 5: larger means denser levels near sigma_min")
+
+    @model_validator(mode="after")
+    def _range(self) -> KarrasTimes:
+        _check_order(self.sigma_min, self.sigma_max)
+        return self
+
+
+class ListedTimes(Section):
+    """Noise levels of the calls, as listed."""
+
+    kind: Literal["listed"]
+    sigmas: Annotated[Many[Sigma], Field(min_length=1, max_length=64)] = Field(description="descending, one per call")
+
+    @model_validator(mode="after")
+    def _descend(self) -> ListedTimes:
+        if any(later >= sigma for sigma, later in zip(self.sigmas, self.sigmas[1:], strict=False)):
+            raise ValueError(f"sigmas {list(self.sigmas)} do not descend")
+        return self
+
+
+class Adversarial(Section):
+    """The GAN loss of DMD2 (Yin et al. 2024, Section 4.3): a head on the fake denoiser's bottleneck judges images."""
+
+    student_weight: Weight = Field(3.0e-3, description="in the student's loss; 0 = off")
+    fake_weight: Weight = Field(1.0e-2, description="in the loss of head and fake denoiser; 0 = off")
+    r1: Weight = Field(
+        0.0, description="weight of the squared gradient of the logits of real images, within fake_weight"
+    )
+
+
+class Dmd2Phase(Phase):
+    """A phase of DMD2."""
+
+    fake_updates: Annotated[Integer, Field(ge=1, le=10**4)] = Field(
+        5, description="updates of the fake denoiser per update of the student"
+    )
+
+
+class Dmd2(MethodSection):
+    """DMD2 (Yin et al. 2024): matching without pairs, for one or several calls, and a GAN loss with images."""
+
+    refuses: ClassVar[tuple[str, ...]] = ("shard_parameters",)  # the GAN loss makes passes of half a network
+    name: Literal["dmd2"]
+    calls: Annotated[Integer, Field(ge=1, le=64)] = Field(1, description="network calls of the student")
+    times: Annotated[KarrasTimes | ListedTimes, Field(discriminator="kind")] = Field(
+        KarrasTimes(kind="karras"), description="noise levels of the calls"
+    )
+    levels: Levels = Field(KarrasLevels(), description="noise levels of matching, fake and GAN loss")
+    weighting: Literal["eq8", "sigma/alpha", "sigma3/alpha", "sigma2/alpha"] = Field(
+        "eq8", description="w_t of the matching gradient, as in method dmd"
+    )
+    alpha_factor: bool = Field(False, description="true: keep alpha_t of DMD's Eqs. 7 and 8")
+    guidance: Guidance = Field(1.0, description="classifier-free guidance of the real score only; 1 = none")
+    adversarial: Adversarial | None = Field(None, description="GAN loss, which reads images; null = none")
+    batch_size: Batch = Field(280, description="images in each loss")
+    phases: Annotated[Many[Dmd2Phase], Field(min_length=1)] = (Dmd2Phase(updates=200000),)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Dmd2:
+        if isinstance(self.times, ListedTimes) and len(self.times.sigmas) != self.calls:
+            raise ValueError(f"times.sigmas: {len(self.times.sigmas)} noise levels for calls {self.calls}")
+        if self.adversarial is not None and not (self.adversarial.student_weight and self.adversarial.fake_weight):
+            weights = self.adversarial.student_weight, self.adversarial.fake_weight
+            if any(weights):
+                raise ValueError("adversarial: one of student_weight and fake_weight is 0: write null for no GAN loss")
+        return self
+
+    @property
+    def gan(self) -> Adversarial | None:
+        """The section of the GAN loss; None if there is none, also by weights of 0."""
+        return self.adversarial if self.adversarial is not None and self.adversarial.fake_weight else None
+
+    def calls_kept(self) -> dict[int, tuple[str, ...]]:
+        """Every number from 1 to `calls`, since each call of the training ends at an image."""
+        return {number + 1: WEIGHTS for number in range(self.calls)}
+
+    def final_calls(self) -> int:
+        """`calls`."""
+        return self.calls
+
+    def roles(self) -> dict[str, Role]:
+        """Teacher (real score), student (generator), fake denoiser (fake score), and the head of the GAN loss."""
+        head = {"head": Role(Source.NEW, Mode.TRAINED)} if self.gan else {}
+        return {
+            TEACHER: Role(Source.TEACHER, Mode.FROZEN, guidance=self.guidance),
+            STUDENT: Role(Source.START, Mode.TRAINED),
+            "fake": Role(Source.START, Mode.TRAINED),
+            **head,
+        }
+
+    def reads(self) -> frozenset[str]:
+        """Images, for the GAN loss."""
+        return frozenset({"images"} if self.gan else ())
+
+
+Method = Annotated[Dmd | Dmd2 | Progressive | Consistency | Sid, Field(discriminator="name")]

@@ -21,11 +21,9 @@ from dmd.config.method_base import PlannedPhase
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts.denoising_loss import denoising_loss
 from dmd.methods.parts.level_table import noise_levels
-from dmd.methods.parts.matching import matching_gradient, matching_loss
-from dmd.models.denoiser import Denoiser, per_sample
+from dmd.methods.parts.matching import logged_matching_loss
+from dmd.models.denoiser import Denoiser
 from dmd.models.student_calls import Calls
-
-NUM_BINS = 10  # of noise levels in the log
 
 
 @dataclass
@@ -34,7 +32,7 @@ class Dmd(Method[sections.Dmd]):
 
     Attributes:
         sigma: noise level of the student's input.
-        alphas, sigmas: of each noise level, float32 (T,), sigma ascending.
+        table: the noise levels of the losses.
         distance: of the regression loss, in the current phase.
     """
 
@@ -46,12 +44,11 @@ class Dmd(Method[sections.Dmd]):
                 "give a number"
             )
         self.sigma = float(config.sigma if config.sigma is not None else self.facts.sigma_max or 0.0)
-        alphas, sigmas = noise_levels(config.levels, self.networks["teacher"], self.facts)
-        self.alphas, self.sigmas = alphas.to(self.device), sigmas.to(self.device)
+        self.table = noise_levels(config.levels, self.networks["teacher"], self.facts, self.device)
         for index, phase in enumerate(config.phases):
-            if (phase.max_index or 0) >= len(self.sigmas):
+            if (phase.max_index or 0) >= len(self.table):
                 key = f"distill.method.phases[{index}].max_index"
-                raise ValueError(f"{key}: {phase.max_index} is beyond the {len(self.sigmas)} levels of the teacher")
+                raise ValueError(f"{key}: {phase.max_index} is beyond the {len(self.table)} levels of the teacher")
         self.distance = next(iter(self.distances.values()), None)
 
     @classmethod
@@ -88,7 +85,7 @@ class Dmd(Method[sections.Dmd]):
         parts = step.parts if step.name == "fake" else self._matched(step, phase)
         if not parts:
             return {}
-        first, stop = 0, len(self.sigmas)
+        first, stop = 0, len(self.table)
         if step.name == "student":
             last = levels.max_index if phase.max_index is None else phase.max_index
             first, stop = levels.min_index, last + 1
@@ -112,9 +109,9 @@ class Dmd(Method[sections.Dmd]):
             if part.carries is None:
                 with torch.no_grad():
                     rows["generated"] = self.generate(rows)
-            noised, sigma, _ = self._noised(rows)
-            fake_x0 = self._denoiser("fake")(noised, sigma, rows["label"])
-            return _fraction(part, step.parts) * self._fake_loss(fake_x0, rows, sigma, log)
+            noised = self.table.noised(rows["generated"], rows["level_noise"], rows["level"])
+            fake_x0 = self._denoiser("fake")(noised.image, noised.sigma, rows["label"])
+            return _fraction(part, step.parts) * self._fake_loss(fake_x0, rows, noised.sigma, log)
         matched = self._matched(step, phase)
         image = self.generate(rows)
         rows["generated"] = image.detach()
@@ -146,35 +143,29 @@ class Dmd(Method[sections.Dmd]):
 
     def _matching(self, image: Tensor, rows: Rows, phase: sections.DmdPhase, log: StepLog) -> Tensor:
         """The weighted matching loss, plus the fake loss with `shared_noise`; non-finite gradients are set to 0."""
-        config = self.config
-        noised, sigma, alpha = self._noised(rows)
+        config, label = self.config, rows["label"]
+        noised = self.table.noised(rows["generated"], rows["level_noise"], rows["level"])
         with torch.no_grad():
-            real_x0 = self._denoiser("teacher")(noised, sigma, rows["label"])
+            real_x0 = self._denoiser("teacher")(noised.image, noised.sigma, label)
         fake_loss = None
         if not config.fake_score:  # Figure 3 (a): a fake score of 0 means mu_fake = x_t / alpha_t
-            fake_x0 = noised
+            fake_x0 = noised.image
         else:
             with torch.set_grad_enabled(config.shared_noise):
-                fake_x0 = self._denoiser("fake")(noised, sigma, rows["label"])
+                fake_x0 = self._denoiser("fake")(noised.image, noised.sigma, label)
             if config.shared_noise:
-                fake_loss = self._fake_loss(fake_x0, rows, sigma, log)
+                fake_loss = self._fake_loss(fake_x0, rows, noised.sigma, log)
                 fake_x0 = fake_x0.detach()
-        gradient, factor = matching_gradient(
-            image.detach(),
+        loss = logged_matching_loss(
+            image,
+            noised,
             real_x0,
             fake_x0,
-            alpha=alpha,
-            sigma=alpha * sigma,
             weighting=config.weighting,
             alpha_factor=config.alpha_factor,
+            bins=self.table.bins(rows["level"]),
+            log=log,
         )
-        finite = gradient.flatten(1).isfinite().all(1)
-        gap = (real_x0 - fake_x0).abs().flatten(1).mean(1)
-        loss = matching_loss(image, torch.where(per_sample(finite, gradient), gradient, 0.0))
-        log.scalar("loss/matching", loss, len(image))
-        log.mean("matching/factor", factor, weights=finite.float())
-        log.total("matching/nonfinite", (~finite).float())
-        log.binned("matching/gap", gap, rows["level"] * NUM_BINS // len(self.sigmas), NUM_BINS)
         loss = config.matching_weight * phase.matching_scale * loss
         return loss if fake_loss is None else loss + fake_loss
 
@@ -183,11 +174,6 @@ class Dmd(Method[sections.Dmd]):
         loss = denoising_loss(denoised, rows["generated"], weight=fake.loss_weight(sigma))
         log.scalar("loss/fake", loss, len(denoised))
         return loss
-
-    def _noised(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """x_t of generated images (Eq. 3), and sigma and alpha of each sample's noise level."""
-        image, sigma = rows["generated"], self.sigmas[rows["level"]]
-        return torch.addcmul(image, rows["level_noise"], per_sample(sigma, image)), sigma, self.alphas[rows["level"]]
 
     def _denoiser(self, role: str) -> Denoiser:
         return self.networks[role]  # type: ignore[return-value]

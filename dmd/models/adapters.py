@@ -40,6 +40,12 @@ class Adapted(nn.Module):
         self._switch.choose(self._name)
         return self.carrier(image, noise_condition, label)
 
+    def bottleneck(self, image: Tensor, noise_condition: Tensor, label: Tensor) -> Tensor:
+        """The network's bottleneck with this adapter."""
+        self._switch.choose(self._name)
+        features: Tensor = self.carrier.bottleneck(image, noise_condition, label)
+        return features
+
     def __getattr__(self, name: str) -> Any:
         """Attributes in `FORWARDED` are the network's."""
         return getattr(self.carrier, name) if name in FORWARDED else super().__getattr__(name)

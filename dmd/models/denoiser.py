@@ -53,6 +53,13 @@ class Denoiser(nn.Module):
         with torch.autocast(image.device.type, self.dtype, enabled=self.dtype is not None):
             return self.network(image, condition, label).to(image.dtype)
 
+    def bottleneck(self, image: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """Features in the middle of the network (B, F, r, r), float32, for the inputs of `forward`."""
+        _, _, c_in, condition = self.preconditioning(sigma)
+        with torch.autocast(image.device.type, self.dtype, enabled=self.dtype is not None):
+            scaled = (image * per_sample(c_in, image)).to(image.dtype)
+            return self.network.bottleneck(scaled, condition, label).float()  # type: ignore[operator]
+
     def loss_weight(self, sigma: torch.Tensor) -> torch.Tensor:
         """Weight (B,) of the squared x0 error in the denoising loss."""
         return self.preconditioning.loss_weight(sigma)

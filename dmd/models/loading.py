@@ -101,7 +101,7 @@ def student_calls(metadata: Mapping[str, Any], path: Path, *, calls: int | None 
             return last
         if str(calls) in earlier:
             return Calls.of(earlier[str(calls)])
-        fewer = range(1, len(last.sigmas)) if last.map == "consistency" else ()
+        fewer = range(1, len(last.sigmas)) if last.between == "noise" else ()  # each call ends at an image
         if calls in fewer:
             return replace(last, sigmas=last.sigmas[:calls])
     except Exception as error:

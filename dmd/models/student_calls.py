@@ -68,13 +68,17 @@ class Calls:
             denoiser: the student.
             fresh: k -> the unit noise after call k, from 0, shaped like `noise`; may be None if `num_fresh` is 0.
         """
+        last = len(self.sigmas) - 1
+        image = self.before(last, denoiser, noise, label, fresh)
+        return self.x0(denoiser, image, noise.new_full(noise.shape[:1], self.sigmas[last]), label)
+
+    def before(self, number: int, denoiser: Any, noise: Tensor, label: Tensor, fresh: Fresh | None = None) -> Tensor:
+        """The images that call `number`, from 0, gets: those of `draw` after the calls before it."""
         image = start_scale(denoiser, self.sigmas[0]) * noise
-        for number, sigma in enumerate(self.sigmas):
+        for done, (sigma, after) in enumerate(zip(self.sigmas[:number], self.sigmas[1:], strict=False)):
             x0 = self.x0(denoiser, image, noise.new_full(noise.shape[:1], sigma), label)
-            if number + 1 == len(self.sigmas):
-                return x0
-            image = self.step(image, x0, sigma, self.sigmas[number + 1], fresh, number)
-        raise AssertionError("there is at least one call")
+            image = self.step(image, x0, sigma, after, fresh, done)
+        return image
 
     def x0(self, denoiser: Any, image: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
         """The map's x0 of images at levels sigma (B,)."""

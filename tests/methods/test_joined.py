@@ -101,7 +101,7 @@ def test_fake_loss_of_the_joined_batch_sees_every_image_with_its_label(distill_s
     found.trainer.update(found.clock(0), steps)
     cut = [NUM, REGRESSED] if micro_batch_size is None else [4, 2, 4]
     scored, taught = ([each for each in seen if each[3] == taught] for taught in (False, True))
-    table = found.trainer.method.sigmas
+    table = found.trainer.method.table.sigmas
     for passes, prepared in zip((scored, taught), steps, strict=True):
         assert [len(each[0]) for each in passes] == cut
         noised, sigma, label = (torch.cat([each[place] for each in passes]) for place in range(3))

@@ -11,6 +11,7 @@ from dmd.data import manifest as manifests
 from dmd.data.pairs import PairReader
 from dmd.methods.base import Facts, Part
 from dmd.methods.dmd import METHOD
+from dmd.methods.parts.level_table import LevelTable
 from dmd.train.data import BatchLoader, ImageStream, NoiseStream, PairStream, PreparedStep
 from dmd.train.parallel import BatchSplit
 from dmd.train.randomness import update_generator
@@ -25,7 +26,8 @@ class Drawn(METHOD):
     """DMD as far as it needs no networks: its steps and what it draws."""
 
     def __init__(self, config) -> None:
-        self.config, self.facts, self.sigmas = config, FACTS, torch.zeros(config.levels.count)
+        levels = torch.zeros(config.levels.count)
+        self.config, self.facts, self.table = config, FACTS, LevelTable(levels, levels)
 
 
 def loader(manifest, section: dict, split: BatchSplit = WHOLE) -> BatchLoader:

@@ -2,6 +2,8 @@
 
 import torch
 
+from dmd.methods.base import StepLog
+from dmd.methods.parts.level_table import NUM_BINS, Noised
 from dmd.models.denoiser import per_sample
 
 WEIGHTINGS = ("eq8", "sigma/alpha", "sigma3/alpha", "sigma2/alpha")
@@ -64,3 +66,40 @@ def matching_loss(image: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """
     target = (image - gradient).detach()
     return 0.5 * torch.nn.functional.mse_loss(image.float(), target.float())
+
+
+def logged_matching_loss(
+    image: torch.Tensor,
+    noised: Noised,
+    real_x0: torch.Tensor,
+    fake_x0: torch.Tensor,
+    *,
+    weighting: str,
+    alpha_factor: bool,
+    bins: torch.Tensor,
+    log: StepLog,
+) -> torch.Tensor:
+    """`matching_loss` of generated images with `matching_gradient`, where gradients that are not finite are 0.
+
+    Args:
+        image: generated, with its graph.
+        noised: the same with noise, which both x0 estimates are of.
+        bins: of the noise levels, for the log.
+    """
+    gradient, factor = matching_gradient(
+        image.detach(),
+        real_x0,
+        fake_x0,
+        alpha=noised.alpha,
+        sigma=noised.alpha * noised.sigma,
+        weighting=weighting,
+        alpha_factor=alpha_factor,
+    )
+    finite = gradient.flatten(1).isfinite().all(1)
+    gap = (real_x0 - fake_x0).abs().flatten(1).mean(1)
+    loss = matching_loss(image, torch.where(per_sample(finite, gradient), gradient, 0.0))
+    log.scalar("loss/matching", loss, len(image))
+    log.mean("matching/factor", factor, weights=finite.float())
+    log.total("matching/nonfinite", (~finite).float())
+    log.binned("matching/gap", gap, bins, NUM_BINS)
+    return loss

@@ -3,11 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dmd import torchvision_operators
 from dmd.models import outside_config
 from dmd.models.networks.recompute import Recomputing
+
+
+class _Reached(Exception):
+    """Ends a pass of diffusers' network once its bottleneck is known."""
 
 
 class DiffusersNetwork(Recomputing, nn.Module):
@@ -70,3 +74,28 @@ class DiffusersNetwork(Recomputing, nn.Module):
             raise ValueError(
                 f"network {self.kind}: {full['out_channels']} output channels for {self.channels} of the image"
             )
+
+    @property
+    def bottleneck_shape(self) -> tuple[int, int]:
+        """Channels, and the side in pixels, of `bottleneck`; ValueError for a network without a middle block."""
+        channels = self.inner.config.get("block_out_channels")
+        if channels is None or getattr(self.inner, "mid_block", None) is None:
+            raise ValueError(f"network {self.kind} has no bottleneck")
+        return channels[-1], self.resolution // 2 ** (len(channels) - 1)
+
+    def bottleneck(self, image: Tensor, noise_condition: Tensor, label: Tensor) -> Tensor:
+        """The output of the middle block (B, *bottleneck_shape, side), for the inputs of `forward`."""
+        found: list[Tensor] = []
+
+        def stop(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            found.append(output)
+            raise _Reached
+
+        hook = self.inner.mid_block.register_forward_hook(stop)
+        try:
+            self.forward(image, noise_condition, label)
+        except _Reached:
+            pass
+        finally:
+            hook.remove()
+        return found[0]

@@ -51,8 +51,20 @@ class MLP(nn.Module):
         Raises:
             ValueError: the image has another shape, or a label is not one of the classes.
         """
+        return self.last(self._features(image, noise_condition, label)).view(image.shape)
+
+    @property
+    def bottleneck_shape(self) -> tuple[int, int]:
+        """Features of the last hidden layer, as channels of one pixel."""
+        return self.first.out_features, 1
+
+    def bottleneck(self, image: Tensor, noise_condition: Tensor, label: Tensor) -> Tensor:
+        """The last hidden layer (B, width, 1, 1), for the inputs of `forward`."""
+        return self._features(image, noise_condition, label)[:, :, None, None]
+
+    def _features(self, image: Tensor, noise_condition: Tensor, label: Tensor) -> Tensor:
         check_image(self, image)
         hidden = self.first(torch.cat([image.flatten(1), self.noise(noise_condition).to(image.dtype)], dim=1))
         if self.label is not None:
             hidden = hidden + self.label(one_hot(label, self.num_classes).to(self.label.weight.dtype))
-        return self.last(self.hidden(hidden)).view(image.shape)
+        return self.hidden(hidden)

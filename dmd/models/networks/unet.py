@@ -111,6 +111,7 @@ class UNet(Recomputing, nn.Module):
                 shape.num_classes, embedding if family.late_label else features, bias=not family.late_label
             )
         self.enc, skips = _encoder(family, shape)
+        self._bottleneck = skips[-1], shape.levels[-1]
         self.dec, channels = _decoder(family, shape, skips)
         norm, conv = group_norm(channels, family.eps), nn.Conv2d(channels, shape.channels, 3, padding=1)
         if family.late_label:
@@ -129,8 +130,7 @@ class UNet(Recomputing, nn.Module):
             ValueError: the image has another shape, or a label is not one of the classes.
         """
         check_image(self, image)
-        with torch.autocast(image.device.type, enabled=False):
-            embedding = self._embed(noise_condition, label)
+        embedding = self._embedding(image, noise_condition, label)
         hidden, skips = self._encode(image, embedding)
         for name, layer in self.dec.items():
             if isinstance(layer, Block):
@@ -140,6 +140,20 @@ class UNet(Recomputing, nn.Module):
             else:
                 hidden = layer(F.silu(hidden) if name.endswith("conv") else hidden)
         return self.out_conv(F.silu(self.out_norm(hidden))) if self.family.late_label else hidden
+
+    @property
+    def bottleneck_shape(self) -> tuple[int, int]:
+        """Channels, and the side in pixels, of `bottleneck`."""
+        return self._bottleneck
+
+    def bottleneck(self, image: Tensor, noise_condition: Tensor, label: Tensor) -> Tensor:
+        """The output of the encoder (B, *bottleneck_shape, side), for the inputs of `forward`."""
+        check_image(self, image)
+        return self._encode(image, self._embedding(image, noise_condition, label))[0]
+
+    def _embedding(self, image: Tensor, noise_condition: Tensor, label: Tensor) -> Tensor:
+        with torch.autocast(image.device.type, enabled=False):
+            return self._embed(noise_condition, label)
 
     def _embed(self, noise_condition: Tensor, label: Tensor) -> Tensor:
         """Noise and label embedding (B, 4 * width), in the precision of the weights even under autocast."""

@@ -28,15 +28,18 @@ def test_karras_levels_have_alpha_one_and_are_those_of_a_section_that_names_no_k
     grid = {"sigma_min": 0.01, "sigma_max": 50.0, "rho": 5.0}
     for kind in ({}, {"kind": "karras"}):
         section = Dmd.model_validate({"name": "dmd", "levels": kind | grid | {"count": 990}})
-        alpha, sigma = noise_levels(section.levels, None, FACTS)
-        assert torch.equal(sigma, training_sigmas(990, **grid)) and torch.equal(alpha, torch.ones(990))
-    _, sigma = noise_levels(KarrasLevels(), None, FACTS)
-    assert torch.equal(sigma, training_sigmas(1000, sigma_min=0.002, sigma_max=80.0, rho=7.0))
+        table = noise_levels(section.levels, None, FACTS)
+        assert torch.equal(table.sigmas, training_sigmas(990, **grid)) and torch.equal(table.alphas, torch.ones(990))
+    assert torch.equal(
+        noise_levels(KarrasLevels(), None, FACTS).sigmas,
+        training_sigmas(1000, sigma_min=0.002, sigma_max=80.0, rho=7.0),
+    )
 
 
 def test_levels_of_a_teacher_are_its_own_table():
     teacher = Denoiser(build(MLP), sigma_data=1.0, preconditioning=DISCRETE)
-    alpha, sigma = noise_levels(TeacherLevels(kind="teacher", min_index=1, max_index=49), teacher, FACTS)
+    table = noise_levels(TeacherLevels(kind="teacher", min_index=1, max_index=49), teacher, FACTS)
+    alpha, sigma = table.alphas, table.sigmas
     squares = torch.tensor(SQUARES)
     torch.testing.assert_close(alpha, squares.sqrt())
     torch.testing.assert_close(sigma, ((1 - squares) / squares).sqrt())
@@ -62,7 +65,7 @@ def test_levels_of_a_teacher_without_them_are_refused():
 )
 def test_default_levels_are_those_of_edm_within_the_range_of_the_teacher(trained, expected):
     facts = replace(FACTS, trained=trained, sigma_max=min(trained[1], 80.0))
-    _, sigma = noise_levels(KarrasLevels(), None, facts)
+    sigma = noise_levels(KarrasLevels(), None, facts).sigmas
     assert (sigma[0].item(), sigma[-1].item()) == pytest.approx(expected)
     sid, consistency, progressive = built(facts, {"last": 0.1})
     assert sid.levels(torch.zeros(1)).item() == pytest.approx(expected[0])

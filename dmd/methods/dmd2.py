@@ -1,0 +1,184 @@
+"""DMD2 (Yin et al. 2024, arXiv 2405.14867): distribution matching without pairs, for one or several calls.
+
+The student draws as `Calls` says: call k maps the image at level sigma_k to x0, and fresh noise takes x0 to the next
+level. An update draws k, makes the calls before k without gradient (backward simulation, Section 4.4), and trains
+
+    student   on x0 of call k, by the matching gradient of DMD (Yin et al. 2023, Eqs. 7 and 8),
+    fake      on x0 of the student by the denoising loss, `fake_updates` times (the two time-scale rule, Section 4.2).
+
+With images, both have a GAN loss, too (Section 4.3; see `dmd.methods.parts.discriminator`). The fake denoiser sees the
+images of all calls, so that the losses hold for their mixture, not for each call alone.
+
+With one call, one update of the fake denoiser and no GAN loss this is `dmd` without regression, bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dmd.config import methods as sections
+from dmd.methods.base import Clock, Facts, Method, Part, Rows, Step, StepLog
+from dmd.methods.parts import discriminator
+from dmd.methods.parts.denoising_loss import denoising_loss
+from dmd.methods.parts.level_table import noise_levels
+from dmd.methods.parts.matching import logged_matching_loss
+from dmd.models.denoiser import Denoiser
+from dmd.models.student_calls import Calls
+from dmd.sampling.noise import karras_sigmas
+
+
+@dataclass
+class Dmd2(Method[sections.Dmd2]):
+    """DMD2.
+
+    Attributes:
+        calls: how the student is sampled.
+        table: the noise levels of the losses.
+    """
+
+    def __post_init__(self) -> None:
+        self.calls = Calls(_sigmas(self.config, self.facts.sigma_max))
+        self.table = noise_levels(self.config.levels, self.networks["teacher"], self.facts, self.device)
+
+    @classmethod
+    def new_network(cls, config: sections.Dmd2, role: str, facts: Facts) -> nn.Module:
+        """The head of the GAN loss."""
+        return discriminator.new_head(facts.network)
+
+    @classmethod
+    def steps(cls, config: sections.Dmd2, clock: Clock) -> tuple[Step, ...]:
+        """A step of the student, then steps of the fake denoiser, the first on the student's images."""
+        phase, size = clock.phase.config, config.batch_size
+        assert isinstance(phase, sections.Dmd2Phase)
+        images = (Part("images", size, "images"),) if config.gan else ()
+        trains = ("fake", "head") if config.gan else ("fake",)
+        first = Step("student", ("student",), (Part("noise", size, "noise"),))
+        carried = Step("fake", trains, (Part("carried", size, carries="noise"), *images))
+        more = [
+            Step("fake", trains, (Part(f"noise{number}", size, "noise"), *images))
+            for number in range(1, phase.fake_updates)
+        ]
+        return (first, carried, *more)
+
+    def draw(self, step: Step, clock: Clock, random: torch.Generator) -> Mapping[str, Rows]:
+        """Noise levels and noise of the losses, and for new images the trained call and the noise before it.
+
+        One call is trained in a step, so that all images take the same number of passes.
+        """
+        part, levels, num = step.parts[0], self.config.levels, self.config.batch_size
+        lowest = levels.min_index if step.name == "student" else 0
+        highest = levels.max_index + 1 if step.name == "student" else len(self.table)
+        rows = {"level": torch.randint(lowest, highest, (num,), generator=random), "level_noise": self._noise(random)}
+        if part.carries is None and self.config.calls > 1:
+            call = int(torch.randint(self.config.calls, (), generator=random))
+            rows["call"] = torch.full((num,), call)
+            rows["fresh"] = torch.randn((num, call, *self.facts.shape), generator=random)
+        drawn = {part.name: rows}
+        if self.config.gan:
+            for judged in step.parts:
+                level = torch.randint(len(self.table), (num,), generator=random)
+                drawn.setdefault(judged.name, {}).update(gan_level=level, gan_noise=self._noise(random))
+        return drawn
+
+    def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
+        """The student's matching and GAN losses; the fake denoiser's denoising loss, and the head's on both images."""
+        if part.stream == "images":
+            return self._real_loss(rows, log)
+        label, fake = rows["label"], self._denoiser("fake")
+        if "generated" not in rows:  # a part that carries another one has its images
+            with torch.set_grad_enabled(step.name == "student"):
+                image = self.generate(rows)
+            rows["generated"] = image.detach()
+        noised = self.table.noised(rows["generated"], rows["level_noise"], rows["level"])
+        with torch.set_grad_enabled(step.name == "fake"):
+            fake_x0 = fake(noised.image, noised.sigma, label)
+        if step.name == "fake":
+            loss = denoising_loss(fake_x0, rows["generated"], weight=fake.loss_weight(noised.sigma))
+            log.scalar("loss/fake", loss, len(label))
+            return loss if self.config.gan is None else loss + self._generated_loss(rows, self.config.gan, log)
+        with torch.no_grad():
+            real_x0 = self._denoiser("teacher")(noised.image, noised.sigma, label)
+        loss = logged_matching_loss(
+            image,
+            noised,
+            real_x0,
+            fake_x0,
+            weighting=self.config.weighting,
+            alpha_factor=self.config.alpha_factor,
+            bins=self.table.bins(rows["level"]),
+            log=log,
+        )
+        log.spread("generated", image)
+        return loss if self.config.gan is None else loss + self._student_loss(image, rows, self.config.gan, log)
+
+    def generate(self, rows: Rows) -> Tensor:
+        """x0 of the trained call (B, C, H, W); gradients reach that call alone."""
+        number = int(rows["call"][0]) if "call" in rows else 0
+        student, noise, label = self.networks["student"], rows["noise"], rows["label"]
+        with torch.no_grad():
+            image = self.calls.before(number, student, noise, label, lambda done: rows["fresh"][:, done])
+        return self.calls.x0(student, image, noise.new_full(noise.shape[:1], self.calls.sigmas[number]), label)
+
+    def sampling(self) -> Calls:
+        """The calls that are trained."""
+        return self.calls
+
+    def _student_loss(self, image: Tensor, rows: Rows, gan: sections.Adversarial, log: StepLog) -> Tensor:
+        """The student's part of the GAN loss, weighted."""
+        loss = discriminator.realistic(self._logits(image, rows))
+        log.scalar("loss/gan", loss, len(image))
+        return gan.student_weight * loss
+
+    def _generated_loss(self, rows: Rows, gan: sections.Adversarial, log: StepLog) -> Tensor:
+        """The head's loss on generated images, weighted."""
+        logits = self._logits(rows["generated"], rows)
+        log.mean("gan/generated", logits.detach())
+        return gan.fake_weight * discriminator.generated(logits)
+
+    def _real_loss(self, rows: Rows, log: StepLog) -> Tensor:
+        """The head's loss on real images, weighted, with R1."""
+        gan = self.config.gan
+        assert gan is not None
+        noised = self.table.noised(rows["image"], rows["gan_noise"], rows["gan_level"])
+        noised.image.requires_grad_(gan.r1 > 0)
+        with discriminator.twice_differentiable() if gan.r1 else contextlib.nullcontext():
+            logits = discriminator.logits(self.networks["head"], self._denoiser("fake"), noised, rows["label"])
+        log.mean("gan/real", logits.detach())
+        loss = discriminator.realistic(logits)
+        if gan.r1:
+            penalty = discriminator.gradient_penalty(logits, noised.image)
+            log.scalar("gan/r1", penalty, len(logits))
+            loss = loss + gan.r1 * penalty
+        return gan.fake_weight * loss
+
+    def _logits(self, image: Tensor, rows: Rows) -> Tensor:
+        noised = self.table.noised(image, rows["gan_noise"], rows["gan_level"])
+        return discriminator.logits(self.networks["head"], self._denoiser("fake"), noised, rows["label"])
+
+    def _noise(self, random: torch.Generator) -> Tensor:
+        return torch.randn((self.config.batch_size, *self.facts.shape), generator=random)
+
+    def _denoiser(self, role: str) -> Denoiser:
+        return self.networks[role]  # type: ignore[return-value]
+
+
+def _sigmas(config: sections.Dmd2, highest: float | None) -> tuple[float, ...]:
+    """The noise level of each call, descending."""
+    times = config.times
+    if isinstance(times, sections.ListedTimes):
+        return times.sigmas
+    if (top := times.sigma_max or highest) is None:
+        raise ValueError(
+            "distill.method.times.sigma_max: null is the highest noise level of the denoiser to start from, which has "
+            "none: give a number"
+        )
+    found = karras_sigmas(config.calls, sigma_min=times.sigma_min, sigma_max=top, rho=times.rho).tolist()
+    return (float(top), *found[1:])
+
+
+METHOD = Dmd2
