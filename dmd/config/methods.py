@@ -629,10 +629,9 @@ class Dmd2(MethodSection):
     def _fits(self) -> Dmd2:
         if isinstance(self.times, ListedTimes) and len(self.times.sigmas) != self.calls:
             raise ValueError(f"times.sigmas: {len(self.times.sigmas)} noise levels for calls {self.calls}")
-        if self.adversarial is not None and not (self.adversarial.student_weight and self.adversarial.fake_weight):
-            weights = self.adversarial.student_weight, self.adversarial.fake_weight
-            if any(weights):
-                raise ValueError("adversarial: one of student_weight and fake_weight is 0: write null for no GAN loss")
+        gan = self.adversarial
+        if gan is not None and bool(gan.student_weight) != bool(gan.fake_weight):
+            raise ValueError("adversarial: one of student_weight and fake_weight is 0: write null for no GAN loss")
         return self
 
     @property

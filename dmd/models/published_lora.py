@@ -80,6 +80,8 @@ def _of_header(header: dict[str, Any], path: Path) -> LoraConfig:
     keys = {key.removeprefix(PREFIX): value for key, value in header.items() if key.startswith(PREFIX)}
     if not keys:
         raise ValueError(f"{path}: {HEADER} has no key that begins with {PREFIX}")
+    if odd := [key for key in header if not key.startswith((PREFIX, "text_encoder"))]:  # its tensors are refused
+        raise ValueError(f"{path}: {HEADER}: {odd[0][:80]} is unknown: keys of the network begin with {PREFIX}")
     if odd := [key for key in ("rank_pattern", "alpha_pattern") if not isinstance(keys.get(key) or {}, dict)]:
         raise ValueError(f"{path}: {HEADER}: {odd[0]} {keys[odd[0]]!r:.80} is no mapping")
     outside_config.check(f"{path}: {HEADER}: unet", keys, "LoraConfig")

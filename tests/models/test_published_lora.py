@@ -195,7 +195,8 @@ def test_headers_that_are_no_configuration_are_refused(written, tmp_path):
     weights = load_file(written)
     for header, tensors, words in (
         ("[1]", weights, "lora_adapter_metadata is no JSON object"),
-        ('{"r": 4}', weights, "has no key that begins with unet"),
+        ('{"text_encoder.r": 4}', weights, "has no key that begins with unet"),
+        ('{"unet.r": 4, "r": 4}', weights, "r is unknown: keys of the network begin with unet."),
         ('{"unet.r": 4}', load_file(kohya(written, tmp_path)), "has both lora_adapter_metadata and tensors"),
     ):
         save_file(tensors, tmp_path / "x.safetensors", {"lora_adapter_metadata": header})
