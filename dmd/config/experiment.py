@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from dmd.config.messages import suggestion
 from dmd.config.method_base import TEACHER, MethodSection, Mode
 from dmd.config.methods import Dmd
 from dmd.config.printing import piece
@@ -329,6 +330,19 @@ class Table(Section):
         None, description="table of workflow/resources/published_values.yaml to print below this one"
     )
     rows: Annotated[Many[Row], Field(min_length=1)]
+    differences: Many[Annotated[tuple[str, str], Field(strict=False)]] = Field(
+        (), description="labels of two rows each: mean difference over training seeds, with a confidence interval"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Table:
+        labels = [row.label for row in self.rows]
+        for index, pair in enumerate(self.differences):
+            for label in pair:
+                if labels.count(label) != 1:
+                    number = "several rows have" if label in labels else f"no row has{suggestion(label, labels)}"
+                    raise ValueError(f'differences[{index}]: "{label}" is a label that {number}')
+        return self
 
 
 class Series(Section):

@@ -502,7 +502,7 @@ RULES: dict[str, Rule] = {
         on_request=True,
         memory_mb=16000,
     ),
-    "tables": Rule("tables", 3),
+    "tables": Rule("tables", 4),
     "charts": Rule("charts", 1),
 }
 VERSIONS = {rule.stage: rule.version for rule in RULES.values()}

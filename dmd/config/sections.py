@@ -343,9 +343,11 @@ class LaionPrompts(Section):
 
 
 class OdeSolver(Section):
-    """The deterministic sampler of EDM (Karras et al. 2022, Algorithm 1), or its first-order version."""
+    """The deterministic sampler of EDM (Karras et al. 2022, Algorithm 1), its first-order version, or DPM-Solver++."""
 
-    name: Literal["heun", "euler"] = Field(description="heun: 2 * steps - 1 network calls; euler: a call per step")
+    name: Literal["heun", "euler", "dpmsolver++2m"] = Field(
+        description="heun: 2 * steps - 1 network calls; euler, dpmsolver++2m (Lu et al. 2022): a call per step"
+    )
     steps: Steps = Field(18, description="number of noise levels above 0")
     sigma_min: Sigma | None = Field(None, description="lowest level above 0; null = 0.002 or, if higher, the teacher's")
     sigma_max: Sigma | None = Field(None, description="the first level; null = 80 or, if lower, the teacher's highest")
@@ -404,7 +406,9 @@ class Pairs(Section):
         "float32", description="of the images on disk; noise is float32, text states are float16"
     )
     kept_states: Annotated[Integer, Field(ge=0, le=10**5)] = Field(
-        0, description="states saved per trajectory, after evenly spaced steps of heun or euler; the last is the image"
+        0,
+        description="states saved per trajectory, after evenly spaced steps of heun, euler or dpmsolver++2m; the last "
+        "is the image",
     )
     compute: Compute = Compute()
 
@@ -421,7 +425,7 @@ class Pairs(Section):
     def _contradictions(self) -> Iterator[str]:
         yield from _uneven("num_pairs", self.num_pairs, self.shard_size)
         yield from _seeds_at_end(self.seeds)
-        if self.kept_states and self.solver.name not in ("heun", "euler"):
+        if self.kept_states and not isinstance(self.solver, OdeSolver):
             yield f"kept_states: {self.kept_states}, but solver {self.solver.name} saves no states: use heun or euler"
         elif self.kept_states > self.solver.steps:
             yield f"kept_states: {self.kept_states} states, but the solver makes {self.solver.steps} steps"

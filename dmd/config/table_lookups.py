@@ -13,6 +13,7 @@ from dmd.config.messages import ConfigError, suggestion
 from dmd.config.rule_lookups import as_text, exits_on_config_error
 
 T = TypeVar("T")
+SHOWN = ("fid", "classes", "kid", "prdc", "clip")  # score files that a table shows
 Look = Callable[[Any], list[str]]
 
 
@@ -80,7 +81,7 @@ class TableLookups:
 
     def not_inputs(self, wildcards: Any) -> list[str]:
         """All files that a table shows besides its inputs."""
-        scores = [path for metric in ("fid", "classes", "clip") for path in self.existing(metric)(wildcards)]
+        scores = [path for metric in SHOWN for path in self.existing(metric)(wildcards)]
         return self.latencies(wildcards) + scores
 
     def _scores(self, metric: str, rows: Iterable[Row]) -> list[str]:
@@ -102,7 +103,8 @@ class TableLookups:
             owners = sorted({self.experiments.owner(name, "teacher") for name in taught})
             values = row.model_dump(exclude={"run", "seeds"}, exclude_none=True)
             rows.append(values | {"teacher": " ".join(owners)})
-        return as_text({"title": table.title, "rows": rows, "paper": self.paper.get(table.paper or "")})
+        more = {"differences": table.differences} if table.differences else {}
+        return as_text({"title": table.title, "rows": rows, "paper": self.paper.get(table.paper or ""), **more})
 
     @exits_on_config_error
     def chart_inputs(self, wildcards: Any) -> list[str]:

@@ -36,6 +36,13 @@ COLUMNS = {  # column -> heading in the markdown; without one it is only in the 
     "training": "to training images",
     "floor": "floor",
     "floor_std": "",
+    "excess": "over the floor",
+    "kid": "KID",
+    "kid_std": "",
+    "recall": "recall",
+    "recall_std": "",
+    "low": "",
+    "high": "",
     "accuracy": "label accuracy",
     "experiments": "",
     "note": "",
@@ -45,7 +52,16 @@ HERE = (
     "clip_here",
     "latency_here",
 )  # this project's values beside a published row; in the CSV they have rows of their own
-OPTIONAL = ("clip", "latency", "note")  # columns that the CSV has only if a row has a value
+SHOWN_ALONE = ("clip", "latency", "note")  # a row with one of these has its own line, though it has no distance
+OPTIONAL = (
+    *SHOWN_ALONE,
+    "kid",
+    "kid_std",
+    "recall",
+    "recall_std",
+    "low",
+    "high",
+)  # columns that the CSV has only if a row has a value; low and high are those of a confidence interval
 
 
 def text(table: Sequence[Row], title: str) -> str:
@@ -53,9 +69,9 @@ def text(table: Sequence[Row], title: str) -> str:
 
     Args:
         table: rows with keys of `COLUMNS`. A row of this project with the key `beside` stands beside a published row;
-            it also has its own line if it has a distance or a value in one of the `OPTIONAL` columns.
+            it also has its own line if it has a distance or a value in one of the columns `SHOWN_ALONE`.
     """
-    values = ("value", *OPTIONAL)
+    values = ("value", *SHOWN_ALONE)
     ours = [
         row
         for row in table
@@ -135,8 +151,8 @@ def _cell(row: Row, column: str) -> str:
     value = row[column]
     if column == "value":
         return rounded(value) + (f" ± {rounded(row['std'])}" if _has(row, "std") else "")
-    if column == "floor":
-        return rounded(value) + (f" ± {rounded(row['floor_std'])}" if _has(row, "floor_std") else "")
+    if column in ("floor", "kid", "recall"):
+        return rounded(value) + (f" ± {rounded(row[f'{column}_std'])}" if _has(row, f"{column}_std") else "")
     if column == "spread":
         return f"{row['num']} {value}" if row["num"] > 1 else "1 training, 1 sample set"
     return f"{100 * value:.1f} %" if column == "accuracy" else rounded(value)

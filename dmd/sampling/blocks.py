@@ -199,7 +199,7 @@ def trajectory_steps(solver: dict[str, Any], num: int) -> list[int]:
     """The `num` evenly spaced solver steps, counted from 1 and ending with the last, after which states are saved.
 
     Raises:
-        ValueError: more states than steps, or a solver other than heun and euler.
+        ValueError: more states than steps, or a solver that is none of `SOLVERS`.
     """
     if not num:
         return []

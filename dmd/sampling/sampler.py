@@ -145,7 +145,7 @@ class Sampler:
             labels: how each seed draws its label, "random" or "balanced".
             fixed_labels: int64 labels, one per seed, that replace the drawn ones.
             states: text states (N, L, E), one per seed, that the network gets instead of the labels.
-            trajectory_steps: steps of solver heun or euler, from 1, whose states are returned.
+            trajectory_steps: steps of a solver of `SOLVERS`, from 1, whose states are returned.
 
         Raises:
             ValueError: images that are not finite, or text states that are missing or not needed.

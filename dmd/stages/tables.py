@@ -11,7 +11,8 @@ import pandas as pd
 
 from dmd.jobs import job
 from dmd.provenance import record
-from dmd.report import score_files
+from dmd.report import paired_differences, score_files
+from dmd.report.paired_differences import Difference, difference
 from dmd.report.table_text import COLUMNS, HERE, OPTIONAL, Row, text, value_beside_published
 
 BESIDE = {"clip": "clips", "latency": "latencies"}  # column -> score files whose value it shows
@@ -21,11 +22,14 @@ def run(
     *,
     scores: list[Path],
     classes: list[Path] | None = None,
+    kids: list[Path] | None = None,
+    prdcs: list[Path] | None = None,
     clips: list[Path] | None = None,
     latencies: list[Path] | None = None,
     markdown: Path,
     csv: Path,
     rows: list[dict[str, Any]],
+    differences: list[tuple[str, str]] | None = None,
     paper: list[dict[str, Any]] | None = None,
     title: str = "",
 ) -> None:
@@ -33,10 +37,11 @@ def run(
 
     Args:
         scores: fid.json files; their field `experiment` names the experiment.
-        classes, clips, latencies: classes.json, clip.json and latency.json files, which add label accuracy, CLIP score
-            and seconds per image.
+        classes, kids, prdcs, clips, latencies: classes.json, kid.json, prdc.json, clip.json and latency.json files,
+            which add label accuracy, kernel distance, recall, CLIP score and seconds per image.
         rows: {"label", "experiments": names that differ in the training seed, "teacher": name of their teacher}. A row
             without a score stays empty. With "published": {"label", "dataset"} a row stands beside that published row.
+        differences: labels of two rows each, whose scores are compared seed by seed.
         paper: published rows {"label", "value", "network_calls", "dataset", "clip", "latency", "note"}; only the label
             is required.
         title: heading of the markdown.
@@ -46,19 +51,23 @@ def run(
             row that does not exist or is named by two rows.
     """
     with record.writing(markdown):
-        others = {"classes": classes or [], "clips": clips or [], "latencies": latencies or []}
+        others = {"classes": classes or [], "kids": kids or [], "prdcs": prdcs or []}
+        others |= {"clips": clips or [], "latencies": latencies or []}
         inputs = record.check_inputs(scores=scores, **others)
         distances = score_files.by_experiment(scores)
         other_scores = {name: score_files.by_experiment(paths) for name, paths in others.items()}
         table = [_row(row, distances, other_scores) for row in rows]
         _add_ratios(table)
         table += _published(rows, table, paper or [])
+        compared = [(labels, _compared(labels, rows, distances, other_scores)) for labels in differences or []]
+        table += [line for labels, found in compared for line in paired_differences.rows(labels, found)]
         shown = [column for column in COLUMNS if column not in OPTIONAL or any(column in row for row in table)]
         frame = pd.DataFrame(table, columns=[column for column in shown if column not in HERE])
         with record.publish(csv, stage="tables", inputs=inputs) as temporary:
             frame.to_csv(temporary, index=False, lineterminator="\n")
         with record.publish(markdown, stage="tables", inputs=inputs) as temporary:
-            temporary.write_text(text(table, title), encoding="utf-8")
+            below = "\n" + paired_differences.text(compared) if compared else ""
+            temporary.write_text(text(table, title) + below, encoding="utf-8")
 
 
 def _published(rows: Sequence[Mapping[str, Any]], table: Sequence[Row], paper: Sequence[Row]) -> list[Row]:
@@ -100,6 +109,7 @@ def _row(row: Mapping[str, Any], scores: Mapping[str, Any], others: Mapping[str,
     classes = others["classes"]
     accuracies = [classes[name].get("accuracy") for name in row["experiments"] if name in classes]
     known = [accuracy["value"] for accuracy in accuracies if accuracy]
+    kernels, recalls = (_by_start_noise(row, scores, others, name) for name in ("kids", "prdcs"))
     return {
         **line,
         "experiments": " ".join(score["experiment"] for score in scored),
@@ -116,7 +126,45 @@ def _row(row: Mapping[str, Any], scores: Mapping[str, Any], others: Mapping[str,
         "floor": first["floor"]["mean"],
         "floor_std": first["floor"]["std"],
         "floor_of": _floor_of(first),
+        "excess": statistics.fmean(values) - first["floor"]["mean"],
+        **_mean_and_std("kid", list(kernels.values())),
+        **_mean_and_std("recall", list(recalls.values())),
         "accuracy": statistics.fmean(known) if known else None,
+    }
+
+
+def _mean_and_std(name: str, values: Sequence[float]) -> Row:
+    """The mean, if there are values, and under `{name}_std` the standard deviation, if there are several."""
+    mean = {name: statistics.fmean(values)} if values else {}
+    return mean | ({f"{name}_std": statistics.stdev(values)} if len(values) > 1 else {})
+
+
+def _by_start_noise(
+    row: Mapping[str, Any], scores: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]], name: str
+) -> dict[tuple[int, ...], float]:
+    """The values of a score for the experiments of a row, by the first seeds of their sample sets.
+
+    `name` is "scores", "kids" or "prdcs"; of the last the value is recall.
+    """
+    files = scores if name == "scores" else others[name]
+    found = [files[experiment] for experiment in row["experiments"] if experiment in files]
+    if name == "prdcs":
+        found = [{**score, "value": (score["recall"] or {}).get("value")} for score in found]
+    return {tuple(score["first_seeds"]): score["value"] for score in found if score["value"] is not None}
+
+
+def _compared(
+    labels: tuple[str, str],
+    rows: Sequence[Mapping[str, Any]],
+    scores: Mapping[str, Any],
+    others: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Difference | None]:
+    """The difference of two rows in distance, kernel distance and recall."""
+    first, second = (next(row for row in rows if row["label"] == label) for label in labels)
+    names = {"scores": "distance", "kids": "KID", "prdcs": "recall"}
+    return {
+        shown: difference(*(_by_start_noise(row, scores, others, name) for row in (first, second)))
+        for name, shown in names.items()
     }
 
 

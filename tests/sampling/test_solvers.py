@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import EDMDPMSolverMultistepScheduler
 
 from dmd.models.denoiser import GaussianMixtureDenoiser
 from dmd.sampling.noise import seeded_noise
@@ -36,7 +37,7 @@ def end_point(sigma_max: float) -> torch.Tensor:
     return mean + (start - mean) * STD / (STD**2 + sigma_max**2) ** 0.5
 
 
-@pytest.mark.parametrize(("name", "factor"), [("euler", 2), ("heun", 4)])
+@pytest.mark.parametrize(("name", "factor"), [("euler", 2), ("heun", 4), ("dpmsolver++2m", 4)])
 @pytest.mark.parametrize("make", [gaussian, mixture])
 def test_solver_error_falls_by_its_order_when_steps_double(name, factor, make):
     exact = end_point(SMOOTH["sigma_max"]) if make is gaussian else draw(make(), "heun", 2048, SMOOTH)
@@ -55,10 +56,24 @@ def test_one_euler_step_from_sigma_is_the_one_step_generator():
     torch.testing.assert_close(draw(mixture(), "euler", 1, GRID), one_step, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 8])
+def test_dpmsolver_2m_draws_what_diffusers_draws(steps):
+    scheduler = EDMDPMSolverMultistepScheduler(sigma_data=STD, final_sigmas_type="zero", **GRID)
+    scheduler.set_timesteps(steps)
+    denoiser, (start, label) = mixture(), noise()
+    image = start * scheduler.sigmas[0]
+    for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):
+        x0 = denoiser(image, sigma.double().expand(len(image)), label)
+        skip, out = STD**2 / (sigma**2 + STD**2), sigma * STD / (sigma**2 + STD**2) ** 0.5
+        image = scheduler.step((x0 - skip * image) / out, timestep, image).prev_sample
+    torch.testing.assert_close(draw(denoiser, "dpmsolver++2m", steps, GRID), image, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("solver", "calls"),
     [({"name": "heun", "steps": 18, **GRID}, 35), ({"name": "heun", "steps": 256, **GRID}, 511)]
     + [({"name": "euler", "steps": steps, **GRID}, steps) for steps in (1, 2, 8)]
+    + [({"name": "dpmsolver++2m", "steps": steps, **GRID}, steps) for steps in (1, 2, 8)]
     + [({"name": "student", "calls": {"sigmas": [80.0]}}, 1)],
 )
 def test_solver_reports_the_calls_it_makes(solver, calls):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from scipy.stats import ttest_rel
 
 from dmd.config import read_yaml
 from dmd.report.table_text import EMPTY, rounded
@@ -244,3 +245,49 @@ def test_file_that_is_no_score_is_named(tmp_path):
 )
 def test_rounding_keeps_three_significant_digits(value, text):
     assert rounded(value) == text
+
+
+def compared(folder: Path, first: dict[int, float], second: dict[int, float]) -> tuple[str, pd.DataFrame]:
+    """A table of rows `a` and `b`, whose distances, and recalls of a tenth of them, are given by seed."""
+    scores, prdcs = [], []
+    for name, values in {"a": first, "b": second}.items():
+        for seed, value in values.items():
+            experiment, seeds = f"{name}{seed}", {"first_seeds": [seed * 1000000]}
+            scores.append(score(folder, experiment, [value], **seeds))
+            prdcs.append(folder / experiment / "prdc.json")
+            prdcs[-1].write_text(
+                json.dumps({"experiment": experiment, "recall": {"value": value / 10}, **seeds, "value": 0})
+            )
+    rows = {name: [f"{name}{seed}" for seed in values] for name, values in {"a": first, "b": second}.items()}
+    return made(folder, rows, scores, prdcs=prdcs, differences=[("a", "b")])
+
+
+def test_difference_of_rows_is_paired_by_start_noise_with_the_interval_of_student(tmp_path):
+    first, second = {0: 1.0, 1: 2.0, 2: 6.0, 7: 50.0}, {2: 4.0, 1: 1.0, 0: 1.0}
+    markdown, csv = compared(tmp_path, first, second)
+    expected = ttest_rel([1.0, 2.0, 6.0], [1.0, 1.0, 4.0]).confidence_interval(0.95)
+    row = csv.loc["a - b"].set_index("metric").loc["distance"]
+    assert row["value"] == pytest.approx(1.0) and row["num"] == 3
+    assert (row["low"], row["high"]) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    assert "| a - b | 3 | 1.00 [-1.48, 3.48] | 0.1000 [-0.148, 0.348] |" in markdown.replace("0.100 ", "0.1000 ")
+    assert "| difference | seeds | distance | recall |" in markdown
+
+
+def test_difference_of_one_pair_has_no_interval_and_of_none_is_empty(tmp_path):
+    for name, seed, shown in (("one", 0, "| a - b | 1 | -1.00 |"), ("none", 1, "| a - b | 0 |")):
+        (tmp_path / name).mkdir()
+        markdown, _ = compared(tmp_path / name, {0: 1.0}, {seed: 2.0})
+        assert shown in markdown
+
+
+def test_row_shows_kernel_distance_recall_and_what_is_over_the_floor(tmp_path):
+    scores = [score(tmp_path, name, [value], first_seeds=[0]) for name, value in (("a", 1.5), ("b", 2.5))]
+    kids = [tmp_path / name / "kid.json" for name in ("a", "b")]
+    for path, value in zip(kids, (0.25, 0.75), strict=True):
+        path.write_text(
+            json.dumps({"experiment": path.parent.name, "value": value, "first_seeds": [0 if value < 0.5 else 1]})
+        )
+    markdown, csv = made(tmp_path, {"full": ["a", "b"]}, scores, kids=kids)
+    assert csv.loc["full", "kid"] == 0.5 and csv.loc["full", "kid_std"] == pytest.approx(0.125**0.5)
+    assert csv.loc["full", "excess"] == 1.5 and "recall" not in csv.columns
+    assert "0.500 ± 0.354" in line(markdown, "full")

@@ -14,6 +14,8 @@ rule tables:
     input:
         scores=tables.scores("fid"),
         classes=tables.scores("classes"),
+        kids=tables.scores("kid"),
+        prdcs=tables.scores("prdc"),
         clips=tables.scores("clip"),
     output:
         markdown=report("results/tables/{table}.md", caption="../report/table.rst", category="tables"),
@@ -30,6 +32,8 @@ rule tables:
     params:
         shown_scores=tables.existing("fid"),
         shown_classes=tables.existing("classes"),
+        shown_kids=tables.existing("kid"),
+        shown_prdcs=tables.existing("prdc"),
         shown_clips=tables.existing("clip"),
         latencies=tables.latencies,
         digests=lambda wildcards: [sha256(Path(path)) for path in tables.not_inputs(wildcards)],
@@ -38,6 +42,7 @@ rule tables:
     shell:
         "python -m dmd.stages.tables --scores {input.scores} {params.shown_scores} "
         "--classes {input.classes} {params.shown_classes} --clips {input.clips} {params.shown_clips} "
+        "--kids {input.kids} {params.shown_kids} --prdcs {input.prdcs} {params.shown_prdcs} "
         "--latencies {params.latencies} "
         "--markdown {output.markdown} --csv {output.csv} --spec {params.spec:q} --log {log}"
 
