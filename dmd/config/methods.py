@@ -616,6 +616,11 @@ class Dmd2(MethodSection):
         KarrasTimes(kind="karras"), description="noise levels of the calls"
     )
     levels: Levels = Field(KarrasLevels(), description="noise levels of matching, fake and GAN loss")
+    levels_by_call: bool = Field(
+        False,
+        description="true: matching and fake loss of a call use the levels between its own and the next call's, so "
+        "that each call has its own target; false: all levels, as DMD2, so that the images of all calls have one",
+    )
     weighting: Literal["eq8", "sigma/alpha", "sigma3/alpha", "sigma2/alpha"] = Field(
         "eq8", description="w_t of the matching gradient, as in method dmd"
     )

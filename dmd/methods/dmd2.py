@@ -7,7 +7,9 @@ level. An update draws k, makes the calls before k without gradient (backward si
     fake      on x0 of the student by the denoising loss, `fake_updates` times (the two time-scale rule, Section 4.2).
 
 With images, both have a GAN loss, too (Section 4.3; see `dmd.methods.parts.discriminator`). The fake denoiser sees the
-images of all calls, so that the losses hold for their mixture, not for each call alone.
+images of all calls, so that the losses hold for their mixture, not for each call alone. With `levels_by_call` each call
+has the noise levels from the next call's level up to its own, as in TDM (Luo et al. 2025, arXiv 2503.06674), and so its
+own target: fresh noise hides from the next call what lies below.
 
 With one call, one update of the fake denoiser and no GAN loss this is `dmd` without regression, bit for bit.
 """
@@ -15,7 +17,7 @@ With one call, one update of the fake denoiser and no GAN loss this is `dmd` wit
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -39,11 +41,13 @@ class Dmd2(Method[sections.Dmd2]):
     Attributes:
         calls: how the student is sampled.
         table: the noise levels of the losses.
+        ranges: first index of the noise levels of each call, and the index after the last one.
     """
 
     def __post_init__(self) -> None:
         self.calls = Calls(_sigmas(self.config, self.facts.sigma_max))
         self.table = noise_levels(self.config.levels, self.networks["teacher"], self.facts, self.device)
+        self.ranges = tuple(self._ranges())
 
     @classmethod
     def new_network(cls, config: sections.Dmd2, role: str, facts: Facts) -> nn.Module:
@@ -70,10 +74,9 @@ class Dmd2(Method[sections.Dmd2]):
 
         One call is trained in a step, so that all images take the same number of passes.
         """
-        part, levels, num = step.parts[0], self.config.levels, self.config.batch_size
-        lowest = levels.min_index if step.name == "student" else 0
-        highest = levels.max_index + 1 if step.name == "student" else len(self.table)
-        rows = {"level": torch.randint(lowest, highest, (num,), generator=random), "level_noise": self._noise(random)}
+        part, num = step.parts[0], self.config.batch_size
+        level = torch.randint(*self._drawn(step), (num,), generator=random)
+        rows = {"level": level, "level_noise": self._noise(random)}
         if part.carries is None and self.config.calls > 1:
             call = int(torch.randint(self.config.calls, (), generator=random))
             rows["call"] = torch.full((num,), call)
@@ -90,6 +93,7 @@ class Dmd2(Method[sections.Dmd2]):
         if part.stream == "images":
             return self._real_loss(rows, log)
         label, fake = rows["label"], self._denoiser("fake")
+        rows["level"] = self._level(step, rows)
         if "generated" not in rows:  # a part that carries another one has its images
             with torch.set_grad_enabled(step.name == "student"):
                 image = self.generate(rows)
@@ -127,6 +131,38 @@ class Dmd2(Method[sections.Dmd2]):
     def sampling(self) -> Calls:
         """The calls that are trained."""
         return self.calls
+
+    def _level(self, step: Step, rows: Rows) -> Tensor:
+        """The drawn indices of noise levels (B,), moved from the range of all calls to that of the trained call.
+
+        Each index of a call's range is as likely as any other, up to one part in the number of drawn ones.
+        """
+        first, stop = self._drawn(step)
+        low, high = self.ranges[int(rows["call"][0]) if "call" in rows else 0]
+        low, high = max(low, first), min(high, stop)
+        return low + (rows["level"] - first) * (high - low) // (stop - first)
+
+    def _drawn(self, step: Step) -> tuple[int, int]:
+        """The first index of the noise levels that a step draws, and the index after the last one."""
+        levels = self.config.levels
+        return (levels.min_index, levels.max_index + 1) if step.name == "student" else (0, len(self.table))
+
+    def _ranges(self) -> Iterator[tuple[int, int]]:
+        """All noise levels for each call, or with `levels_by_call` those that only this call has."""
+        sigmas = (*self.calls.sigmas, 0.0)
+        below = [int((self.table.sigmas < sigma).sum()) for sigma in sigmas]
+        below[0] = len(self.table)  # the first call's levels go up to the highest
+        for number, (stop, first) in enumerate(zip(below, below[1:], strict=False)):
+            if not self.config.levels_by_call:
+                yield 0, len(self.table)
+                continue
+            if min(stop, self.config.levels.max_index + 1) <= max(first, self.config.levels.min_index):
+                raise ValueError(
+                    f"distill.method.levels_by_call: levels {self.config.levels.min_index}.."
+                    f"{self.config.levels.max_index} of distill.method.levels have none between sigma "
+                    f"{sigmas[number + 1]:.4g} and {sigmas[number]:.4g}, call {number + 1}: set other times"
+                )
+            yield first, stop
 
     def _student_loss(self, image: Tensor, rows: Rows, gan: sections.Adversarial, log: StepLog) -> Tensor:
         """The student's part of the GAN loss, weighted."""

@@ -69,9 +69,10 @@ def train(found: Trainer, first: int, stop: int) -> list[dict[str, float]]:
     return logs
 
 
-def test_one_call_and_one_fake_update_is_dmd_without_regression_bit_for_bit():
+@pytest.mark.parametrize("by_call", [False, True])
+def test_one_call_and_one_fake_update_is_dmd_without_regression_bit_for_bit(by_call):
     phases = [{"updates": 4, "fake_updates": 1}]
-    new = section(method={"phases": phases})
+    new = section(method={"phases": phases, "levels_by_call": by_call})
     old = dmd({"name": "dmd", "regression_weight": 0.0, "matching_batch_size": 8, "phases": phases})
     found = trainer(new), trainer(old)
     logs = [train(each, 0, 4) for each in found]
@@ -179,9 +180,15 @@ def test_training_that_resumes_ends_in_the_same_bytes(tmp_path):
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
-@pytest.mark.parametrize("keys", [{}, {"calls": 2, "times": {"kind": "listed", "sigmas": [80.0, 0.4]}}])
+TWO = {"calls": 2, "times": {"kind": "listed", "sigmas": [80.0, 0.4]}}
+
+
+@pytest.mark.parametrize("keys", [{}, TWO, TWO | {"levels_by_call": True}])
 def test_images_of_all_calls_together_learn_a_gaussian_from_its_exact_teacher(keys):
-    """The fake denoiser sees the images of all calls, so that matching holds for their mixture, not for each call."""
+    """The fake denoiser sees the images of all calls, so that matching holds for their mixture, not for each call.
+
+    With levels by call it holds for the last call, and for the first one with the noise that the last call gets.
+    """
     mean, std = torch.tensor([0.5, -0.4])[None, :, None, None], 0.3
     distill = section(
         method={"batch_size": 64, "phases": [{"updates": 250, "fake_updates": 3}], **keys},
@@ -196,9 +203,36 @@ def test_images_of_all_calls_together_learn_a_gaussian_from_its_exact_teacher(ke
     method, num = found.method, len(found.method.sampling().sigmas)
     assert isinstance(method, Dmd2)
     with torch.no_grad():
-        image = torch.cat([method.generate(batch(2000, num) | {"call": torch.full((1,), call)}) for call in range(num)])
-    torch.testing.assert_close(image.mean(0), mean[0], rtol=0, atol=0.06)
+        images = [method.generate(batch(2000, num) | {"call": torch.full((1,), call)}) for call in range(num)]
+    image = images[-1] if distill.method.levels_by_call else torch.cat(images)  # type: ignore[union-attr]
+    for each in images if distill.method.levels_by_call else [image]:  # type: ignore[union-attr]
+        torch.testing.assert_close(each.mean(0), mean[0], rtol=0, atol=0.06)
     torch.testing.assert_close(image.std(0), torch.full((2, 1, 1), std), rtol=0.25, atol=0)
+
+
+@pytest.mark.parametrize("step", [0, 1])  # of the student, of the fake denoiser
+def test_levels_by_call_are_those_between_the_level_of_a_call_and_the_next_one(step):
+    levels = {"kind": "karras", "min_index": 20, "max_index": 980}
+    method = method_of(**LISTED, levels_by_call=True, levels=levels)
+    phases, _ = plan(method.config)
+    kind = method.steps(method.config, phases.clock(0))[step]
+    first, stop = (20, 981) if step == 0 else (0, 1000)
+    seen = []
+    for number, (low, high) in enumerate(((5.0, math.inf), (0.8, 5.0), (0.0, 0.8))):
+        rows = {"level": torch.arange(first, stop), "call": torch.full((stop - first,), number)}
+        level = method._level(kind, rows)
+        sigma = method.table.sigmas[level]
+        assert low <= sigma.min() and sigma.max() < high
+        counts = level.unique(return_counts=True)[1]
+        assert counts.max() - counts.min() <= 1
+        seen += level.unique().tolist()
+    assert sorted(seen) == list(range(first, stop))  # each level is of one call
+
+
+def test_levels_by_call_without_a_level_for_some_call_are_refused():
+    times = {"kind": "listed", "sigmas": [80.0, 0.5002, 0.5001]}
+    with pytest.raises(ValueError, match=r"levels_by_call: levels 20..980 .* between sigma 0.5001 and 0.5002, call 2:"):
+        method_of(calls=3, times=times, levels_by_call=True)
 
 
 GAN = {"adversarial": {"student_weight": 0.1, "fake_weight": 0.3, "r1": 0.5}}
