@@ -30,9 +30,9 @@ def measure(folder: Path, *, repetitions: int) -> dict[str, Any]:
 
     An update does what it does in the stage: read data, draw noise, both losses and optimisers, average, log row.
     """
-    teacher, manifest = _inputs(folder)
+    teacher, manifest = inputs(folder)
     own, shared = (_updates(teacher, manifest, shared_noise=shared) for shared in (False, True))
-    passes = _Passes(teacher)
+    passes = Passes(teacher)
     steps, shared_steps, parts = [], [], []
     for _ in range(repetitions + 1):
         steps.append(clock.cost(own.next))
@@ -58,8 +58,8 @@ def measure_compute(folder: Path, *, repetitions: int) -> dict[str, Any]:
 
     The first update with each setting, which may compile, is not counted.
     """
-    teacher, manifest = _inputs(folder)
-    passes = _Passes(teacher)
+    teacher, manifest = inputs(folder)
+    passes = Passes(teacher)
     by_switch = {
         name: _updates(teacher, manifest, shared_noise=False, compute=compute) for name, compute in SWITCHES.items()
     }
@@ -73,7 +73,7 @@ def measure_compute(folder: Path, *, repetitions: int) -> dict[str, Any]:
     return {f"{name}_over_float32_passes": clock.ratios(costs[1:], sums[1:]) for name, costs in steps.items()}
 
 
-def _inputs(folder: Path) -> tuple[Path, Path]:
+def inputs(folder: Path) -> tuple[Path, Path]:
     """A teacher with random weights, and a block file of its pairs, which can be read like a manifest."""
     torch_setup.set_threads(setting.THREADS)
     teacher, manifest = folder / "teacher" / "denoiser.safetensors", folder / "pairs" / "blocks" / "pairs.parquet"
@@ -89,7 +89,7 @@ def _updates(teacher: Path, manifest: Path, *, shared_noise: bool, compute: Comp
     return updates.from_files(teacher, manifest, section)
 
 
-class _Passes:
+class Passes:
     """Three networks with the same weights, called without the stage's other work but as often as in one update."""
 
     def __init__(self, teacher: Path) -> None:
@@ -116,6 +116,15 @@ class _Passes:
                 "generator forward and backward, regression": clock.cost(lambda: self._train(self._generator)),
                 "fake forward and backward": clock.cost(lambda: self._train(self._fake)),
                 "optimisers, clipping and moving average": clock.cost(self._step),
+            }
+
+    def one_of_each(self) -> dict[str, clock.Cost]:
+        """Time of a forward pass, of one with its backward pass, and of the optimiser steps of both networks."""
+        with clock.plain_torch():
+            return {
+                "forward": clock.cost(lambda: self._call(self._teacher)),
+                "trained": clock.cost(lambda: self._train(self._generator)),
+                "optimisers": clock.cost(self._step),
             }
 
     def _train(self, network: torch.nn.Module) -> None:

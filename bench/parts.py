@@ -1,8 +1,8 @@
 """Stages against their bare network passes, and other benchmarks, on one thread: python -m bench.parts [PART...].
 
-PART is pairs, distill, shards, compute or feed. Prints every ratio with its range over interleaved repetitions.
-Without PART it measures pairs, distill and shards, and writes bench/results/parts-cpu.json. `compute`, an update with
-each setting of section `compute`, compiles for minutes.
+PART is pairs, distill, shards, calls, compute or feed. Prints every ratio with its range over interleaved repetitions.
+Without PART it measures pairs, distill, shards and calls, and writes bench/results/parts-cpu.json. `compute`, an update
+with each setting of section `compute`, compiles for minutes.
 Exits 1 if a target is missed.
 """
 
@@ -20,25 +20,26 @@ from typing import Any
 
 import torch
 
-from bench import distill_step, feed, pair_stage, setting, shard_files
+from bench import calls_step, distill_step, feed, pair_stage, setting, shard_files
 
 OUTPUT = Path(__file__).parent / "results" / "parts-cpu.json"
 CLOCKS = ("cpu", "wall")
-REPETITIONS = {"pairs": 7, "distill": 7, "shards": 15, "compute": 5, "feed": 9}
+REPETITIONS = {"pairs": 7, "distill": 7, "shards": 15, "calls": 7, "compute": 5, "feed": 9}
 PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "pairs": pair_stage.measure,
     "distill": distill_step.measure,
     "shards": shard_files.measure,
+    "calls": calls_step.measure,
     "compute": distill_step.measure_compute,
     "feed": feed.measure,
 }
-RECORDED = ("pairs", "distill", "shards")
+RECORDED = ("pairs", "distill", "shards", "calls")
 
 
 def main() -> None:
     """The command line: runs the chosen benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: pairs, distill and shards")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: pairs, distill, shards and calls")
     chosen = parser.parse_args().parts or list(RECORDED)
     torch.set_num_threads(setting.THREADS)
     figures: dict[str, Any] = {}
