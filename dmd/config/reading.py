@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import yaml
 
 from dmd.config.messages import ConfigError
 from dmd.config.section_base import SOURCES
+from dmd.config.source_files import fault
 
 Json = dict[str, Any]
 GROUPS = ("experiments", "tables", "charts", "inputs")  # keys of an included file
@@ -27,8 +28,11 @@ def read_yaml(path: Path) -> Json:
     """Reads one YAML mapping.
 
     Raises:
-        ConfigError: the file is missing, no YAML mapping, too large, or one of templates, or `parse_yaml` refuses it.
+        ConfigError: the file is missing, no file (such as a pipe, which never ends), no YAML mapping, too large, or one
+            of templates, or `parse_yaml` refuses it.
     """
+    if reason := fault(path):
+        raise ConfigError(f"{path} {reason}")
     try:
         if (size := os.stat(path).st_size) > MAX_BYTES:
             raise ValueError(f"{size} bytes are more than {MAX_BYTES}")
@@ -117,21 +121,6 @@ def _check_keys(root: yaml.Node | None) -> None:
                 where = f"in line {lines[key.value]} and in line {line}"
                 raise ConfigError(f'the key "{key.value}" stands twice in a mapping: {where}')
             lines[key.value] = line
-
-
-def check_arguments(entries: Sequence[str]) -> None:
-    """Checks what the command line gives with --config, texts KEY=VALUE, of which Snakemake takes the last of a key.
-
-    Raises:
-        ConfigError: a key stands twice, or `parse_yaml` refuses a value.
-    """
-    names = [entry.partition("=")[0] for entry in entries]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f'--config: the key "{twice[0]}" stands twice')
-    for name, entry in zip(names, entries, strict=True):
-        value = entry.partition("=")[2]
-        if value.lstrip()[:1] in ("{", "["):
-            parse_yaml(value, f"--config {name}")
 
 
 @dataclass

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
 from dmd.config import RULES, experiment, read_yaml, schema, training
@@ -167,7 +168,7 @@ def test_every_rule_of_an_experiment_may_ask_for_resources():
 
 
 def test_slurm_profile_sends_every_rule_that_asks_for_a_gpu_to_the_gpu_partition():
-    profile = read_yaml(ROOT / "profiles" / "slurm" / "config.yaml")["set-resources"]
+    profile = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())["set-resources"]
     partitions = {name: values.get("slurm_partition") for name, values in profile.items()}
     assert partitions == {name: "gpu" for name, rule in RULES.items() if rule.computed or rule.gpu}
 

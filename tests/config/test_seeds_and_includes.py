@@ -98,7 +98,8 @@ def test_included_files_add_their_entries(tmp_path: Path):
         ("storage: null\n", 'one.yaml: an included file has experiments, tables, charts, inputs, not "storage"'),
         ("experiments: [a]\n", "one.yaml: experiments: .* is not a mapping"),
         ("include: one\n", "one.yaml: include: 'one' is not a list of files"),
-        ("include: [three.yaml]\n", "three.yaml: .*No such file"),
+        ("include: [three.yaml]\n", "three.yaml is missing"),
+        ("include: [/dev/zero]\n", "/dev/zero is a device, not a file"),
         (
             "experiments:\n  a: {}\n  a: {}\n",
             'one.yaml: the key "a" stands twice in a mapping: in line 2 and in line 3',

@@ -1,5 +1,6 @@
 """What a user or a file gets wrong ends with one clear message and nothing half-written."""
 
+import os
 import resource
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.workflow.conftest import SMALL, edited, snakemake, write_config
+from tests.workflow.conftest import REPOSITORY, SMALL, edited, snakemake, write_config
 from tests.workflow.photos import write_photo
 from tests.workflow.test_damage import alter, truncate
 
@@ -62,25 +63,56 @@ def test_configuration_is_refused_before_any_work(tmp_path: Path, edits: dict[st
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            "experiments: {}\nexperiments: {}\n",
-            'the key "experiments" stands twice in a mapping: in line 1 and in line 2',
-        ),
-        (
-            "a0: &a0 {x: 1}\n"
-            + "".join(f"a{i + 1}: &a{i + 1} {{{', '.join(f'k{key}: *a{i}' for key in range(9))}}}\n" for i in range(9)),
-            "more than 1000000 values",
-        ),
-    ],
-)
-def test_yaml_is_checked_before_snakemake_unfolds_it(tmp_path: Path, text: str, message: str):
-    (tmp_path / "config.yaml").write_text(text)
-    answer = snakemake(tmp_path, "--cores", "1", "results/small/fid.json", timeout=60)
+UNFOLDING = ["a0: &a0 {x: 1}"]  # in full 9^9 values
+UNFOLDING += [f"a{i + 1}: &a{i + 1} {{{', '.join(f'k{key}: *a{i}' for key in range(9))}}}" for i in range(9)]
+TEMPLATE = '__use_yte__: true\n__definitions__: [\'open("ran", "w")\']\n'
+REFUSED_YAML = {  # text -> message
+    "experiments: {}\nexperiments: {}\n": 'the key "experiments" stands twice in a mapping: in line 1 and in line 2',
+    "\n".join(UNFOLDING): "more than 1000000 values",
+    TEMPLATE: "templates, whose Python code would run, are not supported",
+}
+
+
+def refused_by_configuration(folder: Path, *words: str) -> str:
+    """What a run says that a part of the configuration ends at once; it has begun nothing."""
+    answer = snakemake(folder, "--cores", "1", *words, "--", "results/small/fid.json", timeout=60)
     assert answer.returncode != 0 and "Traceback" not in answer.stderr
-    assert sum(message in line for line in answer.stderr.splitlines()) == 1
+    assert not (folder / "ran").exists() and not (folder / "results").exists()
+    head, _, told = answer.stderr.partition("error: the configuration cannot be used\n")
+    assert "error" not in head and len(told.splitlines()) == 1
+    return told
+
+
+@pytest.mark.parametrize("text", REFUSED_YAML, ids=["twice", "unfolding", "template"])
+def test_yaml_is_checked_before_snakemake_unfolds_it(tmp_path: Path, text: str):
+    (tmp_path / "config.yaml").write_text(text)
+    assert REFUSED_YAML[text] in refused_by_configuration(tmp_path)
+
+
+@pytest.mark.parametrize("text", REFUSED_YAML, ids=["twice", "unfolding", "template"])
+@pytest.mark.parametrize("flag", ["--configfile", "--configfiles"])
+def test_files_of_the_command_line_are_checked_before_snakemake_reads_them(tmp_path: Path, text: str, flag: str):
+    write_config(tmp_path, SMALL)
+    (tmp_path / "good.yaml").write_text("tables: {}\n")
+    (tmp_path / "bad.yaml").write_text(text)
+    profile = ["--workflow-profile", str(REPOSITORY / "profiles" / "slurm")] if flag == "--configfiles" else []
+    told = refused_by_configuration(tmp_path, *profile, flag, "good.yaml", "bad.yaml")
+    assert told.startswith("bad.yaml: ") and REFUSED_YAML[text] in told
+
+
+def test_values_of_the_command_line_are_checked_before_snakemake_reads_them(tmp_path: Path):
+    write_config(tmp_path, SMALL)
+    value = ", ".join(UNFOLDING)
+    assert REFUSED_YAML["\n".join(UNFOLDING)] in refused_by_configuration(tmp_path, "--config", f"more={{{value}}}")
+    told = refused_by_configuration(tmp_path, "-C", "more=1", "more=2")
+    assert told == '--config: the key "more" stands twice\n'
+
+
+def test_named_pipe_as_a_configuration_is_told_and_not_waited_for(tmp_path: Path):
+    write_config(tmp_path, SMALL)
+    os.mkfifo(tmp_path / "pipe.yaml")
+    told = refused_by_configuration(tmp_path, "--configfile", "pipe.yaml")
+    assert told == "pipe.yaml is a named pipe, not a file\n"
 
 
 @pytest.mark.parametrize(

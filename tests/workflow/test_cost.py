@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
-from dmd.config import Experiments, load, read_yaml
+from dmd.config import Experiments, load
 from tests.workflow.conftest import REPOSITORY, SMALL, write_config
 from workflow.scripts import cost, plan
 from workflow.scripts.memory import PAPER, forward_operations
 
-PROFILE = read_yaml(REPOSITORY / "profiles" / "slurm" / "config.yaml")
+PROFILE = yaml.safe_load((REPOSITORY / "profiles/slurm/config.yaml").read_text())
 
 
 @pytest.fixture(scope="module")

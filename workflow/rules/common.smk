@@ -8,7 +8,7 @@ from pathlib import Path
 from snakemake.io import IOFile
 from snakemake_interface_executor_plugins.settings import DeploymentMethod
 
-from dmd.config import RULES, ConfigError, read_yaml, reading, resolve
+from dmd.config import RULES, ConfigError, command_line, read_yaml, reading, resolve
 from dmd.config.missing_files import listed
 from dmd.config.rule_lookups import RuleLookups, exits_on_config_error
 from dmd.config.table_lookups import TableLookups
@@ -24,7 +24,7 @@ def merged_files():
 
     As in Snakemake, --configfile overrides the file that the Snakefile names, and --config overrides both.
     """
-    reading.check_arguments(workflow.config_settings.config_args or [])
+    command_line.check_arguments(workflow.config_settings.config_args or [])
     given = workflow.config_settings.configfiles
     own = [path for path in workflow.configfiles if path not in given]
     later = [path for path in given if not any(os.path.realpath(path) == os.path.realpath(each) for each in own)]

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "workflow" / "python"))
 sys.path.append(str(ROOT))  # last, since a file named torch.py may lie there
 
-from dmd.config import RULES, Experiments, Json, load, printing, read_yaml  # noqa: E402
+from dmd.config import RULES, Experiments, Json, load, printing, reading  # noqa: E402
 from dmd.models.networks.published_architectures import CIFAR10, IMAGENET64, SD15  # noqa: E402
 from workflow.scripts.memory import architecture, forward_operations, section  # noqa: E402
 from workflow.scripts.plan import SHARD_RULES, image_size, shard_bytes  # noqa: E402
@@ -57,7 +57,8 @@ def main() -> None:
 
 def table(experiments: Experiments, names: list[str], *, rate: float) -> Iterator[str]:
     """A row for each experiment; hours of one GPU at `rate` TFLOP/s."""
-    profile = read_yaml(ROOT / "profiles" / "slurm" / "config.yaml")
+    path = ROOT / "profiles" / "slurm" / "config.yaml"
+    profile = reading.parse_yaml(path.read_text(), str(path))
     yield f"| experiment | {' | '.join(COLUMNS + HOURS)} |"
     yield f"|---|{'---:|' * len(COLUMNS + HOURS)}"
     for name in names:
