@@ -27,7 +27,7 @@ NOT = {  # although it lies below: methods and metrics do no I/O, and what draws
     "data": {"models"},
     "models": {"config"},
 }
-PURE = {"noise", "solvers", "schedulers"}  # of sampling: what methods may use
+PURE = {"noise", "solvers", "schedulers", "call_schedulers"}  # of sampling: what methods may use
 SHIM = "torchvision_operators"
 FACES = {
     "__init__": {"sampling"},

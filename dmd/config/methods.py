@@ -588,6 +588,27 @@ class ListedTimes(Section):
         return self
 
 
+class LcmTimes(Section):
+    """LCMScheduler with the teacher's noise levels: `set_timesteps(calls)`, and fresh noise between them."""
+
+    kind: Literal["lcm"]
+    original_inference_steps: Annotated[Integer, Field(ge=1, le=10**4)] | None = Field(
+        None,
+        description="of LCMScheduler; null = the teacher's number of timesteps. For 4 calls of Stable Diffusion, null "
+        "gives timesteps 999, 749, 499, 249; 50, which is LCMScheduler's default, gives 999, 759, 499, 259",
+    )
+
+
+class FlowEulerTimes(Section):
+    """The calls of FlowMatchEulerDiscreteScheduler for a teacher of rectified flow: `set_timesteps(calls)`."""
+
+    kind: Literal["flow-match-euler"]
+    shift: Annotated[float, Field(ge=0.01, le=100)] | None = Field(None, description="of times; null = the teacher's")
+    shift_terminal: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="time of the last call: without it several calls end near 0, at noise of almost nothing"
+    )
+
+
 class Adversarial(Section):
     """The GAN loss of DMD2 (Yin et al. 2024, Section 4.3): a head on the fake denoiser's bottleneck judges images."""
 
@@ -612,8 +633,10 @@ class Dmd2(MethodSection):
     refuses: ClassVar[tuple[str, ...]] = ("shard_parameters",)  # the GAN loss makes passes of half a network
     name: Literal["dmd2"]
     calls: Annotated[Integer, Field(ge=1, le=64)] = Field(1, description="network calls of the student")
-    times: Annotated[KarrasTimes | ListedTimes, Field(discriminator="kind")] = Field(
-        KarrasTimes(kind="karras"), description="noise levels of the calls"
+    times: Annotated[KarrasTimes | ListedTimes | LcmTimes | FlowEulerTimes, Field(discriminator="kind")] = Field(
+        KarrasTimes(kind="karras"),
+        description="noise levels of the calls; lcm and flow-match-euler read them from that scheduler of diffusers, "
+        "so that rule export_pipeline can write the student",
     )
     levels: Levels = Field(KarrasLevels(), description="noise levels of matching, fake and GAN loss")
     levels_by_call: bool = Field(
@@ -634,6 +657,12 @@ class Dmd2(MethodSection):
     def _fits(self) -> Dmd2:
         if isinstance(self.times, ListedTimes) and len(self.times.sigmas) != self.calls:
             raise ValueError(f"times.sigmas: {len(self.times.sigmas)} noise levels for calls {self.calls}")
+        if isinstance(self.times, LcmTimes) and (most := self.times.original_inference_steps or 64) < self.calls:
+            raise ValueError(
+                f"times.original_inference_steps: {most} for calls {self.calls}: LCMScheduler needs as many"
+            )
+        if isinstance(self.times, FlowEulerTimes) and self.times.shift_terminal and self.calls == 1:
+            raise ValueError("times.shift_terminal: it is the time of the last of several calls, but calls is 1")
         gan = self.adversarial
         if gan is not None and bool(gan.student_weight) != bool(gan.fake_weight):
             raise ValueError("adversarial: one of student_weight and fake_weight is 0: write null for no GAN loss")

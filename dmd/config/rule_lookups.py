@@ -22,6 +22,7 @@ from dmd.config.artifacts import Experiments
 from dmd.config.experiment import INPUTS
 from dmd.config.inheritance import Configuration
 from dmd.config.messages import ConfigError
+from dmd.config.methods import FlowEulerTimes, LcmTimes
 from dmd.config.missing_files import Missing, missing_files, named_paths
 from dmd.config.resources import resources
 from dmd.config.rule_table import RULES
@@ -268,17 +269,25 @@ class RuleLookups:
 
     @exits_on_config_error
     def solvers(self, wildcards: Wildcards, output: Any) -> str:
-        """An experiment's solvers that draw with its imported teacher, by key, which the import tries.
+        """What an experiment asks of schedulers with its imported teacher, by key, which the import tries.
 
-        Those of other experiments that share the teacher are tried where they begin. A change reruns nothing.
+        These are solvers, and the calls of a student. Those of other experiments that share the teacher are tried where
+        they begin. A change reruns nothing.
         """
-        name, solvers = wildcards.experiment, {}
+        name, solvers, calls = wildcards.experiment, {}, {}
         sections = self.experiments.sections(name)
         if getattr(sections.teacher, "kind", "") in IMPORTED:
             for key, section in {"pairs": sections.pairs, "sample": sections.sample}.items():
                 if section is not None and isinstance(section.solver, ScheduledSolver):
                     solvers[f"{name}.{key}.solver"] = section.solver.with_defaults()
-        return as_text({"solvers": solvers} if solvers else {})
+            distill = sections.distill
+            times = getattr(distill.method, "times", None) if distill is not None and distill.start is None else None
+            if isinstance(times, LcmTimes | FlowEulerTimes) and distill is not None:
+                calls[f"{name}.distill.method"] = {
+                    "calls": distill.method.final_calls(),
+                    "times": times.with_defaults(),
+                }
+        return as_text(({"solvers": solvers} if solvers else {}) | ({"calls": calls} if calls else {}))
 
     def storage(self, wildcards: Wildcards, output: Any) -> str:
         """The storage of shards of pairs that are not in results/; a change reruns nothing."""

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,7 @@ class Facts:
         sigma_max: highest noise level of that network; None if it has no highest one.
         network: architecture of that network; None if the denoiser is no network.
         trained: lowest and highest noise level that both it and the teacher were trained on.
+        preconditioning, scheduler: those of its file; None if it has none.
     """
 
     shape: tuple[int, ...]
@@ -93,6 +94,8 @@ class Facts:
     sigma_max: float | None = None
     network: Mapping[str, object] | None = None
     trained: tuple[float, float] = (0.0, math.inf)
+    preconditioning: Mapping[str, Any] | None = None
+    scheduler: Mapping[str, Any] | None = None
 
     def levels(self, sigma_min: float | None, sigma_max: float | None, *, key: str) -> tuple[float, float]:
         """`noise.level_range` for the section `key` of the configuration."""

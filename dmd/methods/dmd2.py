@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from dmd.config import methods as sections
 from dmd.methods.base import Clock, Facts, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts import discriminator
+from dmd.methods.parts.call_times import calls_at
 from dmd.methods.parts.denoising_loss import denoising_loss
 from dmd.methods.parts.level_table import noise_levels
 from dmd.methods.parts.matching import logged_matching_loss
 from dmd.models.denoiser import Denoiser
 from dmd.models.student_calls import Calls
-from dmd.sampling.noise import karras_sigmas
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Dmd2(Method[sections.Dmd2]):
     """
 
     def __post_init__(self) -> None:
-        self.calls = Calls(_sigmas(self.config, self.facts.sigma_max))
+        self.calls = calls_at(self.config.times, self.config.calls, self.facts)
         self.table = noise_levels(self.config.levels, self.networks["teacher"], self.facts, self.device)
         self.ranges = tuple(self._ranges())
 
@@ -201,20 +201,6 @@ class Dmd2(Method[sections.Dmd2]):
 
     def _denoiser(self, role: str) -> Denoiser:
         return self.networks[role]  # type: ignore[return-value]
-
-
-def _sigmas(config: sections.Dmd2, highest: float | None) -> tuple[float, ...]:
-    """The noise level of each call, descending."""
-    times = config.times
-    if isinstance(times, sections.ListedTimes):
-        return times.sigmas
-    if (top := times.sigma_max or highest) is None:
-        raise ValueError(
-            "distill.method.times.sigma_max: null is the highest noise level of the denoiser to start from, which has "
-            "none: give a number"
-        )
-    found = karras_sigmas(config.calls, sigma_min=times.sigma_min, sigma_max=top, rho=times.rho).tolist()
-    return (float(top), *found[1:])
 
 
 METHOD = Dmd2

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def student_calls(metadata: Mapping[str, Any], path: Path, *, calls: int | None 
             return Calls.of(earlier[str(calls)])
         fewer = range(1, len(last.sigmas)) if last.between == "noise" else ()  # each call ends at an image
         if calls in fewer:
-            return replace(last, sigmas=last.sigmas[:calls])
+            return last.first(calls)
     except Exception as error:
         raise ValueError(f"{path}: {outside_files.reason(error)}") from error
     supported = ", ".join(map(str, [*earlier, *fewer, len(last.sigmas)]))

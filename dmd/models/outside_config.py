@@ -131,6 +131,12 @@ KINDS: dict[str, Fields] = {
         {"predict_epsilon": (True,)},  # an older name of prediction_type
         libraries=_SCHEDULERS,
     ),
+    "FlowMatchEulerDiscreteScheduler": Fields(
+        _words("shift shift_terminal stochastic_sampling"),
+        # read only with use_dynamic_shifting
+        _words("base_shift max_shift base_image_seq_len max_image_seq_len time_shift_type"),
+        libraries=("FlowMatchEulerDiscreteScheduler",),
+    ),
     "StableDiffusionPipeline": Fields(
         _words("unet vae text_encoder tokenizer scheduler"),
         # the checker replaces finished images; the others are for prompts that are images

@@ -15,6 +15,8 @@ from torch import nn
 
 from dmd.models import sizes
 
+NO_SIGNAL = 1e8  # noise level in place of infinity, where alpha is 0: in float32 the image is the noise alone
+
 
 class Coefficients(NamedTuple):
     """c_skip, c_out, c_in and the network's noise condition, each (B,); the condition in the dtype of sigma."""

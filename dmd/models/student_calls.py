@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -25,12 +25,15 @@ class Calls:
             plus the noise that the image contains according to x0, scaled to the next level.
         map: "denoiser": D itself; "consistency": f(x; sigma), which is the identity at `sigma_min`.
         sigma_min: where a consistency map ends; fresh noise has the variance sigma^2 - sigma_min^2.
+        scheduler: the scheduler of diffusers that makes these calls, if they were read from one: its `class`, `config`
+            and `timesteps`.
     """
 
     sigmas: tuple[float, ...]
     between: Literal["noise", "ode"] = "noise"
     map: Literal["denoiser", "consistency"] = "denoiser"
     sigma_min: float = 0.0
+    scheduler: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         descending = all(later < sigma for sigma, later in zip(self.sigmas, self.sigmas[1:], strict=False))
@@ -48,14 +51,24 @@ class Calls:
 
     def facts(self) -> dict[str, Any]:
         """The fields as JSON values, for a student's file."""
-        return {**asdict(self), "sigmas": list(self.sigmas)}
+        facts = {**asdict(self), "sigmas": list(self.sigmas)}
+        return facts if self.scheduler else {key: value for key, value in facts.items() if key != "scheduler"}
+
+    def first(self, num: int) -> Calls:
+        """The first `num` calls, which no scheduler may make."""
+        return self if num == len(self.sigmas) else replace(self, sigmas=self.sigmas[:num], scheduler=None)
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Calls:
         """The calls that a value of `facts` describes; ValueError for any other value."""
         if odd := sorted(facts.keys() - cls.__dataclass_fields__.keys()):
             raise ValueError(f"calls: unknown {odd[0]}")
-        sizes.check("calls", facts)
+        scheduler = facts.get("scheduler")
+        sizes.check("calls", {key: value for key, value in facts.items() if key != "scheduler"})
+        if scheduler is not None:
+            if not isinstance(scheduler, dict) or not isinstance(scheduler.get("config"), dict):
+                raise ValueError(f"calls: scheduler {scheduler!r:.80} has no config")
+            sizes.check("calls: scheduler", scheduler["config"])
         levels = facts.get("sigmas")
         if not isinstance(levels, list) or not all(isinstance(sigma, float | int) and sigma > 0 for sigma in levels):
             raise ValueError(f"calls: sigmas {levels!r:.80} are no noise levels")

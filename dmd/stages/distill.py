@@ -19,6 +19,7 @@ from dmd.data.storage import LOCAL, Settings, Storage
 from dmd.importers.loss_distances import DistanceFiles, distances
 from dmd.jobs import job, processes, reporting, signals, torch_setup
 from dmd.methods.base import Facts
+from dmd.methods.parts.call_times import calls_at
 from dmd.models import loading
 from dmd.models.compute import set_tf32
 from dmd.models.student_calls import Calls
@@ -138,7 +139,11 @@ class _Distillation:
             sigma_max=start.get("sigma_max"),
             network=start.get("network"),
             trained=trained_range(start, self.teacher.facts),
+            preconditioning=start.get("preconditioning"),
+            scheduler=start.get("scheduler"),
         )
+        if (times := getattr(training.method, "times", None)) is not None:  # a fault is told before networks are loaded
+            calls_at(times, training.method.final_calls(), facts)
         modules = networks.load(
             training.method,
             self.teacher,

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from dmd.config.method_base import STUDENT
 from dmd.config.training import TeacherTraining
@@ -13,6 +14,7 @@ from dmd.data.shared_verification import verify_once
 from dmd.importers import teachers
 from dmd.jobs import job, processes, reporting, signals, torch_setup
 from dmd.methods.base import Facts
+from dmd.methods.parts.call_times import Times, calls_at
 from dmd.models import loading
 from dmd.models.compute import set_tf32
 from dmd.provenance import record, tensor_files
@@ -40,6 +42,7 @@ def run(
     training: TeacherTraining | None = None,
     cadence: dict[str, Any] | None = None,
     solvers: dict[str, dict[str, Any]] | None = None,
+    calls: dict[str, dict[str, Any]] | None = None,
     device: str = "cpu",
     threads: int = 1,
 ) -> None:
@@ -63,6 +66,8 @@ def run(
         cadence: keys of `training` that do not change the weights.
         solvers: those that will draw with an imported teacher, by their key in the configuration; all their steps are
             tried before it is written.
+        calls: number of `calls` and section `times` of students of an imported teacher, by their key in the
+            configuration; the scheduler that the section names is tried, too.
 
     Raises:
         ValueError: an unusable dataset or source, arguments that do not fit the kind, a scheduler that cannot make the
@@ -85,11 +90,7 @@ def run(
             if kind == "diffusers" and latent != ("image_shape" in facts):
                 actual = "works on latents" if "image_shape" in facts else "has no vae"
                 raise ValueError(f"teacher.latent is {str(latent).lower()}, but the pipeline in {source} {actual}")
-            for key, solver in (solvers or {}).items():
-                try:
-                    schedulers.check(facts.get("scheduler"), solver)
-                except ValueError as error:
-                    raise ValueError(f"{source}: {key}: {error}") from error
+            _try(source, facts, solvers or {}, calls or {})
         elif kind == "gaussian-mixture" and dataset is not None:
             tensors, facts = _mixture(dataset)
         else:
@@ -100,6 +101,26 @@ def run(
         _publish(
             output, table, tensors, [], {**record.provenance("teacher", spec, inputs), "kind": kind, **facts}, inputs
         )
+
+
+def _try(source: Path, facts: dict[str, Any], solvers: dict[str, Any], calls: dict[str, Any]) -> None:
+    """ValueError if a scheduler cannot do with a teacher what the configuration asks of it."""
+    levels = Facts(
+        tuple(facts["shape"]),
+        facts["num_classes"],
+        facts["sigma_data"],
+        sigma_max=facts.get("sigma_max"),
+        preconditioning=facts.get("preconditioning"),
+        scheduler=facts.get("scheduler"),
+    )
+    for key, asked in [*solvers.items(), *calls.items()]:
+        try:
+            if key in solvers:
+                schedulers.check(facts.get("scheduler"), asked)
+            else:
+                calls_at(TypeAdapter(Times).validate_python(asked["times"]), asked["calls"], levels)
+        except ValueError as error:
+            raise ValueError(f"{source}: {key}: {error}") from error
 
 
 def _mixture(dataset: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

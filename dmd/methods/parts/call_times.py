@@ -1,0 +1,52 @@
+"""The calls of a student whose noise levels the configuration gives, or a scheduler of diffusers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from dmd.config.methods import FlowEulerTimes, KarrasTimes, LcmTimes, ListedTimes
+from dmd.methods.base import Facts
+from dmd.models.student_calls import Calls
+from dmd.sampling import call_schedulers
+from dmd.sampling.noise import karras_sigmas
+
+Times = KarrasTimes | ListedTimes | LcmTimes | FlowEulerTimes
+KEY = "distill.method.times"
+
+
+def calls_at(times: Times, num: int, facts: Facts, *, between: Literal["noise", "ode"] = "noise") -> Calls:
+    """The calls of a section `times`.
+
+    Args:
+        times: the section.
+        num: number of calls.
+        facts: of the denoiser to start from: `sigma_max`, `preconditioning` and `scheduler`.
+        between: step between two calls.
+
+    Raises:
+        ValueError: a level is not known, or the scheduler cannot make these calls with this denoiser.
+    """
+    if isinstance(times, ListedTimes):
+        return Calls(times.sigmas, between)
+    if isinstance(times, KarrasTimes):
+        return Calls(_karras(times, num, facts.sigma_max), between)
+    levels = {"preconditioning": facts.preconditioning, "scheduler": facts.scheduler}
+    try:
+        if isinstance(times, LcmTimes):
+            scheduler = call_schedulers.lcm(levels, times.original_inference_steps)
+        else:
+            renoise = between == "noise"
+            scheduler = call_schedulers.flow(levels, renoise=renoise, shift=times.shift, terminal=times.shift_terminal)
+        return call_schedulers.read_calls(scheduler, levels, num)
+    except ValueError as error:
+        raise ValueError(f"{KEY}: {times.kind} cannot make {num} calls with this teacher: {error}") from error
+
+
+def _karras(times: KarrasTimes, num: int, highest: float | None) -> tuple[float, ...]:
+    if (top := times.sigma_max or highest) is None:
+        raise ValueError(
+            f"{KEY}.sigma_max: null is the highest noise level of the denoiser to start from, which has "
+            "none: give a number"
+        )
+    found = karras_sigmas(num, sigma_min=times.sigma_min, sigma_max=top, rho=times.rho).tolist()
+    return (float(top), *found[1:])
