@@ -19,18 +19,26 @@ SCHEDULER |= {"steps_offset": 1, "skip_prk_steps": True, "set_alpha_to_one": Fal
 
 
 def make_stable_diffusion(
-    folder: Path, *, seed: int = 0, prediction: str = "epsilon", resolution: int = 16, scale: int = 4, **unet: Any
+    folder: Path,
+    *,
+    seed: int = 0,
+    prediction: str = "epsilon",
+    zero_snr: bool = False,
+    resolution: int = 16,
+    scale: int = 4,
+    **unet: Any,
 ) -> Path:
     """Writes the folder, with random weights; returns it.
 
     Args:
         prediction: what the network predicts, "epsilon" or "v_prediction".
+        zero_snr: whether there is no signal at the last timestep.
         resolution: of the latent (4, resolution, resolution).
         scale: pixels of an image per side of a latent's, a power of 2.
         unet: further arguments of UNet2DConditionModel.
     """
     torchvision_operators.ensure()
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
     depth = scale.bit_length()
@@ -49,18 +57,21 @@ def make_stable_diffusion(
             )
         )
         text = _shaken(CLIPTextModel(_text_config()))
+    kind = "DDIMScheduler" if zero_snr else "PNDMScheduler"
+    known = SCHEDULER | ({"rescale_betas_zero_snr": True, "clip_sample": False} if zero_snr else {})
+    known = {key: value for key, value in known.items() if not zero_snr or key != "skip_prk_steps"}
     pipeline = StableDiffusionPipeline(
         unet=network,
         vae=autoencoder,
         text_encoder=text,
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-        scheduler=PNDMScheduler(**SCHEDULER, prediction_type=prediction),
+        scheduler=(DDIMScheduler if zero_snr else PNDMScheduler)(**known, prediction_type=prediction),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
-    written = {"_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", **SCHEDULER, "clip_sample": False}
+    written = {"_class_name": kind, "_diffusers_version": "0.6.0", **known, "clip_sample": False}
     predicted = {} if prediction == "epsilon" else {"prediction_type": prediction}
     _write(folder / "scheduler" / "scheduler_config.json", written | {"trained_betas": None} | predicted)
     (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)  # the released folders have the older files only

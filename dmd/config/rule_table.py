@@ -249,7 +249,7 @@ def _export_onnx(experiment: Named, section: Section) -> Json:
 
 
 def _export_pipeline(experiment: Named, section: Section) -> Json:
-    return {"weights": _student(experiment)["weights"], "experiment": experiment.name}
+    return {**_student(experiment), "experiment": experiment.name}
 
 
 def _export_lora(experiment: Named, section: Any) -> Json:
@@ -484,7 +484,7 @@ RULES: dict[str, Rule] = {
     ),
     "export_pipeline": Rule(
         "export_pipeline",
-        2,
+        3,
         section="distill",
         spec=_export_pipeline,
         files=("export/pipeline/model_index.json", *(f"export/pipeline/{name}" for name in PIPELINE)),

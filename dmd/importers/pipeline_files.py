@@ -11,6 +11,8 @@ import torch
 
 from dmd import torchvision_operators
 from dmd.models import outside_config, sizes
+from dmd.models.outside_config import ZERO_SNR
+from dmd.models.preconditioning import NO_SIGNAL
 from dmd.provenance import files, outside_files, pinned, tensor_files
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -154,9 +156,22 @@ def scheduler_preconditioning(path: Path, index: Path, known: Sequence[str]) -> 
     if listed not in (None, [None, None], ["diffusers", name]):
         raise ValueError(f"{index}: scheduler is {listed!r:.80}, but {path} is of class {name}")
     outside_config.check(path, config, "Scheduler")
+    no_signal = bool(config.get(ZERO_SNR))
+    if no_signal and ZERO_SNR not in outside_config.library_defaults(name):
+        raise ValueError(
+            f"{path}: {ZERO_SNR} True, but diffusers' {name} ignores it, so that its noise levels are not those of the "
+            "network: name a class that has it, such as DDIMScheduler"
+        )
+    if no_signal and prediction == "epsilon":
+        raise ValueError(
+            f"{path}: {ZERO_SNR} True, but prediction_type is epsilon: without signal, the noise does not say what the "
+            "image is"
+        )
     with outside_files.reading(path, "a scheduler"):
         sizes.check("scheduler", config)
         squares = getattr(diffusers, name).from_config(config).alphas_cumprod.double().tolist()
+    if no_signal:  # 0, or in some classes 2^-24
+        squares[-1] = NO_SIGNAL**-2
     return {"kind": "discrete", "alphas_cumprod": squares, "prediction": PREDICTIONS[prediction]}
 
 

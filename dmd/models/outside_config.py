@@ -15,6 +15,8 @@ from typing import Any
 
 from dmd import torchvision_operators
 
+ZERO_SNR = "rescale_betas_zero_snr"  # field of a scheduler: no signal at the last timestep
+
 
 @dataclass(frozen=True)
 class Fields:
@@ -125,7 +127,7 @@ KINDS: dict[str, Fields] = {
             steps_offset set_alpha_to_one skip_prk_steps variance_type solver_order solver_type lower_order_final
             euler_at_final use_karras_sigmas use_exponential_sigmas use_beta_sigmas use_lu_lambdas final_sigmas_type
             lambda_min_clipped predict_x0 disable_corrector interpolation_type sigma_min sigma_max
-            original_inference_steps timestep_scaling"""
+            original_inference_steps timestep_scaling rescale_betas_zero_snr"""
         ),
         _words("algorithm_type", "tensor_format"),  # the solver's name decides; of releases before diffusers 0.3
         {"predict_epsilon": (True,)},  # an older name of prediction_type

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,24 @@ from dmd.config.training import Distill
 FRONT = """---
 library_name: diffusers
 pipeline_tag: text-to-image
-tags: [text-to-image, one-step, distillation]
+tags: [text-to-image, {tag}, distillation]
 ---"""
 USE = """    from diffusers import DiffusionPipeline
 
     pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
-    image = pipeline("a prompt", num_inference_steps=1, guidance_scale=0).images[0]
+    image = pipeline("a prompt", num_inference_steps={num}, guidance_scale=0).images[0]"""
+USE_SD3 = """    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
-Use one step and guidance 0: the network is trained for a single call."""
+    folder = "path/to/this/folder"
+    pipeline = StableDiffusion3Pipeline.from_pretrained(
+        "path/to/the/teacher",
+        transformer=SD3Transformer2DModel.from_pretrained(folder, subfolder="transformer"),
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler"),
+    )
+    image = pipeline("a prompt", num_inference_steps={num}, guidance_scale=0).images[0]"""
+SD3_NOTE = """This folder has no text encoders and no autoencoder: those of the teacher are used. The pipeline takes the
+noise between calls from torch's global generator: after torch.manual_seed(seed), a single image is the one of that
+seed."""
 TEACHER = """The weights derive from the teacher's weights (sha256 of its source: see Files), so the teacher's licence
 applies to them. This export cannot tell which licence that is. Stable Diffusion v1.5 has CreativeML Open RAIL-M, whose
 use restrictions must be passed on."""
@@ -35,8 +46,30 @@ CODE = "The code that made this folder is Apache-2.0; that licence covers neithe
 SETTINGS = ("optimisers", "schedule", "ema_decay", "adapter", "seed")  # shown besides those of the method
 
 
+@dataclass(frozen=True)
+class Usage:
+    """How the exported pipeline is called.
+
+    Attributes:
+        num: network calls of the student.
+        by_steps: timesteps by number of steps, for every number that the scheduler accepts.
+        default_steps, default_guidance: those of the pipeline's class, if a user names none.
+        whole: whether the folder has text encoder and autoencoder; else it is one of Stable Diffusion 3.
+    """
+
+    num: int
+    by_steps: Mapping[int, Sequence[float]]
+    default_steps: int
+    default_guidance: float
+    whole: bool = True
+
+
 def card(
-    provenance: Mapping[str, Any], facts: Mapping[str, Any], data: Mapping[str, Any], scores: Sequence[Path]
+    provenance: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    data: Mapping[str, Any],
+    scores: Sequence[Path],
+    usage: Usage,
 ) -> str:
     """The card as markdown.
 
@@ -46,13 +79,15 @@ def card(
         data: facts of the pairs or text states: `num_pairs` or `num_states`, `num_prompts`, and `prompts`, the
             configuration section of the prompts.
         scores: score files of stage evaluate.
+        usage: how the pipeline is called.
     """
-    spec = provenance["spec"]
+    spec, one = provenance["spec"], usage.num == 1
+    steps = "one-step text-to-image model" if one else f"text-to-image model of {usage.num} steps"
     parts = [
-        FRONT,
-        f"# {spec['experiment']}: a one-step text-to-image model",
+        FRONT.format(tag="one-step" if one else "few-step"),
+        f"# {spec['experiment']}: a {steps}",
         f"Distilled from a Stable Diffusion teacher. Method: {_method(facts)}",
-        f"## Use\n\n{USE}",
+        f"## Use\n\n{_use(usage)}",
         f"## Scores\n\n{_scores(scores)}",
         f"## Training\n\n{_table(_training(facts))}",
         f"## Data\n\n{_table(_data(data))}",
@@ -60,6 +95,44 @@ def card(
         f"## Licence\n\n{_licence(data)}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _use(usage: Usage) -> str:
+    """The call, and what diffusers does with other arguments."""
+    num, times = usage.num, usage.by_steps[usage.num]
+    parts = [
+        (USE if usage.whole else USE_SD3).format(num=num),
+        f"The network is trained for {_calls(num)} at timestep{'s' * (num > 1)} {_times(times)}, without guidance. "
+        f"Use num_inference_steps={num} and guidance_scale=0. {_wrong(usage)}",
+        f"guidance_scale is off up to 1. Its default, {usage.default_guidance:g}, is accepted without a warning: it "
+        "adds guidance, which the network was not trained for, by twice as many network calls.",
+    ]
+    return "\n\n".join(parts if usage.whole else [*parts, SD3_NOTE])
+
+
+def _wrong(usage: Usage) -> str:
+    """Which other numbers of steps diffusers accepts."""
+    others = {num: times for num, times in usage.by_steps.items() if num != usage.num}
+    default = f"its default of {usage.default_steps}"
+    if not others:
+        return f"diffusers refuses any other number, {default} included."
+    what = "it calls the network as it was not trained for"
+    if usage.default_steps in others:
+        most = max(usage.by_steps)
+        return f"diffusers accepts any other number up to {most} without a warning, {default} included: {what}."
+    listed = "; ".join(f"{num} ({_times(times)})" for num, times in others.items())
+    return (
+        f"diffusers accepts these other numbers without a warning, with timesteps in brackets: {listed}. "
+        f"With them {what}. It refuses all others, {default} included."
+    )
+
+
+def _calls(num: int) -> str:
+    return "a single call" if num == 1 else f"{num} calls"
+
+
+def _times(times: Sequence[float]) -> str:
+    return ", ".join(f"{time:g}" for time in times)
 
 
 def _scores(paths: Sequence[Path]) -> str:
@@ -109,7 +182,7 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any]:
     }
     titles |= {"first_timestep": "first timestep", "num_prompts": "prompts", "num_truncated": "truncated prompts"}
     source = {key: value for key, value in data["prompts"].items() if key in ("kind", "threshold", "seed", "num")}
-    return {title: data[key] for key, title in titles.items() if key in data} | {"prompt source": source}
+    return {title: data[key] for key, title in titles.items() if key in data} | {"prompt source": source or "-"}
 
 
 def _files(provenance: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:

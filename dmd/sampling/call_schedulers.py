@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -134,7 +135,8 @@ def accepted_steps(scheduler: Any) -> dict[int, list[float]]:
     found = {}
     for num in range(1, scheduler.config.num_train_timesteps + 1):
         try:
-            scheduler.set_timesteps(num)
+            with numpy.errstate(invalid="ignore"):  # of a flow scheduler with shift_terminal and one step: 0 / 0
+                scheduler.set_timesteps(num)
         except Exception:  # diffusers raises what numpy and Python raise
             continue
         found[num] = [float(time) for time in scheduler.timesteps]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dmd.models.loading import student_calls
+from dmd.models.outside_config import ZERO_SNR
 from dmd.models.student_calls import Calls
 from dmd.sampling import schedulers
 from dmd.sampling.noise import level_range, trained_range
@@ -17,8 +18,8 @@ RHO = 7.0  # of EDM (Karras et al. 2022, Table 1)
 def default_solver(metadata: dict[str, Any], name: str | None, steps: int | None, path: Path) -> dict[str, Any]:
     """The solver of `dmd.load`: a student's own calls, or for a teacher the named solver, with defaults.
 
-    The default is PNDM in 50 steps (51 calls) for teachers with a scheduler, else Heun in 18 steps (35 calls) on EDM's
-    noise levels, limited to those of the teacher.
+    The default for teachers with a scheduler is PNDM in 50 steps (51 calls), or DDIM if there is no signal at the last
+    timestep; for others it is Heun in 18 steps (35 calls) on EDM's noise levels, limited to those of the teacher.
 
     Raises:
         ValueError: a solver or steps for a student, or an unknown solver.
@@ -28,7 +29,8 @@ def default_solver(metadata: dict[str, Any], name: str | None, steps: int | None
             raise ValueError(f"{path} is a student: solver {name!r} and steps {steps} are for teachers only")
         return {"name": "student"}
     if metadata.get("scheduler") and name in (None, *schedulers.NAMES):
-        return {"name": name or "pndm", "steps": 50 if steps is None else steps}
+        default = "ddim" if metadata["scheduler"].get(ZERO_SNR) else "pndm"
+        return {"name": name or default, "steps": 50 if steps is None else steps}
     if name not in (None, *SOLVERS):
         raise ValueError(
             f"solver {name!r}: {path} is a teacher; use one of {[*SOLVERS]}, "

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from dmd import torchvision_operators
-from dmd.models import sizes
+from dmd.models import outside_config, sizes
 from dmd.models.denoiser import Denoiser
+from dmd.models.outside_config import ZERO_SNR
 from dmd.models.preconditioning import Flow
 
 CLASSES: dict[str, tuple[str, dict[str, Any]]] = {  # name -> class of diffusers, its arguments
@@ -43,6 +44,12 @@ def scheduler(config: Mapping[str, Any] | None, solver: Mapping[str, Any]) -> An
     if not isinstance(config, Mapping):
         raise ValueError(f"solver {solver['name']!r} needs a teacher that comes with a scheduler: use heun or euler")
     sizes.check("scheduler", config)
+    if config.get(ZERO_SNR) and ZERO_SNR not in outside_config.library_defaults(CLASSES[solver["name"]][0]):
+        able = [name for name, (kind, _) in CLASSES.items() if ZERO_SNR in outside_config.library_defaults(kind)]
+        raise ValueError(
+            f"solver {solver['name']!r} would ignore {ZERO_SNR} of the teacher's scheduler: use {', '.join(able)}, "
+            "or heun or euler"
+        )
     arguments = CLASSES[solver["name"]][1]
     spacing = {"timestep_spacing": solver["spacing"]} if solver.get("spacing") else {}
     try:

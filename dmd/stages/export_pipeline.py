@@ -1,79 +1,135 @@
-"""Stage export_pipeline: a one-step student as a folder for diffusers, with a model card."""
+"""Stage export_pipeline: a student of one or several calls as a folder for diffusers, with a model card."""
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
 
+from dmd import torchvision_operators
 from dmd.data import manifest as manifests
 from dmd.data.prompts import Prompts
 from dmd.jobs import job
+from dmd.models import loading
+from dmd.models.student_calls import Calls
 from dmd.provenance import record, tensor_files
 from dmd.report import card
+from dmd.sampling import call_schedulers
 
-FIRST_TIMESTEP = 999  # timestep at which DDIM's single step begins with "trailing" spacing; it ends at x0
-PARTS = {
-    "scheduler": ["diffusers", "DDIMScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
 TOKENIZER = ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")
-SCHEDULER_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folder of a pipeline: its class, and name and class of its network.
+
+    Attributes:
+        others: further parts that are written.
+        absent: parts that the class has, and the folder has not.
+    """
+
+    pipeline: str
+    network: str
+    network_class: str
+    others: Mapping[str, tuple[str, str]]
+    absent: tuple[str, ...]
+
+
+LAYOUTS = {  # by kind of network
+    "unet2d-condition": Layout(
+        "StableDiffusionPipeline",
+        "unet",
+        "UNet2DConditionModel",
+        {
+            "text_encoder": ("transformers", "CLIPTextModel"),
+            "tokenizer": ("transformers", "CLIPTokenizer"),
+            "vae": ("diffusers", "AutoencoderKL"),
+        },
+        ("safety_checker", "feature_extractor"),
+    ),
+    "sd3": Layout(
+        "StableDiffusion3Pipeline",
+        "transformer",
+        "SD3Transformer2DModel",
+        {},
+        (
+            *("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3", "vae"),
+            *("image_encoder", "feature_extractor"),
+        ),
+    ),
+}
 
 
 def run(
     *,
     generator: Path,
-    text_encoder: Path,
-    autoencoder: Path,
-    prompts: Path,
+    text_encoder: Path | None = None,
+    autoencoder: Path | None = None,
+    prompts: Path | None = None,
     manifest: Path | None = None,
     states: Path | None = None,
     scores: list[Path] | None = None,
     output: Path,
     weights: str = "ema",
+    calls: int | None = None,
     experiment: str,
 ) -> None:
-    """Writes the folder; `DiffusionPipeline.from_pretrained(folder)(prompt, num_inference_steps=1, guidance_scale=0)`
-    then draws what stage sample draws, from the same noise.
+    """Writes the folder; `DiffusionPipeline.from_pretrained(folder)(prompt, num_inference_steps=K, guidance_scale=0)`
+    then draws what stage sample draws with K calls, from the same noise.
+
+    A network of kind sd3 becomes a StableDiffusion3Pipeline without text encoders and autoencoder, which this package
+    has not: it takes `prompt_embeds` and `pooled_prompt_embeds`, and gives latents.
 
     Args:
-        generator: distill/generator.safetensors, of a teacher of kind stable-diffusion.
-        text_encoder, autoencoder: files of the teacher.
+        generator: distill/generator.safetensors, of a teacher of kind stable-diffusion, or with a network of kind sd3.
+        text_encoder, autoencoder: files of the teacher; not for sd3.
         prompts: prompts of the distillation, for the model card.
         manifest, states: pairs/manifest.parquet or states/manifest.parquet of the distillation, for the model card.
         scores: score files such as fid.json, for the model card.
         output: export/pipeline/model_index.json; `dmd.config.rule_table.PIPELINE` lists the other files, which are
             beside and below it.
         weights: "ema" or "raw".
+        calls: number of network calls, for a student that supports several; None: that at the end of its training.
         experiment: name of the experiment, for the model card.
 
     Raises:
-        ValueError: a damaged input, or not a one-call student of such a teacher.
+        ValueError: a damaged input, not a student of such a teacher, or calls that no scheduler of diffusers makes.
     """
-    spec = {"weights": weights, "experiment": experiment}
+    spec = {"weights": weights, "experiment": experiment} | ({} if calls is None else {"calls": calls})
     with record.writing(output):
         paths = {"generator": generator, "text_encoder": text_encoder, "autoencoder": autoencoder}
         inputs = record.check_inputs(**paths, manifest=manifest, states=states, prompts=prompts, scores=scores)
         writer = _Writer(output.parent, inputs)
-        state, facts = _network(generator, weights)
-        scheduler = _scheduler(facts, generator)
-        config = {key: value for key, value in facts["network"]["config"].items() if key[:1] != "_"}
-        writer.write_json("unet/config.json", {"_class_name": "UNet2DConditionModel", **config})
-        writer.write_weights("unet/diffusion_pytorch_model.safetensors", state)
-        writer.write_json("scheduler/scheduler_config.json", scheduler)
-        _text(writer, text_encoder)
-        _autoencoder(writer, autoencoder)
+        student = _student(generator, weights, calls)
+        layout, network = student.layout, student.facts["network"]
+        scheduler = _scheduler(student, generator)
+        missing = [name for name in ("text_encoder", "autoencoder") if layout.others and paths[name] is None]
+        if missing:
+            raise ValueError(f"{generator} needs --{missing[0].replace('_', '-')} of its teacher")
+        config = {key: value for key, value in network["config"].items() if key[:1] != "_"}
+        writer.write_json(f"{layout.network}/config.json", {"_class_name": layout.network_class, **config})
+        writer.write_weights(f"{layout.network}/{WEIGHTS}", student.weights)
+        writer.write_json("scheduler/scheduler_config.json", call_schedulers.config_of(scheduler))
+        if text_encoder is not None and autoencoder is not None:
+            _text(writer, text_encoder)
+            _autoencoder(writer, autoencoder)
         provenance, data = record.provenance("export_pipeline", spec, inputs), _data(manifest, states, prompts)
-        writer.write_text("README.md", card.card(provenance, facts, data, scores or []))
-        index = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False, **PARTS}
-        writer.write_json(output.name, {**index, "safety_checker": [None, None], "feature_extractor": [None, None]})
+        usage = _usage(layout, scheduler, len(student.calls.sigmas))
+        writer.write_text("README.md", card.card(provenance, student.facts, data, scores or [], usage))
+        own = {
+            "scheduler": ("diffusers", type(scheduler).__name__),
+            layout.network: ("diffusers", layout.network_class),
+        }
+        parts = own | dict(layout.others) | {name: (None, None) for name in layout.absent}
+        safety = {"requires_safety_checker": False} if "safety_checker" in parts else {}
+        writer.write_json(output.name, {"_class_name": layout.pipeline, **safety, **parts})
 
 
 class _Writer:
@@ -94,32 +150,54 @@ class _Writer:
             safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
 
 
-def _network(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Weights of the network under their names in diffusers, and the facts of the student's file."""
+class _Student(NamedTuple):
+    """A student's file: weights under their names in diffusers, calls, metadata, and the layout of its folder."""
+
+    weights: dict[str, torch.Tensor]
+    calls: Calls
+    facts: dict[str, Any]
+    layout: Layout
+
+
+def _student(path: Path, weights: str, num: int | None) -> _Student:
+    """The student that makes `num` calls."""
     tensors, facts = tensor_files.load(path)
-    if facts["kind"] != "generator" or facts["network"]["kind"] != "unet2d-condition" or "text" not in facts:
+    loading.check_facts(facts, path)
+    layout = LAYOUTS.get(facts.get("network", {}).get("kind"))
+    if facts["kind"] != "generator" or layout is None or "text" not in facts:
         raise ValueError(f"{path} is no generator of a teacher of kind stable-diffusion: a pipeline needs one")
-    if not (state := _within(f"{weights}.unet.", tensors)):
-        raise ValueError(f"{path} holds no {weights!r} weights")
-    return state, facts
+    calls = loading.student_calls(facts, path, calls=num)
+    kept = f"{weights}@{num}" if str(num) in facts.get("calls_kept", {}) else weights
+    if not (state := _within(f"{kept}.{layout.network}.", tensors)):
+        raise ValueError(f"{path} holds no {kept!r} weights")
+    return _Student(state, calls, facts, layout)
 
 
-def _scheduler(facts: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Configuration of DDIM, whose single step is the student's call."""
-    config = facts.get("scheduler") or {}
-    levels = len(facts["preconditioning"]["alphas_cumprod"])
-    if len(facts["calls"]["sigmas"]) > 1:
+def _scheduler(student: _Student, path: Path) -> Any:
+    """The scheduler that makes the student's calls."""
+    try:
+        return call_schedulers.find(student.calls, student.facts)
+    except ValueError as error:
+        num = len(student.calls.sigmas)
         raise ValueError(
-            f"{path} makes {len(facts['calls']['sigmas'])} calls: only a student of one call has a pipeline"
-        )
-    if levels != FIRST_TIMESTEP + 1 or abs(facts["sigma"] / facts["sigma_max"] - 1) > 1e-6:
-        raise ValueError(
-            f"{path} starts at sigma {facts['sigma']:.6g}, and its {levels} noise levels end at "
-            f"{facts['sigma_max']:.6g}: a one-step pipeline must start at the highest of {FIRST_TIMESTEP + 1} levels"
-        )
-    own = {key: config[key] for key in SCHEDULER_KEYS if config.get(key) is not None}
-    one_step = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False, "steps_offset": 1}
-    return {"_class_name": "DDIMScheduler", **own, **one_step}
+            f"{path} makes {num} call{'s' * (num > 1)} that no pipeline of diffusers makes: {error}. It can be sampled "
+            "here; with distill.method.times of kind lcm a student is trained for calls that a pipeline makes"
+        ) from error
+
+
+def _usage(layout: Layout, scheduler: Any, num: int) -> card.Usage:
+    """What the model card says about calls of the pipeline, from its class and the scheduler that is written."""
+    torchvision_operators.ensure()
+    import diffusers
+
+    call = inspect.signature(getattr(diffusers, layout.pipeline).__call__).parameters
+    return card.Usage(
+        num=num,
+        by_steps=call_schedulers.accepted_steps(scheduler),
+        default_steps=call["num_inference_steps"].default,
+        default_guidance=call["guidance_scale"].default,
+        whole="vae" in layout.others,
+    )
 
 
 def _text(writer: _Writer, path: Path) -> None:
@@ -136,20 +214,22 @@ def _text(writer: _Writer, path: Path) -> None:
 def _autoencoder(writer: _Writer, path: Path) -> None:
     tensors, facts = tensor_files.load(path)
     writer.write_json("vae/config.json", {"_class_name": "AutoencoderKL", **facts["autoencoder"]["config"]})
-    writer.write_weights("vae/diffusion_pytorch_model.safetensors", _within("autoencoder.", tensors))
+    writer.write_weights(f"vae/{WEIGHTS}", _within("autoencoder.", tensors))
 
 
 def _within(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _data(pairs: Path | None, states: Path | None, prompts: Path) -> dict[str, Any]:
+def _data(pairs: Path | None, states: Path | None, prompts: Path | None) -> dict[str, Any]:
     """Facts of the pairs or text states, their number, and the source of the prompts."""
     facts: dict[str, Any] = {}
     for path, count in ((pairs, "num_pairs"), (states, "num_states")):
         if path is not None:
             rows = manifests.read(path)
             facts |= {**rows.metadata["facts"], count: len(rows)}
+    if prompts is None:
+        return {**facts, "prompts": {}}
     texts = Prompts(prompts)
     return {
         **facts,

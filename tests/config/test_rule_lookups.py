@@ -249,6 +249,16 @@ def test_import_of_a_teacher_tries_the_schedulers_of_all_that_share_it():
     assert other.solvers(job("base"), output=[]) == "{}", "few shares the teacher, and tries its own solver"
 
 
+def test_import_of_a_teacher_tries_the_scheduler_of_a_student():
+    method = {"name": "dmd2", "calls": 4, "times": {"kind": "lcm"}, "phases": [{"updates": 1}]}
+    imported = {"teacher": {"kind": "diffusers", "folder": "model"}, "distill": {"method": method}}
+    found = provided(child=imported, own={"distill": {"method": method}})
+    times = {"kind": "lcm", "original_inference_steps": None}
+    expected = {"calls": {"child.distill.method": {"calls": 4, "times": times}}}
+    assert json.loads(found.solvers(job("child"), output=[])) == expected
+    assert found.solvers(job("own"), output=[]) == "{}", "its teacher is trained here"
+
+
 def test_flag_is_given_where_the_input_is_a_file():
     inputs = InputFiles(toclone=["a b.txt"])
     inputs._set_name("text_encoder", 0)

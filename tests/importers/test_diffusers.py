@@ -228,7 +228,10 @@ UNET_JSON, LEVELS_JSON = "unet/config.json", "scheduler/scheduler_config.json"
         (lambda p: edit(p / LEVELS_JSON, _class_name="EulerDiscreteScheduler"), "'EulerDiscreteScheduler' is none of"),
         (lambda p: edit(p / LEVELS_JSON, prediction_type="flow"), "prediction_type 'flow' is none of"),
         (lambda p: edit(p / LEVELS_JSON, beta_schedule="cosine"), "scheduler_config.json .*: cosine"),
-        (lambda p: edit(p / LEVELS_JSON, rescale_betas_zero_snr=True), "rescale_betas_zero_snr True is not supported"),
+        (
+            lambda p: edit(p / LEVELS_JSON, rescale_betas_zero_snr=True),
+            "zero_snr True, but .* is epsilon",
+        ),
         (lambda p: (p / LEVELS_JSON).unlink(), "scheduler_config.json is missing: the configuration of the scheduler"),
         (
             lambda p: edit(p / UNET_JSON, _class_name="UNet2DConditionModel"),

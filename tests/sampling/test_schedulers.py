@@ -226,3 +226,32 @@ def test_a_teacher_whose_scheduler_fails_is_neither_imported_nor_loaded(tmp_path
     for draw in (lambda: Sampler(out, solver=solver), lambda: dmd.load(out, solver=name, steps=5)):
         with pytest.raises(ValueError, match=f"{out}: {line}"):
             draw()
+
+
+def test_teacher_without_signal_at_the_end_is_drawn_by_schedulers_that_know_it(tmp_path):
+    make_stable_diffusion(tmp_path / "sd", prediction="v_prediction", zero_snr=True)
+    out = tmp_path / "t.safetensors"
+    arguments = {"output": out, "table": tmp_path / "log.parquet", "kind": "stable-diffusion"}
+    with pytest.raises(ValueError, match="solver 'pndm' would ignore rescale_betas_zero_snr .*: use ddim, dpmsolver"):
+        teacher.run(**arguments, source=tmp_path / "sd", solvers={"x": {"name": "pndm", "steps": 5}})
+    teacher.run(**arguments, source=tmp_path / "sd", calls={"x": {"calls": 4, "times": {"kind": "lcm"}}})
+    with pytest.raises(ValueError, match="x: distill.method.times: lcm cannot make 4 calls .*original_steps"):
+        wrong = {"calls": 4, "times": {"kind": "lcm", "original_inference_steps": 2000}}
+        teacher.run(**arguments, source=tmp_path / "sd", calls={"x": wrong})
+    assert dmd.load(out, batch_size=2).solver == {"name": "ddim", "steps": 50}
+    torchvision_operators.ensure()
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "sd", local_files_only=True)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    states = pipeline.encode_prompt(["a photo of a cat", "red house"], "cpu", 1, False)[0].detach()
+    given = {"prompt_embeds": states, "latents": noise, "output_type": "latent", "guidance_scale": 1}
+    expected = pipeline(**given, num_inference_steps=4).images
+    denoiser = loading.load_denoiser(out)[0]
+    found, _ = solve(denoiser, noise, states, {"name": "ddim", "steps": 4, "spacing": "trailing"})
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    x0 = denoiser(1e8 * noise, torch.full((2,), 1e8), states)  # the network's own output, -v, at pure noise
+    own = -pipeline.unet(noise, 999, encoder_hidden_states=states).sample
+    torch.testing.assert_close(x0, own, rtol=1e-4, atol=1e-4)

@@ -83,7 +83,9 @@ def test_card_says_what_made_the_folder_and_how_good_it_is(exported):
     text = (exported[1] / "README.md").read_text()
     source = tensor_files.load_metadata(exported[0] / "denoiser.safetensors")["source_sha256"]
     for part in (
-        "# words",
+        "# words: a one-step text-to-image model",
+        "trained for a single call at timestep 999, without guidance",
+        "diffusers refuses any other number, its default of 50 included.",
         "Distribution Matching Distillation (Yin et al. 2023, arXiv 2311.18828",
         "| method | dmd |",
         "| updates | 7 |",
@@ -122,18 +124,18 @@ def test_other_generators_have_no_pipeline(exported, tmp_path):
     with pytest.raises(ValueError, match="denoiser.safetensors is no generator"):
         export_pipeline.run(generator=folder / "denoiser.safetensors", **paths, experiment="words")
     tensors, facts = tensor_files.load(folder / "generator.safetensors")
-    tensor_files.write(tmp_path / "lower.safetensors", tensors, facts | {"sigma": 3.0})
-    with pytest.raises(ValueError, match="starts at sigma 3, and its 1000 noise levels end at 14.6"):
+    tensor_files.write(tmp_path / "lower.safetensors", tensors, facts | {"sigma": 3.0, "calls": {"sigmas": [3.0]}})
+    with pytest.raises(ValueError, match="makes 1 call that no pipeline .*: call 1 of 1 is at sigma 3,"):
         export_pipeline.run(generator=tmp_path / "lower.safetensors", **paths, experiment="words")
-    tensor_files.write(tmp_path / "two.safetensors", tensors, facts | {"calls": {"sigmas": [facts["sigma"], 1.0]}})
-    with pytest.raises(ValueError, match="makes 2 calls: only a student of one call has a pipeline"):
-        export_pipeline.run(generator=tmp_path / "two.safetensors", **paths, experiment="words")
+    lacking = {key: path for key, path in paths.items() if key != "autoencoder"}
+    with pytest.raises(ValueError, match="generator.safetensors needs --autoencoder of its teacher"):
+        export_pipeline.run(generator=folder / "generator.safetensors", **lacking, experiment="words")
     assert not (tmp_path / "model_index.json").exists()
 
 
 def test_adapter_makes_the_teachers_pipeline_the_generator(exported, tmp_path):
     torchvision_operators.ensure()
-    from diffusers import DDIMScheduler, DiffusionPipeline
+    from diffusers import DiffusionPipeline, LCMScheduler
 
     folder, output = exported
     tensors, facts = tensor_files.load(folder / "generator.safetensors")
@@ -154,7 +156,7 @@ def test_adapter_makes_the_teachers_pipeline_the_generator(exported, tmp_path):
     export_lora.run(generator=tmp_path / "generator.safetensors", output=tmp_path / "pytorch_lora_weights.safetensors")
     stock = DiffusionPipeline.from_pretrained(output, local_files_only=True)  # its weights are those of `begun`
     stock.set_progress_bar_config(disable=True)
-    stock.scheduler = DDIMScheduler.from_pretrained(output, subfolder="scheduler")
+    stock.scheduler = LCMScheduler.from_pretrained(output, subfolder="scheduler")
     one = {"num_inference_steps": 1, "guidance_scale": 0, "output_type": "latent"}
     noise = torch.randn(2, 4, 16, 16)
     before = stock(PROMPTS, latents=noise, **one).images

@@ -130,3 +130,14 @@ def test_tables_of_text_to_image_start_no_job(folder):
     assert "| GigaGAN | COCO-30k | 9.09 | - | 1 | 0.130 |" in first and "GigaGAN: better than DMD" in first
     assert "| DMD | COCO-30k | 11.5 | - | 1 | 0.0900 |" in first
     assert "| DMD | COCO-30k | 14.9 | - | 1 | 0.320 |" in second
+
+
+def test_student_of_four_calls_is_made_from_text_states_alone_and_exported(folder):
+    target = "results/sd15-dmd2-4/export/pipeline/model_index.json"
+    answer = snakemake(folder, "--dry-run", "--cores", "1", "-p", "--", target)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    found = jobs(answer.stdout)
+    assert found["states"] == 250 and {"distill", "export_pipeline"} <= set(found)
+    assert not {"pairs", "images"} & set(found)
+    (command,) = re.findall(r"python -m dmd.stages.export_pipeline .*", answer.stdout)
+    assert "--states results/sd15-dmd2-4/states/manifest.parquet" in command and "--manifest" not in command
