@@ -15,6 +15,7 @@ from dmd.provenance import outside_files
 
 NUMBER = re.compile(r"-?\d{1,18}")  # a label that sorts as a number
 MOST_HEADER = 10_000  # characters of the first line of a table of labels
+MOST_LINE = 1_000_000  # of any line of it
 
 
 def names(folder: Path) -> list[str]:
@@ -101,7 +102,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
     text = outside_files.read_text(path, "a table of labels", otherwise="latin-1")
     header_line, line = text[:MOST_HEADER].partition("\n")[0].strip(), 1
     marks = (mark for mark in ",;\t" if {"file", "label"} <= {cell.strip('" ') for cell in header_line.split(mark)})
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=next(marks, ","), strict=True)
+    rows = csv.reader(_lines(text), delimiter=next(marks, ","), strict=True)
     try:
         header = [cell.strip() for cell in next(rows, [])]
         if any(header.count(name) != 1 for name in ("file", "label")):
@@ -112,6 +113,14 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
             line = rows.line_num + 1
     except csv.Error as error:
         raise ValueError(f"{path}, line {line}: {error}: is there a stray quote?") from error
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines of a text; a signal can stop the stage between two of them."""
+    for line in io.StringIO(text, newline=""):
+        if len(line) > MOST_LINE:
+            raise csv.Error(f"it has {len(line)} characters, more than {MOST_LINE}")
+        yield line
 
 
 class _Names:

@@ -66,18 +66,17 @@ def coco(path: Path, *, num: int | None, seed: int) -> list[str]:
     what = "COCO captions (`annotations` of image_id, id, caption)"
     with outside_files.reading(path, what):
         annotations = outside_files.read_json(path, what)["annotations"]
-        captions = sorted(_caption(each) for each in annotations)
-    first: dict[int, tuple[int, str]] = {}
-    for image, number, caption in captions:
-        if not first.get(image, (0, ""))[1]:  # blank captions are passed over
-            first[image] = number, caption
+        first: dict[int, tuple[bool, int, str]] = {}  # of each image: blank captions come last
+        for image, number, text in map(_caption, annotations):
+            caption = not text, number, text
+            first[image] = min(caption, first.get(image, caption))
     if len(first) < (num or 1):
         raise ValueError(f"{path} has captions of {len(first)} images, fewer than num {num or 1}")
     chosen = sorted(first, key=lambda image: _digest(str(image), seed))[:num]
-    for number, text in (first[image] for image in chosen):
+    for _, number, text in (first[image] for image in chosen):
         if not 0 < len(text) <= MOST_CHARACTERS:
             raise ValueError(f"{path}: caption {number} has {len(text)} characters, not 1 to {MOST_CHARACTERS}")
-    return [first[image][1] for image in chosen]
+    return [first[image][2] for image in chosen]
 
 
 def laion(paths: list[Path], section: dict[str, Any], folder: Path, counts: Counter[str]) -> Iterator[pa.Array]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,9 +45,8 @@ def take_block(
     entry = storage.record(output)
     if entry is None:
         return False
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".tmp-") as folder:
-        copy = Path(folder, output.name)
+    with files.scratch(output.with_name(f".tmp-{output.name}.copy")) as folder:
+        copy = folder / output.name
         try:
             storage.fetch(output, entry, copy)
             block, content = manifest.read(copy), copy.read_bytes()

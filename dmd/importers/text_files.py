@@ -94,7 +94,7 @@ def _write_into(texts: dict[str, str]) -> None:
     texts["tokenizer_config.json"] = json.dumps(config, ensure_ascii=False)
     texts.pop("added_tokens.json", None)
     if single := texts.pop("tokenizer.json", None):
-        model = json.loads(single)["model"]
+        model = outside_files.parse_json(single.encode())["model"]
         pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
         texts["vocab.json"] = json.dumps(model["vocab"], ensure_ascii=False)
         texts["merges.txt"] = "\n".join(["#version: 0.2", *pairs, ""])

@@ -17,7 +17,7 @@ import torch
 from dmd.config import printing
 from dmd.config.section_base import Section
 from dmd.jobs import command_line, garbage_collection, gpu_locks, job_status, processes, reporting, signals, slurm
-from dmd.provenance import memory_limit, record
+from dmd.provenance import files, memory_limit, record
 
 EXTRAS = {  # package of an extra in pyproject.toml -> the extra
     "peft": "text",
@@ -57,7 +57,7 @@ def main(run: Callable[..., None], *sections: type[Section]) -> None:
     log = parsed.pop("log")
     _start_log(log)
     try:
-        signals.listen()
+        signals.listen(lambda stop: _stop(stop, log))
         with job_status.refreshed(log if processes.rank() == 0 else None):
             arguments = command_line.arguments(spec, spec_parameters, sections)
             try:
@@ -71,9 +71,7 @@ def main(run: Callable[..., None], *sections: type[Section]) -> None:
             except record.MadeMeanwhile as made:
                 reporting.log(str(made))
     except signals.Stopped as stop:
-        if processes.first_to_fail():
-            requeued = slurm.requeue(advanced=stop.advanced) if signals.received() == "SIGUSR1" else ""
-            _end(log, "stopped", f"{stop}{requeued}")
+        _stop(stop, log)
         sys.exit(signals.exit_status())
     except (ValueError, OSError) as error:
         _fail(error, log)
@@ -103,6 +101,16 @@ def _lacks_memory(error: Exception) -> bool:
     """Whether memory was refused, by the error's type or message, or else by an address space that is nearly full."""
     message = str(error).lower()
     return isinstance(error, MemoryError) or any(words in message for words in REFUSALS) or memory_limit.tight()
+
+
+def _stop(stop: signals.Stopped, log: Path | None) -> None:
+    """Says that a signal stopped the job, has SLURM start it again if that asked for it, and removes what is
+    half-written, which the stage itself could not where a library holds it.
+    """
+    files.remove_unfinished()
+    if processes.first_to_fail():
+        requeued = slurm.requeue(advanced=stop.advanced) if signals.received() == "SIGUSR1" else ""
+        _end(log, "stopped", f"{stop}{requeued}")
 
 
 def _fail(error: Exception, log: Path | None) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_STATUS = os.EX_TEMPFAIL  # 75: nothing is wrong, run again
+STUCK_SECONDS = 1.0  # that a library may take, after a signal, to return to Python
 
+_noticed = threading.Event()
 _received: str | None = None
 _deferred = False
 
@@ -27,10 +30,21 @@ class Stopped(BaseException):
         self.advanced = advanced
 
 
-def listen() -> None:
-    """Makes the first signal raise `Stopped`: at once, or by `check` after a `deferred` block. Ignores later ones."""
+def listen(end: Callable[[Stopped], None]) -> None:
+    """Makes the first signal raise `Stopped`: at once, or by `check` after a `deferred` block. Ignores later ones.
+
+    Python raises between two of its own steps. Where a library makes one long step (it decodes a large image, or looks
+    through gigabytes of weights), a thread ends the process after `STUCK_SECONDS`, unless in a `deferred` block.
+
+    Args:
+        end: says how the process ended and removes what is half-written; called in that thread.
+    """
     for number in SIGNALS:
         signal.signal(number, _note)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_end_if_stuck, args=(reader, end), name="signals", daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -52,7 +66,7 @@ def received() -> str | None:
 def check() -> None:
     """Raises `Stopped` if a signal came. The handler does so, too, but in a finaliser Python drops what it raises."""
     if _received and not _deferred:
-        raise Stopped(f"stopped by {_received} before the end: run again, finished files are kept")
+        raise _stopped(_received)
 
 
 def exit_status() -> int:
@@ -62,8 +76,26 @@ def exit_status() -> int:
     return EXIT_STATUS
 
 
+def _stopped(name: str) -> Stopped:
+    return Stopped(f"stopped by {name} before the end: run again, finished files are kept")
+
+
+def _end_if_stuck(reader: int, end: Callable[[Stopped], None]) -> None:
+    """Waits for the first of `SIGNALS`, and for `_note`, which Python calls in the main thread."""
+    global _received
+    while (number := os.read(reader, 1)[0]) not in SIGNALS:
+        pass
+    if not _noticed.wait(STUCK_SECONDS) and not _deferred:
+        _received = signal.Signals(number).name
+        try:
+            end(_stopped(_received))
+        finally:
+            os._exit(EXIT_STATUS)
+
+
 def _note(number: int, frame: FrameType | None) -> None:
     global _received
+    _noticed.set()
     if _received is None:
         _received = signal.Signals(number).name
         check()

@@ -5,11 +5,14 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 CHUNK_SIZE = 1 << 20
+
+_unfinished: set[Path] = set()  # temporary files and folders of this process
 
 
 def canonical_json(value: Any) -> str:
@@ -48,12 +51,13 @@ def atomic(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".tmp-{path.name}")
+    _unfinished.add(temporary)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -62,9 +66,33 @@ def atomic(path: Path) -> Iterator[Path]:
                 f"no space left while writing {path}: nothing was written; free some space and run again"
             ) from error
         raise
+    finally:
+        _unfinished.discard(temporary)
 
 
-def _sync(path: Path) -> None:
+@contextlib.contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """An empty folder that is removed at the end; so is one that a killed process has left there."""
+    _unfinished.add(path)
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        _unfinished.discard(path)
+
+
+def remove_unfinished() -> None:
+    """Removes what `atomic` and `scratch` have not finished, for a process that ends in the midst of them."""
+    for path in list(_unfinished):
+        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Sends a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

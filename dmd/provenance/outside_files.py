@@ -6,6 +6,7 @@ import json
 import stat
 import zipfile
 from collections.abc import Iterator
+from json import decoder, scanner
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from dmd.config.source_files import KINDS
 
 HEAD = 512  # bytes that `check` looks at
 MAX_TEXT = 1 << 28  # bytes of text or JSON, which is read at once; the captions of COCO have 1e8
+MAX_VALUES = 1 << 23  # of JSON; the captions of COCO have 3e6
+AT_ONCE = 1 << 21  # bytes of JSON that are parsed in a second, however many values they hold
 SHOWN = 200  # characters of a library's message
 LFS = b"version https://git-lfs"
 PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
@@ -102,7 +105,23 @@ def _content(path: Path) -> bytes:
 def read_json(path: Path, what: str = "JSON") -> Any:
     """The value in a JSON file in UTF-8, UTF-16 or UTF-32; ValueError as in `reading`."""
     with reading(path, what):
-        return json.loads(_content(path).removeprefix(codecs.BOM_UTF8))
+        return parse_json(_content(path).removeprefix(codecs.BOM_UTF8))
+
+
+def parse_json(content: bytes) -> Any:
+    """The value of a text of JSON in UTF-8, UTF-16 or UTF-32; ValueError if it is none, or has too many values."""
+    if sum(content.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
+        raise ValueError(f"it has more than {MAX_VALUES} values")
+    return json.loads(content, cls=_InterruptibleDecoder if len(content) > AT_ONCE else None)
+
+
+class _InterruptibleDecoder(json.JSONDecoder):
+    """The decoder of module json that is written in Python, between two of whose steps a signal can stop a stage."""
+
+    def __init__(self) -> None:
+        super().__init__(object_pairs_hook=lambda pairs: {key: value for key, value in pairs})  # dict() is one step
+        self.parse_object, self.parse_array = decoder.JSONObject, decoder.JSONArray  # type: ignore[attr-defined]
+        self.scan_once = scanner.py_make_scanner(self)  # type: ignore[attr-defined]
 
 
 def read_text(path: Path, what: str = "text", *, otherwise: str | None = None) -> str:

@@ -15,6 +15,7 @@ import torch
 from dmd.provenance import files, outside_files
 
 VERIFY = ": run `make verify`"
+MAX_HEADER = 1 << 24  # bytes; the library would read one of 90 MB for a minute, deaf to signals
 KEY = "dmd"  # the only key, since safetensors writes several in random order
 
 
@@ -79,6 +80,9 @@ def opened(path: Path, *, advice: str = "") -> Iterator[Any]:
         ValueError: whatever is wrong, in one line with `advice` at its end.
     """
     with outside_files.reading(path, "safetensors", advice=advice):
+        with path.open("rb") as start:
+            if (size := int.from_bytes(start.read(8), "little")) > MAX_HEADER:
+                raise ValueError(f"its header would have {size} bytes, more than {MAX_HEADER}: it is damaged")
         try:
             with safetensors.safe_open(path, framework="pt") as stream:
                 yield stream

@@ -1,7 +1,5 @@
 """Stage prompts: prompts of pairs or samples, from a table, COCO or LAION."""
 
-import contextlib
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +10,7 @@ import pyarrow as pa
 from dmd.data import prompt_sources, prompts
 from dmd.jobs import job, reporting
 from dmd.provenance import pinned, record
+from dmd.provenance.files import scratch
 
 
 def run(*, files: list[Path], output: Path, source: dict[str, Any]) -> None:
@@ -30,7 +29,8 @@ def run(*, files: list[Path], output: Path, source: dict[str, Any]) -> None:
             (kinds file and coco); a caption that was drawn is blank (kind coco); or no prompt is left.
     """
     counts: Counter[str] = Counter()
-    with record.writing(output), _scratch(output) as folder:
+    sorting = output.with_name(f".tmp-{output.name}.sorting")
+    with record.writing(output), scratch(sorting) as folder:
         pins = source.get("files", [source])
         if len(pins) != len(files):
             raise ValueError(f"{len(files)} files are given, but the configuration has {len(pins)}")
@@ -58,18 +58,6 @@ def _texts(files: list[Path], source: dict[str, Any], folder: Path, counts: Coun
             yield texts
     else:
         raise ValueError(f"prompts.kind: {source['kind']!r} is not one of 'file', 'coco', 'laion'")
-
-
-@contextlib.contextmanager
-def _scratch(output: Path) -> Iterator[Path]:
-    """A temporary empty folder beside `output`; removes one that a stopped job left."""
-    folder = output.with_name(f".tmp-{output.name}.sorting")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
