@@ -98,12 +98,18 @@ def _rows(columns: dict[str, torch.Tensor]) -> list[dict[str, float]]:
 
 
 def clear(folder: Path) -> None:
-    """Removes all checkpoints; call it once the trained weights are on disk."""
+    """Removes all checkpoints; call it once the trained weights are on disk.
+
+    They do not come back after a power cut: no later run would remove them.
+    """
     for pattern in ("[0-9]*.safetensors", ".[0-9]*.json", ".tmp*"):
         for path in folder.glob(pattern):
             path.unlink()
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    if folder.is_dir():
+        files.sync(folder)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+            files.sync(folder.parent)
 
 
 def last_checkpoint(folder: Path) -> str:
