@@ -1,4 +1,4 @@
-"""Files and folders from outside that the configuration names and that do not exist yet, with what is known of them."""
+"""Files and folders from outside that the configuration needs and that do not exist yet, with what is known of them."""
 
 from __future__ import annotations
 
@@ -10,56 +10,66 @@ from typing import Any
 from dmd.config import printing
 from dmd.config.experiment import Input
 from dmd.config.inheritance import Configuration
+from dmd.config.model_folders import lacking
 from dmd.config.section_base import Section
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A path from outside where nothing lies.
+    """A path from outside where nothing lies: one that the configuration names, or a part of a folder that it names.
 
     Attributes:
         keys: where experiments name it, such as "sd15-cfg3.teacher.folder".
         sha256: the digest that these keys pin, or None.
         entry: the entry of section `inputs` that describes it, or None.
+        folder: the folder that lacks it, if it is a part of one; `sha256` and `entry` are those of the folder.
     """
 
     path: str
     keys: tuple[str, ...]
     sha256: str | None
     entry: Input | None
+    folder: str | None = None
 
     @property
     def is_downloaded(self) -> bool:
         """Whether a run downloads it; otherwise someone has to put it there."""
-        return self.entry is not None and self.entry.url is not None
+        return self.entry is not None and self.entry.url is not None and self.folder is None
 
     def lines(self) -> Iterator[str]:
         """What it is, its size, licence and origin, how to check it, and the keys that name it."""
         entry, sha256 = self.entry, self.sha256
-        yield self.path + (f": {entry.about}" if entry and entry.about else "")
+        about = f": {entry.about}" if entry and entry.about else ""
+        yield self.path + (f": a part of {self.folder}" if self.folder else about)
         size = f"{entry.size / 1e6:,.0f} MB" if entry and entry.size else "unknown"
+        size += " for the whole folder" if self.folder else ""
         yield f"    size: {size}; licence: {entry.licence if entry and entry.licence else 'not stated, ask its owner'}"
         origin = (entry.url or entry.page) if entry else None
         yield f"    from: {origin or 'not stated, see section inputs'}"
         digest = sha256 and (sha256 if len(sha256) == 64 else f"{sha256}...")
-        yield f"    check: {f'its sha256 is {digest}' if digest else 'no sha256 is known'}"
+        whose = "that of the folder" if self.folder else "its sha256"
+        yield f"    check: {f'{whose} is {digest}' if digest else 'no sha256 is known'}"
         more = f" and {len(self.keys) - 1} more keys" if len(self.keys) > 1 else ""
         yield f"    named by: {self.keys[0]}{more}"
 
 
 def missing_files(configuration: Configuration) -> dict[str, Missing]:
-    """All that any experiment names and that does not exist, by path. No rule can ask for a path with braces."""
-    named: dict[str, list[tuple[str, str | None]]] = {}
+    """All that any experiment needs and that does not exist, by path. No rule can ask for a path with braces."""
+    named: dict[tuple[str, str | None], list[tuple[str, str | None]]] = {}  # path, and the folder that lacks it
     for experiment, sections in configuration.experiments.items():
         for key, path, sha256 in named_paths(sections, experiment):
-            named.setdefault(path, []).append((key, sha256))
+            named.setdefault((path, None), []).append((key, sha256))
+        for key, section in _nested(sections, experiment):
+            for path in lacking(section):
+                folder = getattr(section, "folder", None)
+                named.setdefault((path, folder), []).append((f"{key}.folder", getattr(section, "sha256", None)))
     entries = {entry.path: entry for entry in configuration.inputs.values()}
-    return {
-        path: Missing(path, tuple(key for key, _ in keys), next((each for _, each in keys if each), None), entry)
-        for path, keys in named.items()
-        if not os.path.lexists(path) and path.isprintable() and not {"{", "}"} & {*path}
-        for entry in [entries.get(path)]
-    }
+    found: dict[str, Missing] = {}
+    for (path, folder), keys in named.items():
+        if not os.path.lexists(path) and path.isprintable() and not {"{", "}"} & {*path}:
+            sha256, entry = next((each for _, each in keys if each), None), entries.get(folder or path)
+            found.setdefault(path, Missing(path, tuple(key for key, _ in keys), sha256, entry, folder))
+    return found
 
 
 def listed(found: Iterable[Missing]) -> str:
@@ -84,6 +94,14 @@ def named_paths(section: Section, name: str) -> Iterator[tuple[str, str, str | N
             yield key, value, getattr(section, "sha256", None)
         for item, place in _sections(value, key):
             yield from named_paths(item, place)
+
+
+def _nested(section: Section, name: str) -> Iterator[tuple[str, Section]]:
+    """A section and all within it, with their keys."""
+    yield name, section
+    for field, info in type(section).model_fields.items():
+        for item, place in _sections(getattr(section, field), f"{name}.{info.alias or field}"):
+            yield from _nested(item, place)
 
 
 def _sections(value: Any, key: str) -> Iterator[tuple[Section, str]]:

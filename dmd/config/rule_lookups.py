@@ -84,6 +84,10 @@ class RuleLookups:
         entries = configuration.inputs.values()
         self.downloads = {entry.path: entry for entry in entries if entry.url and not os.path.exists(entry.path)}
         self.missing = missing_files(configuration)
+        self._parts: dict[str, list[str]] = {}  # those that lie in a folder which is there, by folder
+        for path, each in self.missing.items():
+            if each.folder is not None:
+                self._parts.setdefault(each.folder, []).append(path)
         self.gone: dict[str, list[Missing]] = {}
         self._fetchable = {entry.path for entry in entries if entry.url}
         for file in self.downloads:
@@ -184,7 +188,8 @@ class RuleLookups:
         entry, name = self._section(wildcards, key), f"{wildcards.experiment}.{key}"
         self._listing(entry, name)
         folder = getattr(entry, "folder", None)
-        return [*([folder] if folder else []), *(file for file, _ in self._files(entry, name))]
+        parts = self._parts.get(folder or "", [])
+        return [*([folder] if folder else []), *parts, *(file for file, _ in self._files(entry, name))]
 
     def _faults(self, wildcards: Wildcards) -> Iterator[str]:
         """What is wrong with files of an experiment, section by section."""
@@ -223,7 +228,8 @@ class RuleLookups:
         None if none is missing, or if the artifact does not exist or was made from another spec.
         """
         sections = [entry for key in keys if (entry := self._section(wildcards, key)) is not None]
-        paths = [path for entry in sections for _, path, _ in named_paths(entry, "")]
+        named = [path for entry in sections for _, path, _ in named_paths(entry, "")]
+        paths = [part for path in named for part in (path, *self._parts.get(path, []))]
         gone = [each for path in paths if (each := self.missing.get(path)) and not each.is_downloaded]
         if not gone or not self.experiments.has(wildcards.experiment, rule):
             return None
@@ -341,7 +347,7 @@ class RuleLookups:
     def _listing(self, entry: Any, name: str) -> Listing | None:
         """The files in the folder of a section; None if it names no folder, or pins its digest."""
         folder = getattr(entry, "folder", None)
-        if folder is None or folder in self.missing:
+        if folder is None or folder in self.missing or folder in self._parts:
             return None
         try:
             found = _list(folder, images=getattr(entry, "kind", "") == "images")

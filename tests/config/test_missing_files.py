@@ -1,13 +1,18 @@
 """The list of missing files: every path that the configuration names, and what is known of it."""
 
 import copy
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dmd import config
 from dmd.config import ConfigError
 from dmd.config.missing_files import listed, missing_files
+from dmd.config.model_folders import lacking
+from dmd.config.section_base import Section
+from dmd.config.sections import DiffusersTeacher, StableDiffusionTeacher
 from tests.config.test_experiments import BASE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -44,6 +49,8 @@ def test_every_path_that_does_not_exist_is_found_with_its_keys(tmp_path: Path, m
         Path(name).touch()
     assert list(found()) == ["clip"]
     Path("clip").mkdir()
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        Path("clip", name).touch()
     assert found() == {} and listed([]) == ""
 
 
@@ -67,6 +74,70 @@ def test_list_says_what_it_is_where_it_comes_from_and_how_to_check_it(tmp_path: 
         "      named by: child.reference.features.file",
     ]
     assert "from: not stated, see section inputs" in listed([missing["photos"]])
+
+
+STABLE = ["unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"]
+STABLE += ["vae/config.json", "vae/diffusion_pytorch_model.safetensors", "text_encoder/config.json"]
+STABLE += ["text_encoder/model.safetensors", "tokenizer/vocab.json", "tokenizer/merges.txt"]
+TEACHERS: dict[str, Any] = {"stable-diffusion": StableDiffusionTeacher, "diffusers": DiffusersTeacher}
+INDEX = {"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors", "c": "part-1.safetensors"}}
+FOLDERS = {  # kind of teacher, names that are there -> names that are missing
+    "empty": ("stable-diffusion", (), STABLE),
+    "whole": ("stable-diffusion", STABLE, []),
+    "tokenizer in one file": ("stable-diffusion", (*STABLE[:-2], "tokenizer/tokenizer.json"), []),
+    "variant": ("stable-diffusion", (STABLE[0], "unet/diffusion_pytorch_model.fp16.safetensors", *STABLE[2:]), []),
+    "no merges": ("stable-diffusion", STABLE[:-1], STABLE[-1:]),
+    "pickled weights": ("stable-diffusion", (*STABLE[:6], "text_encoder/model.bin", *STABLE[7:]), STABLE[6:7]),
+    "empty pipeline on pixels": ("diffusers", (), STABLE[:2]),
+    "network alone": ("diffusers", ("config.json",), ["diffusion_pytorch_model.safetensors"]),
+    "parts": (
+        "diffusers",
+        (STABLE[0], "unet/diffusion_pytorch_model.safetensors.index.json", "unet/part-2.safetensors"),
+        ["unet/part-1.safetensors"],
+    ),
+    "parts of a variant": (
+        "diffusers",
+        (STABLE[0], "unet/diffusion_pytorch_model.safetensors.index.fp16.json", "unet/part-1.safetensors"),
+        ["unet/part-2.safetensors"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_parts_that_a_folder_of_a_model_lacks_are_known_by_name(tmp_path: Path, name: str):
+    kind, there, missing = FOLDERS[name]
+    for each in there:
+        path = tmp_path / each
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(INDEX if ".index." in each else {}))
+    teacher: Section = TEACHERS[kind](kind=kind, folder=str(tmp_path))
+    assert sorted(lacking(teacher)) == sorted(str(tmp_path / each) for each in missing)
+
+
+def test_parts_that_a_folder_lacks_are_listed_with_what_is_known_of_the_folder(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("clip/unet").mkdir(parents=True)
+    Path("clip/unet/config.json").touch()
+    parts = [each for path, each in found({"clip": PAGE}).items() if path.startswith("clip")]
+    assert [(each.keys, each.folder, each.is_downloaded) for each in parts] == [
+        (("child.teacher.folder",), "clip", False)
+    ]
+    assert [*parts[0].lines()][:3] == [
+        "clip/unet/diffusion_pytorch_model.safetensors: a part of clip",
+        "    size: 5,500 MB for the whole folder; licence: not stated, ask its owner",
+        "    from: https://example.org/clip",
+    ]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"weight_map": 3}', '{"weight_map": {"a": "../x", "b": 4}}', "[" * 9999]
+)
+def test_index_that_cannot_be_used_is_left_to_the_stage(tmp_path: Path, monkeypatch, content: str):
+    monkeypatch.chdir(tmp_path)
+    Path("clip").mkdir()
+    Path("clip/config.json").touch()
+    Path("clip/diffusion_pytorch_model.safetensors.index.json").write_text(content)
+    assert not [path for path in found() if path.startswith("clip")]
 
 
 @pytest.mark.parametrize(

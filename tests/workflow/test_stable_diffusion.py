@@ -65,8 +65,13 @@ def test_rules_make_what_the_stages_need_and_the_folder_may_go(folder, monkeypat
     shutil.move(folder / "away", folder / "inputs")
 
 
-def test_a_folder_without_weights_is_named_before_any_job(folder):
+def test_a_folder_without_weights_is_listed_before_any_job(folder):
     (folder / "inputs/tinier").mkdir()
-    answer = snakemake(folder, "--dry-run", "results/tinier/teacher/tiny_autoencoder.safetensors")
-    place = "tinier.teacher.tiny_autoencoder.folder: inputs/tinier is no folder with JSON and safetensors files"
-    assert answer.returncode != 0 and place in answer.stderr
+    target = "results/tinier/teacher/tiny_autoencoder.safetensors"
+    names = ("config.json", "diffusion_pytorch_model.safetensors")
+    assert jobs(make(folder, "--dry-run", target))["missing"] == len(names)
+    answer = snakemake(folder, "--cores", "1", target)
+    assert answer.returncode == 1 and "error: files are missing\n" in answer.stderr
+    for name in names:
+        assert f"  inputs/tinier/{name}: a part of inputs/tinier\n" in answer.stderr
+    assert "named by: tinier.teacher.tiny_autoencoder.folder" in answer.stderr
