@@ -619,6 +619,20 @@ class Adversarial(Section):
     )
 
 
+class Decoupled(Section):
+    """Guidance and matching with weights and noise levels of their own (Liu et al. 2025).
+
+    Each image gets a second noise level and noise, for the guidance term alone. Its weight is guidance - 1.
+    """
+
+    matching_weight: Weight = Field(1.0, description="of the matching term; 0 = off")
+    below_call: bool = Field(
+        True, description="the guidance term draws only levels below that of the trained call, as in the paper"
+    )
+    min_index: Index | None = Field(None, description="lowest index that the guidance term draws; null = as `levels`")
+    max_index: Index | None = Field(None, description="highest index that the guidance term draws; null = as `levels`")
+
+
 class Dmd2Phase(Phase):
     """A phase of DMD2."""
 
@@ -649,6 +663,9 @@ class Dmd2(MethodSection):
     )
     alpha_factor: bool = Field(False, description="true: keep alpha_t of DMD's Eqs. 7 and 8")
     guidance: Guidance = Field(1.0, description="classifier-free guidance of the real score only; 1 = none")
+    decoupled: Decoupled | None = Field(
+        None, description="weights and noise levels of guidance and matching; null = the guided real score as in dmd"
+    )
     adversarial: Adversarial | None = Field(None, description="GAN loss, which reads images; null = none")
     batch_size: Batch = Field(280, description="images in each loss")
     phases: Annotated[Many[Dmd2Phase], Field(min_length=1)] = (Dmd2Phase(updates=200000),)
@@ -666,7 +683,25 @@ class Dmd2(MethodSection):
         gan = self.adversarial
         if gan is not None and bool(gan.student_weight) != bool(gan.fake_weight):
             raise ValueError("adversarial: one of student_weight and fake_weight is 0: write null for no GAN loss")
+        if self.decoupled is not None:
+            refuse(self._decoupled_contradictions(self.decoupled))
         return self
+
+    def _decoupled_contradictions(self, section: Decoupled) -> Iterator[str]:
+        if not section.matching_weight and self.guidance == 1:
+            yield "decoupled.matching_weight: 0, but guidance 1 has no guidance term: nothing is left to learn"
+        levels = self.levels
+        first = levels.min_index if section.min_index is None else section.min_index
+        last = levels.max_index if section.max_index is None else section.max_index
+        end = levels.count - 1 if isinstance(levels, KarrasLevels) else last
+        if not first <= last <= end:
+            within = f" within 0..{end}" if isinstance(levels, KarrasLevels) else ""
+            yield f"decoupled: indices {first}..{last} are not a range{within}"
+
+    @property
+    def guidance_term(self) -> bool:
+        """Whether guidance is a term of its own, with its own noise levels."""
+        return self.decoupled is not None and self.guidance > 1
 
     @property
     def gan(self) -> Adversarial | None:

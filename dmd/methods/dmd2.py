@@ -6,7 +6,8 @@ level. An update draws k, makes the calls before k without gradient (backward si
     student   on x0 of call k, by the matching gradient of DMD (Yin et al. 2023, Eqs. 7 and 8),
     fake      on x0 of the student by the denoising loss, `fake_updates` times (the two time-scale rule, Section 4.2).
 
-With images, both have a GAN loss, too (Section 4.3; see `dmd.methods.parts.discriminator`). The fake denoiser sees the
+With images, both have a GAN loss, too (Section 4.3; see `dmd.methods.parts.discriminator`). Guidance of the real score
+can have noise levels of its own (`decoupled`; see `dmd.methods.parts.decoupled_guidance`). The fake denoiser sees the
 images of all calls, so that the losses hold for their mixture, not for each call alone. With `levels_by_call` each call
 has the noise levels from the next call's level up to its own, as in TDM (Luo et al. 2025, arXiv 2503.06674), and so its
 own target: fresh noise hides from the next call what lies below.
@@ -27,8 +28,9 @@ from dmd.config import methods as sections
 from dmd.methods.base import Clock, Facts, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts import discriminator
 from dmd.methods.parts.call_times import calls_at
+from dmd.methods.parts.decoupled_guidance import logged_decoupled_loss
 from dmd.methods.parts.denoising_loss import denoising_loss
-from dmd.methods.parts.level_table import noise_levels
+from dmd.methods.parts.level_table import Noised, noise_levels
 from dmd.methods.parts.matching import logged_matching_loss
 from dmd.models.denoiser import Denoiser
 from dmd.models.student_calls import Calls
@@ -42,12 +44,15 @@ class Dmd2(Method[sections.Dmd2]):
         calls: how the student is sampled.
         table: the noise levels of the losses.
         ranges: first index of the noise levels of each call, and the index after the last one.
+        guidance_levels: first index of the guidance term's levels, and the index after the last one, for each call; ()
+            if there is no such term.
     """
 
     def __post_init__(self) -> None:
         self.calls = calls_at(self.config.times, self.config.calls, self.facts)
         self.table = noise_levels(self.config.levels, self.networks["teacher"], self.facts, self.device)
         self.ranges = tuple(self._ranges())
+        self.guidance_levels = tuple(self._guidance_levels()) if self.config.guidance_term else ()
 
     @classmethod
     def new_network(cls, config: sections.Dmd2, role: str, facts: Facts) -> nn.Module:
@@ -77,10 +82,13 @@ class Dmd2(Method[sections.Dmd2]):
         part, num = step.parts[0], self.config.batch_size
         level = torch.randint(*self._drawn(step), (num,), generator=random)
         rows = {"level": level, "level_noise": self._noise(random)}
+        call = 0
         if part.carries is None and self.config.calls > 1:
             call = int(torch.randint(self.config.calls, (), generator=random))
-            rows["call"] = torch.full((num,), call)
             rows["fresh"] = torch.randn((num, call, *self.facts.shape), generator=random)
+        if step.name == "student" and self.guidance_levels:
+            rows["guidance_level"] = torch.randint(*self.guidance_levels[call], (num,), generator=random)
+            rows["guidance_noise"] = self._noise(random)
         drawn = {part.name: rows}
         if self.config.gan:
             for judged in step.parts:
@@ -105,24 +113,13 @@ class Dmd2(Method[sections.Dmd2]):
             loss = denoising_loss(fake_x0, rows["generated"], weight=fake.loss_weight(noised.sigma))
             log.scalar("loss/fake", loss, len(label))
             return loss if self.config.gan is None else loss + self._generated_loss(rows, self.config.gan, log)
-        with torch.no_grad():
-            real_x0 = self._denoiser("teacher")(noised.image, noised.sigma, label)
-        loss = logged_matching_loss(
-            image,
-            noised,
-            real_x0,
-            fake_x0,
-            weighting=self.config.weighting,
-            alpha_factor=self.config.alpha_factor,
-            bins=self.table.bins(rows["level"]),
-            log=log,
-        )
+        loss = self._matching(image, noised, fake_x0, rows, log)
         log.spread("generated", image)
         return loss if self.config.gan is None else loss + self._student_loss(image, rows, self.config.gan, log)
 
     def generate(self, rows: Rows) -> Tensor:
         """x0 of the trained call (B, C, H, W); gradients reach that call alone."""
-        number = int(rows["call"][0]) if "call" in rows else 0
+        number = _number(rows)
         student, noise, label = self.networks["student"], rows["noise"], rows["label"]
         with torch.no_grad():
             image = self.calls.before(number, student, noise, label, lambda done: rows["fresh"][:, done])
@@ -138,7 +135,7 @@ class Dmd2(Method[sections.Dmd2]):
         Each index of a call's range is as likely as any other, up to one part in the number of drawn ones.
         """
         first, stop = self._drawn(step)
-        low, high = self.ranges[int(rows["call"][0]) if "call" in rows else 0]
+        low, high = self.ranges[_number(rows)]
         low, high = max(low, first), min(high, stop)
         return low + (rows["level"] - first) * (high - low) // (stop - first)
 
@@ -163,6 +160,57 @@ class Dmd2(Method[sections.Dmd2]):
                     f"{sigmas[number + 1]:.4g} and {sigmas[number]:.4g}, call {number + 1}: set other times"
                 )
             yield first, stop
+
+    def _matching(self, image: Tensor, noised: Noised, fake_x0: Tensor, rows: Rows, log: StepLog) -> Tensor:
+        """The matching loss, with guidance at the same noise levels or at its own."""
+        config, label, teacher = self.config, rows["label"], self._denoiser("teacher")
+        weighting, bins = config.weighting, self.table.bins(rows["level"])
+        weight = 1.0 if config.decoupled is None else config.decoupled.matching_weight
+        if self.guidance_levels:
+            guided = self.table.noised(rows["generated"], rows["guidance_noise"], rows["guidance_level"])
+            return logged_decoupled_loss(
+                image,
+                noised,
+                guided,
+                label,
+                teacher=teacher,
+                fake_x0=fake_x0,
+                guidance=config.guidance,
+                matching_weight=weight,
+                weighting=weighting,
+                alpha_factor=config.alpha_factor,
+                bins=(bins, self.table.bins(rows["guidance_level"])),
+                log=log,
+            )
+        with torch.no_grad():
+            real_x0 = teacher(noised.image, noised.sigma, label)
+        return weight * logged_matching_loss(
+            image,
+            noised,
+            real_x0,
+            fake_x0,
+            weighting=weighting,
+            alpha_factor=config.alpha_factor,
+            bins=bins,
+            log=log,
+        )
+
+    def _guidance_levels(self) -> Iterator[tuple[int, int]]:
+        """The range of the guidance term's levels for each call."""
+        section, levels, key = self.config.decoupled, self.config.levels, "distill.method.decoupled"
+        assert section is not None
+        first = levels.min_index if section.min_index is None else section.min_index
+        last = levels.max_index if section.max_index is None else section.max_index
+        if last >= len(self.table):
+            raise ValueError(f"{key}.max_index: {last} is beyond the {len(self.table)} noise levels")
+        for number, sigma in enumerate(self.calls.sigmas):
+            below = int((self.table.sigmas < sigma).sum()) if section.below_call else len(self.table)
+            if below <= first:
+                raise ValueError(
+                    f"{key}.below_call: no noise level of indices {first}..{last} is below sigma {sigma:.4g} of call "
+                    f"{number + 1}: lower min_index, or raise the level of that call"
+                )
+            yield first, min(last + 1, below)
 
     def _student_loss(self, image: Tensor, rows: Rows, gan: sections.Adversarial, log: StepLog) -> Tensor:
         """The student's part of the GAN loss, weighted."""
@@ -201,6 +249,11 @@ class Dmd2(Method[sections.Dmd2]):
 
     def _denoiser(self, role: str) -> Denoiser:
         return self.networks[role]  # type: ignore[return-value]
+
+
+def _number(rows: Rows) -> int:
+    """The trained call: `fresh` (B, k, C, H, W) has noise for each call before it. The CPU knows a shape at once."""
+    return rows["fresh"].shape[1] if "fresh" in rows else 0
 
 
 METHOD = Dmd2

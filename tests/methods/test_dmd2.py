@@ -102,7 +102,7 @@ def batch(num: int, calls: int, seed: int = 0) -> dict[str, Tensor]:
 def test_backward_simulation_is_the_sampler_up_to_the_trained_call(number):
     """The sampler of the first calls alone draws the same images from the same noise."""
     method, rows = method_of(**LISTED), batch(5, 3)
-    rows["call"] = torch.full((5,), number)
+    rows["fresh"] = rows["fresh"][:, :number]
     solver = {"name": "student", "calls": Calls(SIGMAS[: number + 1]).facts()}
     expected, calls = solve(
         method.networks["student"], rows["noise"], rows["label"], solver, lambda done: rows["fresh"][:, done]
@@ -113,7 +113,6 @@ def test_backward_simulation_is_the_sampler_up_to_the_trained_call(number):
 
 def test_gradient_reaches_the_trained_call_alone():
     method, rows = method_of(**LISTED), batch(5, 3)
-    rows["call"] = torch.full((5,), 2)
     student, seen = method.networks["student"], []
     student.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
     method.generate(rows).sum().backward()
@@ -133,10 +132,9 @@ def test_every_call_is_trained_and_all_images_of_a_step_take_the_same_one():
     calls = set()
     for _ in range(30):
         rows = method.draw(student, clock, random)["noise"]
-        assert rows["call"].unique().numel() == 1
-        assert rows["fresh"].shape == (4, int(rows["call"][0]), 2, 1, 1)
+        assert rows["fresh"].shape[:1] + rows["fresh"].shape[2:] == (4, 2, 1, 1)
         assert 20 <= int(rows["level"].min()) and int(rows["level"].max()) <= 980
-        calls.add(int(rows["call"][0]))
+        calls.add(rows["fresh"].shape[1])
     assert calls == {0, 1, 2}
 
 
@@ -203,7 +201,7 @@ def test_images_of_all_calls_together_learn_a_gaussian_from_its_exact_teacher(ke
     method, num = found.method, len(found.method.sampling().sigmas)
     assert isinstance(method, Dmd2)
     with torch.no_grad():
-        images = [method.generate(batch(2000, num) | {"call": torch.full((1,), call)}) for call in range(num)]
+        images = [method.generate(batch(2000, call + 1)) for call in range(num)]
     image = images[-1] if distill.method.levels_by_call else torch.cat(images)  # type: ignore[union-attr]
     for each in images if distill.method.levels_by_call else [image]:  # type: ignore[union-attr]
         torch.testing.assert_close(each.mean(0), mean[0], rtol=0, atol=0.06)
@@ -219,7 +217,7 @@ def test_levels_by_call_are_those_between_the_level_of_a_call_and_the_next_one(s
     first, stop = (20, 981) if step == 0 else (0, 1000)
     seen = []
     for number, (low, high) in enumerate(((5.0, math.inf), (0.8, 5.0), (0.0, 0.8))):
-        rows = {"level": torch.arange(first, stop), "call": torch.full((stop - first,), number)}
+        rows = {"level": torch.arange(first, stop), "fresh": torch.empty(stop - first, number)}
         level = method._level(kind, rows)
         sigma = method.table.sigmas[level]
         assert low <= sigma.min() and sigma.max() < high
