@@ -66,8 +66,9 @@ class Calls:
         scheduler = facts.get("scheduler")
         sizes.check("calls", {key: value for key, value in facts.items() if key != "scheduler"})
         if scheduler is not None:
-            if not isinstance(scheduler, dict) or not isinstance(scheduler.get("config"), dict):
-                raise ValueError(f"calls: scheduler {scheduler!r:.80} has no config")
+            known = isinstance(scheduler, dict) and isinstance(scheduler.get("class"), str)
+            if not known or not isinstance(scheduler.get("config"), dict):
+                raise ValueError(f"calls: scheduler {scheduler!r:.80} has no class or no config")
             sizes.check("calls: scheduler", scheduler["config"])
         levels = facts.get("sigmas")
         if not isinstance(levels, list) or not all(isinstance(sigma, float | int) and sigma > 0 for sigma in levels):

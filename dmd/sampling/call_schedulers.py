@@ -264,7 +264,9 @@ def _new(name: str, config: Mapping[str, Any]) -> Any:
 
     if name not in (LCM, DDIM, FLOW):
         raise ValueError(f"scheduler {name!r:.80} is none of {LCM}, {DDIM}, {FLOW}")
-    return getattr(diffusers, name).from_config({key: value for key, value in config.items() if key[:1] != "_"})
+    fields = {key: value for key, value in config.items() if key[:1] != "_"}
+    with sizes.making("scheduler", fields):
+        return getattr(diffusers, name).from_config(fields)
 
 
 def _record(scheduler: Any) -> dict[str, Any]:

@@ -70,7 +70,9 @@ def test_further_noise_of_a_seed_follows_its_label():
 
 def test_facts_come_back_as_the_calls_that_wrote_them():
     calls = Calls((80.0, 2.5), between="noise", map="consistency", sigma_min=0.002)
-    assert Calls.of(calls.facts()) == calls and calls.num_fresh == 1
+    assert Calls.of(calls.facts()) == calls and calls.num_fresh == 1 and "scheduler" not in calls.facts()
+    named = Calls((80.0, 2.5), scheduler={"class": "LCMScheduler", "config": {}, "timesteps": [9.0, 1.0]})
+    assert Calls.of(named.facts()) == named and named.first(2) == named and named.first(1) == Calls((80.0,))
     assert Calls((80.0, 2.5), between="ode").num_fresh == 0
 
 
@@ -84,6 +86,7 @@ def test_facts_come_back_as_the_calls_that_wrote_them():
         ({"sigmas": 80.0}, "are no noise levels"),
         ({"sigmas": [80.0], "between": "nothing"}, "between 'nothing'"),
         ({"sigmas": [80.0], "steps": 3}, "unknown steps"),
+        ({"sigmas": [80.0], "scheduler": {"config": {}}}, "has no class or no config"),
     ],
 )
 def test_facts_of_no_student_are_refused(facts, words):

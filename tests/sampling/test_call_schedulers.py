@@ -120,6 +120,19 @@ def test_calls_that_no_scheduler_makes_are_refused_with_the_call(calls, words):
         call_schedulers.find(calls, facts())
 
 
+def test_scheduler_that_does_not_make_the_calls_that_name_it_is_refused():
+    given = facts()
+    calls = call_schedulers.read_calls(call_schedulers.lcm(given), given, 4)
+    for fields, words in (
+        ({"original_inference_steps": 50}, "call 2 of 4 is at timestep 749 .* 999, 759, 499, 259"),
+        ({"timestep_scaling": 1e-3}, "has these timesteps, but takes other steps between them"),
+        ({"beta_schedule": "none"}, "scheduler: .*none is not implemented"),
+    ):
+        other = {**calls.scheduler, "config": calls.scheduler["config"] | fields}
+        with pytest.raises(ValueError, match=words):
+            call_schedulers.find(Calls.of(calls.facts() | {"scheduler": other}), given)
+
+
 def test_steps_of_ddim_that_miss_the_next_timestep_are_refused():
     """In 3 steps DDIM goes from 666 to the level of 333, and calls the network with 332."""
     given = facts()
