@@ -82,7 +82,8 @@ def load(
         path: distill/generator.safetensors, or teacher/denoiser.safetensors.
         text_encoder: teacher/text_encoder.safetensors, where the condition is text.
         autoencoder: teacher/autoencoder.safetensors, which decodes latents; without it, latents are returned.
-        weights: "ema" (averaged) or "raw".
+        weights: "ema" (averaged), "raw" (of the last update), or "best" (the average that the training's monitor
+            rated best).
         device: "auto" (the first GPU, else the CPU) or a torch device: "cpu", "cuda", "cuda:1". On a GPU, torch's
             global precision settings apply; stages set `torch.backends.cudnn.allow_tf32 = False`.
         batch_size: images per network call; a shorter batch is padded to this size, so that the bits of an image do not

@@ -60,7 +60,7 @@ def _seconds(text: str) -> float:
 
 
 def as_json(stage: Stage) -> dict[str, Any]:
-    """A stage as plain values: jobs by state, throughput and time left of running jobs, errors, newest grid."""
+    """A stage as plain values: jobs by state, throughput and time left of running jobs, errors, newest grid, notes."""
     ended = [job for job in stage.jobs if job.status.state in ("failed", "stopped")]
     running = [job for job in stage.jobs if job.status.state == "running"]
     throughput = stage.throughput
@@ -77,6 +77,7 @@ def as_json(stage: Stage) -> dict[str, Any]:
         "images_per_second": throughput and throughput.image_rate,
         "seconds_left": stage.seconds_left,
         "grid": str(stage.grid) if stage.grid else None,
+        "notes": [job.status.note for job in stage.jobs if job.status.note],
         "logs": [str(job.log) for job in running],
         "faults": [
             {"log": str(job.log), "silent_s": job.status.silent_seconds, "message": job.status.message} for job in ended
@@ -85,7 +86,7 @@ def as_json(stage: Stage) -> dict[str, Any]:
 
 
 def text(stages: list[Stage]) -> Iterator[str]:
-    """A table of experiments and stages, then lines for stages that run, failed or stopped, and the newest grids."""
+    """A table of experiments and stages, then lines for stages that run, failed or stopped, grids, and notes."""
     if not stages:
         yield "No experiment has been started. Name experiments to see their stages."
         return
@@ -99,7 +100,7 @@ def text(stages: list[Stage]) -> Iterator[str]:
     if any(stage.shared for stage in stages):
         yield "* artifact of an experiment that this one extends"
     yield from dict.fromkeys(  # each line once: several experiments share a stage
-        line for stage in stages for line in [*_running(stage), *_faults(stage), *_grid(stage)]
+        line for stage in stages for line in [*_running(stage), *_faults(stage), *_grid(stage), *_notes(stage)]
     )
 
 
@@ -137,6 +138,12 @@ def _faults(stage: Stage) -> Iterator[str]:
 def _grid(stage: Stage) -> Iterator[str]:
     if stage.grid:
         yield f"{stage.jobs[0].owner} {stage.name}, newest grid: {stage.grid}"
+
+
+def _notes(stage: Stage) -> Iterator[str]:
+    for job in stage.jobs:
+        if job.status.note:
+            yield f"{job.owner} {stage.name}, monitor: {job.status.note}"
 
 
 def _time(seconds: float) -> str:

@@ -47,6 +47,7 @@ DISTILL = {
     "ema_decay": 0.9,
     "checkpoint_every": 3,
     "grid_every": 1,
+    "monitor": {"every": 4, "num_images": 8, "seeds": 4},
 }
 
 

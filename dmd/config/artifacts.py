@@ -118,7 +118,9 @@ class Experiments:
             sources += ["pairs_manifest"] if reads & {"pairs", "trajectories"} or (text and not encoded) else []
             sources += ["states_manifest"] if encoded and "pairs_manifest" not in sources else []
             sources += ["images"] if "images" in reads else []
-            sources += [source for name, source in DECODERS.items() if name in method.decoders()]
+            decoders = {*method.decoders(), *self._monitor_decoder(experiment)}
+            sources += [source for name, source in DECODERS.items() if name in decoders]
+            sources += ["prompts"] if self.sections(experiment).monitor_clip is not None else []
         if rule == "export_pipeline":
             read = {name for name, _ in self.upstream(experiment, "distill")}
             sources += sorted(read & {"pairs_manifest", "states_manifest"})
@@ -131,6 +133,11 @@ class Experiments:
         if rule == "distill" and (start := self.section(experiment, "distill").start):
             inputs.append(("teacher", start))
         return inputs
+
+    def _monitor_decoder(self, experiment: str) -> list[str]:
+        """The decoder with which the monitor of a distillation decodes latents, if it does."""
+        monitor = self.section(experiment, "distill").monitor
+        return [monitor.decoder] if monitor is not None and self.has(experiment, "autoencoder") else []
 
     def training(self, experiment: str, rule: str) -> Training | None:
         """The section of the training that a rule runs: `distill`, or `teacher` where it is trained here."""
@@ -168,6 +175,9 @@ class Experiments:
         values = [self._section_of(experiment, rule).model_dump(exclude={"tiny_autoencoder"})]
         if rule == "features" and self.has_clip_score(experiment):
             values.append(self.section(experiment, "evaluate.clip").model_dump())
+        if rule == "distill":
+            read = self.sections(experiment).monitor_features, self.sections(experiment).monitor_clip
+            values += [section.model_dump() for section in read if section is not None]
         return spec, upstream, [path for value in values for path in unpinned(value)]
 
     def path(self, experiment: str, rule: str, block: tuple[int, int] = (0, 0), number: int = 0) -> str:

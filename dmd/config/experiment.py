@@ -33,7 +33,7 @@ from dmd.config.sections import (
     TrainedTeacher,
 )
 from dmd.config.source_files import is_below
-from dmd.config.training import Distill
+from dmd.config.training import Distill, Monitor
 
 INPUTS = "inputs"  # the folder that files are downloaded to
 NAME = "^[a-z0-9][a-z0-9-]*$"
@@ -199,6 +199,25 @@ class Experiment(Section):
             yield f"evaluate.kid_subset: {evaluate.kid_subset} is more than sample.num_samples {num}"
 
     @property
+    def monitor_features(self) -> Section | None:
+        """The section of the features that the monitor of the distillation measures in; None if it reads none."""
+        monitor = self.distill and self.distill.monitor
+        return self.reference.features if monitor and monitor.features and self.reference else None
+
+    @property
+    def monitor_clip(self) -> Section | None:
+        """The section of the CLIP with which the monitor compares images and prompts; None if it does not."""
+        monitor = self.distill and self.distill.monitor
+        return self.evaluate.clip if monitor and monitor.clip and self.evaluate else None
+
+    @property
+    def _latent(self) -> bool:
+        """Whether the teacher works on latents."""
+        return self.teacher is not None and (
+            self.teacher.kind in TEXT_KINDS or bool(getattr(self.teacher, "latent", False))
+        )
+
+    @property
     def _guidable(self) -> bool:
         """Whether the teacher also works without a condition."""
         dropout = isinstance(self.teacher, TrainedTeacher) and self.teacher.training.method.label_dropout
@@ -244,6 +263,7 @@ class Experiment(Section):
             processes = self.distill.processes
             yield f"resources.distill.nodes: distill.processes {processes} is not divisible by {nodes} nodes"
         yield from self._calls_contradictions(method)
+        yield from self._monitor_contradictions(method, self.distill.monitor)
         if isinstance(method, Dmd):
             yield from self._dmd_contradictions(method)
         if self.teacher is None:
@@ -259,7 +279,7 @@ class Experiment(Section):
         for name in [decoder for decoder in method.decoders() if decoder != "none"]:
             if name == "tiny" and getattr(self.teacher, "tiny_autoencoder", None) is None:
                 yield f"{decoder_key}: tiny, but section teacher has no tiny_autoencoder"
-            if kind not in TEXT_KINDS and not getattr(self.teacher, "latent", False):
+            if not self._latent:
                 yield f"{decoder_key}: a teacher of kind {kind} makes no latents"
         if kind == "gaussian-mixture" and TEACHER in changing:
             yield f"distill.method.name: {method.name} changes the teacher's weights, but gaussian-mixture has none"
@@ -269,7 +289,7 @@ class Experiment(Section):
     def _image_contradictions(self, method: MethodSection) -> Iterator[str]:
         """Contradictions between a method that reads images and the teacher or dataset."""
         name, dataset = f"distill.method.name: {method.name} learns from images, but", self.dataset
-        if self.teacher is not None and (self.teacher.kind in TEXT_KINDS or getattr(self.teacher, "latent", False)):
+        if self.teacher is not None and self._latent:
             yield f"{name} a teacher of kind {self.teacher.kind} makes latents"
         elif isinstance(dataset, ImageDataset) and dataset.num_held_out == "all":
             yield f"{name} dataset.num_held_out is all, so there are none to train on"
@@ -283,7 +303,31 @@ class Experiment(Section):
             supported = ", ".join(map(str, sorted(weights)))
             yield f"sample.calls: {sample.calls}, but a student of method {method.name} supports only {supported}"
         elif sample.weights not in weights[sample.calls]:
-            yield f"sample.weights: raw, but for {sample.calls} calls the file holds averaged weights only"
+            yield f"sample.weights: {sample.weights}, but for {sample.calls} calls the file holds averaged weights only"
+
+    def _monitor_contradictions(self, method: MethodSection, monitor: Monitor | None) -> Iterator[str]:
+        """Contradictions between distill.monitor and sections teacher, reference, evaluate and sample."""
+        best = monitor and monitor.best
+        if self.sample and self.sample.source == "generator" and self.sample.weights == "best" and not best:
+            yield "sample.weights: best, but these weights are kept only if distill.monitor.best names a number"
+        if monitor is None:
+            return
+        key, clip = "distill.monitor", self.evaluate.clip if self.evaluate else None
+        if monitor.best == "same_noise" and method.final_calls() > 1:
+            yield f"{key}.best: same_noise, but the student makes {method.final_calls()} calls, with noise between them"
+        if monitor.clip and clip is None:
+            yield f"{key}.clip: true, but section evaluate has no clip"
+        if self.teacher is None:
+            return
+        if monitor.clip and self.teacher.kind not in TEXT_KINDS:
+            yield f"{key}.clip: true, but a teacher of kind {self.teacher.kind} takes no prompts"
+        if not self._latent:
+            return
+        if monitor.decoder == "tiny" and getattr(self.teacher, "tiny_autoencoder", None) is None:
+            yield f"{key}.decoder: tiny, but section teacher has no tiny_autoencoder"
+        if monitor.decoder == "none" and (monitor.clip or (monitor.features and self.reference)):
+            read = "clip: true" if monitor.clip else "features: reference"
+            yield f"{key}.decoder: none, but {read} needs decoded images: set features: null and clip: false"
 
     def _dmd_contradictions(self, method: Dmd) -> Iterator[str]:
         """Contradictions of DMD with the pairs, or with the text states that it reads instead."""

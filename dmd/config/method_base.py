@@ -11,7 +11,7 @@ from pydantic import Field
 
 from dmd.config.section_base import Count, Positive, Section
 
-WEIGHTS = ("ema", "raw")  # a student's weights: moving average over updates; last update
+WEIGHTS = ("ema", "raw", "best")  # a student's: moving average over updates; last update; see `training.Monitor`
 STUDENT, TEACHER = "student", "teacher"
 
 
@@ -109,7 +109,7 @@ class MethodSection(Section):
         return ()
 
     def calls_kept(self) -> dict[int, tuple[str, ...]]:
-        """Weights ("ema", "raw") in the student's file by number of network calls."""
+        """Weights ("ema", "raw", "best") in the student's file by number of network calls."""
         return {1: WEIGHTS}
 
     def final_calls(self) -> int:

@@ -36,6 +36,10 @@ SECTIONS = (  # those that name files from outside
     *("dataset", "teacher", "teacher.tiny_autoencoder", "reference.features", "reference.moments", "prompts"),
     *("sample.prompts", "sample.lora", "evaluate.clip", "distill.method"),
 )
+MONITOR = {  # key for what the monitor of a distillation reads of a section -> attribute of the experiment, key
+    "distill.monitor.features": ("monitor_features", "reference.features"),
+    "distill.monitor.clip": ("monitor_clip", "evaluate.clip"),
+}
 SECRET_URLS = "DMD_SECRET_URLS"  # environment variable
 
 
@@ -185,7 +189,7 @@ class RuleLookups:
 
     def _usable(self, wildcards: Wildcards, key: str) -> list[str]:
         """Paths that a section names; ConfigError unless each can be used, or is missing."""
-        entry, name = self._section(wildcards, key), f"{wildcards.experiment}.{key}"
+        entry, name = self._section(wildcards, key), _full_key(wildcards, key)
         self._listing(entry, name)
         folder = getattr(entry, "folder", None)
         parts = self._parts.get(folder or "", [])
@@ -213,7 +217,7 @@ class RuleLookups:
                 return kept
             parts = []
             for key in keys:
-                entry, name = self._section(wildcards, key), f"{wildcards.experiment}.{key}"
+                entry, name = self._section(wildcards, key), _full_key(wildcards, key)
                 pairs = [(file, sha256) for file, sha256 in self._files(entry, name) if not self._fetched(file)]
                 files = [file for file, sha256 in pairs if len(sha256 or "") < FULL_LENGTH]
                 listing = self._listing(entry, name)
@@ -321,6 +325,8 @@ class RuleLookups:
     def _section(self, wildcards: Wildcards, key: str) -> Any:
         """The section `key`, such as "sample.prompts", or None; that of a method is its image distance (LPIPS)."""
         section: Any = self.experiments.sections(wildcards.experiment)
+        if key in MONITOR:
+            return getattr(section, MONITOR[key][0])
         for name in key.split("."):
             section = getattr(section, name, None)
         return section.distance() if key == "distill.method" and section else section
@@ -388,6 +394,11 @@ def braced(wildcards: Wildcards, input: Sequence[str]) -> str:
     paths = [Path(path) for path in input]
     names = ",".join(path.stem for path in paths)
     return f"{shlex.quote(str(paths[0].parent))}/{f'{{{names}}}' if len(paths) > 1 else names}{paths[0].suffix}"
+
+
+def _full_key(wildcards: Wildcards, key: str) -> str:
+    """The key of a section in the configuration, for messages."""
+    return f"{wildcards.experiment}.{MONITOR[key][1] if key in MONITOR else key}"
 
 
 def _block(wildcards: Wildcards) -> tuple[int, int] | None:

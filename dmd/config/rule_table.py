@@ -173,7 +173,18 @@ def _pairs_manifest(experiment: Named, section: Any) -> Json:
 
 
 def _distill(experiment: Named, section: Any) -> Json:
-    return section.weight_spec()
+    """The section, and what of other sections the monitor reads."""
+    spec, features, clip = section.weight_spec(), experiment.sections.monitor_features, experiment.sections.monitor_clip
+    if features is not None:
+        spec["features"] = _without(without_paths(features.with_defaults()), "batch_size")
+    if clip is not None:
+        spec["clip"] = _clip(clip)
+    return spec
+
+
+def _clip(section: Any) -> Json:
+    clip = _without(without_paths(section.with_defaults()), "variant")
+    return {**clip, **_variant(section), "name": PurePath(section.folder).name}
 
 
 def _sample(experiment: Named, section: Any) -> Json:
@@ -193,9 +204,7 @@ def _features(experiment: Named, section: Any) -> Json:
     batch_size = features.pop("batch_size", section.batch_size)
     spec = {"features": features, "protocol": reference.protocol.with_defaults(), "batch_size": batch_size}
     if evaluate and evaluate.clip:
-        name = PurePath(evaluate.clip.folder).name
-        clip = _without(without_paths(evaluate.clip.with_defaults()), "variant")
-        spec["clip"] = {**clip, **_variant(evaluate.clip), "name": name}
+        spec["clip"] = _clip(evaluate.clip)
     return spec
 
 
@@ -255,7 +264,7 @@ def _export_pipeline(experiment: Named, section: Section) -> Json:
 def _export_lora(experiment: Named, section: Any) -> Json:
     if section.adapter is None:
         raise ConfigError(f"{experiment.name}.distill.adapter: null, so there is no adapter to write")
-    return {}
+    return {"weights": "best"} if _student(experiment)["weights"] == "best" else {}
 
 
 def _without(spec: Json, *keys: str) -> Json:
@@ -378,7 +387,7 @@ RULES: dict[str, Rule] = {
     ),
     "distill": Rule(
         "distill",
-        4,
+        5,
         section="distill",
         spec=_distill,
         files=("distill/generator.safetensors", "distill/log.parquet"),
@@ -452,7 +461,7 @@ RULES: dict[str, Rule] = {
     ),
     "pictures": Rule(
         "pictures",
-        2,
+        3,
         section="distill",
         spec=_pictures,
         files=("pictures/grid.png", "pictures/training.png"),

@@ -456,7 +456,10 @@ class Sample(Section):
     """Images of the student or of the teacher, to be scored."""
 
     source: Literal["generator", "teacher"] = Field("generator", alias="from", description="what is sampled")
-    weights: Literal["ema", "raw"] = Field("ema", description="of a generator: moving average, or last update")
+    weights: Literal["ema", "raw", "best"] = Field(
+        "ema",
+        description="of a generator: moving average, last update, or the average that distill.monitor rated best",
+    )
     calls: Steps | None = Field(
         None, description="network calls, if the student supports several numbers; null = that at the end of training"
     )

@@ -190,6 +190,44 @@ class Training(Section):
         return {key: value for key, value in self.spec().items() if key in CADENCE}
 
 
+class Monitor(Section):
+    """Measurements of the student during its training, against images of the teacher.
+
+    The student draws with its moving average, from fixed noise and conditions.
+    """
+
+    every: Count | None = Field(
+        None, description="updates between measurements; null: as 1.5 % of the network passes allow, at most 50 in all"
+    )
+    num_images: Annotated[Integer, Field(ge=4, le=10**5)] = Field(80, description="images of a measurement")
+    seeds: Annotated[Integer, Field(ge=4, le=10**5)] = Field(
+        8, description="images of one class or prompt, which differ in their noise; without either, all do"
+    )
+    features: Literal["reference"] | None = Field(
+        "reference", description="features of the distance: reference.features; null: images averaged to 8x8 pixels"
+    )
+    decoder: Literal["full", "tiny", "none"] = Field(
+        "full", description="of latents: the teacher's autoencoder, teacher.tiny_autoencoder, or none: as they are"
+    )
+    clip: bool = Field(False, description="also compare images with their prompts, by the CLIP of evaluate.clip")
+    best: Literal["distance", "same_noise", "clip"] | None = Field(
+        "distance",
+        description="the number by which sample.weights: best is chosen: distance to the teacher's images, mean "
+        "distance of images from the same noise (one call only), or CLIP; null: these weights are not kept",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Monitor:
+        refuse(self._contradictions())
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        if self.num_images < self.seeds:
+            yield f"num_images: {self.num_images} is less than seeds {self.seeds}, the images of one condition"
+        if self.best == "clip" and not self.clip:
+            yield "best: clip, but clip is false"
+
+
 class TeacherTraining(Training):
     """The training of a teacher."""
 
@@ -203,6 +241,7 @@ class Distill(Training):
     start: str | None = Field(None, description="experiment whose teacher initialises the networks; null = this one")
     grid_every: Count = Field(1000, description="updates between grids of images of the student")
     adapter: Adapter | None = None
+    monitor: Monitor | None = Field(Monitor(), description="measurements of the student during training; null = none")
 
     def _contradictions(self) -> Iterator[str]:
         yield from super()._contradictions()

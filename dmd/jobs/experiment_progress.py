@@ -150,9 +150,11 @@ class Results:
             folder = self._folder / owner
             artifacts = [folder / name.format(first=first, last=last) for name in RULES[rule].files]
             log = folder / "logs" / (f"{rule}-{first:05d}-{last:05d}.log" if block else f"{rule}.log")
-            if all(self._exists(path) for path in artifacts):
-                status = JobStatus(state="done")
-            elif self._exists(path := job_status.path_beside(log)):
+            path = job_status.path_beside(log)
+            if all(self._exists(artifact) for artifact in artifacts):
+                noted = rule == "distill" and self._exists(path)  # the only rule with notes
+                status = JobStatus(state="done", note=job_status.last_note(path) if noted else None)
+            elif self._exists(path):
                 status = job_status.read(path)
             else:
                 status = JobStatus(state="waiting")

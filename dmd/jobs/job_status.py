@@ -24,6 +24,7 @@ REFRESH_SECONDS = 10.0
 SILENT_SECONDS = 40.0
 
 _throughput: Throughput | None = None  # the newest one of this process
+_note: str | None = None  # the newest one of this process
 
 
 class Throughput(BaseModel, frozen=True):
@@ -49,12 +50,14 @@ class JobStatus(BaseModel, frozen=True):
         time: when it was written.
         throughput: None before the first units are done.
         message: the error that it failed with, or what stopped it.
+        note: what it last said about its work, such as whether a training goes well.
     """
 
     state: Literal["running", "failed", "stopped", "waiting", "done"]
     time: datetime = Field(default_factory=lambda: datetime.now(UTC))
     throughput: Throughput | None = None
     message: str | None = None
+    note: str | None = None
 
     @property
     def silent_seconds(self) -> float:
@@ -80,6 +83,20 @@ def read(path: Path) -> JobStatus:
     return status.model_copy(update={"state": "waiting"}) if status.state == "done" else status
 
 
+def last_note(path: Path) -> str | None:
+    """The note in a status file, whatever the state; None if there is none."""
+    try:
+        return JobStatus.model_validate_json(path.read_bytes()).note
+    except (OSError, ValueError):
+        return None
+
+
+def note(text: str) -> None:
+    """Sets the note for the next write of this process's status file, as one line."""
+    global _note
+    _note = printing.line(text)
+
+
 def report(throughput: Throughput) -> None:
     """Sets the numbers for the next write of this process's status file."""
     global _throughput
@@ -92,11 +109,11 @@ def refreshed(log: Path | None, *, seconds: float = REFRESH_SECONDS) -> Iterator
 
     The file is written at once and then every `seconds`; never if `log` is None or not a regular file.
     """
-    global _throughput
+    global _throughput, _note
     if log is None:
         yield
         return
-    _throughput = None
+    _throughput = _note = None
     _write(log, JobStatus(state="running"))
     ended = threading.Event()
     thread = threading.Thread(target=_refresh, args=(log, ended, seconds), name="status", daemon=True)
@@ -112,7 +129,7 @@ def refreshed(log: Path | None, *, seconds: float = REFRESH_SECONDS) -> Iterator
 def end(log: Path | None, state: Literal["failed", "stopped"], message: str) -> None:
     """Writes how a job ended, and `message` as one line."""
     if log is not None:
-        _write(log, JobStatus(state=state, throughput=_throughput, message=printing.line(message)))
+        _write(log, JobStatus(state=state, throughput=_throughput, message=printing.line(message), note=_note))
 
 
 def _refresh(log: Path, ended: threading.Event, seconds: float) -> None:
@@ -125,7 +142,7 @@ def _write_unless_ended(log: Path, state: Literal["running", "done"]) -> None:
     with contextlib.suppress(OSError, ValueError):
         if JobStatus.model_validate_json(path_beside(log).read_bytes()).state in ("failed", "stopped"):
             return
-    _write(log, JobStatus(state=state, throughput=_throughput))
+    _write(log, JobStatus(state=state, throughput=_throughput, note=_note))
 
 
 def _write(log: Path, status: JobStatus) -> None:

@@ -38,6 +38,23 @@ def moments_distance(moments: Moments, other: Moments) -> float:
     return frechet_distance(moments.mean, moments.covariance, other.mean, other.covariance)
 
 
+def sample_distance(features: Tensor, other: Tensor) -> float:
+    """`moments_distance` of two sets of features (N, d) and (M, d), for few samples of many features.
+
+    It needs no (d, d) matrix: with rows X, Y that are centred and divided by the square root of N - 1 and M - 1, the
+    cross term is the sum of the singular values of X Y^T, of shape (N, M).
+
+    Raises:
+        ValueError: d differs, or a set has fewer than two features.
+    """
+    if features.shape[1] != other.shape[1] or min(len(features), len(other)) < 2:
+        raise ValueError(f"features of shapes {tuple(features.shape)} and {tuple(other.shape)} cannot be compared")
+    (mean, first), (other_mean, second) = (_centred(each.double()) for each in (features, other))
+    cross = _cross(first.T, second.T)
+    trace = first.square().sum() + second.square().sum()
+    return max(float((mean - other_mean).square().sum() + trace - 2 * cross), 0.0)
+
+
 def bootstrap_floor(features: Tensor, *, num_samples: int, num_draws: int, seed: int) -> list[float]:
     """Distances that a perfect generator would have, from sampling noise alone, estimated by bootstrap.
 
@@ -99,6 +116,12 @@ def square_root(covariance: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance.double())
     smallest = values.abs().max() * len(values) * torch.finfo(values.dtype).eps  # within rounding error of zero
     return (vectors * torch.where(values > smallest, values, 0).sqrt()) @ vectors.T
+
+
+def _centred(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (d,), and the features without it over the square root of N - 1, (N, d)."""
+    mean = features.mean(0)
+    return mean, (features - mean) / (len(features) - 1) ** 0.5
 
 
 def _cross(factor: Tensor, other: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def load_denoiser(
 
     Args:
         path: teacher/denoiser.safetensors or distill/generator.safetensors.
-        weights: "ema" or "raw"; files of trained denoisers hold both.
+        weights: "ema" or "raw"; files of trained denoisers hold both; "best" of a student whose training was monitored.
         calls: number of network calls, for a student that supports several; None is the number at the end of training.
             Students of earlier rounds of progressive distillation have averaged weights only.
 

@@ -76,7 +76,7 @@ class Sampler:
             path: of its file.
             solver: see `dmd.sampling.solvers.solve`; {"name": "student"}: the calls that a student's file holds; None:
                 the default of `dmd.load`.
-            weights: "ema" or "raw".
+            weights: "ema", "raw" or "best".
             adapter: is added to the weights, see `dmd.models.lora.merge_adapter`.
             calls: number of network calls, for a student that supports several; None: the number at the end of its
                 training.

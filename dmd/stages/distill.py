@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from dmd import methods
-from dmd.config.training import Distill
+from dmd.config.method_base import TEACHER
+from dmd.config.training import Distill, Monitor
 from dmd.data import manifest as manifests
 from dmd.data import stored_blocks
 from dmd.data.image_shards import ImageReader
 from dmd.data.pairs import PairReader, TextReader
 from dmd.data.shared_verification import verify_once
 from dmd.data.storage import LOCAL, Settings, Storage
+from dmd.importers import clip_files, feature_files
 from dmd.importers.loss_distances import DistanceFiles, distances
 from dmd.jobs import job, processes, reporting, signals, torch_setup
 from dmd.methods.base import Facts
@@ -26,12 +29,16 @@ from dmd.models.student_calls import Calls
 from dmd.provenance import record, tensor_files
 from dmd.sampling.noise import trained_range
 from dmd.train import checkpoints, input_checks, networks, state
+from dmd.train import monitor as monitors
 from dmd.train.data import ImageStream, NoiseStream, PairStream, Stream
+from dmd.train.image_measures import ImageMeasures
 from dmd.train.loop import log_table, training_loop
 from dmd.train.parallel import BatchSplit
+from dmd.train.teacher_images import TeacherImages
 from dmd.train.trainer import Trainer, assemble
 from dmd.train.training_grid import Grid
 
+CPU = torch.device("cpu")
 LEVEL_FACTS = ("preconditioning", "scheduler", "sigma_data", "sigma_min", "sigma_max")
 STUDENT_FACTS = ("network", *LEVEL_FACTS, "shape", "image_shape", "num_classes", "text", "source_sha256")
 
@@ -51,6 +58,11 @@ def run(
     autoencoder: Path | None = None,
     images: Path | None = None,
     states: Path | None = None,
+    network: Path | None = None,
+    clip_network: Path | None = None,
+    prompts: Path | None = None,
+    features: dict[str, Any] | None = None,
+    clip: dict[str, Any] | None = None,
     storage: Settings | None = None,
 ) -> None:
     """Writes the student and the log of its training.
@@ -66,8 +78,12 @@ def run(
         states: states/manifest.parquet, if the condition is text and the method reads no pairs.
         start: file that initialises the trained networks; None: the teacher's file.
         lpips: VGG16 weights, for a distance of kind lpips.
-        tiny_autoencoder, autoencoder: decoders of latents, for a distance with decoder tiny or full.
+        tiny_autoencoder, autoencoder: decoders of latents, for a distance or a monitor with decoder tiny or full.
         images: images/manifest.parquet, if the method reads images.
+        network: weights of the monitor's feature network, if its kind has any.
+        clip_network, prompts: folder of a CLIPModel, and the prompts of pairs or states; both are needed with `clip`.
+        features: section `reference.features`, if the monitor measures in these features.
+        clip: as in stage features, if the monitor compares images with prompts.
         storage: object storage with the shards of pairs that are not on this disk; does not change the result.
 
     Raises:
@@ -83,17 +99,24 @@ def run(
         inputs = record.check_inputs(teacher=teacher, manifest=manifest, images=images, states=states)
         inputs |= record.check_inputs(start=start, lpips=lpips)
         inputs |= record.check_inputs(tiny_autoencoder=tiny_autoencoder, autoencoder=autoencoder)
+        inputs |= record.check_inputs(network=network, prompts=prompts)
         spec = distill.weight_spec() | {"device": device, "threads": threads}
+        spec |= {name: value for name, value in (("features", features), ("clip", clip)) if value}
         provenance = record.provenance("distill", spec, inputs)
         split = BatchSplit(processes.rank(), processes.count(), distill.compute.micro_batch_size)
         distillation = _Distillation(distill, teacher, start or teacher, manifest, torch_setup.choose_device(device))
         input_checks.check_pairs(distill.method, distillation.pairs)
-        trainer = distillation.trainer(DistanceFiles(lpips, tiny_autoencoder, autoencoder), split)
+        decoders = DistanceFiles(lpips, tiny_autoencoder, autoencoder)
+        trainer = distillation.trainer(decoders, split)
         calls = trainer.method.sampling()
         pairs = distillation.pairs if "pairs" in distill.method.reads() else None
         input_checks.check_levels(calls, distillation.start, pairs)
         streams = distillation.streams(images, states, stored_blocks.connect(storage), trainer.method.facts)
         grid = Grid(trainer, distillation.texts if trainer.method.facts.text else None).draw if calls else None
+        monitor = None
+        if calls and distill.monitor:
+            scorer = MonitorFiles(network, features, clip_network, prompts, clip)
+            monitor = distillation.monitor(distill.monitor, trainer, calls, decoders, scorer)
         loop = training_loop(
             trainer,
             streams,
@@ -103,17 +126,32 @@ def run(
             folder=output.parent,
             draw_grid=grid,
             grid_every=distill.grid_every,
+            monitor=monitor,
         )
         with signals.deferred():  # signals do not interrupt from the first update until the student is written
-            rows, weights = loop.run(), state.student_weights(trainer, distill.adapter)
+            rows = loop.run()
+            best = monitor.best if monitor and monitor.best.weights else None
+            weights = state.student_weights(trainer, distill.adapter, best.weights if best else None)
             if not leads:
                 return
             metadata = {**provenance, **distillation.metadata(calls, trainer.earlier_calls(loop.plan.total))}
+            value = best.value if best and math.isfinite(best.value) else None
+            metadata |= {"best": {"update": best.update, "value": value}} if best else {}
             with record.publish(table, stage="distill", inputs=inputs) as temporary:
                 manifests.write(temporary, log_table(rows), metadata)
             with record.publish(output, stage="distill", inputs=inputs) as temporary:
                 tensor_files.write(temporary, weights, metadata)
             checkpoints.clear(loop.checkpoints)
+
+
+class MonitorFiles(NamedTuple):
+    """What a monitor measures with: feature network, CLIP and prompts; see `run`."""
+
+    network: Path | None
+    features: dict[str, Any] | None
+    clip_network: Path | None
+    prompts: Path | None
+    clip: dict[str, Any] | None
 
 
 class _Distillation:
@@ -181,6 +219,41 @@ class _Distillation:
         if missing := sorted(self.distill.method.reads() - streams.keys()):
             raise ValueError(f"method {self.distill.method.name} reads {missing[0]}, but no file with them was given")
         return streams
+
+    def monitor(
+        self, config: Monitor, trainer: Trainer, calls: Calls, decoders: DistanceFiles, files: MonitorFiles
+    ) -> monitors.Monitor:
+        """The monitor of the student.
+
+        Raises:
+            ValueError: files that its configuration needs are missing, or are not the expected ones.
+        """
+        facts, device = trainer.method.facts, self.device
+        codec = None
+        if config.decoder != "none" and "image_shape" in self.teacher.facts:
+            path, flag = (
+                (decoders.tiny, "--tiny-autoencoder") if config.decoder == "tiny" else (decoders.full, "--autoencoder")
+            )
+            if path is None:
+                raise ValueError(f"distill.monitor.decoder: {config.decoder} needs the autoencoder's file: give {flag}")
+            codec = loading.load_codec(path)
+        section = files.features or {"kind": "pixels", "size": 8}
+        extractor, _ = feature_files.load(files.network, section, modes=None)
+        scorer = None
+        if files.clip and files.clip_network and files.prompts:
+            scorer, _, _ = clip_files.caption_scorer(files.clip_network, files.prompts, files.clip, device=CPU)
+        measures = ImageMeasures(device, extractor, codec, scorer, scorer.clip if scorer else None)
+        teacher_role = self.distill.method.roles().get(TEACHER)
+        images = TeacherImages(
+            self.teacher,
+            teacher_role.guidance if teacher_role else 1.0,
+            self.distill.compute,
+            device,
+            trainer.pass_size(),
+        )
+        texts = (self.texts, len(self.text)) if facts.text and self.text is not None else (None, 0)
+        chosen = monitors.conditions(config, facts.num_classes, *texts)
+        return monitors.Monitor(config, trainer, chosen, measures, images, calls)
 
     def texts(self, num: int) -> torch.Tensor:
         """The first `num` text states."""

@@ -8,11 +8,11 @@ from dmd.jobs import job, reporting
 from dmd.models.lora import scale
 from dmd.provenance import record, tensor_files
 
-PREFIX = "lora."
+PREFIXES = {"ema": "lora.", "best": "lora_best."}
 
 
-def run(*, generator: Path, output: Path) -> None:
-    """Writes the averaged adapter, scaled by alpha / rank, so that adapter weight 1 gives the trained student.
+def run(*, generator: Path, output: Path, weights: str = "ema") -> None:
+    """Writes an adapter, scaled by alpha / rank, so that adapter weight 1 gives the trained student.
 
     With it the teacher's pipeline draws as the student does: use one step, guidance 0, and a scheduler that begins at
     timestep 999, such as that of export/pipeline.
@@ -20,22 +20,26 @@ def run(*, generator: Path, output: Path) -> None:
     Args:
         generator: distill/generator.safetensors, trained with `distill.adapter`, of a teacher from diffusers.
         output: export/pytorch_lora_weights.safetensors.
+        weights: "ema", the averaged adapter, or "best", see `dmd.train.monitor`.
 
     Raises:
-        ValueError: a damaged input, or a student without adapter.
+        ValueError: a damaged input, a student without adapter, or without these weights.
     """
+    if weights not in PREFIXES:
+        raise ValueError(f"weights {weights!r} is none of {', '.join(PREFIXES)}")
+    prefix = PREFIXES[weights]
     with record.writing(output):
         inputs = record.check_inputs(generator=generator)
         tensors, facts = tensor_files.load(generator)
-        weights = {name.removeprefix(PREFIX): value for name, value in tensors.items() if name.startswith(PREFIX)}
-        if not weights or not all(name.startswith("unet.") for name in weights):
-            raise ValueError(f"{generator} holds no adapter of a network from diffusers: set distill.adapter")
+        adapter = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        if not adapter or not all(name.startswith("unet.") for name in adapter):
+            raise ValueError(f"{generator} holds no {weights} adapter of a network from diffusers: set distill.adapter")
         factor = scale(facts["adapter"])
-        weights = {name: value * factor if ".lora_B." in name else value for name, value in sorted(weights.items())}
-        num = sum(value.numel() for value in weights.values())
+        adapter = {name: value * factor if ".lora_B." in name else value for name, value in sorted(adapter.items())}
+        num = sum(value.numel() for value in adapter.values())
         reporting.log(f"adapter of rank {facts['adapter']['rank']}, {num:,} parameters")
         with record.publish(output, stage="export_lora", inputs=inputs) as temporary:
-            safetensors.torch.save_file(weights, temporary, metadata={"format": "pt"})
+            safetensors.torch.save_file(adapter, temporary, metadata={"format": "pt"})
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def run(*, generator: Path, output: Path, weights: str = "ema", calls: int | Non
     Args:
         generator: distill/generator.safetensors.
         output: export/generator.onnx.
-        weights: "ema" or "raw".
+        weights: "ema", "raw" or "best".
         calls: number of network calls, for a student that supports several; None: the number at the end of training.
         threads: of torch and onnxruntime in the comparison.
 

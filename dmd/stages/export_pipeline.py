@@ -95,7 +95,7 @@ def run(
         scores: score files such as fid.json, for the model card.
         output: export/pipeline/model_index.json; `dmd.config.rule_table.PIPELINE` lists the other files, which are
             beside and below it.
-        weights: "ema" or "raw".
+        weights: "ema", "raw" or "best".
         calls: number of network calls, for a student that supports several; None: that at the end of its training.
         experiment: name of the experiment, for the model card.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,19 @@ from torch import Tensor
 from dmd.data import manifest
 from dmd.data.prompts import Prompts
 from dmd.jobs import job, torch_setup
+from dmd.metrics import teacher_comparison as comparison
 from dmd.models import loading
 from dmd.provenance import record
 from dmd.report import contact_sheet, plots
 from dmd.report.paired_images import PairedSamplers
 from dmd.sampling.sampler import Sampler
 from dmd.sampling.text_states import Texts
+from dmd.train import drift
 
 NUM_POINTS = 1000  # drawn from a 2-D denoiser
 SMOOTHING = 40  # a curve is a moving mean over 1/40 of the rows of the log
+MEASURED = (f"{comparison.DISTANCE}/", f"{comparison.RATIO}/", f"{comparison.DIFFERENCE}/")
+FIRST = (*MEASURED, "loss/")  # prefixes of the first panels
 BIN = re.compile(r"(.*\D)(\d+)")
 
 
@@ -138,13 +143,16 @@ class _Panel:
 
 
 def _panels(rows: pd.DataFrame) -> list[_Panel]:
-    """A panel per prefix before the slash, and one per family of bins `{name}0`, `{name}1`, ...; losses come first."""
+    """A panel per prefix before the slash, and one per family of bins `{name}0`, `{name}1`, ...
+
+    What the monitor measured comes first, then losses.
+    """
     columns = [str(name) for name in rows]
     names = [name for name in columns if name not in ("update", "phase") and np.isfinite(_values(rows, name)).any()]
     candidates = {match[1] for name in columns if (match := BIN.fullmatch(name))}
     stems = {stem for stem in candidates if {f"{stem}0", f"{stem}1"} <= {*columns}}
     panels: dict[str, _Panel] = {}
-    for name in sorted(names, key=lambda name: (not name.startswith("loss/"), name)):
+    for name in sorted(names, key=_place):
         bin_of = BIN.fullmatch(name)
         if bin_of and bin_of[1] in stems:
             title = f"{bin_of[1].replace('/', ' ').replace('_', ' ')}, by bin"
@@ -154,6 +162,11 @@ def _panels(rows: pd.DataFrame) -> list[_Panel]:
             panel = panels.setdefault(f"{prefix}/", _Panel(prefix.replace("_", " "), {}))
             panel.columns[(label or prefix).replace("_", " ")] = name
     return [*panels.values()]
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Key that sorts columns by the place of their panels."""
+    return next((place for place, prefix in enumerate(FIRST) if name.startswith(prefix)), len(FIRST)), name
 
 
 def _training(rows: pd.DataFrame) -> Figure:
@@ -168,8 +181,18 @@ def _training(rows: pd.DataFrame) -> Figure:
         axes[0, 0].text(0.5, 0.5, "the log has no finite values", transform=axes[0, 0].transAxes, ha="center")
     for panel_axes, panel in zip(axes.flat, panels, strict=False):
         _draw(panel_axes, rows, panel)
-    plots.heading(figure, "Training, update by update")
+    plots.heading(figure, "\n".join(["Training, update by update", *_drift(rows)]))
     return figure
+
+
+def _drift(rows: pd.DataFrame) -> list[str]:
+    """Lines with the signs of drift at the end of the training."""
+    known = [row.dropna().items() for _, row in rows.iterrows()]
+    measured = drift.measured([{str(name): float(value) for name, value in items} for items in known])
+    if not measured:
+        return []
+    phases = [range(int(group.min()), int(group.max()) + 1) for _, group in rows.groupby("phase")["update"]]
+    return [line for sign in drift.signs(measured, phases) for line in textwrap.wrap(f"Drift: {sign}", 110)]
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, panel: _Panel) -> None:
@@ -201,13 +224,19 @@ def _draw(axes: Axes, rows: pd.DataFrame, panel: _Panel) -> None:
 
 
 def _curve(axes: Axes, rows: pd.DataFrame, column: str, label: str, colour: Any, *, faint: bool) -> None:
-    """Draws a moving mean over 1/40 of the rows, and, if `faint`, every row as a faint line."""
-    values, updates = pd.Series(_values(rows, column)), rows["update"]
-    width = max(1, len(values) // SMOOTHING)
+    """Draws a moving mean over 1/40 of the rows with a value, and, if `faint`, all of these as a faint line.
+
+    A column that the monitor measured, with values in few rows, is drawn as it is.
+    """
+    values = _values(rows, column)
+    known = np.isfinite(values)
+    sparse = column.startswith(MEASURED)
+    points, updates = pd.Series(values[known]), rows["update"][known]
+    width = 1 if sparse else max(1, len(points) // SMOOTHING)
     if faint and width > 1:
-        axes.plot(updates, values, color=colour, alpha=0.2, linewidth=0.6)
-    smooth = values.rolling(width, min_periods=1, center=True).mean()
-    axes.plot(updates, smooth, color=colour, linewidth=1.6, label=label)
+        axes.plot(updates, points, color=colour, alpha=0.2, linewidth=0.6)
+    smooth = points.rolling(width, min_periods=1, center=True).mean()
+    axes.plot(updates, smooth, color=colour, linewidth=1.6, label=label, marker="." if sparse else "", markersize=4)
 
 
 def _phase_starts(rows: pd.DataFrame) -> list[float]:

@@ -41,7 +41,7 @@ def run(
         denoiser: teacher/denoiser.safetensors or distill/generator.safetensors.
         output: samples/blocks/{first}-{last}.parquet; the shards go into the folder above it.
         solver: name student, or as in stage pairs.
-        weights: "ema" or "raw".
+        weights: "ema", "raw" or "best".
         first_seed: sample i draws its noise, then its label, from seed first_seed + i.
         batch_size, labels, shard_size, first, last: as in stage pairs.
         compute, text_encoder, guidance: as in stage pairs.

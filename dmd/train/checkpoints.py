@@ -9,6 +9,7 @@ import torch
 
 from dmd.provenance import files, record, tensor_files
 from dmd.train import sharding, state
+from dmd.train.monitor import Monitor
 from dmd.train.trainer import Trainer
 
 NUM_FILES = 2  # newest checkpoints left on disk
@@ -20,15 +21,24 @@ def checkpoint_key(provenance: Mapping[str, object]) -> str:
 
 
 def save(
-    folder: Path, *, key: str, stage: str, update: int, tensors: dict[str, torch.Tensor], rows: list[dict[str, float]]
+    folder: Path,
+    *,
+    key: str,
+    stage: str,
+    update: int,
+    tensors: dict[str, torch.Tensor],
+    rows: list[dict[str, float]],
+    monitor: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Writes the checkpoint after `update` updates; of the other checkpoints only the one before it stays.
 
     Args:
         stage: name of the stage that trains.
         tensors: what `dmd.train.state.state` returns.
+        monitor: what `Monitor.state` returns, if there is a monitor.
     """
     content = {f"state.{name}": value for name, value in tensors.items()}
+    content |= {f"monitor.{name}": value for name, value in (monitor or {}).items()}
     names = sorted({name for row in rows for name in row})
     for name in names:
         column = [row.get(name, float("nan")) for row in rows]
@@ -44,7 +54,7 @@ def save(
 
 
 def resume(
-    folder: Path, *, key: str, trainer: Trainer, log: Callable[[str], None]
+    folder: Path, *, key: str, trainer: Trainer, log: Callable[[str], None], monitor: Monitor | None = None
 ) -> tuple[int, list[dict[str, float]]]:
     """Restores the newest undamaged checkpoint with this key; a log line names each checkpoint that is ignored.
 
@@ -66,9 +76,12 @@ def resume(
             continue
         try:
             update, rows = _update(path, metadata), _rows(state.part("log.", tensors))
-            if odd := [name for name in tensors if not name.startswith(("log.", "state."))]:
+            known = ("log.", "state.", *(("monitor.",) if monitor else ()))
+            if odd := [name for name in tensors if not name.startswith(known)]:
                 raise ValueError(f"{odd[0]} is unknown")
             state.restore(trainer, state.part("state.", tensors))
+            if monitor:
+                monitor.restore(state.part("monitor.", tensors))
             if odd := sorted(trainer.earlier.keys() ^ trainer.earlier_calls(update).keys()):
                 raise ValueError(f"kept.{odd[0]} is {'unknown' if odd[0] in trainer.earlier else 'missing'}")
         except ValueError as error:

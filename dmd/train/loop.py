@@ -14,12 +14,13 @@ import pyarrow as pa
 import torch
 
 from dmd.data.columns import numbers
-from dmd.jobs import processes, reporting, signals
+from dmd.jobs import job_status, processes, reporting, signals
 from dmd.provenance import memory_limit
 from dmd.report.grids import save_grid
 from dmd.report.tensorboard_log import EventLog
-from dmd.train import checkpoints, memory, state
+from dmd.train import checkpoints, drift, measured_update, memory, state
 from dmd.train.data import BatchLoader, Stream
+from dmd.train.monitor import Monitor
 from dmd.train.trainer import Plan, Trainer, loader, plan
 
 
@@ -34,6 +35,8 @@ class TrainingLoop:
         folder: holds checkpoints/, grids/ and tensorboard/, which are temporary.
         draw_grid: returns images (B, C, H, W) that show the progress; None for no grids.
         grid_every: updates between two grids.
+        monitor: measures the student; None: nothing is measured.
+        training_passes: network passes of the training, which limit how often the monitor measures.
     """
 
     stage_name: str
@@ -45,7 +48,10 @@ class TrainingLoop:
     folder: Path
     draw_grid: Callable[[], torch.Tensor] | None
     grid_every: int
+    monitor: Monitor | None = None
+    training_passes: int = 0
     _events: EventLog | None = field(default=None, init=False)
+    _signs: set[str] = field(default_factory=set, init=False)
 
     @property
     def checkpoints(self) -> Path:
@@ -55,15 +61,22 @@ class TrainingLoop:
     def run(self) -> list[dict[str, float]]:
         """Runs the remaining updates; returns the log rows of every `log_every`-th update from the first on.
 
+        An update after which the student is measured has a row in any case.
+
         Raises:
             Stopped: a process got a signal; a checkpoint was written after the update during which it came.
             ValueError: a logged value is not finite; the message names the update and the last good checkpoint.
         """
         training, total = self.trainer.training, self.plan.total
         self.trainer.start()
-        first, rows = checkpoints.resume(self.checkpoints, key=self.key, trainer=self.trainer, log=reporting.log)
+        first, rows = checkpoints.resume(
+            self.checkpoints, key=self.key, trainer=self.trainer, log=reporting.log, monitor=self.monitor
+        )
         self._check_same_update(first)
         reporting.log(f"{total} updates in {len(self.plan.phases)} phases")
+        if self.monitor is not None:
+            self.monitor.start(total, training_passes=self.training_passes)
+            self._tell(rows)
         advice = memory.training_advice(self.section)
         status = reporting.Progress(total=total, unit="updates", done=first)
         with contextlib.closing(self.loader), self._event_log(first, rows):
@@ -72,14 +85,19 @@ class TrainingLoop:
                 with memory.explain_out_of_memory(update, self.checkpoints, advice=advice):
                     steps = self.loader.take(update)
                     row = self.trainer.update(clock, steps)
+                    measured = self.monitor is not None and self.monitor.due(update + 1, total)
+                    if self.monitor is not None and measured:
+                        row |= self.monitor.measure(update + 1)
                 memory_limit.check()  # in every process, before any process writes
                 checkpoints.check_finite(
                     row, update, self.checkpoints, advice=f"{self.section}.optimisers.student.learning_rate"
                 )
-                if update % training.log_every == 0:
+                if measured or update % training.log_every == 0:
                     rows.append({"update": update, "phase": clock.phase.index, **row})
                     if self._events:
                         self._events.row(rows[-1])
+                if measured:
+                    self._tell(rows)
                 stopping = self._asked_to_stop() and update + 1 < total
                 self._save(update + 1, rows, stopping=stopping)
                 status.add(images=sum(part.size for prepared in steps for part in prepared.step.parts if part.stream))
@@ -107,6 +125,18 @@ class TrainingLoop:
         if total != update * processes.count():
             raise ValueError(f"processes disagree on the checkpoint in {self.checkpoints}: one is at update {update}")
 
+    def _tell(self, rows: list[dict[str, float]]) -> None:
+        """Notes in the status file what the monitor measured last; logs each sign of drift when it first appears."""
+        measured = drift.measured(rows)
+        if not measured:
+            return
+        signs = drift.signs(measured, [range(phase.first, phase.stop) for phase in self.plan.phases])
+        job_status.note(drift.summary(measured, signs))
+        for sign in signs:
+            if sign.name not in self._signs:
+                reporting.log(f"drift after {int(measured[-1]['update']) + 1} updates: {sign}")
+        self._signs = {sign.name for sign in signs}
+
     def _asked_to_stop(self) -> bool:
         """Whether any process received a signal; all processes return the same."""
         asked = torch.tensor(signals.received() is not None, dtype=torch.int64, device=self.trainer.networks.device)
@@ -121,7 +151,13 @@ class TrainingLoop:
             tensors = state.state(self.trainer)
             if leads:
                 checkpoints.save(
-                    self.checkpoints, stage=self.stage_name, key=self.key, update=done, tensors=tensors, rows=rows
+                    self.checkpoints,
+                    stage=self.stage_name,
+                    key=self.key,
+                    update=done,
+                    tensors=tensors,
+                    rows=rows,
+                    monitor=self.monitor.state() if self.monitor else None,
                 )
         if self.draw_grid is not None and (done % self.grid_every == 0 or done == total):
             image = self.draw_grid()
@@ -141,6 +177,7 @@ def training_loop(
     folder: Path,
     draw_grid: Callable[[], torch.Tensor] | None = None,
     grid_every: int = 1,
+    monitor: Monitor | None = None,
 ) -> TrainingLoop:
     """The `TrainingLoop` over the method's phases; logs phases and keys without effect, and the memory plan.
 
@@ -150,7 +187,9 @@ def training_loop(
     phases, notes = plan(trainer.training.method)
     for line in notes:
         reporting.log(line)
-    memory.announce_training(trainer, streams, advice=memory.training_advice(section))
+    steps = memory.announce_training(trainer, streams, advice=memory.training_advice(section))
+    if monitor is not None:
+        monitor.count_passes()
     return TrainingLoop(
         stage_name=stage_name,
         section=section,
@@ -161,6 +200,8 @@ def training_loop(
         folder=folder,
         draw_grid=draw_grid,
         grid_every=grid_every,
+        monitor=monitor,
+        training_passes=sum(measured_update.total_passes(steps).values()),
     )
 
 

@@ -26,18 +26,26 @@ def training_advice(section: str) -> str:
     )
 
 
-def announce_training(trainer: Trainer, streams: Mapping[str, Stream], *, advice: str) -> None:
-    """Logs the memory that a training needs, measured on updates of one and of two rows, which change no weights."""
+def announce_training(
+    trainer: Trainer, streams: Mapping[str, Stream], *, advice: str
+) -> list[measured_update.MeasuredStep]:
+    """Logs the memory that a training needs, measured on updates of one and of two rows, which change no weights.
+
+    Returns:
+        The steps that were measured.
+    """
     distances, shape = [*trainer.method.distances.values()], trainer.method.facts.shape
+    steps = measured_update.measured_steps(trainer, streams)
     parts = measured_update.memory_plan(
         trainer,
-        measured_update.measured_steps(trainer, streams),
+        steps,
         lambda num: max((distance_bytes(distance, shape, num) for distance in distances), default=0),
     )
     allocated = sum(size for name, size in parts.items() if name.startswith("weights of") or name == "moving average")
     gpu_memory.announce(
         parts, trainer.networks.device, allocated=allocated, advice=advice, exact=not trainer.training.compute.compile
     )
+    return steps
 
 
 def distance_bytes(distance: object, shape: tuple[int, ...], num: int) -> int:

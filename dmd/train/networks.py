@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dmd.config.method_base import STUDENT, MethodSection, Mode, Role, Source
 from dmd.config.training import Adapter, TrainingCompute
 from dmd.models import loading
-from dmd.models.adapters import add_adapters, trained_part, with_network
+from dmd.models.adapters import Adapted, add_adapters, trained_part, with_network
 from dmd.models.compute import Compute, compile_network, prepare
 from dmd.models.denoiser import Denoiser
 from dmd.models.guidance import Guided, with_guidance
@@ -129,6 +130,32 @@ class NetworkSet:
         """Moves the weights of `role` towards those of `source`: decay * role + (1 - decay) * source."""
         for mine, theirs in _same_tensors(self.weights(role), self.weights(source)):
             mine.lerp_(theirs, 1 - decay) if mine.is_floating_point() else mine.copy_(theirs)
+
+    @contextlib.contextmanager
+    def averaged_student(self) -> Iterator[nn.Module]:
+        """The student with its moving average as weights, without dropout and gradients; for use in the block only.
+
+        Meanwhile an adapter has the values of its average.
+        """
+        student, average = self[STUDENT], self.average.module
+        network = getattr(student, "network", None)
+        with torch.no_grad():
+            if not isinstance(network, Adapted):
+                yield average if network is None else with_network(student, average)
+                return
+            self._swap_average()
+            try:
+                self.use_dropout(())
+                yield student
+            finally:
+                self._swap_average()
+
+    def _swap_average(self) -> None:
+        """Exchanges the weights of the student with their moving average."""
+        for mine, theirs in _same_tensors(self.weights(STUDENT), self.average.module):
+            value = mine.clone()
+            mine.copy_(theirs)
+            theirs.copy_(value)
 
     def restart_average(self) -> None:
         """Resets the student's moving average to its current weights; the next step sets it again."""

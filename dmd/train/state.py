@@ -14,22 +14,25 @@ from dmd.train import sharding
 from dmd.train.trainer import Trainer
 
 
-def student_weights(trainer: Trainer, adapter: Adapter | None) -> dict[str, Tensor]:
-    """Weights of the student for its file, on the CPU: `raw.*` and the moving average `ema.*`.
+def student_weights(
+    trainer: Trainer, adapter: Adapter | None, best: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Weights of the student for its file, on the CPU: `raw.*`, the moving average `ema.*`, and `best.*` if given.
 
     `ema@{number of calls}.*` are moving averages at the end of earlier phases. If the student is an adapter, these are
-    the weights of the base network with the adapter merged, and `lora.*` is the averaged adapter.
+    the weights of the base network with the adapter merged; `lora.*` is the averaged adapter, `lora_best.*` the best.
     """
     network = getattr(trainer.networks[STUDENT], "network", trainer.networks[STUDENT])
     average = _gather_state(trainer.networks.average.module)
     averages = {"ema": average, **{f"ema@{calls}": weights for calls, weights in trainer.earlier.items()}}
+    averages |= {"best": dict(best)} if best else {}
     if not isinstance(network, Adapted) or adapter is None:
         return _prefixed({"raw": _gather_state(network), **averages})
     base = base_weights(_gather_state(network.carrier))
     factor = scale(adapter.model_dump())  # type: ignore[arg-type]
     adapters = {"raw": _gather_state(network.adapter), **averages}
     networks = {name: merge_adapter(base, weights, scale=factor) for name, weights in adapters.items()}
-    return _prefixed({**networks, "lora": average})
+    return _prefixed({**networks, "lora": average, **({"lora_best": best} if best else {})})
 
 
 def state(trainer: Trainer) -> dict[str, Tensor]:
@@ -74,11 +77,16 @@ def _earlier(trainer: Trainer, tensors: Mapping[str, Tensor]) -> dict[str, dict[
     numbers = dict.fromkeys(name.partition(".")[0] for name in tensors)
     averages = {calls: part(f"{calls}.", tensors) for calls in numbers}
     for calls, weights in averages.items():
-        if odd := sorted(weights.keys() ^ like.keys()):
-            raise ValueError(f"kept.{calls}.{odd[0]} is {'missing' if odd[0] in like else 'unknown'}")
-        for name, value in weights.items():
-            sharding.check_like(f"kept.{calls}.{name}", value, like[name])
+        check_weights(f"kept.{calls}", weights, like)
     return averages
+
+
+def check_weights(prefix: str, weights: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
+    """ValueError unless these are full tensors with the names, shapes and dtypes of `like`, which may be sharded."""
+    if odd := sorted(weights.keys() ^ like.keys()):
+        raise ValueError(f"{prefix}.{odd[0]} is {'missing' if odd[0] in like else 'unknown'}")
+    for name, value in weights.items():
+        sharding.check_like(f"{prefix}.{name}", value, like[name])
 
 
 def _gather_state(module: nn.Module) -> dict[str, Tensor]:

@@ -96,6 +96,7 @@ def test_spec_says_what_differs_from_the_defaults():
     assert experiments.spec("base", "distill") == {
         "method": {"name": "dmd", "phases": [{"updates": 5}]},
         "optimisers": {"student": optimiser, "fake": optimiser},
+        "features": {"kind": "pixels", "size": 8},  # in which the monitor measures
         "device": "auto",
         "threads": 1,
     }
@@ -366,6 +367,10 @@ def test_reserved_or_odd_name_is_refused(name):
         ({"sample": {"repetitions": 3}}, "evaluate"),
         ({"sample": {"from": "teacher", "solver": {"name": "euler"}}}, "sample features evaluate"),
         ({"reference": {"seed": 1}}, "reference features evaluate"),
+        ({"reference": {"protocol": {"quantise": 16}}}, "reference features evaluate"),
+        ({"reference": {"features": {"size": 4}}}, "reference distill sample features evaluate"),
+        ({"distill": {"monitor": {"every": 7}}}, "distill sample features evaluate"),
+        ({"sample": {"weights": "best"}}, "sample features evaluate"),
         ({"evaluate": {"seed": 1}}, "evaluate"),
         ({"distill": {"start": "other"}}, "distill sample features evaluate"),
     ],
@@ -384,11 +389,12 @@ def test_parent_that_lacks_a_section_owns_nothing_that_needs_it(lacking):
         "sample": {"reference", "sample", "features", "evaluate"},
         "distill": {"distill", "sample", "features", "evaluate"},
         "pairs": {"pairs", "pairs_manifest", "distill", "sample", "features", "evaluate"},
-        "reference": {"reference", "features", "evaluate"},
+        "reference": {"reference", "distill", "sample", "features", "evaluate"},  # the monitor reads its features
     }[lacking]
     assert {rule for rule, owner in owners(found, "child").items() if owner == "child"} == needing
     experiments = Experiments(found)
-    assert {rule for rule in owners(found, "child") if not experiments.has("parent", rule)} == needing
+    lacks = needing if lacking != "reference" else {"reference", "features", "evaluate"}
+    assert {rule for rule in owners(found, "child") if not experiments.has("parent", rule)} == lacks
 
 
 def test_blocks_cover_every_shard_once_and_stay_within_a_repetition():
@@ -470,7 +476,10 @@ def test_decoders_of_all_phases_are_upstream_of_a_distillation_of_latents():
     )
     upstream = {name: [rule for rule, _ in Experiments(found).upstream(name, "distill")] for name in found.parents}
     before = ["teacher", "pairs_manifest"]
-    assert upstream["base"] == before and upstream["text"] == [*before, "tiny_autoencoder"]
+    assert upstream["base"] == before and upstream["text"] == [*before, "tiny_autoencoder", "autoencoder"]
+    unmonitored = resolved(text=texts | {"distill": {"method": {"regression_distance": distance}, "monitor": None}})
+    found_rules = [rule for rule, _ in Experiments(unmonitored).upstream("text", "distill")]
+    assert found_rules == [*before, "tiny_autoencoder"]
     assert upstream["both"] == [*before, "tiny_autoencoder", "autoencoder"]
     assert upstream["full"] == [*before, "autoencoder"]
     texts["teacher"] = {"kind": "stable-diffusion", "folder": "sd"}

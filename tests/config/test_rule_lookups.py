@@ -148,7 +148,11 @@ def test_all_files_of_an_experiment_that_cannot_be_used_are_named_at_once(tmp_pa
 def test_sections_that_rules_name_are_all_looked_through():
     rules = "".join(path.read_text() for path in Path(__file__).parents[2].glob("workflow/rules/*.smk"))
     named = re.findall(r"provider\.files\(([^)]*)\)", rules)
-    assert {key for words in named for key in re.findall(r'"([\w.]+)"', words)[1:]} == set(rule_lookups.SECTIONS)
+    assert {key for words in named for key in re.findall(r'"([\w.]+)"', words)[1:]} == {
+        *rule_lookups.SECTIONS,
+        *rule_lookups.MONITOR,
+    }
+    assert {key for _, key in rule_lookups.MONITOR.values()} <= set(rule_lookups.SECTIONS)
 
 
 def source(look_up: Any, experiment: str = "child") -> str:

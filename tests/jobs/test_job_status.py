@@ -55,6 +55,21 @@ def test_a_job_that_works_says_so_with_its_newest_numbers(log: Path, monkeypatch
     assert read(path_beside(log)).state == "waiting"  # it ended well, but what it made is not there
 
 
+def test_a_note_is_one_line_and_stays_when_the_job_has_ended(log: Path):
+    path = path_beside(log)
+    with refreshed(log, seconds=0.01):
+        assert job_status.last_note(path) is None
+        job_status.note("goes well\nso far")
+        wait_for(lambda: job_status.last_note(path) is not None)
+    note = job_status.last_note(path)
+    assert note is not None and note.startswith("goes well") and "\n" not in note
+    job_status.end(log, "failed", "error: no")
+    assert job_status.last_note(path) == note
+    with refreshed(log, seconds=60.0):  # the next job begins without
+        assert job_status.last_note(path) is None
+    assert job_status.last_note(path.with_name("none.json")) is None
+
+
 def test_a_job_that_counts_nothing_is_refreshed_until_it_ends(log: Path):
     path = path_beside(log)
     with refreshed(log, seconds=0.01):

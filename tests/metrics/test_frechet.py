@@ -111,3 +111,13 @@ def test_gaussian_floor_of_one_point_vanishes_and_of_one_sample_is_undefined():
     assert max(frechet.gaussian_floor(mean, covariance, num_samples=5, num_draws=2, seed=0)) < 1e-12
     with pytest.raises(ValueError, match="covariance of 1 samples"):
         frechet.gaussian_floor(mean, covariance, num_samples=1, num_draws=2, seed=0)
+
+
+@pytest.mark.parametrize(("num", "size"), [(40, 6), (5, 30)])
+def test_distance_of_samples_equals_that_of_their_moments(num, size):
+    random = torch.Generator().manual_seed(0)
+    features, other = torch.randn(num, size, generator=random), 0.5 + torch.randn(num + 3, size, generator=random)
+    expected = frechet.moments_distance(Moments.of(features), Moments.of(other))
+    assert frechet.sample_distance(features, other) == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ValueError, match="cannot be compared"):
+        frechet.sample_distance(features[:1], other)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from dmd.data import manifest as manifests
+from dmd.metrics.teacher_comparison import CONTRAST, DIVERSITY, FEATURES, MEAN, SAME_NOISE, SHARPNESS
 from dmd.models import loading
 from dmd.provenance import memory_limit, record, tensor_files
 from dmd.stages import teacher
@@ -21,6 +22,7 @@ from dmd.train.loop import TrainingLoop
 from tests.trainings import NAMES, changed, checkpoints, command, digests, distil, train
 
 UPDATES = 16
+MEASURED = {CONTRAST, DIVERSITY, FEATURES, MEAN, SAME_NOISE, SHARPNESS}  # of grey images
 
 
 def other_seed(numbers: dict, seed: int) -> dict:
@@ -85,14 +87,32 @@ def test_log_has_a_row_per_update_with_what_its_phase_knows(distilled_folder):
     known = [student, fake, student | fake | matching]
     for row in rows:
         finite = {name for name, value in row.items() if math.isfinite(value) and not name.startswith("matching/gap")}
-        assert finite == known[row["phase"]] | {"update", "phase"}
+        measured = MEASURED if row["update"] % 4 == 3 else set()  # every 4 updates
+        assert finite == known[row["phase"]] | {"update", "phase"} | measured
     gaps = [row[f"matching/gap{number}"] for row in rows for number in range(10)]
     assert sum(map(math.isfinite, gaps)) > 9 and all(not gap < 0 for gap in gaps)
 
 
-def test_log_every_keeps_every_nth_row(run, distill_section, tmp_path):
-    keys = {"log_every": 3, "phases": distill_section["method"]["phases"][:1]}
-    assert manifests.read_table(run(tmp_path, **keys) / NAMES[1])[0]["update"].to_pylist() == [0, 3]
+def test_log_every_keeps_every_nth_row_and_those_with_measurements(run, distill_section, tmp_path):
+    keys = {"log_every": 3, "phases": distill_section["method"]["phases"][:1], "monitor": {"every": 2}}
+    assert manifests.read_table(run(tmp_path, **keys) / NAMES[1])[0]["update"].to_pylist() == [0, 1, 3]
+
+
+def test_the_monitor_changes_no_trained_weight_and_its_best_ones_are_those_of_its_lowest_distance(
+    run, distilled_folder, tmp_path
+):
+    without = tensor_files.load(run(tmp_path / "without", monitor=None, grid_every=1000) / NAMES[0])[0]
+    monitored, facts = tensor_files.load(distilled_folder / NAMES[0])
+    assert {name.partition(".")[0] for name in monitored} == {"raw", "ema", "best"}
+    assert without.keys() == {name for name in monitored if not name.startswith("best.")}
+    assert all(torch.equal(value, monitored[name]) for name, value in without.items())
+    rows = manifests.read_table(distilled_folder / NAMES[1])[0].to_pylist()
+    value, update = min((row[FEATURES], row["update"] + 1) for row in rows if math.isfinite(row[FEATURES]))
+    assert facts["best"] == {"update": update, "value": value}
+    best, _ = loading.load_denoiser(distilled_folder / NAMES[0], weights="best")
+    averaged, _ = loading.load_denoiser(distilled_folder / NAMES[0])
+    same = all(map(torch.equal, best.parameters(), averaged.parameters()))
+    assert same == (update == UPDATES)
 
 
 def test_log_names_phases_by_their_index_in_the_config(run, tmp_path):

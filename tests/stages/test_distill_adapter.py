@@ -43,7 +43,7 @@ def test_a_generator_without_updates_is_the_teacher_bit_for_bit(run, teacher_fil
     begun = {name: value for name, value in tensor_files.load(teacher_file)[0].items() if name.startswith("ema.")}
     for name, value in begun.items():
         assert torch.equal(made[name], value) and torch.equal(made[f"raw.{name[4:]}"], value)
-    assert {name.split(".")[0] for name in made} == {"ema", "raw", "lora"}
+    assert {name.split(".")[0] for name in made} == {"ema", "raw", "lora", "best", "lora_best"}
     assert metadata["adapter"] == ADAPTER
     noise, label = torch.randn(2, 1, 8, 8) * 80.0, torch.tensor([0, 1])
     images = [
@@ -51,6 +51,20 @@ def test_a_generator_without_updates_is_the_teacher_bit_for_bit(run, teacher_fil
         for path in (tmp_path / NAMES[0], teacher_file)
     ]
     assert torch.equal(*images)
+
+
+def test_best_weights_are_those_of_a_training_that_ends_there(run, tmp_path):
+    """The adapter gets its average for a measurement, and its own values back."""
+    phases = [{"updates": 8, "fake_updates": 1}]
+    keys = {"schedule": {"decay": "constant"}, "ema_decay": 0.5, "monitor": {"every": 2}}
+    made, metadata = run(tmp_path / "whole", phases=phases, **keys)
+    plain, _ = run(tmp_path / "plain", phases=phases, schedule=keys["schedule"], ema_decay=0.5, monitor=None)
+    assert all(torch.equal(value, made[name]) for name, value in plain.items())
+    update = metadata["best"]["update"]
+    shorter, _ = run(tmp_path / "short", phases=[{**phases[0], "updates": update}], **{**keys, "monitor": None})
+    for kept, name in (("best.", "ema."), ("lora_best.", "lora.")):
+        found = {key.removeprefix(name): value for key, value in shorter.items() if key.startswith(name)}
+        assert found and all(torch.equal(made[f"{kept}{key}"], value) for key, value in found.items())
 
 
 def test_the_generator_file_is_the_teacher_and_its_adapter(run, teacher_file, tmp_path):

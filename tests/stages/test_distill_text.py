@@ -1,6 +1,7 @@
 """Distillation of a tiny Stable Diffusion: closer to its teacher, prompts of random pairs, decoders by phase."""
 
 import logging
+import math
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from dmd.data.pairs import PairReader
 from dmd.methods.base import Facts, Part
 from dmd.metrics.frechet import moments_distance
 from dmd.metrics.moments import Moments
+from dmd.metrics.teacher_comparison import CLIP, CONTRAST, FEATURES, SAME_NOISE, SATURATION, SHARPNESS
 from dmd.models import loading
 from dmd.models.loading import DenoiserFile
 from dmd.provenance import tensor_files
@@ -22,6 +24,7 @@ from dmd.train import input_checks
 from dmd.train.data import NoiseStream
 from dmd.train.parallel import BatchSplit
 from dmd.train.randomness import update_generator
+from tests.clip_files import make_clip
 from tests.stable_diffusion_files import make_tiny_autoencoder
 from tests.text_files import PROMPTS, import_all, write_prompts
 from tests.trainings import NAMES, changed, digests, distil
@@ -53,7 +56,8 @@ def section(distill_section) -> dict:
     """Section of a distillation with guidance, all its pairs joined."""
     levels = {"kind": "teacher", "min_index": 20, "max_index": 980}
     keys = {"sigma": None, "levels": levels, "guidance": 3.0, "match_pairs": True, "matching_batch_size": 3}
-    return changed(distill_section, **keys, phases=[PHASE], checkpoint_every=100, grid_every=100)
+    keys |= {"phases": [PHASE], "checkpoint_every": 100, "grid_every": 100, "monitor": None}
+    return changed(distill_section, **keys)
 
 
 def run(folder: Path, chain: Path, section: dict, **files) -> Path:
@@ -151,3 +155,27 @@ def test_guidance_and_text_need_what_they_are_made_of(chain, section, manifest_f
     with pytest.raises(ValueError, match="its pairs hold no text states"):
         PairReader(manifests.read(manifest_file), seed=0).texts([0])
     assert section["method"]["guidance"] > 1 and not (tmp_path / NAMES[0]).exists()
+
+
+def test_a_student_is_measured_in_decoded_images_and_against_its_prompts(chain, section, tmp_path):
+    monitor = {"every": 1, "num_images": 8, "seeds": 4, "decoder": "tiny", "clip": True, "best": "clip"}
+    monitored = {**section, "monitor": monitor}
+    with pytest.raises(ValueError, match="monitor.decoder: tiny needs the autoencoder's file: give --tiny-autoencoder"):
+        run(tmp_path / "odd", chain, monitored)
+    clip = {"name": "clip", "sha256": None, "prefix": "A photo depicts "}
+    files = {"clip_network": make_clip(tmp_path / "clip"), "prompts": chain / "prompts" / "prompts.parquet"}
+    files["tiny_autoencoder"] = chain / "teacher" / "tiny_autoencoder.safetensors"
+    folder = run(tmp_path / "a", chain, monitored, clip=clip, **files)
+    table, metadata = manifests.read_table(folder / NAMES[1])
+    assert {SATURATION, SHARPNESS, CLIP, FEATURES, SAME_NOISE} <= set(table.column_names)
+    rows = table.to_pylist()
+    assert all(math.isfinite(row[CLIP]) for row in rows)
+    best = tensor_files.load_metadata(folder / NAMES[0])["best"]
+    assert (best["value"], best["update"]) == max((row[CLIP], row["update"] + 1) for row in rows)
+    assert metadata["spec"]["clip"] == clip
+    latents = run(
+        tmp_path / "b", chain, {**section, "monitor": {**monitor, "decoder": "none", "clip": False, "best": None}}
+    )
+    table, _ = manifests.read_table(latents / NAMES[1])
+    assert SATURATION not in table.column_names and {CONTRAST, FEATURES} <= set(table.column_names)
+    assert not any(name.startswith("best") for name in tensor_files.load(latents / NAMES[0])[0])

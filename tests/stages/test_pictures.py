@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from dmd.data import manifest
+from dmd.metrics.teacher_comparison import CONTRAST, DIVERSITY, FEATURES
 from dmd.models.networks import build
 from dmd.provenance import tensor_files
 from dmd.report import plots
@@ -136,6 +137,22 @@ def test_log_of_a_method_that_is_not_known_yet_draws_itself():
             "linear",
         ),
     }
+
+
+def test_measurements_come_first_as_points_and_signs_of_drift_are_in_the_title():
+    number, every = 80, 8
+    measured = np.arange(number) % every == every - 1
+    falling = np.where(measured, 0.9 - 0.01 * np.arange(number), np.nan)
+    columns = {DIVERSITY: falling, CONTRAST: np.where(measured, 1.0, np.nan), FEATURES: np.where(measured, 0.3, np.nan)}
+    rows = pd.DataFrame({"update": range(number), "phase": 0, "loss/a": np.linspace(2.0, 1.0, number), **columns})
+    assert [*drawn(rows.drop(columns="update").to_dict("list"))] == ["distance to teacher", "ratio to teacher", "loss"]
+    figure = pictures._training(rows)
+    line = next(line for line in figure.axes[1].get_lines() if line.get_label() == "diversity")
+    assert line.get_marker() == "." and line.get_xdata().tolist() == np.flatnonzero(measured).tolist()
+    title = figure._suptitle.get_text() if figure._suptitle else ""
+    plots.plt.close(figure)
+    assert title.startswith("Training, update by update\nDrift: images of one condition become alike: their diversity")
+    assert "fell from 0.83 to 0.11" in title and max(map(len, title.splitlines())) <= 110
 
 
 def test_panels_mark_where_another_phase_begins():

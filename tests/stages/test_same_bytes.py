@@ -86,10 +86,10 @@ same_kernels = pytest.mark.skipif(
 
 
 def digest(path: Path) -> str:
-    """Of the tensors of a file: names and bytes."""
+    """Of the tensors of a file, without the best weights, which that commit did not keep: names and bytes."""
     found, _ = tensor_files.load(path)
     whole = hashlib.sha256()
-    for name in sorted(found):
+    for name in sorted(name for name in found if not name.startswith(("best.", "lora_best."))):
         whole.update(name.encode() + found[name].contiguous().numpy().tobytes())
     return whole.hexdigest()
 
@@ -112,5 +112,6 @@ def test_log_has_the_numbers_of_commit_29f82d6(distilled_folder):
     """On any kernels: the sums of a row are added up in another order, too."""
     rows = manifests.read_table(distilled_folder / NAMES[1])[0].to_pylist()
     assert rows[0]["loss/regression"] == pytest.approx(10.360629081726074, rel=1e-4)
-    last = {name: value for name, value in rows[-1].items() if math.isfinite(value)}
+    own = {name: value for name, value in rows[-1].items() if "_teacher/" not in name}  # without the monitor's
+    last = {name: value for name, value in own.items() if math.isfinite(value)}
     assert last == pytest.approx(LAST_ROW | {"update": 15, "phase": 2}, rel=1e-3)

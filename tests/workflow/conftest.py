@@ -68,6 +68,7 @@ SMALL: dict[str, Any] = {
                 },
                 "optimisers": {"student": {"learning_rate": 0.001}},
                 "schedule": {"warmup": 2, "decay": "cosine"},
+                "monitor": {"every": 10, "num_images": 8, "seeds": 4},
                 "ema_decay": 0.9,
                 "checkpoint_every": 5,
             },

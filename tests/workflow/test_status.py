@@ -51,7 +51,9 @@ def test_status_of_a_finished_experiment_is_done_throughout(finished: Path):
     assert by_stage["pairs"]["jobs"] == {"all": 3, "done": 3}  # two blocks and their manifest
     assert by_stage["distill"]["grid"] == "results/small/distill/grids/00000060.png"
     lines = status(finished, "small").stdout.splitlines()
-    assert lines[2:] == ["small distill, newest grid: results/small/distill/grids/00000060.png"]
+    assert lines[2] == "small distill, newest grid: results/small/distill/grids/00000060.png"
+    assert lines[3].startswith("small distill, monitor: after 60 updates distance to the teacher's images ")
+    assert by_stage["distill"]["notes"] == [lines[3].removeprefix("small distill, monitor: ")] and len(lines) == 4
 
 
 def test_status_tells_what_a_child_shares_from_what_it_waits_for(finished: Path):

@@ -3,7 +3,7 @@
 rule distill:
     input:
         provider.owned("distill"),
-        provider.files("distill", "distill.method"),
+        provider.files("distill", "distill.method", "distill.monitor.features", "distill.monitor.clip"),
         teacher=provider.reads("distill", "teacher"),
         manifest=provider.reads("distill", "pairs_manifest"),
         images=provider.reads("distill", "images"),
@@ -11,6 +11,7 @@ rule distill:
         start=provider.start,
         tiny_autoencoder=provider.reads("distill", "tiny_autoencoder"),
         autoencoder=provider.reads("distill", "autoencoder"),
+        prompts=provider.reads("distill", "prompts"),
     output:
         generator="results/{experiment}/distill/generator.safetensors",
         table="results/{experiment}/distill/log.parquet",
@@ -22,9 +23,14 @@ rule distill:
         states=flag("states"),
         start=flag("start"),
         lpips=provider.source("distill.method", "--lpips"),
-        watched=provider.watched("distill", "distill.method"),
+        network=provider.source("distill.monitor.features", "--network"),
+        clip=provider.source("distill.monitor.clip", "--clip-network"),
+        watched=provider.watched(
+            "distill", "distill.method", "distill.monitor.features", "distill.monitor.clip"
+        ),
         tiny_autoencoder=flag("tiny_autoencoder"),
         autoencoder=flag("autoencoder"),
+        prompts=flag("prompts"),
         spec=provider.spec("distill"),
         cadence=provider.cadence("distill"),
         place=provider.storage,
@@ -32,6 +38,7 @@ rule distill:
     shell:
         "python -m dmd.stages.distill --teacher {input.teacher} {params.manifest} {params.images} {params.states} "
         "{params.start} {params.lpips} {params.tiny_autoencoder} {params.autoencoder} "
+        "{params.network} {params.clip} {params.prompts} "
         "--output {output.generator} --table {output.table} "
         "--spec {params.spec:q} {params.cadence:q} {params.place:q} --log {log}"
 
