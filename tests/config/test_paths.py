@@ -100,10 +100,15 @@ def written(key: str, path: str) -> dict[str, Any]:
     return {"experiments": whole}
 
 
+NETWORK = ("config.json", "model.safetensors", "diffusion_pytorch_model.safetensors")
+FILES = ("1.png", *NETWORK, *(f"{name}/{file}" for name in ("unet", "vae", "text_encoder") for file in NETWORK))
+FILES += ("scheduler/scheduler_config.json", "tokenizer/tokenizer.json")
+
+
 def put(path: Path) -> None:
-    """What any key takes: a file, or a folder of images, weights and more."""
-    for name in ("1.png", "model.safetensors"):
-        path.mkdir(parents=True, exist_ok=True)
+    """What any key takes that is no file: a folder of images, weights and more."""
+    for name in FILES:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).touch()
 
 
@@ -179,7 +184,7 @@ def test_change_behind_a_link_is_watched_whatever_the_time(
     key: str, time: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    for each in ("photos", "sd", "away/deep"):
+    for each in ("photos", "sd", "away", "away/deep"):
         put(Path(each))
     Path("coco.json").touch()
     place = KEYS[key][1].removesuffix(".files.0").removesuffix(".regression_distance")
