@@ -31,6 +31,7 @@ METHODS: dict[str, Mapping[str, object]] = {
         "phases": [PHASE],
     },
     "dmd2": {"name": "dmd2", "phases": [PHASE]},
+    "tdm": {"name": "tdm", "phases": [PHASE]},
     "progressive": {"name": "progressive", "phases": [PHASE | {"steps": 1}]},
     "sid": {"name": "sid", "phases": [PHASE]},
     "sim": {"name": "sid", "divergence": {"kind": "sim"}, "phases": [PHASE]},

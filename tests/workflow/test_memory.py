@@ -82,3 +82,37 @@ def test_passes_count_guidance_joined_pairs_and_batches_of_phases(distill_sectio
     expected = sum(updates * ((3 + 3 + 3) * num + (3 + 3 + 3) * num // 2) for updates, num in ((20, 64), (10, 16)))
     assert stand_in.image_passes(section) == expected
     assert stand_in.batch_passes(section) == round(expected / 64)
+
+
+FEW: dict[str, dict] = {
+    "sid": {"name": "sid"},
+    "consistency": {"name": "consistency", "target_decay": 0.9},
+    "progressive": {"name": "progressive", "phases": [{"updates": 2, "steps": 2}, {"updates": 2, "steps": 1}]},
+    "dmd2 of several calls": {"name": "dmd2", "calls": 3},
+    "dmd2 with decoupled guidance": {"name": "dmd2", "calls": 3, "guidance": 3.0, "decoupled": {}},
+    "dmd2 with levels of the teacher": {"name": "dmd2", "levels": {"kind": "teacher"}},
+    "dmd2 with times of a scheduler": {"name": "dmd2", "calls": 2, "times": {"kind": "lcm"}},
+    "dmd2 with a GAN loss": {"name": "dmd2", "adversarial": {"r1": 1.0}},
+    "tdm": {"name": "tdm", "phases": [{"updates": 2}]},
+}
+
+
+@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("adapter", [None, {"rank": 2}], ids=["whole", "adapters"])
+def test_memory_of_every_method_is_counted(script, name, adapter):
+    """Also of those that read what they draw, or the noise levels that they compute."""
+    method = {"batch_size": 8, **FEW[name]}
+    network = {"kind": "mlp", "channels": 2, "resolution": 1, "width": 16, "layers": 2, "num_classes": 0}
+    found = script.needed(network, Distill.model_validate({"method": method, "adapter": adapter}))
+    assert all(size > 0 for size in found.values()) and any("activations of 8 rows" in title for title in found)
+
+
+@pytest.mark.parametrize(
+    ("keys", "teacher"), [({}, 1), ({"guidance": 3.0}, 2), ({"guidance": 3.0, "decoupled": {}}, 3)], ids=str
+)
+def test_passes_count_the_calls_before_the_trained_one_and_those_of_guidance(keys, teacher):
+    """Student 3 and the mean of 0, 1 and 2 before it, teacher, fake 1; then fake 3 twice, once on new images."""
+    phases = [{"updates": 10, "fake_updates": 2}]
+    method = {"name": "dmd2", "batch_size": 8, "calls": 3, "phases": phases, **keys}
+    expected = 10 * 8 * ((3 + 1) + teacher + 1 + 3 + (1 + 1) + 3)
+    assert stand_in.image_passes(Distill.model_validate({"method": method})) == pytest.approx(expected, rel=0.05)
