@@ -61,9 +61,9 @@ def plain(text: str) -> str:
     return f" {shown}" if shown.startswith("_") else shown
 
 
-def heading(figure: Figure, text: str) -> None:
+def heading(figure: Figure, *lines: str) -> None:
     """A title above the figure, at its left edge."""
-    figure.suptitle(plain(text), fontsize=13, fontweight="bold", x=0.02, ha="left")
+    figure.suptitle("\n".join(map(plain, lines)), fontsize=13, fontweight="bold", x=0.02, ha="left")
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -19,6 +19,7 @@ from dmd.data.pairs import PairReader, TextReader
 from dmd.data.shared_verification import verify_once
 from dmd.data.storage import LOCAL, Settings, Storage
 from dmd.importers import clip_files, feature_files
+from dmd.importers.clip_files import CaptionScorer
 from dmd.importers.loss_distances import DistanceFiles, distances
 from dmd.jobs import job, processes, reporting, signals, torch_setup
 from dmd.methods.base import Facts
@@ -100,6 +101,11 @@ def run(
         inputs |= record.check_inputs(start=start, lpips=lpips)
         inputs |= record.check_inputs(tiny_autoencoder=tiny_autoencoder, autoencoder=autoencoder)
         inputs |= record.check_inputs(network=network, prompts=prompts)
+        scorer = None
+        if distill.monitor and distill.monitor.clip:
+            if clip is None or clip_network is None or prompts is None:
+                raise ValueError("distill.monitor.clip: true needs `clip` of the spec, --clip-network and --prompts")
+            scorer, _, inputs["clip"] = clip_files.caption_scorer(clip_network, prompts, clip, device=CPU)
         spec = distill.weight_spec() | {"device": device, "threads": threads}
         spec |= {name: value for name, value in (("features", features), ("clip", clip)) if value}
         provenance = record.provenance("distill", spec, inputs)
@@ -115,8 +121,8 @@ def run(
         grid = Grid(trainer, distillation.texts if trainer.method.facts.text else None).draw if calls else None
         monitor = None
         if calls and distill.monitor:
-            scorer = MonitorFiles(network, features, clip_network, prompts, clip)
-            monitor = distillation.monitor(distill.monitor, trainer, calls, decoders, scorer)
+            files = MonitorFiles(network, features, scorer)
+            monitor = distillation.monitor(distill.monitor, trainer, calls, decoders, files)
         loop = training_loop(
             trainer,
             streams,
@@ -145,13 +151,11 @@ def run(
 
 
 class MonitorFiles(NamedTuple):
-    """What a monitor measures with: feature network, CLIP and prompts; see `run`."""
+    """What a monitor measures with: feature network and its section, see `run`, and CLIP."""
 
     network: Path | None
     features: dict[str, Any] | None
-    clip_network: Path | None
-    prompts: Path | None
-    clip: dict[str, Any] | None
+    scorer: CaptionScorer | None
 
 
 class _Distillation:
@@ -239,9 +243,7 @@ class _Distillation:
             codec = loading.load_codec(path)
         section = files.features or {"kind": "pixels", "size": 8}
         extractor, _ = feature_files.load(files.network, section, modes=None)
-        scorer = None
-        if files.clip and files.clip_network and files.prompts:
-            scorer, _, _ = clip_files.caption_scorer(files.clip_network, files.prompts, files.clip, device=CPU)
+        scorer = files.scorer
         measures = ImageMeasures(device, extractor, codec, scorer, scorer.clip if scorer else None)
         teacher_role = self.distill.method.roles().get(TEACHER)
         images = TeacherImages(

@@ -181,18 +181,18 @@ def _training(rows: pd.DataFrame) -> Figure:
         axes[0, 0].text(0.5, 0.5, "the log has no finite values", transform=axes[0, 0].transAxes, ha="center")
     for panel_axes, panel in zip(axes.flat, panels, strict=False):
         _draw(panel_axes, rows, panel)
-    plots.heading(figure, "\n".join(["Training, update by update", *_drift(rows)]))
+    plots.heading(figure, "Training, update by update", *_drift(rows, width=36 * columns))
     return figure
 
 
-def _drift(rows: pd.DataFrame) -> list[str]:
-    """Lines with the signs of drift at the end of the training."""
-    known = [row.dropna().items() for _, row in rows.iterrows()]
-    measured = drift.measured([{str(name): float(value) for name, value in items} for items in known])
+def _drift(rows: pd.DataFrame, *, width: int) -> list[str]:
+    """Lines of at most `width` characters with the signs of drift at the end of the training."""
+    records: Any = rows.to_dict("records")
+    measured = drift.measured(records)
     if not measured:
         return []
     phases = [range(int(group.min()), int(group.max()) + 1) for _, group in rows.groupby("phase")["update"]]
-    return [line for sign in drift.signs(measured, phases) for line in textwrap.wrap(f"Drift: {sign}", 110)]
+    return [line for sign in drift.signs(measured, phases) for line in textwrap.wrap(f"Drift: {sign}", width)]
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, panel: _Panel) -> None:

@@ -47,6 +47,6 @@ class TeacherImages:
         options = {"device": self.device, "batch_size": self.batch_size, "guidance": self.guidance}
         sampler = Sampler(self.file.path, solver=None, compute=compute, **options)  # type: ignore[arg-type]
         text = label.ndim == 3
-        batches = sampler.batches(seeds, states=label if text else None, fixed_labels=None if text else label)
+        batches = sampler.batches(seeds, fixed_labels=None if text else label, states=label if text else None)
         for batch in batches:
             yield batch.image, batch.network_calls * (1 if self.guidance == 1 else 2)

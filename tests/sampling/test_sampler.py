@@ -110,7 +110,7 @@ def test_what_cannot_be_drawn_is_refused(file, given, message):
 def test_what_cannot_be_loaded_is_refused(file, teacher_file, tmp_path):
     for path, numbers, message in (
         (tmp_path / "none.safetensors", {}, "none.safetensors cannot be read"),
-        (file, {"weights": "best"}, "holds no 'best' weights"),
+        (file, {"weights": "worst"}, "holds no 'worst' weights"),
         (file, {"steps": 4}, "is a student: solver None and steps 4 are for teachers"),
         (file, {"solver": "heun"}, "is a student: solver 'heun'"),
         (file, {"batch_size": 0}, "batch_size: 0 is not at least 1"),

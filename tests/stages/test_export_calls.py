@@ -177,6 +177,7 @@ def test_student_trained_at_the_times_of_a_scheduler_is_what_the_stock_pipeline_
     method = {"name": "dmd2", "calls": 2, "times": {"kind": "lcm"}, "levels": {"kind": "teacher"}, "guidance": 2.0}
     method |= {"batch_size": 2, "phases": [{"updates": 2, "fake_updates": 1}]}
     section = {"method": method, "optimisers": {"student": {"learning_rate": 1e-3}}, "schedule": {"warmup": 0}}
+    section |= {"monitor": None}
     given = {"teacher": places.files["teacher"], "states": manifest}
     with pytest.raises(ValueError, match="times: flow-match-euler cannot make 2 calls with this teacher: .*flow"):
         distil(tmp_path, section | {"method": method | {"times": {"kind": "flow-match-euler"}}}, **given)
