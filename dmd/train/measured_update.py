@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from dmd.methods.base import Clock, Part, Rows, Step
 from dmd.models.tensor_bytes import LinearBytes, Peak, weight_bytes
@@ -34,13 +35,13 @@ class MeasuredPart:
         activations: memory of its loss and backward pass, without gradients of weights and without distances.
         distance: whether the loss uses a distance between images.
         passes: per row, by role of the network: a forward pass counts 1, with a backward pass 2, or 3 if the weights
-            get gradients.
+            get gradients. It is a mean over draws if their number is random.
     """
 
     size: int
     activations: LinearBytes
     distance: bool
-    passes: Mapping[str, int]
+    passes: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,14 @@ class MeasuredStep:
     parts: Mapping[str, MeasuredPart]
 
 
-def measured_steps(trainer: Trainer, streams: Mapping[str, Stream]) -> list[MeasuredStep]:
+def measured_steps(trainer: Trainer, streams: Mapping[str, Stream], *, draws: int = 1) -> list[MeasuredStep]:
     """Every kind of step of a training, measured on its own networks, whose weights do not change.
 
     Call it before `Trainer.start`: compiled networks would be compiled again for one and for two rows.
+
+    Args:
+        draws: of the random values, over which passes are averaged: students of several calls make as many calls
+            without gradient as lie before the call that is drawn.
 
     Only the first updates of a phase are examined; a pattern of steps counts for the same fraction of the whole phase.
     """
@@ -72,7 +77,7 @@ def measured_steps(trainer: Trainer, streams: Mapping[str, Stream]) -> list[Meas
             trainer.method.configure(phase)
             for steps, clocks in patterns.items():
                 num = round(phase.config.updates * len(clocks) / len(updates))
-                measured += _measure_steps(trainer, streams, clocks[0], steps, num, counts)
+                measured += _measure_steps(trainer, streams, clocks[0], steps, num, counts, draws)
     finally:
         trainer.method.distances = distances
         trainer.networks.train_only(trains)
@@ -84,12 +89,12 @@ def measured_steps(trainer: Trainer, streams: Mapping[str, Stream]) -> list[Meas
 
 def total_passes(steps: list[MeasuredStep]) -> dict[str, int]:
     """Passes of each role's network over one row in a whole training."""
-    totals: Counter[str] = Counter()
+    totals: dict[str, float] = {}
     for measured in steps:
         for part in measured.parts.values():
             for role, passes in part.passes.items():
-                totals[role] += measured.updates * part.size * passes
-    return dict(totals)
+                totals[role] = totals.get(role, 0) + measured.updates * part.size * passes
+    return {role: round(total) for role, total in totals.items()}
 
 
 def memory_plan(trainer: Trainer, steps: list[MeasuredStep], distance_bytes: Callable[[int], int]) -> dict[str, int]:
@@ -146,12 +151,17 @@ def _measure_steps(
     steps: tuple[Step, ...],
     updates: int,
     counts: Counter[str],
+    draws: int,
 ) -> Iterator[MeasuredStep]:
     one_row, two_rows = (_run(trainer, streams, clock, steps, num, counts) for num in (1, 2))
+    others = [_run(trainer, streams, clock, steps, 1, counts, seed=seed) for seed in range(1, draws)]
     for number, step in enumerate(steps):
         parts = {}
         for part in step.parts:
-            (one, passes, distance), (two, _, _) = one_row[number][part.name], two_rows[number][part.name]
+            (one, first, distance), (two, _, _) = one_row[number][part.name], two_rows[number][part.name]
+            drawn = [first, *(run[number][part.name][1] for run in others)]
+            roles = dict.fromkeys(role for passes in drawn for role in passes)
+            passes = {role: sum(each.get(role, 0) for each in drawn) / draws for role in roles}
             activations = LinearBytes(two - one, max(2 * one - two, 0))
             parts[part.name] = MeasuredPart(part.size, activations, distance, passes)
         yield MeasuredStep(step, updates, parts)
@@ -167,9 +177,11 @@ def _run(
     steps: tuple[Step, ...],
     num: int,
     counts: Counter[str],
+    *,
+    seed: int = 0,
 ) -> list[dict[str, Measured]]:
     """Runs one update with `num` rows per part; returns its measurements by step and part."""
-    networks, random = trainer.networks, torch.Generator().manual_seed(0)
+    networks, random = trainer.networks, torch.Generator().manual_seed(seed)
     earlier: dict[str, Rows] = {}
     by_step: list[dict[str, Measured]] = []
     for step in steps:
@@ -180,7 +192,8 @@ def _run(
                 parameter.grad = torch.zeros_like(parameter)
         small = {part.name: dataclasses.replace(part, size=num) for part in step.parts}
         read = {name: _rows(streams, part, num, random) for name, part in small.items()}
-        drawn = trainer.method.draw(step, clock, random)
+        with unset_fake_temporarily():  # a method may read what it draws
+            drawn = trainer.method.draw(step, clock, random)
         by_part: dict[str, Measured] = {}
         for part in step.parts:
             own = read[part.name] | {name: values[:num] for name, values in drawn.get(part.name, {}).items()}

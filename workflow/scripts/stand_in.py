@@ -15,11 +15,11 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from dmd import methods
 from dmd.config.method_base import Mode, PlannedPhase, Source
-from dmd.config.methods import Dmd, KarrasLevels
+from dmd.config.methods import FlowEulerTimes, KarrasLevels, KarrasTimes, LcmTimes, TeacherLevels
 from dmd.config.training import Distill
 from dmd.methods.base import Facts, Part, Rows, Step
 from dmd.methods.parts.distances import l2_distance
@@ -40,6 +40,7 @@ from dmd.train.trainer import Plan, Trainer, assemble
 SMALL: dict[str, Any] = {"kind": "mlp", "channels": 1, "resolution": 1, "width": 2, "layers": 1, "num_classes": 0}
 STREAMS = ("noise", "pairs", "images")
 SIGMA_MAX = 80.0
+NUM_DRAWS = 16  # of the trained call of students of several calls, for their mean number of passes
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Zeros:
 def passes(distill: Distill) -> list[MeasuredStep]:
     """Every kind of step of a distillation with its passes; its memory figures are those of a tiny network."""
     plain = distill.model_copy(update={"adapter": None, "compute": type(distill.compute)()})
-    return measured_steps(*_trainer(plain, SMALL))
+    draws = 1 if distill.method.final_calls() == 1 else NUM_DRAWS
+    return measured_steps(*_trainer(plain, SMALL), draws=draws)
 
 
 def image_passes(distill: Distill) -> int:
@@ -120,7 +122,8 @@ def _sized(step: Step) -> Step:
 @cache
 def _measured(network: str, distill: str) -> tuple[Trainer, list[MeasuredStep]]:
     """A trainer on fake tensors, and its measured steps; arguments are JSON, so that results can be cached."""
-    with FakeTensorMode(), warnings.catch_warnings():
+    # Methods compute noise levels on real tensors, which they may read, and use them on fake ones.
+    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # of the moving average's copy
         trainer, streams = _trainer(Distill.model_validate_json(distill), json.loads(network))
         return trainer, measured_steps(trainer, streams)
@@ -128,7 +131,7 @@ def _measured(network: str, distill: str) -> tuple[Trainer, list[MeasuredStep]]:
 
 def _trainer(distill: Distill, network: Mapping[str, Any]) -> tuple[Trainer, dict[str, Stream]]:
     """A trainer of the method on networks of one architecture, and streams of zeros."""
-    training = distill.model_copy(update={"method": _with_karras_levels(distill.method)})
+    training = distill.model_copy(update={"method": _with_own_levels(distill.method)})
     compute = cast(Compute, distill.compute.model_dump())
     first = _denoiser(network, compute)
     built: Any = first.network
@@ -141,7 +144,8 @@ def _trainer(distill: Distill, network: Mapping[str, Any]) -> tuple[Trainer, dic
         if role.guidance != 1:
             modules[name] = with_guidance(cast(Denoiser, modules[name]), empty, role.guidance)
     distances = dict.fromkeys(training.method.decoders(), l2_distance)
-    trainer = assemble(training, modules, facts, distances=distances, split=BatchSplit(), start=False)
+    with unset_fake_temporarily():
+        trainer = assemble(training, modules, facts, distances=distances, split=BatchSplit(), start=False)
     return trainer, {name: Zeros(shape, width) for name in STREAMS}
 
 
@@ -185,8 +189,10 @@ def _denoiser(network: Mapping[str, Any], compute: Compute) -> Denoiser:
     return found
 
 
-def _with_karras_levels(method: Any) -> Any:
-    """The method with Karras levels in place of those of the teacher's file, which may not exist."""
-    if isinstance(method, Dmd) and method.levels.kind == "teacher":
-        return method.model_copy(update={"levels": KarrasLevels()})
-    return method
+def _with_own_levels(method: Any) -> Any:
+    """The method with Karras levels in place of those of the teacher's file and scheduler, which may not exist."""
+    levels, times = getattr(method, "levels", None), getattr(method, "times", None)
+    changed: dict[str, Any] = {"levels": KarrasLevels()} if isinstance(levels, TeacherLevels) else {}
+    if isinstance(times, LcmTimes | FlowEulerTimes):
+        changed["times"] = KarrasTimes(kind="karras")
+    return method.model_copy(update=changed)
