@@ -39,7 +39,8 @@ def run(
         scores: fid.json files; their field `experiment` names the experiment.
         classes, kids, prdcs, clips, latencies: classes.json, kid.json, prdc.json, clip.json and latency.json files,
             which add label accuracy, kernel distance, recall, CLIP score and seconds per image.
-        rows: {"label", "experiments": names that differ in the training seed, "teacher": name of their teacher}. A row
+        rows: {"label", "experiments": names that differ in the training seed, "teacher": name of their teacher}; with
+            "of_teacher" the experiments are samples of a teacher, which differ in their start noise alone. A row
             without a score stays empty. With "published": {"label", "dataset"} a row stands beside that published row.
         differences: labels of two rows each, whose scores are compared seed by seed.
         paper: published rows {"label", "value", "network_calls", "dataset", "clip", "latency", "note"}; only the label
@@ -120,7 +121,7 @@ def _row(row: Mapping[str, Any], scores: Mapping[str, Any], others: Mapping[str,
         "std": statistics.stdev(values) if len(values) > 1 else None,
         "min": min(values) if single and len(values) > 1 else None,
         "num": len(values),
-        "spread": "sample sets" if single else "trainings",
+        "spread": "sample sets" if single or row.get("of_teacher") else "trainings",
         "network_calls": first["network_calls"],
         "training": _mean_of("training", scored),
         "floor": first["floor"]["mean"],

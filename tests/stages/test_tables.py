@@ -53,6 +53,13 @@ def test_row_of_several_trainings_is_their_mean_and_sample_standard_deviation(tm
     assert "4.00 ± 2.65" in line(markdown, "full") and "3 trainings" in line(markdown, "full")
 
 
+def test_row_of_a_teacher_has_sample_sets_and_no_trainings(tmp_path):
+    scores = [score(tmp_path, name, [value]) for name, value in (("a", 1.0), ("b", 3.0))]
+    rows = [{"label": "teacher", "experiments": ["a", "b"], "of_teacher": True}]
+    tables.run(scores=scores, markdown=tmp_path / "t.md", csv=tmp_path / "t.csv", rows=rows)
+    assert "2 sample sets" in line((tmp_path / "t.md").read_text(), "teacher")
+
+
 def test_row_of_one_training_shows_the_spread_of_its_sample_sets(tmp_path):
     markdown, csv = made(tmp_path, {"full": ["digits"]}, [score(tmp_path, "digits", [1.0, 3.0])])
     assert csv.loc["full", "std"] == pytest.approx(2**0.5)
