@@ -85,7 +85,8 @@ def _end_if_stuck(reader: int, end: Callable[[Stopped], None]) -> None:
     global _received
     while (number := os.read(reader, 1)[0]) not in SIGNALS:
         pass
-    if not _noticed.wait(STUCK_SECONDS) and not _deferred:
+    ours = signal.getsignal(number) is _note
+    if ours and not _noticed.wait(STUCK_SECONDS) and not _deferred:
         _received = signal.Signals(number).name
         try:
             end(_stopped(_received))

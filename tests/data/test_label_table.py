@@ -51,6 +51,7 @@ def test_rows_of_blank_cells_are_passed_over(tmp_path, padding):
     ("content", "message"),
     [
         (b'file,label\nb.png,1\n"b.png,1\nb.png,2\n', "line 3: unexpected end of data: is there a stray quote"),
+        (b"file,label\nb.png,1\n" + b"," * 1_000_001, "line 3: it has 1000001 characters, more than 1000000"),
         (b'file,label\nb.png,1\n"b.png,1\n"b.png,2\n', "line 3: .* is there a stray quote"),
         (b'file,label\nb.png,"' + b"x" * 200_000, "line 2: field larger than field limit"),
         (b"file,label,label\nb.png,1,2\n", "not one file and one label"),

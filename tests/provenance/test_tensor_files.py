@@ -48,3 +48,12 @@ def test_a_missing_truncated_or_foreign_file_is_named(tmp_path):
     save_file({"x": torch.ones(1)}, path)
     with pytest.raises(ValueError, match=f"{path} has no 'dmd' metadata"):
         tensor_files.load(path)
+
+
+def test_a_header_larger_than_any_published_one_is_refused_before_it_is_read(tmp_path):
+    """The library would take a minute for 90 MB of metadata, deaf to signals."""
+    path = tmp_path / "a.safetensors"
+    for size in (tensor_files.MAX_HEADER + 1, 2**63):
+        path.write_bytes(size.to_bytes(8, "little") + b"{}")
+        with pytest.raises(ValueError, match=f"{path} .*: its header would have {size} bytes, more than 16777216"):
+            tensor_files.read(path)
