@@ -1,8 +1,8 @@
 """Signs that a training goes wrong, from what its monitor measured, with what usually helps. Pure functions of rows.
 
-The thresholds were chosen on the runs of bench/drift.py, which are distillations of digits: healthy ones by several
-methods, and others that collapse because of their rates, of a fake denoiser that learns too little, or of guidance.
-bench/results/drift.json has what was measured, and docs/is-it-working.md the figures.
+The thresholds are for the runs of bench/drift.py, which are distillations of digits: healthy ones by several methods,
+and others that collapse because of their rates, of a fake denoiser that learns too little, or of guidance. They are
+preliminary: bench/results/drift.json has what was measured in those runs that were made so far.
 """
 
 from __future__ import annotations
