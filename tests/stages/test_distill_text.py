@@ -160,10 +160,12 @@ def test_guidance_and_text_need_what_they_are_made_of(chain, section, manifest_f
 def test_a_student_is_measured_in_decoded_images_and_against_its_prompts(chain, section, tmp_path):
     monitor = {"every": 1, "num_images": 8, "seeds": 4, "decoder": "tiny", "clip": True, "best": "clip"}
     monitored = {**section, "monitor": monitor}
-    with pytest.raises(ValueError, match="monitor.decoder: tiny needs the autoencoder's file: give --tiny-autoencoder"):
+    with pytest.raises(ValueError, match="monitor.clip: true needs `clip` of the spec, --clip-network and --prompts"):
         run(tmp_path / "odd", chain, monitored)
     clip = {"name": "clip", "sha256": None, "prefix": "A photo depicts "}
     files = {"clip_network": make_clip(tmp_path / "clip"), "prompts": chain / "prompts" / "prompts.parquet"}
+    with pytest.raises(ValueError, match="monitor.decoder: tiny needs the autoencoder's file: give --tiny-autoencoder"):
+        run(tmp_path / "odd", chain, monitored, clip=clip, **files)
     files["tiny_autoencoder"] = chain / "teacher" / "tiny_autoencoder.safetensors"
     folder = run(tmp_path / "a", chain, monitored, clip=clip, **files)
     table, metadata = manifests.read_table(folder / NAMES[1])
