@@ -224,19 +224,20 @@ def _draw(axes: Axes, rows: pd.DataFrame, panel: _Panel) -> None:
 
 
 def _curve(axes: Axes, rows: pd.DataFrame, column: str, label: str, colour: Any, *, faint: bool) -> None:
-    """Draws a moving mean over 1/40 of the rows with a value, and, if `faint`, all of these as a faint line.
+    """Draws a moving mean over 1/40 of the rows, and, if `faint`, every row as a faint line.
 
-    A column that the monitor measured, with values in few rows, is drawn as it is.
+    A column that the monitor measured, with values in few rows, is drawn as it is: points and the lines between them.
     """
-    values = _values(rows, column)
-    known = np.isfinite(values)
-    sparse = column.startswith(MEASURED)
-    points, updates = pd.Series(values[known]), rows["update"][known]
-    width = 1 if sparse else max(1, len(points) // SMOOTHING)
+    values, updates = pd.Series(_values(rows, column)), rows["update"]
+    if column.startswith(MEASURED):
+        known = np.isfinite(values)
+        axes.plot(updates[known], values[known], color=colour, linewidth=1.6, label=label, marker=".", markersize=4)
+        return
+    width = max(1, len(values) // SMOOTHING)
     if faint and width > 1:
-        axes.plot(updates, points, color=colour, alpha=0.2, linewidth=0.6)
-    smooth = points.rolling(width, min_periods=1, center=True).mean()
-    axes.plot(updates, smooth, color=colour, linewidth=1.6, label=label, marker="." if sparse else "", markersize=4)
+        axes.plot(updates, values, color=colour, alpha=0.2, linewidth=0.6)
+    smooth = values.rolling(width, min_periods=1, center=True).mean()
+    axes.plot(updates, smooth, color=colour, linewidth=1.6, label=label)
 
 
 def _phase_starts(rows: pd.DataFrame) -> list[float]:
