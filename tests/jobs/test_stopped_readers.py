@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +21,7 @@ from PIL import Image
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 PATIENCE = 120.0  # seconds until the log begins, on a busy machine
-ENDS_WITHIN = 4.0  # seconds after the signal: two on an idle machine
+CPU_SECONDS = 2.5  # that a stage takes after the signal; of the clock they may be more on a busy machine
 SIDE = 11_585  # of an image with the most pixels that are read
 SAID = "stopped by SIGTERM before the end: run again, finished files are kept"
 Command = list[str]
@@ -126,10 +127,13 @@ def ends_well(folder: Path, command: Command, delay: float) -> None:
         time.sleep(0.01)
     time.sleep(delay)
     assert process.poll() is None, process.communicate()
-    began = time.monotonic()
+    before = psutil.Process(process.pid).cpu_times()
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=PATIENCE)
-    assert time.monotonic() - began < ENDS_WITHIN
+    assert process.stderr is not None
+    said = process.stderr.read()
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert used.ru_utime + used.ru_stime - before.user - before.system < CPU_SECONDS
     assert process.returncode == os.EX_TEMPFAIL and said.splitlines()[-1].endswith(SAID), said
     assert log.read_text().splitlines()[-1].endswith(SAID) and "Traceback" not in said
     assert json.loads((folder / "log.status.json").read_text())["state"] == "stopped"
@@ -181,13 +185,12 @@ def test_stage_within_one_long_step_of_a_library_ends_unless_its_end_is_deferred
     environment = ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     process = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "begun\n"
-    began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     printed, said = process.communicate(timeout=PATIENCE)
     if name == "deferred":
         assert printed == "ended SIGTERM\n" and process.returncode == 0, said
         assert output.exists()
         return
-    assert time.monotonic() - began < ENDS_WITHIN and process.returncode == os.EX_TEMPFAIL
+    assert process.returncode == os.EX_TEMPFAIL, said
     assert said.splitlines()[-1].endswith(SAID) and "Traceback" not in said
     assert not list((tmp_path / "out").glob(".tmp*")) and not output.exists()
