@@ -25,9 +25,7 @@ rule distill:
         lpips=provider.source("distill.method", "--lpips"),
         network=provider.source("distill.monitor.features", "--network"),
         clip=provider.source("distill.monitor.clip", "--clip-network"),
-        watched=provider.watched(
-            "distill", "distill.method", "distill.monitor.features", "distill.monitor.clip"
-        ),
+        watched=provider.watched("distill", "distill.method", "distill.monitor.features", "distill.monitor.clip"),
         tiny_autoencoder=flag("tiny_autoencoder"),
         autoencoder=flag("autoencoder"),
         prompts=flag("prompts"),
