@@ -2,7 +2,7 @@
 
 Writes bench/results/drift.json: for each run what its monitor measured, and which signs of drift `dmd.train.drift`
 names after how many updates. The thresholds in that file were chosen on these runs. Teachers and pairs are made first;
-a run takes about two minutes of a core. If cases are named, the file keeps the others.
+a run takes about two minutes of a core, all of them about 80. If cases are named, the file keeps the others.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import contextlib
 import copy
 import json
 import logging
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,26 +93,30 @@ class Inputs:
         self._images = folder / "images" / "manifest.parquet"
         self._sections = experiments.sections("digits")
 
-    def teacher(self, *, guided: bool) -> Path:
+    def images(self) -> Path:
+        """The manifest of the images of `digits`."""
+        if not self._images.exists():
+            images.run(output=self._images, **self._experiments.spec("digits", "images"))
+        return self._images
+
+    def teacher(self, guided: bool) -> Path:
         """The teacher of `digits`, or the same trained with label dropout."""
         output = self._folder / ("guided" if guided else "plain") / "denoiser.safetensors"
         if not output.exists():
             section: Any = self._sections.teacher
             training = section.training.with_defaults()
             training["method"]["label_dropout"] = 0.1 if guided else 0.0
-            if not self._images.exists():
-                images.run(output=self._images, **self._experiments.spec("digits", "images"))
             teacher.run(
                 output=output,
                 table=output.with_name("log.parquet"),
                 kind="train",
-                images=self._images,
+                images=self.images(),
                 network=section.network.with_defaults(),
                 training=TeacherTraining.model_validate(training),
             )
         return output
 
-    def pairs(self, *, guided: bool) -> Path:
+    def pairs(self, guided: bool) -> Path:
         """The pairs of `digits` of that teacher, without guidance."""
         folder = self._folder / ("guided" if guided else "plain") / "pairs"
         output = folder / "manifest.parquet"
@@ -119,7 +125,7 @@ class Inputs:
             block = folder / "blocks" / "00000-00003.parquet"
             keys = ("solver", "first_seed", "batch_size", "labels", "shard_size")
             spec = {key: value for key, value in section.with_defaults().items() if key in keys}
-            pairs.run(teacher=self.teacher(guided=guided), output=block, first=0, last=3, **spec)
+            pairs.run(teacher=self.teacher(guided), output=block, first=0, last=3, **spec)
             manifest.run(blocks=[block], output=output, num=section.num_pairs, shard_size=section.shard_size)
         return output
 
@@ -131,13 +137,13 @@ def run(inputs: Inputs, experiments: Experiments, case: Case, seed: int) -> dict
     with tempfile.TemporaryDirectory() as folder:
         table, begin = Path(folder, "log.parquet"), time.process_time()
         distill.run(
-            teacher=inputs.teacher(guided=case.guided),
+            teacher=inputs.teacher(case.guided),
             output=Path(folder, "generator.safetensors"),
             table=table,
             distill=given,
             device="cpu",
             threads=1,
-            manifest=inputs.pairs(guided=case.guided) if "pairs" in given.method.reads() else None,
+            manifest=inputs.pairs(case.guided) if "pairs" in given.method.reads() else None,
             network=Path(features.file),
             features={"kind": features.kind, "sha256": features.sha256},
         )
@@ -165,6 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help=f"default: all, {', '.join(CASES)}")
     parser.add_argument("--folder", type=Path, help="keeps teachers and pairs for another call; default: temporary")
+    parser.add_argument("--at-once", type=int, default=2, help="runs at a time, each on one core; default: 2")
     parser.add_argument("--again", action="store_true", help="judge the runs in the file again, and run nothing")
     parsed = parser.parse_args()
     if odd := sorted(set(parsed.cases) - CASES.keys()):
@@ -176,11 +183,21 @@ def main() -> None:
         folder = parsed.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         experiments = Experiments(load())
         inputs = Inputs(folder, experiments)
-        for name in () if parsed.again else parsed.cases or CASES:
-            for seed in CASES[name].seeds:
-                found = run(inputs, experiments, CASES[name], seed)
-                results[f"{name}, seed {seed}"] = {"healthy": CASES[name].healthy, **found}
-                write(results)
+        runs = [(name, seed) for name in parsed.cases or CASES for seed in CASES[name].seeds]
+        context = multiprocessing.get_context("spawn")
+        if not parsed.again:
+            with ProcessPoolExecutor(parsed.at_once, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                made = {CASES[name].guided for name, _ in runs}
+                inputs.images()
+                for _ in pool.map(inputs.pairs, made):
+                    pass
+                started = {
+                    pool.submit(run, inputs, experiments, CASES[name], seed): (name, seed) for name, seed in runs
+                }
+                for future in as_completed(started):
+                    name, seed = started[future]
+                    results[f"{name}, seed {seed}"] = {"healthy": CASES[name].healthy, **future.result()}
+                    write(results)
     write(results)
     print("\n".join(table(results)))
 
