@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import functools
 import json
 import logging
 import multiprocessing
@@ -70,9 +71,15 @@ for _name in ("digits", "digits-dmd2", "digits-dmd2-2", "digits-dmd2-4", "digits
 CASES["digits, no fake updates"] = Case("digits", False, method={"fake_updates": 0})
 
 
-def section(experiments: Experiments, case: Case, seed: int) -> Distill:
+@functools.cache
+def experiments() -> Experiments:
+    """Those of config.yaml, read once in a process."""
+    return Experiments(load())
+
+
+def section(case: Case, seed: int) -> Distill:
     """Section `distill` of a run."""
-    found = copy.deepcopy(experiments.section(case.experiment, "distill").with_defaults())
+    found = copy.deepcopy(experiments().section(case.experiment, "distill").with_defaults())
     for role, factor in case.rates.items():
         found["optimisers"][role]["learning_rate"] *= factor
     method = dict(case.method)
@@ -88,22 +95,20 @@ def section(experiments: Experiments, case: Case, seed: int) -> Distill:
 class Inputs:
     """Teachers and pairs of digits, made once in a folder."""
 
-    def __init__(self, folder: Path, experiments: Experiments) -> None:
-        self._folder, self._experiments = folder, experiments
-        self._images = folder / "images" / "manifest.parquet"
-        self._sections = experiments.sections("digits")
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._images = folder, folder / "images" / "manifest.parquet"
 
     def images(self) -> Path:
         """The manifest of the images of `digits`."""
         if not self._images.exists():
-            images.run(output=self._images, **self._experiments.spec("digits", "images"))
+            images.run(output=self._images, **experiments().spec("digits", "images"))
         return self._images
 
     def teacher(self, guided: bool) -> Path:
         """The teacher of `digits`, or the same trained with label dropout."""
         output = self._folder / ("guided" if guided else "plain") / "denoiser.safetensors"
         if not output.exists():
-            section: Any = self._sections.teacher
+            section: Any = experiments().sections("digits").teacher
             training = section.training.with_defaults()
             training["method"]["label_dropout"] = 0.1 if guided else 0.0
             teacher.run(
@@ -121,7 +126,7 @@ class Inputs:
         folder = self._folder / ("guided" if guided else "plain") / "pairs"
         output = folder / "manifest.parquet"
         if not output.exists():
-            section: Any = self._sections.pairs
+            section: Any = experiments().sections("digits").pairs
             block = folder / "blocks" / "00000-00003.parquet"
             keys = ("solver", "first_seed", "batch_size", "labels", "shard_size")
             spec = {key: value for key, value in section.with_defaults().items() if key in keys}
@@ -130,10 +135,10 @@ class Inputs:
         return output
 
 
-def run(inputs: Inputs, experiments: Experiments, case: Case, seed: int) -> dict[str, Any]:
+def run(inputs: Inputs, case: Case, seed: int) -> dict[str, Any]:
     """What the monitor of one run measured, and the phases of the run."""
-    given = section(experiments, case, seed)
-    features: Any = experiments.section("digits", "reference").features
+    given = section(case, seed)
+    features: Any = experiments().section("digits", "reference").features
     with tempfile.TemporaryDirectory() as folder:
         table, begin = Path(folder, "log.parquet"), time.process_time()
         distill.run(
@@ -181,8 +186,7 @@ def main() -> None:
     results: dict[str, Any] = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
     with contextlib.ExitStack() as stack:
         folder = parsed.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        experiments = Experiments(load())
-        inputs = Inputs(folder, experiments)
+        inputs = Inputs(folder)
         runs = [(name, seed) for name in parsed.cases or CASES for seed in CASES[name].seeds]
         context = multiprocessing.get_context("spawn")
         if not parsed.again:
@@ -191,9 +195,7 @@ def main() -> None:
                 inputs.images()
                 for _ in pool.map(inputs.pairs, made):
                     pass
-                started = {
-                    pool.submit(run, inputs, experiments, CASES[name], seed): (name, seed) for name, seed in runs
-                }
+                started = {pool.submit(run, inputs, CASES[name], seed): (name, seed) for name, seed in runs}
                 for future in as_completed(started):
                     name, seed = started[future]
                     results[f"{name}, seed {seed}"] = {"healthy": CASES[name].healthy, **future.result()}
