@@ -478,7 +478,12 @@ class Denoising(MethodSection):
     batch_size: Batch = Field(description="images")
     sigma_log_mean: LogMean = Field(-1.2, description="mean of ln(sigma)")
     sigma_log_std: LogStd = Field(1.2, description="standard deviation of ln(sigma)")
-    label_dropout: Decay = Field(0.0, description="fraction of images trained without their label, for guidance")
+    levels: Literal["log-normal", "table"] = Field(
+        "log-normal", description="table: uniformly among the network's discrete noise levels, as Stable Diffusion"
+    )
+    label_dropout: Decay = Field(
+        0.0, description="fraction of images trained without their label or caption, for guidance"
+    )
     phases: Annotated[Many[DenoisingPhase], Field(min_length=1)]
 
     def roles(self) -> dict[str, Role]:
@@ -487,6 +492,48 @@ class Denoising(MethodSection):
 
     def reads(self) -> frozenset[str]:
         """Images."""
+        return frozenset({"images"})
+
+
+class PartPhase(Phase):
+    """A phase of the training of an autoencoder or of a CLIP."""
+
+
+SWITCHES = ("dtype", "channels_last", "compile", "gradient_checkpointing", "shard_parameters")  # of denoisers only
+
+
+class Autoencoding(MethodSection):
+    """Reconstruction by an AutoencoderKL: absolute error, and the KL divergence of latents from unit noise."""
+
+    refuses: ClassVar[tuple[str, ...]] = SWITCHES
+    name: Literal["autoencoding"]
+    batch_size: Batch = Field(description="images")
+    kl_weight: Weight = Field(1.0e-6, description="of the KL divergence, summed over a latent, per value of the image")
+    phases: Annotated[Many[PartPhase], Field(min_length=1)]
+
+    def roles(self) -> dict[str, Role]:
+        """Only the student: the autoencoder."""
+        return {STUDENT: Role(Source.NEW, Mode.TRAINED)}
+
+    def reads(self) -> frozenset[str]:
+        """Images."""
+        return frozenset({"images"})
+
+
+class Contrastive(MethodSection):
+    """Contrast of images and captions within a batch (Radford et al. 2021), which is one pass on one process."""
+
+    refuses: ClassVar[tuple[str, ...]] = (*SWITCHES, "micro_batch_size", "processes")
+    name: Literal["contrastive"]
+    batch_size: Annotated[Integer, Field(ge=2, le=10**5)] = Field(description="images, each with one caption")
+    phases: Annotated[Many[PartPhase], Field(min_length=1)]
+
+    def roles(self) -> dict[str, Role]:
+        """Only the student: a CLIP."""
+        return {STUDENT: Role(Source.NEW, Mode.TRAINED)}
+
+    def reads(self) -> frozenset[str]:
+        """Images, with captions."""
         return frozenset({"images"})
 
 

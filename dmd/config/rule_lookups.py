@@ -23,7 +23,7 @@ from dmd.config.experiment import INPUTS
 from dmd.config.inheritance import Configuration
 from dmd.config.messages import ConfigError
 from dmd.config.methods import FlowEulerTimes, LcmTimes
-from dmd.config.missing_files import Missing, missing_files, named_paths
+from dmd.config.missing_files import TABLES, Missing, missing_files, named_paths
 from dmd.config.resources import resources
 from dmd.config.rule_table import RULES
 from dmd.config.sections import IMPORTED, ScheduledSolver
@@ -273,7 +273,7 @@ class RuleLookups:
         def look_up(wildcards: Wildcards, output: Any) -> str:
             training = self.experiments.training(wildcards.experiment, rule)
             cadence = training.cadence() if training else {}
-            return as_text({"cadence": cadence} if training and rule == "teacher" else cadence)
+            return as_text({"cadence": cadence} if training and rule != "distill" else cadence)
 
         return look_up
 
@@ -333,14 +333,14 @@ class RuleLookups:
 
     def _files(self, entry: Any, name: str) -> list[tuple[str, str | None]]:
         """Files that a section names, and their sha256; exits unless each can be read, or is missing."""
-        if (labels := getattr(entry, "labels", "")).endswith(".csv"):
-            entries = [(labels, None, f"{name}.labels")]
-        elif hasattr(entry, "files"):
+        if hasattr(entry, "files"):
             entries = [
                 (each.file, each.sha256, f"{name}.files[{index}].file") for index, each in enumerate(entry.files)
             ]
         else:
             entries = [(entry.file, entry.sha256, f"{name}.file")] if getattr(entry, "file", None) else []
+            tables = {key: getattr(entry, key, "") for key in TABLES}
+            entries += [(path, None, f"{name}.{key}") for key, path in tables.items() if path.endswith(".csv")]
         faults = []
         for file, sha256, key in entries:
             if file not in self.missing and file not in self.downloads and (reason := source_files.fault(file)):
