@@ -58,7 +58,10 @@ class ImageReader:
         self.modes: list[list[float]] | None = facts["modes"]
         self._rows = ShardRows(manifest, verify=verify)
         small = sum(shard.size for shard in manifest.shards) <= in_memory
-        self._images, self._captions = _read_split(self._rows, manifest, first, stop) if small else (None, None)
+        self._images: Tensor | None = None
+        self._captions: list[Captions] | None = None
+        if small:
+            self._images, self._captions = _read_split(self._rows, manifest, first, stop)
 
     def __len__(self) -> int:
         return len(self.labels)
