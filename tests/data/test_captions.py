@@ -123,6 +123,6 @@ def test_digest_of_images_changes_with_their_captions_and_not_with_paths(tmp_pat
 def test_tracked_captions_of_emoji_describe_single_characters():
     found = captions.of_code_points(ROOT / "workflow/resources/emoji/captions.csv")
     assert 600 <= len(found) <= 700
-    assert all(len(each.held_out) == 1 and len(each.training) >= 4 for each in found.values())
+    assert all(len(each.held_out) == 1 and len(each.training) >= 2 for each in found.values())
     training = {text for each in found.values() for text in each.training}
     assert not training & {text for each in found.values() for text in each.held_out}
