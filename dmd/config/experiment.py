@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from dmd.config.messages import suggestion
 from dmd.config.method_base import TEACHER, MethodSection, Mode
-from dmd.config.methods import Dmd
+from dmd.config.methods.dmd import Dmd
 from dmd.config.printing import piece
 from dmd.config.section_base import SIGMA_MAX, Count, Integer, Many, Path, Pinned, Section, refuse
 from dmd.config.sections import (

@@ -22,7 +22,7 @@ from dmd.config.artifacts import Experiments
 from dmd.config.experiment import INPUTS
 from dmd.config.inheritance import Configuration
 from dmd.config.messages import ConfigError
-from dmd.config.methods import FlowEulerTimes, LcmTimes
+from dmd.config.methods.call_times import FlowEulerTimes, LcmTimes
 from dmd.config.missing_files import Missing, missing_files, named_paths
 from dmd.config.resources import resources
 from dmd.config.rule_table import RULES

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmd.config import methods as sections
+from dmd.config.methods import consistency as sections
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
 from dmd.models.denoiser import per_sample
 from dmd.models.student_calls import Calls

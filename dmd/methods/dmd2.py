@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dmd.config import methods as sections
+from dmd.config.methods import dmd2 as sections
 from dmd.methods.base import Clock, Facts, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts import discriminator
 from dmd.methods.parts.call_times import calls_at

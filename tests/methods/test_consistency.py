@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from dmd.config.method_base import Mode, PlannedPhase
-from dmd.config.methods import Consistency as Section
-from dmd.config.methods import ConsistencyLevels
+from dmd.config.methods.consistency import Consistency as Section
+from dmd.config.methods.consistency import ConsistencyLevels
 from dmd.config.training import Distill
 from dmd.methods import consistency
 from dmd.methods.base import Clock, Facts

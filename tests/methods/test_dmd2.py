@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from dmd.config.methods import Dmd2 as Section
+from dmd.config.methods.dmd2 import Dmd2 as Section
 from dmd.config.training import Distill
 from dmd.methods.base import Facts
 from dmd.methods.dmd2 import Dmd2

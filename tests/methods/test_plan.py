@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from dmd.config.methods import Denoising, Dmd, Method
+from dmd.config.methods import Method
+from dmd.config.methods.denoising import Denoising
+from dmd.config.methods.dmd import Dmd
 from dmd.methods import load
 from dmd.methods.base import Clock, Step
 from dmd.train.trainer import Plan, plan

@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from dmd.config.methods import Sid as Section
+from dmd.config.methods.sid import Sid as Section
 from dmd.config.training import Adapter, Distill
 from dmd.methods.base import Facts
 from dmd.methods.parts.matching import matching_gradient

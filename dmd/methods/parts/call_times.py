@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dmd.config.methods import FlowEulerTimes, KarrasTimes, LcmTimes, ListedTimes
+from dmd.config.methods.call_times import FlowEulerTimes, KarrasTimes, LcmTimes, ListedTimes
 from dmd.methods.base import Facts
 from dmd.models.student_calls import Calls
 from dmd.sampling import call_schedulers
