@@ -135,6 +135,8 @@ SHARES: list[dict[str, Any]] = [
     {"name": "progressive", "batch_size": 5, "phases": ROUNDS},
     {"name": "dmd2", "batch_size": 5, "calls": 2, "phases": [{"updates": 1}]},
     {"name": "tdm", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
+    {"name": "diff-instruct", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
+    {"name": "f-distill", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
     {"name": "sid", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
     {"name": "denoising", "batch_size": 5, "phases": [{"updates": 1}]},
 ]

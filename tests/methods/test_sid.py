@@ -19,7 +19,7 @@ from dmd.train.data import NoiseStream
 from dmd.train.log_columns import UpdateLog
 from dmd.train.parallel import BatchSplit
 from dmd.train.trainer import Trainer, assemble, loader, plan
-from tests.quadrature import MEAN, PRODUCT, SCALE, SIGMA, TEACHER, exact, parameters, world
+from tests.quadrature import MEAN, PRODUCT, SCALE, SIGMA, TEACHER, Affine, exact, parameters, world
 
 WHOLE = BatchSplit()
 ROLES = ("teacher", "student", "fake")
@@ -93,17 +93,6 @@ def test_implicit_matching_of_the_squared_norm_is_score_identity_at_alpha_one():
     of_pixels = torch.randn(3, 5, 2, 3, 4, generator=torch.Generator().manual_seed(0)).double()  # means, both of them
     values = c * implicit_matching(*of_pixels, c=c)
     torch.testing.assert_close(values, score_identity(*of_pixels, alpha=1.0), rtol=1e-6, atol=1e-9)
-
-
-class Affine(nn.Module):
-    """A student mean + scale z."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.theta = nn.Parameter(parameters().detach())
-
-    def forward(self, image: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
-        return self.theta[0] + self.theta[1] * image / sigma[:, None, None, None]
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1.2])

@@ -94,6 +94,8 @@ FEW: dict[str, dict] = {
     "dmd2 with times of a scheduler": {"name": "dmd2", "calls": 2, "times": {"kind": "lcm"}},
     "dmd2 with a GAN loss": {"name": "dmd2", "adversarial": {"r1": 1.0}},
     "tdm": {"name": "tdm", "phases": [{"updates": 2}]},
+    "diff-instruct": {"name": "diff-instruct", "phases": [{"updates": 2}]},
+    "f-distill": {"name": "f-distill", "phases": [{"updates": 2}]},
 }
 
 

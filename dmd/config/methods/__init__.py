@@ -8,10 +8,14 @@ from typing import Annotated
 from pydantic import Field
 
 from dmd.config.methods.consistency import Consistency
+from dmd.config.methods.diff_instruct import DiffInstruct
 from dmd.config.methods.dmd import Dmd
 from dmd.config.methods.dmd2 import Dmd2
+from dmd.config.methods.f_distill import FDistill
 from dmd.config.methods.progressive import Progressive
 from dmd.config.methods.sid import Sid
 from dmd.config.methods.tdm import Tdm
 
-Method = Annotated[Dmd | Dmd2 | Tdm | Progressive | Consistency | Sid, Field(discriminator="name")]
+Method = Annotated[
+    Dmd | Dmd2 | Tdm | Progressive | Consistency | Sid | DiffInstruct | FDistill, Field(discriminator="name")
+]
