@@ -6,10 +6,10 @@ fake denoiser that follows the student, both at x_s = x + s n with ln s ~ N(mean
     fake       lambda(s) |K(x_s; s) - x|^2, x without gradient,
     student    (K(x_s; s) - T(x_s; s)) . x, with K - T as a constant,
 
-in this order. The student's gradient is s^2 times that of KL(q_s | p_s), the divergence of its noised images from the teacher's: the
-matching gradient of DMD with weight sigma^2/alpha, without the normaliser of its Eq. 8. Losses are means over pixels
-where the authors take sums; this factor does not change Adam's steps, but `gradient_clip` depends on it. Networks run
-without dropout.
+in this order. The student's gradient is s^2 times that of KL(q_s | p_s), the divergence of its noised images from those
+of the teacher: DMD's matching gradient with weight sigma^2/alpha, without the normaliser of its Eq. 8. Losses are means
+over pixels where the authors take sums; this factor does not change Adam's steps, but `gradient_clip` depends on it.
+Networks run without dropout.
 """
 
 from __future__ import annotations

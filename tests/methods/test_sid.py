@@ -14,7 +14,6 @@ from dmd.models.adapters import add_adapters, with_network
 from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser
 from dmd.models.networks import build
 from dmd.sampling.noise import karras_sigmas
-from dmd.train import checkpoints, state
 from dmd.train.data import NoiseStream
 from dmd.train.log_columns import UpdateLog
 from dmd.train.parallel import BatchSplit
@@ -221,45 +220,12 @@ def test_a_step_leaves_gradients_on_its_own_network_alone(name, other, divergenc
     assert left[other] == [None] * len(left[other]) and left["teacher"] == [None] * len(left["teacher"])
 
 
-@pytest.mark.parametrize("divergence", [{"kind": "sid"}, {"kind": "sim"}])
-def test_micro_batches_add_up_to_the_gradient_of_the_batch(divergence):
-    distill = section(
-        method={"divergence": divergence}, optimisers={"student": {"learning_rate": 1e-6, "gradient_clip": 1e6}}
-    )
-    whole, parts = trainer(distill), trainer(distill, split=BatchSplit(micro_batch_size=3))
-    logs = train(whole, 0, 1), train(parts, 0, 1)
-    for role in ("fake", "student"):
-        for one, other in zip(*(each.networks.weights(role).parameters() for each in (whole, parts)), strict=True):
-            states = [
-                each.networks.optimisers[role].adamw.state[value] for each, value in ((whole, one), (parts, other))
-            ]
-            torch.testing.assert_close(*(each["exp_avg"] for each in states), rtol=1e-3, atol=1e-6)  # beta 0
-    assert logs[0][0] == pytest.approx(logs[1][0], rel=1e-3, abs=1e-6, nan_ok=True)
-
-
 def test_fake_denoiser_is_trained_first_and_as_often_as_the_phase_says():
     config = section(method={"phases": [{"updates": 2}, {"updates": 2, "fake_updates": 3}]}).method
     assert isinstance(config, Section)
     phases, _ = plan(config)
     names = [[step.name for step in Sid.steps(config, phases.clock(update))] for update in (1, 2)]
     assert names == [["fake", "student"], ["fake", "fake", "fake", "student"]]
-
-
-def test_training_that_resumes_ends_in_the_same_bytes(tmp_path):
-    distill = section(method={"phases": [{"updates": 2}, {"updates": 4, "fake_updates": 2, "fresh_optimiser": True}]})
-    whole, stopped, resumed = (trainer(distill) for _ in range(3))
-    train(whole, 0, 6)
-    rows = train(stopped, 0, 3)
-    checkpoints.save(tmp_path, key="key", stage="distill", update=3, tensors=state.state(stopped), rows=rows)
-    first, _ = checkpoints.resume(tmp_path, key="key", trainer=resumed, log=print)
-    train(resumed, first, 6)
-    ends = state.state(whole), state.state(resumed)
-    assert ends[0].keys() == ends[1].keys() and all(
-        torch.equal(value, ends[1][name]) for name, value in ends[0].items()
-    )
-    assert not any(
-        torch.equal(value, state.state(stopped)[name]) for name, value in ends[0].items() if "weight" in name
-    )
 
 
 @pytest.mark.parametrize("divergence", [{"kind": "sid"}, {"kind": "sim"}])
