@@ -33,6 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "tdm": {"name": "tdm", "batch_size": 8, "calls": 2, "phases": FAKES},
     "sid": {"name": "sid", "batch_size": 8, "phases": FAKES},
     "sim": {"name": "sid", "divergence": {"kind": "sim"}, "batch_size": 8, "phases": FAKES},
+    "sida": {"name": "sid", "adversarial": {"student_weight": 0.1}, "batch_size": 8, "phases": FAKES},
     "diff-instruct": {"name": "diff-instruct", "batch_size": 8, "phases": FAKES},
     "f-distill": {"name": "f-distill", "batch_size": 8, "adversarial": GAN, "phases": FAKES},
     "consistency": {"name": "consistency", "batch_size": 8, "target_decay": 0.5, "phases": [{"updates": 4}]},

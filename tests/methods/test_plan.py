@@ -137,6 +137,7 @@ SHARES: list[dict[str, Any]] = [
     {"name": "tdm", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
     {"name": "diff-instruct", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
     {"name": "f-distill", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
+    {"name": "sid", "batch_size": 5, "adversarial": {}, "phases": [{"updates": 1, "fake_updates": 2}]},
     {"name": "sid", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
     {"name": "denoising", "batch_size": 5, "phases": [{"updates": 1}]},
 ]

@@ -267,6 +267,7 @@ def test_section_asks_for_noise_alone_and_brings_its_optimisers():
         ({"compute": {"shard_parameters": True}}, "compute.shard_parameters: method sid does not support it"),
         ({"optimisers": {"discriminator": {}}}, "method sid trains no discriminator"),
         ({"method": {"divergence": {"kind": "sim", "alpha": 1.2}}}, "divergence.sim.alpha"),
+        ({"method": {"divergence": {"kind": "sim"}, "adversarial": {}}}, "but divergence is sim"),
         ({"method": {"phases": [{"updates": 3, "fake_updates": 0}]}}, "greater than or equal to 1"),
     ],
 )
@@ -279,3 +280,63 @@ def test_levels_beyond_those_of_the_teacher_are_refused():
     """The curve ends at sigma 24.4 by default; a teacher of discrete time may know none above 14.6."""
     with pytest.raises(ValueError, match=r"use noise levels up to 24\.\d+, but the teacher has levels up to 14\.6"):
         Sid(section().method, {}, Facts((1, 1, 1), 0, 0.5, trained=(0.0, 14.6)), torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def judged(rows: dict[str, Tensor], step: int, *, scale: float = 1.0, **keys) -> tuple[Tensor, Trainer, UpdateLog]:
+    """The loss of a step of SiD on given rows, from images as from noise, with its graph."""
+    phases = [{"updates": 2, "adversarial_scale": scale}]
+    found = trainer(section(method={"phases": phases, **keys}))
+    clock, log = plan(found.training.method)[0].clock(0), UpdateLog(WHOLE)
+    each = found.method.steps(found.training.method, clock)[step]
+    found.networks.train_only(each.trains)
+    losses = [found.method.loss(each, part, dict(rows), clock, log) for part in each.parts]
+    return torch.stack(losses).sum(), found, log
+
+
+def some_rows() -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(1)
+    image, noise, other = torch.randn(3, 8, 2, 1, 1, generator=random)
+    rows = {"image": image, "noise": noise, "level_noise": other, "sigma": torch.rand(8, generator=random) + 0.1}
+    return rows | {"label": torch.arange(8) % 3, "bin": torch.zeros(8, dtype=torch.int64)}
+
+
+def test_gan_loss_of_sida_is_that_of_its_equations():
+    rows, gan = some_rows(), {"student_weight": 0.3, "fake_weight": 0.7}
+    (alone, _, _), (loss, found, _) = judged(rows, 0), judged(rows, 0, adversarial=gan)
+    fake, sigma, label = found.networks["fake"], rows["sigma"], rows["label"]
+    with torch.no_grad():
+        image = found.method.generate(rows)  # type: ignore[attr-defined]
+        sides = {}
+        for name, each in (("real", rows["image"]), ("generated", image)):
+            noised = each + sigma[:, None, None, None] * rows["level_noise"]
+            sides[name] = fake.bottleneck(noised, sigma, label).mean(1).flatten(1)
+        real, generated = torch.nn.functional.softplus(-sides["real"]), torch.nn.functional.softplus(sides["generated"])
+        expected = 0.7 / 2 * (fake.loss_weight(sigma) * (real + generated).mean(1) / 2).mean()
+    torch.testing.assert_close(loss - alone, expected)
+    (alone, _, _), (loss, found, _) = judged(rows, 1), judged(rows, 1, adversarial=gan)
+    with torch.no_grad():
+        noised = image + sigma[:, None, None, None] * rows["level_noise"]
+        weight = normaliser(image, found.networks["teacher"](noised, sigma, label))
+        realistic = torch.nn.functional.softplus(-sides["generated"].clamp(-10, 10)).mean(1)
+    torch.testing.assert_close(loss - alone, 0.3 * (weight * realistic).mean())
+
+
+def test_gan_loss_of_scale_0_leaves_the_student_as_sid_does():
+    rows, left = some_rows(), []
+    for keys in ({}, {"adversarial": {"student_weight": 0.3}, "scale": 0.0}):
+        loss, found, _ = judged(rows, 1, **keys)
+        loss.backward()
+        left.append(torch.cat([each.grad.flatten() for each in found.networks.weights("student").parameters()]))
+    assert torch.equal(*left)
+
+
+def test_phase_of_the_fake_denoiser_has_no_step_of_the_student():
+    config = section(method={"phases": [{"updates": 2, "train": "fake"}, {"updates": 2}]}).method
+    phases, _ = plan(config)
+    names = [[step.name for step in Sid.steps(config, phases.clock(update))] for update in (1, 2)]
+    assert names == [["fake"], ["fake", "student"]]
+
+
+def test_scale_without_a_gan_loss_is_named():
+    _, lines = section(method={"phases": [{"updates": 2, "adversarial_scale": 0.5}]}).method.plan()
+    assert lines == ["phase 0: adversarial_scale 0.5 has no effect: the student has no GAN loss"]
