@@ -39,6 +39,8 @@ METHODS: dict[str, Mapping[str, object]] = {
     "tdm": {"name": "tdm", "phases": [PHASE]},
     "diff-instruct": {"name": "diff-instruct", "phases": [PHASE]},
     "f-distill": {"name": "f-distill", "phases": [PHASE]},
+    "gan": {"name": "gan", "phases": [PHASE]},
+    "ufogen": {"name": "ufogen", "reconstruction_weight": 1.0, "phases": [PHASE]},
     "progressive": {"name": "progressive", "phases": [PHASE | {"steps": 1}]},
     "sid": {"name": "sid", "phases": [PHASE]},
     "sim": {"name": "sid", "divergence": {"kind": "sim"}, "phases": [PHASE]},

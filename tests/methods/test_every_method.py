@@ -26,6 +26,7 @@ from tests.trainings import WHOLE, FixedRows
 NETWORK = {"kind": "mlp", "channels": 2, "resolution": 1, "width": 16, "layers": 2, "num_classes": 3}
 FACTS = Facts(shape=(2, 1, 1), num_classes=3, sigma_data=0.6, sigma_max=80.0, network=NETWORK)
 FAKES = [{"updates": 2}, {"updates": 2, "fake_updates": 2, "fresh_optimiser": True}]
+JUDGES = [{"updates": 2}, {"updates": 2, "discriminator_updates": 2}]
 GAN = {"student_weight": 0.1, "fake_weight": 0.3, "r1": 0.5}
 METHODS: dict[str, dict[str, Any]] = {
     "dmd": {"name": "dmd", "matching_batch_size": 8, "regression_batch_size": 6, "phases": FAKES},
@@ -36,6 +37,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "sida": {"name": "sid", "adversarial": {"student_weight": 0.1}, "batch_size": 8, "phases": FAKES},
     "diff-instruct": {"name": "diff-instruct", "batch_size": 8, "phases": FAKES},
     "f-distill": {"name": "f-distill", "batch_size": 8, "adversarial": GAN, "phases": FAKES},
+    "gan": {"name": "gan", "batch_size": 8, "phases": JUDGES},
+    "ufogen": {"name": "ufogen", "batch_size": 8, "reconstruction_weight": 0.5, "r1": 0.5, "phases": JUDGES},
     "consistency": {"name": "consistency", "batch_size": 8, "target_decay": 0.5, "phases": [{"updates": 4}]},
     "progressive": {
         "name": "progressive",

@@ -136,6 +136,8 @@ SHARES: list[dict[str, Any]] = [
     {"name": "dmd2", "batch_size": 5, "calls": 2, "phases": [{"updates": 1}]},
     {"name": "tdm", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
     {"name": "diff-instruct", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
+    {"name": "gan", "batch_size": 5, "phases": [{"updates": 1, "discriminator_updates": 2}]},
+    {"name": "ufogen", "batch_size": 5, "reconstruction_weight": 1.0, "phases": [{"updates": 1}]},
     {"name": "f-distill", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
     {"name": "sid", "batch_size": 5, "adversarial": {}, "phases": [{"updates": 1, "fake_updates": 2}]},
     {"name": "sid", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},

@@ -96,6 +96,8 @@ FEW: dict[str, dict] = {
     "tdm": {"name": "tdm", "phases": [{"updates": 2}]},
     "diff-instruct": {"name": "diff-instruct", "phases": [{"updates": 2}]},
     "f-distill": {"name": "f-distill", "phases": [{"updates": 2}]},
+    "gan": {"name": "gan", "phases": [{"updates": 2}]},
+    "ufogen": {"name": "ufogen", "reconstruction_weight": 1.0, "phases": [{"updates": 2}]},
 }
 
 

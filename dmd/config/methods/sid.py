@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from dmd.config.method_base import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
 from dmd.config.methods.levels import KarrasCurve
-from dmd.config.section_base import Batch, Integer, LogMean, LogStd, Many, Positive, Scale, Section, Sigma, Weight
+from dmd.config.section_base import Batch, Integer, LogMean, LogStd, Many, Scale, Section, Sigma, Weight
 
 
 class ScoreIdentity(Section):
@@ -36,7 +36,7 @@ class ScoreAdversarial(Section):
     """SiDA's GAN loss (Zhou et al. 2024): the mean over the channels of the fake denoiser's bottleneck is the logit."""
 
     student_weight: Weight = Field(1.0e-4, description="in the student's loss; the authors' 0.01 over their 100")
-    fake_weight: Positive = Field(1.0, description="in the fake denoiser's loss, over the number of values of an image")
+    fake_weight: Scale = Field(1.0, description="in the fake denoiser's loss, over the number of values of an image")
 
 
 class SidPhase(Phase):
