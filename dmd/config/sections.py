@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -103,6 +104,33 @@ class ImageDataset(Section):
     )
 
 
+class IdxDataset(Section):
+    """The four IDX files of MNIST, Fashion-MNIST, KMNIST or EMNIST, plain or gzipped; their own split is the split."""
+
+    kind: Literal["idx"]
+    folder: Path = Field(UNSET_PATH, description="where the four files lie, relative to config.yaml")
+    training_images: Text = Field("train-images-idx3-ubyte.gz", description="file in the folder")
+    training_labels: Text = Field("train-labels-idx1-ubyte.gz", description="file in the folder")
+    held_out_images: Text = Field("t10k-images-idx3-ubyte.gz", description="file in the folder")
+    held_out_labels: Text = Field("t10k-labels-idx1-ubyte.gz", description="file in the folder")
+    resolution: Side = Field(28, description="side in pixels that the images must have")
+    transpose: bool = Field(False, description="true: rows and columns are swapped, as EMNIST needs")
+    sha256: Annotated[
+        str | None,
+        Field(
+            pattern="^[0-9a-f]{8,64}$",
+            description="digest over the uncompressed contents of the four files, which the log of stage images has, "
+            "or its first digits; null = any",
+        ),
+    ] = None
+    shard_size: ShardSize = SHARD_SIZE
+
+    def files(self) -> dict[str, str]:
+        """Path of each file by its key."""
+        keys = ("training_images", "training_labels", "held_out_images", "held_out_labels")
+        return {key: os.path.normpath(os.path.join(self.folder, getattr(self, key))) for key in keys}
+
+
 class MixtureDataset(Section):
     """Points of a Gaussian mixture in the plane."""
 
@@ -141,6 +169,11 @@ class UNet(Section):
     blocks: Depth = Field(description="residual blocks per level")
     attention: Many[Side] = Field(description="resolutions with attention")
     dropout: Decay = Field(0.0, description="probability")
+    patch: Annotated[Integer, Field(ge=1, le=64)] = Field(
+        1,
+        description="side of the squares of pixels that the network takes as channels of one: with 2 the first level "
+        "has half the resolution of the images",
+    )
 
 
 class Mlp(Section):
@@ -383,7 +416,7 @@ class FlowSolver(Section):
 
 PairSolver = Annotated[OdeSolver | ScheduledSolver, Field(discriminator="name")]
 SampleSolver = Annotated[StudentSolver | OdeSolver | ScheduledSolver | FlowSolver, Field(discriminator="name")]
-Dataset = Annotated[DigitsDataset | ImageDataset | MixtureDataset, Field(discriminator="kind")]
+Dataset = Annotated[DigitsDataset | ImageDataset | IdxDataset | MixtureDataset, Field(discriminator="kind")]
 Teacher = Annotated[
     TrainedTeacher | MixtureTeacher | EdmTeacher | DiffusersTeacher | OpenaiTeacher | StableDiffusionTeacher,
     Field(discriminator="kind"),

@@ -1,5 +1,6 @@
 """The readers of files, each with a whole file that it reads, to be damaged."""
 
+import gzip
 import json
 import zlib
 from collections import Counter
@@ -18,7 +19,17 @@ from PIL import Image
 
 import dmd
 from dmd import config
-from dmd.data import feature_blocks, image_file, image_folder, manifest, pairs, prompt_sources, remote, shards
+from dmd.data import (
+    feature_blocks,
+    idx_files,
+    image_file,
+    image_folder,
+    manifest,
+    pairs,
+    prompt_sources,
+    remote,
+    shards,
+)
 from dmd.data import prompts as prompt_files
 from dmd.importers import feature_files, moments_file, openai, pipeline_files, teachers, text_files
 from dmd.models import loading, published_lora
@@ -31,6 +42,7 @@ from dmd.train import checkpoints, state
 from dmd.train.trainer import Trainer
 from tests.edm_files import make_edm_pickle
 from tests.fuzz.mutations import JSON
+from tests.idx_files import idx
 from tests.small_distillation import distillation
 from tests.stable_diffusion_files import make_tokenizer
 
@@ -305,6 +317,16 @@ def _make_eps(folder: Path) -> Path:
     return folder / "image.png"
 
 
+def _make_idx(folder: Path, *, zipped: bool) -> Path:
+    content = idx(np.random.default_rng(0).integers(0, 256, (6, 8, 8), np.uint8))
+    (folder / "images.idx").write_bytes(gzip.compress(content, mtime=0) if zipped else content)
+    return folder / "images.idx"
+
+
+def _read_idx(path: Path) -> None:
+    assert idx_files.read(path, 3).values.nbytes <= 2000 * path.stat().st_size
+
+
 def _make_labels(folder: Path) -> Path:
     (folder / "labels.csv").write_text("file,label\n" + "".join(f"{number}.png,{number % 3}\n" for number in range(9)))
     return folder / "labels.csv"
@@ -392,6 +414,10 @@ READERS: dict[str, Reader] = {
     "inception": Reader(_make_openai, lambda path: feature_files.weights(path, "inception"), HOSTILE, outside=True),
     "moments": Reader(_make_moments, moments_file.load, (*HOSTILE, b"'|O'", b"'<f8'", b"(999999999,)"), outside=True),
     "labels": Reader(_make_labels, _read_labels, (b'"', b";", b"\0"), outside=True),
+    "idx": Reader(
+        lambda folder: _make_idx(folder, zipped=False), _read_idx, (b"\0\0\x08\x03", b"\xff" * 4), outside=True
+    ),
+    "gzipped idx": Reader(lambda folder: _make_idx(folder, zipped=True), _read_idx, outside=True),
     "scheduler": Reader(
         _make_scheduler,
         lambda path: pipeline_files.scheduler_preconditioning(
