@@ -32,7 +32,13 @@ from dmd.config.section_base import (
 )
 from dmd.config.training import Compute, TeacherTraining
 
-IMPORTED = ("edm", "diffusers", "openai", "stable-diffusion")  # kinds of teachers from files, which need no dataset
+IMPORTED = (
+    "file",
+    "edm",
+    "diffusers",
+    "openai",
+    "stable-diffusion",
+)  # kinds of teachers from files, which need no dataset
 MAX_SHARDS = 10**5  # their names have five digits; the paper has 12,000 of pairs
 DECODERS = {"tiny": "tiny_autoencoder", "full": "autoencoder"}  # decoder of latents -> the rule that makes it
 
@@ -203,6 +209,14 @@ class MixtureTeacher(Section):
     kind: Literal["gaussian-mixture"]
 
 
+class FileTeacher(Section):
+    """A teacher that was trained here and written by `dmd.stages.teacher_file`."""
+
+    kind: Literal["file"]
+    file: Path = Field(UNSET_PATH, description="such as workflow/resources/fashion.safetensors")
+    sha256: Pinned = None
+
+
 class EdmTeacher(Section):
     """A network file released by NVIDIA with EDM."""
 
@@ -248,10 +262,10 @@ class StableDiffusionTeacher(Section):
     tiny_autoencoder: TinyAutoencoder | None = None
 
 
-class DigitsFeatures(Section):
-    """The small classifier of digits in this repository."""
+class ClassifierFeatures(Section):
+    """The small classifiers of digits and of Fashion-MNIST in this repository."""
 
-    kind: Literal["digits32"]
+    kind: Literal["digits32", "fashion64"] = Field(description="of digits (8x8), or of Fashion-MNIST (28x28)")
     file: Path = Field(UNSET_PATH, description="of the classifier")
     sha256: Digest = Field(description="of the file")
 
@@ -314,7 +328,7 @@ class Reference(Section):
     """The real data that samples are compared with."""
 
     features: Annotated[
-        DigitsFeatures | CoordinateFeatures | PixelFeatures | InceptionFeatures, Field(discriminator="kind")
+        ClassifierFeatures | CoordinateFeatures | PixelFeatures | InceptionFeatures, Field(discriminator="kind")
     ] = Field(description="network in whose features samples and real data are compared")
     protocol: Protocol = Protocol()
     moments: Moments | None = Field(None, description="in place of a dataset; null drops an inherited section")
@@ -418,7 +432,13 @@ PairSolver = Annotated[OdeSolver | ScheduledSolver, Field(discriminator="name")]
 SampleSolver = Annotated[StudentSolver | OdeSolver | ScheduledSolver | FlowSolver, Field(discriminator="name")]
 Dataset = Annotated[DigitsDataset | ImageDataset | IdxDataset | MixtureDataset, Field(discriminator="kind")]
 Teacher = Annotated[
-    TrainedTeacher | MixtureTeacher | EdmTeacher | DiffusersTeacher | OpenaiTeacher | StableDiffusionTeacher,
+    TrainedTeacher
+    | FileTeacher
+    | MixtureTeacher
+    | EdmTeacher
+    | DiffusersTeacher
+    | OpenaiTeacher
+    | StableDiffusionTeacher,
     Field(discriminator="kind"),
 ]
 Prompts = Annotated[PromptFile | CocoPrompts | LaionPrompts, Field(discriminator="kind")]

@@ -31,6 +31,7 @@ KEYS: dict[str, tuple[dict[str, Any], str]] = {  # section.key -> sections that 
     "ImageDataset.folder": ({"dataset": PHOTOS}, "dataset"),
     "ImageDataset.labels": ({"dataset": PHOTOS}, "dataset"),
     "IdxDataset.folder": ({"dataset": {"kind": "idx", "folder": "idx"}}, "dataset"),
+    "FileTeacher.file": ({"teacher": {"kind": "file"}}, "teacher"),
     "EdmTeacher.file": ({"teacher": {"kind": "edm"}}, "teacher"),
     "OpenaiTeacher.file": ({"teacher": {"kind": "openai"}}, "teacher"),
     "DiffusersTeacher.folder": ({"teacher": {"kind": "diffusers"}}, "teacher"),
@@ -39,7 +40,7 @@ KEYS: dict[str, tuple[dict[str, Any], str]] = {  # section.key -> sections that 
         {"teacher": {"kind": "stable-diffusion", "folder": "sd", "tiny_autoencoder": {}}},
         "teacher.tiny_autoencoder",
     ),
-    "DigitsFeatures.file": (
+    "ClassifierFeatures.file": (
         {"dataset": PHOTOS, "reference": {"features": {"kind": "digits32", "sha256": "a" * 64}}},
         "reference.features",
     ),
@@ -138,7 +139,7 @@ def test_any_path_reaches_the_stage_as_it_is(key: str, tmp_path: Path, monkeypat
         job = Wildcards(fromdict={"experiment": EXPERIMENT})
         assert found.files("teacher", place)(job) == []
         assert bool(found.watched("teacher", place)(job)) == (
-            key != "DigitsFeatures.file"
+            key != "ClassifierFeatures.file"
         )  # pinned: its digest stands for it
         if key == "ImageDataset.labels":
             given_to_stage = json.loads(found.spec("images")(job))["dataset"]["labels"]
@@ -208,7 +209,7 @@ def test_change_behind_a_link_is_watched_whatever_the_time(
         os.utime(Path("away", file), (time, time))
     after = look()
     assert before[0] == after[0] == []  # no input of Snakemake's, whose time would decide
-    assert (before[1] != after[1]) == (key != "DigitsFeatures.file")  # the whole sha256 of which is given
+    assert (before[1] != after[1]) == (key != "ClassifierFeatures.file")  # the whole sha256 of which is given
 
 
 def test_included_file_and_cache_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

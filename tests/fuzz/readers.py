@@ -249,6 +249,17 @@ def _make_block(folder: Path) -> Path:
     return folder / "00000-00000.safetensors"
 
 
+def _make_teacher_file(folder: Path) -> Path:
+    tensors, facts = tensor_files.load(_make_tensors(folder))
+    halves = {name: value.half() for name, value in tensors.items()}
+    tensor_files.save(folder / "teacher.safetensors", halves, {**facts, "kind": "teacher-file"})
+    return folder / "teacher.safetensors"
+
+
+def _read_teacher_file(path: Path) -> None:
+    teachers.load("file", path, sha256=None, resolution=None)
+
+
 def _make_edm(folder: Path) -> Path:
     make_edm_pickle(folder / "teacher.pkl", family="ddpmpp", augment=3, num_classes=2, **SHAPE)
     return folder / "teacher.pkl"
@@ -408,6 +419,7 @@ READERS: dict[str, Reader] = {
     "record": Reader(_make_sidecar, _read_sidecar, JSON),
     "features": Reader(_make_block, lambda path: feature_blocks.group([path], reference_sha256="digest"), JSON),
     "score": Reader(_make_score, lambda path: score_files.by_experiment([path]), JSON),
+    "teacher file": Reader(_make_teacher_file, _read_teacher_file, JSON, outside=True),
     "edm": Reader(_make_edm, _read_edm, HOSTILE, outside=True),
     "openai": Reader(_make_openai, _read_openai, HOSTILE, outside=True),
     "openai of old": Reader(_make_openai_of_old, _read_openai, HOSTILE, outside=True),
