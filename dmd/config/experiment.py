@@ -219,9 +219,9 @@ class Experiment(Section):
 
     @property
     def _guidable(self) -> bool:
-        """Whether the teacher also works without a condition."""
+        """Whether the teacher also works without a condition; that of a file may, its stage tells."""
         dropout = isinstance(self.teacher, TrainedTeacher) and self.teacher.training.method.label_dropout
-        return bool(dropout) or (self.teacher is not None and self.teacher.kind in TEXT_KINDS)
+        return bool(dropout) or (self.teacher is not None and self.teacher.kind in ("file", *TEXT_KINDS))
 
     @property
     def _unguided(self) -> str:

@@ -26,7 +26,7 @@ from dmd.config.methods.call_times import FlowEulerTimes, LcmTimes
 from dmd.config.missing_files import Missing, missing_files, named_paths
 from dmd.config.resources import resources
 from dmd.config.rule_table import RULES
-from dmd.config.sections import IMPORTED, ScheduledSolver
+from dmd.config.sections import IMPORTED, IdxDataset, ScheduledSolver
 from dmd.config.source_files import Listing
 
 P = ParamSpec("P")
@@ -160,9 +160,10 @@ class RuleLookups:
 
     @exits_on_config_error
     def trained_on(self, wildcards: Wildcards) -> str | list[str]:
-        """The teacher's file if teacher and reference were both made from a folder of images, else nothing."""
+        """The teacher's file if teacher and reference were both made from files of images, else nothing."""
         sections = self.experiments.sections(wildcards.experiment)
-        images = getattr(sections.dataset, "kind", "") == "images" and getattr(sections.teacher, "kind", "") == "train"
+        files = getattr(sections.dataset, "kind", "") in ("images", "idx")
+        images = files and getattr(sections.teacher, "kind", "") == "train"
         compared = sections.reference is not None and sections.reference.moments is None
         return self._path(wildcards.experiment, "teacher") if images and compared else []
 
@@ -191,7 +192,7 @@ class RuleLookups:
         """Paths that a section names; ConfigError unless each can be used, or is missing."""
         entry, name = self._section(wildcards, key), _full_key(wildcards, key)
         self._listing(entry, name)
-        folder = getattr(entry, "folder", None)
+        folder = None if isinstance(entry, IdxDataset) else getattr(entry, "folder", None)
         parts = self._parts.get(folder or "", [])
         return [*([folder] if folder else []), *parts, *(file for file, _ in self._files(entry, name))]
 
@@ -333,7 +334,13 @@ class RuleLookups:
 
     def _files(self, entry: Any, name: str) -> list[tuple[str, str | None]]:
         """Files that a section names, and their sha256; exits unless each can be read, or is missing."""
-        if (labels := getattr(entry, "labels", "")).endswith(".csv"):
+        if isinstance(entry, IdxDataset):
+            entries = [(file, entry.sha256, f"{name}.{key}") for key, file in entry.files().items()]
+            told = not os.path.lexists(entry.folder) and all(file in self.missing for file, *_ in entries)
+            if not told and not os.path.isdir(entry.folder):
+                reason = (source_files.fault(entry.folder) or "is a file").removesuffix(", not a file")
+                raise ConfigError(f"{name}.folder: {printing.piece(entry.folder)} is not a folder: it {reason}")
+        elif (labels := getattr(entry, "labels", "")).endswith(".csv"):
             entries = [(labels, None, f"{name}.labels")]
         elif hasattr(entry, "files"):
             entries = [
@@ -353,7 +360,7 @@ class RuleLookups:
     def _listing(self, entry: Any, name: str) -> Listing | None:
         """The files in the folder of a section; None if it names no folder, or pins its digest."""
         folder = getattr(entry, "folder", None)
-        if folder is None or folder in self.missing or folder in self._parts:
+        if folder is None or folder in self.missing or folder in self._parts or isinstance(entry, IdxDataset):
             return None
         try:
             found = _list(folder, images=getattr(entry, "kind", "") == "images")

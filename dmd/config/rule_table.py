@@ -109,6 +109,8 @@ def _teacher(experiment: Named, section: Any) -> Json:
     if section.kind != "train":
         return spec | {"dataset": _dataset(experiment)}
     sections = experiment.sections
+    if spec["network"].get("patch") == 1:  # teachers that were trained before the key existed stay valid
+        del spec["network"]["patch"]
     return spec | {"training": section.training.weight_spec(), "device": sections.device, "threads": sections.threads}
 
 

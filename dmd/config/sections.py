@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -31,7 +32,13 @@ from dmd.config.section_base import (
 )
 from dmd.config.training import Compute, TeacherTraining
 
-IMPORTED = ("edm", "diffusers", "openai", "stable-diffusion")  # kinds of teachers from files, which need no dataset
+IMPORTED = (
+    "file",
+    "edm",
+    "diffusers",
+    "openai",
+    "stable-diffusion",
+)  # kinds of teachers from files, which need no dataset
 MAX_SHARDS = 10**5  # their names have five digits; the paper has 12,000 of pairs
 DECODERS = {"tiny": "tiny_autoencoder", "full": "autoencoder"}  # decoder of latents -> the rule that makes it
 
@@ -103,6 +110,33 @@ class ImageDataset(Section):
     )
 
 
+class IdxDataset(Section):
+    """The four IDX files of MNIST, Fashion-MNIST, KMNIST or EMNIST, plain or gzipped; their own split is the split."""
+
+    kind: Literal["idx"]
+    folder: Path = Field(UNSET_PATH, description="where the four files lie, relative to config.yaml")
+    training_images: Text = Field("train-images-idx3-ubyte.gz", description="file in the folder")
+    training_labels: Text = Field("train-labels-idx1-ubyte.gz", description="file in the folder")
+    held_out_images: Text = Field("t10k-images-idx3-ubyte.gz", description="file in the folder")
+    held_out_labels: Text = Field("t10k-labels-idx1-ubyte.gz", description="file in the folder")
+    resolution: Side = Field(28, description="side in pixels that the images must have")
+    transpose: bool = Field(False, description="true: rows and columns are swapped, as EMNIST needs")
+    sha256: Annotated[
+        str | None,
+        Field(
+            pattern="^[0-9a-f]{8,64}$",
+            description="digest over the uncompressed contents of the four files, which the log of stage images has, "
+            "or its first digits; null = any",
+        ),
+    ] = None
+    shard_size: ShardSize = SHARD_SIZE
+
+    def files(self) -> dict[str, str]:
+        """Path of each file by its key."""
+        keys = ("training_images", "training_labels", "held_out_images", "held_out_labels")
+        return {key: os.path.normpath(os.path.join(self.folder, getattr(self, key))) for key in keys}
+
+
 class MixtureDataset(Section):
     """Points of a Gaussian mixture in the plane."""
 
@@ -141,6 +175,11 @@ class UNet(Section):
     blocks: Depth = Field(description="residual blocks per level")
     attention: Many[Side] = Field(description="resolutions with attention")
     dropout: Decay = Field(0.0, description="probability")
+    patch: Annotated[Integer, Field(ge=1, le=64)] = Field(
+        1,
+        description="side of the squares of pixels that the network takes as channels of one: with 2 the first level "
+        "has half the resolution of the images",
+    )
 
 
 class Mlp(Section):
@@ -168,6 +207,14 @@ class MixtureTeacher(Section):
     """The exact denoiser of a dataset of kind gaussian-mixture."""
 
     kind: Literal["gaussian-mixture"]
+
+
+class FileTeacher(Section):
+    """A teacher that was trained here and written by `dmd.stages.teacher_file`."""
+
+    kind: Literal["file"]
+    file: Path = Field(UNSET_PATH, description="such as workflow/resources/fashion.safetensors")
+    sha256: Pinned = None
 
 
 class EdmTeacher(Section):
@@ -215,10 +262,10 @@ class StableDiffusionTeacher(Section):
     tiny_autoencoder: TinyAutoencoder | None = None
 
 
-class DigitsFeatures(Section):
-    """The small classifier of digits in this repository."""
+class ClassifierFeatures(Section):
+    """The small classifiers of digits and of Fashion-MNIST in this repository."""
 
-    kind: Literal["digits32"]
+    kind: Literal["digits32", "fashion64"] = Field(description="of digits (8x8), or of Fashion-MNIST (28x28)")
     file: Path = Field(UNSET_PATH, description="of the classifier")
     sha256: Digest = Field(description="of the file")
 
@@ -281,7 +328,7 @@ class Reference(Section):
     """The real data that samples are compared with."""
 
     features: Annotated[
-        DigitsFeatures | CoordinateFeatures | PixelFeatures | InceptionFeatures, Field(discriminator="kind")
+        ClassifierFeatures | CoordinateFeatures | PixelFeatures | InceptionFeatures, Field(discriminator="kind")
     ] = Field(description="network in whose features samples and real data are compared")
     protocol: Protocol = Protocol()
     moments: Moments | None = Field(None, description="in place of a dataset; null drops an inherited section")
@@ -383,9 +430,15 @@ class FlowSolver(Section):
 
 PairSolver = Annotated[OdeSolver | ScheduledSolver, Field(discriminator="name")]
 SampleSolver = Annotated[StudentSolver | OdeSolver | ScheduledSolver | FlowSolver, Field(discriminator="name")]
-Dataset = Annotated[DigitsDataset | ImageDataset | MixtureDataset, Field(discriminator="kind")]
+Dataset = Annotated[DigitsDataset | ImageDataset | IdxDataset | MixtureDataset, Field(discriminator="kind")]
 Teacher = Annotated[
-    TrainedTeacher | MixtureTeacher | EdmTeacher | DiffusersTeacher | OpenaiTeacher | StableDiffusionTeacher,
+    TrainedTeacher
+    | FileTeacher
+    | MixtureTeacher
+    | EdmTeacher
+    | DiffusersTeacher
+    | OpenaiTeacher
+    | StableDiffusionTeacher,
     Field(discriminator="kind"),
 ]
 Prompts = Annotated[PromptFile | CocoPrompts | LaionPrompts, Field(discriminator="kind")]

@@ -37,6 +37,8 @@ def run(*, output: Path, dataset: dict[str, Any], shard_size: int) -> None:
     with record.writing(output):
         if dataset["kind"] == "images" and (line := image_folder.passed_over(Path(dataset["folder"]))):
             reporting.log(line)
+        if dataset["kind"] == "idx":
+            reporting.log(f"sha256 of the four files: {datasets.idx_splits(dataset)[1]}")
         provenance = record.provenance("images", {"dataset": dataset, "shard_size": shard_size}, {})
         names = ["held_out"] if dataset.get("num_held_out") == datasets.ALL else list(datasets.SPLITS)
         counts, spread = dict.fromkeys(names, 0), _Statistics()
