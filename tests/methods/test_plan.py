@@ -136,6 +136,7 @@ SHARES: list[dict[str, Any]] = [
     {"name": "dmd2", "batch_size": 5, "calls": 2, "phases": [{"updates": 1}]},
     {"name": "tdm", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
     {"name": "sid", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
+    {"name": "rectified-flow", "objective": "reflow", "batch_size": 5, "phases": [{"updates": 1}]},
     {"name": "denoising", "batch_size": 5, "phases": [{"updates": 1}]},
 ]
 

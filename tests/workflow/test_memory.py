@@ -94,6 +94,7 @@ FEW: dict[str, dict] = {
     "dmd2 with times of a scheduler": {"name": "dmd2", "calls": 2, "times": {"kind": "lcm"}},
     "dmd2 with a GAN loss": {"name": "dmd2", "adversarial": {"r1": 1.0}},
     "tdm": {"name": "tdm", "phases": [{"updates": 2}]},
+    "rectified flow": {"name": "rectified-flow", "objective": "reflow", "phases": [{"updates": 2}]},
 }
 
 
