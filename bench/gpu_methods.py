@@ -43,6 +43,7 @@ METHODS: dict[str, Mapping[str, object]] = {
     "ufogen": {"name": "ufogen", "reconstruction_weight": 1.0, "phases": [PHASE]},
     "progressive": {"name": "progressive", "phases": [PHASE | {"steps": 1}]},
     "sid": {"name": "sid", "phases": [PHASE]},
+    "rectified flow": {"name": "rectified-flow", "objective": "reflow", "phases": [PHASE]},
     "sim": {"name": "sid", "divergence": {"kind": "sim"}, "phases": [PHASE]},
 }
 
@@ -87,4 +88,5 @@ def _streams(size: Size) -> dict[str, Stream]:
     return {
         "noise": updates.FixedRows({"noise": image, "label": label}),
         "images": updates.FixedRows({"image": image, "label": label}),
+        "pairs": updates.FixedRows({"noise": image, "image": image, "label": label}),
     }

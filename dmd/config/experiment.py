@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 from dmd.config.messages import suggestion
 from dmd.config.method_base import TEACHER, MethodSection, Mode
 from dmd.config.methods.dmd import Dmd
+from dmd.config.methods.rectified_flow import RectifiedFlow
 from dmd.config.printing import piece
 from dmd.config.section_base import SIGMA_MAX, Count, Integer, Many, Path, Pinned, Section, refuse
 from dmd.config.sections import (
@@ -265,7 +266,9 @@ class Experiment(Section):
         yield from self._calls_contradictions(method)
         yield from self._monitor_contradictions(method, self.distill.monitor)
         if isinstance(method, Dmd):
-            yield from self._dmd_contradictions(method)
+            yield from self._too_few_pairs(method)
+        if isinstance(method, Dmd | RectifiedFlow) and "pairs" in method.reads():
+            yield from self._pairs_contradictions(method.sigma)
         if self.teacher is None:
             return
         kind = self.teacher.kind
@@ -329,22 +332,25 @@ class Experiment(Section):
             read = "clip: true" if monitor.clip else "features: reference"
             yield f"{key}.decoder: none, but {read} needs decoded images: set features: null and clip: false"
 
-    def _dmd_contradictions(self, method: Dmd) -> Iterator[str]:
-        """Contradictions of DMD with the pairs, or with the text states that it reads instead."""
+    def _too_few_pairs(self, method: Dmd) -> Iterator[str]:
+        """Phases of DMD that read more pairs, or text states in their place, than there are."""
         reads = "pairs" in method.reads()
         num, section = (self.states.num_states, "states") if self.states and not reads else (None, "pairs")
         num = self.pairs.num_pairs if self.pairs and num is None else num
         for index, phase in enumerate(method.phases):
             if num is not None and (phase.num_pairs or 0) > num:
                 yield f"distill.method.phases[{index}].num_pairs: {phase.num_pairs}, but section {section} has {num}"
-        if method.sigma is None or self.pairs is None or not reads:
+
+    def _pairs_contradictions(self, sigma: float | None) -> Iterator[str]:
+        """Contradictions of the pairs and the noise level of the student's input."""
+        if sigma is None or self.pairs is None:
             return
         solver, key = self.pairs.solver, "distill.method.sigma"
         if not isinstance(solver, OdeSolver):
-            yield f"{key}: {method.sigma}, but {solver.name} starts at the teacher's highest level: write null"
-        elif method.sigma != (start := solver.sigma_max or SIGMA_MAX):
+            yield f"{key}: {sigma}, but {solver.name} starts at the teacher's highest level: write null"
+        elif sigma != (start := solver.sigma_max or SIGMA_MAX):
             yield (
-                f"{key}: {method.sigma} differs from pairs.solver.sigma_max {start}, "
+                f"{key}: {sigma} differs from pairs.solver.sigma_max {start}, "
                 "but the student must start at the noise level of the pairs"
             )
 

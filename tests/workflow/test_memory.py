@@ -98,6 +98,7 @@ FEW: dict[str, dict] = {
     "f-distill": {"name": "f-distill", "phases": [{"updates": 2}]},
     "gan": {"name": "gan", "phases": [{"updates": 2}]},
     "ufogen": {"name": "ufogen", "reconstruction_weight": 1.0, "phases": [{"updates": 2}]},
+    "rectified flow": {"name": "rectified-flow", "objective": "reflow", "phases": [{"updates": 2}]},
 }
 
 

@@ -14,11 +14,12 @@ from dmd.config.methods.dmd2 import Dmd2
 from dmd.config.methods.f_distill import FDistill
 from dmd.config.methods.gan import Gan
 from dmd.config.methods.progressive import Progressive
+from dmd.config.methods.rectified_flow import RectifiedFlow
 from dmd.config.methods.sid import Sid
 from dmd.config.methods.tdm import Tdm
 from dmd.config.methods.ufogen import Ufogen
 
 Method = Annotated[
-    Dmd | Dmd2 | Tdm | Progressive | Consistency | Sid | DiffInstruct | FDistill | Gan | Ufogen,
+    Dmd | Dmd2 | Tdm | Progressive | Consistency | Sid | DiffInstruct | FDistill | Gan | Ufogen | RectifiedFlow,
     Field(discriminator="name"),
 ]
