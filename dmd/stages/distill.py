@@ -23,7 +23,7 @@ from dmd.importers.clip_files import CaptionScorer
 from dmd.importers.loss_distances import DistanceFiles, distances
 from dmd.jobs import job, processes, reporting, signals, torch_setup
 from dmd.methods.base import Facts
-from dmd.methods.parts.call_times import calls_at
+from dmd.methods.parts.call_times import KEY, calls_at
 from dmd.models import loading
 from dmd.models.compute import set_tf32
 from dmd.models.student_calls import Calls
@@ -185,7 +185,8 @@ class _Distillation:
             scheduler=start.get("scheduler"),
         )
         if (times := getattr(training.method, "times", None)) is not None:  # a fault is told before networks are loaded
-            calls_at(times, training.method.final_calls(), facts)
+            calls = calls_at(times, training.method.final_calls(), facts)
+            input_checks.check_times(calls, self.start, KEY)
         modules = networks.load(
             training.method,
             self.teacher,

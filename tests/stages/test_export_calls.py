@@ -179,8 +179,14 @@ def test_student_trained_at_the_times_of_a_scheduler_is_what_the_stock_pipeline_
     section = {"method": method, "optimisers": {"student": {"learning_rate": 1e-3}}, "schedule": {"warmup": 0}}
     section |= {"monitor": None}
     given = {"teacher": places.files["teacher"], "states": manifest}
-    with pytest.raises(ValueError, match="times: flow-match-euler cannot make 2 calls with this teacher: .*flow"):
-        distil(tmp_path, section | {"method": method | {"times": {"kind": "flow-match-euler"}}}, **given)
+    for times, words in (
+        ({"kind": "flow-match-euler"}, "times: flow-match-euler cannot make 2 calls with this teacher: .*flow"),
+        ({"kind": "karras"}, r"times: call 1 of 2 is at sigma 80, but .* was trained on 0.0292\d* .. 14.6\d*: .*null"),
+        ({"kind": "listed", "sigmas": [5.0, 0.01]}, "times: call 2 of 2 is at sigma 0.01, but"),
+        ({"kind": "karras", "sigma_min": 20.0, "sigma_max": None}, "times.sigma_min: 20 is not below 14.6"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            distil(tmp_path, section | {"method": method | {"times": times}}, **given)
     generator = distil(tmp_path, section, **given) / NAMES[0]
     facts = tensor_files.load_metadata(generator)
     scheduler = facts["calls"]["scheduler"]
