@@ -151,10 +151,16 @@ def test_listed_levels_and_fewer_calls_are_exported_where_a_scheduler_makes_them
 @pytest.mark.parametrize(
     ("calls", "words"),
     [
-        (Calls((14.6146, 3.0)), "makes 2 calls that no pipeline .* call 2 of 2 is at sigma 3, between two timesteps"),
-        (Calls((14.6146, 0.4), "ode"), "call 2 of 2 is at sigma 0.4, between two timesteps"),
+        (
+            Calls((14.6146, 3.0)),
+            "makes 2 calls that no pipeline .* call 2 of 2 is at sigma 3, between two timesteps.*; method dmd2 .* lcm",
+        ),
+        (
+            Calls((14.6146, 0.4), "ode"),
+            "call 2 of 2 is at sigma 0.4, between two timesteps.* here; with the levels of timesteps of DDIMScheduler",
+        ),
         (Calls((3.0,)), "makes 1 call that no pipeline .* call 1 of 1 is at sigma 3"),
-        (Calls((14.6146,), map="consistency", sigma_min=0.03), "its map is a consistency map"),
+        (Calls((14.6146,), map="consistency", sigma_min=0.03), "its map is a consistency map.*It can be sampled here$"),
     ],
 )
 def test_calls_that_no_scheduler_makes_have_no_folder(calls, words, place, tmp_path):
