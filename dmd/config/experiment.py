@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from dmd.config.messages import suggestion
 from dmd.config.method_base import TEACHER, MethodSection, Mode
+from dmd.config.methods.call_times import LcmTimes
 from dmd.config.methods.dmd import Dmd
 from dmd.config.methods.rectified_flow import RectifiedFlow
 from dmd.config.printing import piece
@@ -41,6 +42,7 @@ NAME = "^[a-z0-9][a-z0-9-]*$"
 RESERVED = ("tables", "logs")  # folders of results/ that are not experiments
 MAX_BYTES = 10**11  # of what is held in memory at once: the pixels of a batch or a shard, weights, a covariance
 MORE = f"more than the {MAX_BYTES / 1e9:.0f} GB that are held at once"
+SCHEDULED_KINDS = ("stable-diffusion", "diffusers")  # kinds of teachers that come with a scheduler of diffusers
 TEXT_KINDS = ("stable-diffusion",)  # kinds of text-to-image teachers; their images are latents
 
 
@@ -248,10 +250,7 @@ class Experiment(Section):
                 yield f"{prompts_key}: a teacher of kind {kind} {verb} prompts for section {key}"
             if section.guidance != 1 and not self._guidable:
                 yield f"{key}.guidance: {section.guidance}, but {self._unguided}"
-            if isinstance(section.solver, ScheduledSolver | FlowSolver) and kind not in (
-                "stable-diffusion",
-                "diffusers",
-            ):
+            if isinstance(section.solver, ScheduledSolver | FlowSolver) and kind not in SCHEDULED_KINDS:
                 name = section.solver.name
                 yield f"{key}.solver.name: {name} needs the scheduler of the teacher, but kind {kind} has none"
 
@@ -272,6 +271,9 @@ class Experiment(Section):
         if self.teacher is None:
             return
         kind = self.teacher.kind
+        lcm = isinstance(getattr(method, "times", None), LcmTimes)
+        if lcm and self.distill.start is None and kind not in SCHEDULED_KINDS:
+            yield f"distill.method.times.kind: lcm needs the scheduler of the teacher, but kind {kind} has none"
         if kind in TEXT_KINDS and self.states is None and self.pairs is None:
             yield "distill: text states come from section pairs or states, and there is neither"
         changing = [name for name, role in method.roles().items() if role.mode is not Mode.FROZEN]
