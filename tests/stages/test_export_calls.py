@@ -187,7 +187,7 @@ def test_student_trained_at_the_times_of_a_scheduler_is_what_the_stock_pipeline_
     given = {"teacher": places.files["teacher"], "states": manifest}
     for times, words in (
         ({"kind": "flow-match-euler"}, "times: flow-match-euler cannot make 2 calls with this teacher: .*flow"),
-        ({"kind": "karras"}, r"times: call 1 of 2 is at sigma 80, but .* was trained on 0.0292\d* .. 14.6\d*: .*null"),
+        ({"kind": "karras"}, r"times: call 1 of 2 is at sigma 80, but .* was trained on 0.0291\d* .. 14.6\d*: .*null"),
         ({"kind": "listed", "sigmas": [5.0, 0.01]}, "times: call 2 of 2 is at sigma 0.01, but"),
         ({"kind": "karras", "sigma_min": 20.0, "sigma_max": None}, "times.sigma_min: 20 is not below 14.6"),
     ):
