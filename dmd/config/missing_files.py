@@ -42,7 +42,8 @@ class Missing:
         entry, sha256 = self.entry, self.sha256
         about = f": {entry.about}" if entry and entry.about else ""
         yield self.path + (f": a part of {self.folder}" if self.folder else about)
-        size = f"{entry.size / 1e6:,.0f} MB" if entry and entry.size else "unknown"
+        num = entry.size if entry else None
+        size = "unknown" if not num else f"{num / 1e6:,.0f} MB" if num >= 1e6 else f"{num / 1e3:,.0f} kB"
         size += " for the whole folder" if self.folder else ""
         yield f"    size: {size}; licence: {entry.licence if entry and entry.licence else 'not stated, ask its owner'}"
         origin = (entry.url or entry.page) if entry else None
