@@ -40,6 +40,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "gan": {"name": "gan", "batch_size": 8, "phases": JUDGES},
     "ufogen": {"name": "ufogen", "batch_size": 8, "reconstruction_weight": 0.5, "r1": 0.5, "phases": JUDGES},
     "consistency": {"name": "consistency", "batch_size": 8, "target_decay": 0.5, "phases": [{"updates": 4}]},
+    "ect": {"name": "ect", "batch_size": 8, "stage_updates": 2, "phases": [{"updates": 4}]},
     "progressive": {
         "name": "progressive",
         "batch_size": 8,
