@@ -42,6 +42,7 @@ METHODS: dict[str, Mapping[str, object]] = {
     "gan": {"name": "gan", "phases": [PHASE]},
     "ufogen": {"name": "ufogen", "reconstruction_weight": 1.0, "phases": [PHASE]},
     "ect": {"name": "ect", "phases": [PHASE]},
+    "moment-matching": {"name": "moment-matching", "phases": [PHASE]},
     "progressive": {"name": "progressive", "phases": [PHASE | {"steps": 1}]},
     "sid": {"name": "sid", "phases": [PHASE]},
     "sim": {"name": "sid", "divergence": {"kind": "sim"}, "phases": [PHASE]},

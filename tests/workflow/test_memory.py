@@ -98,6 +98,7 @@ FEW: dict[str, dict] = {
     "f-distill": {"name": "f-distill", "phases": [{"updates": 2}]},
     "gan": {"name": "gan", "phases": [{"updates": 2}]},
     "ect": {"name": "ect", "phases": [{"updates": 2}]},
+    "moment-matching": {"name": "moment-matching", "phases": [{"updates": 2}]},
     "ufogen": {"name": "ufogen", "reconstruction_weight": 1.0, "phases": [{"updates": 2}]},
 }
 
