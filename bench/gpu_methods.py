@@ -41,6 +41,8 @@ METHODS: dict[str, Mapping[str, object]] = {
     "f-distill": {"name": "f-distill", "phases": [PHASE]},
     "gan": {"name": "gan", "phases": [PHASE]},
     "ufogen": {"name": "ufogen", "reconstruction_weight": 1.0, "phases": [PHASE]},
+    "ect": {"name": "ect", "phases": [PHASE]},
+    "moment-matching": {"name": "moment-matching", "phases": [PHASE]},
     "progressive": {"name": "progressive", "phases": [PHASE | {"steps": 1}]},
     "sid": {"name": "sid", "phases": [PHASE]},
     "rectified flow": {"name": "rectified-flow", "objective": "reflow", "phases": [PHASE]},

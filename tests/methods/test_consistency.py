@@ -16,7 +16,8 @@ from dmd.config.methods.consistency import ConsistencyLevels
 from dmd.config.training import Distill
 from dmd.methods import consistency
 from dmd.methods.base import Clock, Facts
-from dmd.methods.consistency import Consistency, level_probabilities, number_of_levels, pseudo_huber, target_decay
+from dmd.methods.consistency import Consistency, level_probabilities, number_of_levels, target_decay
+from dmd.methods.parts.distances import pseudo_huber
 from dmd.models import loading
 from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser, per_sample
 from dmd.models.networks import build

@@ -132,6 +132,8 @@ SHARES: list[dict[str, Any]] = [
     {"name": "dmd", "matching_weight": 0.0},
     {"name": "dmd", "regression_weight": 0.0},
     {"name": "consistency", "batch_size": 5, "target_decay": 0.9},
+    {"name": "ect", "batch_size": 5},
+    {"name": "moment-matching", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
     {"name": "progressive", "batch_size": 5, "phases": ROUNDS},
     {"name": "dmd2", "batch_size": 5, "calls": 2, "phases": [{"updates": 1}]},
     {"name": "tdm", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},

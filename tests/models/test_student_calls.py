@@ -74,6 +74,7 @@ def test_facts_come_back_as_the_calls_that_wrote_them():
     named = Calls((80.0, 2.5), scheduler={"class": "LCMScheduler", "config": {}, "timesteps": [9.0, 1.0]})
     assert Calls.of(named.facts()) == named and named.first(2) == named and named.first(1) == Calls((80.0,))
     assert Calls((80.0, 2.5), between="ode").num_fresh == 0
+    assert Calls((80.0, 2.5), between="ancestral").num_fresh == 1
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ def test_calls_of_a_scheduler_are_at_the_teachers_levels(timesteps, prediction, 
     for scheduler, between in (
         (call_schedulers.lcm(given), "noise"),
         (call_schedulers.ddim(given, "trailing"), "ode"),
+        (call_schedulers.ddpm(given, "trailing"), "ancestral"),
     ):
         calls = call_schedulers.read_calls(scheduler, given, num)
         assert calls.sigmas == sigmas(given, timesteps) and calls.between == between
@@ -95,6 +96,7 @@ def test_levels_to_six_digits_are_found_again():
     found = call_schedulers.find(Calls(rounded), given)
     assert type(found).__name__ == "LCMScheduler" and found.timesteps.tolist() == FOUR
     assert type(call_schedulers.find(Calls(rounded, "ode"), given)).__name__ == "DDIMScheduler"
+    assert type(call_schedulers.find(Calls(rounded, "ancestral"), given)).__name__ == "DDPMScheduler"
     even = call_schedulers.find(Calls((NO_SIGNAL, 1.0)), FLOW)
     assert even.timesteps.tolist() == [1000.0, 500.0] and even.config.stochastic_sampling
 
@@ -106,6 +108,12 @@ def test_scheduler_that_is_found_refuses_most_wrong_numbers_of_steps():
         assert [*accepted] == [*range(1, len(timesteps) + 1)] and accepted[len(timesteps)] == timesteps
     ode = call_schedulers.find(Calls(sigmas(given, FOUR), "ode"), given)
     assert [*call_schedulers.accepted_steps(ode)] == [*range(1, 1001)]
+
+
+def test_ancestral_steps_of_a_flow_are_refused():
+    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler takes no ancestral steps"):
+        call_schedulers.find(Calls((NO_SIGNAL, 1.0), "ancestral"), FLOW)
+    assert type(call_schedulers.find(Calls((NO_SIGNAL,), "ancestral"), FLOW)).__name__ == call_schedulers.FLOW
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,8 @@ FEW: dict[str, dict] = {
     "diff-instruct": {"name": "diff-instruct", "phases": [{"updates": 2}]},
     "f-distill": {"name": "f-distill", "phases": [{"updates": 2}]},
     "gan": {"name": "gan", "phases": [{"updates": 2}]},
+    "ect": {"name": "ect", "phases": [{"updates": 2}]},
+    "moment-matching": {"name": "moment-matching", "phases": [{"updates": 2}]},
     "ufogen": {"name": "ufogen", "reconstruction_weight": 1.0, "phases": [{"updates": 2}]},
     "rectified flow": {"name": "rectified-flow", "objective": "reflow", "phases": [{"updates": 2}]},
 }

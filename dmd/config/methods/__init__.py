@@ -11,8 +11,10 @@ from dmd.config.methods.consistency import Consistency
 from dmd.config.methods.diff_instruct import DiffInstruct
 from dmd.config.methods.dmd import Dmd
 from dmd.config.methods.dmd2 import Dmd2
+from dmd.config.methods.ect import Ect
 from dmd.config.methods.f_distill import FDistill
 from dmd.config.methods.gan import Gan
+from dmd.config.methods.moment_matching import MomentMatching
 from dmd.config.methods.progressive import Progressive
 from dmd.config.methods.rectified_flow import RectifiedFlow
 from dmd.config.methods.sid import Sid
@@ -20,6 +22,18 @@ from dmd.config.methods.tdm import Tdm
 from dmd.config.methods.ufogen import Ufogen
 
 Method = Annotated[
-    Dmd | Dmd2 | Tdm | Progressive | Consistency | Sid | DiffInstruct | FDistill | Gan | Ufogen | RectifiedFlow,
+    Dmd
+    | Dmd2
+    | Tdm
+    | Progressive
+    | Consistency
+    | Sid
+    | DiffInstruct
+    | FDistill
+    | Gan
+    | Ufogen
+    | RectifiedFlow
+    | Ect
+    | MomentMatching,
     Field(discriminator="name"),
 ]

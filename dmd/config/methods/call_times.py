@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from dmd.config.methods.levels import check_order
 from dmd.config.section_base import Integer, Many, Rho, Section, Sigma
+
+
+def _descending(sigmas: tuple[float, ...]) -> tuple[float, ...]:
+    if any(later >= sigma for sigma, later in zip(sigmas, sigmas[1:], strict=False)):
+        raise ValueError(f"{list(sigmas)} do not descend")
+    return sigmas
+
+
+CallLevels = Annotated[Many[Sigma], Field(min_length=1, max_length=64), AfterValidator(_descending)]
 
 
 class KarrasTimes(Section):
@@ -28,13 +37,7 @@ class ListedTimes(Section):
     """Noise levels of the calls, as listed."""
 
     kind: Literal["listed"]
-    sigmas: Annotated[Many[Sigma], Field(min_length=1, max_length=64)] = Field(description="descending, one per call")
-
-    @model_validator(mode="after")
-    def _descend(self) -> ListedTimes:
-        if any(later >= sigma for sigma, later in zip(self.sigmas, self.sigmas[1:], strict=False)):
-            raise ValueError(f"sigmas {list(self.sigmas)} do not descend")
-        return self
+    sigmas: CallLevels = Field(description="descending, one per call")
 
 
 class LcmTimes(Section):

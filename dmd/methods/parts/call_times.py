@@ -11,10 +11,11 @@ from dmd.sampling import call_schedulers
 from dmd.sampling.noise import karras_sigmas
 
 Times = KarrasTimes | ListedTimes | LcmTimes | FlowEulerTimes
+Between = Literal["noise", "ode", "ancestral"]
 KEY = "distill.method.times"
 
 
-def calls_at(times: Times, num: int, facts: Facts, *, between: Literal["noise", "ode"] = "noise") -> Calls:
+def calls_at(times: Times, num: int, facts: Facts, *, between: Between = "noise") -> Calls:
     """The calls of a section `times`.
 
     Args:
