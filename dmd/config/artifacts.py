@@ -19,6 +19,8 @@ from dmd.config.rule_table import RULES, SCORE_RULES, Named
 from dmd.config.sections import DECODERS
 from dmd.config.training import Training
 
+PARTS = ("pipeline_text", "pipeline_autoencoder", "pipeline_denoiser")  # rules that train a part of section pipeline
+
 
 class Experiments:
     """Look-ups over the experiments of a configuration: sections, specs, and where artifacts are.
@@ -85,6 +87,12 @@ class Experiments:
         sources = {
             "pairs": ["teacher", *(["prompts", "text_encoder"] if self.sections(experiment).prompts else [])],
             "states": ["prompts", "text_encoder"],
+            "pipeline_text": ["images"],
+            "pipeline_autoencoder": ["images"],
+            "pipeline_latents": ["images", "pipeline_autoencoder"],
+            "pipeline_denoiser": ["pipeline_latents", "pipeline_text", "pipeline_autoencoder"],
+            "pipeline": ["pipeline_denoiser", "pipeline_text", "pipeline_autoencoder"],
+            "pipeline_clip": ["pipeline_text"],
             "states_manifest": ["states"],
             "pairs_manifest": ["pairs"],
             "distill": ["teacher"],
@@ -108,6 +116,8 @@ class Experiments:
         if rule in ("pictures", "sheet", "features"):
             sources += self.parts(experiment, "autoencoder")
         if rule == "teacher" and self.section(experiment, "teacher").kind == "train":
+            sources = ["images"]
+        if rule in ("prompts", "captions") and self._section_of(experiment, rule).kind == "captions":
             sources = ["images"]
         if rule == "reference" and self.section(experiment, "reference").moments is None:
             sources = ["images"]
@@ -140,7 +150,9 @@ class Experiments:
         return [monitor.decoder] if monitor is not None and self.has(experiment, "autoencoder") else []
 
     def training(self, experiment: str, rule: str) -> Training | None:
-        """The section of the training that a rule runs: `distill`, or `teacher` where it is trained here."""
+        """The section of the training that a rule runs: `distill`, a part of `pipeline`, or a trained `teacher`."""
+        if rule in PARTS:
+            return self._section_of(experiment, rule).training  # type: ignore[no-any-return]
         if rule == "teacher":
             return getattr(self.section(experiment, "teacher"), "training", None)
         return self.section(experiment, "distill") if rule == "distill" else None

@@ -14,12 +14,15 @@ from dmd.config.method_base import TEACHER, MethodSection, Mode
 from dmd.config.methods.call_times import LcmTimes
 from dmd.config.methods.dmd import Dmd
 from dmd.config.methods.rectified_flow import RectifiedFlow
+from dmd.config.pipeline_sections import Pipeline
 from dmd.config.printing import piece
 from dmd.config.section_base import SIGMA_MAX, Count, Integer, Many, Path, Pinned, Section, refuse
 from dmd.config.sections import (
+    CaptionPrompts,
     Dataset,
     Evaluate,
     FlowSolver,
+    GlyphDataset,
     ImageDataset,
     MixtureDataset,
     MixtureTeacher,
@@ -80,6 +83,12 @@ class Resources(Section):
     text_encoder: JobResources = JobResources()
     autoencoder: JobResources = JobResources()
     tiny_autoencoder: JobResources = JobResources()
+    pipeline_text: JobResources = JobResources()
+    pipeline_autoencoder: JobResources = JobResources()
+    pipeline_latents: JobResources = JobResources()
+    pipeline_denoiser: JobResources = JobResources()
+    pipeline: JobResources = JobResources()
+    pipeline_clip: JobResources = JobResources()
     reference: JobResources = JobResources()
     prompts: JobResources = JobResources()
     captions: JobResources = JobResources()
@@ -112,6 +121,7 @@ class Experiment(Section):
     resources: Resources = Resources()
     dataset: Dataset | None = Field(None, description="real images, for training and for scores")
     teacher: Teacher | None = Field(None, description="the diffusion model that is distilled")
+    pipeline: Pipeline | None = Field(None, description="a Stable Diffusion to train, which can become a teacher")
     reference: Reference | None = None
     prompts: Prompts | None = Field(None, description="prompts of the pairs, or of section states")
     states: States | None = None
@@ -145,10 +155,10 @@ class Experiment(Section):
         teacher = self.teacher if isinstance(self.teacher, TrainedTeacher) else None
         if teacher and (size := 4 * teacher.network.least_weights) > MAX_BYTES:
             yield f"teacher.network.width: the weights are {size / 1e9:,.0f} GB, {MORE}"
-        if isinstance(self.dataset, ImageDataset):
+        if isinstance(self.dataset, ImageDataset | GlyphDataset):
             yield from self._too_many_pixels(self.dataset, teacher)
 
-    def _too_many_pixels(self, dataset: ImageDataset, teacher: TrainedTeacher | None) -> Iterator[str]:
+    def _too_many_pixels(self, dataset: ImageDataset | GlyphDataset, teacher: TrainedTeacher | None) -> Iterator[str]:
         side, sizes = dataset.resolution, dict[str, int]()
         for name, section in (("pairs", self.pairs), ("sample", self.sample)):
             if section:
@@ -180,6 +190,8 @@ class Experiment(Section):
             yield "reference: it needs a section dataset, or reference.moments with a file of mean and covariance"
         if reference and not reference.moments and "against" in reference.model_fields_set and all_held_out:
             yield f"reference.against: {reference.against} is a split, but dataset.num_held_out is all"
+        if self.pipeline:
+            yield from self._pipeline_contradictions(self.pipeline)
         if self.evaluate and self.evaluate.clip and not (self.sample and self.sample.prompts):
             yield "evaluate.clip: it needs sample.prompts, the captions that images are compared with"
         yield from self._too_few_samples()
@@ -190,6 +202,26 @@ class Experiment(Section):
                     f"sample.first_seed: seeds {samples.start}..{samples.stop - 1} of the samples overlap "
                     f"{pairs.start}..{pairs.stop - 1} of the pairs: scores need noise that is new to the student"
                 )
+
+    def _pipeline_contradictions(self, pipeline: Pipeline) -> Iterator[str]:
+        """Contradictions between section pipeline and the dataset."""
+        if not self.has_captions:
+            yield "pipeline: it needs a dataset with captions"
+            return
+        assert isinstance(self.dataset, ImageDataset | GlyphDataset)
+        if self.dataset.num_held_out == "all":
+            yield "dataset.num_held_out: all images are held out, so pipeline has none to train on"
+        if self.dataset.channels != 3:
+            yield f"dataset.channels: {self.dataset.channels}, but pipeline needs images in colour: 3"
+        side, patch = self.dataset.resolution, pipeline.text.image.patch_size
+        if side % patch:
+            yield f"pipeline.text.image.patch_size: {patch} does not divide dataset.resolution {side}"
+        if (autoencoder := pipeline.autoencoder) is None:
+            return
+        levels = len(pipeline.denoiser.widths) - 1 if pipeline.denoiser else 0
+        if side % (autoencoder.scale * 2**levels):
+            halved = f"{len(autoencoder.widths) - 1} times by the autoencoder and {levels} times by the denoiser"
+            yield f"dataset.resolution: {side} cannot be halved {halved}"
 
     def _too_few_samples(self) -> Iterator[str]:
         """Settings of scores that need more samples than there are."""
@@ -232,8 +264,18 @@ class Experiment(Section):
         reason = "was trained without label_dropout" if kind == "train" else "does not support guidance"
         return f"a teacher of kind {kind} {reason}"
 
+    @property
+    def has_captions(self) -> bool:
+        """Whether the images of the dataset have captions."""
+        return getattr(self.dataset, "captions", "none") != "none"
+
     def _text_contradictions(self) -> Iterator[str]:
         """Prompts, guidance or schedulers that do not fit the kind of teacher."""
+        for key, prompts in (("prompts", self.prompts), ("sample.prompts", self.sample and self.sample.prompts)):
+            if isinstance(prompts, CaptionPrompts) and not self.has_captions:
+                yield f"{key}: kind captions needs a dataset with captions"
+            elif isinstance(prompts, CaptionPrompts) and getattr(self.dataset, "num_held_out", None) == "all":
+                yield f"{key}: kind captions reads those of training images, but dataset.num_held_out is all"
         if self.teacher is None:
             return
         kind = self.teacher.kind

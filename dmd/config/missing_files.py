@@ -14,6 +14,8 @@ from dmd.config.model_folders import lacking
 from dmd.config.section_base import Section
 from dmd.config.sections import IdxDataset
 
+TABLES = ("labels", "captions")  # keys of a dataset that may name a .csv file
+
 
 @dataclass(frozen=True)
 class Missing:
@@ -96,8 +98,10 @@ def named_paths(section: Section, name: str) -> Iterator[tuple[str, str, str | N
         return
     for field, info in type(section).model_fields.items():
         value, key = getattr(section, field), f"{name}.{info.alias or field}"
-        if field in ("file", "folder") and value or field == "labels" and str(value).endswith(".csv"):
+        if field in ("file", "folder") and value:
             yield key, value, getattr(section, "sha256", None)
+        if field in TABLES and str(value).endswith(".csv"):
+            yield key, value, None
         for item, place in _sections(value, key):
             yield from named_paths(item, place)
 

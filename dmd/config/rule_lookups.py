@@ -23,7 +23,7 @@ from dmd.config.experiment import INPUTS
 from dmd.config.inheritance import Configuration
 from dmd.config.messages import ConfigError
 from dmd.config.methods.call_times import FlowEulerTimes, LcmTimes
-from dmd.config.missing_files import Missing, missing_files, named_paths
+from dmd.config.missing_files import TABLES, Missing, missing_files, named_paths
 from dmd.config.resources import resources
 from dmd.config.rule_table import RULES
 from dmd.config.sections import IMPORTED, IdxDataset, ScheduledSolver
@@ -274,7 +274,7 @@ class RuleLookups:
         def look_up(wildcards: Wildcards, output: Any) -> str:
             training = self.experiments.training(wildcards.experiment, rule)
             cadence = training.cadence() if training else {}
-            return as_text({"cadence": cadence} if training and rule == "teacher" else cadence)
+            return as_text({"cadence": cadence} if training and rule != "distill" else cadence)
 
         return look_up
 
@@ -334,28 +334,29 @@ class RuleLookups:
 
     def _files(self, entry: Any, name: str) -> list[tuple[str, str | None]]:
         """Files that a section names, and their sha256; exits unless each can be read, or is missing."""
+        entries: list[tuple[str, str | None, str]]
         if isinstance(entry, IdxDataset):
             entries = [(file, entry.sha256, f"{name}.{key}") for key, file in entry.files().items()]
             told = not os.path.lexists(entry.folder) and all(file in self.missing for file, *_ in entries)
             if not told and not os.path.isdir(entry.folder):
                 reason = (source_files.fault(entry.folder) or "is a file").removesuffix(", not a file")
                 raise ConfigError(f"{name}.folder: {printing.piece(entry.folder)} is not a folder: it {reason}")
-        elif (labels := getattr(entry, "labels", "")).endswith(".csv"):
-            entries = [(labels, None, f"{name}.labels")]
         elif hasattr(entry, "files"):
             entries = [
                 (each.file, each.sha256, f"{name}.files[{index}].file") for index, each in enumerate(entry.files)
             ]
         else:
             entries = [(entry.file, entry.sha256, f"{name}.file")] if getattr(entry, "file", None) else []
+            tables = {key: getattr(entry, key, "") for key in TABLES}
+            entries += [(path, None, f"{name}.{key}") for key, path in tables.items() if path.endswith(".csv")]
         faults = []
-        for file, sha256, key in entries:
+        for file, digest, key in entries:
             if file not in self.missing and file not in self.downloads and (reason := source_files.fault(file)):
-                digest = f" with sha256 {sha256}" if sha256 else ""
-                faults.append(f"{key}: {printing.piece(file)} {reason}; put the file{digest} there")
+                pinned = f" with sha256 {digest}" if digest else ""
+                faults.append(f"{key}: {printing.piece(file)} {reason}; put the file{pinned} there")
         if faults:
             raise ConfigError("\nerror: ".join(faults))
-        return [(file, sha256) for file, sha256, _ in entries]
+        return [(file, digest) for file, digest, _ in entries]
 
     def _listing(self, entry: Any, name: str) -> Listing | None:
         """The files in the folder of a section; None if it names no folder, or pins its digest."""

@@ -22,8 +22,7 @@ from dmd.config.section_base import Section, without_paths
 from dmd.config.sections import IMPORTED, InceptionFeatures
 
 METRICS = ("fid", "kid", "prdc", "classes", "memorisation")
-PIPELINE = (  # files of export/pipeline/ besides model_index.json
-    "README.md",
+FOLDER = (  # files of a Stable Diffusion besides model_index.json
     "scheduler/scheduler_config.json",
     "text_encoder/config.json",
     "text_encoder/model.safetensors",
@@ -35,6 +34,15 @@ PIPELINE = (  # files of export/pipeline/ besides model_index.json
     "unet/diffusion_pytorch_model.safetensors",
     "vae/config.json",
     "vae/diffusion_pytorch_model.safetensors",
+)
+PIPELINE = ("README.md", *FOLDER)  # files of export/pipeline/ besides model_index.json
+CLIP = (  # files of pipeline/clip/ besides config.json
+    "merges.txt",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+    "vocab.json",
 )
 TABLES = "tables"  # a folder of results/; no experiment may have this name
 TABLE_KINDS = frozenset({".md", ".csv", ".png"})
@@ -119,7 +127,9 @@ def _dataset(experiment: Named) -> Json:
 
 
 def _images(experiment: Named, section: Any) -> Json:
-    return {"dataset": _without(section.with_defaults(), "shard_size"), "shard_size": section.shard_size}
+    dataset = section.with_defaults()
+    no_captions = {"captions"} if dataset.get("captions") == "none" else set()
+    return {"dataset": _without(dataset, "shard_size", *no_captions), "shard_size": section.shard_size}
 
 
 def _text_encoder(experiment: Named, section: Any) -> Json:
@@ -141,6 +151,12 @@ def _tiny_autoencoder(experiment: Named, section: Any) -> Json:
 def _variant(section: Any) -> Json:
     """The key `variant` of a folder of weights, where it is set."""
     return {"variant": section.variant} if section.variant else {}
+
+
+def _part(experiment: Named, section: Any) -> Json:
+    """The spec of a part of section pipeline, without the keys of its training that do not change the weights."""
+    spec: Json = section.spec()
+    return spec | {"training": section.training.weight_spec()} if hasattr(section, "training") else spec
 
 
 def _reference(experiment: Named, section: Any) -> Json:
@@ -323,6 +339,73 @@ RULES: dict[str, Rule] = {
         spec=_tiny_autoencoder,
         files=("teacher/tiny_autoencoder.safetensors",),
         shown="teacher",
+        memory_mb=4000,
+    ),
+    "pipeline_text": Rule(
+        "train_text",
+        1,
+        section="pipeline.text",
+        spec=_part,
+        files=(
+            "pipeline/text/text_encoder.safetensors",
+            "pipeline/text/image_text.safetensors",
+            "pipeline/text/log.parquet",
+        ),
+        computed=True,
+        shown="teacher",
+        memory_mb=4000,
+        minutes=720,
+    ),
+    "pipeline_autoencoder": Rule(
+        "train_autoencoder",
+        1,
+        section="pipeline.autoencoder",
+        spec=_part,
+        files=("pipeline/autoencoder/autoencoder.safetensors", "pipeline/autoencoder/log.parquet"),
+        computed=True,
+        shown="teacher",
+        memory_mb=4000,
+        minutes=720,
+    ),
+    "pipeline_latents": Rule(
+        "latents",
+        1,
+        section="pipeline.latents",
+        spec=_part,
+        files=("pipeline/latents/manifest.parquet",),
+        tars="pipeline/latents/{shard:05d}.tar",
+        computed=True,
+        shown="teacher",
+        memory_mb=4000,
+        minutes=240,
+    ),
+    "pipeline_denoiser": Rule(
+        "train_denoiser",
+        1,
+        section="pipeline.denoiser",
+        spec=_part,
+        files=("pipeline/denoiser/denoiser.safetensors", "pipeline/denoiser/log.parquet"),
+        computed=True,
+        shown="teacher",
+        memory_mb=4000,
+        minutes=720,
+    ),
+    "pipeline": Rule(
+        "save_pipeline",
+        1,
+        section="pipeline.denoiser",
+        files=tuple(f"pipeline/folder/{name}" for name in ("model_index.json", *FOLDER)),
+        shown="teacher",
+        on_request=True,
+        memory_mb=4000,
+    ),
+    "pipeline_clip": Rule(
+        "save_clip",
+        1,
+        section="pipeline.text",
+        files=tuple(f"pipeline/clip/{name}" for name in ("config.json", *CLIP)),
+        shown="teacher",
+        on_request=True,
         memory_mb=4000,
     ),
     "reference": Rule(

@@ -108,6 +108,34 @@ class ImageDataset(Section):
     num_held_out: Annotated[Count | Literal["all"], WrapValidator(_count_or_all)] = Field(
         description="images kept from training, to compare with; all: none is left to train on"
     )
+    captions: Path = Field(
+        "none",
+        pattern=r"^(none|[\s\S]*\.csv)$",
+        description="path of a .csv file with the columns file and caption, a row per caption, and optionally split: "
+        "training or held_out; none: there are no captions",
+    )
+
+
+class GlyphDataset(Section):
+    """Characters drawn from a font on white squares, with captions."""
+
+    kind: Literal["glyphs"]
+    file: Path = Field(UNSET_PATH, description="a font: TrueType or OpenType, also with colour bitmaps")
+    sha256: Pinned = None
+    captions: Path = Field(
+        pattern=r"^[\s\S]*\.csv$",
+        description="path of a .csv file with the columns codepoint (hexadecimal) and caption, a row per caption, and "
+        "optionally split: training or held_out",
+    )
+    resolution: Side = Field(description="side in pixels")
+    split_seed: Seed = Field(0, description="seed of the split into training and held-out glyphs")
+    shard_size: ShardSize = SHARD_SIZE
+    num_held_out: Count = Field(description="glyphs kept from training, to compare with")
+
+    @property
+    def channels(self) -> int:
+        """Pictures are in colour."""
+        return 3
 
 
 class IdxDataset(Section):
@@ -389,6 +417,15 @@ class LaionPrompts(Section):
     seed: Seed = Field(0, description="of the order")
 
 
+class CaptionPrompts(Section):
+    """The distinct captions of the dataset's training images, in a random order."""
+
+    kind: Literal["captions"]
+    split: Literal["training", "held_out"] = Field("training", description="of the captions, as their table names it")
+    num: Count | None = Field(None, description="number of captions; null = all")
+    seed: Seed = Field(0, description="of the order")
+
+
 class OdeSolver(Section):
     """The deterministic sampler of EDM (Karras et al. 2022, Algorithm 1), its first-order version, or DPM-Solver++."""
 
@@ -430,7 +467,9 @@ class FlowSolver(Section):
 
 PairSolver = Annotated[OdeSolver | ScheduledSolver, Field(discriminator="name")]
 SampleSolver = Annotated[StudentSolver | OdeSolver | ScheduledSolver | FlowSolver, Field(discriminator="name")]
-Dataset = Annotated[DigitsDataset | ImageDataset | IdxDataset | MixtureDataset, Field(discriminator="kind")]
+Dataset = Annotated[
+    DigitsDataset | ImageDataset | IdxDataset | GlyphDataset | MixtureDataset, Field(discriminator="kind")
+]
 Teacher = Annotated[
     TrainedTeacher
     | FileTeacher
@@ -441,7 +480,7 @@ Teacher = Annotated[
     | StableDiffusionTeacher,
     Field(discriminator="kind"),
 ]
-Prompts = Annotated[PromptFile | CocoPrompts | LaionPrompts, Field(discriminator="kind")]
+Prompts = Annotated[PromptFile | CocoPrompts | LaionPrompts | CaptionPrompts, Field(discriminator="kind")]
 
 
 class Pairs(Section):
