@@ -351,9 +351,9 @@ class RuleLookups:
             entries += [(path, None, f"{name}.{key}") for key, path in tables.items() if path.endswith(".csv")]
         faults = []
         for file, digest, key in entries:
-            if file not in self.missing and file not in self.downloads and (reason := source_files.fault(file)):
+            if file not in self.missing and file not in self.downloads and (fault := source_files.fault(file)):
                 pinned = f" with sha256 {digest}" if digest else ""
-                faults.append(f"{key}: {printing.piece(file)} {reason}; put the file{pinned} there")
+                faults.append(f"{key}: {printing.piece(file)} {fault}; put the file{pinned} there")
         if faults:
             raise ConfigError("\nerror: ".join(faults))
         return [(file, digest) for file, digest, _ in entries]
