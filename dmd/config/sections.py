@@ -28,6 +28,7 @@ from dmd.config.section_base import (
     Side,
     Sigma,
     Steps,
+    Weight,
     refuse,
 )
 from dmd.config.training import Compute, TeacherTraining
@@ -426,16 +427,37 @@ class CaptionPrompts(Section):
     seed: Seed = Field(0, description="of the order")
 
 
-class OdeSolver(Section):
+class KarrasSolver(Section):
+    """A sampler on the noise levels of Karras et al. 2022, Eq. 5."""
+
+    steps: Steps = Field(18, description="number of noise levels above 0")
+    sigma_min: Sigma | None = Field(None, description="lowest level above 0; null = 0.002 or, if higher, the teacher's")
+    sigma_max: Sigma | None = Field(None, description="the first level; null = 80 or, if lower, the teacher's highest")
+    rho: Rho = Field(7.0, description="of Karras et al. 2022, Eq. 5: larger means denser levels near sigma_min")
+
+
+class OdeSolver(KarrasSolver):
     """The deterministic sampler of EDM (Karras et al. 2022, Algorithm 1), its first-order version, or DPM-Solver++."""
 
     name: Literal["heun", "euler", "dpmsolver++2m"] = Field(
         description="heun: 2 * steps - 1 network calls; euler, dpmsolver++2m (Lu et al. 2022): a call per step"
     )
-    steps: Steps = Field(18, description="number of noise levels above 0")
-    sigma_min: Sigma | None = Field(None, description="lowest level above 0; null = 0.002 or, if higher, the teacher's")
-    sigma_max: Sigma | None = Field(None, description="the first level; null = 80 or, if lower, the teacher's highest")
-    rho: Rho = Field(7.0, description="of Karras et al. 2022, Eq. 5: larger means denser levels near sigma_min")
+
+
+class ChurnSolver(KarrasSolver):
+    """The stochastic sampler of EDM (Karras et al. 2022, Algorithm 2): Heun's steps, each from a raised noise level."""
+
+    name: Literal["heun-churn"] = Field(description="2 * steps - 1 network calls")
+    churn: Weight = Field(description="S_churn: a step raises sigma by churn / steps of itself, at most by 0.414")
+    churn_min: Weight = Field(0.0, description="S_tmin: lowest sigma that is raised")
+    churn_max: Sigma = Field(1.0e6, description="S_tmax: highest sigma that is raised")
+    churn_noise: Scale = Field(1.0, description="S_noise: standard deviation of the noise")
+
+
+class AncestralSolver(KarrasSolver):
+    """Ancestral sampling (Ho et al. 2020), with the variance of the posterior."""
+
+    name: Literal["ancestral"] = Field(description="a call per step")
 
 
 class ScheduledSolver(Section):
@@ -466,7 +488,10 @@ class FlowSolver(Section):
 
 
 PairSolver = Annotated[OdeSolver | ScheduledSolver, Field(discriminator="name")]
-SampleSolver = Annotated[StudentSolver | OdeSolver | ScheduledSolver | FlowSolver, Field(discriminator="name")]
+SampleSolver = Annotated[
+    StudentSolver | OdeSolver | ChurnSolver | AncestralSolver | ScheduledSolver | FlowSolver,
+    Field(discriminator="name"),
+]
 Dataset = Annotated[
     DigitsDataset | ImageDataset | IdxDataset | GlyphDataset | MixtureDataset, Field(discriminator="kind")
 ]

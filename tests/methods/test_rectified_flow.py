@@ -13,7 +13,7 @@ from dmd.methods.parts.distances import l2_distance
 from dmd.methods.rectified_flow import RectifiedFlow, on_path
 from dmd.models.denoiser import per_sample
 from dmd.models.student_calls import Calls
-from dmd.sampling.solvers import euler
+from dmd.sampling.ode_solvers import euler
 from dmd.train import checkpoints, state
 from dmd.train.log_columns import UpdateLog
 from dmd.train.parallel import BatchSplit

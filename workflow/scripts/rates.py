@@ -58,7 +58,8 @@ def calls_per_image(experiments: Experiments, job: Job) -> int:
         method = experiments.section(job.experiment, "distill").method
         return int(section.calls or method.final_calls())
     steps = int(section.solver.steps)
-    return {"heun": 2 * steps - 1, "heun-discrete": 2 * steps - 1, "pndm": steps + 1}.get(section.solver.name, steps)
+    twice = dict.fromkeys(("heun", "heun-churn", "heun-discrete"), 2 * steps - 1)
+    return {**twice, "pndm": steps + 1}.get(section.solver.name, steps)
 
 
 def work(experiments: Experiments, job: Job) -> int:
