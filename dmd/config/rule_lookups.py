@@ -334,12 +334,13 @@ class RuleLookups:
 
     def _files(self, entry: Any, name: str) -> list[tuple[str, str | None]]:
         """Files that a section names, and their sha256; exits unless each can be read, or is missing."""
+        entries: list[tuple[str, str | None, str]]
         if isinstance(entry, IdxDataset):
             entries = [(file, entry.sha256, f"{name}.{key}") for key, file in entry.files().items()]
-            told = not os.path.lexists(entry.folder) and all(file in self.missing for file, *_ in entries)
-            if not told and not os.path.isdir(entry.folder):
-                reason = (source_files.fault(entry.folder) or "is a file").removesuffix(", not a file")
-                raise ConfigError(f"{name}.folder: {printing.piece(entry.folder)} is not a folder: it {reason}")
+            is_missing = not os.path.lexists(entry.folder) and all(file in self.missing for file, *_ in entries)
+            if not is_missing and not os.path.isdir(entry.folder):
+                cause = (source_files.fault(entry.folder) or "is a file").removesuffix(", not a file")
+                raise ConfigError(f"{name}.folder: {printing.piece(entry.folder)} is not a folder: it {cause}")
         elif (labels := getattr(entry, "labels", "")).endswith(".csv"):
             entries = [(labels, None, f"{name}.labels")]
         elif hasattr(entry, "files"):
