@@ -337,10 +337,10 @@ class RuleLookups:
         entries: list[tuple[str, str | None, str]]
         if isinstance(entry, IdxDataset):
             entries = [(file, entry.sha256, f"{name}.{key}") for key, file in entry.files().items()]
-            told = not os.path.lexists(entry.folder) and all(file in self.missing for file, *_ in entries)
-            if not told and not os.path.isdir(entry.folder):
-                reason = (source_files.fault(entry.folder) or "is a file").removesuffix(", not a file")
-                raise ConfigError(f"{name}.folder: {printing.piece(entry.folder)} is not a folder: it {reason}")
+            is_missing = not os.path.lexists(entry.folder) and all(file in self.missing for file, *_ in entries)
+            if not is_missing and not os.path.isdir(entry.folder):
+                cause = (source_files.fault(entry.folder) or "is a file").removesuffix(", not a file")
+                raise ConfigError(f"{name}.folder: {printing.piece(entry.folder)} is not a folder: it {cause}")
         elif hasattr(entry, "files"):
             entries = [
                 (each.file, each.sha256, f"{name}.files[{index}].file") for index, each in enumerate(entry.files)

@@ -50,8 +50,8 @@ def read(path: Path, dimensions: int) -> IdxFile:
     with outside_files.reading(path, WHAT):
         with path.open("rb") as plain:
             zipped = plain.read(2) == GZIP
-        stream: IO[bytes]
-        with gzip.open(path) if zipped else path.open("rb") as stream:  # type: ignore[assignment]
+        stream: IO[bytes] = gzip.open(path) if zipped else path.open("rb")  # type: ignore[assignment]
+        with stream:
             return _parse(path, stream, dimensions)
 
 
