@@ -99,6 +99,7 @@ class Experiments:
             "samples_manifest": ["sample"],
             "features": ["sample", "reference"],
             "clip": ["features"],
+            "retrieval": ["sample", "captions"],
             "evaluate": ["features", "reference"],
             "inception_score": ["features", "reference"],
             "pictures": ["teacher", "distill"],
@@ -113,8 +114,10 @@ class Experiments:
             sources += ["captions", "text_encoder"]
         if rule == "sheet" and self.section(experiment, "sample").prompts:
             sources += ["captions"]
-        if rule in ("pictures", "sheet", "features"):
+        if rule in ("pictures", "sheet", "features", "retrieval"):
             sources += self.parts(experiment, "autoencoder")
+        if rule == "retrieval" and self.section(experiment, "sample.prompts").kind == "captions":
+            sources += ["images"]
         if rule == "teacher" and self.section(experiment, "teacher").kind == "train":
             sources = ["images"]
         if rule in ("prompts", "captions") and self._section_of(experiment, rule).kind == "captions":

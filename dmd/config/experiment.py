@@ -103,6 +103,7 @@ class Resources(Section):
     evaluate: JobResources = JobResources()
     inception_score: JobResources = JobResources()
     clip: JobResources = JobResources()
+    retrieval: JobResources = JobResources()
     latency: JobResources = JobResources()
     pictures: JobResources = JobResources()
     sheet: JobResources = JobResources()

@@ -247,6 +247,10 @@ def _scored(experiment: Named, section: Section) -> Json:
     return {"experiment": experiment.name}
 
 
+def _retrieval(experiment: Named, section: Section) -> Json:
+    return {"clip": _clip(section), "experiment": experiment.name}
+
+
 def _latency(experiment: Named, section: Section) -> Json:
     sample = _sample(experiment, experiment.section("sample"))
     kept: Json = {key: sample[key] for key in ("solver", "weights", "guidance", "calls") if key in sample}
@@ -533,6 +537,17 @@ RULES: dict[str, Rule] = {
     "clip": Rule(
         "clip", 2, section="evaluate.clip", spec=_scored, files=("clip.json",), shown="evaluate", on_request=True
     ),
+    "retrieval": Rule(
+        "retrieval",
+        1,
+        section="evaluate.clip",
+        spec=_retrieval,
+        files=("retrieval.json",),
+        computed=True,
+        shown="evaluate",
+        on_request=True,
+        memory_mb=4000,
+    ),
     "latency": Rule(
         "latency",
         2,
@@ -601,7 +616,13 @@ RULES: dict[str, Rule] = {
 }
 VERSIONS = {rule.stage: rule.version for rule in RULES.values()}
 ARTIFACTS = [name for name, rule in RULES.items() if rule.files]  # rules of experiments
-SCORE_RULES = ("evaluate", "inception_score", "clip", "latency")  # rules whose artifacts experiments never share
+SCORE_RULES = (
+    "evaluate",
+    "inception_score",
+    "clip",
+    "retrieval",
+    "latency",
+)  # rules whose artifacts experiments never share
 
 
 def places() -> Iterator[str]:

@@ -79,10 +79,15 @@ class TableLookups:
         """Existing latency files of a table's experiments. Tables start no measurement, which needs an idle machine."""
         return [path for path in self._scores("latency", self._table(wildcards).rows) if os.path.exists(path)]
 
+    @exits_on_config_error
+    def retrievals(self, wildcards: Any) -> list[str]:
+        """Existing retrieval files of a table's experiments; they are made on request."""
+        return [path for path in self._scores("retrieval", self._table(wildcards).rows) if os.path.exists(path)]
+
     def not_inputs(self, wildcards: Any) -> list[str]:
         """All files that a table shows besides its inputs."""
         scores = [path for metric in SHOWN for path in self.existing(metric)(wildcards)]
-        return self.latencies(wildcards) + scores
+        return self.latencies(wildcards) + self.retrievals(wildcards) + scores
 
     def _scores(self, metric: str, rows: Iterable[Row]) -> list[str]:
         """Files of a metric for the experiments of rows, each once, in order; for `clip` where it is configured."""

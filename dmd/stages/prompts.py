@@ -45,12 +45,12 @@ def run(*, files: list[Path] | None = None, images: Path | None = None, output: 
             pinned.check(path, pin["sha256"], key=key, source=f"prompts of kind {source['kind']}")
         inputs = record.check_inputs(files=files, images=images)
         provenance = record.provenance("prompts", {"source": source}, inputs)
+        origin = ", ".join(map(str, files)) or f"the captions in {images}"
         with record.publish(output, stage="prompts", inputs=inputs) as temporary:
             texts = _texts(files, images, source, folder, counts)
             num = prompts.write(temporary, texts, lambda: {**provenance, "counts": dict(counts)})
             if num == 0:
-                raise ValueError(f"no prompts are left from {', '.join(map(str, files)) or images}: {dict(counts)}")
-        origin = f"{len(files)} files" if files else f"the captions in {images}"
+                raise ValueError(f"no prompts are left from {origin}: {dict(counts)}")
         reporting.log(f"{num} prompts from {origin}: {dict(counts)}")
 
 

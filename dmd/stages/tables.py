@@ -15,6 +15,7 @@ from dmd.report import paired_differences, score_files
 from dmd.report.paired_differences import Difference, difference
 from dmd.report.table_text import COLUMNS, HERE, OPTIONAL, Row, text, value_beside_published
 
+RETRIEVED = ("top1", "top5")  # columns of retrieval.json
 BESIDE = {"clip": "clips", "latency": "latencies"}  # column -> score files whose value it shows
 
 
@@ -26,6 +27,7 @@ def run(
     prdcs: list[Path] | None = None,
     clips: list[Path] | None = None,
     latencies: list[Path] | None = None,
+    retrievals: list[Path] | None = None,
     markdown: Path,
     csv: Path,
     rows: list[dict[str, Any]],
@@ -39,6 +41,8 @@ def run(
         scores: fid.json files; their field `experiment` names the experiment.
         classes, kids, prdcs, clips, latencies: classes.json, kid.json, prdc.json, clip.json and latency.json files,
             which add label accuracy, kernel distance, recall, CLIP score and seconds per image.
+        retrievals: retrieval.json files, which add the fractions of samples found by their prompts, and rows for real
+            images and for those of the autoencoder.
         rows: {"label", "experiments": names that differ in the training seed, "teacher": name of their teacher}; with
             "of_teacher" the experiments are samples of a teacher, which differ in their start noise alone. A row
             without a score stays empty. With "published": {"label", "dataset"} a row stands beside that published row.
@@ -53,13 +57,14 @@ def run(
     """
     with record.writing(markdown):
         others = {"classes": classes or [], "kids": kids or [], "prdcs": prdcs or []}
-        others |= {"clips": clips or [], "latencies": latencies or []}
+        others |= {"clips": clips or [], "latencies": latencies or [], "retrievals": retrievals or []}
         inputs = record.check_inputs(scores=scores, **others)
         distances = score_files.by_experiment(scores)
         other_scores = {name: score_files.by_experiment(paths) for name, paths in others.items()}
         table = [_row(row, distances, other_scores) for row in rows]
         _add_ratios(table)
         table += _published(rows, table, paper or [])
+        table = [*_ceilings(other_scores["retrievals"]), *table]
         compared = [(labels, _compared(labels, rows, distances, other_scores)) for labels in differences or []]
         table += [line for labels, found in compared for line in paired_differences.rows(labels, found)]
         shown = [column for column in COLUMNS if column not in OPTIONAL or any(column in row for row in table)]
@@ -94,6 +99,11 @@ def _row(row: Mapping[str, Any], scores: Mapping[str, Any], others: Mapping[str,
     line["teacher"] = row.get("teacher")
     for column, kind in BESIDE.items():
         if values := [others[kind][name]["value"] for name in row["experiments"] if name in others[kind]]:
+            line[column] = statistics.fmean(values)
+    for column in RETRIEVED:
+        if values := [
+            others["retrievals"][name][column]["value"] for name in row["experiments"] if name in others["retrievals"]
+        ]:
             line[column] = statistics.fmean(values)
     networks = {others["clips"][name].get("metric", "clip") for name in row["experiments"] if name in others["clips"]}
     if unpinned := sorted(networks - {"clip"}):
@@ -132,6 +142,18 @@ def _row(row: Mapping[str, Any], scores: Mapping[str, Any], others: Mapping[str,
         **_mean_and_std("recall", recalls),
         "accuracy": statistics.fmean(known) if known else None,
     }
+
+
+def _ceilings(retrievals: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """Rows of what real images, and those of the autoencoder, reach in retrieval, where the files have them."""
+    labels = {"real": "real images", "autoencoder": "images of the autoencoder"}
+    found: dict[tuple[str, float, float], Row] = {}
+    for score in retrievals.values():
+        for key, label in labels.items():
+            if (reached := score.get(key)) is not None:
+                line: Row = {"source": "ours", "label": label, "experiments": "", **reached}
+                found.setdefault((key, reached["top1"], reached["top5"]), line)
+    return [row for _, row in sorted(found.items(), key=lambda item: item[0][0] != "real")]
 
 
 def _mean_and_std(name: str, values: Sequence[float]) -> Row:

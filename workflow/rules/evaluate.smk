@@ -87,6 +87,31 @@ rule clip:
         "python -m dmd.stages.clip --features {input.features} --output {output} --spec {params.spec:q} --log {log}"
 
 
+# How often samples are found by their prompts, and real images by their captions. On request.
+rule retrieval:
+    input:
+        provider.owned("retrieval"),
+        provider.files("retrieval", "evaluate.clip"),
+        samples=provider.reads("retrieval", "sample"),
+        captions=provider.reads("retrieval", "captions"),
+        images=provider.reads("retrieval", "images"),
+        autoencoder=provider.reads("retrieval", "autoencoder"),
+    output:
+        "results/{experiment}/retrieval.json",
+    pathvars:
+        job="retrieval",
+    params:
+        images=flag("images"),
+        autoencoder=flag("autoencoder"),
+        clip=provider.source("evaluate.clip", "--clip-network"),
+        watched=provider.watched("retrieval", "evaluate.clip"),
+        spec=provider.spec("retrieval"),
+        version=RULES["retrieval"].version,
+    shell:
+        "python -m dmd.stages.retrieval --samples {input.samples} --captions {input.captions} {params.images} "
+        "{params.autoencoder} {params.clip} --output {output} --spec {params.spec:q} --log {log}"
+
+
 # Seconds per image on the machine that runs this job, which should be idle otherwise. On request.
 rule latency:
     input:
