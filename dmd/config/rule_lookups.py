@@ -240,7 +240,7 @@ class RuleLookups:
             return None
         artifact = self._path(wildcards.experiment, rule, _block(wildcards) or (0, 0))
         recorded = set(self._recorded(artifact) or [])
-        own = {repr(self.spec(rule)(wildcards)), repr(RULES[rule].version)}
+        own = {repr(self.spec(rule)(wildcards)), repr(self.version(rule)(wildcards))}
         rest = recorded - own
         if not os.path.exists(artifact) or not own <= recorded or len(rest) != 1:
             return None
@@ -266,6 +266,11 @@ class RuleLookups:
         """The spec of a job as canonical JSON, one string: Snakemake reruns the job when it changes."""
         spec = self.experiments.spec
         return exits_on_config_error(lambda wildcards: as_text(spec(wildcards.experiment, rule, _block(wildcards))))
+
+    def version(self, rule: str) -> Text:
+        """The version of a rule, and a digest of all that its inputs are made from; see `Experiments.lineage`."""
+        lineage, version = self.experiments.lineage, RULES[rule].version
+        return exits_on_config_error(lambda wildcards: f"{version} {lineage(wildcards.experiment, rule)}".rstrip())
 
     def cadence(self, rule: str) -> Callable[[Wildcards, Any], str]:
         """How often a training writes checkpoints, grids and log rows; a change reruns nothing."""

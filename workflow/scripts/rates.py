@@ -66,8 +66,8 @@ def calls_per_image(experiments: Experiments, job: Job) -> int:
 def work(experiments: Experiments, job: Job) -> int:
     """Units of work of a job.
 
-    Updates (teacher, and parts of section pipeline), passes of a network over a batch, where one with its backward pass counts 3 (distill), network
-    calls on an image (pairs, sample), images (features), or 1 (all others).
+    Updates (teacher, and parts of section pipeline), passes of a network over a batch, where one with its backward pass
+    counts 3 (distill), network calls on an image (pairs, sample), images (features), or 1 (all others).
     """
     if job.rule in ("teacher", *PARTS):
         training = experiments.training(job.experiment, job.rule)
