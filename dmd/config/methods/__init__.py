@@ -19,6 +19,7 @@ from dmd.config.methods.progressive import Progressive
 from dmd.config.methods.rectified_flow import RectifiedFlow
 from dmd.config.methods.sid import Sid
 from dmd.config.methods.tdm import Tdm
+from dmd.config.methods.tract import Tract
 from dmd.config.methods.ufogen import Ufogen
 
 Method = Annotated[
@@ -34,6 +35,7 @@ Method = Annotated[
     | Ufogen
     | RectifiedFlow
     | Ect
-    | MomentMatching,
+    | MomentMatching
+    | Tract,
     Field(discriminator="name"),
 ]
