@@ -49,6 +49,14 @@ METHODS: dict[str, dict[str, Any]] = {
         "batch_size": 8,
         "phases": [{"updates": 2, "groups": 4}, {"updates": 2, "groups": 2}],
     },
+    "boot": {
+        "name": "boot",
+        "levels": 9,
+        "boundary_weight": 2.0,
+        "batch_size": 8,
+        "boundary_batch_size": 6,
+        "phases": [{"updates": 4}],
+    },
     "progressive": {
         "name": "progressive",
         "batch_size": 8,

@@ -103,6 +103,7 @@ FEW: dict[str, dict] = {
     "ect": {"name": "ect", "phases": [{"updates": 2}]},
     "moment-matching": {"name": "moment-matching", "phases": [{"updates": 2}]},
     "ufogen": {"name": "ufogen", "reconstruction_weight": 1.0, "phases": [{"updates": 2}]},
+    "boot": {"name": "boot", "levels": 6, "boundary_weight": 1.0, "phases": [{"updates": 2}]},
     "tract": {"name": "tract", "phases": [{"updates": 2, "groups": 2}, {"updates": 2, "groups": 1}]},
     "rectified flow": {"name": "rectified-flow", "objective": "reflow", "phases": [{"updates": 2}]},
 }

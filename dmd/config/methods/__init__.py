@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from dmd.config.methods.boot import Boot
 from dmd.config.methods.consistency import Consistency
 from dmd.config.methods.diff_instruct import DiffInstruct
 from dmd.config.methods.dmd import Dmd
@@ -36,6 +37,7 @@ Method = Annotated[
     | RectifiedFlow
     | Ect
     | MomentMatching
-    | Tract,
+    | Tract
+    | Boot,
     Field(discriminator="name"),
 ]
