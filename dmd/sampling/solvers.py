@@ -21,9 +21,12 @@ class CountingDenoiser:
         self.dtype = dtype
         self.num_calls = 0
 
-    def __call__(self, image: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, image: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor, **levels: torch.Tensor
+    ) -> torch.Tensor:
         self.num_calls += 1
-        return self.denoiser(image.to(self.dtype), sigma.to(self.dtype), label).to(image.dtype)
+        further = {name: level.to(self.dtype) for name, level in levels.items()}
+        return self.denoiser(image.to(self.dtype), sigma.to(self.dtype), label, **further).to(image.dtype)
 
     def __getattr__(self, name: str) -> Any:
         """Attributes of the denoiser: sigma_data, preconditioning."""

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from dmd.config.methods.boot import Boot
 from dmd.config.methods.consistency import Consistency
 from dmd.config.methods.diff_instruct import DiffInstruct
 from dmd.config.methods.dmd import Dmd
@@ -19,6 +20,7 @@ from dmd.config.methods.progressive import Progressive
 from dmd.config.methods.rectified_flow import RectifiedFlow
 from dmd.config.methods.sid import Sid
 from dmd.config.methods.tdm import Tdm
+from dmd.config.methods.tract import Tract
 from dmd.config.methods.ufogen import Ufogen
 
 Method = Annotated[
@@ -34,6 +36,8 @@ Method = Annotated[
     | Ufogen
     | RectifiedFlow
     | Ect
-    | MomentMatching,
+    | MomentMatching
+    | Tract
+    | Boot,
     Field(discriminator="name"),
 ]
