@@ -23,8 +23,8 @@ def run(*, output: Path, dataset: dict[str, Any], shard_size: int) -> None:
 
     The metadata of the manifest has `facts`: shape, num_classes, sigma_data (of the training split, or of all images if
     all are held out), dataset_sha256, splits (for each its first row and the row after its last), name (the kind of the
-    dataset; of IDX files the name of their folder), and modes (the means of a Gaussian mixture, else null). Captions lie
-    in the row of their image, see `dmd.data.captions`.
+    dataset; of IDX files the name of their folder), and modes (the means of a Gaussian mixture, else null). Captions
+    lie in the row of their image, see `dmd.data.captions`.
 
     Args:
         output: images/manifest.parquet; the shards are beside it.
