@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from bench import updates
 from bench.gpu_passes import Size, batch, denoiser, fresh, milliseconds
+from dmd.config.method_base import Source
 from dmd.config.training import Distill
+from dmd.methods import load
+from dmd.methods.base import Facts
 from dmd.models.compute import Compute
 from dmd.train.data import Stream
 from dmd.train.measured_update import measured_steps, memory_plan
@@ -31,9 +35,19 @@ METHODS: dict[str, Mapping[str, object]] = {
         "phases": [PHASE],
     },
     "dmd2": {"name": "dmd2", "phases": [PHASE]},
+    "dmd2 with a GAN loss": {"name": "dmd2", "adversarial": {"r1": 1.0}, "phases": [PHASE]},
     "tdm": {"name": "tdm", "phases": [PHASE]},
+    "diff-instruct": {"name": "diff-instruct", "phases": [PHASE]},
+    "f-distill": {"name": "f-distill", "phases": [PHASE]},
+    "gan": {"name": "gan", "phases": [PHASE]},
+    "ufogen": {"name": "ufogen", "reconstruction_weight": 1.0, "phases": [PHASE]},
+    "ect": {"name": "ect", "phases": [PHASE]},
+    "moment-matching": {"name": "moment-matching", "phases": [PHASE]},
     "progressive": {"name": "progressive", "phases": [PHASE | {"steps": 1}]},
     "sid": {"name": "sid", "phases": [PHASE]},
+    "boot": {"name": "boot", "levels": 6, "boundary_weight": 1.0, "phases": [PHASE]},
+    "tract": {"name": "tract", "phases": [PHASE | {"groups": 1}]},
+    "rectified flow": {"name": "rectified-flow", "objective": "reflow", "phases": [PHASE]},
     "sim": {"name": "sid", "divergence": {"kind": "sim"}, "phases": [PHASE]},
 }
 
@@ -60,8 +74,17 @@ def _update(size: Size, compute: Compute, method: Mapping[str, object]) -> dict[
 
 def _trainer(size: Size, compute: Compute, method: Mapping[str, object]) -> Trainer:
     section = Distill.model_validate({"method": {**method, "batch_size": size.batch_size}})
-    modules = {role: denoiser(size, compute) for role in section.method.roles()}
+    facts = Facts(size.shape, size.network["num_classes"], 0.5, network=size.network)
+    modules = {
+        name: _new_network(section, name, facts, size) if role.source is Source.NEW else denoiser(size, compute)
+        for name, role in section.method.roles().items()
+    }
     return updates.trainer(section, modules, size.shape, num_classes=size.network["num_classes"])
+
+
+def _new_network(section: Distill, role: str, facts: Facts, size: Size) -> nn.Module:
+    torch.manual_seed(0)
+    return load(section.method.name).new_network(section.method, role, facts).to(size.device)
 
 
 def _streams(size: Size) -> dict[str, Stream]:
@@ -69,4 +92,5 @@ def _streams(size: Size) -> dict[str, Stream]:
     return {
         "noise": updates.FixedRows({"noise": image, "label": label}),
         "images": updates.FixedRows({"image": image, "label": label}),
+        "pairs": updates.FixedRows({"noise": image, "image": image, "label": label}),
     }

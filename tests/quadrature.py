@@ -22,14 +22,18 @@ def mixture(means: list[float], stds: list[float], weights: list[float]) -> Gaus
 TEACHER = mixture([-1.0, 0.8], [0.3, 0.5], [0.4, 0.6])
 # Nodes and weights of a product rule over the student's noise z and the noise n of the level, as batches of numbers.
 _nodes, _weights = np.polynomial.hermite_e.hermegauss(80)
-_z, _n = (torch.from_numpy(part.ravel())[:, None, None, None] for part in np.meshgrid(_nodes, _nodes))
+STUDENT_NOISE, NOISE = (torch.from_numpy(part.ravel())[:, None, None, None] for part in np.meshgrid(_nodes, _nodes))
 PRODUCT = torch.from_numpy(np.outer(_weights, _weights).ravel() / _weights.sum() ** 2)
 
 
 def world(theta: Tensor, fake: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     """x, T and K at the nodes, for theta = (mean, scale)."""
-    image = theta[0] + theta[1] * _z
-    noised, sigma, label = image + SIGMA * _n, torch.full((len(_z),), SIGMA).double(), torch.full((len(_z),), -1)
+    image = theta[0] + theta[1] * STUDENT_NOISE
+    noised, sigma, label = (
+        image + SIGMA * NOISE,
+        torch.full((len(NOISE),), SIGMA).double(),
+        torch.full((len(NOISE),), -1),
+    )
     return image, TEACHER(noised, sigma, label), fake(noised, sigma, label)
 
 
@@ -41,3 +45,14 @@ def parameters() -> Tensor:
 def exact(theta: tuple[float, float] = (MEAN, SCALE)) -> nn.Module:
     """The fake denoiser that knows the student."""
     return mixture([theta[0]], [theta[1]], [1.0])
+
+
+class Affine(nn.Module):
+    """A student mean + scale z."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(parameters().detach())
+
+    def forward(self, image: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
+        return self.theta[0] + self.theta[1] * image / sigma[:, None, None, None]

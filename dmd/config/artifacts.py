@@ -8,6 +8,8 @@ its parent owns its manifest, but shares the shards that both have.
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from functools import cache
 from typing import Any
 
@@ -39,6 +41,7 @@ class Experiments:
         self.upstream = cache(self._upstream)
         self._identity = cache(self._compute_identity)
         self._spec = cache(self._compute_spec)
+        self.lineage = cache(self._compute_lineage)
 
     def sections(self, experiment: str) -> Experiment:
         """All sections of an experiment, after inheritance."""
@@ -145,6 +148,8 @@ class Experiments:
         inputs = [(source, experiment) for source in sources]
         if rule == "distill" and (start := self.section(experiment, "distill").start):
             inputs.append(("teacher", start))
+        if rule == "teacher" and (student := self.section(experiment, "teacher")).kind == "experiment":
+            inputs.append(("distill", student.name))
         return inputs
 
     def _monitor_decoder(self, experiment: str) -> list[str]:
@@ -194,6 +199,19 @@ class Experiments:
             read = self.sections(experiment).monitor_features, self.sections(experiment).monitor_clip
             values += [section.model_dump() for section in read if section is not None]
         return spec, upstream, [path for value in values for path in unpinned(value)]
+
+    def _compute_lineage(self, experiment: str, rule: str) -> str:
+        """A digest of the specs and versions of all rules upstream of a rule; "" if there are none.
+
+        Snakemake removes the outputs of a job that fails, and takes what was made from them before for up to date. With
+        this digest as a parameter of all rules, a run after a failed one makes everything that the failed one had to.
+        """
+        upstream = sorted({(source, self.owner(name, source)) for source, name in self.upstream(experiment, rule)})
+        made = [
+            [source, RULES[source].version, self._spec(owner, source), self.lineage(owner, source)]
+            for source, owner in upstream
+        ]
+        return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16] if made else ""
 
     def path(self, experiment: str, rule: str, block: tuple[int, int] = (0, 0), number: int = 0) -> str:
         """Path of an artifact of a rule, by default the first one, relative to the folder of results."""

@@ -11,7 +11,9 @@ from pydantic import AfterValidator, Field, model_validator
 
 from dmd.config.messages import suggestion
 from dmd.config.method_base import TEACHER, MethodSection, Mode
-from dmd.config.methods import Dmd
+from dmd.config.methods.call_times import LcmTimes
+from dmd.config.methods.dmd import Dmd
+from dmd.config.methods.rectified_flow import RectifiedFlow
 from dmd.config.pipeline_sections import Pipeline
 from dmd.config.printing import piece
 from dmd.config.section_base import SIGMA_MAX, Count, Integer, Many, Path, Pinned, Section, refuse
@@ -43,6 +45,7 @@ NAME = "^[a-z0-9][a-z0-9-]*$"
 RESERVED = ("tables", "logs")  # folders of results/ that are not experiments
 MAX_BYTES = 10**11  # of what is held in memory at once: the pixels of a batch or a shard, weights, a covariance
 MORE = f"more than the {MAX_BYTES / 1e9:.0f} GB that are held at once"
+SCHEDULED_KINDS = ("stable-diffusion", "diffusers")  # kinds of teachers that come with a scheduler of diffusers
 TEXT_KINDS = ("stable-diffusion",)  # kinds of text-to-image teachers; their images are latents
 
 
@@ -244,7 +247,7 @@ class Experiment(Section):
         return self.evaluate.clip if monitor and monitor.clip and self.evaluate else None
 
     @property
-    def _latent(self) -> bool:
+    def makes_latents(self) -> bool:
         """Whether the teacher works on latents."""
         return self.teacher is not None and (
             self.teacher.kind in TEXT_KINDS or bool(getattr(self.teacher, "latent", False))
@@ -252,9 +255,9 @@ class Experiment(Section):
 
     @property
     def _guidable(self) -> bool:
-        """Whether the teacher also works without a condition."""
+        """Whether the teacher also works without a condition; that of a file may, its stage tells."""
         dropout = isinstance(self.teacher, TrainedTeacher) and self.teacher.training.method.label_dropout
-        return bool(dropout) or (self.teacher is not None and self.teacher.kind in TEXT_KINDS)
+        return bool(dropout) or (self.teacher is not None and self.teacher.kind in ("file", *TEXT_KINDS))
 
     @property
     def _unguided(self) -> str:
@@ -290,10 +293,7 @@ class Experiment(Section):
                 yield f"{prompts_key}: a teacher of kind {kind} {verb} prompts for section {key}"
             if section.guidance != 1 and not self._guidable:
                 yield f"{key}.guidance: {section.guidance}, but {self._unguided}"
-            if isinstance(section.solver, ScheduledSolver | FlowSolver) and kind not in (
-                "stable-diffusion",
-                "diffusers",
-            ):
+            if isinstance(section.solver, ScheduledSolver | FlowSolver) and kind not in SCHEDULED_KINDS:
                 name = section.solver.name
                 yield f"{key}.solver.name: {name} needs the scheduler of the teacher, but kind {kind} has none"
 
@@ -308,10 +308,15 @@ class Experiment(Section):
         yield from self._calls_contradictions(method)
         yield from self._monitor_contradictions(method, self.distill.monitor)
         if isinstance(method, Dmd):
-            yield from self._dmd_contradictions(method)
+            yield from self._too_few_pairs(method)
+        if isinstance(method, Dmd | RectifiedFlow) and "pairs" in method.reads():
+            yield from self._pairs_contradictions(method.sigma)
         if self.teacher is None:
             return
         kind = self.teacher.kind
+        lcm = isinstance(getattr(method, "times", None), LcmTimes)
+        if lcm and self.distill.start is None and kind not in SCHEDULED_KINDS:
+            yield f"distill.method.times.kind: lcm needs the scheduler of the teacher, but kind {kind} has none"
         if kind in TEXT_KINDS and self.states is None and self.pairs is None:
             yield "distill: text states come from section pairs or states, and there is neither"
         changing = [name for name, role in method.roles().items() if role.mode is not Mode.FROZEN]
@@ -322,7 +327,7 @@ class Experiment(Section):
         for name in [decoder for decoder in method.decoders() if decoder != "none"]:
             if name == "tiny" and getattr(self.teacher, "tiny_autoencoder", None) is None:
                 yield f"{decoder_key}: tiny, but section teacher has no tiny_autoencoder"
-            if not self._latent:
+            if not self.makes_latents:
                 yield f"{decoder_key}: a teacher of kind {kind} makes no latents"
         if kind == "gaussian-mixture" and TEACHER in changing:
             yield f"distill.method.name: {method.name} changes the teacher's weights, but gaussian-mixture has none"
@@ -332,7 +337,7 @@ class Experiment(Section):
     def _image_contradictions(self, method: MethodSection) -> Iterator[str]:
         """Contradictions between a method that reads images and the teacher or dataset."""
         name, dataset = f"distill.method.name: {method.name} learns from images, but", self.dataset
-        if self.teacher is not None and self._latent:
+        if self.teacher is not None and self.makes_latents:
             yield f"{name} a teacher of kind {self.teacher.kind} makes latents"
         elif isinstance(dataset, ImageDataset) and dataset.num_held_out == "all":
             yield f"{name} dataset.num_held_out is all, so there are none to train on"
@@ -364,7 +369,7 @@ class Experiment(Section):
             return
         if monitor.clip and self.teacher.kind not in TEXT_KINDS:
             yield f"{key}.clip: true, but a teacher of kind {self.teacher.kind} takes no prompts"
-        if not self._latent:
+        if not self.makes_latents:
             return
         if monitor.decoder == "tiny" and getattr(self.teacher, "tiny_autoencoder", None) is None:
             yield f"{key}.decoder: tiny, but section teacher has no tiny_autoencoder"
@@ -372,22 +377,25 @@ class Experiment(Section):
             read = "clip: true" if monitor.clip else "features: reference"
             yield f"{key}.decoder: none, but {read} needs decoded images: set features: null and clip: false"
 
-    def _dmd_contradictions(self, method: Dmd) -> Iterator[str]:
-        """Contradictions of DMD with the pairs, or with the text states that it reads instead."""
+    def _too_few_pairs(self, method: Dmd) -> Iterator[str]:
+        """Phases of DMD that read more pairs, or text states in their place, than there are."""
         reads = "pairs" in method.reads()
         num, section = (self.states.num_states, "states") if self.states and not reads else (None, "pairs")
         num = self.pairs.num_pairs if self.pairs and num is None else num
         for index, phase in enumerate(method.phases):
             if num is not None and (phase.num_pairs or 0) > num:
                 yield f"distill.method.phases[{index}].num_pairs: {phase.num_pairs}, but section {section} has {num}"
-        if method.sigma is None or self.pairs is None or not reads:
+
+    def _pairs_contradictions(self, sigma: float | None) -> Iterator[str]:
+        """Contradictions of the pairs and the noise level of the student's input."""
+        if sigma is None or self.pairs is None:
             return
         solver, key = self.pairs.solver, "distill.method.sigma"
         if not isinstance(solver, OdeSolver):
-            yield f"{key}: {method.sigma}, but {solver.name} starts at the teacher's highest level: write null"
-        elif method.sigma != (start := solver.sigma_max or SIGMA_MAX):
+            yield f"{key}: {sigma}, but {solver.name} starts at the teacher's highest level: write null"
+        elif sigma != (start := solver.sigma_max or SIGMA_MAX):
             yield (
-                f"{key}: {method.sigma} differs from pairs.solver.sigma_max {start}, "
+                f"{key}: {sigma} differs from pairs.solver.sigma_max {start}, "
                 "but the student must start at the noise level of the pairs"
             )
 

@@ -13,6 +13,7 @@ from dmd.config.section_base import Count, Positive, Section
 
 WEIGHTS = ("ema", "raw", "best")  # a student's: moving average over updates; last update; see `training.Monitor`
 STUDENT, TEACHER = "student", "teacher"
+DENOISER_SWITCHES = ("dtype", "channels_last", "compile", "gradient_checkpointing", "shard_parameters")  # of `compute`
 
 
 class Mode(Enum):
@@ -129,6 +130,11 @@ class MethodSection(Section):
         """Sizes of the batches that processes share, by key: `batch_size`, `phases[0].batch_size`."""
         size: int | None = getattr(self, "batch_size", None)
         return {} if size is None else {"batch_size": size}
+
+    @property
+    def denoises(self) -> bool:
+        """Whether the student is a denoiser at all noise levels, which can teach another student."""
+        return False
 
     @property
     def trained(self) -> tuple[str, ...]:

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dmd.config.methods import Autoencoding, Contrastive
+from dmd.config.methods.autoencoding import Autoencoding
+from dmd.config.methods.contrastive import Contrastive
 from dmd.config.section_base import Decay, Integer, Many, Section, Seed, ShardSize, refuse
 from dmd.config.training import TeacherTraining, Training
 

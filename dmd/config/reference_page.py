@@ -140,7 +140,7 @@ def _method_defaults(model: type[MethodSection]) -> list[str]:
     """Sentences on a method's own defaults of optimisers and schedule, and on the keys that it refuses."""
     own = {f"optimisers.{role}": values for role, values in model.optimiser_defaults.items()}
     own |= {"schedule": model.schedule_defaults} if model.schedule_defaults else {}
-    lines = [f"Defaults of `{place}` with this method: `{_yaml(dict(values))}`." for place, values in own.items()]
+    lines = [f"Defaults of `{place}` here: `{_yaml(dict(values))}`." for place, values in own.items()]
     refused = [f"`compute.{switch}` is not supported." for switch in model.refuses]
     return ["\n".join([*lines, *refused])] if lines or refused else []
 

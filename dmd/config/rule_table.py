@@ -113,10 +113,14 @@ class Rule:
 def _teacher(experiment: Named, section: Any) -> Json:
     if section.kind in IMPORTED:
         return {key: value for key, value in without_paths(section.spec()).items() if key != "tiny_autoencoder"}
+    if section.kind == "experiment":
+        return {"kind": section.kind, "weights": section.weights}
     spec = section.with_defaults()
     if section.kind != "train":
         return spec | {"dataset": _dataset(experiment)}
     sections = experiment.sections
+    if spec["network"].get("patch") == 1:  # teachers that were trained before the key existed stay valid
+        del spec["network"]["patch"]
     return spec | {"training": section.training.weight_spec(), "device": sections.device, "threads": sections.threads}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from dmd.config.experiment import Chart, Row, Table
 from dmd.config.inheritance import Configuration
 from dmd.config.messages import ConfigError, suggestion
 from dmd.config.rule_lookups import as_text, exits_on_config_error
+from dmd.config.rule_table import RULES
 
 T = TypeVar("T")
 SHOWN = ("fid", "classes", "kid", "prdc", "clip")  # score files that a table shows
@@ -111,6 +113,22 @@ class TableLookups:
             rows.append(values | {"teacher": " ".join(owners), **of_teacher})
         more = {"differences": table.differences} if table.differences else {}
         return as_text({"title": table.title, "rows": rows, "paper": self.paper.get(table.paper or ""), **more})
+
+    @exits_on_config_error
+    def table_version(self, wildcards: Any) -> str:
+        """The version of rule tables, and a digest of all that its scores are made from."""
+        rows = self._table(wildcards).rows
+        return self._version("tables", [name for row in rows if row.run for name in row.experiments])
+
+    @exits_on_config_error
+    def chart_version(self, wildcards: Any) -> str:
+        """The version of rule charts, and a digest of all that its scores are made from."""
+        series = self._chart(wildcards).series
+        return self._version("charts", [name for each in series for point in each.points for name in point])
+
+    def _version(self, rule: str, names: Iterable[str]) -> str:
+        made = [[self.experiments.spec(name, "evaluate"), self.experiments.lineage(name, "evaluate")] for name in names]
+        return f"{RULES[rule].version} {hashlib.sha256(as_text({'made': made}).encode()).hexdigest()[:16]}"
 
     @exits_on_config_error
     def chart_inputs(self, wildcards: Any) -> list[str]:

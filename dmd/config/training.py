@@ -9,7 +9,8 @@ from pydantic import Field, ValidationError, ValidationInfo, field_serializer, f
 
 from dmd.config.messages import suggestion
 from dmd.config.method_base import STUDENT, MethodSection
-from dmd.config.methods import Denoising, Method
+from dmd.config.methods import Method
+from dmd.config.methods.denoising import Denoising
 from dmd.config.section_base import (
     Batch,
     Count,

@@ -1,4 +1,4 @@
-"""Real data: digits, images of a folder, glyphs of a font, points of a Gaussian mixture; for training, or held out."""
+"""Real data: digits, images of a folder, IDX files, glyphs of a font, points of a Gaussian mixture; in two splits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmd.data import captions, glyphs, image_file, image_folder
+from dmd.data import captions, glyphs, idx_files, image_file, image_folder
 from dmd.data.captions import Captions
 
 SPLITS = ("training", "held_out")
@@ -62,7 +62,13 @@ def load(dataset: Mapping[str, Any], split: str) -> Dataset:
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
-    kinds = {"digits": _digits, "images": _images, "glyphs": _images, "gaussian-mixture": _gaussian_mixture}
+    kinds = {
+        "digits": _digits,
+        "images": _images,
+        "idx": _idx,
+        "glyphs": _images,
+        "gaussian-mixture": _gaussian_mixture,
+    }
     kind = dataset.get("kind")
     if kind not in kinds:
         raise ValueError(f"dataset.kind {kind!r} is none of {', '.join(kinds)}")
@@ -107,6 +113,35 @@ def _images(dataset: Mapping[str, Any], split: str) -> Dataset:
     source = _source(dataset)
     labels, chosen = source.labels, source.chosen(split)
     return Dataset(source.read(chosen), labels[chosen], source.num_classes, source.sha256)
+
+
+def _idx(dataset: Mapping[str, Any], split: str) -> Dataset:
+    """Images and labels of IDX files; the classes are the labels of the training images, in their order."""
+    pixels, contents = idx_splits(dataset)
+    classes = np.unique(pixels["training"][1])
+    idx_files.check_classes(pixels["held_out"][1], classes, Path(dataset["folder"], dataset["held_out_labels"]))
+    values, labels = pixels[split]
+    values = values.swapaxes(1, 2) if dataset["transpose"] else values
+    return Dataset(
+        torch.from_numpy(np.ascontiguousarray(values[:, None])),
+        torch.from_numpy(np.searchsorted(classes, labels).astype(np.int64)),
+        len(classes),
+        _digest({key: dataset[key] for key in ("kind", "resolution", "transpose")}, contents.encode()),
+    )
+
+
+def idx_splits(dataset: Mapping[str, Any]) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], str]:
+    """Images (N, R, R) and labels (N,) of each split, uint8, and the digest of the four files, as `dataset.sha256`."""
+    folder, pixels, digests = Path(dataset["folder"]), {}, []
+    for part in SPLITS:
+        images = idx_files.read(folder / dataset[f"{part}_images"], 3)
+        labels = idx_files.read(folder / dataset[f"{part}_labels"], 1)
+        digests += [images.sha256, labels.sha256]
+        pixels[part] = idx_files.labelled(images, labels, dataset["resolution"])
+    contents = hashlib.sha256("".join(digests).encode()).hexdigest()
+    if not contents.startswith(pinned := dataset.get("sha256") or ""):
+        raise ValueError(f"{folder}: its four files have sha256 {contents}, but dataset.sha256 pins {pinned}")
+    return pixels, contents
 
 
 class Folder:

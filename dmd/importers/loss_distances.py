@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from dmd import torchvision_operators
-from dmd.config.methods import L2Distance, LpipsDistance
+from dmd.config.methods.distances import L2Distance, LpipsDistance
 from dmd.config.training import Training, TrainingCompute
 from dmd.importers import weights_file
 from dmd.jobs import processes

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dmd.config import methods as sections
+from dmd.config.methods import autoencoding as sections
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
 from dmd.models.autoencoder import Codec
 

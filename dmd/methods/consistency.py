@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmd.config import methods as sections
+from dmd.config.methods import consistency as sections
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
+from dmd.methods.parts.distances import pseudo_huber
 from dmd.models.denoiser import per_sample
 from dmd.models.student_calls import Calls
 from dmd.sampling.noise import karras_sigmas
@@ -182,12 +183,6 @@ def teacher_step(teacher: Any, image: Tensor, label: Tensor, sigma: Tensor, lowe
         return end
     end_slope = (end - teacher(end, lower, label)) / per_sample(lower, image)
     return image + change * (slope + end_slope) / 2
-
-
-def pseudo_huber(image: Tensor, target: Tensor, c: float) -> Tensor:
-    """sqrt(|image - target|^2 + c^2) - c of each image (B,), the norm over all its values."""
-    square = (image - target).square().flatten(1).sum(1)
-    return (square + c**2).sqrt() - c
 
 
 METHOD = Consistency

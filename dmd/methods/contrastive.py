@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from dmd.config import methods as sections
+from dmd.config.methods import contrastive as sections
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
 from dmd.models.image_text import ImageText
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dmd.config import methods as sections
+from dmd.config.methods import denoising as sections
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts.denoising_loss import denoising_loss
 from dmd.models.denoiser import Denoiser, per_sample

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dmd.config import methods as sections
 from dmd.config.method_base import PlannedPhase
+from dmd.config.methods import dmd as sections
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts.denoising_loss import denoising_loss
 from dmd.methods.parts.level_table import noise_levels

@@ -17,14 +17,13 @@ With one call, one update of the fake denoiser and no GAN loss this is `dmd` wit
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from dmd.config import methods as sections
+from dmd.config.methods import dmd2 as sections
 from dmd.methods.base import Clock, Facts, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts import discriminator
 from dmd.methods.parts.call_times import calls_at
@@ -157,7 +156,8 @@ class Dmd2(Method[sections.Dmd2]):
                 raise ValueError(
                     f"distill.method.levels_by_call: levels {self.config.levels.min_index}.."
                     f"{self.config.levels.max_index} of distill.method.levels have none between sigma "
-                    f"{sigmas[number + 1]:.4g} and {sigmas[number]:.4g}, call {number + 1}: set other times"
+                    f"{sigmas[number + 1]:.4g} and {sigmas[number]:.4g}, call {number + 1}: widen that range, or set "
+                    "other times"
                 )
             yield first, stop
 
@@ -229,15 +229,9 @@ class Dmd2(Method[sections.Dmd2]):
         gan = self.config.gan
         assert gan is not None
         noised = self.table.noised(rows["image"], rows["gan_noise"], rows["gan_level"])
-        noised.image.requires_grad_(gan.r1 > 0)
-        with discriminator.twice_differentiable() if gan.r1 else contextlib.nullcontext():
-            logits = discriminator.logits(self.networks["head"], self._denoiser("fake"), noised, rows["label"])
-        log.mean("gan/real", logits.detach())
-        loss = discriminator.realistic(logits)
-        if gan.r1:
-            penalty = discriminator.gradient_penalty(logits, noised.image)
-            log.scalar("gan/r1", penalty, len(logits))
-            loss = loss + gan.r1 * penalty
+        loss = discriminator.loss_of_real_images(
+            self.networks["head"], self._denoiser("fake"), noised, rows["label"], r1=gan.r1, log=log
+        )
         return gan.fake_weight * loss
 
     def _logits(self, image: Tensor, rows: Rows) -> Tensor:

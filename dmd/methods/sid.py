@@ -1,4 +1,4 @@
-"""Score identity Distillation (Zhou et al. 2024, arXiv 2404.04057), and Score Implicit Matching (arXiv 2410.16794).
+"""Score identity Distillation (Zhou et al. 2024, arXiv 2404.04057), SiDA (2410.14919), and SIM (arXiv 2410.16794).
 
 The student x = G(z) = D(scale z; sigma) is one call of a denoiser and learns from noise alone. T is the teacher, K the
 fake denoiser that follows the student, both at x_s = x + s n, and Delta = T(x_s; s) - K(x_s; s). An update trains
@@ -9,11 +9,19 @@ fake denoiser that follows the student, both at x_s = x + s n, and Delta = T(x_s
 in this order. If K is exact, E Delta . (T - x) is E|Delta|^2 (the score identity). Then alpha = 1/2 gives the gradient
 of E|Delta|^2 / 2, and alpha = 1 gives it for a fixed distribution of x_s. Both hold only because gradients reach the
 student through x and through x_s, the input of T and K; the weights of T and K get no gradient, and w is a constant.
-SIM replaces the square by another distance d of score differences,
+SIM, Score Implicit Matching, replaces the square by another distance d of score differences,
 
     student    d'(Delta) . (K(x_s; s) - x)                          d(y) = (mean y^2 + c^2)^1/2,
 
-which for d(y) = |y|^2 / 2 is alpha = 1. Losses are means over pixels where the authors take sums, and the student's is
+which for d(y) = |y|^2 / 2 is alpha = 1.
+
+SiDA adds a GAN loss without another network: the mean l over the channels of the fake denoiser's bottleneck is a logit
+at each of its locations. With real images y at the same noise levels and with the same noise, and d values in an image,
+
+    fake       + b / d lambda(s) (softplus(-l(y_s)) + softplus(l(x_s))) / 2,    means over locations,
+    student    + a w softplus(-l(x_s)),                                         l clamped to +-10.
+
+Losses are means over pixels where the authors take sums, and the student's is
 not multiplied by 100: such factors do not change Adam's steps, but `gradient_clip` depends on them: with
 means, gradients stay below its value. The value of the student's loss says little: with K exact and without w it is
 (1 - alpha) E|Delta|^2. Look at `student/gap` in the log, the mean of |Delta| by noise level.
@@ -21,13 +29,15 @@ means, gradients stay below its value. The value of the student's loss says litt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from dmd.config import methods as sections
+from dmd.config.methods import sid as sections
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts.denoising_loss import denoising_loss
 from dmd.models.denoiser import Denoiser, per_sample
@@ -35,6 +45,7 @@ from dmd.models.student_calls import Calls
 from dmd.sampling.noise import karras_curve, log_normal_sigmas
 
 FLOOR = 1e-5  # lower bound of the mean error that the loss is divided by
+LARGEST_LOGIT = 10.0  # in the student's GAN loss
 NUM_BINS = 10  # of noise levels in the log
 
 
@@ -61,8 +72,10 @@ class Sid(Method[sections.Sid]):
         """Steps of the fake denoiser, then one of the student, each on fresh noise."""
         phase = clock.phase.config
         assert isinstance(phase, sections.SidPhase)
-        noise = (Part("noise", config.batch_size, "noise"),)
-        return (*[Step("fake", ("fake",), noise)] * phase.fake_updates, Step("student", ("student",), noise))
+        noise = Part("noise", config.batch_size, "noise")
+        judged = (noise, Part("images", config.batch_size, "images")) if config.adversarial else (noise,)
+        student = (Step("student", ("student",), (noise,)),) if phase.train == "both" else ()
+        return (*[Step("fake", ("fake",), judged)] * phase.fake_updates, *student)
 
     def draw(self, step: Step, clock: Clock, random: torch.Generator) -> Mapping[str, Rows]:
         """Noise levels from the distribution of the step, and noise."""
@@ -77,11 +90,14 @@ class Sid(Method[sections.Sid]):
             rows["sigma"] = self.levels(position)
             rows["bin"] = (position * NUM_BINS).long().clamp(max=NUM_BINS - 1)
         rows["level_noise"] = torch.randn((num, *self.facts.shape), generator=random)
-        return {"noise": rows}
+        return {part.name: dict(rows) for part in step.parts}
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
         """The fake denoiser's denoising loss on generated images, or the student's loss by `divergence`."""
         teacher, fake, sigma, label = self.networks["teacher"], self._denoiser("fake"), rows["sigma"], rows["label"]
+        if part.stream == "images":
+            return self._real_loss(rows, log)
+        gan = self.config.adversarial
         with torch.set_grad_enabled(step.name == "student"):
             image = self.generate(rows)
             noised = torch.addcmul(image, rows["level_noise"], per_sample(sigma, image))
@@ -89,12 +105,19 @@ class Sid(Method[sections.Sid]):
         if step.name == "fake":
             loss = denoising_loss(fake_x0, image, weight=fake.loss_weight(sigma))
             log.scalar("loss/fake", loss, len(image))
-            return loss
+            return loss + self._judged_loss(noised, rows, log, name="gan/generated", sign=1) if gan else loss
         real_x0, divergence = teacher(noised, sigma, label), self.config.divergence
         if isinstance(divergence, sections.ScoreImplicitMatching):
             values = implicit_matching(image, real_x0, fake_x0, c=divergence.c)
         else:
             values = normaliser(image, real_x0) * score_identity(image, real_x0, fake_x0, alpha=divergence.alpha)
+        scale = clock.phase.config.adversarial_scale  # type: ignore[attr-defined]
+        if gan and gan.student_weight * scale:
+            weight = gan.student_weight * scale
+            logits = self._logits(noised, sigma, label).clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+            realistic = functional.softplus(-logits).mean(1)
+            log.mean("loss/gan", realistic)
+            values = values + weight * normaliser(image, real_x0) * realistic
         loss = values.mean()
         log.scalar("loss/student", loss, len(image))
         log.binned("student/gap", (real_x0 - fake_x0).abs().flatten(1).mean(1), rows["bin"], NUM_BINS)
@@ -113,6 +136,25 @@ class Sid(Method[sections.Sid]):
         """Noise levels at positions (B,) in [0, 1] along the part of the curve that the student's loss draws from."""
         curve = self.config.levels
         return karras_curve(curve.last * position, first=self.lowest, last=curve.sigma_max, rho=curve.rho).float()
+
+    def _real_loss(self, rows: Rows, log: StepLog) -> Tensor:
+        """The GAN loss of real images, weighted."""
+        noised = torch.addcmul(rows["image"], rows["level_noise"], per_sample(rows["sigma"], rows["image"]))
+        return self._judged_loss(noised, rows, log, name="gan/real", sign=-1)
+
+    def _judged_loss(self, noised: Tensor, rows: Rows, log: StepLog, *, name: str, sign: int) -> Tensor:
+        """Half the fake denoiser's GAN loss on noised images: softplus(sign l), weighted."""
+        assert self.config.adversarial is not None
+        sigma = rows["sigma"]
+        logits = self._logits(noised, sigma, rows["label"])
+        log.mean(name, logits)
+        weight = self.config.adversarial.fake_weight / math.prod(self.facts.shape)
+        each = functional.softplus(sign * logits).mean(1)
+        return weight * (self._denoiser("fake").loss_weight(sigma) * each).mean() / 2
+
+    def _logits(self, noised: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
+        """Logits (B, r^2), positive for real images."""
+        return self._denoiser("fake").bottleneck(noised, sigma, label).mean(1).flatten(1)
 
     def _denoiser(self, role: str) -> Denoiser:
         return self.networks[role]  # type: ignore[return-value]

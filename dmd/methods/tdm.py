@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dmd.config import methods as sections
+from dmd.config.methods import tdm as sections
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts.call_times import calls_at
 from dmd.methods.parts.denoising_loss import denoising_loss
@@ -65,8 +65,8 @@ class Tdm(Method[sections.Tdm]):
             if start >= stop:
                 raise ValueError(
                     f"distill.method.levels: call {number + 1}, from sigma {self.calls.sigmas[number]:.4g} to "
-                    f"{self.ends[number]:.4g}, has no noise level of an index from min_index to max_index: "
-                    "use more levels or fewer calls"
+                    f"{self.ends[number]:.4g}, has no noise level of an index from min_index to max_index: widen "
+                    "that range, use more levels or fewer calls, or set other times"
                 )
 
     @classmethod

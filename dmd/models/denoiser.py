@@ -38,12 +38,19 @@ class Denoiser(nn.Module):
         self.sigma_data = sigma_data
         self.preconditioning = make_preconditioning(preconditioning, sigma_data=sigma_data)
 
-    def forward(self, image: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, image: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor, *, level: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """image (B, C, H, W) = x0 + sigma * noise; sigma (B,) > 0; label int64 (B,), or text states float32 (B, L, E).
+
+        `level` (B,) is the noise level that the network's condition is of, for a student that gives more than x0; None
+        is sigma.
 
         Returns x0 (B, C, H, W) in the dtype of the image; the two terms are added in the dtype of the coefficients.
         """
         c_skip, c_out, c_in, condition = self.preconditioning(sigma)
+        if level is not None:
+            condition = self.preconditioning(level).condition
         out = self.predict((image * per_sample(c_in, image)).to(image.dtype), condition, label)
         skip = image * per_sample(c_skip, image)
         return torch.addcmul(skip, out.to(skip.dtype), per_sample(c_out, image)).to(image.dtype)

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from dmd.models import sizes
 from dmd.models.denoiser import per_sample, start_scale
 
 Fresh = Callable[[int], Tensor]
-MAPS, BETWEEN = ("denoiser", "consistency"), ("noise", "ode")
+MAPS, BETWEEN = ("denoiser", "consistency", "signal"), ("noise", "ode", "ancestral")
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,18 @@ class Calls:
     Attributes:
         sigmas: noise level of each call, descending; the first is that of the start noise.
         between: step to the next level. "noise": x0 plus fresh noise (Song et al. 2023, Algorithm 1); "ode": DDIM, x0
-            plus the noise that the image contains according to x0, scaled to the next level.
-        map: "denoiser": D itself; "consistency": f(x; sigma), which is the identity at `sigma_min`.
-        sigma_min: where a consistency map ends; fresh noise has the variance sigma^2 - sigma_min^2.
+            plus the noise that the image contains according to x0, scaled to the next level; "ancestral": `ancestral`.
+        map: "denoiser": D itself; "consistency": f(x; sigma), which is the identity at `sigma_min`; "signal": `signal`
+            at `sigma_min`.
+        sigma_min: where a consistency map ends; fresh noise has the variance sigma^2 - sigma_min^2. The level of a
+            signal map.
         scheduler: the scheduler of diffusers that makes these calls, if they were read from one: its `class`, `config`
             and `timesteps`.
     """
 
     sigmas: tuple[float, ...]
-    between: Literal["noise", "ode"] = "noise"
-    map: Literal["denoiser", "consistency"] = "denoiser"
+    between: Literal["noise", "ode", "ancestral"] = "noise"
+    map: Literal["denoiser", "consistency", "signal"] = "denoiser"
     sigma_min: float = 0.0
     scheduler: Mapping[str, Any] | None = None
 
@@ -47,7 +50,7 @@ class Calls:
     @property
     def num_fresh(self) -> int:
         """Number of noise samples per image besides the start noise."""
-        return len(self.sigmas) - 1 if self.between == "noise" else 0
+        return 0 if self.between == "ode" else len(self.sigmas) - 1
 
     def facts(self) -> dict[str, Any]:
         """The fields as JSON values, for a student's file."""
@@ -96,6 +99,8 @@ class Calls:
 
     def x0(self, denoiser: Any, image: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
         """The map's x0 of images at levels sigma (B,)."""
+        if self.map == "signal":
+            return signal(denoiser, image, sigma, label, torch.full_like(sigma, self.sigma_min))
         x0: Tensor = denoiser(image, sigma, label)
         if self.map == "denoiser":
             return x0
@@ -108,7 +113,35 @@ class Calls:
         if self.between == "ode":
             return x0 + next_sigma / sigma * (image - x0)
         assert fresh is not None
+        if self.between == "ancestral":
+            return ancestral(image, x0, sigma, next_sigma, fresh(number))
         return x0 + (next_sigma**2 - self.sigma_min**2) ** 0.5 * fresh(number)
+
+
+def ancestral(image: Tensor, x0: Tensor, sigma: float | Tensor, next_sigma: float | Tensor, noise: Tensor) -> Tensor:
+    """A sample at a lower level s, given x0 and the image at level t: the posterior of Gaussian noise (Ho et al. 2020).
+
+    Its mean is x0 + (s/t)^2 (image - x0), its variance s^2 (1 - s^2 / t^2). If x0 is the image without noise, the
+    sample is x0 with noise of level s.
+
+    Args:
+        sigma, next_sigma: t and s, of all images or (B,).
+        noise: unit noise, shaped like the image.
+    """
+    t, s = (each if isinstance(each, float) else per_sample(each, image) for each in (sigma, next_sigma))
+    ratio = s / t
+    return x0 + ratio**2 * (image - x0) + s * (1 - ratio**2) ** 0.5 * noise
+
+
+def signal(denoiser: Any, image: Tensor, sigma: Tensor, label: Tensor, level: Tensor) -> Tensor:
+    """y(level) = x_level - level n of the path from noise n, by a student of BOOT (Gu et al. 2023, arXiv 2306.05544).
+
+    Args:
+        image: the start image of the noise at levels sigma (B,).
+        level: (B,), the condition of the network.
+    """
+    found: Tensor = denoiser(image, sigma, label, level=level)
+    return found
 
 
 def consistency(denoiser: Any, image: Tensor, x0: Tensor, sigma: Tensor, sigma_min: float) -> Tensor:

@@ -5,7 +5,8 @@ two calls from the scheduler:
 
     LCMScheduler                       x0 plus fresh noise
     DDIMScheduler                      along the ODE
-    FlowMatchEulerDiscreteScheduler    either one, for networks of rectified flow
+    DDPMScheduler                      ancestral
+    FlowMatchEulerDiscreteScheduler    one of the first two, for networks of rectified flow
 
 A scheduler is used only after a trial: on four numbers it has to draw what `Calls.draw` draws.
 """
@@ -27,14 +28,16 @@ from dmd.models.preconditioning import NO_SIGNAL, Discrete, Flow
 from dmd.models.student_calls import Calls
 from dmd.sampling.noise import ROUNDING
 
-LCM, DDIM, FLOW = "LCMScheduler", "DDIMScheduler", "FlowMatchEulerDiscreteScheduler"
+LCM, DDIM, DDPM = "LCMScheduler", "DDIMScheduler", "DDPMScheduler"
+FLOW = "FlowMatchEulerDiscreteScheduler"
 LEVEL_FIELDS = (  # of the configuration of a scheduler
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
     *("prediction_type", "rescale_betas_zero_snr"),
 )
-PLAIN = {"clip_sample": False, "set_alpha_to_one": True, "steps_offset": 1}  # x0 as it is; the last step ends at x0
+PLAIN = {"clip_sample": False, "steps_offset": 1}  # x0 as it is
+LAST = {"set_alpha_to_one": True}  # the last step ends at x0, as it always does in DDPMScheduler
 SCALING = 1.0e4  # of LCM's timesteps: its c_skip is below 3e-9 and its c_out 1 in float32, from timestep 1 on
-SPACINGS = ("trailing", "leading", "linspace")  # of DDIM's timesteps
+SPACINGS = ("trailing", "leading", "linspace")  # of the timesteps of DDIM and DDPM
 TOLERANCE = 1e-4  # of the trial; a neighbouring timestep in one step makes 1e-3
 
 
@@ -49,13 +52,21 @@ def lcm(facts: Mapping[str, Any], original_inference_steps: int | None = None) -
         ValueError: the teacher has no such table, or a scheduler from which diffusers computes another one.
     """
     steps = original_inference_steps or len((facts.get("preconditioning") or {}).get("alphas_cumprod", ()))
-    own = {"original_inference_steps": steps, "timestep_scaling": SCALING}
+    own = {"original_inference_steps": steps, "timestep_scaling": SCALING} | LAST
     return _of_table(LCM, facts, own)
 
 
 def ddim(facts: Mapping[str, Any], spacing: str) -> Any:
     """DDIMScheduler of a teacher with a table of noise levels; otherwise as `lcm`."""
-    return _of_table(DDIM, facts, {"timestep_spacing": spacing})
+    return _of_table(DDIM, facts, {"timestep_spacing": spacing} | LAST)
+
+
+def ddpm(facts: Mapping[str, Any], spacing: str) -> Any:
+    """DDPMScheduler with the variance of the posterior, of a teacher with a table of noise levels; see `lcm`.
+
+    EulerAncestralDiscreteScheduler makes the same steps, but starts at sigma times the noise, not at its 1 / alpha.
+    """
+    return _of_table(DDPM, facts, {"timestep_spacing": spacing, "variance_type": "fixed_small"})
 
 
 def flow(facts: Mapping[str, Any], *, renoise: bool, shift: float | None = None, terminal: float | None = None) -> Any:
@@ -89,7 +100,9 @@ def read_calls(scheduler: Any, facts: Mapping[str, Any], num: int) -> Calls:
         ValueError: it makes other than `num` calls, or its steps between them are other ones than those of `Calls`.
     """
     renoises = type(scheduler).__name__ == LCM or scheduler.config.get("stochastic_sampling", False)
-    calls = Calls(_levels(scheduler, facts, num), between="noise" if renoises else "ode")
+    ancestral = type(scheduler).__name__ == DDPM
+    between: Any = "noise" if renoises else "ancestral" if ancestral else "ode"
+    calls = Calls(_levels(scheduler, facts, num), between=between)
     given = calls if type(scheduler).__name__ == LCM else replace(calls, scheduler=_record(scheduler))
     return replace(calls, scheduler=_record(find(given, facts)))
 
@@ -149,12 +162,15 @@ def _candidates(calls: Calls, facts: Mapping[str, Any]) -> Iterator[Any]:
     if calls.scheduler is not None:
         yield _new(calls.scheduler["class"], calls.scheduler["config"])
     elif isinstance(levels, Flow):
+        if calls.between == "ancestral" and num > 1:
+            raise ValueError(f"no scheduler of diffusers makes its calls: {FLOW} takes no ancestral steps")
         last = calls.sigmas[-1] / (1 + calls.sigmas[-1])
         for shift, terminal in ((None, None), (1.0, None), *([(1.0, last)] if num > 1 else [])):
             yield flow(facts, renoise=calls.between == "noise", shift=shift, terminal=terminal)
-    elif calls.between == "ode" and num > 1:
+    elif calls.between != "noise" and num > 1:
         _timesteps(calls.sigmas, levels)
-        yield from (ddim(facts, spacing) for spacing in SPACINGS)
+        make = ddim if calls.between == "ode" else ddpm
+        yield from (make(facts, spacing) for spacing in SPACINGS)
     else:
         wanted = _timesteps(calls.sigmas, levels)
         yield lcm(facts, _original_steps(lcm(facts), wanted))
@@ -209,7 +225,7 @@ def _levels(scheduler: Any, facts: Mapping[str, Any], num: int) -> tuple[float, 
     levels, times = _preconditioning(facts), scheduler.timesteps.double()
     if isinstance(levels, Flow):
         times = times / 1000
-        sigmas = (times / (1 - times)).clamp(max=NO_SIGNAL)
+        sigmas = torch.where(times < 1, times / (1 - times), NO_SIGNAL).clamp(max=NO_SIGNAL)  # 1 may be rounded up
     else:
         sigmas = _table(levels)[times.long()]
     if len(sigmas) != num or not bool(sigmas.isfinite().all()):
@@ -262,8 +278,8 @@ def _new(name: str, config: Mapping[str, Any]) -> Any:
     torchvision_operators.ensure()
     import diffusers
 
-    if name not in (LCM, DDIM, FLOW):
-        raise ValueError(f"scheduler {name!r:.80} is none of {LCM}, {DDIM}, {FLOW}")
+    if name not in (LCM, DDIM, DDPM, FLOW):
+        raise ValueError(f"scheduler {name!r:.80} is none of {LCM}, {DDIM}, {DDPM}, {FLOW}")
     fields = {key: value for key, value in config.items() if key[:1] != "_"}
     with sizes.making("scheduler", fields):
         return getattr(diffusers, name).from_config(fields)

@@ -159,8 +159,19 @@ def _scheduler(student: _Student, path: Path) -> Any:
         num = len(student.calls.sigmas)
         raise ValueError(
             f"{path} makes {num} call{'s' * (num > 1)} that no pipeline of diffusers makes: {error}. It can be sampled "
-            "here; with distill.method.times of kind lcm a student is trained for calls that a pipeline makes"
+            f"here{_advice(student)}"
         ) from error
+
+
+def _advice(student: _Student) -> str:
+    """How to train a student whose calls a pipeline makes, where there is a way."""
+    flow = (student.facts.get("preconditioning") or {}).get("kind") == "flow"
+    if student.calls.map != "denoiser":
+        return ""
+    if student.calls.between == "ode" and not flow and len(student.calls.sigmas) > 1:
+        return "; with the levels of timesteps of DDIMScheduler in distill.method.times, a pipeline makes the calls"
+    kind = "flow-match-euler" if flow else "lcm"
+    return f"; method dmd2 with distill.method.times of kind {kind} trains a student for calls that a pipeline makes"
 
 
 def _usage(layout: Layout, scheduler: Any, num: int) -> card.Usage:

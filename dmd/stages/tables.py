@@ -52,8 +52,8 @@ def run(
         title: heading of the markdown.
 
     Raises:
-        ValueError: a damaged file, two scores of one experiment, a row that mixes metrics or references, or a published
-            row that does not exist or is named by two rows.
+        ValueError: a damaged file, two scores of one experiment, a row that mixes metrics or references, a published
+            row that does not exist or is named by two rows, or differences of a row whose experiments share noise.
     """
     with record.writing(markdown):
         others = {"classes": classes or [], "kids": kids or [], "prdcs": prdcs or []}
@@ -120,7 +120,7 @@ def _row(row: Mapping[str, Any], scores: Mapping[str, Any], others: Mapping[str,
     classes = others["classes"]
     accuracies = [classes[name].get("accuracy") for name in row["experiments"] if name in classes]
     known = [accuracy["value"] for accuracy in accuracies if accuracy]
-    kernels, recalls = (_by_start_noise(row, scores, others, name) for name in ("kids", "prdcs"))
+    kernels, recalls = ([value for _, value in _values(row, scores, others, name)] for name in ("kids", "prdcs"))
     return {
         **line,
         "experiments": " ".join(score["experiment"] for score in scored),
@@ -138,8 +138,8 @@ def _row(row: Mapping[str, Any], scores: Mapping[str, Any], others: Mapping[str,
         "floor_std": first["floor"]["std"],
         "floor_of": _floor_of(first),
         "excess": statistics.fmean(values) - first["floor"]["mean"],
-        **_mean_and_std("kid", list(kernels.values())),
-        **_mean_and_std("recall", list(recalls.values())),
+        **_mean_and_std("kid", kernels),
+        **_mean_and_std("recall", recalls),
         "accuracy": statistics.fmean(known) if known else None,
     }
 
@@ -162,10 +162,10 @@ def _mean_and_std(name: str, values: Sequence[float]) -> Row:
     return mean | ({f"{name}_std": statistics.stdev(values)} if len(values) > 1 else {})
 
 
-def _by_start_noise(
+def _values(
     row: Mapping[str, Any], scores: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]], name: str
-) -> dict[tuple[int, ...], float]:
-    """The values of a score for the experiments of a row, by the first seeds of their sample sets.
+) -> list[tuple[tuple[int, ...], float]]:
+    """First seeds of the sample sets, and value of a score, of each experiment of a row that has one.
 
     `name` is "scores", "kids" or "prdcs"; of the last the value is recall.
     """
@@ -173,7 +173,18 @@ def _by_start_noise(
     found = [files[experiment] for experiment in row["experiments"] if experiment in files]
     if name == "prdcs":
         found = [{**score, "value": (score["recall"] or {}).get("value")} for score in found]
-    return {tuple(score["first_seeds"]): score["value"] for score in found if score["value"] is not None}
+    return [(tuple(score["first_seeds"]), score["value"]) for score in found if score["value"] is not None]
+
+
+def _by_start_noise(row: Mapping[str, Any], values: Sequence[tuple[tuple[int, ...], float]]) -> dict[Any, float]:
+    """The values by first seeds; ValueError if two experiments of the row have the same ones."""
+    found = dict(values)
+    if len(found) < len(values):
+        raise ValueError(
+            f"row {row['label']!r} has experiments with the same start noise: `differences` pairs rows by start noise, "
+            "so that it needs rows of one experiment and its training seeds"
+        )
+    return found
 
 
 def _compared(
@@ -186,7 +197,7 @@ def _compared(
     first, second = (next(row for row in rows if row["label"] == label) for label in labels)
     names = {"scores": "distance", "kids": "KID", "prdcs": "recall"}
     return {
-        shown: difference(*(_by_start_noise(row, scores, others, name) for row in (first, second)))
+        shown: difference(*(_by_start_noise(row, _values(row, scores, others, name)) for row in (first, second)))
         for name, shown in names.items()
     }
 

@@ -68,7 +68,11 @@ def test_updates_of_every_method_are_measured():
     """DMD's are those of `gpu_step`, a teacher's are no distillation."""
     (size,) = gpu.sizes(torch.device("cpu"), tiny=True).values()
     files = {path.stem for path in Path(methods.__file__).parent.glob("[a-z]*.py")}
-    assert {str(section["name"]) for section in gpu_methods.METHODS.values()} == files - {"base", "dmd", "denoising"}
+    assert {str(section["name"]).replace("-", "_") for section in gpu_methods.METHODS.values()} == files - {
+        "base",
+        "dmd",
+        "denoising",
+    }
     figures = gpu_methods.measure(dataclasses.replace(size, repetitions=1), Compute())
     for each in figures.values():
         assert each["update_ms"]["median"] > 0 and each["planned_gib"] >= 0

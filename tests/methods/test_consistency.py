@@ -11,12 +11,13 @@ from pydantic import ValidationError
 from torch import nn
 
 from dmd.config.method_base import Mode, PlannedPhase
-from dmd.config.methods import Consistency as Section
-from dmd.config.methods import ConsistencyLevels
+from dmd.config.methods.consistency import Consistency as Section
+from dmd.config.methods.consistency import ConsistencyLevels
 from dmd.config.training import Distill
 from dmd.methods import consistency
 from dmd.methods.base import Clock, Facts
-from dmd.methods.consistency import Consistency, level_probabilities, number_of_levels, pseudo_huber, target_decay
+from dmd.methods.consistency import Consistency, level_probabilities, number_of_levels, target_decay
+from dmd.methods.parts.distances import pseudo_huber
 from dmd.models import loading
 from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser, per_sample
 from dmd.models.networks import build
@@ -198,7 +199,7 @@ def test_training_on_one_image_has_the_exact_flow(num):
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])
 def test_teacher_step_is_the_solvers(solver):
-    from dmd.sampling.solvers import SOLVERS
+    from dmd.sampling.ode_solvers import SOLVERS
 
     teacher = GaussianMixtureDenoiser(torch.full((1, 1, 2, 2), MEAN), torch.tensor([STD]), torch.ones(1))
     image = 10 * torch.randn((3, 1, 2, 2), dtype=torch.float64)

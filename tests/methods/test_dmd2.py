@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
-from dmd.config.methods import Dmd2 as Section
+from dmd.config.methods.dmd2 import Dmd2 as Section
 from dmd.config.training import Distill
 from dmd.methods.base import Facts
 from dmd.methods.dmd2 import Dmd2
@@ -20,12 +20,11 @@ from dmd.models.networks import build
 from dmd.models.student_calls import Calls
 from dmd.sampling.noise import karras_sigmas
 from dmd.sampling.solvers import solve
-from dmd.train import checkpoints, state
-from dmd.train.data import NoiseStream, Stream
-from dmd.train.log_columns import UpdateLog
+from dmd.train.data import NoiseStream
+from dmd.train.measured_update import measured_steps
 from dmd.train.parallel import BatchSplit
 from dmd.train.trainer import Trainer, assemble, loader, plan
-from tests.trainings import WHOLE, FixedRows, weights
+from tests.trainings import WHOLE, weights
 
 POINTS = {"kind": "mlp", "channels": 2, "resolution": 1, "width": 16, "layers": 2, "num_classes": 3}
 FACTS = Facts(shape=(2, 1, 1), num_classes=3, sigma_data=0.6, network=POINTS)
@@ -156,28 +155,6 @@ def test_fake_denoiser_follows_the_student_and_is_trained_as_often_as_the_phase_
     assert names == [["student", *["fake"] * 5], ["student", "fake", "fake"]]
 
 
-@pytest.mark.parametrize("micro_batch_size", [3, 8])
-def test_micro_batches_add_up_to_the_batch(micro_batch_size):
-    distill = section(method=LISTED, optimisers={"student": {"learning_rate": 1e-4}})
-    found = [trainer(distill, split=split) for split in (WHOLE, BatchSplit(micro_batch_size=micro_batch_size))]
-    logs = [train(each, 0, 3) for each in found]
-    assert logs[0][0] == pytest.approx(logs[1][0], rel=1e-3, abs=1e-6, nan_ok=True)
-    for role in ("student", "fake"):
-        torch.testing.assert_close(*(weights(each.networks[role]) for each in found), rtol=1e-3, atol=2e-5)
-
-
-def test_training_that_resumes_ends_in_the_same_bytes(tmp_path):
-    whole, stopped, resumed = (trainer(section(method=LISTED)) for _ in range(3))
-    train(whole, 0, 4)
-    rows = train(stopped, 0, 2)
-    checkpoints.save(tmp_path, key="key", stage="distill", update=2, tensors=state.state(stopped), rows=rows)
-    first, _ = checkpoints.resume(tmp_path, key="key", trainer=resumed, log=print)
-    train(resumed, first, 4)
-    ends = state.state(whole), state.state(resumed)
-    assert first == 2 and ends[0].keys() == ends[1].keys()
-    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
-
-
 TWO = {"calls": 2, "times": {"kind": "listed", "sigmas": [80.0, 0.4]}}
 
 
@@ -233,41 +210,17 @@ def test_levels_by_call_without_a_level_for_some_call_are_refused():
         method_of(calls=3, times=times, levels_by_call=True)
 
 
+def test_an_update_of_one_image_is_measured_like_others():
+    """Memory comes from updates of one and of two rows."""
+    passes = []
+    for batch_size in (1, 8):
+        found = trainer(section(method={"batch_size": batch_size}))
+        steps = measured_steps(found, {"noise": NoiseStream(FACTS)})
+        passes.append([part.passes for step in steps for part in step.parts.values()])
+    assert passes[0] == passes[1]
+
+
 GAN = {"adversarial": {"student_weight": 0.1, "fake_weight": 0.3, "r1": 0.5}}
-
-
-def judged(**keys: Any) -> tuple[Trainer, dict[str, Stream]]:
-    """A training with the GAN loss, its head drawn, and its streams."""
-    distill = section(method=GAN | keys)
-    modules: dict[str, nn.Module] = {role: denoiser(seed) for seed, role in enumerate(("teacher", "student", "fake"))}
-    torch.manual_seed(3)
-    modules["head"] = Dmd2.new_network(distill.method, "head", FACTS)  # type: ignore[arg-type]
-    found = assemble(distill, modules, FACTS, distances={}, split=WHOLE)
-    random = torch.Generator().manual_seed(5)
-    rows = {"image": torch.randn(8, 2, 1, 1, generator=random), "label": torch.randint(3, (8,), generator=random)}
-    return found, {"noise": NoiseStream(FACTS), "images": FixedRows(rows)}
-
-
-def backward(found: Trainer, streams: dict[str, Stream], number: int) -> dict[str, bool]:
-    """Whether step `number` of the first update leaves gradients, by role."""
-    phases, _ = plan(found.training.method)
-    rows = loader(found, streams, phases, stage="distill")
-    prepared = rows.take(0)
-    rows.close()
-    carried = prepared[0].rows["noise"] | {"generated": torch.zeros(8, 2, 1, 1)}
-    step = prepared[number].step
-    found.networks.train_only(step.trains)
-    for part in step.parts:
-        values = (carried if part.carries else {}) | prepared[number].rows[part.name]
-        found.method.loss(step, part, values, phases.clock(0), UpdateLog(WHOLE)).backward()
-    return {role: any(each.grad is not None for each in found.networks.weights(role).parameters())
-            for role in found.networks}  # fmt: skip
-
-
-def test_gan_loss_reaches_the_student_through_the_head_and_the_head_with_the_fake_denoiser():
-    assert backward(*judged(), 0) == {"teacher": False, "student": True, "fake": False, "head": False}
-    for number in (1, 2):  # on images that are carried, and on new ones
-        assert backward(*judged(), number) == {"teacher": False, "student": False, "fake": True, "head": True}
 
 
 def test_losses_of_the_head_are_those_of_the_paper():
@@ -333,28 +286,6 @@ def test_gradient_penalty_reaches_the_weights_of_networks_with_attention(name):
     discriminator.gradient_penalty(logits, image).backward()
     for module in (fake, head):
         assert any(each.grad is not None and each.grad.any() for each in module.parameters())
-
-
-def test_training_with_the_gan_loss_resumes_to_the_same_bytes(tmp_path):
-    def train_on(given: tuple[Trainer, dict[str, Stream]], first: int, stop: int) -> list[dict[str, float]]:
-        found, streams = given
-        phases, _ = plan(found.training.method)
-        rows = loader(found, streams, phases, stage="distill")
-        logs = [{"update": update, "phase": 0, **found.update(phases.clock(update), rows.take(update))}
-                for update in range(first, stop)]  # fmt: skip
-        rows.close()
-        return logs
-
-    whole, stopped, resumed = (judged(**LISTED) for _ in range(3))
-    logs = train_on(whole, 0, 4)
-    assert {"loss/gan", "gan/real", "gan/generated", "gan/r1", "gradient_norm/head"} < set(logs[0])
-    rows = train_on(stopped, 0, 2)
-    checkpoints.save(tmp_path, key="key", stage="distill", update=2, tensors=state.state(stopped[0]), rows=rows)
-    first, _ = checkpoints.resume(tmp_path, key="key", trainer=resumed[0], log=print)
-    train_on(resumed, first, 4)
-    ends = state.state(whole[0]), state.state(resumed[0])
-    assert first == 2 and any(name.startswith("network.head.") for name in ends[0])
-    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
 def test_gan_loss_of_weight_0_is_none_and_reads_no_images():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dmd.config.methods import Dmd
+from dmd.config.methods.dmd import Dmd
 from dmd.methods.base import Facts, Rows
 from dmd.methods.parts.matching import matching_gradient
 from dmd.models.guidance import with_guidance

@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from dmd.config.methods import Denoising, Dmd, Method
+from dmd.config.methods import Method
+from dmd.config.methods.denoising import Denoising
+from dmd.config.methods.dmd import Dmd
 from dmd.methods import load
 from dmd.methods.base import Clock, Step
 from dmd.train.trainer import Plan, plan
@@ -130,10 +132,27 @@ SHARES: list[dict[str, Any]] = [
     {"name": "dmd", "matching_weight": 0.0},
     {"name": "dmd", "regression_weight": 0.0},
     {"name": "consistency", "batch_size": 5, "target_decay": 0.9},
+    {"name": "ect", "batch_size": 5},
+    {"name": "moment-matching", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
     {"name": "progressive", "batch_size": 5, "phases": ROUNDS},
     {"name": "dmd2", "batch_size": 5, "calls": 2, "phases": [{"updates": 1}]},
     {"name": "tdm", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
+    {"name": "diff-instruct", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
+    {"name": "gan", "batch_size": 5, "phases": [{"updates": 1, "discriminator_updates": 2}]},
+    {"name": "ufogen", "batch_size": 5, "reconstruction_weight": 1.0, "phases": [{"updates": 1}]},
+    {"name": "f-distill", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
+    {"name": "sid", "batch_size": 5, "adversarial": {}, "phases": [{"updates": 1, "fake_updates": 2}]},
     {"name": "sid", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
+    {
+        "name": "boot",
+        "levels": 6,
+        "boundary_weight": 1.0,
+        "batch_size": 5,
+        "boundary_batch_size": 4,
+        "phases": [{"updates": 1}],
+    },
+    {"name": "tract", "batch_size": 5, "phases": [{"updates": 1, "groups": 4}, {"updates": 1, "groups": 1}]},
+    {"name": "rectified-flow", "objective": "reflow", "batch_size": 5, "phases": [{"updates": 1}]},
     {"name": "denoising", "batch_size": 5, "phases": [{"updates": 1}]},
 ]
 

@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from dmd.config.methods import Sid as Section
+from dmd.config.methods.sid import Sid as Section
 from dmd.config.training import Adapter, Distill
 from dmd.methods.base import Facts
 from dmd.methods.parts.matching import matching_gradient
@@ -14,12 +14,11 @@ from dmd.models.adapters import add_adapters, with_network
 from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser
 from dmd.models.networks import build
 from dmd.sampling.noise import karras_sigmas
-from dmd.train import checkpoints, state
 from dmd.train.data import NoiseStream
 from dmd.train.log_columns import UpdateLog
 from dmd.train.parallel import BatchSplit
 from dmd.train.trainer import Trainer, assemble, loader, plan
-from tests.quadrature import MEAN, PRODUCT, SCALE, SIGMA, TEACHER, exact, parameters, world
+from tests.quadrature import MEAN, PRODUCT, SCALE, SIGMA, TEACHER, Affine, exact, parameters, world
 
 WHOLE = BatchSplit()
 ROLES = ("teacher", "student", "fake")
@@ -93,17 +92,6 @@ def test_implicit_matching_of_the_squared_norm_is_score_identity_at_alpha_one():
     of_pixels = torch.randn(3, 5, 2, 3, 4, generator=torch.Generator().manual_seed(0)).double()  # means, both of them
     values = c * implicit_matching(*of_pixels, c=c)
     torch.testing.assert_close(values, score_identity(*of_pixels, alpha=1.0), rtol=1e-6, atol=1e-9)
-
-
-class Affine(nn.Module):
-    """A student mean + scale z."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.theta = nn.Parameter(parameters().detach())
-
-    def forward(self, image: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
-        return self.theta[0] + self.theta[1] * image / sigma[:, None, None, None]
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1.2])
@@ -232,45 +220,12 @@ def test_a_step_leaves_gradients_on_its_own_network_alone(name, other, divergenc
     assert left[other] == [None] * len(left[other]) and left["teacher"] == [None] * len(left["teacher"])
 
 
-@pytest.mark.parametrize("divergence", [{"kind": "sid"}, {"kind": "sim"}])
-def test_micro_batches_add_up_to_the_gradient_of_the_batch(divergence):
-    distill = section(
-        method={"divergence": divergence}, optimisers={"student": {"learning_rate": 1e-6, "gradient_clip": 1e6}}
-    )
-    whole, parts = trainer(distill), trainer(distill, split=BatchSplit(micro_batch_size=3))
-    logs = train(whole, 0, 1), train(parts, 0, 1)
-    for role in ("fake", "student"):
-        for one, other in zip(*(each.networks.weights(role).parameters() for each in (whole, parts)), strict=True):
-            states = [
-                each.networks.optimisers[role].adamw.state[value] for each, value in ((whole, one), (parts, other))
-            ]
-            torch.testing.assert_close(*(each["exp_avg"] for each in states), rtol=1e-3, atol=1e-6)  # beta 0
-    assert logs[0][0] == pytest.approx(logs[1][0], rel=1e-3, abs=1e-6, nan_ok=True)
-
-
 def test_fake_denoiser_is_trained_first_and_as_often_as_the_phase_says():
     config = section(method={"phases": [{"updates": 2}, {"updates": 2, "fake_updates": 3}]}).method
     assert isinstance(config, Section)
     phases, _ = plan(config)
     names = [[step.name for step in Sid.steps(config, phases.clock(update))] for update in (1, 2)]
     assert names == [["fake", "student"], ["fake", "fake", "fake", "student"]]
-
-
-def test_training_that_resumes_ends_in_the_same_bytes(tmp_path):
-    distill = section(method={"phases": [{"updates": 2}, {"updates": 4, "fake_updates": 2, "fresh_optimiser": True}]})
-    whole, stopped, resumed = (trainer(distill) for _ in range(3))
-    train(whole, 0, 6)
-    rows = train(stopped, 0, 3)
-    checkpoints.save(tmp_path, key="key", stage="distill", update=3, tensors=state.state(stopped), rows=rows)
-    first, _ = checkpoints.resume(tmp_path, key="key", trainer=resumed, log=print)
-    train(resumed, first, 6)
-    ends = state.state(whole), state.state(resumed)
-    assert ends[0].keys() == ends[1].keys() and all(
-        torch.equal(value, ends[1][name]) for name, value in ends[0].items()
-    )
-    assert not any(
-        torch.equal(value, state.state(stopped)[name]) for name, value in ends[0].items() if "weight" in name
-    )
 
 
 @pytest.mark.parametrize("divergence", [{"kind": "sid"}, {"kind": "sim"}])
@@ -312,6 +267,7 @@ def test_section_asks_for_noise_alone_and_brings_its_optimisers():
         ({"compute": {"shard_parameters": True}}, "compute.shard_parameters: method sid does not support it"),
         ({"optimisers": {"discriminator": {}}}, "method sid trains no discriminator"),
         ({"method": {"divergence": {"kind": "sim", "alpha": 1.2}}}, "divergence.sim.alpha"),
+        ({"method": {"divergence": {"kind": "sim"}, "adversarial": {}}}, "but divergence is sim"),
         ({"method": {"phases": [{"updates": 3, "fake_updates": 0}]}}, "greater than or equal to 1"),
     ],
 )
@@ -324,3 +280,63 @@ def test_levels_beyond_those_of_the_teacher_are_refused():
     """The curve ends at sigma 24.4 by default; a teacher of discrete time may know none above 14.6."""
     with pytest.raises(ValueError, match=r"use noise levels up to 24\.\d+, but the teacher has levels up to 14\.6"):
         Sid(section().method, {}, Facts((1, 1, 1), 0, 0.5, trained=(0.0, 14.6)), torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def judged(rows: dict[str, Tensor], step: int, *, scale: float = 1.0, **keys) -> tuple[Tensor, Trainer, UpdateLog]:
+    """The loss of a step of SiD on given rows, from images as from noise, with its graph."""
+    phases = [{"updates": 2, "adversarial_scale": scale}]
+    found = trainer(section(method={"phases": phases, **keys}))
+    clock, log = plan(found.training.method)[0].clock(0), UpdateLog(WHOLE)
+    each = found.method.steps(found.training.method, clock)[step]
+    found.networks.train_only(each.trains)
+    losses = [found.method.loss(each, part, dict(rows), clock, log) for part in each.parts]
+    return torch.stack(losses).sum(), found, log
+
+
+def some_rows() -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(1)
+    image, noise, other = torch.randn(3, 8, 2, 1, 1, generator=random)
+    rows = {"image": image, "noise": noise, "level_noise": other, "sigma": torch.rand(8, generator=random) + 0.1}
+    return rows | {"label": torch.arange(8) % 3, "bin": torch.zeros(8, dtype=torch.int64)}
+
+
+def test_gan_loss_of_sida_is_that_of_its_equations():
+    rows, gan = some_rows(), {"student_weight": 0.3, "fake_weight": 0.7}
+    (alone, _, _), (loss, found, _) = judged(rows, 0), judged(rows, 0, adversarial=gan)
+    fake, sigma, label = found.networks["fake"], rows["sigma"], rows["label"]
+    with torch.no_grad():
+        image = found.method.generate(rows)  # type: ignore[attr-defined]
+        sides = {}
+        for name, each in (("real", rows["image"]), ("generated", image)):
+            noised = each + sigma[:, None, None, None] * rows["level_noise"]
+            sides[name] = fake.bottleneck(noised, sigma, label).mean(1).flatten(1)
+        real, generated = torch.nn.functional.softplus(-sides["real"]), torch.nn.functional.softplus(sides["generated"])
+        expected = 0.7 / 2 * (fake.loss_weight(sigma) * (real + generated).mean(1) / 2).mean()
+    torch.testing.assert_close(loss - alone, expected)
+    (alone, _, _), (loss, found, _) = judged(rows, 1), judged(rows, 1, adversarial=gan)
+    with torch.no_grad():
+        noised = image + sigma[:, None, None, None] * rows["level_noise"]
+        weight = normaliser(image, found.networks["teacher"](noised, sigma, label))
+        realistic = torch.nn.functional.softplus(-sides["generated"].clamp(-10, 10)).mean(1)
+    torch.testing.assert_close(loss - alone, 0.3 * (weight * realistic).mean())
+
+
+def test_gan_loss_of_scale_0_leaves_the_student_as_sid_does():
+    rows, left = some_rows(), []
+    for keys in ({}, {"adversarial": {"student_weight": 0.3}, "scale": 0.0}):
+        loss, found, _ = judged(rows, 1, **keys)
+        loss.backward()
+        left.append(torch.cat([each.grad.flatten() for each in found.networks.weights("student").parameters()]))
+    assert torch.equal(*left)
+
+
+def test_phase_of_the_fake_denoiser_has_no_step_of_the_student():
+    config = section(method={"phases": [{"updates": 2, "train": "fake"}, {"updates": 2}]}).method
+    phases, _ = plan(config)
+    names = [[step.name for step in Sid.steps(config, phases.clock(update))] for update in (1, 2)]
+    assert names == [["fake"], ["fake", "student"]]
+
+
+def test_scale_without_a_gan_loss_is_named():
+    _, lines = section(method={"phases": [{"updates": 2, "adversarial_scale": 0.5}]}).method.plan()
+    assert lines == ["phase 0: adversarial_scale 0.5 has no effect: the student has no GAN loss"]

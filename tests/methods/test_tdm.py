@@ -15,7 +15,6 @@ from dmd.models import loading
 from dmd.models.denoiser import GaussianMixtureDenoiser
 from dmd.models.student_calls import Calls
 from dmd.sampling.solvers import solve
-from dmd.train import checkpoints, state
 from dmd.train.log_columns import UpdateLog
 from dmd.train.measured_update import measured_steps
 from dmd.train.parallel import BatchSplit
@@ -213,28 +212,6 @@ def test_fake_denoiser_sees_the_interval_of_the_call_whose_images_it_carries():
         for (low, high), number in zip(seen, [numbers[0], numbers[0], numbers[1]], strict=True):
             top = float("inf") if number == 0 else SIGMAS[number]
             assert ENDS[number] < low and high <= top * (1 + 1e-5)
-
-
-@pytest.mark.parametrize("micro_batch_size", [3, 8])
-def test_micro_batches_add_up_to_the_batch(micro_batch_size):
-    rates = {role: {**RATES[role], "learning_rate": 1e-4} for role in RATES}
-    found = [trainer(section(optimisers=rates), split=split) for split in (WHOLE, BatchSplit(0, 1, micro_batch_size))]
-    logs = [train(each, 0, 3) for each in found]
-    assert logs[0][0] == pytest.approx(logs[1][0], rel=1e-3, abs=1e-6, nan_ok=True)
-    for role in ("student", "fake"):
-        torch.testing.assert_close(*(weights(each.networks[role]) for each in found), rtol=1e-3, atol=2e-5)
-
-
-def test_training_that_resumes_ends_in_the_same_bytes(tmp_path):
-    whole, stopped, resumed = (trainer(section()) for _ in range(3))
-    train(whole, 0, 4)
-    rows = train(stopped, 0, 2)
-    checkpoints.save(tmp_path, key="key", stage="distill", update=2, tensors=state.state(stopped), rows=rows)
-    first, _ = checkpoints.resume(tmp_path, key="key", trainer=resumed, log=print)
-    train(resumed, first, 4)
-    ends = state.state(whole), state.state(resumed)
-    assert first == 2 and ends[0].keys() == ends[1].keys()
-    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
 def test_images_after_each_call_learn_a_gaussian_from_its_exact_teacher():

@@ -6,7 +6,8 @@ import torch
 from dmd.models.denoiser import GaussianMixtureDenoiser
 from dmd.models.student_calls import Calls, consistency
 from dmd.sampling.noise import seeded_draws, seeded_noise
-from dmd.sampling.solvers import euler, solve
+from dmd.sampling.ode_solvers import euler
+from dmd.sampling.solvers import solve
 
 MEAN, STD = 0.3, 0.5
 
@@ -74,6 +75,7 @@ def test_facts_come_back_as_the_calls_that_wrote_them():
     named = Calls((80.0, 2.5), scheduler={"class": "LCMScheduler", "config": {}, "timesteps": [9.0, 1.0]})
     assert Calls.of(named.facts()) == named and named.first(2) == named and named.first(1) == Calls((80.0,))
     assert Calls((80.0, 2.5), between="ode").num_fresh == 0
+    assert Calls((80.0, 2.5), between="ancestral").num_fresh == 1
 
 
 @pytest.mark.parametrize(

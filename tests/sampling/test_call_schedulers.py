@@ -44,6 +44,7 @@ def test_calls_of_a_scheduler_are_at_the_teachers_levels(timesteps, prediction, 
     for scheduler, between in (
         (call_schedulers.lcm(given), "noise"),
         (call_schedulers.ddim(given, "trailing"), "ode"),
+        (call_schedulers.ddpm(given, "trailing"), "ancestral"),
     ):
         calls = call_schedulers.read_calls(scheduler, given, num)
         assert calls.sigmas == sigmas(given, timesteps) and calls.between == between
@@ -82,12 +83,20 @@ def test_flow_times_are_those_of_the_scheduler(num, shift, terminal, expected, r
     assert again.config.shift == (shift or 3.0) and again.config.shift_terminal == terminal
 
 
+@pytest.mark.parametrize("shift", [0.01, 0.2, 1.83])
+def test_first_time_of_a_flow_that_is_rounded_above_1_is_noise_alone(shift):
+    scheduler = call_schedulers.flow(FLOW, renoise=True, shift=shift)
+    calls = call_schedulers.read_calls(scheduler, FLOW, 2)
+    assert scheduler.timesteps[0] > 1000 and calls.sigmas[0] == NO_SIGNAL and calls.sigmas[1] < 1
+
+
 def test_levels_to_six_digits_are_found_again():
     given = facts()
     rounded = tuple(float(f"{sigma:.6g}") for sigma in sigmas(given, FOUR))
     found = call_schedulers.find(Calls(rounded), given)
     assert type(found).__name__ == "LCMScheduler" and found.timesteps.tolist() == FOUR
     assert type(call_schedulers.find(Calls(rounded, "ode"), given)).__name__ == "DDIMScheduler"
+    assert type(call_schedulers.find(Calls(rounded, "ancestral"), given)).__name__ == "DDPMScheduler"
     even = call_schedulers.find(Calls((NO_SIGNAL, 1.0)), FLOW)
     assert even.timesteps.tolist() == [1000.0, 500.0] and even.config.stochastic_sampling
 
@@ -99,6 +108,12 @@ def test_scheduler_that_is_found_refuses_most_wrong_numbers_of_steps():
         assert [*accepted] == [*range(1, len(timesteps) + 1)] and accepted[len(timesteps)] == timesteps
     ode = call_schedulers.find(Calls(sigmas(given, FOUR), "ode"), given)
     assert [*call_schedulers.accepted_steps(ode)] == [*range(1, 1001)]
+
+
+def test_ancestral_steps_of_a_flow_are_refused():
+    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler takes no ancestral steps"):
+        call_schedulers.find(Calls((NO_SIGNAL, 1.0), "ancestral"), FLOW)
+    assert type(call_schedulers.find(Calls((NO_SIGNAL,), "ancestral"), FLOW)).__name__ == call_schedulers.FLOW
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from dmd.methods.base import Facts
+from dmd.methods.base import Facts, Method, Rows
 from dmd.models.adapters import add_adapters, with_network
 from dmd.models.compute import prepare
 from dmd.models.denoiser import Denoiser
@@ -23,11 +23,15 @@ from tests.trainings import FixedRows, Updates, changed
 UNET = {"kind": "ddpmpp", "channels": 1, "resolution": 4, "width": 8, "multipliers": [1, 2], "blocks": 1}
 UNET |= {"attention": [4], "num_classes": 3}
 ADAPTER = {"rank": 3, "alpha": None, "targets": None}
+DMD = {"matching_batch_size": 8, "regression_batch_size": 6, "phases": [{"updates": 3}]}
+TDM = {"name": "tdm", "calls": 3, "batch_size": 8, "phases": [{"updates": 3, "fake_updates": 2}]}
 CASES = [
-    {"adapter": None, "shared_noise": False, "gradient_checkpointing": False},
-    {"adapter": None, "shared_noise": True, "gradient_checkpointing": True},
-    {"adapter": ADAPTER, "shared_noise": False, "gradient_checkpointing": False},
-    {"adapter": ADAPTER, "shared_noise": True, "gradient_checkpointing": True},
+    {"adapter": None, "gradient_checkpointing": False, **DMD},
+    {"adapter": None, "gradient_checkpointing": True, "shared_noise": True, **DMD},
+    {"adapter": ADAPTER, "gradient_checkpointing": False, **DMD},
+    {"adapter": ADAPTER, "gradient_checkpointing": True, "shared_noise": True, **DMD},
+    {"adapter": None, "gradient_checkpointing": True, "method": TDM},
+    {"adapter": ADAPTER, "gradient_checkpointing": True, "method": TDM},
 ]
 ROLES = ("teacher", "student", "fake")
 
@@ -70,12 +74,18 @@ def updated(section: dict, split: BatchSplit) -> dict[str, torch.Tensor]:
     log = torch.tensor([[row.get(name, float("nan")) for name in columns] for row in rows])
     steps = found.steps(0)[0]
     with torch.no_grad():
-        images = torch.cat([found.trainer.method.generate(rows) for rows in steps.rows.values()])
+        images = torch.cat([_generated(found.trainer.method, rows) for rows in steps.rows.values()])
     if split.processes > 1:
         both = [torch.empty_like(images) for _ in range(split.processes)]
         distributed.all_gather(both, images)
         images = torch.cat([image for size in (4, 3) for image in _places(both, size)])
     return whole | {"log": log, "grid": images, "mine": torch.tensor(mine)}
+
+
+def _generated(method: Method, rows: Rows) -> torch.Tensor:
+    """The student's x0; method tdm has the image after the call, too."""
+    found = method.generate(rows)
+    return found if isinstance(found, torch.Tensor) else found[0]
 
 
 def _places(both: list[torch.Tensor], size: int) -> list[torch.Tensor]:
@@ -87,10 +97,10 @@ def cases(section: dict, places: list[int], *, shard: bool = False) -> list[dict
     """Section of each chosen case, whose parameters two processes share, or one has."""
     found = []
     for case in (CASES[place] for place in places):
-        keys = {name: case[name] for name in ("adapter", "shared_noise")}
-        given = {"shard_parameters": shard, "gradient_checkpointing": case["gradient_checkpointing"]}
-        sizes = {"matching_batch_size": 8, "regression_batch_size": 6, "phases": [{"updates": 3}]}
-        found.append(changed(section, compute=given, processes=1 + shard, **keys, **sizes))
+        keys = dict(case)
+        compute = {"shard_parameters": shard, "gradient_checkpointing": keys.pop("gradient_checkpointing")}
+        given = {**section, "method": keys.pop("method", section["method"])}
+        found.append(changed(given, compute=compute, processes=1 + shard, **keys))
     return found
 
 

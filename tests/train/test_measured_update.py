@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dmd import methods
-from dmd.config.methods import Dmd
+from dmd.config.methods.dmd import Dmd
 from dmd.config.training import Distill
 from dmd.jobs import gpu_memory
 from dmd.methods.base import Facts, Method, Part, Step

@@ -17,7 +17,11 @@ from tests.trainings import changed
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("places", [[0], pytest.param([1, 2, 3], marks=pytest.mark.slow)], ids=["whole", "adapters"])
+@pytest.mark.parametrize(
+    "places",
+    [[0], pytest.param([4], marks=pytest.mark.slow), pytest.param([1, 2, 3, 5], marks=pytest.mark.slow)],
+    ids=["whole", "several calls", "adapters"],
+)
 def test_two_processes_with_half_of_the_parameters_each_update_as_one(distill_section, tmp_path, places):
     """Whole networks and adapters, checkpointed or not; states gathered, and spread again before the last update."""
     section = changed(distill_section, student={"gradient_clip": 1e-2})  # clip of the whole norm

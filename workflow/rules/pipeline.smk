@@ -12,7 +12,7 @@ rule pipeline_text:
     params:
         spec=provider.spec("pipeline_text"),
         cadence=provider.cadence("pipeline_text"),
-        version=RULES["pipeline_text"].version,
+        version=provider.version("pipeline_text"),
     shell:
         "python -m dmd.stages.train_text --images {input.images} --output {output.encoder} "
         "--image-text {output.image_text} --table {output.table} "
@@ -32,7 +32,7 @@ rule pipeline_autoencoder:
     params:
         spec=provider.spec("pipeline_autoencoder"),
         cadence=provider.cadence("pipeline_autoencoder"),
-        version=RULES["pipeline_autoencoder"].version,
+        version=provider.version("pipeline_autoencoder"),
     shell:
         "python -m dmd.stages.train_autoencoder --images {input.images} --output {output.autoencoder} "
         "--table {output.table} --spec {params.spec:q} {params.cadence:q} --log {log}"
@@ -50,7 +50,7 @@ rule pipeline_latents:
         job="pipeline_latents",
     params:
         spec=provider.spec("pipeline_latents"),
-        version=RULES["pipeline_latents"].version,
+        version=provider.version("pipeline_latents"),
     shell:
         "python -m dmd.stages.latents --images {input.images} --autoencoder {input.autoencoder} --output {output} "
         "--spec {params.spec:q} --log {log}"
@@ -71,7 +71,7 @@ rule pipeline_denoiser:
     params:
         spec=provider.spec("pipeline_denoiser"),
         cadence=provider.cadence("pipeline_denoiser"),
-        version=RULES["pipeline_denoiser"].version,
+        version=provider.version("pipeline_denoiser"),
     shell:
         "python -m dmd.stages.train_denoiser --latents {input.latents} --text-encoder {input.text_encoder} "
         "--autoencoder {input.autoencoder} --output {output.denoiser} --table {output.table} "
@@ -92,7 +92,7 @@ rule pipeline:
         job="pipeline",
     params:
         spec=provider.spec("pipeline"),
-        version=RULES["pipeline"].version,
+        version=provider.version("pipeline"),
     shell:
         "python -m dmd.stages.save_pipeline --denoiser {input.denoiser} --text-encoder {input.text_encoder} "
         "--autoencoder {input.autoencoder} --output {output.index} --spec {params.spec:q} --log {log}"
@@ -110,7 +110,7 @@ rule pipeline_clip:
         job="pipeline_clip",
     params:
         spec=provider.spec("pipeline_clip"),
-        version=RULES["pipeline_clip"].version,
+        version=provider.version("pipeline_clip"),
     shell:
         "python -m dmd.stages.save_clip --image-text {input.image_text} --output {output.config} "
         "--spec {params.spec:q} --log {log}"

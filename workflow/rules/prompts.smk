@@ -13,7 +13,7 @@ rule prompts:
         images=flag("images"),
         watched=provider.watched("prompts", "prompts"),
         spec=provider.spec("prompts"),
-        version=RULES["prompts"].version,
+        version=provider.version("prompts"),
     shell:
         "python -m dmd.stages.prompts {params.files} {params.images} --output {output} --spec {params.spec:q} "
         "--log {log}"

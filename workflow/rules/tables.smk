@@ -39,7 +39,7 @@ rule tables:
         retrievals=tables.retrievals,
         digests=lambda wildcards: [sha256(Path(path)) for path in tables.not_inputs(wildcards)],
         spec=tables.table_spec,
-        version=RULES["tables"].version,
+        version=tables.table_version,
     shell:
         "python -m dmd.stages.tables --scores {input.scores} {params.shown_scores} "
         "--classes {input.classes} {params.shown_classes} --clips {input.clips} {params.shown_clips} "
@@ -65,6 +65,6 @@ rule charts:
         runtime=10,
     params:
         spec=tables.chart_spec,
-        version=RULES["charts"].version,
+        version=tables.chart_version,
     shell:
         "python -m dmd.stages.charts --inputs {input} --output {output} --spec {params.spec:q} --log {log}"

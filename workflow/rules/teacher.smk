@@ -1,10 +1,11 @@
-# The teacher: trained on images, the exact denoiser of a mixture, or imported from released files. The training log
-# has no rows unless the teacher is trained here.
+# The teacher: trained on images, the exact denoiser of a mixture, imported from released files, or the student of
+# another experiment. The training log has no rows unless the teacher is trained here.
 rule teacher:
     input:
         provider.owned("teacher"),
         provider.files("teacher", "teacher"),
         images=provider.reads("teacher", "images"),
+        student=provider.student,
     output:
         denoiser="results/{experiment}/teacher/denoiser.safetensors",
         table="results/{experiment}/teacher/log.parquet",
@@ -12,14 +13,16 @@ rule teacher:
         job="teacher",
     params:
         images=flag("images"),
+        student=flag("student"),
         source=provider.source("teacher"),
         watched=provider.watched("teacher", "teacher"),
         spec=provider.spec("teacher"),
         cadence=provider.cadence("teacher"),
         solvers=provider.solvers,
-        version=RULES["teacher"].version,
+        version=provider.version("teacher"),
     shell:
-        "python -m dmd.stages.teacher {params.images} {params.source} --output {output.denoiser} --table {output.table} "
+        "python -m dmd.stages.teacher {params.images} {params.student} {params.source} "
+        "--output {output.denoiser} --table {output.table} "
         "--spec {params.spec:q} {params.cadence:q} {params.solvers:q} --log {log}"
 
 
@@ -36,7 +39,7 @@ rule text_encoder:
         source=provider.source("teacher"),
         watched=provider.watched("text_encoder", "teacher"),
         spec=provider.spec("text_encoder"),
-        version=RULES["text_encoder"].version,
+        version=provider.version("text_encoder"),
     shell:
         "python -m dmd.stages.text_encoder {params.source} --output {output} --spec {params.spec:q} --log {log}"
 
@@ -54,7 +57,7 @@ rule autoencoder:
         source=provider.source("teacher"),
         watched=provider.watched("autoencoder", "teacher"),
         spec=provider.spec("autoencoder"),
-        version=RULES["autoencoder"].version,
+        version=provider.version("autoencoder"),
     shell:
         "python -m dmd.stages.autoencoder {params.source} --output {output} --spec {params.spec:q} --log {log}"
 

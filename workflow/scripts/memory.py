@@ -160,11 +160,14 @@ def architecture(experiments: Experiments, name: str) -> dict[str, Any] | None:
     if path.is_file():
         return tensor_files.load_metadata(path).get("network")
     teacher = experiments.section(source, "teacher")
+    while teacher.kind == "experiment":  # a student has the network that it started from
+        source = experiments.section(teacher.name, "distill").start or teacher.name
+        teacher = experiments.section(source, "teacher")
     if teacher.kind != "train":
         return None
     dataset = experiments.section(source, "dataset")
     known = {"digits": (1, 8, 10), "gaussian-mixture": (2, 1, 0)}
-    own = getattr(dataset, "channels", None), getattr(dataset, "resolution", None), 0
+    own = getattr(dataset, "channels", 1), getattr(dataset, "resolution", None), 0
     channels, resolution, classes = known.get(dataset.kind, own)
     return {**teacher.network.with_defaults(), "channels": channels, "resolution": resolution, "num_classes": classes}
 

@@ -25,7 +25,7 @@ sys.path.append(str(ROOT))  # last, since a file named torch.py may lie there
 
 from dmd.config import ConfigError, Configuration, Experiments, load, printing, unknown_experiment  # noqa: E402
 from dmd.config.missing_files import Missing, listed, missing_files  # noqa: E402
-from dmd.config.sections import GlyphDataset, ImageDataset  # noqa: E402
+from dmd.config.sections import GlyphDataset, IdxDataset, ImageDataset  # noqa: E402
 from workflow.scripts.rates import Job, Rates, job_of, measured_rates, network_calls, num_images, rate_owner, work  # noqa: E402
 
 SHARD_RULES = ("pairs", "sample")  # rules that make shards
@@ -140,6 +140,8 @@ def image_size(experiments: Experiments, experiment: str) -> tuple[int, int] | N
         return None
     if isinstance(dataset, ImageDataset | GlyphDataset):
         return dataset.channels * dataset.resolution**2, 0
+    if isinstance(dataset, IdxDataset):
+        return dataset.resolution**2, 0
     return {"digits": 64, "gaussian-mixture": 2}[dataset.kind], 0
 
 

@@ -59,14 +59,15 @@ def calls_per_image(experiments: Experiments, job: Job) -> int:
         method = experiments.section(job.experiment, "distill").method
         return int(section.calls or method.final_calls())
     steps = int(section.solver.steps)
-    return {"heun": 2 * steps - 1, "heun-discrete": 2 * steps - 1, "pndm": steps + 1}.get(section.solver.name, steps)
+    twice = dict.fromkeys(("heun", "heun-churn", "heun-discrete"), 2 * steps - 1)
+    return {**twice, "pndm": steps + 1}.get(section.solver.name, steps)
 
 
 def work(experiments: Experiments, job: Job) -> int:
     """Units of work of a job.
 
-    Updates (teacher, and parts of section pipeline), passes of a network over a batch, where one with its backward pass counts 3 (distill), network
-    calls on an image (pairs, sample), images (features), or 1 (all others).
+    Updates (teacher, and parts of section pipeline), passes of a network over a batch, where one with its backward pass
+    counts 3 (distill), network calls on an image (pairs, sample), images (features), or 1 (all others).
     """
     if job.rule in ("teacher", *PARTS):
         training = experiments.training(job.experiment, job.rule)

@@ -19,7 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from dmd import methods
 from dmd.config.method_base import Mode, PlannedPhase, Source
-from dmd.config.methods import FlowEulerTimes, KarrasLevels, KarrasTimes, LcmTimes, TeacherLevels
+from dmd.config.methods.call_times import FlowEulerTimes, KarrasTimes, LcmTimes
+from dmd.config.methods.levels import KarrasLevels, TeacherLevels
 from dmd.config.training import Distill
 from dmd.methods.base import Facts, Part, Rows, Step
 from dmd.methods.parts.distances import l2_distance

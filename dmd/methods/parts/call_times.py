@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dmd.config.methods import FlowEulerTimes, KarrasTimes, LcmTimes, ListedTimes
+from dmd.config.methods.call_times import FlowEulerTimes, KarrasTimes, LcmTimes, ListedTimes
 from dmd.methods.base import Facts
 from dmd.models.student_calls import Calls
 from dmd.sampling import call_schedulers
 from dmd.sampling.noise import karras_sigmas
 
 Times = KarrasTimes | ListedTimes | LcmTimes | FlowEulerTimes
+Between = Literal["noise", "ode", "ancestral"]
 KEY = "distill.method.times"
 
 
-def calls_at(times: Times, num: int, facts: Facts, *, between: Literal["noise", "ode"] = "noise") -> Calls:
+def calls_at(times: Times, num: int, facts: Facts, *, between: Between = "noise") -> Calls:
     """The calls of a section `times`.
 
     Args:
@@ -39,7 +40,8 @@ def calls_at(times: Times, num: int, facts: Facts, *, between: Literal["noise", 
             scheduler = call_schedulers.flow(levels, renoise=renoise, shift=times.shift, terminal=times.shift_terminal)
         return call_schedulers.read_calls(scheduler, levels, num)
     except ValueError as error:
-        raise ValueError(f"{KEY}: {times.kind} cannot make {num} calls with this teacher: {error}") from error
+        calls = "1 call" if num == 1 else f"{num} calls"
+        raise ValueError(f"{KEY}: {times.kind} cannot make {calls} with this teacher: {error}") from error
 
 
 def _karras(times: KarrasTimes, num: int, highest: float | None) -> tuple[float, ...]:
@@ -47,6 +49,11 @@ def _karras(times: KarrasTimes, num: int, highest: float | None) -> tuple[float,
         raise ValueError(
             f"{KEY}.sigma_max: null is the highest noise level of the denoiser to start from, which has "
             "none: give a number"
+        )
+    if times.sigma_min >= top:
+        raise ValueError(
+            f"{KEY}.sigma_min: {times.sigma_min:g} is not below {top:.6g}, the highest noise level of the denoiser to "
+            "start from"
         )
     found = karras_sigmas(num, sigma_min=times.sigma_min, sigma_max=top, rho=times.rho).tolist()
     return (float(top), *found[1:])

@@ -9,6 +9,7 @@ drawn from all levels (Wang et al. 2023, arXiv 2206.02262). With the logit l of 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dmd.methods.base import StepLog
 from dmd.methods.parts.level_table import Noised
 from dmd.models.denoiser import Denoiser
 from dmd.models.networks import build
@@ -76,6 +78,22 @@ def realistic(logits: Tensor) -> Tensor:
 def generated(logits: Tensor) -> Tensor:
     """softplus(l), the mean over images: small where images are taken for generated ones."""
     return functional.softplus(logits).mean()
+
+
+def loss_of_real_images(
+    head: nn.Module, fake: Denoiser, noised: Noised, label: Tensor, *, r1: float, log: StepLog
+) -> Tensor:
+    """The head's loss on real images with noise, with R1 of weight `r1`."""
+    noised.image.requires_grad_(r1 > 0)
+    with twice_differentiable() if r1 else contextlib.nullcontext():
+        found = logits(head, fake, noised, label)
+    log.mean("gan/real", found.detach())
+    loss = realistic(found)
+    if r1:
+        penalty = gradient_penalty(found, noised.image)
+        log.scalar("gan/r1", penalty, len(found))
+        loss = loss + r1 * penalty
+    return loss
 
 
 def twice_differentiable() -> AbstractContextManager[None]:

@@ -27,6 +27,14 @@ def l2_distance(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     return functional.mse_loss(image.float(), reference.float())
 
 
+def pseudo_huber(image: torch.Tensor, target: torch.Tensor, c: float) -> torch.Tensor:
+    """(|image - target|^2 + c^2)^1/2 - c of each image (B,), the norm over all its values; c = 0 is the norm."""
+    if c == 0.0:  # the gradient of torch's norm is 0 at 0, that of the square root is not finite
+        return torch.linalg.vector_norm((image - target).flatten(1), dim=1)
+    square = (image - target).square().flatten(1).sum(1)
+    return (square + c**2).sqrt() - c
+
+
 class Chunked(nn.Module, ABC):
     """A distance, mean over the batch, that holds the features of only `chunk` images in memory at a time.
 

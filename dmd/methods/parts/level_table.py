@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from dmd.config.methods import KarrasLevels, TeacherLevels
+from dmd.config.methods.levels import KarrasLevels, TeacherLevels
 from dmd.methods.base import Facts
 from dmd.models.denoiser import Denoiser, per_sample
 from dmd.sampling.noise import training_sigmas

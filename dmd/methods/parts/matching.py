@@ -109,6 +109,7 @@ def logged_matching_loss(
     bins: torch.Tensor,
     log: StepLog,
     huber: float | None = None,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`matching_loss` of generated images with `matching_gradient`, where gradients that are not finite are 0.
 
@@ -116,6 +117,7 @@ def logged_matching_loss(
         image: generated, with its graph.
         noised: the same with noise, which both x0 estimates are of.
         bins: of the noise levels, for the log.
+        weights: factors on the gradient of each image besides, (B,).
     """
     gradient, factor = matching_gradient(
         image.detach(),
@@ -127,6 +129,8 @@ def logged_matching_loss(
         alpha_factor=alpha_factor,
         huber=huber,
     )
+    if weights is not None:
+        gradient = gradient * per_sample(weights, gradient)
     loss, finite = finite_matching_loss(image, gradient)
     gap = (real_x0 - fake_x0).abs().flatten(1).mean(1)
     log.scalar("loss/matching", loss, len(image))

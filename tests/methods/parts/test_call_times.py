@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from dmd.config.methods import Dmd2
+from dmd.config.methods.dmd2 import Dmd2
 from dmd.methods.base import Facts
 from dmd.methods.parts.call_times import Times, calls_at
 from dmd.sampling.noise import karras_sigmas

@@ -7,8 +7,9 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from dmd.config import methods as config
-from dmd.config.methods import Dmd, KarrasLevels, TeacherLevels
+from dmd.config.methods import Method, consistency, progressive, sid
+from dmd.config.methods.dmd import Dmd
+from dmd.config.methods.levels import KarrasLevels, TeacherLevels
 from dmd.methods.base import Facts
 from dmd.methods.consistency import Consistency
 from dmd.methods.parts.level_table import noise_levels
@@ -77,10 +78,10 @@ def built(facts: Facts, curve: dict[str, float], **levels: float | None) -> tupl
     phases, levels = [{"updates": 1}], {"sigma_max": None} | levels
     cpu, rounds = torch.device("cpu"), [{"updates": 1, "steps": 4}]
     return (
-        Sid(config.Sid.model_validate({"name": "sid", "levels": curve, "phases": phases}), {}, facts, cpu),
-        Consistency(config.Consistency.model_validate({"name": "consistency", "levels": levels}), {}, facts, cpu),
+        Sid(sid.Sid.model_validate({"name": "sid", "levels": curve, "phases": phases}), {}, facts, cpu),
+        Consistency(consistency.Consistency.model_validate({"name": "consistency", "levels": levels}), {}, facts, cpu),
         Progressive(
-            config.Progressive.model_validate({"name": "progressive", "phases": rounds, **levels}), {}, facts, cpu
+            progressive.Progressive.model_validate({"name": "progressive", "phases": rounds, **levels}), {}, facts, cpu
         ),
     )
 
@@ -97,6 +98,6 @@ def test_levels_that_the_teacher_was_not_trained_on_are_refused_with_key_value_a
         (Sid, {"name": "sid", "levels": {key: value}} if key == "sigma_min" else None),
     ):
         if section:
-            given = TypeAdapter(config.Method).validate_python(section)
+            given = TypeAdapter(Method).validate_python(section)
             with pytest.raises(ValueError, match=message):
                 name(given, {}, facts, torch.device("cpu"))

@@ -1,0 +1,42 @@
+"""Section `method` of Diff-Instruct."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from dmd.config.method_base import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
+from dmd.config.section_base import Batch, Guidance, Integer, LogMean, LogStd, Many, Sigma
+
+
+class DiffInstructPhase(Phase):
+    """A phase of Diff-Instruct."""
+
+    fake_updates: Annotated[Integer, Field(ge=1, le=10**4)] = Field(
+        1, description="updates of the fake denoiser before each update of the student"
+    )
+
+
+class DiffInstruct(MethodSection):
+    """Diff-Instruct (Luo et al. 2023): the integral KL divergence, without pairs or images."""
+
+    optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        role: {"learning_rate": 1.0e-5, "betas": (0.0, 0.999), "weight_decay": 0.0} for role in (STUDENT, "fake")
+    }
+    name: Literal["diff-instruct"]
+    sigma: Sigma = Field(1.0, description="noise level of the student's input")
+    sigma_log_mean: LogMean = Field(-1.2, description="mean of ln(sigma) in both losses")
+    sigma_log_std: LogStd = Field(1.2, description="standard deviation of ln(sigma) in both losses")
+    guidance: Guidance = Field(1.0, description="classifier-free guidance of the real score only; 1 = none")
+    batch_size: Batch = Field(256, description="images in each loss")
+    phases: Annotated[Many[DiffInstructPhase], Field(min_length=1)]
+
+    def roles(self) -> dict[str, Role]:
+        """Teacher (real score), student (generator) and fake denoiser (fake score)."""
+        return {
+            TEACHER: Role(Source.TEACHER, Mode.FROZEN, guidance=self.guidance),
+            STUDENT: Role(Source.START, Mode.TRAINED),
+            "fake": Role(Source.START, Mode.TRAINED),
+        }

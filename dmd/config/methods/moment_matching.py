@@ -1,0 +1,64 @@
+"""Section `method` of moment matching."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dmd.config.method_base import STUDENT, TEACHER, WEIGHTS, MethodSection, Mode, Phase, Role, Source
+from dmd.config.methods.call_times import KarrasTimes, ListedTimes
+from dmd.config.methods.levels import LOWEST
+from dmd.config.section_base import Batch, Guidance, Integer, Many, Rho, Sigma
+
+
+class MomentMatchingPhase(Phase):
+    """A phase of moment matching."""
+
+    fake_updates: Annotated[Integer, Field(ge=1, le=10**4)] = Field(
+        1, description="updates of the fake denoiser per update of the student"
+    )
+
+
+class MomentMatching(MethodSection):
+    """Moment matching (Salimans et al. 2024): a student of several calls with ancestral steps between them."""
+
+    name: Literal["moment-matching"]
+    calls: Annotated[Integer, Field(ge=1, le=64)] = Field(8, description="network calls of the student")
+    times: Annotated[KarrasTimes | ListedTimes, Field(discriminator="kind")] = Field(
+        KarrasTimes(kind="karras"), description="noise levels of the calls, as in method dmd2"
+    )
+    sigma_min: Sigma | None = Field(None, description=f"lowest level of the losses of the last call; {LOWEST}")
+    rho: Rho = Field(7.0, description="the levels of the losses of a call are drawn uniformly in sigma^(1/rho)")
+    weighting: Literal["eq8", "sigma/alpha", "sigma3/alpha", "sigma2/alpha"] = Field(
+        "eq8", description="w(s) of the student's loss, as w_t in method dmd; sigma2/alpha is 1"
+    )
+    guidance: Guidance = Field(1.0, description="classifier-free guidance of the teacher; 1 = none")
+    batch_size: Batch = Field(64, description="images in each loss")
+    phases: Annotated[Many[MomentMatchingPhase], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> MomentMatching:
+        if isinstance(self.times, ListedTimes) and len(self.times.sigmas) != self.calls:
+            raise ValueError(f"times.sigmas: {len(self.times.sigmas)} noise levels for calls {self.calls}")
+        return self
+
+    def calls_kept(self) -> dict[int, tuple[str, ...]]:
+        """Only `calls`: an earlier call is trained for what the next one adds noise to."""
+        return {self.calls: WEIGHTS}
+
+    def final_calls(self) -> int:
+        """`calls`."""
+        return self.calls
+
+    def roles(self) -> dict[str, Role]:
+        """Teacher, student (generator) and fake denoiser."""
+        return {
+            TEACHER: Role(Source.TEACHER, Mode.FROZEN, guidance=self.guidance),
+            STUDENT: Role(Source.START, Mode.TRAINED),
+            "fake": Role(Source.START, Mode.TRAINED),
+        }
+
+    def reads(self) -> frozenset[str]:
+        """Images."""
+        return frozenset({"images"})

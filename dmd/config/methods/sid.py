@@ -1,0 +1,102 @@
+"""Section `method` of Score identity Distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from dmd.config.method_base import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
+from dmd.config.methods.levels import KarrasCurve
+from dmd.config.section_base import Batch, Integer, LogMean, LogStd, Many, Scale, Section, Sigma, Weight
+
+
+class ScoreIdentity(Section):
+    """SiD's loss (Zhou et al. 2024).
+
+    Up to a factor its gradient is that of the Fisher divergence for alpha 1/2, and with alpha 1 the same with a fixed
+    distribution of samples.
+    """
+
+    kind: Literal["sid"]
+    alpha: Annotated[float, Field(ge=-100, le=100)] = Field(
+        1.2, description="1.2 is the authors' best value, 1.0 is safer"
+    )
+
+
+class ScoreImplicitMatching(Section):
+    """SIM's loss (Luo et al. 2024): (mean y^2 + c^2)^1/2 of the difference y of teacher and fake denoiser."""
+
+    kind: Literal["sim"]
+    c: Scale = Field(5.4e-4, description="the loss is quadratic in differences well below c, linear well above")
+
+
+class ScoreAdversarial(Section):
+    """SiDA's GAN loss (Zhou et al. 2024): the mean over the channels of the fake denoiser's bottleneck is the logit."""
+
+    student_weight: Weight = Field(1.0e-4, description="in the student's loss; the authors' 0.01 over their 100")
+    fake_weight: Scale = Field(1.0, description="in the fake denoiser's loss, over the number of values of an image")
+
+
+class SidPhase(Phase):
+    """A phase of SiD."""
+
+    train: Literal["both", "fake"] = Field("both", description="fake: no step of the student")
+    adversarial_scale: Weight = Field(1.0, description="factor on adversarial.student_weight; 0 = off")
+    fake_updates: Annotated[Integer, Field(ge=1, le=10**4)] = Field(
+        1, description="updates of the fake denoiser before each update of the student"
+    )
+
+
+class Sid(MethodSection):
+    """Score identity Distillation (Zhou et al. 2024): trains a one-call student without pairs or images."""
+
+    optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        role: {"learning_rate": 1.0e-5, "betas": (0.0, 0.999), "weight_decay": 0.0} for role in (STUDENT, "fake")
+    }
+    refuses: ClassVar[tuple[str, ...]] = ("shard_parameters",)  # gradients pass through networks that are not trained
+    name: Literal["sid"]
+    sigma: Sigma = Field(2.5, description="noise level of the student's input")
+    divergence: Annotated[ScoreIdentity | ScoreImplicitMatching, Field(discriminator="kind")] = Field(
+        ScoreIdentity(kind="sid"), description="the student's loss"
+    )
+    adversarial: ScoreAdversarial | None = Field(None, description="SiDA's GAN loss, which reads images; null = none")
+    levels: KarrasCurve = Field(KarrasCurve(), description="noise levels in the student's loss")
+    sigma_log_mean: LogMean = Field(-1.2, description="of ln(sigma) in the fake denoiser's loss")
+    sigma_log_std: LogStd = Field(1.2, description="of ln(sigma) in the fake denoiser's loss")
+    batch_size: Batch = Field(256, description="images")
+    phases: Annotated[Many[SidPhase], Field(min_length=1)] = (SidPhase(updates=2000000),)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Sid:
+        if self.adversarial and self.divergence.kind != "sid":
+            raise ValueError(
+                f"adversarial: it has the normaliser of kind sid, but divergence is {self.divergence.kind}"
+            )
+        return self
+
+    def notes(self, phase: Phase) -> list[str]:
+        """A line if adversarial_scale has no effect."""
+        assert isinstance(phase, SidPhase)
+        scale = phase.adversarial_scale
+        if scale == 1 or (self.adversarial and phase.train == "both"):
+            return []
+        return [f"adversarial_scale {scale:g} has no effect: the student has no GAN loss"]
+
+    def roles(self) -> dict[str, Role]:
+        """Teacher, student and fake denoiser."""
+        return {
+            TEACHER: Role(Source.TEACHER, Mode.FROZEN),
+            STUDENT: Role(Source.START, Mode.TRAINED),
+            "fake": Role(Source.START, Mode.TRAINED),
+        }
+
+    def reads(self) -> frozenset[str]:
+        """Images, for the GAN loss."""
+        return frozenset({"images"} if self.adversarial else ())
+
+    def losses(self, phase: Phase) -> frozenset[str]:
+        """Those of the fake denoiser, and of the student unless the phase trains the fake denoiser alone."""
+        assert isinstance(phase, SidPhase)
+        return frozenset({"fake"} if phase.train == "fake" else {"fake", STUDENT})

@@ -1,0 +1,70 @@
+"""Section `method` of Trajectory Distribution Matching."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from dmd.config.method_base import STUDENT, TEACHER, WEIGHTS, MethodSection, Mode, Phase, Role, Source
+from dmd.config.methods.call_times import FlowEulerTimes, KarrasTimes, ListedTimes
+from dmd.config.methods.levels import KarrasLevels, Levels
+from dmd.config.section_base import Batch, Guidance, Integer, Many, Scale
+
+
+class TdmPhase(Phase):
+    """A phase of TDM."""
+
+    fake_updates: Annotated[Integer, Field(ge=1, le=10**4)] = Field(
+        1, description="updates of the fake denoiser per update of the student"
+    )
+
+
+class Tdm(MethodSection):
+    """Trajectory Distribution Matching (Luo et al. 2025): a student of several calls with DDIM steps between them."""
+
+    optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        STUDENT: {"learning_rate": 4.0e-6, "betas": (0.0, 0.95)},
+        "fake": {"learning_rate": 2.0e-5},
+    }
+    name: Literal["tdm"]
+    calls: Annotated[Integer, Field(ge=1, le=64)] = Field(4, description="network calls of the student")
+    times: Annotated[KarrasTimes | ListedTimes | FlowEulerTimes, Field(discriminator="kind")] = Field(
+        KarrasTimes(kind="karras"), description="noise levels of the calls, as in method dmd2"
+    )
+    levels: Levels = Field(KarrasLevels(), description="noise levels of matching and fake loss, split by the calls")
+    weighting: Literal["eq8", "sigma/alpha", "sigma3/alpha", "sigma2/alpha"] = Field(
+        "eq8", description="w_t of the matching gradient, as in method dmd"
+    )
+    alpha_factor: bool = Field(False, description="true: keep alpha_t of DMD's Eqs. 7 and 8")
+    huber: Scale | None = Field(
+        None, description="c of a pseudo-Huber loss, 0.001 in the authors' code; null = squared error, as in method dmd"
+    )
+    guidance: Guidance = Field(1.0, description="classifier-free guidance of the real score only; 1 = none")
+    batch_size: Batch = Field(64, description="images in each loss")
+    phases: Annotated[Many[TdmPhase], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Tdm:
+        if isinstance(self.times, ListedTimes) and len(self.times.sigmas) != self.calls:
+            raise ValueError(f"times.sigmas: {len(self.times.sigmas)} noise levels for calls {self.calls}")
+        if isinstance(self.times, FlowEulerTimes) and self.times.shift_terminal and self.calls == 1:
+            raise ValueError("times.shift_terminal: it is the time of the last of several calls, but calls is 1")
+        return self
+
+    def calls_kept(self) -> dict[int, tuple[str, ...]]:
+        """Only `calls`: fewer calls end at an image that still has noise."""
+        return {self.calls: WEIGHTS}
+
+    def final_calls(self) -> int:
+        """`calls`."""
+        return self.calls
+
+    def roles(self) -> dict[str, Role]:
+        """Teacher (real score), student (generator) and fake denoiser (fake score)."""
+        return {
+            TEACHER: Role(Source.TEACHER, Mode.FROZEN, guidance=self.guidance),
+            STUDENT: Role(Source.START, Mode.TRAINED),
+            "fake": Role(Source.START, Mode.TRAINED),
+        }
