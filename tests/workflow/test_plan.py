@@ -12,6 +12,7 @@ import torch
 
 from dmd.config import Experiments, load
 from dmd.provenance import record, tensor_files
+from tests.stable_diffusion_files import LENGTH, WIDTH, make_stable_diffusion
 from tests.workflow.conftest import REPOSITORY, SMALL, edited, jobs, make, snakemake, write_config
 from workflow.scripts import plan
 from workflow.scripts.rates import Job, network_calls, rate_owner
@@ -84,6 +85,13 @@ def test_plan_knows_the_size_of_images_from_the_teacher_and_pools_rates_by_it(tm
     assert [rate_owner(experiments, name) for name in names] == found
 
 
+def test_plan_knows_the_size_of_text_from_the_folder_of_a_teacher(tmp_path: Path):
+    made = make_stable_diffusion(tmp_path / "sd", resolution=8)
+    assert plan.saved_sizes(made) == (4 * 8 * 8, LENGTH * WIDTH)
+    (made / "unet" / "config.json").write_text("[]")
+    assert plan.saved_sizes(made) is None and plan.saved_sizes(tmp_path / "none") is None
+
+
 def test_network_calls_of_a_student_are_those_that_are_sampled():
     found = Experiments(load(REPOSITORY / "config.yaml"))
     calls = {"digits": 1, "digits-cd": 1, "digits-cd-2": 2, "digits-pd": 1, "digits-pd-8": 8, "digits-teacher": 35}
@@ -149,8 +157,13 @@ def test_prune_keeps_a_whole_result(finished: Path):
 
 
 def test_prune_keeps_files_of_trainings_and_logs_of_a_cluster(tmp_path: Path):
-    write_config(tmp_path, SMALL)
-    trainings = [f"small/{stage}" for stage in ("teacher", "distill")]
+    glyphs = {"kind": "glyphs", "file": "f.ttf", "captions": "c.csv", "resolution": 16, "num_held_out": 1}
+    tower = {"width": 8, "layers": 1, "heads": 1}
+    training = {"method": {"name": "contrastive", "batch_size": 4, "phases": [{"updates": 1}]}}
+    text = {"text": tower, "image": tower, "embedding": 8, "training": training}
+    drawn = {"dataset": glyphs, "pipeline": {"text": text}}
+    write_config(tmp_path, edited({"experiments/drawn": drawn}))
+    trainings = ["small/teacher", "small/distill", "drawn/pipeline/text"]
     names = ("tensorboard/events.out", "checkpoints/00000020.safetensors", "grids/00000010.png")
     kept = [f"{training}/{name}" for training in trainings for name in names]
     kept.append("logs/slurm/rule_pairs/small/7.log")

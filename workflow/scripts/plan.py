@@ -126,7 +126,8 @@ def shard_bytes(experiments: Experiments, job: Job, values: int, text: int) -> i
 def image_size(experiments: Experiments, experiment: str) -> tuple[int, int] | None:
     """Values in an image and in its text states, from the teacher's file or the dataset; None if neither exists.
 
-    A teacher of text that is not imported yet counts as Stable Diffusion v1: latents (4, 64, 64), text (77, 768).
+    A teacher of text that is not imported yet has the sizes in its folder, else those of Stable Diffusion v1: latents
+    (4, 64, 64), text (77, 768).
     """
     path = Path("results", experiments.path(experiment, "teacher"))
     if path.is_file():
@@ -134,8 +135,9 @@ def image_size(experiments: Experiments, experiment: str) -> tuple[int, int] | N
 
         metadata = tensor_files.load_metadata(path)
         return math.prod(metadata["shape"]), math.prod(metadata.get("text", {"none": 0}).values())
-    if experiments.section(experiment, "teacher").kind == "stable-diffusion":
-        return 4 * 64 * 64, 77 * 768
+    teacher = experiments.section(experiment, "teacher")
+    if teacher.kind == "stable-diffusion":
+        return saved_sizes(Path(teacher.folder)) or (4 * 64 * 64, 77 * 768)
     if (dataset := experiments.sections(experiment).dataset) is None:
         return None
     if isinstance(dataset, ImageDataset | GlyphDataset):
@@ -143,6 +145,16 @@ def image_size(experiments: Experiments, experiment: str) -> tuple[int, int] | N
     if isinstance(dataset, IdxDataset):
         return dataset.resolution**2, 0
     return {"digits": 64, "gaussian-mixture": 2}[dataset.kind], 0
+
+
+def saved_sizes(folder: Path) -> tuple[int, int] | None:
+    """Values in a latent and in its text states, from the folder of a Stable Diffusion; None if it does not say."""
+    try:
+        unet, text = (json.loads((folder / name / "config.json").read_text()) for name in ("unet", "text_encoder"))
+        latent = unet["in_channels"] * unet["sample_size"] ** 2
+        return int(latent), int(text.get("max_position_embeddings", 77) * text["hidden_size"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def table(experiments: Experiments, jobs: list[Job], rates: Rates, sizes: Mapping[str, int | None]) -> str:

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "workflow" / "python"))
 sys.path.append(str(ROOT))  # last, since a file named torch.py may lie there
 
 from dmd.config import RULES, Configuration, Experiments, load, printing  # noqa: E402
+from dmd.config.artifacts import PARTS  # noqa: E402
 from dmd.config.rule_table import ARTIFACTS  # noqa: E402
 from dmd.data import manifest  # noqa: E402
 from dmd.jobs import job_status  # noqa: E402
@@ -58,7 +59,8 @@ def unowned(results: Path, config: Configuration) -> list[Path]:
                 continue
             owner = experiments.owner(experiment, rule)
             owned.update(files_of(experiments, experiment, rule, owner))
-            scratch.update(f"{owner}/{rule}/{name}" for name in SCRATCH if rule in ("teacher", "distill"))
+            if rule in ("teacher", "distill", *PARTS):
+                scratch.update(str(Path(experiments.path(experiment, rule)).with_name(name)) for name in SCRATCH)
     return [
         path
         for path in sorted(results.rglob("*"))
