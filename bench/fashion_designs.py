@@ -108,6 +108,12 @@ def moments(network: FeatureNetwork, values: torch.Tensor) -> Moments:
     return Moments.of(torch.cat([extract(network, part, 256)[0] for part in values.split(500)]))
 
 
+def write(results: dict[str, Any]) -> None:
+    """Writes the file, a design per line."""
+    lines = (f"{json.dumps(name)}: {json.dumps(found)}" for name, found in sorted(results.items()))
+    OUTPUT.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
 def main() -> None:
     """Command line: see the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -127,13 +133,13 @@ def main() -> None:
         path = parsed.folder / name / "denoiser.safetensors"
         if not parsed.score:
             results[name] = train(parsed.folder, name)
+            write(results)
         results[name]["loss"] = losses(path, held_out)
         drawn = dmd.load(path, device="cpu", batch_size=100)(NUM_SAMPLES, label="balanced", seed=0)
         for metric, network in networks.items():
             distance = moments_distance(moments(network, drawn), moments(network, real))
             results[name][metric] = round(distance, 4)
-        lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(results.items()))
-        OUTPUT.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        write(results)
         print(name, results[name], flush=True)
 
 

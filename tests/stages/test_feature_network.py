@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from dmd.provenance import tensor_files
 from dmd.stages import feature_network
 
@@ -18,7 +20,8 @@ def test_training_repeats_bit_for_bit_and_depends_on_the_seed(tmp_path):
     assert first == again != other
 
 
-def test_tracked_file_was_made_from_the_tracked_spec():
-    metadata = tensor_files.load_metadata(RESOURCES / "digits32.safetensors")
-    assert metadata["spec"] == json.loads((RESOURCES / "digits32.json").read_text())
-    assert metadata["accuracy"]["held_out"] >= 0.98
+@pytest.mark.parametrize(("name", "accuracy"), [("digits32", 0.98), ("fashion64", 0.92)])
+def test_tracked_file_was_made_from_the_tracked_spec(name, accuracy):
+    metadata = tensor_files.load_metadata(RESOURCES / f"{name}.safetensors")
+    assert {"kind": name} | metadata["spec"] == {"kind": name} | json.loads((RESOURCES / f"{name}.json").read_text())
+    assert metadata["kind"] == name and metadata["accuracy"]["held_out"] >= accuracy
