@@ -14,7 +14,7 @@ from dmd.models.student_calls import Calls
 from dmd.sampling import schedulers
 from dmd.sampling.noise import sampling_sigmas
 
-Denoise = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Denoise = Callable[..., torch.Tensor]  # (image, sigma, label) -> x0, perhaps with an end, as `Denoiser.forward`
 
 
 class CountingDenoiser:
@@ -25,9 +25,12 @@ class CountingDenoiser:
         self.dtype = dtype
         self.num_calls = 0
 
-    def __call__(self, image: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, image: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor, *end: torch.Tensor
+    ) -> torch.Tensor:
         self.num_calls += 1
-        return self.denoiser(image.to(self.dtype), sigma.to(self.dtype), label).to(image.dtype)
+        levels = [each.to(self.dtype) for each in end]
+        return self.denoiser(image.to(self.dtype), sigma.to(self.dtype), label, *levels).to(image.dtype)
 
     def __getattr__(self, name: str) -> Any:
         """Attributes of the denoiser: sigma_data, preconditioning."""

@@ -12,11 +12,14 @@ from dmd.models.networks.block import Block, Family
 from dmd.models.networks.layers import (
     NoiseFeatures,
     ResidualDown,
+    SecondTime,
+    check_flag,
     check_integer,
     geometric,
     group_norm,
     initialise,
     one_hot,
+    two_times,
 )
 from dmd.models.networks.recompute import Recomputing
 from dmd.models.networks.shapes import check_image
@@ -36,6 +39,7 @@ class Shape:
         num_classes: 0 for an unconditional network, which ignores labels.
         dropout: probability while training.
         augment: number of inputs of the augmentation layer in released files; its weights are loaded, but not used.
+        second_time: whether noise_condition is (B, 2), with a second time in column 1.
 
     Raises:
         ValueError: a size is out of range or does not fit the others.
@@ -50,6 +54,7 @@ class Shape:
     num_classes: int
     dropout: float = 0.0
     augment: int = 0
+    second_time: bool = False
 
     def __post_init__(self) -> None:
         for name in ("resolution", "channels", "width", "blocks"):
@@ -59,6 +64,7 @@ class Shape:
         for name in ("multipliers", "attention"):
             if not isinstance(getattr(self, name), list | tuple):
                 raise ValueError(f"{name}: {getattr(self, name)!r} is no list")
+        check_flag("second_time", self.second_time)
         if not self.multipliers:
             raise ValueError("multipliers: at least one level is needed")
         for multiplier in self.multipliers:
@@ -120,6 +126,7 @@ class UNet(Recomputing, nn.Module):
             name = f"{shape.resolution}x{shape.resolution}_aux"
             self.dec[f"{name}_norm"], self.dec[f"{name}_conv"] = norm, conv
         initialise(self, zero=("conv1", "proj", "out_conv", "aux_conv"))
+        self.second_time = SecondTime(embedding) if shape.second_time else None
         if self.map_augment is not None:
             self.map_augment.requires_grad_(False)
 
@@ -159,12 +166,15 @@ class UNet(Recomputing, nn.Module):
         """Noise and label embedding (B, 4 * width), in the precision of the weights even under autocast."""
         dtype = self.map_layer0.weight.dtype
         classes = one_hot(label, self.num_classes).to(dtype) if self.num_classes else None
-        embedding = self.map_noise(noise_condition).to(dtype)
+        condition, second = two_times(noise_condition, self.second_time)
+        embedding = self.map_noise(condition).to(dtype)
         if self.map_label is not None and classes is not None and not self.family.late_label:
             embedding = embedding + self.map_label(classes * sqrt(self.num_classes))
         embedding = self.map_layer1(F.silu(self.map_layer0(embedding)))
         if self.map_label is not None and classes is not None and self.family.late_label:
             embedding = embedding + self.map_label(classes)
+        if self.second_time is not None:
+            embedding = embedding + self.second_time(second)
         return F.silu(embedding)
 
     def _block(self, block: Block, hidden: Tensor, embedding: Tensor) -> Tensor:
