@@ -21,9 +21,9 @@ table2: $(READY)
 	$(BIN)/snakemake --cores $(CORES) table2
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=40 --durations-min=4
 
-# Gives every reader CASES damaged files, and as many damaged configurations (in `make test`: 50). For example:
+# Gives every reader CASES damaged files, and as many damaged configurations (in `make test`: 25). For example:
 # make fuzz CASES=3000 SEED=1.
 fuzz: $(READY)
 	@echo "make fuzz CASES=$(CASES) SEED=$(SEED)"

@@ -19,8 +19,9 @@ module stages:
 
 # Settings shared by all rules of an experiment. Each rule sets `job`: its name, and its block if it makes one.
 use rule images, teacher, text_encoder, autoencoder, tiny_autoencoder, reference, prompts, captions, \
+    pipeline_text, pipeline_autoencoder, pipeline_latents, pipeline_denoiser, pipeline, pipeline_clip, \
     states, states_manifest, pairs, pairs_manifest, distill, pictures, export_onnx, export_pipeline, export_lora, \
-    sample, samples_manifest, sheet, features, evaluate, inception_score, clip, latency from stages with:
+    sample, samples_manifest, sheet, features, evaluate, inception_score, clip, retrieval, latency from stages with:
     log: "results/{experiment}/logs/<job>.log"
     benchmark: "results/{experiment}/benchmarks/<job>.tsv"
     conda: "../../envs/dmd.yaml"  # relative to workflow/rules/

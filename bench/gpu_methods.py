@@ -48,6 +48,7 @@ METHODS: dict[str, Mapping[str, object]] = {
     "scm": {"name": "scm", "phases": [PHASE]},
     "progressive": {"name": "progressive", "phases": [PHASE | {"steps": 1}]},
     "sid": {"name": "sid", "phases": [PHASE]},
+    "rectified flow": {"name": "rectified-flow", "objective": "reflow", "phases": [PHASE]},
     "sim": {"name": "sid", "divergence": {"kind": "sim"}, "phases": [PHASE]},
 }
 
@@ -97,4 +98,5 @@ def _streams(size: Size) -> dict[str, Stream]:
     return {
         "noise": updates.FixedRows({"noise": image, "label": label}),
         "images": updates.FixedRows({"image": image, "label": label}),
+        "pairs": updates.FixedRows({"noise": image, "image": image, "label": label}),
     }

@@ -12,6 +12,7 @@ from tests.config.test_experiments import BASE as CLASSES
 
 FILE = {"kind": "file", "file": "prompts.parquet"}
 METHOD = {"name": "dmd", "sigma": None, "levels": {"kind": "teacher"}}
+LCM_TIMES = {"name": "dmd2", "times": {"kind": "lcm"}}
 TEXT: dict[str, Any] = {
     "teacher": {"kind": "stable-diffusion", "folder": "sd"},
     "prompts": FILE,
@@ -127,6 +128,13 @@ def test_more_pairs_are_new_blocks_of_the_same_specs():
         ),
         ({"teacher": {"kind": "edm", "file": "x"}}, ["child.pairs.solver.name: pndm", "kind edm has none"]),
         ({"teacher": {"kind": "edm", "file": "x"}}, ["child.pairs.guidance: 3.0", "edm does not support guidance"]),
+        (
+            {
+                "teacher": {"kind": "edm", "file": "x"},
+                "distill": {"method": {"name": "dmd2", "times": {"kind": "lcm"}}},
+            },
+            ["child.distill.method.times.kind: lcm needs the scheduler of the teacher, but kind edm has none"],
+        ),
         (
             {"distill": {"method": {"name": "dmd"}}},
             ["child.distill.method.sigma: 80.0, but pndm starts at the teacher's highest level: write null"],

@@ -8,6 +8,8 @@ its parent owns its manifest, but shares the shards that both have.
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from functools import cache
 from typing import Any
 
@@ -18,6 +20,8 @@ from dmd.config.reading import Json, unpinned
 from dmd.config.rule_table import RULES, SCORE_RULES, Named
 from dmd.config.sections import DECODERS
 from dmd.config.training import Training
+
+PARTS = ("pipeline_text", "pipeline_autoencoder", "pipeline_denoiser")  # rules that train a part of section pipeline
 
 
 class Experiments:
@@ -37,6 +41,7 @@ class Experiments:
         self.upstream = cache(self._upstream)
         self._identity = cache(self._compute_identity)
         self._spec = cache(self._compute_spec)
+        self.lineage = cache(self._compute_lineage)
 
     def sections(self, experiment: str) -> Experiment:
         """All sections of an experiment, after inheritance."""
@@ -85,12 +90,19 @@ class Experiments:
         sources = {
             "pairs": ["teacher", *(["prompts", "text_encoder"] if self.sections(experiment).prompts else [])],
             "states": ["prompts", "text_encoder"],
+            "pipeline_text": ["images"],
+            "pipeline_autoencoder": ["images"],
+            "pipeline_latents": ["images", "pipeline_autoencoder"],
+            "pipeline_denoiser": ["pipeline_latents", "pipeline_text", "pipeline_autoencoder"],
+            "pipeline": ["pipeline_denoiser", "pipeline_text", "pipeline_autoencoder"],
+            "pipeline_clip": ["pipeline_text"],
             "states_manifest": ["states"],
             "pairs_manifest": ["pairs"],
             "distill": ["teacher"],
             "samples_manifest": ["sample"],
             "features": ["sample", "reference"],
             "clip": ["features"],
+            "retrieval": ["sample", "captions"],
             "evaluate": ["features", "reference"],
             "inception_score": ["features", "reference"],
             "pictures": ["teacher", "distill"],
@@ -105,9 +117,13 @@ class Experiments:
             sources += ["captions", "text_encoder"]
         if rule == "sheet" and self.section(experiment, "sample").prompts:
             sources += ["captions"]
-        if rule in ("pictures", "sheet", "features"):
+        if rule in ("pictures", "sheet", "features", "retrieval"):
             sources += self.parts(experiment, "autoencoder")
+        if rule == "retrieval" and self.section(experiment, "sample.prompts").kind == "captions":
+            sources += ["images"]
         if rule == "teacher" and self.section(experiment, "teacher").kind == "train":
+            sources = ["images"]
+        if rule in ("prompts", "captions") and self._section_of(experiment, rule).kind == "captions":
             sources = ["images"]
         if rule == "reference" and self.section(experiment, "reference").moments is None:
             sources = ["images"]
@@ -140,7 +156,9 @@ class Experiments:
         return [monitor.decoder] if monitor is not None and self.has(experiment, "autoencoder") else []
 
     def training(self, experiment: str, rule: str) -> Training | None:
-        """The section of the training that a rule runs: `distill`, or `teacher` where it is trained here."""
+        """The section of the training that a rule runs: `distill`, a part of `pipeline`, or a trained `teacher`."""
+        if rule in PARTS:
+            return self._section_of(experiment, rule).training  # type: ignore[no-any-return]
         if rule == "teacher":
             return getattr(self.section(experiment, "teacher"), "training", None)
         return self.section(experiment, "distill") if rule == "distill" else None
@@ -179,6 +197,19 @@ class Experiments:
             read = self.sections(experiment).monitor_features, self.sections(experiment).monitor_clip
             values += [section.model_dump() for section in read if section is not None]
         return spec, upstream, [path for value in values for path in unpinned(value)]
+
+    def _compute_lineage(self, experiment: str, rule: str) -> str:
+        """A digest of the specs and versions of all rules upstream of a rule; "" if there are none.
+
+        Snakemake removes the outputs of a job that fails, and takes what was made from them before for up to date. With
+        this digest as a parameter of all rules, a run after a failed one makes everything that the failed one had to.
+        """
+        upstream = sorted({(source, self.owner(name, source)) for source, name in self.upstream(experiment, rule)})
+        made = [
+            [source, RULES[source].version, self._spec(owner, source), self.lineage(owner, source)]
+            for source, owner in upstream
+        ]
+        return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16] if made else ""
 
     def path(self, experiment: str, rule: str, block: tuple[int, int] = (0, 0), number: int = 0) -> str:
         """Path of an artifact of a rule, by default the first one, relative to the folder of results."""

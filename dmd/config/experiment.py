@@ -11,13 +11,18 @@ from pydantic import AfterValidator, Field, model_validator
 
 from dmd.config.messages import suggestion
 from dmd.config.method_base import TEACHER, MethodSection, Mode
+from dmd.config.methods.call_times import LcmTimes
 from dmd.config.methods.dmd import Dmd
+from dmd.config.methods.rectified_flow import RectifiedFlow
+from dmd.config.pipeline_sections import Pipeline
 from dmd.config.printing import piece
 from dmd.config.section_base import SIGMA_MAX, Count, Integer, Many, Path, Pinned, Section, refuse
 from dmd.config.sections import (
+    CaptionPrompts,
     Dataset,
     Evaluate,
     FlowSolver,
+    GlyphDataset,
     ImageDataset,
     MixtureDataset,
     MixtureTeacher,
@@ -40,6 +45,7 @@ NAME = "^[a-z0-9][a-z0-9-]*$"
 RESERVED = ("tables", "logs")  # folders of results/ that are not experiments
 MAX_BYTES = 10**11  # of what is held in memory at once: the pixels of a batch or a shard, weights, a covariance
 MORE = f"more than the {MAX_BYTES / 1e9:.0f} GB that are held at once"
+SCHEDULED_KINDS = ("stable-diffusion", "diffusers")  # kinds of teachers that come with a scheduler of diffusers
 TEXT_KINDS = ("stable-diffusion",)  # kinds of text-to-image teachers; their images are latents
 
 
@@ -77,6 +83,12 @@ class Resources(Section):
     text_encoder: JobResources = JobResources()
     autoencoder: JobResources = JobResources()
     tiny_autoencoder: JobResources = JobResources()
+    pipeline_text: JobResources = JobResources()
+    pipeline_autoencoder: JobResources = JobResources()
+    pipeline_latents: JobResources = JobResources()
+    pipeline_denoiser: JobResources = JobResources()
+    pipeline: JobResources = JobResources()
+    pipeline_clip: JobResources = JobResources()
     reference: JobResources = JobResources()
     prompts: JobResources = JobResources()
     captions: JobResources = JobResources()
@@ -91,6 +103,7 @@ class Resources(Section):
     evaluate: JobResources = JobResources()
     inception_score: JobResources = JobResources()
     clip: JobResources = JobResources()
+    retrieval: JobResources = JobResources()
     latency: JobResources = JobResources()
     pictures: JobResources = JobResources()
     sheet: JobResources = JobResources()
@@ -109,6 +122,7 @@ class Experiment(Section):
     resources: Resources = Resources()
     dataset: Dataset | None = Field(None, description="real images, for training and for scores")
     teacher: Teacher | None = Field(None, description="the diffusion model that is distilled")
+    pipeline: Pipeline | None = Field(None, description="a Stable Diffusion to train, which can become a teacher")
     reference: Reference | None = None
     prompts: Prompts | None = Field(None, description="prompts of the pairs, or of section states")
     states: States | None = None
@@ -142,10 +156,10 @@ class Experiment(Section):
         teacher = self.teacher if isinstance(self.teacher, TrainedTeacher) else None
         if teacher and (size := 4 * teacher.network.least_weights) > MAX_BYTES:
             yield f"teacher.network.width: the weights are {size / 1e9:,.0f} GB, {MORE}"
-        if isinstance(self.dataset, ImageDataset):
+        if isinstance(self.dataset, ImageDataset | GlyphDataset):
             yield from self._too_many_pixels(self.dataset, teacher)
 
-    def _too_many_pixels(self, dataset: ImageDataset, teacher: TrainedTeacher | None) -> Iterator[str]:
+    def _too_many_pixels(self, dataset: ImageDataset | GlyphDataset, teacher: TrainedTeacher | None) -> Iterator[str]:
         side, sizes = dataset.resolution, dict[str, int]()
         for name, section in (("pairs", self.pairs), ("sample", self.sample)):
             if section:
@@ -177,6 +191,8 @@ class Experiment(Section):
             yield "reference: it needs a section dataset, or reference.moments with a file of mean and covariance"
         if reference and not reference.moments and "against" in reference.model_fields_set and all_held_out:
             yield f"reference.against: {reference.against} is a split, but dataset.num_held_out is all"
+        if self.pipeline:
+            yield from self._pipeline_contradictions(self.pipeline)
         if self.evaluate and self.evaluate.clip and not (self.sample and self.sample.prompts):
             yield "evaluate.clip: it needs sample.prompts, the captions that images are compared with"
         yield from self._too_few_samples()
@@ -187,6 +203,26 @@ class Experiment(Section):
                     f"sample.first_seed: seeds {samples.start}..{samples.stop - 1} of the samples overlap "
                     f"{pairs.start}..{pairs.stop - 1} of the pairs: scores need noise that is new to the student"
                 )
+
+    def _pipeline_contradictions(self, pipeline: Pipeline) -> Iterator[str]:
+        """Contradictions between section pipeline and the dataset."""
+        if not self.has_captions:
+            yield "pipeline: it needs a dataset with captions"
+            return
+        assert isinstance(self.dataset, ImageDataset | GlyphDataset)
+        if self.dataset.num_held_out == "all":
+            yield "dataset.num_held_out: all images are held out, so pipeline has none to train on"
+        if self.dataset.channels != 3:
+            yield f"dataset.channels: {self.dataset.channels}, but pipeline needs images in colour: 3"
+        side, patch = self.dataset.resolution, pipeline.text.image.patch_size
+        if side % patch:
+            yield f"pipeline.text.image.patch_size: {patch} does not divide dataset.resolution {side}"
+        if (autoencoder := pipeline.autoencoder) is None:
+            return
+        levels = len(pipeline.denoiser.widths) - 1 if pipeline.denoiser else 0
+        if side % (autoencoder.scale * 2**levels):
+            halved = f"{len(autoencoder.widths) - 1} times by the autoencoder and {levels} times by the denoiser"
+            yield f"dataset.resolution: {side} cannot be halved {halved}"
 
     def _too_few_samples(self) -> Iterator[str]:
         """Settings of scores that need more samples than there are."""
@@ -219,9 +255,9 @@ class Experiment(Section):
 
     @property
     def _guidable(self) -> bool:
-        """Whether the teacher also works without a condition."""
+        """Whether the teacher also works without a condition; that of a file may, its stage tells."""
         dropout = isinstance(self.teacher, TrainedTeacher) and self.teacher.training.method.label_dropout
-        return bool(dropout) or (self.teacher is not None and self.teacher.kind in TEXT_KINDS)
+        return bool(dropout) or (self.teacher is not None and self.teacher.kind in ("file", *TEXT_KINDS))
 
     @property
     def _unguided(self) -> str:
@@ -229,8 +265,18 @@ class Experiment(Section):
         reason = "was trained without label_dropout" if kind == "train" else "does not support guidance"
         return f"a teacher of kind {kind} {reason}"
 
+    @property
+    def has_captions(self) -> bool:
+        """Whether the images of the dataset have captions."""
+        return getattr(self.dataset, "captions", "none") != "none"
+
     def _text_contradictions(self) -> Iterator[str]:
         """Prompts, guidance or schedulers that do not fit the kind of teacher."""
+        for key, prompts in (("prompts", self.prompts), ("sample.prompts", self.sample and self.sample.prompts)):
+            if isinstance(prompts, CaptionPrompts) and not self.has_captions:
+                yield f"{key}: kind captions needs a dataset with captions"
+            elif isinstance(prompts, CaptionPrompts) and getattr(self.dataset, "num_held_out", None) == "all":
+                yield f"{key}: kind captions reads those of training images, but dataset.num_held_out is all"
         if self.teacher is None:
             return
         kind = self.teacher.kind
@@ -247,10 +293,7 @@ class Experiment(Section):
                 yield f"{prompts_key}: a teacher of kind {kind} {verb} prompts for section {key}"
             if section.guidance != 1 and not self._guidable:
                 yield f"{key}.guidance: {section.guidance}, but {self._unguided}"
-            if isinstance(section.solver, ScheduledSolver | FlowSolver) and kind not in (
-                "stable-diffusion",
-                "diffusers",
-            ):
+            if isinstance(section.solver, ScheduledSolver | FlowSolver) and kind not in SCHEDULED_KINDS:
                 name = section.solver.name
                 yield f"{key}.solver.name: {name} needs the scheduler of the teacher, but kind {kind} has none"
 
@@ -265,10 +308,15 @@ class Experiment(Section):
         yield from self._calls_contradictions(method)
         yield from self._monitor_contradictions(method, self.distill.monitor)
         if isinstance(method, Dmd):
-            yield from self._dmd_contradictions(method)
+            yield from self._too_few_pairs(method)
+        if isinstance(method, Dmd | RectifiedFlow) and "pairs" in method.reads():
+            yield from self._pairs_contradictions(method.sigma)
         if self.teacher is None:
             return
         kind = self.teacher.kind
+        lcm = isinstance(getattr(method, "times", None), LcmTimes)
+        if lcm and self.distill.start is None and kind not in SCHEDULED_KINDS:
+            yield f"distill.method.times.kind: lcm needs the scheduler of the teacher, but kind {kind} has none"
         if kind in TEXT_KINDS and self.states is None and self.pairs is None:
             yield "distill: text states come from section pairs or states, and there is neither"
         changing = [name for name, role in method.roles().items() if role.mode is not Mode.FROZEN]
@@ -329,22 +377,25 @@ class Experiment(Section):
             read = "clip: true" if monitor.clip else "features: reference"
             yield f"{key}.decoder: none, but {read} needs decoded images: set features: null and clip: false"
 
-    def _dmd_contradictions(self, method: Dmd) -> Iterator[str]:
-        """Contradictions of DMD with the pairs, or with the text states that it reads instead."""
+    def _too_few_pairs(self, method: Dmd) -> Iterator[str]:
+        """Phases of DMD that read more pairs, or text states in their place, than there are."""
         reads = "pairs" in method.reads()
         num, section = (self.states.num_states, "states") if self.states and not reads else (None, "pairs")
         num = self.pairs.num_pairs if self.pairs and num is None else num
         for index, phase in enumerate(method.phases):
             if num is not None and (phase.num_pairs or 0) > num:
                 yield f"distill.method.phases[{index}].num_pairs: {phase.num_pairs}, but section {section} has {num}"
-        if method.sigma is None or self.pairs is None or not reads:
+
+    def _pairs_contradictions(self, sigma: float | None) -> Iterator[str]:
+        """Contradictions of the pairs and the noise level of the student's input."""
+        if sigma is None or self.pairs is None:
             return
         solver, key = self.pairs.solver, "distill.method.sigma"
         if not isinstance(solver, OdeSolver):
-            yield f"{key}: {method.sigma}, but {solver.name} starts at the teacher's highest level: write null"
-        elif method.sigma != (start := solver.sigma_max or SIGMA_MAX):
+            yield f"{key}: {sigma}, but {solver.name} starts at the teacher's highest level: write null"
+        elif sigma != (start := solver.sigma_max or SIGMA_MAX):
             yield (
-                f"{key}: {method.sigma} differs from pairs.solver.sigma_max {start}, "
+                f"{key}: {sigma} differs from pairs.solver.sigma_max {start}, "
                 "but the student must start at the noise level of the pairs"
             )
 

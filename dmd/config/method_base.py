@@ -13,6 +13,7 @@ from dmd.config.section_base import Count, Positive, Section
 
 WEIGHTS = ("ema", "raw", "best")  # a student's: moving average over updates; last update; see `training.Monitor`
 STUDENT, TEACHER = "student", "teacher"
+DENOISER_SWITCHES = ("dtype", "channels_last", "compile", "gradient_checkpointing", "shard_parameters")  # of `compute`
 
 
 class Mode(Enum):
@@ -81,7 +82,8 @@ class MethodSection(Section):
         optimiser_defaults: by role, the method's own defaults of its optimiser; a role that is not listed has those of
             the student.
         schedule_defaults: the method's own defaults of the schedule.
-        refuses: what the method does not support: keys of `compute` that must keep their defaults, or "adapter".
+        refuses: what the method does not support: keys of `compute` that must keep their defaults, "adapter", or
+            several "processes".
     """
 
     optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

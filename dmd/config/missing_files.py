@@ -12,6 +12,9 @@ from dmd.config.experiment import Input
 from dmd.config.inheritance import Configuration
 from dmd.config.model_folders import lacking
 from dmd.config.section_base import Section
+from dmd.config.sections import IdxDataset
+
+TABLES = ("labels", "captions")  # keys of a dataset that may name a .csv file
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Missing:
 
     Attributes:
         keys: where experiments name it, such as "sd15-cfg3.teacher.folder".
-        sha256: the digest that these keys pin, or None.
+        sha256: the digest that these keys pin, or else the entry, or None.
         entry: the entry of section `inputs` that describes it, or None.
         folder: the folder that lacks it, if it is a part of one; `sha256` and `entry` are those of the folder.
     """
@@ -41,7 +44,8 @@ class Missing:
         entry, sha256 = self.entry, self.sha256
         about = f": {entry.about}" if entry and entry.about else ""
         yield self.path + (f": a part of {self.folder}" if self.folder else about)
-        size = f"{entry.size / 1e6:,.0f} MB" if entry and entry.size else "unknown"
+        num = entry.size if entry else None
+        size = "unknown" if not num else f"{num / 1e6:,.0f} MB" if num >= 1e6 else f"{num / 1e3:,.0f} kB"
         size += " for the whole folder" if self.folder else ""
         yield f"    size: {size}; licence: {entry.licence if entry and entry.licence else 'not stated, ask its owner'}"
         origin = (entry.url or entry.page) if entry else None
@@ -67,7 +71,8 @@ def missing_files(configuration: Configuration) -> dict[str, Missing]:
     found: dict[str, Missing] = {}
     for (path, folder), keys in named.items():
         if not os.path.lexists(path) and path.isprintable() and not {"{", "}"} & {*path}:
-            sha256, entry = next((each for _, each in keys if each), None), entries.get(folder or path)
+            entry = entries.get(folder or path)
+            sha256 = next((each for _, each in keys if each), entry.sha256 if entry and not folder else None)
             found.setdefault(path, Missing(path, tuple(key for key, _ in keys), sha256, entry, folder))
     return found
 
@@ -88,10 +93,15 @@ def listed(found: Iterable[Missing]) -> str:
 
 def named_paths(section: Section, name: str) -> Iterator[tuple[str, str, str | None]]:
     """Key, path and sha256 of each file or folder that a section and those within it name."""
+    if isinstance(section, IdxDataset):
+        yield from ((f"{name}.{key}", path, None) for key, path in section.files().items())
+        return
     for field, info in type(section).model_fields.items():
         value, key = getattr(section, field), f"{name}.{info.alias or field}"
-        if field in ("file", "folder") and value or field == "labels" and str(value).endswith(".csv"):
+        if field in ("file", "folder") and value:
             yield key, value, getattr(section, "sha256", None)
+        if field in TABLES and str(value).endswith(".csv"):
+            yield key, value, None
         for item, place in _sections(value, key):
             yield from named_paths(item, place)
 

@@ -23,10 +23,10 @@ from dmd.config.experiment import INPUTS
 from dmd.config.inheritance import Configuration
 from dmd.config.messages import ConfigError
 from dmd.config.methods.call_times import FlowEulerTimes, LcmTimes
-from dmd.config.missing_files import Missing, missing_files, named_paths
+from dmd.config.missing_files import TABLES, Missing, missing_files, named_paths
 from dmd.config.resources import resources
 from dmd.config.rule_table import RULES
-from dmd.config.sections import IMPORTED, ScheduledSolver
+from dmd.config.sections import IMPORTED, IdxDataset, ScheduledSolver
 from dmd.config.source_files import Listing
 
 P = ParamSpec("P")
@@ -160,9 +160,10 @@ class RuleLookups:
 
     @exits_on_config_error
     def trained_on(self, wildcards: Wildcards) -> str | list[str]:
-        """The teacher's file if teacher and reference were both made from a folder of images, else nothing."""
+        """The teacher's file if teacher and reference were both made from files of images, else nothing."""
         sections = self.experiments.sections(wildcards.experiment)
-        images = getattr(sections.dataset, "kind", "") == "images" and getattr(sections.teacher, "kind", "") == "train"
+        files = getattr(sections.dataset, "kind", "") in ("images", "idx")
+        images = files and getattr(sections.teacher, "kind", "") == "train"
         compared = sections.reference is not None and sections.reference.moments is None
         return self._path(wildcards.experiment, "teacher") if images and compared else []
 
@@ -191,7 +192,7 @@ class RuleLookups:
         """Paths that a section names; ConfigError unless each can be used, or is missing."""
         entry, name = self._section(wildcards, key), _full_key(wildcards, key)
         self._listing(entry, name)
-        folder = getattr(entry, "folder", None)
+        folder = None if isinstance(entry, IdxDataset) else getattr(entry, "folder", None)
         parts = self._parts.get(folder or "", [])
         return [*([folder] if folder else []), *parts, *(file for file, _ in self._files(entry, name))]
 
@@ -239,7 +240,7 @@ class RuleLookups:
             return None
         artifact = self._path(wildcards.experiment, rule, _block(wildcards) or (0, 0))
         recorded = set(self._recorded(artifact) or [])
-        own = {repr(self.spec(rule)(wildcards)), repr(RULES[rule].version)}
+        own = {repr(self.spec(rule)(wildcards)), repr(self.version(rule)(wildcards))}
         rest = recorded - own
         if not os.path.exists(artifact) or not own <= recorded or len(rest) != 1:
             return None
@@ -266,6 +267,11 @@ class RuleLookups:
         spec = self.experiments.spec
         return exits_on_config_error(lambda wildcards: as_text(spec(wildcards.experiment, rule, _block(wildcards))))
 
+    def version(self, rule: str) -> Text:
+        """The version of a rule, and a digest of all that its inputs are made from; see `Experiments.lineage`."""
+        lineage, version = self.experiments.lineage, RULES[rule].version
+        return exits_on_config_error(lambda wildcards: f"{version} {lineage(wildcards.experiment, rule)}".rstrip())
+
     def cadence(self, rule: str) -> Callable[[Wildcards, Any], str]:
         """How often a training writes checkpoints, grids and log rows; a change reruns nothing."""
 
@@ -273,7 +279,7 @@ class RuleLookups:
         def look_up(wildcards: Wildcards, output: Any) -> str:
             training = self.experiments.training(wildcards.experiment, rule)
             cadence = training.cadence() if training else {}
-            return as_text({"cadence": cadence} if training and rule == "teacher" else cadence)
+            return as_text({"cadence": cadence} if training and rule != "distill" else cadence)
 
         return look_up
 
@@ -333,27 +339,34 @@ class RuleLookups:
 
     def _files(self, entry: Any, name: str) -> list[tuple[str, str | None]]:
         """Files that a section names, and their sha256; exits unless each can be read, or is missing."""
-        if (labels := getattr(entry, "labels", "")).endswith(".csv"):
-            entries = [(labels, None, f"{name}.labels")]
+        entries: list[tuple[str, str | None, str]]
+        if isinstance(entry, IdxDataset):
+            entries = [(file, entry.sha256, f"{name}.{key}") for key, file in entry.files().items()]
+            is_missing = not os.path.lexists(entry.folder) and all(file in self.missing for file, *_ in entries)
+            if not is_missing and not os.path.isdir(entry.folder):
+                cause = (source_files.fault(entry.folder) or "is a file").removesuffix(", not a file")
+                raise ConfigError(f"{name}.folder: {printing.piece(entry.folder)} is not a folder: it {cause}")
         elif hasattr(entry, "files"):
             entries = [
                 (each.file, each.sha256, f"{name}.files[{index}].file") for index, each in enumerate(entry.files)
             ]
         else:
             entries = [(entry.file, entry.sha256, f"{name}.file")] if getattr(entry, "file", None) else []
+            tables = {key: getattr(entry, key, "") for key in TABLES}
+            entries += [(path, None, f"{name}.{key}") for key, path in tables.items() if path.endswith(".csv")]
         faults = []
-        for file, sha256, key in entries:
-            if file not in self.missing and file not in self.downloads and (reason := source_files.fault(file)):
-                digest = f" with sha256 {sha256}" if sha256 else ""
-                faults.append(f"{key}: {printing.piece(file)} {reason}; put the file{digest} there")
+        for file, digest, key in entries:
+            if file not in self.missing and file not in self.downloads and (fault := source_files.fault(file)):
+                pinned = f" with sha256 {digest}" if digest else ""
+                faults.append(f"{key}: {printing.piece(file)} {fault}; put the file{pinned} there")
         if faults:
             raise ConfigError("\nerror: ".join(faults))
-        return [(file, sha256) for file, sha256, _ in entries]
+        return [(file, digest) for file, digest, _ in entries]
 
     def _listing(self, entry: Any, name: str) -> Listing | None:
         """The files in the folder of a section; None if it names no folder, or pins its digest."""
         folder = getattr(entry, "folder", None)
-        if folder is None or folder in self.missing or folder in self._parts:
+        if folder is None or folder in self.missing or folder in self._parts or isinstance(entry, IdxDataset):
             return None
         try:
             found = _list(folder, images=getattr(entry, "kind", "") == "images")

@@ -22,8 +22,7 @@ from dmd.config.section_base import Section, without_paths
 from dmd.config.sections import IMPORTED, InceptionFeatures
 
 METRICS = ("fid", "kid", "prdc", "classes", "memorisation")
-PIPELINE = (  # files of export/pipeline/ besides model_index.json
-    "README.md",
+FOLDER = (  # files of a Stable Diffusion besides model_index.json
     "scheduler/scheduler_config.json",
     "text_encoder/config.json",
     "text_encoder/model.safetensors",
@@ -35,6 +34,15 @@ PIPELINE = (  # files of export/pipeline/ besides model_index.json
     "unet/diffusion_pytorch_model.safetensors",
     "vae/config.json",
     "vae/diffusion_pytorch_model.safetensors",
+)
+PIPELINE = ("README.md", *FOLDER)  # files of export/pipeline/ besides model_index.json
+CLIP = (  # files of pipeline/clip/ besides config.json
+    "merges.txt",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+    "vocab.json",
 )
 TABLES = "tables"  # a folder of results/; no experiment may have this name
 TABLE_KINDS = frozenset({".md", ".csv", ".png"})
@@ -109,6 +117,8 @@ def _teacher(experiment: Named, section: Any) -> Json:
     if section.kind != "train":
         return spec | {"dataset": _dataset(experiment)}
     sections = experiment.sections
+    if spec["network"].get("patch") == 1:  # teachers that were trained before the key existed stay valid
+        del spec["network"]["patch"]
     return spec | {"training": section.training.weight_spec(), "device": sections.device, "threads": sections.threads}
 
 
@@ -117,7 +127,9 @@ def _dataset(experiment: Named) -> Json:
 
 
 def _images(experiment: Named, section: Any) -> Json:
-    return {"dataset": _without(section.with_defaults(), "shard_size"), "shard_size": section.shard_size}
+    dataset = section.with_defaults()
+    no_captions = {"captions"} if dataset.get("captions") == "none" else set()
+    return {"dataset": _without(dataset, "shard_size", *no_captions), "shard_size": section.shard_size}
 
 
 def _text_encoder(experiment: Named, section: Any) -> Json:
@@ -139,6 +151,12 @@ def _tiny_autoencoder(experiment: Named, section: Any) -> Json:
 def _variant(section: Any) -> Json:
     """The key `variant` of a folder of weights, where it is set."""
     return {"variant": section.variant} if section.variant else {}
+
+
+def _part(experiment: Named, section: Any) -> Json:
+    """The spec of a part of section pipeline, without the keys of its training that do not change the weights."""
+    spec: Json = section.spec()
+    return spec | {"training": section.training.weight_spec()} if hasattr(section, "training") else spec
 
 
 def _reference(experiment: Named, section: Any) -> Json:
@@ -227,6 +245,10 @@ def _inception_score(experiment: Named, section: Section) -> Json:
 
 def _scored(experiment: Named, section: Section) -> Json:
     return {"experiment": experiment.name}
+
+
+def _retrieval(experiment: Named, section: Section) -> Json:
+    return {"clip": _clip(section), "experiment": experiment.name}
 
 
 def _latency(experiment: Named, section: Section) -> Json:
@@ -321,6 +343,73 @@ RULES: dict[str, Rule] = {
         spec=_tiny_autoencoder,
         files=("teacher/tiny_autoencoder.safetensors",),
         shown="teacher",
+        memory_mb=4000,
+    ),
+    "pipeline_text": Rule(
+        "train_text",
+        1,
+        section="pipeline.text",
+        spec=_part,
+        files=(
+            "pipeline/text/text_encoder.safetensors",
+            "pipeline/text/image_text.safetensors",
+            "pipeline/text/log.parquet",
+        ),
+        computed=True,
+        shown="teacher",
+        memory_mb=4000,
+        minutes=720,
+    ),
+    "pipeline_autoencoder": Rule(
+        "train_autoencoder",
+        1,
+        section="pipeline.autoencoder",
+        spec=_part,
+        files=("pipeline/autoencoder/autoencoder.safetensors", "pipeline/autoencoder/log.parquet"),
+        computed=True,
+        shown="teacher",
+        memory_mb=4000,
+        minutes=720,
+    ),
+    "pipeline_latents": Rule(
+        "latents",
+        1,
+        section="pipeline.latents",
+        spec=_part,
+        files=("pipeline/latents/manifest.parquet",),
+        tars="pipeline/latents/{shard:05d}.tar",
+        computed=True,
+        shown="teacher",
+        memory_mb=4000,
+        minutes=240,
+    ),
+    "pipeline_denoiser": Rule(
+        "train_denoiser",
+        1,
+        section="pipeline.denoiser",
+        spec=_part,
+        files=("pipeline/denoiser/denoiser.safetensors", "pipeline/denoiser/log.parquet"),
+        computed=True,
+        shown="teacher",
+        memory_mb=4000,
+        minutes=720,
+    ),
+    "pipeline": Rule(
+        "save_pipeline",
+        1,
+        section="pipeline.denoiser",
+        files=tuple(f"pipeline/folder/{name}" for name in ("model_index.json", *FOLDER)),
+        shown="teacher",
+        on_request=True,
+        memory_mb=4000,
+    ),
+    "pipeline_clip": Rule(
+        "save_clip",
+        1,
+        section="pipeline.text",
+        files=tuple(f"pipeline/clip/{name}" for name in ("config.json", *CLIP)),
+        shown="teacher",
+        on_request=True,
         memory_mb=4000,
     ),
     "reference": Rule(
@@ -448,6 +537,17 @@ RULES: dict[str, Rule] = {
     "clip": Rule(
         "clip", 2, section="evaluate.clip", spec=_scored, files=("clip.json",), shown="evaluate", on_request=True
     ),
+    "retrieval": Rule(
+        "retrieval",
+        1,
+        section="evaluate.clip",
+        spec=_retrieval,
+        files=("retrieval.json",),
+        computed=True,
+        shown="evaluate",
+        on_request=True,
+        memory_mb=4000,
+    ),
     "latency": Rule(
         "latency",
         2,
@@ -516,7 +616,13 @@ RULES: dict[str, Rule] = {
 }
 VERSIONS = {rule.stage: rule.version for rule in RULES.values()}
 ARTIFACTS = [name for name, rule in RULES.items() if rule.files]  # rules of experiments
-SCORE_RULES = ("evaluate", "inception_score", "clip", "latency")  # rules whose artifacts experiments never share
+SCORE_RULES = (
+    "evaluate",
+    "inception_score",
+    "clip",
+    "retrieval",
+    "latency",
+)  # rules whose artifacts experiments never share
 
 
 def places() -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -27,11 +28,18 @@ from dmd.config.section_base import (
     Side,
     Sigma,
     Steps,
+    Weight,
     refuse,
 )
 from dmd.config.training import Compute, TeacherTraining
 
-IMPORTED = ("edm", "diffusers", "openai", "stable-diffusion")  # kinds of teachers from files, which need no dataset
+IMPORTED = (
+    "file",
+    "edm",
+    "diffusers",
+    "openai",
+    "stable-diffusion",
+)  # kinds of teachers from files, which need no dataset
 MAX_SHARDS = 10**5  # their names have five digits; the paper has 12,000 of pairs
 DECODERS = {"tiny": "tiny_autoencoder", "full": "autoencoder"}  # decoder of latents -> the rule that makes it
 
@@ -101,6 +109,61 @@ class ImageDataset(Section):
     num_held_out: Annotated[Count | Literal["all"], WrapValidator(_count_or_all)] = Field(
         description="images kept from training, to compare with; all: none is left to train on"
     )
+    captions: Path = Field(
+        "none",
+        pattern=r"^(none|[\s\S]*\.csv)$",
+        description="path of a .csv file with the columns file and caption, a row per caption, and optionally split: "
+        "training or held_out; none: there are no captions",
+    )
+
+
+class GlyphDataset(Section):
+    """Characters drawn from a font on white squares, with captions."""
+
+    kind: Literal["glyphs"]
+    file: Path = Field(UNSET_PATH, description="a font: TrueType or OpenType, also with colour bitmaps")
+    sha256: Pinned = None
+    captions: Path = Field(
+        pattern=r"^[\s\S]*\.csv$",
+        description="path of a .csv file with the columns codepoint (hexadecimal) and caption, a row per caption, and "
+        "optionally split: training or held_out",
+    )
+    resolution: Side = Field(description="side in pixels")
+    split_seed: Seed = Field(0, description="seed of the split into training and held-out glyphs")
+    shard_size: ShardSize = SHARD_SIZE
+    num_held_out: Count = Field(description="glyphs kept from training, to compare with")
+
+    @property
+    def channels(self) -> int:
+        """Pictures are in colour."""
+        return 3
+
+
+class IdxDataset(Section):
+    """The four IDX files of MNIST, Fashion-MNIST, KMNIST or EMNIST, plain or gzipped; their own split is the split."""
+
+    kind: Literal["idx"]
+    folder: Path = Field(UNSET_PATH, description="where the four files lie, relative to config.yaml")
+    training_images: Text = Field("train-images-idx3-ubyte.gz", description="file in the folder")
+    training_labels: Text = Field("train-labels-idx1-ubyte.gz", description="file in the folder")
+    held_out_images: Text = Field("t10k-images-idx3-ubyte.gz", description="file in the folder")
+    held_out_labels: Text = Field("t10k-labels-idx1-ubyte.gz", description="file in the folder")
+    resolution: Side = Field(28, description="side in pixels that the images must have")
+    transpose: bool = Field(False, description="true: rows and columns are swapped, as EMNIST needs")
+    sha256: Annotated[
+        str | None,
+        Field(
+            pattern="^[0-9a-f]{8,64}$",
+            description="digest over the uncompressed contents of the four files, which the log of stage images has, "
+            "or its first digits; null = any",
+        ),
+    ] = None
+    shard_size: ShardSize = SHARD_SIZE
+
+    def files(self) -> dict[str, str]:
+        """Path of each file by its key."""
+        keys = ("training_images", "training_labels", "held_out_images", "held_out_labels")
+        return {key: os.path.normpath(os.path.join(self.folder, getattr(self, key))) for key in keys}
 
 
 class MixtureDataset(Section):
@@ -141,6 +204,11 @@ class UNet(Section):
     blocks: Depth = Field(description="residual blocks per level")
     attention: Many[Side] = Field(description="resolutions with attention")
     dropout: Decay = Field(0.0, description="probability")
+    patch: Annotated[Integer, Field(ge=1, le=64)] = Field(
+        1,
+        description="side of the squares of pixels that the network takes as channels of one: with 2 the first level "
+        "has half the resolution of the images",
+    )
 
 
 class Mlp(Section):
@@ -168,6 +236,14 @@ class MixtureTeacher(Section):
     """The exact denoiser of a dataset of kind gaussian-mixture."""
 
     kind: Literal["gaussian-mixture"]
+
+
+class FileTeacher(Section):
+    """A teacher that was trained here and written by `dmd.stages.teacher_file`."""
+
+    kind: Literal["file"]
+    file: Path = Field(UNSET_PATH, description="such as workflow/resources/fashion.safetensors")
+    sha256: Pinned = None
 
 
 class EdmTeacher(Section):
@@ -215,10 +291,10 @@ class StableDiffusionTeacher(Section):
     tiny_autoencoder: TinyAutoencoder | None = None
 
 
-class DigitsFeatures(Section):
-    """The small classifier of digits in this repository."""
+class ClassifierFeatures(Section):
+    """The small classifiers of digits and of Fashion-MNIST in this repository."""
 
-    kind: Literal["digits32"]
+    kind: Literal["digits32", "fashion64"] = Field(description="of digits (8x8), or of Fashion-MNIST (28x28)")
     file: Path = Field(UNSET_PATH, description="of the classifier")
     sha256: Digest = Field(description="of the file")
 
@@ -281,7 +357,7 @@ class Reference(Section):
     """The real data that samples are compared with."""
 
     features: Annotated[
-        DigitsFeatures | CoordinateFeatures | PixelFeatures | InceptionFeatures, Field(discriminator="kind")
+        ClassifierFeatures | CoordinateFeatures | PixelFeatures | InceptionFeatures, Field(discriminator="kind")
     ] = Field(description="network in whose features samples and real data are compared")
     protocol: Protocol = Protocol()
     moments: Moments | None = Field(None, description="in place of a dataset; null drops an inherited section")
@@ -342,16 +418,46 @@ class LaionPrompts(Section):
     seed: Seed = Field(0, description="of the order")
 
 
-class OdeSolver(Section):
+class CaptionPrompts(Section):
+    """The distinct captions of the dataset's training images, in a random order."""
+
+    kind: Literal["captions"]
+    split: Literal["training", "held_out"] = Field("training", description="of the captions, as their table names it")
+    num: Count | None = Field(None, description="number of captions; null = all")
+    seed: Seed = Field(0, description="of the order")
+
+
+class KarrasSolver(Section):
+    """A sampler on the noise levels of Karras et al. 2022, Eq. 5."""
+
+    steps: Steps = Field(18, description="number of noise levels above 0")
+    sigma_min: Sigma | None = Field(None, description="lowest level above 0; null = 0.002 or, if higher, the teacher's")
+    sigma_max: Sigma | None = Field(None, description="the first level; null = 80 or, if lower, the teacher's highest")
+    rho: Rho = Field(7.0, description="of Karras et al. 2022, Eq. 5: larger means denser levels near sigma_min")
+
+
+class OdeSolver(KarrasSolver):
     """The deterministic sampler of EDM (Karras et al. 2022, Algorithm 1), its first-order version, or DPM-Solver++."""
 
     name: Literal["heun", "euler", "dpmsolver++2m"] = Field(
         description="heun: 2 * steps - 1 network calls; euler, dpmsolver++2m (Lu et al. 2022): a call per step"
     )
-    steps: Steps = Field(18, description="number of noise levels above 0")
-    sigma_min: Sigma | None = Field(None, description="lowest level above 0; null = 0.002 or, if higher, the teacher's")
-    sigma_max: Sigma | None = Field(None, description="the first level; null = 80 or, if lower, the teacher's highest")
-    rho: Rho = Field(7.0, description="of Karras et al. 2022, Eq. 5: larger means denser levels near sigma_min")
+
+
+class ChurnSolver(KarrasSolver):
+    """The stochastic sampler of EDM (Karras et al. 2022, Algorithm 2): Heun's steps, each from a raised noise level."""
+
+    name: Literal["heun-churn"] = Field(description="2 * steps - 1 network calls")
+    churn: Weight = Field(description="S_churn: a step raises sigma by churn / steps of itself, at most by 0.414")
+    churn_min: Weight = Field(0.0, description="S_tmin: lowest sigma that is raised")
+    churn_max: Sigma = Field(1.0e6, description="S_tmax: highest sigma that is raised")
+    churn_noise: Scale = Field(1.0, description="S_noise: standard deviation of the noise")
+
+
+class AncestralSolver(KarrasSolver):
+    """Ancestral sampling (Ho et al. 2020), with the variance of the posterior."""
+
+    name: Literal["ancestral"] = Field(description="a call per step")
 
 
 class ScheduledSolver(Section):
@@ -382,13 +488,24 @@ class FlowSolver(Section):
 
 
 PairSolver = Annotated[OdeSolver | ScheduledSolver, Field(discriminator="name")]
-SampleSolver = Annotated[StudentSolver | OdeSolver | ScheduledSolver | FlowSolver, Field(discriminator="name")]
-Dataset = Annotated[DigitsDataset | ImageDataset | MixtureDataset, Field(discriminator="kind")]
+SampleSolver = Annotated[
+    StudentSolver | OdeSolver | ChurnSolver | AncestralSolver | ScheduledSolver | FlowSolver,
+    Field(discriminator="name"),
+]
+Dataset = Annotated[
+    DigitsDataset | ImageDataset | IdxDataset | GlyphDataset | MixtureDataset, Field(discriminator="kind")
+]
 Teacher = Annotated[
-    TrainedTeacher | MixtureTeacher | EdmTeacher | DiffusersTeacher | OpenaiTeacher | StableDiffusionTeacher,
+    TrainedTeacher
+    | FileTeacher
+    | MixtureTeacher
+    | EdmTeacher
+    | DiffusersTeacher
+    | OpenaiTeacher
+    | StableDiffusionTeacher,
     Field(discriminator="kind"),
 ]
-Prompts = Annotated[PromptFile | CocoPrompts | LaionPrompts, Field(discriminator="kind")]
+Prompts = Annotated[PromptFile | CocoPrompts | LaionPrompts | CaptionPrompts, Field(discriminator="kind")]
 
 
 class Pairs(Section):

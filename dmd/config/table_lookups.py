@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from dmd.config.experiment import Chart, Row, Table
 from dmd.config.inheritance import Configuration
 from dmd.config.messages import ConfigError, suggestion
 from dmd.config.rule_lookups import as_text, exits_on_config_error
+from dmd.config.rule_table import RULES
 
 T = TypeVar("T")
 SHOWN = ("fid", "classes", "kid", "prdc", "clip")  # score files that a table shows
@@ -79,10 +81,15 @@ class TableLookups:
         """Existing latency files of a table's experiments. Tables start no measurement, which needs an idle machine."""
         return [path for path in self._scores("latency", self._table(wildcards).rows) if os.path.exists(path)]
 
+    @exits_on_config_error
+    def retrievals(self, wildcards: Any) -> list[str]:
+        """Existing retrieval files of a table's experiments; they are made on request."""
+        return [path for path in self._scores("retrieval", self._table(wildcards).rows) if os.path.exists(path)]
+
     def not_inputs(self, wildcards: Any) -> list[str]:
         """All files that a table shows besides its inputs."""
         scores = [path for metric in SHOWN for path in self.existing(metric)(wildcards)]
-        return self.latencies(wildcards) + scores
+        return self.latencies(wildcards) + self.retrievals(wildcards) + scores
 
     def _scores(self, metric: str, rows: Iterable[Row]) -> list[str]:
         """Files of a metric for the experiments of rows, each once, in order; for `clip` where it is configured."""
@@ -106,6 +113,22 @@ class TableLookups:
             rows.append(values | {"teacher": " ".join(owners), **of_teacher})
         more = {"differences": table.differences} if table.differences else {}
         return as_text({"title": table.title, "rows": rows, "paper": self.paper.get(table.paper or ""), **more})
+
+    @exits_on_config_error
+    def table_version(self, wildcards: Any) -> str:
+        """The version of rule tables, and a digest of all that its scores are made from."""
+        rows = self._table(wildcards).rows
+        return self._version("tables", [name for row in rows if row.run for name in row.experiments])
+
+    @exits_on_config_error
+    def chart_version(self, wildcards: Any) -> str:
+        """The version of rule charts, and a digest of all that its scores are made from."""
+        series = self._chart(wildcards).series
+        return self._version("charts", [name for each in series for point in each.points for name in point])
+
+    def _version(self, rule: str, names: Iterable[str]) -> str:
+        made = [[self.experiments.spec(name, "evaluate"), self.experiments.lineage(name, "evaluate")] for name in names]
+        return f"{RULES[rule].version} {hashlib.sha256(as_text({'made': made}).encode()).hexdigest()[:16]}"
 
     @exits_on_config_error
     def chart_inputs(self, wildcards: Any) -> list[str]:

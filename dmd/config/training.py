@@ -151,6 +151,8 @@ class Training(Section):
         for switch in set(self.method.refuses) & set(TrainingCompute.model_fields):
             if getattr(self.compute, switch) != TrainingCompute.model_fields[switch].default:
                 yield f"compute.{switch}: method {name} does not support it"
+        if "processes" in self.method.refuses and self.processes > 1:
+            yield f"processes: {self.processes}, but method {name} cannot split a batch"
 
     def _uneven_batches(self) -> Iterator[str]:
         """Batches that the processes cannot share evenly."""

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import itertools
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from dmd.config import source_files
-from dmd.provenance import outside_files
+from dmd.data import csv_table
 
 NUMBER = re.compile(r"-?\d{1,18}")  # a label that sorts as a number
-MOST_HEADER = 10_000  # characters of the first line of a table of labels
-MOST_LINE = 1_000_000  # of any line of it
 
 
 def names(folder: Path) -> list[str]:
@@ -78,12 +73,10 @@ def _csv_labels(folder: Path, names: Sequence[str], path: Path) -> dict[str, str
     """
     if not path.exists():
         raise ValueError(f"dataset.labels {path} is not none, not folders, and not a file")
-    on_disk = _Names(names)
+    on_disk = Names(names)
     by_name: dict[str, str] = {}
-    for line, row in _rows(path):
-        if not any(cell and cell.strip() for cell in row.values()):
-            continue
-        listed, label = (row["file"] or "").strip(), (row["label"] or "").strip()
+    for line, row in csv_table.rows(path, ("file", "label"), "a table of labels"):
+        listed, label = row["file"], row["label"]
         if (name := on_disk.find(listed)) is None:
             raise ValueError(f"{path}, line {line}: no image {listed[:200]!r} in {folder}")
         if name in by_name:
@@ -97,33 +90,7 @@ def _csv_labels(folder: Path, names: Sequence[str], path: Path) -> dict[str, str
     return by_name
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
-    """Number of the last line, and the cells by column, of each row; cells are parted by a comma, semicolon or tab."""
-    text = outside_files.read_text(path, "a table of labels", otherwise="latin-1")
-    header_line, line = text[:MOST_HEADER].partition("\n")[0].strip(), 1
-    marks = (mark for mark in ",;\t" if {"file", "label"} <= {cell.strip('" ') for cell in header_line.split(mark)})
-    rows = csv.reader(_lines(text), delimiter=next(marks, ","), strict=True)
-    try:
-        header = [cell.strip() for cell in next(rows, [])]
-        if any(header.count(name) != 1 for name in ("file", "label")):
-            raise ValueError(f"{path} has the columns {', '.join(header)[:200]!r}, not one file and one label")
-        line = rows.line_num + 1
-        for cells in rows:
-            yield rows.line_num, dict(itertools.zip_longest(header, cells[: len(header)]))
-            line = rows.line_num + 1
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {line}: {error}: is there a stray quote?") from error
-
-
-def _lines(text: str) -> Iterator[str]:
-    """The lines of a text; a signal can stop the stage between two of them."""
-    for line in io.StringIO(text, newline=""):
-        if len(line) > MOST_LINE:
-            raise csv.Error(f"it has {len(line)} characters, more than {MOST_LINE}")
-        yield line
-
-
-class _Names:
+class Names:
     """Names of files, found also by another Unicode normal form of theirs, unless two files have the same."""
 
     def __init__(self, names: Sequence[str]) -> None:

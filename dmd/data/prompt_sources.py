@@ -1,4 +1,4 @@
-"""Prompts from published files: a column of a table, captions of COCO, metadata of LAION.
+"""Prompts from published files (a column of a table, captions of COCO, metadata of LAION) or of a dataset's captions.
 
 Tables are read a batch of rows at a time. LAION's prompts are deduplicated and shuffled on disk: sorting them by a
 digest that is keyed by the seed brings equal prompts together, in an order independent of files and rows. Prompts are
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dmd.data.captions import Captions
 from dmd.data.prompts import MOST_CHARACTERS
 from dmd.provenance import outside_files
 
@@ -100,6 +101,26 @@ def laion(paths: list[Path], section: dict[str, Any], folder: Path, counts: Coun
         left = None if left is None else left - len(texts)
     if left is not None and left > 0:
         raise ValueError(f"prompts.num: {section['num']} were asked for, {counts['distinct']} are left: {dict(counts)}")
+
+
+def captions(path: Path, of_images: Iterable[Captions], section: dict[str, Any], counts: Counter[str]) -> list[str]:
+    """The distinct captions of images, in an order that depends on the seed alone.
+
+    Args:
+        path: of the images, for messages.
+        section: `split` of the captions, `num` (None is all), `seed`.
+        counts: is updated with captions, duplicates and distinct.
+
+    Raises:
+        ValueError: there are none, or fewer than `num`.
+    """
+    texts = [text for each in of_images for text in getattr(each, section["split"])]
+    distinct = sorted(dict.fromkeys(texts), key=lambda text: _digest(text, section["seed"]))
+    counts.update(captions=len(texts), distinct=len(distinct), duplicates=len(texts) - len(distinct))
+    if len(distinct) < (section["num"] or 1):
+        few = f"{len(distinct)} captions of split {section['split']}, fewer than num {section['num'] or 1}"
+        raise ValueError(f"the training images of {path} have {few}")
+    return distinct[: section["num"]]
 
 
 def _caption(annotation: Any) -> tuple[int, int, str]:

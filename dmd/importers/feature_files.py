@@ -9,11 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from dmd.importers import weights_file
-from dmd.metrics.features import WEIGHTED, FeatureNetwork, build
+from dmd.metrics.features import CLASSIFIERS, WEIGHTED, FeatureNetwork, build
 from dmd.provenance import pinned, tensor_files
 
 SOURCES = {
-    "digits32": "workflow/resources/digits32.safetensors of the repository, made by dmd.stages.feature_network",
+    **{
+        kind: f"workflow/resources/{kind}.safetensors of the repository, made by dmd.stages.feature_network"
+        for kind in CLASSIFIERS
+    },
     "inception": "the Inception network of torch-fidelity or pytorch-fid, whose file names end in 2015-12-05-6726825d",
 }
 
@@ -53,7 +56,7 @@ def weights(path: Path, kind: str) -> dict[str, Tensor]:
     Raises:
         ValueError: the file cannot be read, or holds anything but named tensors.
     """
-    if kind == "digits32":
+    if kind in CLASSIFIERS:
         return tensor_files.load(path)[0]
     try:
         return weights_file.read(path, name="Conv2d_1a_3x3.conv.weight")

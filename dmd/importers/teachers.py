@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dmd.importers import diffusers, edm, openai, stable_diffusion
+from dmd.importers import diffusers, edm, openai, stable_diffusion, teacher_file
 from dmd.importers import pipeline_files as pipelines
 from dmd.jobs import reporting
 from dmd.models import loading
@@ -31,6 +31,7 @@ KINDS = {
     "stable-diffusion": Importer(
         stable_diffusion.source_files, lambda source, side, variant: stable_diffusion.load(source, variant)
     ),
+    "file": Importer(lambda source, _: [source], lambda source, side, variant: teacher_file.load(source)),
     "openai": Importer(lambda source, _: [source], lambda source, side, variant: openai.load(source, side or 64)),
 }
 

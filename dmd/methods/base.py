@@ -85,6 +85,7 @@ class Facts:
         network: architecture of that network; None if the denoiser is no network.
         trained: lowest and highest noise level that both it and the teacher were trained on.
         preconditioning, scheduler: those of its file; None if it has none.
+        empty: text states (L, E) of the empty prompt, for a method that drops prompts; None if there are none.
     """
 
     shape: tuple[int, ...]
@@ -96,6 +97,7 @@ class Facts:
     trained: tuple[float, float] = (0.0, math.inf)
     preconditioning: Mapping[str, Any] | None = None
     scheduler: Mapping[str, Any] | None = None
+    empty: Tensor | None = None
 
     def levels(self, sigma_min: float | None, sigma_max: float | None, *, key: str) -> tuple[float, float]:
         """`noise.level_range` for the section `key` of the configuration."""

@@ -1,6 +1,9 @@
 """Training of a denoiser on images: EDM's objective (Karras et al. 2022, arXiv 2206.00364, Table 1).
 
 E lambda(sigma) || D(x + sigma n; sigma) - x ||^2, lambda the preconditioning's loss weight, ln sigma ~ N(mean, std^2).
+
+With levels `table`, sigma is uniform among the noise levels of a network that predicts epsilon. This is the objective
+of Ho et al. 2020 (arXiv 2006.11239, Eq. 14), with which Stable Diffusion was trained.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ class Denoising(Method[sections.Denoising]):
     def draw(self, step: Step, clock: Clock, random: torch.Generator) -> Mapping[str, Rows]:
         """Noise levels, noise, and which labels are used."""
         config, num = self.config, self.config.batch_size
-        sigma = log_normal_sigmas(num, mean=config.sigma_log_mean, std=config.sigma_log_std, generator=random)
+        sigma = self._levels(num, random)
         rows = {"sigma": sigma, "noise": torch.randn((num, *self.facts.shape), generator=random)}
         if config.label_dropout:
             rows["use_label"] = torch.rand(num, generator=random) >= config.label_dropout
@@ -41,11 +44,29 @@ class Denoising(Method[sections.Denoising]):
         student, image, sigma, label = self.networks["student"], rows["image"], rows["sigma"], rows["label"]
         assert isinstance(student, Denoiser)
         if "use_label" in rows:
-            label = torch.where(rows["use_label"], label, -1)
+            empty = self._empty()
+            used = rows["use_label"].reshape(-1, *[1] * empty.ndim)
+            label = torch.where(used, label, empty)
         denoised = student(image + per_sample(sigma, image) * rows["noise"], sigma, label)
         loss = denoising_loss(denoised, image, weight=student.loss_weight(sigma))
         log.scalar("loss/denoising", loss, len(image))
         return loss
+
+    def _levels(self, num: int, random: torch.Generator) -> Tensor:
+        """Noise levels (num,)."""
+        config, student = self.config, self.networks["student"]
+        if config.levels == "log-normal":
+            return log_normal_sigmas(num, mean=config.sigma_log_mean, std=config.sigma_log_std, generator=random)
+        table = student.table if isinstance(student, Denoiser) else None
+        if table is None:
+            raise ValueError("method.levels: table, but the network has no table of noise levels")
+        return table[1][torch.randint(len(table[1]), (num,), generator=random)].float()
+
+    def _empty(self) -> Tensor:
+        """The empty condition: text states of the empty prompt, or the label -1."""
+        if self.facts.empty is None:
+            return torch.tensor(-1, device=self.device)
+        return self.facts.empty.to(self.device)
 
 
 METHOD = Denoising

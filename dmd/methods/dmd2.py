@@ -156,7 +156,8 @@ class Dmd2(Method[sections.Dmd2]):
                 raise ValueError(
                     f"distill.method.levels_by_call: levels {self.config.levels.min_index}.."
                     f"{self.config.levels.max_index} of distill.method.levels have none between sigma "
-                    f"{sigmas[number + 1]:.4g} and {sigmas[number]:.4g}, call {number + 1}: set other times"
+                    f"{sigmas[number + 1]:.4g} and {sigmas[number]:.4g}, call {number + 1}: widen that range, or set "
+                    "other times"
                 )
             yield first, stop
 

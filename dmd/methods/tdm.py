@@ -65,8 +65,8 @@ class Tdm(Method[sections.Tdm]):
             if start >= stop:
                 raise ValueError(
                     f"distill.method.levels: call {number + 1}, from sigma {self.calls.sigmas[number]:.4g} to "
-                    f"{self.ends[number]:.4g}, has no noise level of an index from min_index to max_index: "
-                    "use more levels or fewer calls"
+                    f"{self.ends[number]:.4g}, has no noise level of an index from min_index to max_index: widen "
+                    "that range, use more levels or fewer calls, or set other times"
                 )
 
     @classmethod

@@ -55,12 +55,24 @@ class Clip(nn.Module):
         """
         if len(captions) != len(image):
             raise ValueError(f"captions: {len(captions)} for {len(image)} images")
+        return (self.images(image) * self.texts(captions)).sum(1)
+
+    @torch.no_grad()
+    def images(self, image: Tensor) -> Tensor:
+        """Embeddings of length 1, float32 (B, E) on the CPU, of images as in `forward`."""
         pixels = resize(image, size=self.size, filter="bicubic").expand(-1, 3, -1, -1)
         normalised = (pixels.to(self.mean.device) / 255 - self.mean) / self.std
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            pooled = self.network.vision_model(pixel_values=normalised).pooler_output
+            return _unit(self.network.visual_projection(pooled))
+
+    @torch.no_grad()
+    def texts(self, captions: Sequence[str]) -> Tensor:
+        """Embeddings of length 1, float32 (B, E) on the CPU, of captions as in `forward`."""
         tokens = self._tokens(captions).to(self.mean.device)
         with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-            output = self.network(input_ids=tokens, pixel_values=normalised)
-        return (output.image_embeds * output.text_embeds).sum(1).float().cpu()
+            pooled = self.network.text_model(input_ids=tokens).pooler_output
+            return _unit(self.network.text_projection(pooled))
 
     def _tokens(self, captions: Sequence[str]) -> Tensor:
         """Padded tokens, int64 (B, L)."""
@@ -68,6 +80,11 @@ class Clip(nn.Module):
             row if len(row) <= self.length else [*row[: self.length - 1], self.end] for row in self.tokenise(captions)
         ]
         return torch.tensor([row + [self.end] * (self.length - len(row)) for row in rows], dtype=torch.int64)
+
+
+def _unit(embedding: Tensor) -> Tensor:
+    """Embeddings divided by their length, as transformers' CLIPModel does."""
+    return (embedding / embedding.square().sum(-1, keepdim=True).sqrt()).float().cpu()
 
 
 def metric_name(network: dict[str, Any]) -> str:

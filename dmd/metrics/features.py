@@ -28,39 +28,58 @@ class FeatureNetwork(nn.Module):
     num_features: int | None = None
 
 
-class Digits32(FeatureNetwork):
-    """A small classifier of 8x8 grey digits; its features are the 32 activations before the logits."""
+class Classifier(FeatureNetwork):
+    """A small classifier of grey images in ten classes; its features are the activations before the logits.
 
-    name = "digits32"
+    Attributes:
+        side: of the images, in pixels.
+    """
+
     num_classes = 10
-    num_features = 32
+    side: int
 
-    def __init__(self) -> None:
+    def __init__(self, trunk: nn.Sequential) -> None:
         super().__init__()
-        self.trunk = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(32, 32, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(32, 48, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(48, 48, 3, padding=1),
-            nn.SiLU(),
-            nn.Flatten(),
-            nn.Linear(48 * 4 * 4, 32),
-            nn.SiLU(),
-        )
-        self.head = nn.Linear(32, 10)
+        self.trunk = trunk
+        self.head = nn.Linear(self.num_features or 0, self.num_classes)
 
     def logits(self, image: Tensor) -> Tensor:
         """Class logits (B, 10)."""
         return self.head(self.trunk(image))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        if image.shape[1:] != (1, 8, 8):
-            raise ValueError(f"digits32 takes images of shape (1, 8, 8), not {tuple(image.shape[1:])}")
+        if image.shape[1:] != (1, self.side, self.side):
+            expected = (1, self.side, self.side)
+            raise ValueError(f"{self.name} takes images of shape {expected}, not {tuple(image.shape[1:])}")
         features = self.trunk(image)
         return features, self.head(features).argmax(dim=1)
+
+
+class Digits32(Classifier):
+    """Of scikit-learn's digits, 8x8."""
+
+    name, side, num_features = "digits32", 8, 32
+
+    def __init__(self) -> None:
+        layers = [*_convolution(1, 32), *_convolution(32, 32), *_convolution(32, 48, stride=2), *_convolution(48, 48)]
+        super().__init__(nn.Sequential(*layers, nn.Flatten(), nn.Linear(48 * 4 * 4, 32), nn.SiLU()))
+
+
+class Fashion64(Classifier):
+    """Of Fashion-MNIST, 28x28."""
+
+    name, side, num_features = "fashion64", 28, 64
+
+    def __init__(self) -> None:
+        sizes = ((1, 32, 1), (32, 48, 2), (48, 48, 1), (48, 64, 2), (64, 64, 1))
+        layers = [layer for given, made, stride in sizes for layer in _convolution(given, made, stride, groups=8)]
+        super().__init__(nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(64 * 3 * 3, 64), nn.SiLU()))
+
+
+def _convolution(given: int, made: int, stride: int = 1, *, groups: int = 0) -> list[nn.Module]:
+    """A 3x3 convolution, a normalisation in groups unless there are none, and SiLU."""
+    norm = [nn.GroupNorm(groups, made)] if groups else []
+    return [nn.Conv2d(given, made, 3, stride=stride, padding=1), *norm, nn.SiLU()]
 
 
 class Coordinates(FeatureNetwork):
@@ -98,7 +117,8 @@ class Pixels(FeatureNetwork):
         return image.flatten(1), no_class(image)
 
 
-WEIGHTED = ("digits32", "inception")  # kinds whose weights come from a file
+CLASSIFIERS: dict[str, type[Digits32] | type[Fashion64]] = {"digits32": Digits32, "fashion64": Fashion64}
+WEIGHTED = (*CLASSIFIERS, "inception")  # kinds whose weights come from a file
 
 
 def build(
@@ -110,9 +130,9 @@ def build(
     """The feature network of a config section, without gradients and in evaluation mode.
 
     Args:
-        features: {"kind": "digits32" | "coordinates" | "pixels" | "inception", and for pixels "size", for inception
+        features: {"kind": one of `WEIGHTED`, "coordinates" or "pixels", and for pixels "size", for inception
             "resize": "tf" | "clean"}.
-        state: weights of digits32 or inception, otherwise None.
+        state: weights of a kind in `WEIGHTED`, otherwise None.
         modes: centres (K, size) of a Gaussian mixture; used by coordinates only.
 
     Raises:
@@ -122,12 +142,12 @@ def build(
     network: FeatureNetwork
     if kind in WEIGHTED and state is None:
         raise ValueError(f"features.kind {kind} needs the file of its weights (--network)")
-    if kind == "digits32":
-        network = Digits32()
+    if kind in CLASSIFIERS:
+        network = CLASSIFIERS[kind]()
         try:
             network.load_state_dict(dict(state or {}))
         except RuntimeError as error:
-            raise ValueError(f"these are not the weights of digits32: {error}") from error
+            raise ValueError(f"these are not the weights of {kind}: {error}") from error
     elif kind == "coordinates":
         network = Coordinates(modes)
     elif kind == "pixels":
@@ -137,7 +157,7 @@ def build(
 
         network = Inception(state or {}, resize=features.get("resize", "tf"))
     else:
-        raise ValueError(f"features.kind {kind!r} is none of digits32, coordinates, pixels, inception")
+        raise ValueError(f"features.kind {kind!r} is none of {', '.join(WEIGHTED)}, coordinates, pixels")
     return network.eval().requires_grad_(False)
 
 

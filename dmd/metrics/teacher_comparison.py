@@ -6,6 +6,7 @@ All numbers are free of scale: ratios to the teacher's own values, or difference
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from dmd.metrics.frechet import sample_distance
 
 NUM_STATISTICS = 4
+ROWS = 256  # images that are compared with all others at once, which limits memory
 RATIO, DISTANCE, DIFFERENCE = "ratio_to_teacher", "distance_to_teacher", "difference_to_teacher"
 CONTRAST, SATURATION, SHARPNESS, DIVERSITY = (
     f"{RATIO}/{name}" for name in ("contrast", "saturation", "sharpness", "diversity")
@@ -83,7 +85,7 @@ class ImageSet:
         """Mean distance in features between two images of one condition."""
         groups = self.features.double().unflatten(0, (-1, self.num_conditions)).transpose(0, 1)
         seeds = groups.shape[1]
-        total = sum(float((group[:, None] - group[None]).norm(dim=2).sum()) for group in groups)
+        total = sum(float(distances.sum()) for group in groups for distances in _distances(group))
         return total / (len(groups) * seeds * (seeds - 1))
 
     @cached_property
@@ -131,6 +133,12 @@ def compare(student: ImageSet, teacher: ImageSet, *, same_noise: bool) -> dict[s
         SAME_NOISE: teacher.diversity,
     }
     return {name: value if finite else math.nan for name, value in columns.items() if defined.get(name, 1.0) > 1e-9}
+
+
+def _distances(features: Tensor) -> Iterator[Tensor]:
+    """Distances of some of the features (N, d) to all of them, (ROWS, N) or fewer, until all have been compared."""
+    for some in features.split(ROWS):
+        yield torch.cdist(some, features, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _ratio(value: float, other: float) -> float:

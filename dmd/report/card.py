@@ -40,6 +40,7 @@ use restrictions must be passed on."""
 PROMPTS = {  # kind of the prompt source -> licence of the prompts
     "laion": "The prompts are texts of LAION's metadata (CC BY 4.0); the pages they come from have their own terms.",
     "coco": "The prompts are captions of COCO (CC BY 4.0).",
+    "captions": "The prompts are captions of the images in the dataset; they have its terms.",
     "file": "The prompts come from a file of the user; this export cannot tell their licence.",
 }
 CODE = "The code that made this folder is Apache-2.0; that licence covers neither the weights nor the prompts."

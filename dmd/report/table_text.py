@@ -31,6 +31,8 @@ COLUMNS = {  # column -> heading in the markdown; without one it is only in the 
     "ratio": "ratio to teacher",
     "clip": "CLIP score",
     "clip_here": "CLIP score here",
+    "top1": "retrieved, top 1",
+    "top5": "retrieved, top 5",
     "latency": "seconds per image",
     "latency_here": "seconds here",
     "training": "to training images",
@@ -52,7 +54,13 @@ HERE = (
     "clip_here",
     "latency_here",
 )  # this project's values beside a published row; in the CSV they have rows of their own
-SHOWN_ALONE = ("clip", "latency", "note")  # a row with one of these has its own line, though it has no distance
+SHOWN_ALONE = (
+    "clip",
+    "top1",
+    "top5",
+    "latency",
+    "note",
+)  # a row with one of these has its own line, though it has no distance
 OPTIONAL = (
     *SHOWN_ALONE,
     "kid",
@@ -155,7 +163,7 @@ def _cell(row: Row, column: str) -> str:
         return rounded(value) + (f" ± {rounded(row[f'{column}_std'])}" if _has(row, f"{column}_std") else "")
     if column == "spread":
         return f"{row['num']} {value}" if row["num"] > 1 else "1 training, 1 sample set"
-    return f"{100 * value:.1f} %" if column == "accuracy" else rounded(value)
+    return f"{100 * value:.1f} %" if column in ("accuracy", "top1", "top5") else rounded(value)
 
 
 def rounded(value: Any) -> str:

@@ -18,8 +18,8 @@ from dmd.provenance.tensor_files import load_metadata
 from dmd.sampling import drawing_memory, schedulers
 from dmd.sampling.default_solver import within_range
 from dmd.sampling.noise import sampling_sigmas
+from dmd.sampling.ode_solvers import SOLVERS
 from dmd.sampling.sampler import Sampler
-from dmd.sampling.solvers import SOLVERS
 from dmd.sampling.text_states import Texts
 
 RANGE_KEYS = ("first", "last", "num_samples")  # keys of a spec on which the content of a shard does not depend

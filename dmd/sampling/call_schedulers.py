@@ -227,7 +227,7 @@ def _levels(scheduler: Any, facts: Mapping[str, Any], num: int) -> tuple[float, 
     levels, times = _preconditioning(facts), scheduler.timesteps.double()
     if isinstance(levels, Flow):
         times = times / 1000
-        sigmas = (times / (1 - times)).clamp(max=NO_SIGNAL)
+        sigmas = torch.where(times < 1, times / (1 - times), NO_SIGNAL).clamp(max=NO_SIGNAL)  # 1 may be rounded up
     else:
         sigmas = _table(levels)[times.long()]
     if len(sigmas) != num or not bool(sigmas.isfinite().all()):

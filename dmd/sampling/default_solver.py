@@ -10,7 +10,8 @@ from dmd.models.outside_config import ZERO_SNR
 from dmd.models.student_calls import Calls
 from dmd.sampling import schedulers
 from dmd.sampling.noise import level_range, trained_range
-from dmd.sampling.solvers import SOLVERS
+from dmd.sampling.ode_solvers import SOLVERS
+from dmd.sampling.stochastic_solvers import STOCHASTIC
 
 RHO = 7.0  # of EDM (Karras et al. 2022, Table 1)
 
@@ -41,14 +42,14 @@ def default_solver(metadata: dict[str, Any], name: str | None, steps: int | None
 
 
 def within_range(solver: dict[str, Any], metadata: dict[str, Any], path: Path, key: str = "solver") -> dict[str, Any]:
-    """The solver; heun and euler get a missing or null sigma_min and sigma_max from the teacher.
+    """The solver; one on EDM's noise levels gets a missing or null sigma_min and sigma_max from the teacher.
 
     These are EDM's, limited to the range of noise levels that the teacher's file names.
 
     Raises:
         ValueError: a sigma_min or sigma_max outside that range; `key` is the solver's name in the message.
     """
-    if solver["name"] not in SOLVERS:
+    if solver["name"] not in (*SOLVERS, *STOCHASTIC):
         return solver
     sigma_min, sigma_max = level_range(
         solver.get("sigma_min"), solver.get("sigma_max"), trained=trained_range(metadata), key=key, teacher=path

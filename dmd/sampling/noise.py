@@ -1,7 +1,7 @@
 """Noise levels, and noise of which each item depends on its own seed only."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -99,32 +99,52 @@ def seeded_noise(
 def seeded_draws(
     seeds: Iterable[int], shape: tuple[int, ...], *, num_classes: int, labels: str = "random", num_fresh: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """Noise and labels of `SeededDraws`, and `num_fresh` further tensors of noise (B, C, H, W)."""
+    draws = SeededDraws(seeds, shape, num_classes=num_classes, labels=labels)
+    return draws.noise, draws.label, [draws.fresh(number) for number in range(num_fresh)]
+
+
+class SeededDraws:
     """For each seed unit noise, a label, and further unit noise, drawn in this order from that seed only.
 
-    Args:
-        seeds: one per item.
-        shape: (C, H, W) of one item.
-        num_classes: 0 gives label -1.
-        labels: "random" draws uniformly; "balanced" takes seed modulo num_classes.
-        num_fresh: number of further noise tensors.
-
-    Returns:
-        noise float32 (B, C, H, W), label int64 (B,), and `num_fresh` further tensors of noise (B, C, H, W).
+    Attributes:
+        noise: float32 (B, C, H, W).
+        label: int64 (B,).
     """
-    if labels not in ("random", "balanced"):
-        raise ValueError(f"labels must be 'random' or 'balanced', got {labels!r}")
-    noise, label = [], []
-    fresh: list[list[torch.Tensor]] = [[] for _ in range(num_fresh)]
-    generator = torch.Generator()
-    for seed in seeds:
-        generator.manual_seed(seed)
-        noise.append(torch.randn(shape, generator=generator))
+
+    def __init__(
+        self, seeds: Iterable[int], shape: tuple[int, ...], *, num_classes: int, labels: str = "random"
+    ) -> None:
+        """Draws noise and labels.
+
+        Args:
+            seeds: one per item.
+            shape: (C, H, W) of one item.
+            num_classes: 0 gives label -1.
+            labels: "random" draws uniformly; "balanced" takes seed modulo num_classes.
+        """
+        if labels not in ("random", "balanced"):
+            raise ValueError(f"labels must be 'random' or 'balanced', got {labels!r}")
+        self._shape, self._drawn = shape, 0
+        seeds = [*seeds]
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.noise = self._draw()
+        self.label = torch.tensor([*map(self._label(num_classes, labels), seeds, self._generators)])
+
+    def fresh(self, number: int) -> torch.Tensor:
+        """Further unit noise (B, C, H, W); the numbers must be 0, 1, 2, ... in this order."""
+        if number != self._drawn:
+            raise ValueError(f"noise {number} is asked for, but {self._drawn} follows")
+        self._drawn += 1
+        return self._draw()
+
+    def _draw(self) -> torch.Tensor:
+        return torch.stack([torch.randn(self._shape, generator=generator) for generator in self._generators])
+
+    @staticmethod
+    def _label(num_classes: int, labels: str) -> Callable[[int, torch.Generator], int]:
         if num_classes == 0:
-            label.append(-1)
-        elif labels == "balanced":
-            label.append(seed % num_classes)
-        else:
-            label.append(int(torch.randint(num_classes, (), generator=generator)))
-        for draws in fresh:
-            draws.append(torch.randn(shape, generator=generator))
-    return torch.stack(noise), torch.tensor(label), [torch.stack(draws) for draws in fresh]
+            return lambda seed, generator: -1
+        if labels == "balanced":
+            return lambda seed, generator: seed % num_classes
+        return lambda seed, generator: int(torch.randint(num_classes, (), generator=generator))

@@ -14,12 +14,12 @@ from dmd.models import loading
 from dmd.models.compute import Compute, prepare
 from dmd.models.denoiser import Denoiser
 from dmd.models.guidance import with_guidance
-from dmd.models.student_calls import Calls
 from dmd.provenance import tensor_files
 from dmd.sampling import schedulers
 from dmd.sampling.default_solver import default_solver, resolve_solver
-from dmd.sampling.noise import seeded_draws
-from dmd.sampling.solvers import OnStep, solve
+from dmd.sampling.noise import SeededDraws
+from dmd.sampling.ode_solvers import OnStep
+from dmd.sampling.solvers import solve
 
 MAX_BATCH_SIZE = 64  # images per network call, by default
 
@@ -104,8 +104,6 @@ class Sampler:
         self.num_classes: int = self.metadata["num_classes"]
         self.solver, self.sigma = resolve_solver(solver, self.metadata, path)
         loading.check_sigma(self.metadata, self.sigma, path)
-        calls = self.solver.get("calls")
-        self._num_fresh = Calls.of(calls).num_fresh if calls else 0
 
     def __call__(self, num: int = 1, *, label: Label = None, seed: int = 0) -> Tensor:
         """Images of seeds seed, seed + 1, ...: those that stage `sample` draws for these seeds and labels.
@@ -156,23 +154,21 @@ class Sampler:
         for start in range(0, len(seeds), size):
             batch = list(seeds[start : start + size])
             num, padding = len(batch), [batch[-1]] * (size - len(batch))
-            noise, label, fresh = seeded_draws(
-                batch + padding, self.shape, num_classes=self.num_classes, labels=labels, num_fresh=self._num_fresh
-            )
+            draws = SeededDraws(batch + padding, self.shape, num_classes=self.num_classes, labels=labels)
+            noise, label = draws.noise, draws.label
             if fixed_labels is not None:
                 label[:num] = fixed_labels[start : start + size]
             condition = label
             if states is not None:
                 own_states = states[start : start + num]
                 condition = torch.cat([own_states, own_states[-1:].expand(len(padding), -1, -1)])
-            on_device = [further.to(self.device) for further in fresh]
             by_step: dict[int, Tensor] = {}
             image, calls = solve(
                 self.denoiser,
                 noise.to(self.device),
                 condition.to(self.device),
                 self.solver,
-                on_device.__getitem__,
+                lambda number, draws=draws: draws.fresh(number).to(self.device),  # type: ignore[misc]
                 _saver(by_step) if trajectory_steps else None,
             )
             if not image[:num].isfinite().all():

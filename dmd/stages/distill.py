@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from dmd.importers.clip_files import CaptionScorer
 from dmd.importers.loss_distances import DistanceFiles, distances
 from dmd.jobs import job, processes, reporting, signals, torch_setup
 from dmd.methods.base import Facts
-from dmd.methods.parts.call_times import calls_at
+from dmd.methods.parts.call_times import KEY, calls_at
 from dmd.models import loading
 from dmd.models.compute import set_tf32
 from dmd.models.networks import with_second_time
@@ -186,7 +186,8 @@ class _Distillation:
             scheduler=start.get("scheduler"),
         )
         if (times := getattr(training.method, "times", None)) is not None:  # a fault is told before networks are loaded
-            calls_at(times, training.method.final_calls(), facts)
+            calls = calls_at(times, training.method.final_calls(), facts)
+            input_checks.check_times(calls, self.start, KEY)
         modules = networks.load(
             training.method,
             self.teacher,
@@ -246,17 +247,29 @@ class _Distillation:
         extractor, _ = feature_files.load(files.network, section, modes=None)
         scorer = files.scorer
         measures = ImageMeasures(device, extractor, codec, scorer, scorer.clip if scorer else None)
-        teacher_role = self.distill.method.roles().get(TEACHER)
         images = TeacherImages(
             self.teacher,
-            teacher_role.guidance if teacher_role else 1.0,
+            self._guidance(),
             self.distill.compute,
             device,
             trainer.pass_size(),
         )
-        texts = (self.texts, len(self.text)) if facts.text and self.text is not None else (None, 0)
-        chosen = monitors.conditions(config, facts.num_classes, *texts)
+        texts: Callable[[int], torch.Tensor] | None = None
+        num_texts = 0
+        if facts.text and self.text is not None:
+            texts, num_texts = self.texts, len(self.text)
+            if scorer is not None:  # text states repeat the prompts from the first on where there are fewer
+                num_texts = min(num_texts, len(scorer.captions))
+        chosen = monitors.conditions(config, facts.num_classes, texts, num_texts)
         return monitors.Monitor(config, trainer, chosen, measures, images, calls)
+
+    def _guidance(self) -> float:
+        """Guidance of the images that the student learns: of the pairs that its method reads, else of its teacher."""
+        method = self.distill.method
+        if self.pairs is not None and "pairs" in method.reads():
+            return float(self.pairs.metadata["facts"].get("guidance", 1.0))
+        teacher = method.roles().get(TEACHER)
+        return teacher.guidance if teacher else 1.0
 
     def texts(self, num: int) -> torch.Tensor:
         """The first `num` text states."""

@@ -14,8 +14,8 @@ PREFIXES = {"ema": "lora.", "best": "lora_best."}
 def run(*, generator: Path, output: Path, weights: str = "ema") -> None:
     """Writes an adapter, scaled by alpha / rank, so that adapter weight 1 gives the trained student.
 
-    With it the teacher's pipeline draws as the student does: use one step, guidance 0, and a scheduler that begins at
-    timestep 999, such as that of export/pipeline.
+    With it the teacher's pipeline draws as the student does: use as many steps as the student makes calls, guidance 0,
+    and the scheduler of export/pipeline.
 
     Args:
         generator: distill/generator.safetensors, trained with `distill.adapter`, of a teacher from diffusers.

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
 
 from dmd import torchvision_operators
@@ -20,10 +18,8 @@ from dmd.models import loading
 from dmd.models.student_calls import Calls
 from dmd.provenance import record, tensor_files
 from dmd.report import card
+from dmd.report.model_folder import WEIGHTS, FolderWriter, within
 from dmd.sampling import call_schedulers
-
-TOKENIZER = ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,7 @@ def run(
     with record.writing(output):
         paths = {"generator": generator, "text_encoder": text_encoder, "autoencoder": autoencoder}
         inputs = record.check_inputs(**paths, manifest=manifest, states=states, prompts=prompts, scores=scores)
-        writer = _Writer(output.parent, inputs)
+        writer = FolderWriter(output.parent, "export_pipeline", inputs)
         student = _student(generator, weights, calls)
         layout, network = student.layout, student.facts["network"]
         scheduler = _scheduler(student, generator)
@@ -118,8 +114,8 @@ def run(
         writer.write_weights(f"{layout.network}/{WEIGHTS}", student.weights)
         writer.write_json("scheduler/scheduler_config.json", call_schedulers.config_of(scheduler))
         if text_encoder is not None and autoencoder is not None:
-            _text(writer, text_encoder)
-            _autoencoder(writer, autoencoder)
+            writer.write_text_encoder(text_encoder)
+            writer.write_autoencoder(autoencoder)
         provenance, data = record.provenance("export_pipeline", spec, inputs), _data(manifest, states, prompts)
         usage = _usage(layout, scheduler, len(student.calls.sigmas))
         writer.write_text("README.md", card.card(provenance, student.facts, data, scores or [], usage))
@@ -130,24 +126,6 @@ def run(
         parts = own | dict(layout.others) | {name: (None, None) for name in layout.absent}
         safety = {"requires_safety_checker": False} if "safety_checker" in parts else {}
         writer.write_json(output.name, {"_class_name": layout.pipeline, **safety, **parts})
-
-
-class _Writer:
-    """Writes the files of the folder atomically, each with its record."""
-
-    def __init__(self, folder: Path, inputs: record.Inputs) -> None:
-        self.folder, self.inputs = folder, inputs
-
-    def write_text(self, name: str, text: str) -> None:
-        with record.publish(self.folder / name, stage="export_pipeline", inputs=self.inputs) as temporary:
-            temporary.write_text(text)
-
-    def write_json(self, name: str, value: dict[str, Any]) -> None:
-        self.write_text(name, json.dumps(value, indent=2, sort_keys=True) + "\n")
-
-    def write_weights(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
-        with record.publish(self.folder / name, stage="export_pipeline", inputs=self.inputs) as temporary:
-            safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
 
 
 class _Student(NamedTuple):
@@ -168,7 +146,7 @@ def _student(path: Path, weights: str, num: int | None) -> _Student:
         raise ValueError(f"{path} is no generator of a teacher of kind stable-diffusion: a pipeline needs one")
     calls = loading.student_calls(facts, path, calls=num)
     kept = f"{weights}@{num}" if str(num) in facts.get("calls_kept", {}) else weights
-    if not (state := _within(f"{kept}.{layout.network}.", tensors)):
+    if not (state := within(f"{kept}.{layout.network}.", tensors)):
         raise ValueError(f"{path} holds no {kept!r} weights")
     return _Student(state, calls, facts, layout)
 
@@ -181,8 +159,19 @@ def _scheduler(student: _Student, path: Path) -> Any:
         num = len(student.calls.sigmas)
         raise ValueError(
             f"{path} makes {num} call{'s' * (num > 1)} that no pipeline of diffusers makes: {error}. It can be sampled "
-            "here; with distill.method.times of kind lcm a student is trained for calls that a pipeline makes"
+            f"here{_advice(student)}"
         ) from error
+
+
+def _advice(student: _Student) -> str:
+    """How to train a student whose calls a pipeline makes, where there is a way."""
+    flow = (student.facts.get("preconditioning") or {}).get("kind") == "flow"
+    if student.calls.map != "denoiser":
+        return ""
+    if student.calls.between == "ode" and not flow and len(student.calls.sigmas) > 1:
+        return "; with the levels of timesteps of DDIMScheduler in distill.method.times, a pipeline makes the calls"
+    kind = "flow-match-euler" if flow else "lcm"
+    return f"; method dmd2 with distill.method.times of kind {kind} trains a student for calls that a pipeline makes"
 
 
 def _usage(layout: Layout, scheduler: Any, num: int) -> card.Usage:
@@ -198,27 +187,6 @@ def _usage(layout: Layout, scheduler: Any, num: int) -> card.Usage:
         default_guidance=call["guidance_scale"].default,
         whole="vae" in layout.others,
     )
-
-
-def _text(writer: _Writer, path: Path) -> None:
-    tensors, facts = tensor_files.load(path)
-    parts = facts["text_encoder"]
-    # the names of published folders: transformers 5 also reads others, transformers 4 does not
-    encoder = {f"text_model.{name}": value for name, value in _within("encoder.", tensors).items()}
-    writer.write_json("text_encoder/config.json", {"architectures": ["CLIPTextModel"], **parts["config"]})
-    writer.write_weights("text_encoder/model.safetensors", encoder)
-    for name in TOKENIZER:
-        writer.write_text(f"tokenizer/{name}", parts["tokenizer"].get(name, "{}"))
-
-
-def _autoencoder(writer: _Writer, path: Path) -> None:
-    tensors, facts = tensor_files.load(path)
-    writer.write_json("vae/config.json", {"_class_name": "AutoencoderKL", **facts["autoencoder"]["config"]})
-    writer.write_weights(f"vae/{WEIGHTS}", _within("autoencoder.", tensors))
-
-
-def _within(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _data(pairs: Path | None, states: Path | None, prompts: Path | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Trains digits32, the classifier whose features score digits. Its weights are kept in git; no rule makes them.
+"""Trains a classifier whose features score images. The weights are kept in git; no rule makes them.
 
-python -m dmd.stages.feature_network --output workflow/resources/digits32.safetensors \
-    --spec "$(cat workflow/resources/digits32.json)"
+python -m dmd.stages.feature_network --output workflow/resources/fashion64.safetensors \
+    --spec "$(cat workflow/resources/fashion64.json)"
 
 It is trained on the training split only. The same spec gives the same bytes on one machine; on another machine the
 last bits may differ, so the configuration pins the digest of the tracked file.
@@ -19,13 +19,16 @@ from torch.nn import functional
 
 from dmd.data import dataset as datasets
 from dmd.jobs import job, reporting, torch_setup
-from dmd.metrics.features import Digits32
+from dmd.metrics.features import CLASSIFIERS, Classifier
 from dmd.provenance import tensor_files
+
+PASS = 1000  # images at once when the accuracy is measured
 
 
 def run(
     *,
     output: Path,
+    kind: str = "digits32",
     dataset: dict[str, Any],
     updates: int,
     batch_size: int,
@@ -42,30 +45,31 @@ def run(
 
     Args:
         output: safetensors file of the weights; its metadata holds these arguments and the accuracy on each split.
+        kind: digits32 or fashion64.
+        dataset: section `dataset` of an experiment.
         shift: largest shift along each axis, in pixels.
         rotation: largest rotation, in degrees.
         scaling: largest change of scale, relative to 1.
     """
-    spec = {name: value for name, value in locals().items() if name != "output"}
+    spec = {name: value for name, value in locals().items() if name not in ("output", "kind")}
     torch_setup.set_threads(threads)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     training = datasets.load(dataset, "training")
-    network = Digits32()
+    network = CLASSIFIERS[kind]()
     optimiser = torch.optim.AdamW(network.parameters(), weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=updates)
-    images = training.images
-    for _ in range(updates):
-        batch = torch.randint(len(images), (batch_size,), generator=generator)
-        logits = network.logits(_transform(images[batch], shift, rotation, scaling, generator))
+    for _ in reporting.progress(range(updates), total=updates, unit="updates"):
+        batch = torch.randint(len(training), (batch_size,), generator=generator)
+        logits = network.logits(_transform(training.batch(batch), shift, rotation, scaling, generator))
         loss = functional.cross_entropy(logits, training.labels[batch], label_smoothing=label_smoothing)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
     accuracy = {split: _accuracy(network, dataset, split) for split in datasets.SPLITS}
-    reporting.log(f"digits32: accuracy {accuracy}")
-    tensor_files.save(output, network.state_dict(), {"kind": "digits32", "spec": spec, "accuracy": accuracy})
+    reporting.log(f"{kind}: accuracy {accuracy}")
+    tensor_files.save(output, network.state_dict(), {"kind": kind, "spec": spec, "accuracy": accuracy})
 
 
 def _transform(image: Tensor, shift: float, rotation: float, scaling: float, generator: torch.Generator) -> Tensor:
@@ -82,11 +86,11 @@ def _transform(image: Tensor, shift: float, rotation: float, scaling: float, gen
     return functional.grid_sample(image + 1, grid, align_corners=False) - 1
 
 
-def _accuracy(network: Digits32, dataset: dict[str, Any], split: str) -> float:
+def _accuracy(network: Classifier, dataset: dict[str, Any], split: str) -> float:
     """Fraction of the split's images whose predicted class is their label."""
     data = datasets.load(dataset, split)
     with torch.no_grad():
-        _, predicted = network(data.images)
+        predicted = torch.cat([network(data.batch(part))[1] for part in torch.arange(len(data)).split(PASS)])
     return float((predicted == data.labels).double().mean())
 
 

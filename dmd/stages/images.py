@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 
 from dmd.data import dataset as datasets
-from dmd.data import image_folder, image_shards, manifest, shard_publishing, shards
+from dmd.data import image_folder, image_shards, manifest, shard_publishing
 from dmd.jobs import job, reporting
-from dmd.provenance import record
+from dmd.provenance import pinned, record
 
 PART, PART_BYTES = 1024, 2**27  # images of a folder in memory at once, and their bytes
 
@@ -24,7 +23,8 @@ def run(*, output: Path, dataset: dict[str, Any], shard_size: int) -> None:
 
     The metadata of the manifest has `facts`: shape, num_classes, sigma_data (of the training split, or of all images if
     all are held out), dataset_sha256, splits (for each its first row and the row after its last), name (the kind of the
-    dataset), and modes (the means of a Gaussian mixture, else null).
+    dataset), and modes (the means of a Gaussian mixture, else null). Captions lie in the row of their image, see
+    `dmd.data.captions`.
 
     Args:
         output: images/manifest.parquet; the shards are beside it.
@@ -37,12 +37,17 @@ def run(*, output: Path, dataset: dict[str, Any], shard_size: int) -> None:
     with record.writing(output):
         if dataset["kind"] == "images" and (line := image_folder.passed_over(Path(dataset["folder"]))):
             reporting.log(line)
+        if dataset["kind"] == "idx":
+            reporting.log(f"sha256 of the four files: {datasets.idx_splits(dataset)[1]}")
+        if "file" in dataset:
+            pinned.check(Path(dataset["file"]), dataset["sha256"], key="dataset.sha256", source="a font")
         provenance = record.provenance("images", {"dataset": dataset, "shard_size": shard_size}, {})
         names = ["held_out"] if dataset.get("num_held_out") == datasets.ALL else list(datasets.SPLITS)
-        counts, spread = dict.fromkeys(names, 0), _Statistics()
+        counts, spread = dict.fromkeys(names, 0), image_shards.Statistics()
         rows = itertools.chain(*(_read_split(dataset, split, counts, spread) for split in names))
+        captions = datasets.captions_of(dataset, names)
         tables, tars = [], {}
-        for number, items in enumerate(_shards(image_shards.items(rows, 0), shard_size)):
+        for number, items in enumerate(image_shards.in_shards(image_shards.items(rows, captions), shard_size)):
             path = output.parent / f"{number:05d}.tar"
             tars[str(path)], table = shard_publishing.publish(
                 path, items, name=path.name, number=number, provenance=provenance, inputs={}
@@ -57,40 +62,16 @@ def run(*, output: Path, dataset: dict[str, Any], shard_size: int) -> None:
         reporting.log(f"{sum(counts.values())} images {spread.shape}, {len(tables)} shards")
 
 
-class _Statistics:
-    """Shape and standard deviation of the images of the first split."""
-
-    def __init__(self) -> None:
-        self.shape: list[int] = []
-        self._count, self._total, self._squares = 0, 0.0, 0.0
-
-    def add(self, images: torch.Tensor) -> None:
-        self.shape = [*images.shape[1:]]
-        values = datasets.as_float(images).double()
-        self._count += values.numel()
-        self._total += values.sum().item()
-        self._squares += values.square().sum().item()
-
-    @property
-    def std(self) -> float:
-        return float(np.sqrt(self._squares / self._count - (self._total / self._count) ** 2))
-
-
 def _read_split(
-    dataset: dict[str, Any], split: str, counts: dict[str, int], spread: _Statistics
+    dataset: dict[str, Any], split: str, counts: dict[str, int], spread: image_shards.Statistics
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Images and labels of a split in parts; adds to its count, and for the first split to `spread`."""
-    size = dataset.get("channels", 1) * dataset.get("resolution", 1) ** 2
+    size = dataset.get("channels", 3) * dataset.get("resolution", 1) ** 2
     for part, labels in datasets.parts(dataset, split, max(1, min(PART, PART_BYTES // size))):
         counts[split] += len(part)
         if split == next(iter(counts)):
             spread.add(part)
         yield part, labels
-
-
-def _shards(rows: Iterator[tuple[int, shards.Item]], size: int) -> Iterator[Iterator[tuple[int, shards.Item]]]:
-    while first := next(rows, None):
-        yield itertools.chain([first], itertools.islice(rows, size - 1))
 
 
 if __name__ == "__main__":

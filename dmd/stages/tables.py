@@ -15,6 +15,7 @@ from dmd.report import paired_differences, score_files
 from dmd.report.paired_differences import Difference, difference
 from dmd.report.table_text import COLUMNS, HERE, OPTIONAL, Row, text, value_beside_published
 
+RETRIEVED = ("top1", "top5")  # columns of retrieval.json
 BESIDE = {"clip": "clips", "latency": "latencies"}  # column -> score files whose value it shows
 
 
@@ -26,6 +27,7 @@ def run(
     prdcs: list[Path] | None = None,
     clips: list[Path] | None = None,
     latencies: list[Path] | None = None,
+    retrievals: list[Path] | None = None,
     markdown: Path,
     csv: Path,
     rows: list[dict[str, Any]],
@@ -39,6 +41,8 @@ def run(
         scores: fid.json files; their field `experiment` names the experiment.
         classes, kids, prdcs, clips, latencies: classes.json, kid.json, prdc.json, clip.json and latency.json files,
             which add label accuracy, kernel distance, recall, CLIP score and seconds per image.
+        retrievals: retrieval.json files, which add the fractions of samples found by their prompts, and rows for real
+            images and for those of the autoencoder.
         rows: {"label", "experiments": names that differ in the training seed, "teacher": name of their teacher}; with
             "of_teacher" the experiments are samples of a teacher, which differ in their start noise alone. A row
             without a score stays empty. With "published": {"label", "dataset"} a row stands beside that published row.
@@ -48,18 +52,19 @@ def run(
         title: heading of the markdown.
 
     Raises:
-        ValueError: a damaged file, two scores of one experiment, a row that mixes metrics or references, or a published
-            row that does not exist or is named by two rows.
+        ValueError: a damaged file, two scores of one experiment, a row that mixes metrics or references, a published
+            row that does not exist or is named by two rows, or differences of a row whose experiments share noise.
     """
     with record.writing(markdown):
         others = {"classes": classes or [], "kids": kids or [], "prdcs": prdcs or []}
-        others |= {"clips": clips or [], "latencies": latencies or []}
+        others |= {"clips": clips or [], "latencies": latencies or [], "retrievals": retrievals or []}
         inputs = record.check_inputs(scores=scores, **others)
         distances = score_files.by_experiment(scores)
         other_scores = {name: score_files.by_experiment(paths) for name, paths in others.items()}
         table = [_row(row, distances, other_scores) for row in rows]
         _add_ratios(table)
         table += _published(rows, table, paper or [])
+        table = [*_ceilings(other_scores["retrievals"]), *table]
         compared = [(labels, _compared(labels, rows, distances, other_scores)) for labels in differences or []]
         table += [line for labels, found in compared for line in paired_differences.rows(labels, found)]
         shown = [column for column in COLUMNS if column not in OPTIONAL or any(column in row for row in table)]
@@ -95,6 +100,11 @@ def _row(row: Mapping[str, Any], scores: Mapping[str, Any], others: Mapping[str,
     for column, kind in BESIDE.items():
         if values := [others[kind][name]["value"] for name in row["experiments"] if name in others[kind]]:
             line[column] = statistics.fmean(values)
+    for column in RETRIEVED:
+        if values := [
+            others["retrievals"][name][column]["value"] for name in row["experiments"] if name in others["retrievals"]
+        ]:
+            line[column] = statistics.fmean(values)
     networks = {others["clips"][name].get("metric", "clip") for name in row["experiments"] if name in others["clips"]}
     if unpinned := sorted(networks - {"clip"}):
         line["note"] = f"CLIP score of {', '.join(unpinned)}, whose digest evaluate.clip.sha256 does not pin"
@@ -110,7 +120,7 @@ def _row(row: Mapping[str, Any], scores: Mapping[str, Any], others: Mapping[str,
     classes = others["classes"]
     accuracies = [classes[name].get("accuracy") for name in row["experiments"] if name in classes]
     known = [accuracy["value"] for accuracy in accuracies if accuracy]
-    kernels, recalls = (_by_start_noise(row, scores, others, name) for name in ("kids", "prdcs"))
+    kernels, recalls = ([value for _, value in _values(row, scores, others, name)] for name in ("kids", "prdcs"))
     return {
         **line,
         "experiments": " ".join(score["experiment"] for score in scored),
@@ -128,10 +138,22 @@ def _row(row: Mapping[str, Any], scores: Mapping[str, Any], others: Mapping[str,
         "floor_std": first["floor"]["std"],
         "floor_of": _floor_of(first),
         "excess": statistics.fmean(values) - first["floor"]["mean"],
-        **_mean_and_std("kid", list(kernels.values())),
-        **_mean_and_std("recall", list(recalls.values())),
+        **_mean_and_std("kid", kernels),
+        **_mean_and_std("recall", recalls),
         "accuracy": statistics.fmean(known) if known else None,
     }
+
+
+def _ceilings(retrievals: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """Rows of what real images, and those of the autoencoder, reach in retrieval, where the files have them."""
+    labels = {"real": "real images", "autoencoder": "images of the autoencoder"}
+    found: dict[tuple[str, float, float], Row] = {}
+    for score in retrievals.values():
+        for key, label in labels.items():
+            if (reached := score.get(key)) is not None:
+                line: Row = {"source": "ours", "label": label, "experiments": "", **reached}
+                found.setdefault((key, reached["top1"], reached["top5"]), line)
+    return [row for _, row in sorted(found.items(), key=lambda item: item[0][0] != "real")]
 
 
 def _mean_and_std(name: str, values: Sequence[float]) -> Row:
@@ -140,10 +162,10 @@ def _mean_and_std(name: str, values: Sequence[float]) -> Row:
     return mean | ({f"{name}_std": statistics.stdev(values)} if len(values) > 1 else {})
 
 
-def _by_start_noise(
+def _values(
     row: Mapping[str, Any], scores: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]], name: str
-) -> dict[tuple[int, ...], float]:
-    """The values of a score for the experiments of a row, by the first seeds of their sample sets.
+) -> list[tuple[tuple[int, ...], float]]:
+    """First seeds of the sample sets, and value of a score, of each experiment of a row that has one.
 
     `name` is "scores", "kids" or "prdcs"; of the last the value is recall.
     """
@@ -151,7 +173,18 @@ def _by_start_noise(
     found = [files[experiment] for experiment in row["experiments"] if experiment in files]
     if name == "prdcs":
         found = [{**score, "value": (score["recall"] or {}).get("value")} for score in found]
-    return {tuple(score["first_seeds"]): score["value"] for score in found if score["value"] is not None}
+    return [(tuple(score["first_seeds"]), score["value"]) for score in found if score["value"] is not None]
+
+
+def _by_start_noise(row: Mapping[str, Any], values: Sequence[tuple[tuple[int, ...], float]]) -> dict[Any, float]:
+    """The values by first seeds; ValueError if two experiments of the row have the same ones."""
+    found = dict(values)
+    if len(found) < len(values):
+        raise ValueError(
+            f"row {row['label']!r} has experiments with the same start noise: `differences` pairs rows by start noise, "
+            "so that it needs rows of one experiment and its training seeds"
+        )
+    return found
 
 
 def _compared(
@@ -164,7 +197,7 @@ def _compared(
     first, second = (next(row for row in rows if row["label"] == label) for label in labels)
     names = {"scores": "distance", "kids": "KID", "prdcs": "recall"}
     return {
-        shown: difference(*(_by_start_noise(row, scores, others, name) for row in (first, second)))
+        shown: difference(*(_by_start_noise(row, _values(row, scores, others, name)) for row in (first, second)))
         for name, shown in names.items()
     }
 

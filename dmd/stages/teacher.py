@@ -53,8 +53,8 @@ def run(
         table: teacher/log.parquet, one row per `log_every` updates; without rows unless the teacher is trained here.
         kind: "train" (needs `images`), "gaussian-mixture" (needs `dataset`), or one of `teachers.KINDS` (needs
             `source`).
-        source: a released EDM file, a folder of diffusers or Stable Diffusion, or OpenAI's teacher of consistency
-            models. No code in it is run.
+        source: a file of stage teacher_file, a released EDM file, a folder of diffusers or Stable Diffusion, or
+            OpenAI's teacher of consistency models. No code in it is run.
         sha256: digest of `source`, or its first digits; None accepts any.
         resolution: side of the images for kind openai, whose file does not state it; None: 64.
         variant: of the weights in a folder, such as fp16; None: the plain ones, or else the only variant.

@@ -1,8 +1,8 @@
 """Signs that a training goes wrong, from what its monitor measured, with what usually helps. Pure functions of rows.
 
-The thresholds are for the runs of bench/drift.py, which are distillations of digits: healthy ones by several methods,
-and others that collapse because of their rates, of a fake denoiser that learns too little, or of guidance. They are
-preliminary: bench/results/drift.json has what was measured in those runs that were made so far.
+The thresholds are fixed on the runs of bench/drift.py, which are distillations of digits: healthy ones by several
+methods, and others that collapse because of their rates, of a fake denoiser that learns too little, or of guidance.
+bench/results/drift.json has what was measured in each.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from dmd.metrics.teacher_comparison import CONTRAST, DIVERSITY, FEATURES, SATURATION, SHARPNESS
 
 Row = Mapping[str, float]
-GROWN = 1.35  # distance over the lowest of the phase
 FAR = 0.9  # distance late in a phase; two halves of the teacher's images have 1
+GROWN, ABOVE = 1.35, FAR / 2  # distance over the lowest of the phase, and at least that far
+GROWN_NEAR, ABOVE_NEAR = 2.0, 0.1  # the same for students that are near the teacher's images
 LOST = 0.6  # diversity over the highest of the phase
 ALIKE = 0.5  # diversity late in a phase
 RANGE = (0.7, 1.3)  # contrast and saturation late in a phase
@@ -74,7 +75,7 @@ def summary(rows: Sequence[Row], found: Sequence[Sign]) -> str:
     """One line: the last measurement, and the signs of drift."""
     last = rows[-1]
     parts = [f"{name} {last[key]:.2f}" for name, key in NAMES.items() if math.isfinite(last.get(key, math.nan))]
-    distances = [(row[FEATURES], int(row["update"]) + 1) for row in rows if FEATURES in row]
+    distances = [(row[FEATURES], int(row["update"]) + 1) for row in rows if math.isfinite(row.get(FEATURES, math.nan))]
     distance = ""
     if distances:
         lowest, done = min(distances)
@@ -88,7 +89,7 @@ def _distance(rows: Sequence[Row], late: bool) -> Iterator[Sign]:
     if not values:
         return
     now, lowest = values[-1], min(values)
-    if now > GROWN * lowest and now > FAR / 2:
+    if now > max(GROWN * lowest, ABOVE) or now > max(GROWN_NEAR * lowest, ABOVE_NEAR):
         yield Sign(
             "distance grows",
             f"the distance to the teacher's images has grown from {lowest:.2f} to {now:.2f}",

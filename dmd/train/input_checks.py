@@ -12,6 +12,7 @@ from dmd.jobs import reporting
 from dmd.models import loading
 from dmd.models.loading import DenoiserFile
 from dmd.models.student_calls import Calls
+from dmd.sampling.noise import ROUNDING, trained_range
 
 
 def check_denoisers(teacher: DenoiserFile, start: DenoiserFile, pairs: Manifest | None) -> None:
@@ -36,6 +37,18 @@ def check_denoisers(teacher: DenoiserFile, start: DenoiserFile, pairs: Manifest 
             f"{teacher.path} makes images {real['shape']}, {start.path} makes {first['shape']}{held}: "
             "they must be equal"
         )
+
+
+def check_times(calls: Calls, start: DenoiserFile, key: str) -> None:
+    """ValueError if a call is at a noise level that the start file was not trained on; `key` is the section's."""
+    low, high = trained_range(start.facts)
+    for number, sigma in enumerate(calls.sigmas, start=1):
+        if not low * (1 - ROUNDING) <= sigma <= high * (1 + ROUNDING):
+            raise ValueError(
+                f"{key}: call {number} of {len(calls.sigmas)} is at sigma {sigma:.6g}, but {start.path} was trained on "
+                f"{low:.6g} .. {high:.6g}: set levels within this range; with kind karras, sigma_max: null is its "
+                "highest level"
+            )
 
 
 def check_levels(calls: Calls | None, start: DenoiserFile, pairs: Manifest | None) -> None:

@@ -194,10 +194,13 @@ def _run(
         small = {part.name: dataclasses.replace(part, size=num) for part in step.parts}
         read = {name: _rows(streams, part, num, random) for name, part in small.items()}
         with unset_fake_temporarily():  # a method may read what it draws
-            drawn = trainer.method.draw(step, clock, random)
+            drawn = {
+                name: {key: _some_rows(values, num) for key, values in rows.items()}
+                for name, rows in trainer.method.draw(step, clock, random).items()
+            }
         by_part: dict[str, Measured] = {}
         for part in step.parts:
-            own = read[part.name] | {name: values[:num] for name, values in drawn.get(part.name, {}).items()}
+            own = read[part.name] | drawn.get(part.name, {})
             rows = {name: values.to(networks.device) for name, values in own.items()}
             if part.carries is not None:
                 rows = earlier[part.carries] | rows
@@ -213,6 +216,11 @@ def _run(
         for role in step.trains:
             networks.weights(role).zero_grad()
     return by_step
+
+
+def _some_rows(values: Tensor, num: int) -> Tensor:
+    """The first `num` rows; a batch of one row has it again."""
+    return values[torch.arange(num) % len(values)]
 
 
 def _rows(streams: Mapping[str, Stream], part: Part, num: int, random: torch.Generator) -> Rows:

@@ -37,7 +37,7 @@ def update_interval(total: int, *, training: float, teacher: float, once: float)
         total: updates of the training.
         training: network passes of the training.
         teacher: passes for the images of the teacher.
-        once: passes of one measurement.
+        once: passes of one measurement, mean over the training.
     """
     affordable = int((SHARE * training - teacher) / once) if once else MOST
     return -(-total // max(1, min(affordable, MOST, total)))
@@ -144,9 +144,8 @@ class Monitor:
         """
         if not len(self._teacher):
             self._teacher = self._rows(self._draw_teacher)
-        num, calls = len(self._conditions), len(self._final.sigmas)
-        own = self._own_passes
-        once, teacher = num * (calls + own), num * (self._teacher_passes + own)
+        num, own = len(self._conditions), self._own_passes
+        once, teacher = num * (self._mean_calls() + own), num * (self._teacher_passes + own)
         interval = update_interval(total, training=training_passes, teacher=teacher, once=once)
         self.every = self.config.every or interval
         share = (teacher + -(-total // self.every) * once) / max(training_passes, 1)
@@ -155,6 +154,18 @@ class Monitor:
             f"monitor: {num} images, {per_condition} of each of {self._conditions.num} conditions, every {self.every} "
             f"updates: {100 * share:.2g} % of the network passes of the training"
         )
+
+    def _mean_calls(self) -> float:
+        """Network calls of the student, mean over updates: its number may differ between phases."""
+        method, (phases, _) = self._trainer.method, self._trainer.training.method.plan()
+        total = 0
+        for phase in phases:
+            method.configure(phase)
+            calls = method.sampling()
+            assert calls is not None, "a denoiser is not measured"
+            total += phase.config.updates * len(calls.sigmas)
+        self._trainer.forget_phase()
+        return total / phases[-1].stop
 
     def due(self, done: int, total: int) -> bool:
         """Whether to measure after `done` updates."""

@@ -21,7 +21,7 @@ class TeacherImages:
     """Draws with the default solver of `dmd.load`; the teacher is in memory only meanwhile.
 
     Attributes:
-        guidance: that of the method's real score.
+        guidance: of the images that the student learns.
         batch_size: images in a pass.
     """
 

@@ -12,7 +12,7 @@ from dmd.config import ConfigError
 from dmd.config.missing_files import listed, missing_files
 from dmd.config.model_folders import lacking
 from dmd.config.section_base import Section
-from dmd.config.sections import DiffusersTeacher, StableDiffusionTeacher
+from dmd.config.sections import DiffusersTeacher, IdxDataset, StableDiffusionTeacher
 from tests.config.test_experiments import BASE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -74,6 +74,22 @@ def test_list_says_what_it_is_where_it_comes_from_and_how_to_check_it(tmp_path: 
         "      named by: child.reference.features.file",
     ]
     assert "from: not stated, see section inputs" in listed([missing["photos"]])
+
+
+def test_files_of_a_folder_that_a_run_downloads_are_missing_one_by_one(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = IdxDataset(kind="idx", folder="inputs/clothes").files()
+    url = {"url": "https://example.org/a.gz", "sha256": DIGEST}
+    inputs = {f"i{number}": {"file": path, **url} for number, path in enumerate(files.values())}
+    idx = {"extends": "base", "dataset": {"kind": "idx", "folder": "inputs/clothes"}}
+    missing = {path: each for path, each in found(inputs, idx=idx).items() if each.keys[0].startswith("idx.")}
+    assert {path: each.keys[0] for path, each in missing.items()} == {
+        path: f"idx.dataset.{key}" for key, path in files.items()
+    }
+    assert all(each.is_downloaded and each.sha256 == DIGEST for each in missing.values())
+    Path("inputs/clothes").mkdir(parents=True)
+    Path(files["held_out_labels"]).touch()
+    assert len([path for path in found(inputs, idx=idx) if path in files.values()]) == 3
 
 
 STABLE = ["unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"]

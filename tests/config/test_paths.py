@@ -21,14 +21,22 @@ from dmd.config.experiment import Experiment, File
 from dmd.config.rule_lookups import RuleLookups
 from dmd.config.section_base import own_path
 from tests.config.test_source_files import ODD
+from tests.idx_files import NAMES
 
 EXPERIMENT = "one"
 OTHER = {"num_samples": 4, "shard_size": 4}
 LPIPS = {"method": {"name": "dmd", "regression_distance": {"kind": "lpips"}, "phases": [{"updates": 5}]}}
 PHOTOS = {"kind": "images", "folder": "photos", "resolution": 8, "num_held_out": 6}
+GLYPHS = {"kind": "glyphs", "resolution": 8, "num_held_out": 6}
+TABLES = ("ImageDataset.labels", "ImageDataset.captions", "GlyphDataset.captions")  # files of suffix .csv
 KEYS: dict[str, tuple[dict[str, Any], str]] = {  # section.key -> sections that have it, and the place of the section
     "ImageDataset.folder": ({"dataset": PHOTOS}, "dataset"),
     "ImageDataset.labels": ({"dataset": PHOTOS}, "dataset"),
+    "IdxDataset.folder": ({"dataset": {"kind": "idx", "folder": "idx"}}, "dataset"),
+    "FileTeacher.file": ({"teacher": {"kind": "file"}}, "teacher"),
+    "ImageDataset.captions": ({"dataset": PHOTOS}, "dataset"),
+    "GlyphDataset.file": ({"dataset": {**GLYPHS, "captions": "captions.csv"}}, "dataset"),
+    "GlyphDataset.captions": ({"dataset": {**GLYPHS, "file": "font.ttf"}}, "dataset"),
     "EdmTeacher.file": ({"teacher": {"kind": "edm"}}, "teacher"),
     "OpenaiTeacher.file": ({"teacher": {"kind": "openai"}}, "teacher"),
     "DiffusersTeacher.folder": ({"teacher": {"kind": "diffusers"}}, "teacher"),
@@ -37,7 +45,7 @@ KEYS: dict[str, tuple[dict[str, Any], str]] = {  # section.key -> sections that 
         {"teacher": {"kind": "stable-diffusion", "folder": "sd", "tiny_autoencoder": {}}},
         "teacher.tiny_autoencoder",
     ),
-    "DigitsFeatures.file": (
+    "ClassifierFeatures.file": (
         {"dataset": PHOTOS, "reference": {"features": {"kind": "digits32", "sha256": "a" * 64}}},
         "reference.features",
     ),
@@ -102,7 +110,7 @@ def written(key: str, path: str) -> dict[str, Any]:
 
 NETWORK = ("config.json", "model.safetensors", "diffusion_pytorch_model.safetensors")
 FILES = ("1.png", *NETWORK, *(f"{name}/{file}" for name in ("unet", "vae", "text_encoder") for file in NETWORK))
-FILES += ("scheduler/scheduler_config.json", "tokenizer/tokenizer.json")
+FILES += ("scheduler/scheduler_config.json", "tokenizer/tokenizer.json", *NAMES.values())
 
 
 def put(path: Path) -> None:
@@ -120,11 +128,12 @@ def test_any_path_reaches_the_stage_as_it_is(key: str, tmp_path: Path, monkeypat
     monkeypatch.setenv("HOME", str(home))
     for each in ("photos", "sd"):
         put(Path(each))
-    Path("coco.json").touch()
+    for each in ("coco.json", "captions.csv", "font.ttf"):
+        Path(each).touch()
     place = KEYS[key][1].removesuffix(".files.0").removesuffix(".regression_distance")
     names = [name for name in ODD if name.isprintable() or "\n" in name]
     for given in [*names, *(f"{before}/{name}" for name in names for before in ("~", "..", "a/../b"))]:
-        given += ".csv" if key == "ImageDataset.labels" else ""
+        given += ".csv" if key in TABLES else ""
         path = os.path.expanduser(given)
         Path("a").mkdir(exist_ok=True)
         if key.endswith("folder"):
@@ -136,11 +145,14 @@ def test_any_path_reaches_the_stage_as_it_is(key: str, tmp_path: Path, monkeypat
         job = Wildcards(fromdict={"experiment": EXPERIMENT})
         assert found.files("teacher", place)(job) == []
         assert bool(found.watched("teacher", place)(job)) == (
-            key != "DigitsFeatures.file"
+            key != "ClassifierFeatures.file"
         )  # pinned: its digest stands for it
-        if key == "ImageDataset.labels":
-            given_to_stage = json.loads(found.spec("images")(job))["dataset"]["labels"]
+        if place == "dataset" and key != "ImageDataset.folder":
+            given_to_stage = json.loads(found.spec("images")(job))["dataset"][key.split(".")[1]]
             assert os.path.samefile(given_to_stage, path)
+            continue
+        if key == "IdxDataset.folder":
+            assert os.path.samefile(json.loads(found.spec("images")(job))["dataset"]["folder"], path)
             continue
         flag, *paths = shlex.split(found.source(place)(job, output=[]))
         assert flag == "--source" and not paths[0].startswith("-")
@@ -150,7 +162,7 @@ def test_any_path_reaches_the_stage_as_it_is(key: str, tmp_path: Path, monkeypat
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("bad", ["a\udce9", "a\0b"])
 def test_path_that_no_log_can_show_is_refused_in_one_line(key: str, bad: str):
-    bad += ".csv" if key == "ImageDataset.labels" else ""
+    bad += ".csv" if key in TABLES else ""
     with pytest.raises(
         config.ConfigError, match="null character|unable to parse raw data as a unicode string"
     ) as caught:
@@ -163,9 +175,10 @@ def test_missing_or_strange_file_is_named_before_work(key: str, tmp_path: Path, 
     monkeypatch.chdir(tmp_path)
     for each in ("photos", "sd"):
         put(Path(each))
-    Path("coco.json").touch()
+    for each in ("coco.json", "captions.csv", "font.ttf"):
+        Path(each).touch()
     place = KEYS[key][1].removesuffix(".files.0").removesuffix(".regression_distance")
-    suffix = ".csv" if key == "ImageDataset.labels" else ""
+    suffix = ".csv" if key in TABLES else ""
     os.mkfifo(f"pipe{suffix}")
     Path(f"link{suffix}").symlink_to("nowhere")
     for name, reason in (("a{b}", "missing"), ("pipe", "a named pipe"), ("link", "a link to nowhere")):
@@ -175,7 +188,8 @@ def test_missing_or_strange_file_is_named_before_work(key: str, tmp_path: Path, 
         with pytest.raises(SystemExit, match=rf"^error: {EXPERIMENT}\.\S+: {re.escape(name)}{suffix} is .*{reason}"):
             found.files("teacher", place)(job)
     found = RuleLookups(config.resolve(written(key, absent := f"absent{suffix}")))
-    assert found.files("teacher", place)(job) == [absent] and list(found.missing) == [absent]
+    lacking = [f"{absent}/{name}" for name in NAMES.values()] if key == "IdxDataset.folder" else [absent]
+    assert found.files("teacher", place)(job) == lacking and list(found.missing) == lacking
 
 
 @pytest.mark.parametrize("time", [0, 4_000_000_000])
@@ -186,9 +200,10 @@ def test_change_behind_a_link_is_watched_whatever_the_time(
     monkeypatch.chdir(tmp_path)
     for each in ("photos", "sd", "away", "away/deep"):
         put(Path(each))
-    Path("coco.json").touch()
+    for each in ("coco.json", "captions.csv", "font.ttf"):
+        Path(each).touch()
     place = KEYS[key][1].removesuffix(".files.0").removesuffix(".regression_distance")
-    name = "link.csv" if key == "ImageDataset.labels" else "link"
+    name = "link.csv" if key in TABLES else "link"
     Path(name).symlink_to("away" if key.endswith("folder") else "away/deep/1.png")
 
     def look() -> tuple[list[str], str]:
@@ -198,11 +213,11 @@ def test_change_behind_a_link_is_watched_whatever_the_time(
         return found.files("teacher", place)(job), found.watched("teacher", place)(job)
 
     before = look()
-    for file in ("1.png", "model.safetensors"):
-        os.utime(Path("away/deep", file), (time, time))
+    for file in ("deep/1.png", "deep/model.safetensors", NAMES["training_labels"]):
+        os.utime(Path("away", file), (time, time))
     after = look()
     assert before[0] == after[0] == []  # no input of Snakemake's, whose time would decide
-    assert (before[1] != after[1]) == (key != "DigitsFeatures.file")  # the whole sha256 of which is given
+    assert (before[1] != after[1]) == (key != "ClassifierFeatures.file")  # the whole sha256 of which is given
 
 
 def test_included_file_and_cache_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -211,7 +211,7 @@ def test_files_that_an_artifact_was_made_from_may_go_until_it_is_made_anew(tmp_p
         return *answer, list(found.gone)
 
     before = looked_up()
-    spec, version = RuleLookups(written).spec("images")(job("child")), RULES["images"].version
+    spec, version = (getattr(RuleLookups(written), key)("images")(job("child")) for key in ("spec", "version"))
     kept[str(artifact)] = [repr(each) for each in (before[1], spec, version)]
     Path("photos").rename("away")
     assert looked_up() == (["photos"], "", [])  # no artifact
@@ -223,6 +223,21 @@ def test_files_that_an_artifact_was_made_from_may_go_until_it_is_made_anew(tmp_p
         assert looked_up() == (["photos"], "", [])
     Path("away").rename("photos")
     assert looked_up() == before
+
+
+def test_versions_change_with_the_specs_of_all_rules_upstream_and_with_no_others():
+    """So what a failed job was to make anew, and all that is made from it, is made by the next run."""
+
+    def versions(**sections) -> dict[str, str]:
+        found = provided(child=sections)
+        rules = ("images", "teacher", "pairs", "distill", "sample", "features", "evaluate")
+        return {rule: found.version(rule)(job("child")) for rule in rules if found.experiments.has("child", rule)}
+
+    before = versions()
+    changed = versions(distill={"seed": 7})
+    assert {rule for rule in before if before[rule] != changed[rule]} == {"sample", "features", "evaluate"}
+    assert before["evaluate"].split()[0] == str(RULES["evaluate"].version)
+    assert versions(distill={"checkpoint_every": 7}) == before
 
 
 def test_parameters_that_rerun_nothing_take_the_output():
@@ -255,11 +270,11 @@ def test_import_of_a_teacher_tries_the_schedulers_of_all_that_share_it():
 def test_import_of_a_teacher_tries_the_scheduler_of_a_student():
     method = {"name": "dmd2", "calls": 4, "times": {"kind": "lcm"}, "phases": [{"updates": 1}]}
     imported = {"teacher": {"kind": "diffusers", "folder": "model"}, "distill": {"method": method}}
-    found = provided(child=imported, own={"distill": {"method": method}})
+    found = provided(child=imported, own={"distill": {"method": {**method, "times": {"kind": "karras"}}}})
     times = {"kind": "lcm", "original_inference_steps": None}
     expected = {"calls": {"child.distill.method": {"calls": 4, "times": times}}}
     assert json.loads(found.solvers(job("child"), output=[])) == expected
-    assert found.solvers(job("own"), output=[]) == "{}", "its teacher is trained here"
+    assert found.solvers(job("own"), output=[]) == "{}", "its teacher is trained here, and has no scheduler"
 
 
 def test_flag_is_given_where_the_input_is_a_file():

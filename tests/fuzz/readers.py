@@ -1,5 +1,6 @@
 """The readers of files, each with a whole file that it reads, to be damaged."""
 
+import gzip
 import json
 import zlib
 from collections import Counter
@@ -18,7 +19,17 @@ from PIL import Image
 
 import dmd
 from dmd import config
-from dmd.data import feature_blocks, image_file, image_folder, manifest, pairs, prompt_sources, remote, shards
+from dmd.data import (
+    feature_blocks,
+    idx_files,
+    image_file,
+    image_folder,
+    manifest,
+    pairs,
+    prompt_sources,
+    remote,
+    shards,
+)
 from dmd.data import prompts as prompt_files
 from dmd.importers import feature_files, moments_file, openai, pipeline_files, teachers, text_files
 from dmd.models import loading, published_lora
@@ -31,6 +42,7 @@ from dmd.train import checkpoints, state
 from dmd.train.trainer import Trainer
 from tests.edm_files import make_edm_pickle
 from tests.fuzz.mutations import JSON
+from tests.idx_files import idx
 from tests.small_distillation import distillation
 from tests.stable_diffusion_files import make_tokenizer
 
@@ -237,6 +249,17 @@ def _make_block(folder: Path) -> Path:
     return folder / "00000-00000.safetensors"
 
 
+def _make_teacher_file(folder: Path) -> Path:
+    tensors, facts = tensor_files.load(_make_tensors(folder))
+    halves = {name: value.half() for name, value in tensors.items()}
+    tensor_files.save(folder / "teacher.safetensors", halves, {**facts, "kind": "teacher-file"})
+    return folder / "teacher.safetensors"
+
+
+def _read_teacher_file(path: Path) -> None:
+    teachers.load("file", path, sha256=None, resolution=None)
+
+
 def _make_edm(folder: Path) -> Path:
     make_edm_pickle(folder / "teacher.pkl", family="ddpmpp", augment=3, num_classes=2, **SHAPE)
     return folder / "teacher.pkl"
@@ -303,6 +326,16 @@ def _make_eps(folder: Path) -> Path:
     lines = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
     (folder / "image.png").write_bytes(lines)
     return folder / "image.png"
+
+
+def _make_idx(folder: Path, *, zipped: bool) -> Path:
+    content = idx(np.random.default_rng(0).integers(0, 256, (6, 8, 8), np.uint8))
+    (folder / "images.idx").write_bytes(gzip.compress(content, mtime=0) if zipped else content)
+    return folder / "images.idx"
+
+
+def _read_idx(path: Path) -> None:
+    assert idx_files.read(path, 3).values.nbytes <= 2000 * path.stat().st_size
 
 
 def _make_labels(folder: Path) -> Path:
@@ -386,12 +419,17 @@ READERS: dict[str, Reader] = {
     "record": Reader(_make_sidecar, _read_sidecar, JSON),
     "features": Reader(_make_block, lambda path: feature_blocks.group([path], reference_sha256="digest"), JSON),
     "score": Reader(_make_score, lambda path: score_files.by_experiment([path]), JSON),
+    "teacher file": Reader(_make_teacher_file, _read_teacher_file, JSON, outside=True),
     "edm": Reader(_make_edm, _read_edm, HOSTILE, outside=True),
     "openai": Reader(_make_openai, _read_openai, HOSTILE, outside=True),
     "openai of old": Reader(_make_openai_of_old, _read_openai, HOSTILE, outside=True),
     "inception": Reader(_make_openai, lambda path: feature_files.weights(path, "inception"), HOSTILE, outside=True),
     "moments": Reader(_make_moments, moments_file.load, (*HOSTILE, b"'|O'", b"'<f8'", b"(999999999,)"), outside=True),
     "labels": Reader(_make_labels, _read_labels, (b'"', b";", b"\0"), outside=True),
+    "idx": Reader(
+        lambda folder: _make_idx(folder, zipped=False), _read_idx, (b"\0\0\x08\x03", b"\xff" * 4), outside=True
+    ),
+    "gzipped idx": Reader(lambda folder: _make_idx(folder, zipped=True), _read_idx, outside=True),
     "scheduler": Reader(
         _make_scheduler,
         lambda path: pipeline_files.scheduler_preconditioning(

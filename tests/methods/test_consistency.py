@@ -199,7 +199,7 @@ def test_training_on_one_image_has_the_exact_flow(num):
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])
 def test_teacher_step_is_the_solvers(solver):
-    from dmd.sampling.solvers import SOLVERS
+    from dmd.sampling.ode_solvers import SOLVERS
 
     teacher = GaussianMixtureDenoiser(torch.full((1, 1, 2, 2), MEAN), torch.tensor([STD]), torch.ones(1))
     image = 10 * torch.randn((3, 1, 2, 2), dtype=torch.float64)

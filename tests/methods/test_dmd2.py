@@ -21,6 +21,7 @@ from dmd.models.student_calls import Calls
 from dmd.sampling.noise import karras_sigmas
 from dmd.sampling.solvers import solve
 from dmd.train.data import NoiseStream
+from dmd.train.measured_update import measured_steps
 from dmd.train.parallel import BatchSplit
 from dmd.train.trainer import Trainer, assemble, loader, plan
 from tests.trainings import WHOLE, weights
@@ -207,6 +208,16 @@ def test_levels_by_call_without_a_level_for_some_call_are_refused():
     times = {"kind": "listed", "sigmas": [80.0, 0.5002, 0.5001]}
     with pytest.raises(ValueError, match=r"levels_by_call: levels 20..980 .* between sigma 0.5001 and 0.5002, call 2:"):
         method_of(calls=3, times=times, levels_by_call=True)
+
+
+def test_an_update_of_one_image_is_measured_like_others():
+    """Memory comes from updates of one and of two rows."""
+    passes = []
+    for batch_size in (1, 8):
+        found = trainer(section(method={"batch_size": batch_size}))
+        steps = measured_steps(found, {"noise": NoiseStream(FACTS)})
+        passes.append([part.passes for step in steps for part in step.parts.values()])
+    assert passes[0] == passes[1]
 
 
 GAN = {"adversarial": {"student_weight": 0.1, "fake_weight": 0.3, "r1": 0.5}}

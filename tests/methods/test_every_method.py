@@ -41,6 +41,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "gan": {"name": "gan", "batch_size": 8, "phases": JUDGES},
     "ufogen": {"name": "ufogen", "batch_size": 8, "reconstruction_weight": 0.5, "r1": 0.5, "phases": JUDGES},
     "consistency": {"name": "consistency", "batch_size": 8, "target_decay": 0.5, "phases": [{"updates": 4}]},
+    "rectified-flow": {"name": "rectified-flow", "objective": "reflow", "batch_size": 6, "phases": [{"updates": 4}]},
     "ect": {"name": "ect", "batch_size": 8, "stage_updates": 2, "phases": [{"updates": 4}]},
     "moment-matching": {"name": "moment-matching", "batch_size": 8, "calls": 2, "phases": FAKES},
     "mean-flow": {"name": "mean-flow", "batch_size": 8, "phases": [{"updates": 4}]},

@@ -145,6 +145,7 @@ SHARES: list[dict[str, Any]] = [
     {"name": "f-distill", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
     {"name": "sid", "batch_size": 5, "adversarial": {}, "phases": [{"updates": 1, "fake_updates": 2}]},
     {"name": "sid", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
+    {"name": "rectified-flow", "objective": "reflow", "batch_size": 5, "phases": [{"updates": 1}]},
     {"name": "denoising", "batch_size": 5, "phases": [{"updates": 1}]},
 ]
 

@@ -18,7 +18,7 @@ from dmd.models.networks import build
 from dmd.models.student_calls import Calls
 from dmd.provenance import tensor_files
 from dmd.sampling.noise import sampling_sigmas
-from dmd.sampling.solvers import euler
+from dmd.sampling.ode_solvers import euler
 from dmd.stages import distill
 from dmd.train import checkpoints, state
 from dmd.train.data import ImageStream

@@ -7,6 +7,7 @@ import torch
 
 from dmd.metrics import teacher_comparison as comparison
 from dmd.metrics.teacher_comparison import CLIP, CONTRAST, DIVERSITY, FEATURES, MEAN, SAME_NOISE, SATURATION, SHARPNESS
+from dmd.models.tensor_bytes import Peak
 
 CONDITIONS, SEEDS = 4, 8
 
@@ -70,6 +71,15 @@ def test_diversity_is_within_conditions():
     """Images of two conditions differ, those of one do not."""
     apart = image_set((torch.arange(CONDITIONS * SEEDS) % CONDITIONS).float()[:, None, None, None].expand(-1, 3, 4, 4))
     assert apart.diversity == 0.0 and apart.contrast > 1
+
+
+def test_diversity_of_many_images_is_the_mean_over_all_pairs_in_little_memory():
+    features = torch.randn(600, 64, generator=torch.Generator().manual_seed(0))
+    many = comparison.ImageSet(features, torch.zeros(600, 4), 1)
+    with Peak() as peak:
+        found = many.diversity
+    assert found == pytest.approx(float(torch.nn.functional.pdist(features.double()).mean()))
+    assert 0 < peak.most < 600 * 600 * 8  # less than all distances
 
 
 def test_what_images_lack_has_no_column():

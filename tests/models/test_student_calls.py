@@ -6,7 +6,8 @@ import torch
 from dmd.models.denoiser import GaussianMixtureDenoiser
 from dmd.models.student_calls import Calls, consistency
 from dmd.sampling.noise import seeded_draws, seeded_noise
-from dmd.sampling.solvers import euler, solve
+from dmd.sampling.ode_solvers import euler
+from dmd.sampling.solvers import solve
 
 MEAN, STD = 0.3, 0.5
 

@@ -83,6 +83,13 @@ def test_flow_times_are_those_of_the_scheduler(num, shift, terminal, expected, r
     assert again.config.shift == (shift or 3.0) and again.config.shift_terminal == terminal
 
 
+@pytest.mark.parametrize("shift", [0.01, 0.2, 1.83])
+def test_first_time_of_a_flow_that_is_rounded_above_1_is_noise_alone(shift):
+    scheduler = call_schedulers.flow(FLOW, renoise=True, shift=shift)
+    calls = call_schedulers.read_calls(scheduler, FLOW, 2)
+    assert scheduler.timesteps[0] > 1000 and calls.sigmas[0] == NO_SIGNAL and calls.sigmas[1] < 1
+
+
 def test_levels_to_six_digits_are_found_again():
     given = facts()
     rounded = tuple(float(f"{sigma:.6g}") for sigma in sigmas(given, FOUR))

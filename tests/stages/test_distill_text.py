@@ -157,8 +157,9 @@ def test_guidance_and_text_need_what_they_are_made_of(chain, section, manifest_f
     assert section["method"]["guidance"] > 1 and not (tmp_path / NAMES[0]).exists()
 
 
-def test_a_student_is_measured_in_decoded_images_and_against_its_prompts(chain, section, tmp_path):
-    monitor = {"every": 1, "num_images": 8, "seeds": 4, "decoder": "tiny", "clip": True, "best": "clip"}
+def test_a_student_is_measured_in_decoded_images_and_against_its_prompts(chain, section, tmp_path, caplog):
+    """There are 5 prompts for 6 conditions: the pairs repeat them."""
+    monitor = {"every": 1, "num_images": 24, "seeds": 4, "decoder": "tiny", "clip": True, "best": "clip"}
     monitored = {**section, "monitor": monitor}
     with pytest.raises(ValueError, match="monitor.clip: true needs `clip` of the spec, --clip-network and --prompts"):
         run(tmp_path / "odd", chain, monitored)
@@ -167,7 +168,9 @@ def test_a_student_is_measured_in_decoded_images_and_against_its_prompts(chain, 
     with pytest.raises(ValueError, match="monitor.decoder: tiny needs the autoencoder's file: give --tiny-autoencoder"):
         run(tmp_path / "odd", chain, monitored, clip=clip, **files)
     files["tiny_autoencoder"] = chain / "teacher" / "tiny_autoencoder.safetensors"
-    folder = run(tmp_path / "a", chain, monitored, clip=clip, **files)
+    with caplog.at_level(logging.INFO):
+        folder = run(tmp_path / "a", chain, monitored, clip=clip, **files)
+    assert "monitor: 20 images, 4 of each of 5 conditions" in caplog.text
     table, metadata = manifests.read_table(folder / NAMES[1])
     assert {SATURATION, SHARPNESS, CLIP, FEATURES, SAME_NOISE} <= set(table.column_names)
     rows = table.to_pylist()
@@ -181,3 +184,13 @@ def test_a_student_is_measured_in_decoded_images_and_against_its_prompts(chain, 
     table, _ = manifests.read_table(latents / NAMES[1])
     assert SATURATION not in table.column_names and {CONTRAST, FEATURES} <= set(table.column_names)
     assert not any(name.startswith("best") for name in tensor_files.load(latents / NAMES[0])[0])
+
+
+def test_a_student_of_pairs_is_compared_with_images_of_their_guidance(chain, section, tmp_path):
+    """The guidance of the method is of the matching loss, which has no weight."""
+    phase = {"updates": 1, "matching_scale": 0.0, "fake_updates": 0}
+    monitor = {"num_images": 4, "seeds": 4, "decoder": "none"}
+    section = changed(section, phases=[phase], matching_weight=0.0, match_pairs=False) | {"monitor": monitor}
+    pages = [run(tmp_path / str(guidance), chain, changed(section, guidance=guidance)) for guidance in (1.0, 3.0)]
+    one, other = (manifests.read_table(folder / NAMES[1])[0] for folder in pages)
+    assert str(one.to_pylist()) == str(other.to_pylist()) and FEATURES in one.column_names  # NaN differs from itself

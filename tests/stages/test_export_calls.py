@@ -151,10 +151,16 @@ def test_listed_levels_and_fewer_calls_are_exported_where_a_scheduler_makes_them
 @pytest.mark.parametrize(
     ("calls", "words"),
     [
-        (Calls((14.6146, 3.0)), "makes 2 calls that no pipeline .* call 2 of 2 is at sigma 3, between two timesteps"),
-        (Calls((14.6146, 0.4), "ode"), "call 2 of 2 is at sigma 0.4, between two timesteps"),
+        (
+            Calls((14.6146, 3.0)),
+            "makes 2 calls that no pipeline .* call 2 of 2 is at sigma 3, between two timesteps.*; method dmd2 .* lcm",
+        ),
+        (
+            Calls((14.6146, 0.4), "ode"),
+            "call 2 of 2 is at sigma 0.4, between two timesteps.* here; with the levels of timesteps of DDIMScheduler",
+        ),
         (Calls((3.0,)), "makes 1 call that no pipeline .* call 1 of 1 is at sigma 3"),
-        (Calls((14.6146,), map="consistency", sigma_min=0.03), "its map is a consistency map"),
+        (Calls((14.6146,), map="consistency", sigma_min=0.03), "its map is a consistency map.*It can be sampled here$"),
     ],
 )
 def test_calls_that_no_scheduler_makes_have_no_folder(calls, words, place, tmp_path):
@@ -179,8 +185,14 @@ def test_student_trained_at_the_times_of_a_scheduler_is_what_the_stock_pipeline_
     section = {"method": method, "optimisers": {"student": {"learning_rate": 1e-3}}, "schedule": {"warmup": 0}}
     section |= {"monitor": None}
     given = {"teacher": places.files["teacher"], "states": manifest}
-    with pytest.raises(ValueError, match="times: flow-match-euler cannot make 2 calls with this teacher: .*flow"):
-        distil(tmp_path, section | {"method": method | {"times": {"kind": "flow-match-euler"}}}, **given)
+    for times, words in (
+        ({"kind": "flow-match-euler"}, "times: flow-match-euler cannot make 2 calls with this teacher: .*flow"),
+        ({"kind": "karras"}, r"times: call 1 of 2 is at sigma 80, but .* was trained on 0.0291\d* .. 14.6\d*: .*null"),
+        ({"kind": "listed", "sigmas": [5.0, 0.01]}, "times: call 2 of 2 is at sigma 0.01, but"),
+        ({"kind": "karras", "sigma_min": 20.0, "sigma_max": None}, "times.sigma_min: 20 is not below 14.6"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            distil(tmp_path, section | {"method": method | {"times": times}}, **given)
     generator = distil(tmp_path, section, **given) / NAMES[0]
     facts = tensor_files.load_metadata(generator)
     scheduler = facts["calls"]["scheduler"]

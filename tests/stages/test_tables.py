@@ -287,13 +287,17 @@ def test_difference_of_one_pair_has_no_interval_and_of_none_is_empty(tmp_path):
         assert shown in markdown
 
 
+def test_differences_of_a_row_whose_experiments_share_their_noise_are_refused(tmp_path):
+    scores = [score(tmp_path, name, [1.0], first_seeds=[0]) for name in ("a", "b", "c")]
+    with pytest.raises(ValueError, match="row 'two' has experiments with the same start noise"):
+        made(tmp_path, {"two": ["a", "b"], "one": ["c"]}, scores, differences=[("one", "two")])
+
+
 def test_row_shows_kernel_distance_recall_and_what_is_over_the_floor(tmp_path):
     scores = [score(tmp_path, name, [value], first_seeds=[0]) for name, value in (("a", 1.5), ("b", 2.5))]
     kids = [tmp_path / name / "kid.json" for name in ("a", "b")]
     for path, value in zip(kids, (0.25, 0.75), strict=True):
-        path.write_text(
-            json.dumps({"experiment": path.parent.name, "value": value, "first_seeds": [0 if value < 0.5 else 1]})
-        )
+        path.write_text(json.dumps({"experiment": path.parent.name, "value": value, "first_seeds": [0]}))
     markdown, csv = made(tmp_path, {"full": ["a", "b"]}, scores, kids=kids)
     assert csv.loc["full", "kid"] == 0.5 and csv.loc["full", "kid_std"] == pytest.approx(0.125**0.5)
     assert csv.loc["full", "excess"] == 1.5 and "recall" not in csv.columns

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.drift import judged
+from bench.drift import CASES, collapsed, judged
 from dmd.metrics.teacher_comparison import CONTRAST, DIVERSITY, FEATURES, SATURATION, SHARPNESS
 from dmd.train import drift
 
@@ -26,11 +26,18 @@ def names(*rows: dict, phases: list[range] = PHASES) -> list[str]:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_runs_that_collapse_are_named_before_their_end_and_healthy_ones_never(name):
-    assert bool(judged(RUNS[name])) != RUNS[name]["healthy"]
+    signs = judged(RUNS[name])
+    if RUNS[name]["healthy"]:
+        assert not signs
+    assert signs or not collapsed(name, RUNS)
 
 
-def test_there_are_healthy_runs_and_runs_that_collapsed():
-    assert {run["healthy"] for run in RUNS.values()} == {True, False}
+def test_there_are_three_seeds_of_each_healthy_run_and_three_that_collapsed_of_each_kind():
+    assert {f"{name}, seed {seed}" for name, case in CASES.items() for seed in case.seeds} == RUNS.keys()
+    for kind in ("student rate x 20", "no fake updates", "guidance 15", "fake rate / 50"):
+        assert sum(collapsed(name, RUNS) for name in RUNS if kind in name) >= 3
+    assert sum(case.healthy for case in CASES.values()) == 5
+    assert not any(collapsed(name, RUNS) for name in RUNS if RUNS[name]["healthy"])
 
 
 def test_a_student_that_begins_blurred_is_not_judged_before_the_second_half():
@@ -43,7 +50,9 @@ def test_a_fall_is_named_at_any_time():
     assert names(row(9), row(19, distance=0.6)) == ["distance grows"]
     assert names(row(9), row(19, diversity=0.5)) == ["alike"]
     assert names(row(9), row(19, contrast=2.0, saturation=2.0)) == ["contrast", "saturation"]
-    assert names(row(9, distance=0.1), row(19, distance=0.2)) == []  # both are near the teacher
+    assert names(row(9, distance=0.06), row(19, distance=0.13)) == ["distance grows"]
+    assert names(row(9, distance=0.1), row(19, distance=0.19)) == []  # both are near the teacher
+    assert names(row(9, distance=0.02), row(19, distance=0.09)) == []
 
 
 def test_rows_of_other_phases_do_not_count():

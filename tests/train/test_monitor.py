@@ -6,18 +6,25 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from dmd.config.training import Distill
 from dmd.config.training import Monitor as Config
+from dmd.metrics.features import Pixels
 from dmd.metrics.teacher_comparison import FEATURES, SAME_NOISE
+from dmd.models.denoiser import Denoiser
+from dmd.models.networks import build
 from dmd.train import monitor as monitors
-from dmd.train.image_measures import operations
+from dmd.train.image_measures import ImageMeasures, operations
 from dmd.train.monitor import FIRST_SEED, MOST, SHARE, conditions, update_interval
 from dmd.train.parallel import BatchSplit
+from dmd.train.trainer import assemble
 from tests.train import monitored_updates
-from tests.train.monitored_updates import CONFIG, measured, started
+from tests.train.monitored_updates import CONFIG, FACTS, OneCall, measured, started
+from tests.train.parallel_updates import MLP
 from tests.trainings import changed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +46,22 @@ def test_measurements_and_teacher_take_at_most_their_share_of_the_passes():
 def test_a_short_training_is_measured_once_at_its_end():
     assert update_interval(16, training=100, teacher=2800, once=80) == 16
     assert update_interval(3, training=1e9, teacher=0, once=1) == 1
+
+
+def test_a_student_of_fewer_calls_in_each_round_is_measured_within_the_share():
+    phases = [{"steps": 2, "updates": 100}, {"steps": 1, "updates": 100}]
+    section = {"method": {"name": "progressive", "batch_size": 4, "phases": phases}}
+    modules: dict[str, Any] = {role: Denoiser(build(MLP), sigma_data=0.5) for role in ("teacher", "student")}
+    trainer = assemble(Distill.model_validate(section), modules, FACTS, distances={}, split=BatchSplit())
+    config, calls = CONFIG.model_copy(update={"every": None}), trainer.method.sampling()
+    assert calls is not None and len(calls.sigmas) == 1
+    images: Any = OneCall(modules["teacher"])
+    measures = ImageMeasures(torch.device("cpu"), Pixels(8))
+    monitor = monitors.Monitor(config, trainer, conditions(config, 3, None, 0), measures, images, calls)
+    monitor.count_passes()
+    monitor.start(200, training_passes=50_000)
+    passes = 15 + sum(15 * (2 if done <= 100 else 1) for done in range(1, 201) if monitor.due(done, 200))
+    assert SHARE * 50_000 / 2 < passes <= SHARE * 50_000
 
 
 def test_conditions_are_classes_spread_over_all_or_the_first_prompts():

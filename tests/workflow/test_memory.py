@@ -103,6 +103,7 @@ FEW: dict[str, dict] = {
     "mean-flow": {"name": "mean-flow", "phases": [{"updates": 2}]},
     "scm": {"name": "scm", "phases": [{"updates": 2}]},
     "ufogen": {"name": "ufogen", "reconstruction_weight": 1.0, "phases": [{"updates": 2}]},
+    "rectified flow": {"name": "rectified-flow", "objective": "reflow", "phases": [{"updates": 2}]},
 }
 
 

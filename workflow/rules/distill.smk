@@ -32,7 +32,7 @@ rule distill:
         spec=provider.spec("distill"),
         cadence=provider.cadence("distill"),
         place=provider.storage,
-        version=RULES["distill"].version,
+        version=provider.version("distill"),
     shell:
         "python -m dmd.stages.distill --teacher {input.teacher} {params.manifest} {params.images} {params.states} "
         "{params.start} {params.lpips} {params.tiny_autoencoder} {params.autoencoder} "
@@ -71,7 +71,7 @@ rule pictures:
         text_encoder=flag("text_encoder"),
         autoencoder=flag("autoencoder"),
         spec=provider.spec("pictures"),
-        version=RULES["pictures"].version,
+        version=provider.version("pictures"),
     shell:
         "python -m dmd.stages.pictures --teacher {input.teacher} --generator {input.generator} --table {input.table} "
         "{params.prompts} {params.text_encoder} {params.autoencoder} "

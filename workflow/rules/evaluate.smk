@@ -18,7 +18,7 @@ rule features:
         clip=provider.source("evaluate.clip", "--clip-network"),
         captions=flag("captions"),
         spec=provider.spec("features"),
-        version=RULES["features"].version,
+        version=provider.version("features"),
     shell:
         "python -m dmd.stages.features --block {input.block} --reference {input.reference} {params.network} "
         "{params.autoencoder} {params.clip} {params.captions} "
@@ -43,7 +43,7 @@ rule evaluate:
     params:
         teacher=flag("teacher"),
         spec=provider.spec("evaluate"),
-        version=RULES["evaluate"].version,
+        version=provider.version("evaluate"),
     shell:
         "python -m dmd.stages.evaluate --reference {input.reference} --features {input.features} {params.teacher} "
         "--fid {output.fid} --kid {output.kid} --prdc {output.prdc} --classes {output.classes} "
@@ -65,7 +65,7 @@ rule inception_score:
         network=provider.source("reference.features", "--network"),
         watched=provider.watched("inception_score", "reference.features"),
         spec=provider.spec("inception_score"),
-        version=RULES["inception_score"].version,
+        version=provider.version("inception_score"),
     shell:
         "python -m dmd.stages.inception_score --reference {input.reference} --features {input.features} "
         "{params.network} --output {output} --spec {params.spec:q} --log {log}"
@@ -82,9 +82,34 @@ rule clip:
         job="clip",
     params:
         spec=provider.spec("clip"),
-        version=RULES["clip"].version,
+        version=provider.version("clip"),
     shell:
         "python -m dmd.stages.clip --features {input.features} --output {output} --spec {params.spec:q} --log {log}"
+
+
+# How often samples are found by their prompts, and real images by their captions. On request.
+rule retrieval:
+    input:
+        provider.owned("retrieval"),
+        provider.files("retrieval", "evaluate.clip"),
+        samples=provider.reads("retrieval", "sample"),
+        captions=provider.reads("retrieval", "captions"),
+        images=provider.reads("retrieval", "images"),
+        autoencoder=provider.reads("retrieval", "autoencoder"),
+    output:
+        "results/{experiment}/retrieval.json",
+    pathvars:
+        job="retrieval",
+    params:
+        images=flag("images"),
+        autoencoder=flag("autoencoder"),
+        clip=provider.source("evaluate.clip", "--clip-network"),
+        watched=provider.watched("retrieval", "evaluate.clip"),
+        spec=provider.spec("retrieval"),
+        version=provider.version("retrieval"),
+    shell:
+        "python -m dmd.stages.retrieval --samples {input.samples} --captions {input.captions} {params.images} "
+        "{params.autoencoder} {params.clip} --output {output} --spec {params.spec:q} --log {log}"
 
 
 # Seconds per image on the machine that runs this job, which should be idle otherwise. On request.
@@ -102,7 +127,7 @@ rule latency:
         text_encoder=flag("text_encoder"),
         autoencoder=flag("autoencoder"),
         spec=provider.spec("latency"),
-        version=RULES["latency"].version,
+        version=provider.version("latency"),
     shell:
         "python -m dmd.stages.latency --denoiser {input.denoiser} {params.text_encoder} {params.autoencoder} "
         "--output {output} --spec {params.spec:q} --log {log}"

@@ -9,7 +9,7 @@ rule export_onnx:
         job="export_onnx",
     params:
         spec=provider.spec("export_onnx"),
-        version=RULES["export_onnx"].version,
+        version=provider.version("export_onnx"),
     shell:
         "python -m dmd.stages.export_onnx --generator {input.generator} --output {output} --spec {params.spec:q} --log {log}"
 
@@ -35,7 +35,7 @@ rule export_pipeline:
         scores=existing_scores,
         digests=lambda wildcards: [sha256(Path(path)) for path in existing_scores(wildcards)],
         spec=provider.spec("export_pipeline"),
-        version=RULES["export_pipeline"].version,
+        version=provider.version("export_pipeline"),
     shell:
         "python -m dmd.stages.export_pipeline --generator {input.generator} --text-encoder {input.text_encoder} "
         "--autoencoder {input.autoencoder} {params.manifest} {params.states} --prompts {input.prompts} "
@@ -53,6 +53,6 @@ rule export_lora:
         job="export_lora",
     params:
         spec=provider.spec("export_lora"),
-        version=RULES["export_lora"].version,
+        version=provider.version("export_lora"),
     shell:
         "python -m dmd.stages.export_lora --generator {input.generator} --output {output} --spec {params.spec:q} --log {log}"

@@ -10,6 +10,6 @@ rule images:
     params:
         watched=provider.watched("images", "dataset"),
         spec=provider.spec("images"),
-        version=RULES["images"].version,
+        version=provider.version("images"),
     shell:
         "python -m dmd.stages.images --output {output} --spec {params.spec:q} --log {log}"

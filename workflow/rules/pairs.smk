@@ -14,7 +14,7 @@ rule pairs:
         text_encoder=flag("text_encoder"),
         spec=provider.spec("pairs"),
         place=provider.storage,
-        version=RULES["pairs"].version,
+        version=provider.version("pairs"),
     shell:
         "python -m dmd.stages.pairs --teacher {input.teacher} {params.prompts} {params.text_encoder} --output {output} "
         "--spec {params.spec:q} {params.place:q} --log {log}"
@@ -33,7 +33,7 @@ rule pairs_manifest:
         blocks=braced,
         spec=provider.spec("pairs_manifest"),
         place=provider.storage,
-        version=RULES["pairs_manifest"].version,
+        version=provider.version("pairs_manifest"),
     shell:
         "python -m dmd.stages.manifest --blocks {params.blocks} --output {output} "
         "--spec {params.spec:q} {params.place:q} --log {log}"

@@ -14,7 +14,7 @@ rule reference:
         statistics=provider.source("reference.moments", "--statistics"),
         watched=provider.watched("reference", "reference.features", "reference.moments"),
         spec=provider.spec("reference"),
-        version=RULES["reference"].version,
+        version=provider.version("reference"),
     shell:
         "python -m dmd.stages.reference {params.network} {params.images} {params.statistics} --output {output} "
         "--spec {params.spec:q} --log {log}"

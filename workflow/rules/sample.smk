@@ -16,7 +16,7 @@ rule sample:
         lora_file=provider.source("sample.lora", "--lora-file"),
         watched=provider.watched("sample", "sample.lora"),
         spec=provider.spec("sample"),
-        version=RULES["sample"].version,
+        version=provider.version("sample"),
     shell:
         "python -m dmd.stages.sample --denoiser {input.denoiser} {params.prompts} {params.text_encoder} "
         "{params.lora_file} --output {output} --spec {params.spec:q} --log {log}"
@@ -55,7 +55,7 @@ rule sheet:
         prompts=flag("prompts"),
         autoencoder=flag("autoencoder"),
         spec=provider.spec("sheet"),
-        version=RULES["sheet"].version,
+        version=provider.version("sheet"),
     shell:
         "python -m dmd.stages.sheet --block {input.block} {params.prompts} {params.autoencoder} --output {output} "
         "--spec {params.spec:q} --log {log}"

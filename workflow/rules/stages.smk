@@ -3,7 +3,7 @@ from pathlib import Path
 
 from dmd.config import RULES
 from dmd.config.rule_lookups import braced, existing_scores, flag
-from dmd.config.rule_table import PIPELINE
+from dmd.config.rule_table import CLIP, FOLDER, PIPELINE
 from dmd.provenance.files import sha256
 
 provider = config  # `config` of a module is what the Snakefile passes
@@ -17,6 +17,7 @@ wildcard_constraints:
 
 include: "images.smk"
 include: "teacher.smk"
+include: "pipeline.smk"
 include: "reference.smk"
 include: "prompts.smk"
 include: "states.smk"

@@ -10,7 +10,7 @@ rule states:
         job="states-{first}-{last}",
     params:
         spec=provider.spec("states"),
-        version=RULES["states"].version,
+        version=provider.version("states"),
     shell:
         "python -m dmd.stages.states --prompts {input.prompts} --text-encoder {input.text_encoder} --output {output} "
         "--spec {params.spec:q} --log {log}"
@@ -28,6 +28,6 @@ rule states_manifest:
     params:
         blocks=braced,
         spec=provider.spec("states_manifest"),
-        version=RULES["states_manifest"].version,
+        version=provider.version("states_manifest"),
     shell:
         "python -m dmd.stages.manifest --blocks {params.blocks} --output {output} --spec {params.spec:q} --log {log}"

@@ -36,14 +36,15 @@ rule tables:
         shown_prdcs=tables.existing("prdc"),
         shown_clips=tables.existing("clip"),
         latencies=tables.latencies,
+        retrievals=tables.retrievals,
         digests=lambda wildcards: [sha256(Path(path)) for path in tables.not_inputs(wildcards)],
         spec=tables.table_spec,
-        version=RULES["tables"].version,
+        version=tables.table_version,
     shell:
         "python -m dmd.stages.tables --scores {input.scores} {params.shown_scores} "
         "--classes {input.classes} {params.shown_classes} --clips {input.clips} {params.shown_clips} "
         "--kids {input.kids} {params.shown_kids} --prdcs {input.prdcs} {params.shown_prdcs} "
-        "--latencies {params.latencies} "
+        "--latencies {params.latencies} --retrievals {params.retrievals} "
         "--markdown {output.markdown} --csv {output.csv} --spec {params.spec:q} --log {log}"
 
 
@@ -64,6 +65,6 @@ rule charts:
         runtime=10,
     params:
         spec=tables.chart_spec,
-        version=RULES["charts"].version,
+        version=tables.chart_version,
     shell:
         "python -m dmd.stages.charts --inputs {input} --output {output} --spec {params.spec:q} --log {log}"

@@ -17,7 +17,7 @@ rule teacher:
         spec=provider.spec("teacher"),
         cadence=provider.cadence("teacher"),
         solvers=provider.solvers,
-        version=RULES["teacher"].version,
+        version=provider.version("teacher"),
     shell:
         "python -m dmd.stages.teacher {params.images} {params.source} --output {output.denoiser} --table {output.table} "
         "--spec {params.spec:q} {params.cadence:q} {params.solvers:q} --log {log}"
@@ -36,7 +36,7 @@ rule text_encoder:
         source=provider.source("teacher"),
         watched=provider.watched("text_encoder", "teacher"),
         spec=provider.spec("text_encoder"),
-        version=RULES["text_encoder"].version,
+        version=provider.version("text_encoder"),
     shell:
         "python -m dmd.stages.text_encoder {params.source} --output {output} --spec {params.spec:q} --log {log}"
 
@@ -54,7 +54,7 @@ rule autoencoder:
         source=provider.source("teacher"),
         watched=provider.watched("autoencoder", "teacher"),
         spec=provider.spec("autoencoder"),
-        version=RULES["autoencoder"].version,
+        version=provider.version("autoencoder"),
     shell:
         "python -m dmd.stages.autoencoder {params.source} --output {output} --spec {params.spec:q} --log {log}"
 

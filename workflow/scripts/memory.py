@@ -164,7 +164,7 @@ def architecture(experiments: Experiments, name: str) -> dict[str, Any] | None:
         return None
     dataset = experiments.section(source, "dataset")
     known = {"digits": (1, 8, 10), "gaussian-mixture": (2, 1, 0)}
-    own = getattr(dataset, "channels", None), getattr(dataset, "resolution", None), 0
+    own = getattr(dataset, "channels", 1), getattr(dataset, "resolution", None), 0
     channels, resolution, classes = known.get(dataset.kind, own)
     return {**teacher.network.with_defaults(), "channels": channels, "resolution": resolution, "num_classes": classes}
 

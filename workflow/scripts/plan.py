@@ -25,7 +25,7 @@ sys.path.append(str(ROOT))  # last, since a file named torch.py may lie there
 
 from dmd.config import ConfigError, Configuration, Experiments, load, printing, unknown_experiment  # noqa: E402
 from dmd.config.missing_files import Missing, listed, missing_files  # noqa: E402
-from dmd.config.sections import ImageDataset  # noqa: E402
+from dmd.config.sections import GlyphDataset, IdxDataset, ImageDataset  # noqa: E402
 from workflow.scripts.rates import Job, Rates, job_of, measured_rates, network_calls, num_images, rate_owner, work  # noqa: E402
 
 SHARD_RULES = ("pairs", "sample")  # rules that make shards
@@ -66,8 +66,10 @@ def planned(config: Configuration, experiments: Experiments, experiment: str | N
     if experiment is not None:
         if experiment not in experiments.merged:
             raise ConfigError(unknown_experiment(experiment, experiments.merged))
+        ends = ("teacher", "pipeline", "pipeline_clip")  # of experiments without scores
+        last = next((rule for rule in ends if experiments.has(experiment, rule)), "teacher")
         whole = experiments.has(experiment, "evaluate")
-        artifact = f"{experiment}/fid.json" if whole else experiments.path(experiment, "teacher")
+        artifact = f"{experiment}/fid.json" if whole else experiments.path(experiment, last)
         command.append(f"results/{artifact}")
     answer = subprocess.run(command, capture_output=True, text=True)
     if answer.returncode:
@@ -136,8 +138,10 @@ def image_size(experiments: Experiments, experiment: str) -> tuple[int, int] | N
         return 4 * 64 * 64, 77 * 768
     if (dataset := experiments.sections(experiment).dataset) is None:
         return None
-    if isinstance(dataset, ImageDataset):
+    if isinstance(dataset, ImageDataset | GlyphDataset):
         return dataset.channels * dataset.resolution**2, 0
+    if isinstance(dataset, IdxDataset):
+        return dataset.resolution**2, 0
     return {"digits": 64, "gaussian-mixture": 2}[dataset.kind], 0
 
 
@@ -146,7 +150,7 @@ def table(experiments: Experiments, jobs: list[Job], rates: Rates, sizes: Mappin
     stored = ROOT / "bench" / "results" / "rates.json"
     known: Rates = json.loads(stored.read_text()) if stored.exists() else {}
     rules = list(dict.fromkeys(job.rule for job in jobs))
-    lines = [f"{'rule':18}{'jobs':>6}{'network calls':>16}{'CPU time':>12}{'disk':>14}"]
+    lines = [f"{'rule':21}{'jobs':>6}{'network calls':>16}{'CPU time':>12}{'disk':>14}"]
     for rule, chosen in [*((rule, [job for job in jobs if job.rule == rule]) for rule in rules), ("all", jobs)]:
         calls = sum(network_calls(experiments, job) for job in chosen)
         seconds, missing = 0.0, False
@@ -158,7 +162,7 @@ def table(experiments: Experiments, jobs: list[Job], rates: Rates, sizes: Mappin
         known_sizes = [sizes[job.file] if job.file else disk(experiments, job) for job in chosen]
         size, more = sum(each or 0 for each in known_sizes) / 2**20, ">= " if None in known_sizes else ""
         time = "unknown" if missing and not seconds else f"{'>= ' if missing else ''}{seconds / 60:.1f} min"
-        lines.append(f"{rule:18}{len(chosen):6}{calls:16,}{time:>12}{f'{more}{size:.1f}':>10} MiB")
+        lines.append(f"{rule:21}{len(chosen):6}{calls:16,}{time:>12}{f'{more}{size:.1f}':>10} MiB")
     lines.append(
         "Network calls are images times calls. CPU time is of one core; disk is that of shards and fetched files."
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dmd.config import Experiments
+from dmd.config.artifacts import PARTS
 from dmd.config.rule_table import ARTIFACTS, TABLES
 
 Rates = dict[str, dict[str, float]]  # owner of the teacher -> rule -> CPU seconds per unit of work
@@ -58,17 +59,18 @@ def calls_per_image(experiments: Experiments, job: Job) -> int:
         method = experiments.section(job.experiment, "distill").method
         return int(section.calls or method.final_calls())
     steps = int(section.solver.steps)
-    return {"heun": 2 * steps - 1, "heun-discrete": 2 * steps - 1, "pndm": steps + 1}.get(section.solver.name, steps)
+    twice = dict.fromkeys(("heun", "heun-churn", "heun-discrete"), 2 * steps - 1)
+    return {**twice, "pndm": steps + 1}.get(section.solver.name, steps)
 
 
 def work(experiments: Experiments, job: Job) -> int:
     """Units of work of a job.
 
-    Updates (teacher), passes of a network over a batch, where one with its backward pass counts 3 (distill), network
-    calls on an image (pairs, sample), images (features), or 1 (all others).
+    Updates (teacher, and parts of section pipeline), passes of a network over a batch, where one with its backward pass
+    counts 3 (distill), network calls on an image (pairs, sample), images (features), or 1 (all others).
     """
-    if job.rule == "teacher":
-        training = experiments.training(job.experiment, "teacher")
+    if job.rule in ("teacher", *PARTS):
+        training = experiments.training(job.experiment, job.rule)
         return sum(phase.updates for phase in training.method.phases) if training else 1
     if job.rule == "distill":
         from workflow.scripts import memory, stand_in  # imports torch, which nothing else here needs

@@ -17,6 +17,7 @@ from dmd.config.methods.gan import Gan
 from dmd.config.methods.mean_flow import MeanFlow
 from dmd.config.methods.moment_matching import MomentMatching
 from dmd.config.methods.progressive import Progressive
+from dmd.config.methods.rectified_flow import RectifiedFlow
 from dmd.config.methods.scm import Scm
 from dmd.config.methods.sid import Sid
 from dmd.config.methods.tdm import Tdm
@@ -33,6 +34,7 @@ Method = Annotated[
     | FDistill
     | Gan
     | Ufogen
+    | RectifiedFlow
     | Ect
     | MomentMatching
     | MeanFlow

@@ -21,7 +21,12 @@ class Denoising(MethodSection):
     batch_size: Batch = Field(description="images")
     sigma_log_mean: LogMean = Field(-1.2, description="mean of ln(sigma)")
     sigma_log_std: LogStd = Field(1.2, description="standard deviation of ln(sigma)")
-    label_dropout: Decay = Field(0.0, description="fraction of images trained without their label, for guidance")
+    levels: Literal["log-normal", "table"] = Field(
+        "log-normal", description="table: uniformly among the network's discrete noise levels, as Stable Diffusion"
+    )
+    label_dropout: Decay = Field(
+        0.0, description="fraction of images trained without their label or caption, for guidance"
+    )
     phases: Annotated[Many[DenoisingPhase], Field(min_length=1)]
 
     def roles(self) -> dict[str, Role]:

@@ -40,7 +40,8 @@ def calls_at(times: Times, num: int, facts: Facts, *, between: Between = "noise"
             scheduler = call_schedulers.flow(levels, renoise=renoise, shift=times.shift, terminal=times.shift_terminal)
         return call_schedulers.read_calls(scheduler, levels, num)
     except ValueError as error:
-        raise ValueError(f"{KEY}: {times.kind} cannot make {num} calls with this teacher: {error}") from error
+        calls = "1 call" if num == 1 else f"{num} calls"
+        raise ValueError(f"{KEY}: {times.kind} cannot make {calls} with this teacher: {error}") from error
 
 
 def _karras(times: KarrasTimes, num: int, highest: float | None) -> tuple[float, ...]:
@@ -48,6 +49,11 @@ def _karras(times: KarrasTimes, num: int, highest: float | None) -> tuple[float,
         raise ValueError(
             f"{KEY}.sigma_max: null is the highest noise level of the denoiser to start from, which has "
             "none: give a number"
+        )
+    if times.sigma_min >= top:
+        raise ValueError(
+            f"{KEY}.sigma_min: {times.sigma_min:g} is not below {top:.6g}, the highest noise level of the denoiser to "
+            "start from"
         )
     found = karras_sigmas(num, sigma_min=times.sigma_min, sigma_max=top, rho=times.rho).tolist()
     return (float(top), *found[1:])

@@ -39,6 +39,8 @@ class Shape:
         num_classes: 0 for an unconditional network, which ignores labels.
         dropout: probability while training.
         augment: number of inputs of the augmentation layer in released files; its weights are loaded, but not used.
+        patch: side of the squares of pixels that the network takes as channels of one pixel: its first level has
+            1 / patch of the resolution (pixel shuffle, Shi et al. 2016); 1: the pixels themselves.
         second_time: whether noise_condition is (B, 2), with a second time in column 1.
 
     Raises:
@@ -54,10 +56,11 @@ class Shape:
     num_classes: int
     dropout: float = 0.0
     augment: int = 0
+    patch: int = 1
     second_time: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("resolution", "channels", "width", "blocks"):
+        for name in ("resolution", "channels", "width", "blocks", "patch"):
             check_integer(name, getattr(self, name), least=1)
         for name in ("num_classes", "augment"):
             check_integer(name, getattr(self, name), least=0)
@@ -72,8 +75,13 @@ class Shape:
         if self.width < 4 or self.width % 4:
             raise ValueError(f"width: {self.width} is no multiple of 4")
         halvings = 2 ** (len(self.multipliers) - 1)
-        if self.resolution % halvings:
-            raise ValueError(f"resolution: {self.resolution} is not divisible by {halvings} = 2 ** (levels - 1)")
+        if self.resolution % self.patch:
+            raise ValueError(f"resolution: {self.resolution} is not divisible by patch {self.patch}")
+        if self.resolution // self.patch % halvings:
+            patches = f" / patch {self.patch}" if self.patch > 1 else ""
+            raise ValueError(
+                f"resolution: {self.resolution}{patches} is not divisible by {halvings} = 2 ** (levels - 1)"
+            )
         if unknown := sorted(set(self.attention) - set(self.levels)):
             raise ValueError(f"attention: {unknown} are no levels; the levels are {self.levels}")
         if not isinstance(self.dropout, int | float) or not 0.0 <= self.dropout < 1.0:
@@ -82,7 +90,12 @@ class Shape:
     @property
     def levels(self) -> list[int]:
         """Resolution of each level, finest first."""
-        return [self.resolution >> level for level in range(len(self.multipliers))]
+        return [self.resolution // self.patch >> level for level in range(len(self.multipliers))]
+
+    @property
+    def patch_channels(self) -> int:
+        """Channels at the first level's input and output."""
+        return self.channels * self.patch**2
 
 
 class UNet(Recomputing, nn.Module):
@@ -103,6 +116,7 @@ class UNet(Recomputing, nn.Module):
         super().__init__()
         self.family, self.checkpointing = family, False
         self.channels, self.resolution, self.num_classes = shape.channels, shape.resolution, shape.num_classes
+        self.patch = shape.patch
         embedding = 4 * shape.width
         features = shape.width * (2 if family.fourier else 1)
         self.map_noise = _noise_features(family, shape.width)
@@ -119,11 +133,11 @@ class UNet(Recomputing, nn.Module):
         self.enc, skips = _encoder(family, shape)
         self._bottleneck = skips[-1], shape.levels[-1]
         self.dec, channels = _decoder(family, shape, skips)
-        norm, conv = group_norm(channels, family.eps), nn.Conv2d(channels, shape.channels, 3, padding=1)
+        norm, conv = group_norm(channels, family.eps), nn.Conv2d(channels, shape.patch_channels, 3, padding=1)
         if family.late_label:
             self.out_norm, self.out_conv = norm, conv
         else:
-            name = f"{shape.resolution}x{shape.resolution}_aux"
+            name = f"{shape.levels[0]}x{shape.levels[0]}_aux"
             self.dec[f"{name}_norm"], self.dec[f"{name}_conv"] = norm, conv
         initialise(self, zero=("conv1", "proj", "out_conv", "aux_conv"))
         self.second_time = SecondTime(embedding) if shape.second_time else None
@@ -146,7 +160,8 @@ class UNet(Recomputing, nn.Module):
                 hidden = self._block(layer, hidden, embedding)
             else:
                 hidden = layer(F.silu(hidden) if name.endswith("conv") else hidden)
-        return self.out_conv(F.silu(self.out_norm(hidden))) if self.family.late_label else hidden
+        hidden = self.out_conv(F.silu(self.out_norm(hidden))) if self.family.late_label else hidden
+        return hidden if self.patch == 1 else F.pixel_shuffle(hidden, self.patch)
 
     @property
     def bottleneck_shape(self) -> tuple[int, int]:
@@ -183,7 +198,7 @@ class UNet(Recomputing, nn.Module):
         return self.recompute(block, hidden, embedding, random=self.training)  # dropout
 
     def _encode(self, image: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
-        hidden = branch = image
+        hidden = branch = image if self.patch == 1 else F.pixel_unshuffle(image, self.patch)
         skips: list[Tensor] = []
         for layer in self.enc.values():
             if isinstance(layer, ResidualDown):
@@ -207,11 +222,11 @@ def _encoder(family: Family, shape: Shape) -> tuple[nn.ModuleDict, list[int]]:
     block = partial(Block, embedding=4 * shape.width, family=family, dropout=shape.dropout)
     layers = nn.ModuleDict()
     skips = [stem]
-    branch = shape.channels
+    branch = shape.patch_channels
     for level, multiplier in zip(shape.levels, shape.multipliers, strict=True):
         name = f"{level}x{level}"
-        if level == shape.resolution:
-            layers[f"{name}_conv"] = nn.Conv2d(shape.channels, stem, 3, padding=1)
+        if level == shape.levels[0]:
+            layers[f"{name}_conv"] = nn.Conv2d(shape.patch_channels, stem, 3, padding=1)
         else:
             layers[f"{name}_down"] = block(skips[-1], skips[-1], resample="down")
             if family.binomial:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dmd.importers import edm
 from dmd.models.networks import build
@@ -252,3 +253,33 @@ def test_image_of_another_shape_is_an_error() -> None:
     network = build(SMALL)
     with pytest.raises(ValueError, match=r"\(2, 1, 16, 16\) is not \(B, 1, 8, 8\)"):
         network(torch.zeros(2, 1, 16, 16), torch.zeros(2), torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("kind", ["adm", "ddpmpp", "ncsnpp"])
+def test_patch_network_is_the_plain_one_on_unshuffled_pixels(kind: str) -> None:
+    patched = randomised(SMALL | {"kind": kind, "resolution": 16, "channels": 2, "patch": 2})
+    plain = build(SMALL | {"kind": kind, "channels": 8}).eval()
+    plain.load_state_dict(patched.state_dict())
+    image, condition, label = batch(3, patched)
+    unshuffled = functional.pixel_unshuffle(image, 2)
+    with torch.no_grad():
+        expected = functional.pixel_shuffle(plain(unshuffled, condition, label), 2)
+        assert torch.equal(patched(image, condition, label), expected)
+        features = patched.bottleneck(image, condition, label)
+        assert torch.equal(features, plain.bottleneck(unshuffled, condition, label))
+    assert features.shape[1:] == (patched.bottleneck_shape[0], *[patched.bottleneck_shape[1]] * 2) == (64, 4, 4)
+
+
+def test_patch_of_one_pixel_changes_nothing() -> None:
+    plain, patched = randomised(SMALL), randomised(SMALL | {"patch": 1})
+    with torch.no_grad():
+        assert torch.equal(plain(*batch(2, plain)), patched(*batch(2, patched)))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [({"patch": 3}, "8 is not divisible by patch 3"), ({"patch": 8}, "8 / patch 8 is not divisible by 2")],
+)
+def test_patches_that_do_not_fit_are_refused(sizes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(SMALL | {"attention": []} | sizes)

@@ -1,0 +1,32 @@
+"""Section `method` of the training of an autoencoder."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from dmd.config.method_base import DENOISER_SWITCHES, STUDENT, MethodSection, Mode, Phase, Role, Source
+from dmd.config.section_base import Batch, Many, Weight
+
+
+class AutoencodingPhase(Phase):
+    """A phase of the training of an autoencoder."""
+
+
+class Autoencoding(MethodSection):
+    """Reconstruction by an AutoencoderKL: absolute error, and the KL divergence of latents from unit noise."""
+
+    refuses: ClassVar[tuple[str, ...]] = DENOISER_SWITCHES
+    name: Literal["autoencoding"]
+    batch_size: Batch = Field(description="images")
+    kl_weight: Weight = Field(1.0e-6, description="of the KL divergence, summed over a latent, per value of the image")
+    phases: Annotated[Many[AutoencodingPhase], Field(min_length=1)]
+
+    def roles(self) -> dict[str, Role]:
+        """Only the student: the autoencoder."""
+        return {STUDENT: Role(Source.NEW, Mode.TRAINED)}
+
+    def reads(self) -> frozenset[str]:
+        """Images."""
+        return frozenset({"images"})

@@ -1,0 +1,84 @@
+"""Section `method` of rectified flow: reflow, and distillation to one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from dmd.config.method_base import STUDENT, WEIGHTS, MethodSection, Mode, Phase, Role, Source
+from dmd.config.methods.distances import Distance, L2Distance
+from dmd.config.methods.levels import LOWEST, check_order
+from dmd.config.section_base import Batch, Integer, Many, Section, Sigma, refuse
+
+
+class RectifiedFlowPhase(Phase):
+    """A phase of rectified flow."""
+
+
+class RectifiedFlow(MethodSection):
+    """Rectified flow (Liu et al. 2022): a student whose paths are straight, or one call in place of its paths."""
+
+    optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {STUDENT: {"weight_decay": 0.0}}
+    name: Literal["rectified-flow"]
+    objective: Literal["reflow", "distillation"] = Field(
+        description="reflow: the student learns the straight paths between noise and image of the pairs; distillation: "
+        "its one call learns to give the image of the noise"
+    )
+    sigma: Sigma | None = Field(80.0, description="noise level of the pairs' noise; null = the teacher's highest")
+    sigma_min: Sigma | None = Field(None, description=f"lowest level of reflow; {LOWEST}")
+    calls: Annotated[Integer, Field(ge=1, le=1000)] = Field(
+        1, description="network calls of the student, evenly spaced in t = sigma / (1 + sigma)"
+    )
+    metric: Distance = Field(L2Distance(kind="l2"), description="distance of images, for objective distillation")
+    batch_size: Batch = Field(128, description="pairs")
+    phases: Annotated[Many[RectifiedFlowPhase], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> RectifiedFlow:
+        check_order(self.sigma_min, self.sigma)
+        refuse(self._contradictions())
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        if self.objective == "reflow" and self.metric != L2Distance(kind="l2"):
+            yield "metric: objective reflow takes none, its loss is the squared error of velocities"
+        if self.objective == "distillation":
+            if self.calls != 1:
+                yield f"calls: {self.calls}, but objective distillation trains one call"
+            if self.sigma_min is not None:
+                yield f"sigma_min: {self.sigma_min:g}, but objective distillation has one level, sigma"
+
+    @property
+    def denoises(self) -> bool:
+        """Whether the student is a denoiser at all levels: that of reflow."""
+        return self.objective == "reflow"
+
+    def calls_kept(self) -> dict[int, tuple[str, ...]]:
+        """Only `calls`: fewer calls end at an image that still has noise."""
+        return {self.calls: WEIGHTS}
+
+    def final_calls(self) -> int:
+        """`calls`."""
+        return self.calls
+
+    def roles(self) -> dict[str, Role]:
+        """The student alone: its teacher has drawn the pairs."""
+        return {STUDENT: Role(Source.START, Mode.TRAINED)}
+
+    def reads(self) -> frozenset[str]:
+        """Pairs."""
+        return frozenset({"pairs"})
+
+    def distance_key(self) -> str:
+        """The key of the metric."""
+        return "metric"
+
+    def distance(self) -> Section | None:
+        """The distance of images, for objective distillation."""
+        return None if self.denoises else self.metric
+
+    def decoders(self) -> tuple[str, ...]:
+        """The decoder of the metric."""
+        return () if self.denoises else (self.metric.decoder,)
