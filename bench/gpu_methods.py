@@ -48,6 +48,8 @@ METHODS: dict[str, Mapping[str, object]] = {
     "scm": {"name": "scm", "phases": [PHASE]},
     "progressive": {"name": "progressive", "phases": [PHASE | {"steps": 1}]},
     "sid": {"name": "sid", "phases": [PHASE]},
+    "boot": {"name": "boot", "levels": 6, "boundary_weight": 1.0, "phases": [PHASE]},
+    "tract": {"name": "tract", "phases": [PHASE | {"groups": 1}]},
     "rectified flow": {"name": "rectified-flow", "objective": "reflow", "phases": [PHASE]},
     "sim": {"name": "sid", "divergence": {"kind": "sim"}, "phases": [PHASE]},
 }

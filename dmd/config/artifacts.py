@@ -148,6 +148,8 @@ class Experiments:
         inputs = [(source, experiment) for source in sources]
         if rule == "distill" and (start := self.section(experiment, "distill").start):
             inputs.append(("teacher", start))
+        if rule == "teacher" and (student := self.section(experiment, "teacher")).kind == "experiment":
+            inputs.append(("distill", student.name))
         return inputs
 
     def _monitor_decoder(self, experiment: str) -> list[str]:

@@ -247,7 +247,7 @@ class Experiment(Section):
         return self.evaluate.clip if monitor and monitor.clip and self.evaluate else None
 
     @property
-    def _latent(self) -> bool:
+    def makes_latents(self) -> bool:
         """Whether the teacher works on latents."""
         return self.teacher is not None and (
             self.teacher.kind in TEXT_KINDS or bool(getattr(self.teacher, "latent", False))
@@ -327,7 +327,7 @@ class Experiment(Section):
         for name in [decoder for decoder in method.decoders() if decoder != "none"]:
             if name == "tiny" and getattr(self.teacher, "tiny_autoencoder", None) is None:
                 yield f"{decoder_key}: tiny, but section teacher has no tiny_autoencoder"
-            if not self._latent:
+            if not self.makes_latents:
                 yield f"{decoder_key}: a teacher of kind {kind} makes no latents"
         if kind == "gaussian-mixture" and TEACHER in changing:
             yield f"distill.method.name: {method.name} changes the teacher's weights, but gaussian-mixture has none"
@@ -337,7 +337,7 @@ class Experiment(Section):
     def _image_contradictions(self, method: MethodSection) -> Iterator[str]:
         """Contradictions between a method that reads images and the teacher or dataset."""
         name, dataset = f"distill.method.name: {method.name} learns from images, but", self.dataset
-        if self.teacher is not None and self._latent:
+        if self.teacher is not None and self.makes_latents:
             yield f"{name} a teacher of kind {self.teacher.kind} makes latents"
         elif isinstance(dataset, ImageDataset) and dataset.num_held_out == "all":
             yield f"{name} dataset.num_held_out is all, so there are none to train on"
@@ -369,7 +369,7 @@ class Experiment(Section):
             return
         if monitor.clip and self.teacher.kind not in TEXT_KINDS:
             yield f"{key}.clip: true, but a teacher of kind {self.teacher.kind} takes no prompts"
-        if not self._latent:
+        if not self.makes_latents:
             return
         if monitor.decoder == "tiny" and getattr(self.teacher, "tiny_autoencoder", None) is None:
             yield f"{key}.decoder: tiny, but section teacher has no tiny_autoencoder"

@@ -3,7 +3,8 @@
 `extends: other` inherits: mappings merge deeply and lists are replaced. A mapping whose `kind` or `name` differs from
 the parent's replaces it; one with another `file` or `folder` does not inherit the parent's `sha256`.
 With `distill.seeds`, NAME has the first seed, and an experiment NAME-seedN is added for each further seed N. It extends
-PARENT-seedN if NAME extends PARENT and PARENT has seed N, else NAME.
+PARENT-seedN if NAME extends PARENT and PARENT has seed N, else NAME. If its teacher is the student of an experiment
+with seed N, it is that of TEACHER-seedN.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dmd.config.methods import Method
 from dmd.config.printing import piece
 from dmd.config.reading import Json, normalise_paths, read_file, unfit_values, with_digests
 from dmd.config.section_base import SOURCES, UNSET_PATH, Section
+from dmd.config.sections import ExperimentTeacher
 
 MAX_SEEDS = 100
 SEED_STEP = 1_000_000  # samples of training seed N begin at noise seed N * SEED_STEP
@@ -93,7 +95,7 @@ def resolve(written: Json) -> Configuration:
         lines += [f"{name}{fault}" for fault in own if fault not in inherited]
     if not lines:
         tables, charts = _with_all_seeds(file, groups)
-        lines += _unknown_names(merged, tables, charts)
+        lines += [*_unknown_names(merged, tables, charts)] or _unfit_teachers(merged)
     raise_faults(lines)
     return Configuration(merged, parents, groups, tables, charts, file.inputs, file.storage)
 
@@ -166,6 +168,9 @@ def _with_seeds(written: Mapping[str, Json]) -> tuple[dict[str, Json], dict[str,
             parent = f"{section['extends']}-seed{seed}" if shared else name
             sections[other] = (sections[name] if shared else {}) | {"extends": parent}
             sections[other] = merge(sections[other], {"distill": {"seed": seed}})
+            teacher = _part(section, "teacher")
+            if teacher.get("kind") == "experiment" and seed in _further_seeds(teacher.get("name"), written):
+                sections[other]["teacher"] = {**teacher, "name": f"{teacher['name']}-seed{seed}"}
             if _has_sample(name, written):
                 sections[other] = merge(sections[other], {"sample": {"first_seed": seed * SEED_STEP}})
             groups[other] = (other,)
@@ -300,11 +305,13 @@ def _with_all_seeds(file: File, groups: Mapping[str, tuple[str, ...]]) -> tuple[
 def _unknown_names(
     experiments: Mapping[str, Experiment], tables: Mapping[str, Table], charts: Mapping[str, Chart]
 ) -> Iterator[str]:
-    """Experiments in `distill.start`, tables and charts that do not exist, or lack a section."""
+    """Experiments in `distill.start`, `teacher`, tables and charts that do not exist, or lack a section."""
     uses: list[tuple[str, str, tuple[str, ...]]] = []  # key, experiment, sections that it must have
     for name, experiment in experiments.items():
         if experiment.distill and experiment.distill.start is not None:
             uses.append((f"{name}.distill.start", experiment.distill.start, ("teacher",)))
+        if isinstance(experiment.teacher, ExperimentTeacher):
+            uses.append((f"{name}.teacher.name", experiment.teacher.name, ("teacher", "distill")))
     for name, table in tables.items():
         uses += [(f"tables.{name}", experiment, SCORED) for row in table.rows for experiment in row.experiments]
     for name, chart in charts.items():
@@ -316,3 +323,50 @@ def _unknown_names(
             yield f"{key}: {unknown_experiment(name, experiments)}"
         elif lacking := [section for section in needs if getattr(experiments[name], section) is None]:
             yield f'{key}: experiment "{name}" cannot be used here: it has no section {", ".join(lacking)}'
+
+
+def _unfit_teachers(experiments: Mapping[str, Experiment]) -> list[str]:
+    """Teachers that are students of experiments, but of themselves, or that cannot teach."""
+    lines = []
+    for name, experiment in experiments.items():
+        if isinstance(teacher := experiment.teacher, ExperimentTeacher):
+            fault = _circle(name, experiments) or _unfit_student(teacher, experiments[teacher.name])
+            lines += [f"{name}.teacher.{fault}"] if fault else []
+    return lines
+
+
+def _circle(name: str, experiments: Mapping[str, Experiment]) -> str:
+    """A fault if the teacher of an experiment is made, over others, from itself; else an empty string."""
+
+    def back(names: list[str]) -> list[str]:
+        """`names` and further ones up to `name`, where each teacher needs the next one's; [] if none leads there."""
+        teacher = experiments[names[-1]].teacher
+        if not isinstance(teacher, ExperimentTeacher):
+            return []
+        distill = experiments[teacher.name].distill
+        start = distill.start if distill else None
+        for other in (teacher.name, *([start] if start else [])):
+            if other == name:
+                return [*names, other]
+            if other not in names and (found := back([*names, other])):
+                return found
+        return []
+
+    circle = back([name])
+    return f"name: teachers are made from each other in a circle: {' -> '.join(circle)}" if circle else ""
+
+
+def _unfit_student(teacher: ExperimentTeacher, source: Experiment) -> str:
+    """A fault if the student of an experiment cannot be this teacher; else an empty string."""
+    distill, its = source.distill, f"name: the student of {teacher.name}"
+    assert distill is not None
+    if not distill.method.denoises:
+        return (
+            f"{its} (method {distill.method.name}) is no denoiser at all noise levels, as a teacher must be: "
+            "only method rectified-flow with objective reflow trains such students"
+        )
+    if source.makes_latents:
+        return f"{its} makes latents, which kind experiment does not support"
+    if teacher.weights == "best" and not (distill.monitor and distill.monitor.best):
+        return f"weights: best, but distill.monitor of {teacher.name} keeps no such weights"
+    return ""

@@ -134,6 +134,11 @@ class MethodSection(Section):
         return {} if size is None else {"batch_size": size}
 
     @property
+    def denoises(self) -> bool:
+        """Whether the student is a denoiser at all noise levels, which can teach another student."""
+        return False
+
+    @property
     def trained(self) -> tuple[str, ...]:
         """Roles that have an optimiser, the student first."""
         return tuple(name for name, role in self.roles().items() if role.mode is Mode.TRAINED)

@@ -159,6 +159,12 @@ class RuleLookups:
         return self._path(name, "teacher") if name else []
 
     @exits_on_config_error
+    def student(self, wildcards: Wildcards) -> str | list[str]:
+        """The student's file of another experiment, if the teacher is made from it."""
+        teacher = self.experiments.section(wildcards.experiment, "teacher")
+        return self._path(teacher.name, "distill") if teacher.kind == "experiment" else []
+
+    @exits_on_config_error
     def trained_on(self, wildcards: Wildcards) -> str | list[str]:
         """The teacher's file if teacher and reference were both made from files of images, else nothing."""
         sections = self.experiments.sections(wildcards.experiment)

@@ -113,6 +113,8 @@ class Rule:
 def _teacher(experiment: Named, section: Any) -> Json:
     if section.kind in IMPORTED:
         return {key: value for key, value in without_paths(section.spec()).items() if key != "tiny_autoencoder"}
+    if section.kind == "experiment":
+        return {"kind": section.kind, "weights": section.weights}
     spec = section.with_defaults()
     if section.kind != "train":
         return spec | {"dataset": _dataset(experiment)}

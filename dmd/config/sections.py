@@ -273,6 +273,16 @@ class DiffusersTeacher(Section):
     latent: bool = Field(False, description="true: the pipeline works on latents of its vae, an AutoencoderKL")
 
 
+class ExperimentTeacher(Section):
+    """The student of another experiment, a denoiser at all noise levels: that of `rectified-flow` with reflow."""
+
+    kind: Literal["experiment"]
+    name: str = Field(description="the experiment")
+    weights: Literal["ema", "raw", "best"] = Field(
+        "ema", description="moving average, last update, or the average that distill.monitor rated best"
+    )
+
+
 class TinyAutoencoder(Section):
     """An AutoencoderTiny saved by diffusers, which decodes latents faster."""
 
@@ -502,7 +512,8 @@ Teacher = Annotated[
     | EdmTeacher
     | DiffusersTeacher
     | OpenaiTeacher
-    | StableDiffusionTeacher,
+    | StableDiffusionTeacher
+    | ExperimentTeacher,
     Field(discriminator="kind"),
 ]
 Prompts = Annotated[PromptFile | CocoPrompts | LaionPrompts | CaptionPrompts, Field(discriminator="kind")]

@@ -31,7 +31,7 @@ class ImageReader:
         sigma_data: standard deviation of the training split.
         sha256: digest of the whole dataset, see `Dataset`.
         splits: names of all splits.
-        name: kind of the dataset.
+        name: kind of the dataset; of IDX files the name of their folder.
         modes: means of the components of a mixture; None for other datasets.
     """
 

@@ -68,7 +68,7 @@ class MeanFlow(Method[sections.MeanFlow]):
         noised = image + per_sample(sigma, image) * rows["noise"]
         target = self.target(noised, image, sigma, end, label)
         self.replay()
-        x0 = student(noised, sigma, label, end)
+        x0 = student(noised, sigma, label, end=end)
         time = sigma / (1 + sigma)
         error = (x0 - target).square().flatten(1).sum(1) / time.square()
         loss = ((error.detach() + self.config.c) ** -self.config.power * error).mean()
@@ -85,7 +85,7 @@ class MeanFlow(Method[sections.MeanFlow]):
             change = (time - end_time) * (1 + sigma).square()
             direction = per_sample(change / sigma, image) * (noised - real)
             x0, derivative = forward_derivative(
-                lambda points, levels: self.networks["student"](points, levels, label, end),
+                lambda points, levels: self.networks["student"](points, levels, label, end=end),
                 (noised, sigma),
                 (direction, change),
             )

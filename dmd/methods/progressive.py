@@ -28,8 +28,9 @@ from torch import Tensor
 from dmd.config.method_base import STUDENT, TEACHER, PlannedPhase
 from dmd.config.methods import progressive as sections
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
-from dmd.methods.parts.denoising_loss import denoising_loss
-from dmd.models.denoiser import Denoiser, per_sample
+from dmd.methods.parts.denoising_loss import denoising_loss, x0_weight
+from dmd.methods.parts.joined_steps import joined_x0
+from dmd.models.denoiser import per_sample
 from dmd.models.student_calls import Calls
 from dmd.sampling.noise import sampling_sigmas
 
@@ -98,14 +99,7 @@ class Progressive(Method[sections.Progressive]):
 
     def weight(self, sigma: Tensor) -> Tensor:
         """w(sigma) (B,) of the squared error of x0."""
-        ratio = sigma.square().reciprocal()  # signal to noise
-        if self.config.weighting == "truncated-snr":
-            return ratio.clamp(min=1.0)
-        if self.config.weighting == "snr+1":
-            return 1.0 + ratio
-        student = self.networks[STUDENT]
-        assert isinstance(student, Denoiser)
-        return student.loss_weight(sigma)
+        return x0_weight(self.config.weighting, sigma, self.networks[STUDENT])
 
     def levels(self, phase: PlannedPhase) -> Tensor:
         """Levels of the teacher's steps in a round: float64 (2 steps + 1,), from sigma_max to 0."""
@@ -135,21 +129,14 @@ def two_steps(
 ) -> Tensor:
     """The x0 with which one step from s1 to s3 ends at the same image as two steps of a denoiser via s2 (Algorithm 2).
 
-    With the outputs D1 at s1 and D2 at s2, (s1 x3 - s3 x1) / (s1 - s3) is computed as their weighted mean
-
-        (s3/s2 (1 - s2/s1) D1 + (1 - s3/s2) D2) / (1 - s3/s1).
-
-    This avoids cancellation in the difference of x1 and x3, whose noise (sigma up to 80) may far exceed x0.
-
     Args:
         image: x1 at levels s1, (B, C, H, W).
         sigmas: s1 > s2 > s3 >= 0, each (B,).
     """
-    first, second, third = sigmas
-    ratio21, ratio32, ratio31 = (per_sample(ratio, image) for ratio in (second / first, third / second, third / first))
+    first, second, _ = sigmas
     x0 = denoiser(image, first, label)
-    second_x0 = denoiser(torch.lerp(x0, image, ratio21), second, label)
-    return (ratio32 * (1 - ratio21) * x0 + (1 - ratio32) * second_x0) / (1 - ratio31)
+    second_x0 = denoiser(torch.lerp(x0, image, per_sample(second / first, image)), second, label)
+    return joined_x0(x0, second_x0, sigmas)
 
 
 def _round(phase: PlannedPhase) -> sections.ProgressivePhase:

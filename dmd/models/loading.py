@@ -22,6 +22,10 @@ MIXTURE = ("means", "stds", "weights")
 LARGE = ("unet2d-condition", "sd3")  # built on the meta device, without random weights: their files hold every tensor
 MOST_SIGMA = 1e9  # a noise level
 LEVELS = ("sigma_data", "sigma", "sigma_min", "sigma_max")
+STUDENT_FACTS = (  # keys that a student's file has from the file that it started from
+    *("network", "preconditioning", "scheduler", "sigma_data", "sigma_min", "sigma_max"),
+    *("shape", "image_shape", "num_classes", "text", "source_sha256"),
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,32 @@ def denoiser_file(path: Path) -> DenoiserFile:
     metadata = tensor_files.load_metadata(path)
     check_facts(metadata, path)
     return DenoiserFile(path, metadata)
+
+
+def load_student(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The weights (`ema.*`) and facts of a teacher's file, from a student that is a denoiser at all noise levels.
+
+    Args:
+        path: distill/generator.safetensors.
+        weights: of the student: "ema", "raw" or "best".
+
+    Raises:
+        ValueError: the file is damaged, lacks these weights, or is not of such a student.
+    """
+    tensors, metadata = tensor_files.load(path)
+    check_facts(metadata, path)
+    if not metadata.get("denoises"):
+        raise ValueError(
+            f"{path} is no denoiser at all noise levels, as a teacher must be: only method rectified-flow with "
+            "objective reflow trains such students"
+        )
+    if "text" in metadata or "image_shape" in metadata:
+        raise ValueError(f"{path} takes prompts or makes latents: a teacher of kind experiment does not support them")
+    prefix = f"{weights}."
+    chosen = {f"ema.{name.removeprefix(prefix)}": each for name, each in tensors.items() if name.startswith(prefix)}
+    if not chosen:
+        raise ValueError(f"{path} holds no {weights!r} weights")
+    return chosen, {key: metadata[key] for key in STUDENT_FACTS if key in metadata}
 
 
 def load_denoiser(

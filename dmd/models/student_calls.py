@@ -13,7 +13,7 @@ from dmd.models import sizes
 from dmd.models.denoiser import per_sample, start_scale
 
 Fresh = Callable[[int], Tensor]
-MAPS, BETWEEN = ("denoiser", "consistency", "mean-flow"), ("noise", "ode", "ancestral")
+MAPS, BETWEEN = ("denoiser", "consistency", "signal", "mean-flow"), ("noise", "ode", "ancestral")
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,18 @@ class Calls:
         sigmas: noise level of each call, descending; the first is that of the start noise.
         between: step to the next level. "noise": x0 plus fresh noise (Song et al. 2023, Algorithm 1); "ode": DDIM, x0
             plus the noise that the image contains according to x0, scaled to the next level; "ancestral": `ancestral`.
-        map: "denoiser": D itself; "consistency": f(x; sigma), which is the identity at `sigma_min`; "mean-flow": D of a
-            network with a second time, that of the level which the step after the call leads to, along the ODE.
-        sigma_min: where a consistency map ends; fresh noise has the variance sigma^2 - sigma_min^2.
+        map: "denoiser": D itself; "consistency": f(x; sigma), which is the identity at `sigma_min`; "signal": `signal`
+            at `sigma_min`; "mean-flow": D of a network with a second time, that of the level which the step after the
+            call leads to, along the ODE.
+        sigma_min: where a consistency map ends; fresh noise has the variance sigma^2 - sigma_min^2. The level of a
+            signal map.
         scheduler: the scheduler of diffusers that makes these calls, if they were read from one: its `class`, `config`
             and `timesteps`.
     """
 
     sigmas: tuple[float, ...]
     between: Literal["noise", "ode", "ancestral"] = "noise"
-    map: Literal["denoiser", "consistency", "mean-flow"] = "denoiser"
+    map: Literal["denoiser", "consistency", "signal", "mean-flow"] = "denoiser"
     sigma_min: float = 0.0
     scheduler: Mapping[str, Any] | None = None
 
@@ -45,7 +47,6 @@ class Calls:
             )
         if self.between not in BETWEEN or self.map not in MAPS:
             raise ValueError(f"calls: between {self.between!r} is none of {BETWEEN} or map {self.map!r} of {MAPS}")
-
         if self.map == "mean-flow" and self.between != "ode":
             raise ValueError(f"calls: between {self.between}, but the steps of a mean-flow map are those of the ODE")
 
@@ -107,8 +108,10 @@ class Calls:
     def x0(self, denoiser: Any, image: Tensor, sigma: Tensor, label: Tensor, *, end: float = 0.0) -> Tensor:
         """The map's x0 of images at levels sigma (B,), from which a step leads to the level `end`."""
         if self.map == "mean-flow" and end:
-            mean: Tensor = denoiser(image, sigma, label, torch.full_like(sigma, end))
+            mean: Tensor = denoiser(image, sigma, label, end=torch.full_like(sigma, end))
             return mean
+        if self.map == "signal":
+            return signal(denoiser, image, sigma, label, torch.full_like(sigma, self.sigma_min))
         x0: Tensor = denoiser(image, sigma, label)
         if self.map != "consistency":
             return x0
@@ -139,6 +142,17 @@ def ancestral(image: Tensor, x0: Tensor, sigma: float | Tensor, next_sigma: floa
     t, s = (each if isinstance(each, float) else per_sample(each, image) for each in (sigma, next_sigma))
     ratio = s / t
     return x0 + ratio**2 * (image - x0) + s * (1 - ratio**2) ** 0.5 * noise
+
+
+def signal(denoiser: Any, image: Tensor, sigma: Tensor, label: Tensor, level: Tensor) -> Tensor:
+    """y(level) = x_level - level n of the path from noise n, by a student of BOOT (Gu et al. 2023, arXiv 2306.05544).
+
+    Args:
+        image: the start image of the noise at levels sigma (B,).
+        level: (B,), the condition of the network.
+    """
+    found: Tensor = denoiser(image, sigma, label, level=level)
+    return found
 
 
 def consistency(denoiser: Any, image: Tensor, x0: Tensor, sigma: Tensor, sigma_min: float) -> Tensor:

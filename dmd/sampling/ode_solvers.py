@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-Denoise = Callable[..., torch.Tensor]  # (image, sigma, label) -> x0, perhaps with an end, as `Denoiser.forward`
+Denoise = Callable[..., torch.Tensor]  # (image, sigma, label) -> x0; see `dmd.models.denoiser.Denoiser.forward`
 OnStep = Callable[
     [int, torch.Tensor], None
 ]  # called with the step number k (from 1) and the state after it; copy the state to keep it

@@ -22,11 +22,11 @@ class CountingDenoiser:
         self.num_calls = 0
 
     def __call__(
-        self, image: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor, *end: torch.Tensor
+        self, image: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor, **levels: torch.Tensor
     ) -> torch.Tensor:
         self.num_calls += 1
-        levels = [each.to(self.dtype) for each in end]
-        return self.denoiser(image.to(self.dtype), sigma.to(self.dtype), label, *levels).to(image.dtype)
+        further = {name: level.to(self.dtype) for name, level in levels.items()}
+        return self.denoiser(image.to(self.dtype), sigma.to(self.dtype), label, **further).to(image.dtype)
 
     def __getattr__(self, name: str) -> Any:
         """Attributes of the denoiser: sigma_data, preconditioning."""

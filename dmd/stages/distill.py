@@ -41,8 +41,6 @@ from dmd.train.trainer import Trainer, assemble
 from dmd.train.training_grid import Grid
 
 CPU = torch.device("cpu")
-LEVEL_FACTS = ("preconditioning", "scheduler", "sigma_data", "sigma_min", "sigma_max")
-STUDENT_FACTS = ("network", *LEVEL_FACTS, "shape", "image_shape", "num_classes", "text", "source_sha256")
 
 
 def run(
@@ -281,9 +279,10 @@ class _Distillation:
         facts, adapter = self.start.facts, self.distill.adapter
         second_time = self.distill.method.roles()[STUDENT].second_time
         return {
-            **{key: facts[key] for key in STUDENT_FACTS if key in facts},
+            **{key: facts[key] for key in loading.STUDENT_FACTS if key in facts},
             **({"network": with_second_time(facts["network"])} if second_time else {}),
             "kind": "generator",
+            **({"denoises": True} if self.distill.method.denoises else {}),
             **({"sigma": calls.sigmas[0], "calls": calls.facts()} if calls else {}),
             **({"calls_kept": {num: calls.facts() for num, calls in earlier.items()}} if earlier else {}),
             **({"adapter": adapter.model_dump(mode="json")} if adapter else {}),

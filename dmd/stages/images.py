@@ -23,8 +23,8 @@ def run(*, output: Path, dataset: dict[str, Any], shard_size: int) -> None:
 
     The metadata of the manifest has `facts`: shape, num_classes, sigma_data (of the training split, or of all images if
     all are held out), dataset_sha256, splits (for each its first row and the row after its last), name (the kind of the
-    dataset), and modes (the means of a Gaussian mixture, else null). Captions lie in the row of their image, see
-    `dmd.data.captions`.
+    dataset; of IDX files the name of their folder), and modes (the means of a Gaussian mixture, else null). Captions
+    lie in the row of their image, see `dmd.data.captions`.
 
     Args:
         output: images/manifest.parquet; the shards are beside it.
@@ -56,7 +56,8 @@ def run(*, output: Path, dataset: dict[str, Any], shard_size: int) -> None:
         num_classes, digest = datasets.describe(dataset)
         facts = {"shape": spread.shape, "num_classes": num_classes, "sigma_data": round(spread.std, 6)}
         facts |= {"dataset_sha256": digest, "splits": image_shards.split_rows(counts)}
-        facts |= {"name": dataset["kind"], "modes": dataset.get("means")}
+        name = Path(dataset["folder"]).name if dataset["kind"] == "idx" else dataset["kind"]
+        facts |= {"name": name, "modes": dataset.get("means")}
         with record.publish(output, stage="images", inputs={"shards": tars}) as temporary:
             manifest.write(temporary, pa.concat_tables(tables), {**provenance, "facts": facts})
         reporting.log(f"{sum(counts.values())} images {spread.shape}, {len(tables)} shards")

@@ -1,4 +1,4 @@
-"""Stage teacher: a denoiser trained on a dataset, the exact denoiser of a Gaussian mixture, or an imported denoiser."""
+"""Stage teacher: a denoiser that is trained, exact for a Gaussian mixture, imported, or a student of an experiment."""
 
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ def run(
     latent: bool = False,
     dataset: dict[str, Any] | None = None,
     images: Path | None = None,
+    student: Path | None = None,
+    weights: str = "ema",
     network: dict[str, Any] | None = None,
     training: TeacherTraining | None = None,
     cadence: dict[str, Any] | None = None,
@@ -51,8 +53,8 @@ def run(
     Args:
         output: teacher/denoiser.safetensors; checkpoints/ beside it is temporary.
         table: teacher/log.parquet, one row per `log_every` updates; without rows unless the teacher is trained here.
-        kind: "train" (needs `images`), "gaussian-mixture" (needs `dataset`), or one of `teachers.KINDS` (needs
-            `source`).
+        kind: "train" (needs `images`), "gaussian-mixture" (needs `dataset`), "experiment" (needs `student`), or one
+            of `teachers.KINDS` (needs `source`).
         source: a file of stage teacher_file, a released EDM file, a folder of diffusers or Stable Diffusion, or
             OpenAI's teacher of consistency models. No code in it is run.
         sha256: digest of `source`, or its first digits; None accepts any.
@@ -61,6 +63,8 @@ def run(
         latent: whether the pipeline of kind diffusers works on latents; ValueError if this is wrong.
         dataset: section `dataset` of the experiment. Kind gaussian-mixture only.
         images: images/manifest.parquet. Kind train only.
+        student: distill/generator.safetensors of another experiment. Kind experiment only.
+        weights: of `student`: "ema", "raw" or "best".
         network: architecture without the values from the dataset (channels, resolution, classes). Kind train only.
         training: section `teacher.training`. Kind train only.
         cadence: keys of `training` that do not change the weights.
@@ -70,8 +74,8 @@ def run(
             configuration; the scheduler that the section names is tried, too.
 
     Raises:
-        ValueError: an unusable dataset or source, arguments that do not fit the kind, a scheduler that cannot make the
-            steps of a solver, or a loss that is not finite.
+        ValueError: an unusable dataset, source or student, arguments that do not fit the kind, a scheduler that cannot
+            make the steps of a solver, or a loss that is not finite.
         Stopped: a signal was received; a checkpoint was written after the update during which it came.
     """
     torch_setup.set_threads(threads)
@@ -93,10 +97,15 @@ def run(
             _try(source, facts, solvers or {}, calls or {})
         elif kind == "gaussian-mixture" and dataset is not None:
             tensors, facts = _mixture(dataset)
+        elif kind == "experiment" and student is not None:
+            spec = {"kind": kind, "weights": weights}
+            inputs = record.check_inputs(student=student)
+            tensors, facts = loading.load_student(student, weights)
         else:
             raise ValueError(
                 f"teacher kind {kind!r} is unknown or lacks arguments: 'train' needs images, network and training, "
-                f"'gaussian-mixture' a dataset, {', '.join(map(repr, teachers.KINDS))} a source"
+                f"'gaussian-mixture' a dataset, 'experiment' a student, "
+                f"{', '.join(map(repr, teachers.KINDS))} a source"
             )
         _publish(
             output, table, tensors, [], {**record.provenance("teacher", spec, inputs), "kind": kind, **facts}, inputs

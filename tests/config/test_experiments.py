@@ -380,6 +380,29 @@ def test_child_owns_artifacts_from_the_first_stage_it_changes(section, owned):
     assert {rule for rule, owner in found.items() if owner == "child"} == set(owned.split())
 
 
+FLOW = {"method": {"name": "rectified-flow", "objective": "reflow", "phases": [{"updates": 5}]}}
+
+
+def test_a_round_owns_what_follows_from_the_student_that_teaches_it():
+    teacher = {"kind": "experiment", "name": "flow"}
+    found = resolved(flow={"distill": FLOW}, child={"teacher": teacher, "distill": FLOW})
+    owned = {rule for rule, owner in owners(found, "child").items() if owner == "child"}
+    assert owned == set("teacher pairs pairs_manifest distill sample features evaluate".split())
+    experiments = Experiments(found)
+    assert experiments.upstream("child", "teacher") == [("distill", "flow")]
+    assert experiments.spec("child", "teacher") == {"kind": "experiment", "weights": "ema"}
+
+
+def test_a_round_of_each_seed_has_the_student_of_that_seed_as_its_teacher():
+    teacher = {"kind": "experiment", "name": "flow"}
+    flow, child = {"distill": FLOW | {"seeds": [0, 3]}}, {"distill": FLOW | {"seeds": [0, 3, 4]}}
+    found = resolved(
+        flow=flow, child=child | {"teacher": teacher}, last={"extends": "child", "distill": {"seeds": [3]}}
+    )
+    names = {name: getattr(found.experiments[name].teacher, "name", "") for name in found.experiments}
+    assert names["child"] == names["child-seed4"] == names["last"] == "flow" and names["child-seed3"] == "flow-seed3"
+
+
 @pytest.mark.parametrize("lacking", ["sample", "distill", "pairs", "reference"])
 def test_parent_that_lacks_a_section_owns_nothing_that_needs_it(lacking):
     parent = {name: copy.deepcopy(section) for name, section in BASE.items() if name != lacking}

@@ -105,6 +105,13 @@ def test_start_is_the_teacher_of_another_experiment():
     assert found.reads("distill", "teacher")(job("child")) == TEACHER
 
 
+def test_student_is_the_file_that_a_teacher_of_another_experiment_is_made_from():
+    flow = {"distill": {"method": {"name": "rectified-flow", "objective": "reflow", "phases": [{"updates": 5}]}}}
+    found = provided(flow=flow, child={"teacher": {"kind": "experiment", "name": "flow"}})
+    assert found.student(job("child")) == "results/flow/distill/generator.safetensors" and found.student(job()) == []
+    assert found.reads("pairs", "teacher")(job("child", **BLOCK)) == "results/child/teacher/denoiser.safetensors"
+
+
 MOMENTS = {"moments": {"file": "inputs/m.npz", "sha256": "a" * 64}, "features": {"kind": "pixels"}}
 
 

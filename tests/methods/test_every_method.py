@@ -46,6 +46,20 @@ METHODS: dict[str, dict[str, Any]] = {
     "moment-matching": {"name": "moment-matching", "batch_size": 8, "calls": 2, "phases": FAKES},
     "mean-flow": {"name": "mean-flow", "batch_size": 8, "phases": [{"updates": 4}]},
     "scm": {"name": "scm", "batch_size": 8, "tangent_warmup": 2, "phases": [{"updates": 4}]},
+    "tract": {
+        "name": "tract",
+        "levels": 8,
+        "batch_size": 8,
+        "phases": [{"updates": 2, "groups": 4}, {"updates": 2, "groups": 2}],
+    },
+    "boot": {
+        "name": "boot",
+        "levels": 9,
+        "boundary_weight": 2.0,
+        "batch_size": 8,
+        "boundary_batch_size": 6,
+        "phases": [{"updates": 4}],
+    },
     "progressive": {
         "name": "progressive",
         "batch_size": 8,

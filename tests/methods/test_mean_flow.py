@@ -65,7 +65,7 @@ CALLS = Calls((10.0, 0.8), between="ode", map="mean-flow")
 def test_velocities_of_a_gaussian_are_those_of_the_paper():
     image, sigma, end = point(0.9, 0.2, 0.7)
     velocity = (0.9 - GAUSSIAN(image, sigma, LABEL)) / 0.7
-    mean = (0.9 - Exact()(image, sigma, LABEL, end)) / 0.7
+    mean = (0.9 - Exact()(image, sigma, LABEL, end=end)) / 0.7
     assert float(velocity) == pytest.approx(0.68780, abs=1e-5)
     assert float(mean.detach()) == pytest.approx(0.30799, abs=1e-5)
 
@@ -75,10 +75,10 @@ def test_exact_mean_velocity_satisfies_the_identity(z, r, t):
     image, sigma, end = point(z, r, t)
     student = Exact()
     target = method_of(student).target(image, image, sigma, end, LABEL)
-    torch.testing.assert_close(target, student(image, sigma, LABEL, end).detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(target, student(image, sigma, LABEL, end=end).detach(), rtol=1e-6, atol=1e-6)
     other = Exact(0.9)
     target = method_of(other).target(image, image, sigma, end, LABEL)
-    differs = abs(float((target - other(image, sigma, LABEL, end)).detach())) > 1e-3
+    differs = abs(float((target - other(image, sigma, LABEL, end=end)).detach())) > 1e-3
     assert differs == (r > 0)  # to time 0, any function that is constant along the ODE satisfies it
 
 
@@ -101,7 +101,7 @@ def test_loss_is_the_weighted_squared_error_of_the_velocity():
         (step,) = method.steps(method.config, clock)
         image, sigma, end = point(0.9, 0.2, 0.7)
         rows = {"image": image, "noise": torch.zeros_like(image), "sigma": sigma, "end": end, "label": LABEL}
-        error = (student(image, sigma, LABEL, end) - method.target(image, image, sigma, end, LABEL)) / 0.7
+        error = (student(image, sigma, LABEL, end=end) - method.target(image, image, sigma, end, LABEL)) / 0.7
         square = error.square().sum()
         found = method.loss(step, step.parts[0], rows, clock, UpdateLog(WHOLE))
         torch.testing.assert_close(found, square / (square.detach() + c) ** power)
@@ -129,10 +129,10 @@ def test_second_time_changes_nothing_at_first_and_then_enters(network):
     after = loading.with_second_time(before, network)
     image = torch.randn(3, network["channels"], network["resolution"], network["resolution"])
     sigma, label, end = torch.tensor([0.1, 1.0, 9.0]), torch.tensor([0, 1, 2]), torch.tensor([0.0, 0.5, 8.0])
-    assert torch.equal(before(image, sigma, label), after(image, sigma, label, end))
+    assert torch.equal(before(image, sigma, label), after(image, sigma, label, end=end))
     after.network.second_time.linear.weight.data.normal_()
-    assert not torch.allclose(after(image, sigma, label, end), after(image, sigma, label))
-    torch.testing.assert_close(after(image, sigma, label, torch.zeros(3)), after(image, sigma, label))
+    assert not torch.allclose(after(image, sigma, label, end=end), after(image, sigma, label))
+    torch.testing.assert_close(after(image, sigma, label, end=torch.zeros(3)), after(image, sigma, label))
     with pytest.raises(ValueError, match=r"noise_condition: shape \(3, 2\) is not \(B,\)"):
         before.network(image, torch.zeros(3, 2), label)
     with pytest.raises(ValueError, match=r"noise_condition: shape \(3,\) is not \(B, 2\)"):
@@ -166,7 +166,7 @@ def test_calls_of_the_exact_mean_velocity_end_where_the_ode_does():
     expected = MEAN + (10 * noise - MEAN) * STD / (STD**2 + 100) ** 0.5
 
     def student(image: Tensor, sigma: Tensor, label: Tensor, end: Tensor | None = None) -> Tensor:
-        return Exact()(image, sigma, label, torch.zeros_like(sigma) if end is None else end)
+        return Exact()(image, sigma, label, end=torch.zeros_like(sigma) if end is None else end)
 
     for calls in (CALLS, CALLS.first(1)):
         found, num = solve(student, noise, label, {"name": "student", "calls": calls.facts()})

@@ -145,6 +145,15 @@ SHARES: list[dict[str, Any]] = [
     {"name": "f-distill", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
     {"name": "sid", "batch_size": 5, "adversarial": {}, "phases": [{"updates": 1, "fake_updates": 2}]},
     {"name": "sid", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
+    {
+        "name": "boot",
+        "levels": 6,
+        "boundary_weight": 1.0,
+        "batch_size": 5,
+        "boundary_batch_size": 4,
+        "phases": [{"updates": 1}],
+    },
+    {"name": "tract", "batch_size": 5, "phases": [{"updates": 1, "groups": 4}, {"updates": 1, "groups": 1}]},
     {"name": "rectified-flow", "objective": "reflow", "batch_size": 5, "phases": [{"updates": 1}]},
     {"name": "denoising", "batch_size": 5, "phases": [{"updates": 1}]},
 ]

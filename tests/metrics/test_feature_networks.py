@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dmd.metrics.features import Digits32, build, extract, quantise
+from dmd.metrics.features import CLASSIFIERS, Digits32, build, extract, quantise
 
 
 def test_quantise_equals_edm_at_256_levels():
@@ -51,12 +51,13 @@ def test_pixels_keep_smaller_images_as_they_are():
     assert torch.equal(features, image.flatten(1))
 
 
-def test_digits32_features_do_not_depend_on_the_batch():
+@pytest.mark.parametrize(("kind", "side", "size"), [("digits32", 8, 32), ("fashion64", 28, 64)])
+def test_features_of_a_classifier_do_not_depend_on_the_batch(kind, side, size):
     torch.manual_seed(0)
-    network = build({"kind": "digits32"}, state=Digits32().state_dict(), modes=None)
-    image = torch.rand(9, 1, 8, 8) * 2 - 1
+    network = build({"kind": kind}, state=CLASSIFIERS[kind]().state_dict(), modes=None)
+    image = torch.rand(9, 1, side, side) * 2 - 1
     features, predicted = extract(network, image, 17)
-    assert features.shape == (9, 32)
+    assert features.shape == (9, size) and network.name == kind
     torch.testing.assert_close(extract(network, image[4:5], 17)[0], features[4:5])
     assert torch.equal(predicted, network.head(features).argmax(1))
 
@@ -67,6 +68,7 @@ def test_digits32_features_do_not_depend_on_the_batch():
         ({"kind": "clip"}, None, "'clip' is none of"),
         ({"kind": "digits32"}, None, "needs the file"),
         ({"kind": "digits32"}, {"head.weight": torch.zeros(2, 2)}, "not the weights of digits32"),
+        ({"kind": "fashion64"}, Digits32().state_dict(), "not the weights of fashion64"),
     ],
 )
 def test_build_refuses_what_it_cannot_build(section, state, message):

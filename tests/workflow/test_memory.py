@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from dmd.config.artifacts import Experiments
+from dmd.config.inheritance import load
 from dmd.config.training import Distill
 from tests.trainings import changed
 from workflow.scripts import stand_in
 
-SCRIPT = Path(__file__).parents[2] / "workflow" / "scripts" / "memory.py"
+REPOSITORY = Path(__file__).parents[2]
+SCRIPT = REPOSITORY / "workflow" / "scripts" / "memory.py"
 UNET = {"sample_size": 8, "in_channels": 3, "out_channels": 3, "block_out_channels": [16, 32], "layers_per_block": 1}
 UNET |= {"down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}
 UNET |= {"norm_num_groups": 8}
@@ -103,6 +106,8 @@ FEW: dict[str, dict] = {
     "mean-flow": {"name": "mean-flow", "phases": [{"updates": 2}]},
     "scm": {"name": "scm", "phases": [{"updates": 2}]},
     "ufogen": {"name": "ufogen", "reconstruction_weight": 1.0, "phases": [{"updates": 2}]},
+    "boot": {"name": "boot", "levels": 6, "boundary_weight": 1.0, "phases": [{"updates": 2}]},
+    "tract": {"name": "tract", "phases": [{"updates": 2, "groups": 2}, {"updates": 2, "groups": 1}]},
     "rectified flow": {"name": "rectified-flow", "objective": "reflow", "phases": [{"updates": 2}]},
 }
 
@@ -130,3 +135,10 @@ def test_passes_count_the_calls_before_the_trained_one_and_those_of_guidance(key
     method = {"name": "dmd2", "batch_size": 8, "calls": 3, "phases": phases, **keys}
     expected = 10 * 8 * ((3 + 1) + teacher + 1 + 3 + (1 + 1) + 3)
     assert stand_in.image_passes(Distill.model_validate({"method": method})) == pytest.approx(expected, rel=0.05)
+
+
+def test_the_network_of_a_round_is_that_of_the_first_teacher(script, tmp_path, monkeypatch):
+    experiments = Experiments(load(REPOSITORY / "config.yaml"))
+    monkeypatch.chdir(tmp_path)  # without results
+    found = [script.architecture(experiments, name) for name in ("digits-instaflow", "digits")]
+    assert found[0] == found[1] and found[0]["kind"] == "ddpmpp"

@@ -1,10 +1,11 @@
-# The teacher: trained on images, the exact denoiser of a mixture, or imported from released files. The training log
-# has no rows unless the teacher is trained here.
+# The teacher: trained on images, the exact denoiser of a mixture, imported from released files, or the student of
+# another experiment. The training log has no rows unless the teacher is trained here.
 rule teacher:
     input:
         provider.owned("teacher"),
         provider.files("teacher", "teacher"),
         images=provider.reads("teacher", "images"),
+        student=provider.student,
     output:
         denoiser="results/{experiment}/teacher/denoiser.safetensors",
         table="results/{experiment}/teacher/log.parquet",
@@ -12,6 +13,7 @@ rule teacher:
         job="teacher",
     params:
         images=flag("images"),
+        student=flag("student"),
         source=provider.source("teacher"),
         watched=provider.watched("teacher", "teacher"),
         spec=provider.spec("teacher"),
@@ -19,7 +21,8 @@ rule teacher:
         solvers=provider.solvers,
         version=provider.version("teacher"),
     shell:
-        "python -m dmd.stages.teacher {params.images} {params.source} --output {output.denoiser} --table {output.table} "
+        "python -m dmd.stages.teacher {params.images} {params.student} {params.source} "
+        "--output {output.denoiser} --table {output.table} "
         "--spec {params.spec:q} {params.cadence:q} {params.solvers:q} --log {log}"
 
 

@@ -160,6 +160,9 @@ def architecture(experiments: Experiments, name: str) -> dict[str, Any] | None:
     if path.is_file():
         return tensor_files.load_metadata(path).get("network")
     teacher = experiments.section(source, "teacher")
+    while teacher.kind == "experiment":  # a student has the network that it started from
+        source = experiments.section(teacher.name, "distill").start or teacher.name
+        teacher = experiments.section(source, "teacher")
     if teacher.kind != "train":
         return None
     dataset = experiments.section(source, "dataset")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from dmd.config.methods.boot import Boot
 from dmd.config.methods.consistency import Consistency
 from dmd.config.methods.diff_instruct import DiffInstruct
 from dmd.config.methods.dmd import Dmd
@@ -21,6 +22,7 @@ from dmd.config.methods.rectified_flow import RectifiedFlow
 from dmd.config.methods.scm import Scm
 from dmd.config.methods.sid import Sid
 from dmd.config.methods.tdm import Tdm
+from dmd.config.methods.tract import Tract
 from dmd.config.methods.ufogen import Ufogen
 
 Method = Annotated[
@@ -38,6 +40,8 @@ Method = Annotated[
     | Ect
     | MomentMatching
     | MeanFlow
-    | Scm,
+    | Scm
+    | Tract
+    | Boot,
     Field(discriminator="name"),
 ]

@@ -52,7 +52,7 @@ class RectifiedFlow(MethodSection):
 
     @property
     def denoises(self) -> bool:
-        """Whether the student is a denoiser at all levels: that of reflow."""
+        """True for objective reflow."""
         return self.objective == "reflow"
 
     def calls_kept(self) -> dict[int, tuple[str, ...]]:
