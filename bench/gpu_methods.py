@@ -14,7 +14,8 @@ from dmd.config.method_base import Source
 from dmd.config.training import Distill
 from dmd.methods import load
 from dmd.methods.base import Facts
-from dmd.models.compute import Compute
+from dmd.models import loading
+from dmd.models.compute import Compute, prepare
 from dmd.train.data import Stream
 from dmd.train.measured_update import measured_steps, memory_plan
 from dmd.train.trainer import Trainer
@@ -43,6 +44,8 @@ METHODS: dict[str, Mapping[str, object]] = {
     "ufogen": {"name": "ufogen", "reconstruction_weight": 1.0, "phases": [PHASE]},
     "ect": {"name": "ect", "phases": [PHASE]},
     "moment-matching": {"name": "moment-matching", "phases": [PHASE]},
+    "mean-flow": {"name": "mean-flow", "phases": [PHASE]},
+    "scm": {"name": "scm", "phases": [PHASE]},
     "progressive": {"name": "progressive", "phases": [PHASE | {"steps": 1}]},
     "sid": {"name": "sid", "phases": [PHASE]},
     "boot": {"name": "boot", "levels": 6, "boundary_weight": 1.0, "phases": [PHASE]},
@@ -75,10 +78,15 @@ def _update(size: Size, compute: Compute, method: Mapping[str, object]) -> dict[
 def _trainer(size: Size, compute: Compute, method: Mapping[str, object]) -> Trainer:
     section = Distill.model_validate({"method": {**method, "batch_size": size.batch_size}})
     facts = Facts(size.shape, size.network["num_classes"], 0.5, network=size.network)
-    modules = {
-        name: _new_network(section, name, facts, size) if role.source is Source.NEW else denoiser(size, compute)
-        for name, role in section.method.roles().items()
-    }
+    modules: dict[str, nn.Module] = {}
+    for name, role in section.method.roles().items():
+        if role.source is Source.NEW:
+            modules[name] = _new_network(section, name, facts, size)
+            continue
+        found = denoiser(size, compute)
+        if role.second_time:
+            found = loading.with_second_time(found, size.network)
+        modules[name] = prepare(found.to(size.device), compute)
     return updates.trainer(section, modules, size.shape, num_classes=size.network["num_classes"])
 
 

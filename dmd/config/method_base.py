@@ -39,11 +39,13 @@ class Role:
 
     Attributes:
         guidance: classifier-free guidance of its calls; 1 is none.
+        second_time: whether the network gets an input more, a second time, that changes nothing at first.
     """
 
     source: Source
     mode: Mode
     guidance: float = 1.0
+    second_time: bool = False
 
 
 class Phase(Section):

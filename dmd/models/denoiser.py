@@ -39,18 +39,28 @@ class Denoiser(nn.Module):
         self.preconditioning = make_preconditioning(preconditioning, sigma_data=sigma_data)
 
     def forward(
-        self, image: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor, *, level: torch.Tensor | None = None
+        self,
+        image: torch.Tensor,
+        sigma: torch.Tensor,
+        label: torch.Tensor,
+        *,
+        level: torch.Tensor | None = None,
+        end: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """image (B, C, H, W) = x0 + sigma * noise; sigma (B,) > 0; label int64 (B,), or text states float32 (B, L, E).
 
         `level` (B,) is the noise level that the network's condition is of, for a student that gives more than x0; None
-        is sigma.
+        is sigma. A network with a second time gets end / (1 + end), where `end` (B,) is the noise level that a step
+        with this x0 leads to; None is 0.
 
         Returns x0 (B, C, H, W) in the dtype of the image; the two terms are added in the dtype of the coefficients.
         """
         c_skip, c_out, c_in, condition = self.preconditioning(sigma)
         if level is not None:
             condition = self.preconditioning(level).condition
+        if getattr(self.network, "second_time", None) is not None:
+            second = torch.zeros_like(condition) if end is None else end / (1 + end)
+            condition = torch.stack([condition, second], dim=1)
         out = self.predict((image * per_sample(c_in, image)).to(image.dtype), condition, label)
         skip = image * per_sample(c_skip, image)
         return torch.addcmul(skip, out.to(skip.dtype), per_sample(c_out, image)).to(image.dtype)

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from dmd.models import sizes
+from dmd.models import networks, sizes
+from dmd.models.adapters import with_network
 from dmd.models.autoencoder import Codec
 from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser
 from dmd.models.lora import merge_adapter
@@ -131,7 +132,7 @@ def student_calls(metadata: Mapping[str, Any], path: Path, *, calls: int | None 
             return last
         if str(calls) in earlier:
             return Calls.of(earlier[str(calls)])
-        fewer = range(1, len(last.sigmas)) if last.between == "noise" else ()  # each call ends at an image
+        fewer = range(1, len(last.sigmas)) if last.stops_early else ()
         if calls in fewer:
             return last.first(calls)
     except Exception as error:
@@ -181,6 +182,21 @@ def new_denoiser(
 ) -> Denoiser:
     """A denoiser with fresh weights from torch's global generator."""
     return Denoiser(build(network), sigma_data=sigma_data, preconditioning=preconditioning)
+
+
+def with_second_time(denoiser: Denoiser, network: Mapping[str, Any]) -> Denoiser:
+    """The denoiser with a second time as a further input of its network, which changes nothing at first.
+
+    Args:
+        network: its architecture.
+
+    Raises:
+        ValueError: a kind of network that cannot take one.
+    """
+    with torch.random.fork_rng(devices=[]):  # its random weights are overwritten
+        larger = build(networks.with_second_time(network))
+    larger.load_state_dict(denoiser.network.state_dict(), strict=False)
+    return with_network(denoiser, larger.requires_grad_(False).eval())
 
 
 def load_network(denoiser: Denoiser, state: dict[str, torch.Tensor], path: Path) -> None:

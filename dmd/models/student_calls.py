@@ -13,7 +13,7 @@ from dmd.models import sizes
 from dmd.models.denoiser import per_sample, start_scale
 
 Fresh = Callable[[int], Tensor]
-MAPS, BETWEEN = ("denoiser", "consistency", "signal"), ("noise", "ode", "ancestral")
+MAPS, BETWEEN = ("denoiser", "consistency", "signal", "mean-flow"), ("noise", "ode", "ancestral")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Calls:
         between: step to the next level. "noise": x0 plus fresh noise (Song et al. 2023, Algorithm 1); "ode": DDIM, x0
             plus the noise that the image contains according to x0, scaled to the next level; "ancestral": `ancestral`.
         map: "denoiser": D itself; "consistency": f(x; sigma), which is the identity at `sigma_min`; "signal": `signal`
-            at `sigma_min`.
+            at `sigma_min`; "mean-flow": D of a network with a second time, that of the level which the step after the
+            call leads to, along the ODE.
         sigma_min: where a consistency map ends; fresh noise has the variance sigma^2 - sigma_min^2. The level of a
             signal map.
         scheduler: the scheduler of diffusers that makes these calls, if they were read from one: its `class`, `config`
@@ -34,7 +35,7 @@ class Calls:
 
     sigmas: tuple[float, ...]
     between: Literal["noise", "ode", "ancestral"] = "noise"
-    map: Literal["denoiser", "consistency", "signal"] = "denoiser"
+    map: Literal["denoiser", "consistency", "signal", "mean-flow"] = "denoiser"
     sigma_min: float = 0.0
     scheduler: Mapping[str, Any] | None = None
 
@@ -46,6 +47,8 @@ class Calls:
             )
         if self.between not in BETWEEN or self.map not in MAPS:
             raise ValueError(f"calls: between {self.between!r} is none of {BETWEEN} or map {self.map!r} of {MAPS}")
+        if self.map == "mean-flow" and self.between != "ode":
+            raise ValueError(f"calls: between {self.between}, but the steps of a mean-flow map are those of the ODE")
 
     @property
     def num_fresh(self) -> int:
@@ -93,16 +96,24 @@ class Calls:
         """The images that call `number`, from 0, gets: those of `draw` after the calls before it."""
         image = start_scale(denoiser, self.sigmas[0]) * noise
         for done, (sigma, after) in enumerate(zip(self.sigmas[:number], self.sigmas[1:], strict=False)):
-            x0 = self.x0(denoiser, image, noise.new_full(noise.shape[:1], sigma), label)
+            x0 = self.x0(denoiser, image, noise.new_full(noise.shape[:1], sigma), label, end=after)
             image = self.step(image, x0, sigma, after, fresh, done)
         return image
 
-    def x0(self, denoiser: Any, image: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
-        """The map's x0 of images at levels sigma (B,)."""
+    @property
+    def stops_early(self) -> bool:
+        """Whether the first calls alone draw an image, too."""
+        return self.between == "noise" or self.map == "mean-flow"
+
+    def x0(self, denoiser: Any, image: Tensor, sigma: Tensor, label: Tensor, *, end: float = 0.0) -> Tensor:
+        """The map's x0 of images at levels sigma (B,), from which a step leads to the level `end`."""
+        if self.map == "mean-flow" and end:
+            mean: Tensor = denoiser(image, sigma, label, end=torch.full_like(sigma, end))
+            return mean
         if self.map == "signal":
             return signal(denoiser, image, sigma, label, torch.full_like(sigma, self.sigma_min))
         x0: Tensor = denoiser(image, sigma, label)
-        if self.map == "denoiser":
+        if self.map != "consistency":
             return x0
         return consistency(denoiser, image, x0, sigma, self.sigma_min)
 

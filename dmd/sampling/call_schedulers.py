@@ -116,6 +116,8 @@ def find(calls: Calls, facts: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: no scheduler makes them; the message says which call is the reason.
     """
+    if calls.map == "mean-flow":
+        raise ValueError("its network has a second time, which no network of diffusers has")
     if calls.map != "denoiser":
         raise ValueError(
             f"its map is a consistency map that is the identity at sigma {calls.sigma_min:g}: the boundary of "

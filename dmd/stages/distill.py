@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dmd import methods
-from dmd.config.method_base import TEACHER
+from dmd.config.method_base import STUDENT, TEACHER
 from dmd.config.training import Distill, Monitor
 from dmd.data import manifest as manifests
 from dmd.data import stored_blocks
@@ -26,6 +26,7 @@ from dmd.methods.base import Facts
 from dmd.methods.parts.call_times import KEY, calls_at
 from dmd.models import loading
 from dmd.models.compute import set_tf32
+from dmd.models.networks import with_second_time
 from dmd.models.student_calls import Calls
 from dmd.provenance import record, tensor_files
 from dmd.sampling.noise import trained_range
@@ -276,8 +277,10 @@ class _Distillation:
     def metadata(self, calls: Calls | None, earlier: Mapping[str, Calls]) -> dict[str, Any]:
         """Metadata of the student's file; `earlier`: calls of students kept from earlier phases, by their number."""
         facts, adapter = self.start.facts, self.distill.adapter
+        second_time = self.distill.method.roles()[STUDENT].second_time
         return {
             **{key: facts[key] for key in loading.STUDENT_FACTS if key in facts},
+            **({"network": with_second_time(facts["network"])} if second_time else {}),
             "kind": "generator",
             **({"denoises": True} if self.distill.method.denoises else {}),
             **({"sigma": calls.sigmas[0], "calls": calls.facts()} if calls else {}),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.autograd import forward_ad
 
 from dmd.methods.base import Clock, Part, Rows, Step
 from dmd.models.tensor_bytes import LinearBytes, Peak, weight_bytes
@@ -35,7 +36,7 @@ class MeasuredPart:
         activations: memory of its loss and backward pass, without gradients of weights and without distances.
         distance: whether the loss uses a distance between images.
         passes: per row, by role of the network: a forward pass counts 1, with a backward pass 2, or 3 if the weights
-            get gradients. It is a mean over draws if their number is random.
+            get gradients; a forward-mode derivative is one more. It is a mean over draws if their number is random.
     """
 
     size: int
@@ -236,6 +237,7 @@ def _count_passes(trainer: Trainer) -> Iterator[dict[str, int]]:
 
         def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             weight = 1 if not output.requires_grad else 3 if learns else 2
+            weight += forward_ad.unpack_dual(output).tangent is not None
             totals[role] = totals.get(role, 0) + weight * len(inputs[0])
 
         return count

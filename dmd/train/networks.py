@@ -215,9 +215,11 @@ def load(
         for name in from_files:
             file = files[roles[name].source]
             assert file is not None, name
-            denoiser, _ = loading.load_denoiser(file.path)
+            denoiser, facts = loading.load_denoiser(file.path)
             if roles[name].mode is not Mode.FROZEN:
                 denoiser = _trainable(denoiser, file.path)
+            if roles[name].second_time:
+                denoiser = loading.with_second_time(_trainable(denoiser, file.path), facts["network"])
             modules[name] = prepare(denoiser.to(device), switches)
     elif teacher is not None and start is not None:
         modules |= _with_adapters(config, teacher, start, adapter, switches, seed, device, log)

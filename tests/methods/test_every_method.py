@@ -15,6 +15,7 @@ from dmd.config.training import Distill
 from dmd.methods import load
 from dmd.methods.base import Clock, Facts, Rows, Step
 from dmd.models.denoiser import Denoiser
+from dmd.models.loading import with_second_time
 from dmd.models.networks import build
 from dmd.train import checkpoints, state
 from dmd.train.data import NoiseStream, Stream
@@ -43,6 +44,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "rectified-flow": {"name": "rectified-flow", "objective": "reflow", "batch_size": 6, "phases": [{"updates": 4}]},
     "ect": {"name": "ect", "batch_size": 8, "stage_updates": 2, "phases": [{"updates": 4}]},
     "moment-matching": {"name": "moment-matching", "batch_size": 8, "calls": 2, "phases": FAKES},
+    "mean-flow": {"name": "mean-flow", "batch_size": 8, "phases": [{"updates": 4}]},
+    "scm": {"name": "scm", "batch_size": 8, "tangent_warmup": 2, "phases": [{"updates": 4}]},
     "tract": {
         "name": "tract",
         "levels": 8,
@@ -85,7 +88,8 @@ def trainer(method: dict[str, Any], *, split: BatchSplit = WHOLE, **keys: Any) -
             torch.manual_seed(seed)
             modules[name] = load(distill.method.name).new_network(distill.method, name, FACTS)
         else:
-            modules[name] = denoiser(1 if role.source is Source.STUDENT else seed)
+            found = denoiser(1 if role.source is Source.STUDENT else seed)
+            modules[name] = with_second_time(found, NETWORK) if role.second_time else found
     return assemble(distill, modules, FACTS, distances={"none": _squares}, split=split)
 
 

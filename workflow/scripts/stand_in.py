@@ -29,7 +29,7 @@ from dmd.models.compute import Compute, prepare
 from dmd.models.denoiser import Denoiser
 from dmd.models.guidance import with_guidance
 from dmd.models.lora import Adapter
-from dmd.models.networks import build, without_classes
+from dmd.models.networks import build, with_second_time, without_classes
 from dmd.provenance.files import canonical_json
 from dmd.sampling.drawing_memory import TEXT_LENGTH
 from dmd.train.data import Stream
@@ -164,7 +164,9 @@ def _modules(training: Distill, network: Mapping[str, Any], first: Denoiser, fac
         adapted = dict(zip(changing, views[1:], strict=True))
         made = {name: with_network(first, adapted.get(name, views[0])) for name in old}
     else:
-        made = {name: _denoiser(network, compute) for name in old}
+        made = {
+            name: _denoiser(with_second_time(network) if roles[name].second_time else network, compute) for name in old
+        }
     kind = methods.load(training.method.name)
     return {
         name: made[name] if name in made else prepare(kind.new_network(training.method, name, facts), compute)

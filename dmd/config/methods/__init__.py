@@ -15,9 +15,11 @@ from dmd.config.methods.dmd2 import Dmd2
 from dmd.config.methods.ect import Ect
 from dmd.config.methods.f_distill import FDistill
 from dmd.config.methods.gan import Gan
+from dmd.config.methods.mean_flow import MeanFlow
 from dmd.config.methods.moment_matching import MomentMatching
 from dmd.config.methods.progressive import Progressive
 from dmd.config.methods.rectified_flow import RectifiedFlow
+from dmd.config.methods.scm import Scm
 from dmd.config.methods.sid import Sid
 from dmd.config.methods.tdm import Tdm
 from dmd.config.methods.tract import Tract
@@ -37,6 +39,8 @@ Method = Annotated[
     | RectifiedFlow
     | Ect
     | MomentMatching
+    | MeanFlow
+    | Scm
     | Tract
     | Boot,
     Field(discriminator="name"),

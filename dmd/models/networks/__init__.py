@@ -31,8 +31,8 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
             SD3Transformer2DModel.
 
     Returns:
-        Module: image (B, C, R, R), noise_condition (B,) float32, label (B,) int64 or, for unet2d-condition and sd3,
-        text states (B, L, E) float32 -> (B, C, R, R).
+        Module: image (B, C, R, R), noise_condition (B,) float32, or (B, 2) with `second_time`, label (B,) int64 or, for
+        unet2d-condition and sd3, text states (B, L, E) float32 -> (B, C, R, R).
 
     Raises:
         ValueError: unknown kind, unknown or missing key, or a number that does not fit or is beyond `dmd.models.sizes`.
@@ -53,6 +53,13 @@ def without_classes(architecture: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "unet2d":
         return {**architecture, "config": {**architecture["config"], "num_class_embeds": None}}
     return {**architecture, "num_classes": 0} if kind in FAMILIES or kind == "mlp" else dict(architecture)
+
+
+def with_second_time(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """The variant whose noise condition is (B, 2), with a second time; ValueError if its kind has none."""
+    if architecture.get("kind") not in (*FAMILIES, "mlp"):
+        raise ValueError(f"network {architecture.get('kind')!r:.40} cannot take a second time")
+    return {**architecture, "second_time": True}
 
 
 def _check_keys(kind: str, arguments: dict[str, Any], maker: Callable[..., Any]) -> None:

@@ -31,10 +31,48 @@ class NoiseFeatures(nn.Module):
         return torch.cat([first, second], dim=1)
 
 
+class SecondTime(nn.Module):
+    """Embedding of a second time in [0, 1], by a layer that starts at zero: at first it changes nothing.
+
+    Args:
+        width: of the embedding.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        frequencies = geometric(16, last=32.0, endpoint=True) / 2  # 0.5 .. 16
+        self.features = NoiseFeatures(frequencies, sine_first=True)
+        self.linear = nn.Linear(2 * len(frequencies), width, bias=False)
+        nn.init.zeros_(self.linear.weight)
+
+    def forward(self, time: Tensor) -> Tensor:
+        """time (B,) -> (B, width), in the precision of the weights."""
+        embedding: Tensor = self.linear(self.features(time).to(self.linear.weight.dtype))
+        return embedding
+
+
+def two_times(noise_condition: Tensor, second: SecondTime | None) -> tuple[Tensor, Tensor | None]:
+    """Noise condition (B,) and second time (B,) of (B, 2), for a network with a second time; else (B,) and None.
+
+    Raises:
+        ValueError: the noise condition has another shape.
+    """
+    if noise_condition.shape[1:] != ((2,) if second is not None else ()):
+        expected = "(B,)" if second is None else "(B, 2)"
+        raise ValueError(f"noise_condition: shape {tuple(noise_condition.shape)} is not {expected}")
+    return (noise_condition, None) if second is None else (noise_condition[:, 0], noise_condition[:, 1])
+
+
 def check_integer(name: str, value: object, *, least: int) -> None:
     """ValueError unless the number called `name` is an integer of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}: {value!r} is no integer from {least} up")
+
+
+def check_flag(name: str, value: object) -> None:
+    """ValueError unless the argument called `name` is true or false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: {value!r:.80} is neither true nor false")
 
 
 def geometric(num: int, *, last: float, endpoint: bool) -> Tensor:

@@ -3,7 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-from dmd.models.networks.layers import NoiseFeatures, check_integer, geometric, one_hot
+from dmd.models.networks.layers import (
+    NoiseFeatures,
+    SecondTime,
+    check_flag,
+    check_integer,
+    geometric,
+    one_hot,
+    two_times,
+)
 from dmd.models.networks.shapes import check_image
 
 _NUM_FREQUENCIES = 16
@@ -20,12 +28,22 @@ class MLP(nn.Module):
         width: features of each hidden layer.
         layers: number of hidden layers.
         num_classes: 0 for an unconditional network, which ignores labels.
+        second_time: whether noise_condition is (B, 2), with a second time in column 1.
 
     Raises:
         ValueError: a number is out of range.
     """
 
-    def __init__(self, *, channels: int, resolution: int, width: int, layers: int, num_classes: int) -> None:
+    def __init__(
+        self,
+        *,
+        channels: int,
+        resolution: int,
+        width: int,
+        layers: int,
+        num_classes: int,
+        second_time: bool = False,
+    ) -> None:
         super().__init__()
         extents = {"channels": channels, "resolution": resolution, "width": width, "layers": layers}
         for name, value in extents.items():
@@ -37,6 +55,7 @@ class MLP(nn.Module):
         self.noise = NoiseFeatures(frequencies, sine_first=True)
         self.first = nn.Linear(values + 2 * _NUM_FREQUENCIES, width)
         self.label = nn.Linear(num_classes, width, bias=False) if num_classes else None
+        check_flag("second_time", second_time)
         hidden: list[nn.Module] = [nn.SiLU()]
         for _ in range(layers - 1):
             hidden += [nn.Linear(width, width), nn.SiLU()]
@@ -44,6 +63,7 @@ class MLP(nn.Module):
         self.last = nn.Linear(width, values)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
+        self.second_time = SecondTime(width) if second_time else None
 
     def forward(self, image: Tensor, noise_condition: Tensor, label: Tensor) -> Tensor:
         """image (B, C, R, R), noise_condition (B,), label (B,) int64, -1 = none -> (B, C, R, R).
@@ -64,7 +84,10 @@ class MLP(nn.Module):
 
     def _features(self, image: Tensor, noise_condition: Tensor, label: Tensor) -> Tensor:
         check_image(self, image)
-        hidden = self.first(torch.cat([image.flatten(1), self.noise(noise_condition).to(image.dtype)], dim=1))
+        condition, second = two_times(noise_condition, self.second_time)
+        hidden = self.first(torch.cat([image.flatten(1), self.noise(condition).to(image.dtype)], dim=1))
+        if self.second_time is not None:
+            hidden = hidden + self.second_time(second)
         if self.label is not None:
             hidden = hidden + self.label(one_hot(label, self.num_classes).to(self.label.weight.dtype))
         return self.hidden(hidden)

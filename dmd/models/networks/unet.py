@@ -12,11 +12,14 @@ from dmd.models.networks.block import Block, Family
 from dmd.models.networks.layers import (
     NoiseFeatures,
     ResidualDown,
+    SecondTime,
+    check_flag,
     check_integer,
     geometric,
     group_norm,
     initialise,
     one_hot,
+    two_times,
 )
 from dmd.models.networks.recompute import Recomputing
 from dmd.models.networks.shapes import check_image
@@ -38,6 +41,7 @@ class Shape:
         augment: number of inputs of the augmentation layer in released files; its weights are loaded, but not used.
         patch: side of the squares of pixels that the network takes as channels of one pixel: its first level has
             1 / patch of the resolution (pixel shuffle, Shi et al. 2016); 1: the pixels themselves.
+        second_time: whether noise_condition is (B, 2), with a second time in column 1.
 
     Raises:
         ValueError: a size is out of range or does not fit the others.
@@ -53,6 +57,7 @@ class Shape:
     dropout: float = 0.0
     augment: int = 0
     patch: int = 1
+    second_time: bool = False
 
     def __post_init__(self) -> None:
         for name in ("resolution", "channels", "width", "blocks", "patch"):
@@ -62,6 +67,7 @@ class Shape:
         for name in ("multipliers", "attention"):
             if not isinstance(getattr(self, name), list | tuple):
                 raise ValueError(f"{name}: {getattr(self, name)!r} is no list")
+        check_flag("second_time", self.second_time)
         if not self.multipliers:
             raise ValueError("multipliers: at least one level is needed")
         for multiplier in self.multipliers:
@@ -134,6 +140,7 @@ class UNet(Recomputing, nn.Module):
             name = f"{shape.levels[0]}x{shape.levels[0]}_aux"
             self.dec[f"{name}_norm"], self.dec[f"{name}_conv"] = norm, conv
         initialise(self, zero=("conv1", "proj", "out_conv", "aux_conv"))
+        self.second_time = SecondTime(embedding) if shape.second_time else None
         if self.map_augment is not None:
             self.map_augment.requires_grad_(False)
 
@@ -174,12 +181,15 @@ class UNet(Recomputing, nn.Module):
         """Noise and label embedding (B, 4 * width), in the precision of the weights even under autocast."""
         dtype = self.map_layer0.weight.dtype
         classes = one_hot(label, self.num_classes).to(dtype) if self.num_classes else None
-        embedding = self.map_noise(noise_condition).to(dtype)
+        condition, second = two_times(noise_condition, self.second_time)
+        embedding = self.map_noise(condition).to(dtype)
         if self.map_label is not None and classes is not None and not self.family.late_label:
             embedding = embedding + self.map_label(classes * sqrt(self.num_classes))
         embedding = self.map_layer1(F.silu(self.map_layer0(embedding)))
         if self.map_label is not None and classes is not None and self.family.late_label:
             embedding = embedding + self.map_label(classes)
+        if self.second_time is not None:
+            embedding = embedding + self.second_time(second)
         return F.silu(embedding)
 
     def _block(self, block: Block, hidden: Tensor, embedding: Tensor) -> Tensor:
