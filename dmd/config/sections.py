@@ -440,6 +440,7 @@ class CaptionPrompts(Section):
 class KarrasSolver(Section):
     """A sampler on the noise levels of Karras et al. 2022, Eq. 5."""
 
+    name: str
     steps: Steps = Field(18, description="number of noise levels above 0")
     sigma_min: Sigma | None = Field(None, description="lowest level above 0; null = 0.002 or, if higher, the teacher's")
     sigma_max: Sigma | None = Field(None, description="the first level; null = 80 or, if lower, the teacher's highest")

@@ -224,7 +224,8 @@ def _some_rows(values: Tensor, num: int) -> Tensor:
 
 
 def _rows(streams: Mapping[str, Stream], part: Part, num: int, random: torch.Generator) -> Rows:
-    return {} if part.stream is None else streams[part.stream].rows(part, 0, slice(0, num), random)
+    rows = {} if part.stream is None else streams[part.stream].rows(part, 0, slice(0, num), random)
+    return {name: _some_rows(values, num) for name, values in rows.items()}
 
 
 @contextmanager

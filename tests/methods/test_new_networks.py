@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dmd.config import methods as sections
+from dmd.config.methods import denoising as sections
 from dmd.config.pipeline_sections import AutoencoderTraining, TextTraining
 from dmd.methods.base import Clock, Facts, Part, Step
 from dmd.methods.contrastive import contrastive_loss

@@ -34,3 +34,4 @@ use rule prompts as captions with:
         images=flag("images"),
         watched=provider.watched("captions", "sample.prompts"),
         spec=provider.spec("captions"),
+        version=provider.version("captions"),

@@ -33,6 +33,7 @@ use rule states_manifest as samples_manifest with:
         job="samples_manifest",
     params:
         spec=provider.spec("samples_manifest"),
+        version=provider.version("samples_manifest"),
 
 
 # A contact sheet of the first samples of student or teacher, each with its prompt or class. On request.

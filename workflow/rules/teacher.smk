@@ -75,3 +75,4 @@ use rule autoencoder as tiny_autoencoder with:
         source=provider.source("teacher.tiny_autoencoder"),
         watched=provider.watched("tiny_autoencoder", "teacher.tiny_autoencoder"),
         spec=provider.spec("tiny_autoencoder"),
+        version=provider.version("tiny_autoencoder"),
