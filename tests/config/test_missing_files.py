@@ -178,4 +178,5 @@ def test_all_that_the_published_experiments_name_is_described():
     entries = {entry.path: entry for entry in loaded.inputs.values()}
     named = {path for path in missing_files(loaded) if path.startswith("inputs/")}
     assert named <= entries.keys()
-    assert all(entry.about and entry.licence and (entry.url or entry.page) for entry in entries.values())
+    found = [entry for path, entry in entries.items() if path.startswith("inputs/")]  # the workflow makes the others
+    assert all(entry.about and entry.licence and (entry.url or entry.page) for entry in found)
