@@ -123,8 +123,10 @@ class Experiments:
             sources += ["images"]
         if rule == "teacher" and self.section(experiment, "teacher").kind == "train":
             sources = ["images"]
-        if rule in ("prompts", "captions") and self._section_of(experiment, rule).kind == "captions":
-            sources = ["images"]
+        if rule in ("prompts", "captions"):  # a rule that inherits from prompts asks for experiments without them, too
+            sections = self.sections(experiment)
+            texts = sections.prompts if rule == "prompts" else sections.sample and sections.sample.prompts
+            sources = ["images"] if texts is not None and texts.kind == "captions" else []
         if rule == "reference" and self.section(experiment, "reference").moments is None:
             sources = ["images"]
         if rule == "distill":

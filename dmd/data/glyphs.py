@@ -11,6 +11,7 @@ import numpy as np
 from dmd.provenance import outside_files
 
 STRIKES = (109, 136, 128, 160, 96, 72, 64, 48, 32, 20)  # usual sizes of bitmaps in colour fonts; 109 is Noto's
+MOST_SIDE = 1 << 13  # pixels of a glyph before it is resized
 MARGIN = 16  # a glyph has a margin of one part in so many of its longer side
 NONE = "\U0010ffff"  # a code point that is no character, for which a font draws what it draws for missing ones
 
@@ -65,6 +66,8 @@ def _picture(font: Any, character: str) -> Any:
     left, top, right, bottom = font.getbbox(character)
     width, height = max(1, int(right - left)), max(1, int(bottom - top))
     side = max(width, height)
+    if side > MOST_SIDE:
+        raise ValueError(f"a glyph has {side} pixels, more than {MOST_SIDE}")
     side += 2 * (side // MARGIN)
     picture = Image.new("RGB", (side, side), "white")
     corner = ((side - width) // 2 - left, (side - height) // 2 - top)

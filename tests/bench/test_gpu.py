@@ -65,7 +65,7 @@ def test_networks_of_all_modes_are_compiled():
 
 
 def test_updates_of_every_method_are_measured():
-    """DMD's are those of `gpu_step`, a teacher's are no distillation."""
+    """DMD's are those of `gpu_step`; those of a teacher, an autoencoder and a CLIP are no distillation."""
     (size,) = gpu.sizes(torch.device("cpu"), tiny=True).values()
     files = {path.stem for path in Path(methods.__file__).parent.glob("[a-z]*.py")}
     assert {str(section["name"]).replace("-", "_") for section in gpu_methods.METHODS.values()} == files - {

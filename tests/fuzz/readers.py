@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +22,9 @@ from PIL import Image
 import dmd
 from dmd import config
 from dmd.data import (
+    captions,
     feature_blocks,
+    glyphs,
     idx_files,
     image_file,
     image_folder,
@@ -347,6 +351,21 @@ def _read_labels(path: Path) -> None:
     image_folder.labels(path.parent, [f"{number}.png" for number in range(9)], str(path))
 
 
+def _make_caption_table(folder: Path) -> Path:
+    rows = "".join(f"{65 + n:X},,letter {n}\n{65 + n:X},held_out,sign {n}\n" for n in range(9))
+    (folder / "captions.csv").write_text(f"codepoint,split,caption\n{rows}")
+    return folder / "captions.csv"
+
+
+def _make_font(folder: Path) -> Path:
+    shutil.copy(Path(matplotlib.get_data_path(), "fonts", "ttf", "cmsy10.ttf"), folder / "font.ttf")
+    return folder / "font.ttf"
+
+
+def _read_font(path: Path) -> None:
+    glyphs.draw(path, ["A", "B"], resolution=16)
+
+
 def _make_scheduler(folder: Path) -> Path:
     levels: dict[str, Any] = {"_class_name": "DDIMScheduler", "beta_schedule": "linear", "num_train_timesteps": 100}
     levels["flow_shift"] = 1.0  # a default, with which all schedulers of diffusers are asked
@@ -426,6 +445,8 @@ READERS: dict[str, Reader] = {
     "inception": Reader(_make_openai, lambda path: feature_files.weights(path, "inception"), HOSTILE, outside=True),
     "moments": Reader(_make_moments, moments_file.load, (*HOSTILE, b"'|O'", b"'<f8'", b"(999999999,)"), outside=True),
     "labels": Reader(_make_labels, _read_labels, (b'"', b";", b"\0"), outside=True),
+    "caption table": Reader(_make_caption_table, captions.of_code_points, (b'"', b";", b"\0", b"D800"), outside=True),
+    "font": Reader(_make_font, _read_font, (b"glyf", b"\xff" * 4), outside=True),
     "idx": Reader(
         lambda folder: _make_idx(folder, zipped=False), _read_idx, (b"\0\0\x08\x03", b"\xff" * 4), outside=True
     ),

@@ -12,7 +12,7 @@ from tests.fuzz.readers import READERS
 ROOT = Path(__file__).resolve().parents[2]
 CASES = int(os.environ.get("DMD_FUZZ_CASES", "25"))
 OPENERS = re.compile(r"outside_files\.(reading|read_json|read_text|check)\(|tensor_files\.(read|opened)\(")
-OUTSIDE, HOSTILE = 22, 40  # readers of files from outside, and at least so many hostile files for each
+OUTSIDE, HOSTILE = 24, 40  # readers of files from outside, and at least so many hostile files for each
 
 
 def openers() -> set[str]:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dmd.config.methods import denoising as sections
+from dmd.config.methods.denoising import Denoising as Section
 from dmd.config.pipeline_sections import AutoencoderTraining, TextTraining
 from dmd.methods.base import Clock, Facts, Part, Step
 from dmd.methods.contrastive import contrastive_loss
@@ -66,7 +66,7 @@ class OneNetwork(dict):
 
 def text_denoising(**changed: object) -> Denoising:
     """The method on a tiny text-conditional network with three noise levels."""
-    config = sections.Denoising.model_validate(
+    config = Section.model_validate(
         {"name": "denoising", "batch_size": 3000, "levels": "table", "phases": [{"updates": 1}], **changed}
     )
     torch.manual_seed(0)
