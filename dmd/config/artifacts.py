@@ -125,7 +125,8 @@ class Experiments:
             sources = ["images"]
         if rule in ("prompts", "captions"):  # a rule that inherits from prompts asks for experiments without them, too
             sections = self.sections(experiment)
-            texts = sections.prompts if rule == "prompts" else sections.sample and sections.sample.prompts
+            sample = sections.sample.prompts if sections.sample is not None else None
+            texts = sections.prompts if rule == "prompts" else sample
             sources = ["images"] if texts is not None and texts.kind == "captions" else []
         if rule == "reference" and self.section(experiment, "reference").moments is None:
             sources = ["images"]

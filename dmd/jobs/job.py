@@ -21,6 +21,7 @@ from dmd.provenance import files, memory_limit, record
 
 EXTRAS = {  # package of an extra in pyproject.toml -> the extra
     "peft": "text",
+    "tokenizers": "text",
     "transformers": "text",
     "onnx": "export",
     "onnxruntime": "export",

@@ -106,7 +106,13 @@ FEW: dict[str, dict] = {
     "mean-flow": {"name": "mean-flow", "phases": [{"updates": 2}]},
     "scm": {"name": "scm", "phases": [{"updates": 2}]},
     "ufogen": {"name": "ufogen", "reconstruction_weight": 1.0, "phases": [{"updates": 2}]},
-    "boot": {"name": "boot", "levels": 6, "boundary_weight": 1.0, "phases": [{"updates": 2}]},
+    "boot": {
+        "name": "boot",
+        "levels": 6,
+        "boundary_weight": 1.0,
+        "boundary_batch_size": 8,
+        "phases": [{"updates": 2}],
+    },
     "tract": {"name": "tract", "phases": [{"updates": 2, "groups": 2}, {"updates": 2, "groups": 1}]},
     "rectified flow": {"name": "rectified-flow", "objective": "reflow", "phases": [{"updates": 2}]},
 }
