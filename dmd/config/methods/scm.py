@@ -40,7 +40,7 @@ class Scm(MethodSection):
     c: Scale = Field(0.1, description="of the normalised tangent g / (|g| + c)")
     dropout: bool = Field(False, description="dropout of the architecture, with the same mask for student and target")
     calls: CallLevels = Field((80.0,), description="noise levels of the student's calls; sample.calls: n: the first n")
-    batch_size: Batch = Field(512, description="images")
+    batch_size: Batch = Field(512, description="images; the default is from memory, not from the paper")
     phases: Annotated[Many[ScmPhase], Field(min_length=1)]
 
     @model_validator(mode="after")
