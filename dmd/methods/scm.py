@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from dmd.config.methods import scm as sections
 from dmd.methods.base import Clock, Facts, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts.forward_derivative import forward_derivative
+from dmd.methods.parts.uncertainty import Uncertainty
 from dmd.models.denoiser import per_sample
-from dmd.models.networks.layers import NoiseFeatures, geometric
 from dmd.models.student_calls import Calls
 from dmd.sampling.noise import log_normal_sigmas
 
@@ -105,22 +105,6 @@ class Scm(Method[sections.Scm]):
     def _sine(self, sigma: Tensor) -> Tensor:
         """sin t (B,)."""
         return sigma / (sigma.square() + self.facts.sigma_data**2).sqrt()
-
-
-class Uncertainty(nn.Module):
-    """w(s), 0 at first."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = NoiseFeatures(geometric(16, last=32.0, endpoint=True) / 2, sine_first=True)
-        self.linear = nn.Linear(32, 1)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, sigma: Tensor) -> Tensor:
-        """sigma (B,) -> w (B,)."""
-        found: Tensor = self.linear(self.features(sigma.log() / 4))[:, 0]
-        return found
 
 
 def warmup(config: sections.Scm, clock: Clock) -> float:

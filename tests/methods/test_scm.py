@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from dmd.config.methods.scm import Scm as Section
 from dmd.methods.base import Facts
 from dmd.methods.parts.forward_derivative import forward_derivative
-from dmd.methods.scm import Scm, Uncertainty, warmup
+from dmd.methods.parts.uncertainty import Uncertainty
+from dmd.methods.scm import Scm, warmup
 from dmd.models.denoiser import GaussianMixtureDenoiser, per_sample
 from dmd.models.student_calls import Calls
 from dmd.train.log_columns import UpdateLog
