@@ -1,6 +1,6 @@
 """Derivatives along a direction, by forward-mode differentiation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class _PlainGroupNorm(TorchFunctionMode):
     """Computes GroupNorm step by step: torch's derivative fails for fake tensors, and for some that are real."""
 
     def __torch_function__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, object] | None = None
     ) -> Any:
         return (_group_norm if func is functional.group_norm else func)(*args, **(kwargs or {}))
 
