@@ -32,7 +32,7 @@ class _PlainGroupNorm(TorchFunctionMode):
     """Computes GroupNorm step by step: torch's derivative fails for fake tensors, and for some that are real."""
 
     def __torch_function__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, object] | None = None
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         return (_group_norm if func is functional.group_norm else func)(*args, **(kwargs or {}))
 
