@@ -48,6 +48,15 @@ class Role:
     second_time: bool = False
 
 
+def score_roles(guidance: float = 1.0) -> dict[str, Role]:
+    """Teacher (real score), student (generator) and fake denoiser (fake score)."""
+    return {
+        TEACHER: Role(Source.TEACHER, Mode.FROZEN, guidance=guidance),
+        STUDENT: Role(Source.START, Mode.TRAINED),
+        "fake": Role(Source.START, Mode.TRAINED),
+    }
+
+
 class Phase(Section):
     """Consecutive updates of a training with the same settings. Methods add their own keys."""
 

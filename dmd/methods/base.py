@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dmd.config.method_base import MethodSection, PlannedPhase
+from dmd.models.denoiser import Denoiser
 from dmd.models.student_calls import Calls
 from dmd.sampling.noise import level_range
 
@@ -189,6 +190,10 @@ class Method(ABC, Generic[Config]):
     @abstractmethod
     def steps(cls, config: Config, clock: Clock) -> tuple[Step, ...]:
         """Optimiser steps of one update, in order: a cheap function of config and clock alone."""
+
+    def denoiser(self, role: str) -> Denoiser:
+        """The network of a role that is a denoiser."""
+        return self.networks[role]  # type: ignore[return-value]
 
     def draw(self, step: Step, clock: Clock, random: torch.Generator) -> Mapping[str, Rows]:
         """Random values by part, for whole batches, on the CPU: noise levels and noise.

@@ -25,7 +25,7 @@ from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts.denoising_loss import denoising_loss
 from dmd.methods.parts.level_table import NUM_BINS, Noised
 from dmd.methods.parts.matching import logged_matching_loss
-from dmd.models.denoiser import Denoiser, per_sample
+from dmd.models.denoiser import per_sample
 from dmd.models.student_calls import Calls
 from dmd.sampling.noise import log_normal_sigmas
 
@@ -50,7 +50,7 @@ class DiffInstruct(Method[sections.DiffInstruct]):
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
         """The fake denoiser's denoising loss on generated images, or the student's matching loss."""
-        fake, sigma, label = self._denoiser("fake"), rows["sigma"], rows["label"]
+        fake, sigma, label = self.denoiser("fake"), rows["sigma"], rows["label"]
         with torch.set_grad_enabled(step.name == "student"):
             image = self.generate(rows)
         noised = torch.addcmul(image.detach(), rows["level_noise"], per_sample(sigma, image))
@@ -61,7 +61,7 @@ class DiffInstruct(Method[sections.DiffInstruct]):
             log.scalar("loss/fake", loss, len(image))
             return loss
         with torch.no_grad():
-            real_x0 = self._denoiser("teacher")(noised, sigma, label)
+            real_x0 = self.denoiser("teacher")(noised, sigma, label)
         loss = logged_matching_loss(
             image,
             Noised(noised, sigma, torch.ones_like(sigma)),
@@ -88,9 +88,6 @@ class DiffInstruct(Method[sections.DiffInstruct]):
         config = self.config
         share = torch.special.ndtr((sigma.log() - config.sigma_log_mean) / config.sigma_log_std)
         return (share * NUM_BINS).long().clamp(max=NUM_BINS - 1)
-
-    def _denoiser(self, role: str) -> Denoiser:
-        return self.networks[role]  # type: ignore[return-value]
 
 
 METHOD = DiffInstruct

@@ -22,7 +22,6 @@ from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts.denoising_loss import denoising_loss
 from dmd.methods.parts.level_table import noise_levels
 from dmd.methods.parts.matching import logged_matching_loss
-from dmd.models.denoiser import Denoiser
 from dmd.models.student_calls import Calls
 
 
@@ -110,7 +109,7 @@ class Dmd(Method[sections.Dmd]):
                 with torch.no_grad():
                     rows["generated"] = self.generate(rows)
             noised = self.table.noised(rows["generated"], rows["level_noise"], rows["level"])
-            fake_x0 = self._denoiser("fake")(noised.image, noised.sigma, rows["label"])
+            fake_x0 = self.denoiser("fake")(noised.image, noised.sigma, rows["label"])
             return _fraction(part, step.parts) * self._fake_loss(fake_x0, rows, noised.sigma, log)
         matched = self._matched(step, phase)
         image = self.generate(rows)
@@ -146,13 +145,13 @@ class Dmd(Method[sections.Dmd]):
         config, label = self.config, rows["label"]
         noised = self.table.noised(rows["generated"], rows["level_noise"], rows["level"])
         with torch.no_grad():
-            real_x0 = self._denoiser("teacher")(noised.image, noised.sigma, label)
+            real_x0 = self.denoiser("teacher")(noised.image, noised.sigma, label)
         fake_loss = None
         if not config.fake_score:  # Figure 3 (a): a fake score of 0 means mu_fake = x_t / alpha_t
             fake_x0 = noised.image
         else:
             with torch.set_grad_enabled(config.shared_noise):
-                fake_x0 = self._denoiser("fake")(noised.image, noised.sigma, label)
+                fake_x0 = self.denoiser("fake")(noised.image, noised.sigma, label)
             if config.shared_noise:
                 fake_loss = self._fake_loss(fake_x0, rows, noised.sigma, log)
                 fake_x0 = fake_x0.detach()
@@ -170,13 +169,10 @@ class Dmd(Method[sections.Dmd]):
         return loss if fake_loss is None else loss + fake_loss
 
     def _fake_loss(self, denoised: Tensor, rows: Rows, sigma: Tensor, log: StepLog) -> Tensor:
-        fake = self._denoiser("fake")
+        fake = self.denoiser("fake")
         loss = denoising_loss(denoised, rows["generated"], weight=fake.loss_weight(sigma))
         log.scalar("loss/fake", loss, len(denoised))
         return loss
-
-    def _denoiser(self, role: str) -> Denoiser:
-        return self.networks[role]  # type: ignore[return-value]
 
 
 def _fraction(part: Part, parts: tuple[Part, ...]) -> float:

@@ -31,7 +31,6 @@ from dmd.methods.parts.decoupled_guidance import logged_decoupled_loss
 from dmd.methods.parts.denoising_loss import denoising_loss
 from dmd.methods.parts.level_table import Noised, noise_levels
 from dmd.methods.parts.matching import logged_matching_loss
-from dmd.models.denoiser import Denoiser
 from dmd.models.student_calls import Calls
 
 
@@ -99,7 +98,7 @@ class Dmd2(Method[sections.Dmd2]):
         """The student's matching and GAN losses; the fake denoiser's denoising loss, and the head's on both images."""
         if part.stream == "images":
             return self._real_loss(rows, log)
-        label, fake = rows["label"], self._denoiser("fake")
+        label, fake = rows["label"], self.denoiser("fake")
         rows["level"] = self._level(step, rows)
         if "generated" not in rows:  # a part that carries another one has its images
             with torch.set_grad_enabled(step.name == "student"):
@@ -163,7 +162,7 @@ class Dmd2(Method[sections.Dmd2]):
 
     def _matching(self, image: Tensor, noised: Noised, fake_x0: Tensor, rows: Rows, log: StepLog) -> Tensor:
         """The matching loss, with guidance at the same noise levels or at its own."""
-        config, label, teacher = self.config, rows["label"], self._denoiser("teacher")
+        config, label, teacher = self.config, rows["label"], self.denoiser("teacher")
         weighting, bins = config.weighting, self.table.bins(rows["level"])
         weight = 1.0 if config.decoupled is None else config.decoupled.matching_weight
         if self.guidance_levels:
@@ -230,19 +229,16 @@ class Dmd2(Method[sections.Dmd2]):
         assert gan is not None
         noised = self.table.noised(rows["image"], rows["gan_noise"], rows["gan_level"])
         loss = discriminator.loss_of_real_images(
-            self.networks["head"], self._denoiser("fake"), noised, rows["label"], r1=gan.r1, log=log
+            self.networks["head"], self.denoiser("fake"), noised, rows["label"], r1=gan.r1, log=log
         )
         return gan.fake_weight * loss
 
     def _logits(self, image: Tensor, rows: Rows) -> Tensor:
         noised = self.table.noised(image, rows["gan_noise"], rows["gan_level"])
-        return discriminator.logits(self.networks["head"], self._denoiser("fake"), noised, rows["label"])
+        return discriminator.logits(self.networks["head"], self.denoiser("fake"), noised, rows["label"])
 
     def _noise(self, random: torch.Generator) -> Tensor:
         return torch.randn((self.config.batch_size, *self.facts.shape), generator=random)
-
-    def _denoiser(self, role: str) -> Denoiser:
-        return self.networks[role]  # type: ignore[return-value]
 
 
 def _number(rows: Rows) -> int:

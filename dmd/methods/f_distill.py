@@ -33,7 +33,6 @@ from dmd.methods.parts import discriminator
 from dmd.methods.parts.denoising_loss import denoising_loss
 from dmd.methods.parts.level_table import Noised, noise_levels
 from dmd.methods.parts.matching import logged_matching_loss
-from dmd.models.denoiser import Denoiser
 from dmd.models.student_calls import Calls
 
 LARGEST_LOGIT, SMALLEST_RATIO, LARGEST_RATIO = 10.0, 0.1, 20.0
@@ -93,7 +92,7 @@ class FDistill(Method[sections.FDistill]):
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
         """The student's matching and GAN losses; the fake denoiser's denoising loss, and the head's on both images."""
-        gan, label, fake = self.config.adversarial, rows["label"], self._denoiser("fake")
+        gan, label, fake = self.config.adversarial, rows["label"], self.denoiser("fake")
         if part.stream == "images":
             noised = self.table.noised(rows["image"], rows["level_noise"], rows["level"])
             head = self.networks["head"]
@@ -132,12 +131,12 @@ class FDistill(Method[sections.FDistill]):
         return self.calls
 
     def _student_loss(self, image: Tensor, rows: Rows, log: StepLog) -> Tensor:
-        config, label, fake = self.config, rows["label"], self._denoiser("fake")
+        config, label, fake = self.config, rows["label"], self.denoiser("fake")
         noised = self.table.noised(image, rows["level_noise"], rows["level"])
         logits = discriminator.logits(self.networks["head"], fake, noised, label)
         noised = Noised(noised.image.detach(), noised.sigma, noised.alpha)
         with torch.no_grad():
-            real_x0 = self._denoiser("teacher")(noised.image, noised.sigma, label)
+            real_x0 = self.denoiser("teacher")(noised.image, noised.sigma, label)
             fake_x0 = fake(noised.image, noised.sigma, label)
         loss = logged_matching_loss(
             image,
@@ -164,9 +163,6 @@ class FDistill(Method[sections.FDistill]):
         weights = ratio_weights(ratio / self.buffers["ratio"][ranges], self.config.divergence)
         log.mean("ratio/weight", weights)
         return weights / self.buffers["weight"]
-
-    def _denoiser(self, role: str) -> Denoiser:
-        return self.networks[role]  # type: ignore[return-value]
 
 
 def ratio_weights(ratio: Tensor, divergence: str) -> Tensor:

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from dmd.config.methods import gan as sections
 from dmd.methods.base import Clock, Facts, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts import discriminator
-from dmd.methods.parts.level_table import Noised
-from dmd.models.denoiser import Denoiser, per_sample
+from dmd.methods.parts.level_table import with_noise
 from dmd.models.student_calls import Calls
 from dmd.sampling.noise import log_normal_sigmas
 
@@ -41,7 +40,7 @@ class Gan(Method[sections.Gan]):
     def steps(cls, config: sections.Gan, clock: Clock) -> tuple[Step, ...]:
         """A step of the student, then steps of the discriminator, the first on the student's images."""
         phase, size = clock.phase.config, config.batch_size
-        assert isinstance(phase, sections.GanPhase)
+        assert isinstance(phase, sections.DiscriminatorPhase)
         more = [Part(f"noise{number}", size, "noise") for number in range(1, phase.discriminator_updates)]
         generated = [Part("carried", size, carries="noise"), *more]
         images, trains = Part("images", size, "images"), ("discriminator", "head")
@@ -65,9 +64,9 @@ class Gan(Method[sections.Gan]):
         """The student's loss, or the discriminator's on generated or on real images."""
         if part.stream == "images":
             r1 = self.config.r1 * self.config.r1_every if clock.update % self.config.r1_every == 0 else 0.0
-            noised = self._noised(rows["image"], rows)
+            noised = with_noise(rows["image"], rows["level_noise"], rows["sigma"])
             return discriminator.loss_of_real_images(
-                self.networks["head"], self._discriminator(), noised, rows["label"], r1=r1, log=log
+                self.networks["head"], self.denoiser("discriminator"), noised, rows["label"], r1=r1, log=log
             )
         if step.name == "student":
             image = self.generate(rows)
@@ -91,17 +90,9 @@ class Gan(Method[sections.Gan]):
         """One call at `sigma`."""
         return Calls((self.config.sigma,))
 
-    def _noised(self, image: Tensor, rows: Rows) -> Noised:
-        sigma = rows["sigma"]
-        noised = torch.addcmul(image, rows["level_noise"], per_sample(sigma, image))
-        return Noised(noised, sigma, torch.ones_like(sigma))
-
     def _logits(self, image: Tensor, rows: Rows) -> Tensor:
-        noised = self._noised(image, rows)
-        return discriminator.logits(self.networks["head"], self._discriminator(), noised, rows["label"])
-
-    def _discriminator(self) -> Denoiser:
-        return self.networks["discriminator"]  # type: ignore[return-value]
+        noised = with_noise(image, rows["level_noise"], rows["sigma"])
+        return discriminator.logits(self.networks["head"], self.denoiser("discriminator"), noised, rows["label"])
 
 
 METHOD = Gan

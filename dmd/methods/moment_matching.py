@@ -32,7 +32,7 @@ from dmd.methods.parts.call_times import calls_at
 from dmd.methods.parts.denoising_loss import denoising_loss
 from dmd.methods.parts.level_table import NUM_BINS, Noised
 from dmd.methods.parts.matching import logged_matching_loss
-from dmd.models.denoiser import Denoiser, per_sample
+from dmd.models.denoiser import per_sample
 from dmd.models.student_calls import Calls, ancestral
 
 
@@ -79,7 +79,7 @@ class MomentMatching(Method[sections.MomentMatching]):
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
         """The student's matching loss, or the fake denoiser's loss."""
-        label, call, fake = rows["label"], rows["call"], self._denoiser("fake")
+        label, call, fake = rows["label"], rows["call"], self.denoiser("fake")
         sigma = self.sigmas[call].float()
         noised = rows["image"] + per_sample(sigma, rows["image"]) * rows["noise"]
         if "generated" not in rows:  # a part that carries another one has its images
@@ -91,7 +91,7 @@ class MomentMatching(Method[sections.MomentMatching]):
         with torch.set_grad_enabled(step.name == "fake"):
             fake_x0 = fake(state, level, label)
         with torch.no_grad():
-            real_x0 = self._denoiser("teacher")(state, level, label)
+            real_x0 = self.denoiser("teacher")(state, level, label)
         if step.name == "fake":
             weight = fake.loss_weight(level)
             loss = denoising_loss(fake_x0, rows["generated"], weight=weight)
@@ -120,9 +120,6 @@ class MomentMatching(Method[sections.MomentMatching]):
     def sampling(self) -> Calls:
         """The calls that are trained."""
         return self.calls
-
-    def _denoiser(self, role: str) -> Denoiser:
-        return self.networks[role]  # type: ignore[return-value]
 
 
 METHOD = MomentMatching

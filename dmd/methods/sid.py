@@ -40,7 +40,7 @@ from torch.nn import functional
 from dmd.config.methods import sid as sections
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts.denoising_loss import denoising_loss
-from dmd.models.denoiser import Denoiser, per_sample
+from dmd.models.denoiser import per_sample
 from dmd.models.student_calls import Calls
 from dmd.sampling.noise import karras_curve, log_normal_sigmas
 
@@ -94,7 +94,7 @@ class Sid(Method[sections.Sid]):
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
         """The fake denoiser's denoising loss on generated images, or the student's loss by `divergence`."""
-        teacher, fake, sigma, label = self.networks["teacher"], self._denoiser("fake"), rows["sigma"], rows["label"]
+        teacher, fake, sigma, label = self.networks["teacher"], self.denoiser("fake"), rows["sigma"], rows["label"]
         if part.stream == "images":
             return self._real_loss(rows, log)
         gan = self.config.adversarial
@@ -150,14 +150,11 @@ class Sid(Method[sections.Sid]):
         log.mean(name, logits)
         weight = self.config.adversarial.fake_weight / math.prod(self.facts.shape)
         each = functional.softplus(sign * logits).mean(1)
-        return weight * (self._denoiser("fake").loss_weight(sigma) * each).mean() / 2
+        return weight * (self.denoiser("fake").loss_weight(sigma) * each).mean() / 2
 
     def _logits(self, noised: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
         """Logits (B, r^2), positive for real images."""
-        return self._denoiser("fake").bottleneck(noised, sigma, label).mean(1).flatten(1)
-
-    def _denoiser(self, role: str) -> Denoiser:
-        return self.networks[role]  # type: ignore[return-value]
+        return self.denoiser("fake").bottleneck(noised, sigma, label).mean(1).flatten(1)
 
 
 def score_identity(image: Tensor, real_x0: Tensor, fake_x0: Tensor, *, alpha: float) -> Tensor:

@@ -38,7 +38,7 @@ from dmd.methods.parts.call_times import calls_at
 from dmd.methods.parts.denoising_loss import denoising_loss
 from dmd.methods.parts.level_table import Noised, noise_levels
 from dmd.methods.parts.matching import logged_matching_loss
-from dmd.models.denoiser import Denoiser, per_sample
+from dmd.models.denoiser import per_sample
 from dmd.models.student_calls import Calls
 
 ROUNDING = 1e-5  # relative: levels this close are equal
@@ -97,7 +97,7 @@ class Tdm(Method[sections.Tdm]):
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
         """The student's matching loss, or the fake denoiser's loss on images after the same call."""
-        label, number, fake = rows["label"], _number(rows), self._denoiser("fake")
+        label, number, fake = rows["label"], _number(rows), self.denoiser("fake")
         if "generated" not in rows:  # a part that carries another one has its images
             with torch.set_grad_enabled(step.name == "student"):
                 x0, image = self.generate(rows)
@@ -113,7 +113,7 @@ class Tdm(Method[sections.Tdm]):
             log.scalar("loss/fake", loss, len(label))
             return loss
         with torch.no_grad():
-            real_x0 = self._denoiser("teacher")(noised, sigma, label)
+            real_x0 = self.denoiser("teacher")(noised, sigma, label)
         loss = logged_matching_loss(
             x0,
             Noised(noised, sigma, self.table.alphas[level]),
@@ -145,9 +145,6 @@ class Tdm(Method[sections.Tdm]):
         """The part of each interval that the matching loss draws from."""
         levels = self.config.levels
         return [(max(first, levels.min_index), min(stop, levels.max_index + 1)) for first, stop in self.intervals]
-
-    def _denoiser(self, role: str) -> Denoiser:
-        return self.networks[role]  # type: ignore[return-value]
 
 
 def noised_further(image: Tensor, noise: Tensor, sigma: Tensor, *, end: float) -> Tensor:

@@ -24,8 +24,8 @@ from dmd.config.methods import ufogen as sections
 from dmd.methods.base import Clock, Facts, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts import discriminator
 from dmd.methods.parts.denoising_loss import denoising_loss
-from dmd.methods.parts.level_table import Noised
-from dmd.models.denoiser import Denoiser, per_sample
+from dmd.methods.parts.level_table import with_noise
+from dmd.models.denoiser import per_sample
 from dmd.models.student_calls import Calls
 from dmd.sampling.noise import karras_sigmas
 
@@ -53,7 +53,7 @@ class Ufogen(Method[sections.Ufogen]):
     def steps(cls, config: sections.Ufogen, clock: Clock) -> tuple[Step, ...]:
         """A step of the student, then steps of the discriminator, the first on the student's images."""
         phase, size = clock.phase.config, config.batch_size
-        assert isinstance(phase, sections.UfogenPhase)
+        assert isinstance(phase, sections.DiscriminatorPhase)
         more = [Part(f"images{number}", size, "images") for number in range(1, phase.discriminator_updates)]
         judged = (Part("carried", size, carries="images"), *more)
         return (
@@ -81,18 +81,18 @@ class Ufogen(Method[sections.Ufogen]):
                 noised = torch.addcmul(image, rows["noise"], per_sample(sigma, image))
                 generated = self.networks["student"](noised, sigma, label)
             rows["generated"] = generated.detach()
-        judged, head = self._discriminator(), self.networks["head"]
+        judged, head = self.denoiser("discriminator"), self.networks["head"]
         if step.name == "student":
-            logits = discriminator.logits(head, judged, _noised(generated, rows["generated_noise"], low), label)
+            logits = discriminator.logits(head, judged, with_noise(generated, rows["generated_noise"], low), label)
             realistic = discriminator.realistic(logits)
             error = denoising_loss(generated, image, weight=torch.ones_like(low))
             log.scalar("loss/gan", realistic, len(label))
             log.scalar("loss/denoising", error, len(label))
             log.spread("generated", generated)
             return realistic + self.config.reconstruction_weight * error
-        logits = discriminator.logits(head, judged, _noised(rows["generated"], rows["generated_noise"], low), label)
+        logits = discriminator.logits(head, judged, with_noise(rows["generated"], rows["generated_noise"], low), label)
         log.mean("gan/generated", logits.detach())
-        real = _noised(image, rows["real_noise"], low)
+        real = with_noise(image, rows["real_noise"], low)
         return discriminator.generated(logits) + discriminator.loss_of_real_images(
             head, judged, real, label, r1=self.config.r1, log=log
         )
@@ -107,13 +107,6 @@ class Ufogen(Method[sections.Ufogen]):
 
     def _noise(self, random: torch.Generator) -> Tensor:
         return torch.randn((self.config.batch_size, *self.facts.shape), generator=random)
-
-    def _discriminator(self) -> Denoiser:
-        return self.networks["discriminator"]  # type: ignore[return-value]
-
-
-def _noised(image: Tensor, noise: Tensor, sigma: Tensor) -> Noised:
-    return Noised(torch.addcmul(image, noise, per_sample(sigma, image)), sigma, torch.ones_like(sigma))
 
 
 METHOD = Ufogen

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from dmd.config.method_base import STUDENT
 from dmd.config.training import TeacherTraining
 from dmd.data import manifest as manifests
 from dmd.data.image_shards import ImageReader
@@ -19,11 +18,9 @@ from dmd.models import loading
 from dmd.models.compute import set_tf32
 from dmd.provenance import record, tensor_files
 from dmd.sampling import schedulers
-from dmd.train import checkpoints, networks, state
+from dmd.train import checkpoints, new_network, state
 from dmd.train.data import ImageStream
-from dmd.train.loop import log_table, training_loop
-from dmd.train.parallel import BatchSplit
-from dmd.train.trainer import Trainer, assemble
+from dmd.train.loop import log_table
 
 
 def run(
@@ -167,19 +164,20 @@ def _train(
         facts = _facts(data, network, training)
         spec = {"kind": "train", "network": network, "training": training.weight_spec()}
         provenance = record.provenance("teacher", spec | {"device": device, "threads": threads}, inputs)
-        trainer = _trainer(training, facts, target)
-        loop = training_loop(
-            trainer,
+        loop = new_network.loop(
+            training,
+            lambda: loading.new_denoiser(facts["network"], sigma_data=facts["sigma_data"]),
+            Facts(tuple(facts["shape"]), facts["num_classes"], facts["sigma_data"]),
             {"images": ImageStream(data)},
-            stage_name="teacher",
+            device=target,
+            stage="teacher",
             section="teacher.training",
             provenance=provenance,
             folder=output.parent,
         )
-        count = sum(parameter.numel() for parameter in trainer.networks.weights(STUDENT).parameters())
-        reporting.log(f"{len(data)} images {facts['shape']}, sigma_data {facts['sigma_data']}, {count} parameters")
+        reporting.log(f"{len(data)} images {facts['shape']}, sigma_data {facts['sigma_data']}")
         with signals.deferred():
-            rows, weights = loop.run(), state.student_weights(trainer, None)
+            rows, weights = loop.run(), state.student_weights(loop.trainer, None)
             if leads:
                 _publish(output, table, weights, rows, {**provenance, "kind": "train", **facts}, inputs)
                 checkpoints.clear(loop.checkpoints)
@@ -191,25 +189,6 @@ def _facts(data: ImageReader, network: dict[str, Any], training: TeacherTraining
     facts = {"network": architecture, "shape": [*data.shape], "num_classes": data.num_classes}
     dropout = {"label_dropout": training.method.label_dropout} if training.method.label_dropout else {}
     return {**facts, "sigma_data": data.sigma_data, "dataset_sha256": data.sha256, **dropout}
-
-
-def _trainer(training: TeacherTraining, facts: dict[str, Any], device: torch.device) -> Trainer:
-    """The trainer of method `denoising` on a network with random weights."""
-    torch.manual_seed(training.seed)
-    modules = networks.load(
-        training.method,
-        None,
-        None,
-        adapter=None,
-        compute=training.compute,
-        seed=training.seed,
-        device=device,
-        new=lambda role: loading.new_denoiser(facts["network"], sigma_data=facts["sigma_data"]),
-        log=reporting.log,
-    )
-    data_facts = Facts(tuple(facts["shape"]), facts["num_classes"], facts["sigma_data"])
-    split = BatchSplit(processes.rank(), processes.count(), training.compute.micro_batch_size)
-    return assemble(training, modules, data_facts, distances={}, split=split, start=False)
 
 
 def _publish(

@@ -1,10 +1,14 @@
-"""The GAN loss of methods that match distributions."""
+"""The GAN loss of methods that match distributions, and what methods with only such a loss have in common."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
 from pydantic import Field
 
-from dmd.config.section_base import Section, Weight
+from dmd.config.method_base import STUDENT, MethodSection, Mode, Phase, Role, Source
+from dmd.config.section_base import Integer, Section, Weight
 
 
 class Adversarial(Section):
@@ -15,3 +19,33 @@ class Adversarial(Section):
     r1: Weight = Field(
         0.0, description="weight of the squared gradient of the logits of real images, within fake_weight"
     )
+
+
+class DiscriminatorPhase(Phase):
+    """A phase of a method with a discriminator."""
+
+    discriminator_updates: Annotated[Integer, Field(ge=1, le=10**4)] = Field(
+        1, description="updates of the discriminator per update of the student"
+    )
+
+
+class Discriminated(MethodSection):
+    """A method without a teacher: student and discriminator begin as the denoiser to start from."""
+
+    optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        role: {"learning_rate": 1.0e-4, "betas": (0.0, 0.99), "weight_decay": 0.0}
+        for role in (STUDENT, "discriminator", "head")
+    }
+    refuses: ClassVar[tuple[str, ...]] = ("shard_parameters",)  # the discriminator makes passes of half a network
+
+    def roles(self) -> dict[str, Role]:
+        """The student, the discriminator, and the head that makes logits."""
+        return {
+            STUDENT: Role(Source.START, Mode.TRAINED),
+            "discriminator": Role(Source.START, Mode.TRAINED),
+            "head": Role(Source.NEW, Mode.TRAINED),
+        }
+
+    def reads(self) -> frozenset[str]:
+        """Images."""
+        return frozenset({"images"})

@@ -40,6 +40,12 @@ class ListedTimes(Section):
     sigmas: CallLevels = Field(description="descending, one per call")
 
 
+def check_listed(times: Section, calls: int) -> None:
+    """ValueError if the times list another number of noise levels than there are calls."""
+    if isinstance(times, ListedTimes) and len(times.sigmas) != calls:
+        raise ValueError(f"times.sigmas: {len(times.sigmas)} noise levels for calls {calls}")
+
+
 class LcmTimes(Section):
     """LCMScheduler with the teacher's noise levels: `set_timesteps(calls)`, and fresh noise between them."""
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from dmd.config.method_base import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
+from dmd.config.method_base import STUDENT, MethodSection, Phase, Role, score_roles
 from dmd.config.section_base import Batch, Guidance, Integer, LogMean, LogStd, Many, Sigma
 
 
@@ -35,8 +35,4 @@ class DiffInstruct(MethodSection):
 
     def roles(self) -> dict[str, Role]:
         """Teacher (real score), student (generator) and fake denoiser (fake score)."""
-        return {
-            TEACHER: Role(Source.TEACHER, Mode.FROZEN, guidance=self.guidance),
-            STUDENT: Role(Source.START, Mode.TRAINED),
-            "fake": Role(Source.START, Mode.TRAINED),
-        }
+        return score_roles(self.guidance)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dmd.config.method_base import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
+from dmd.config.method_base import MethodSection, Phase, Role, score_roles
 from dmd.config.methods.distances import Decoder, Distance, L2Distance
 from dmd.config.methods.levels import Index, KarrasLevels, Levels
 from dmd.config.section_base import Batch, Count, Guidance, Integer, Many, Section, Sigma, Weight, refuse
@@ -78,11 +78,7 @@ class Dmd(MethodSection):
 
     def roles(self) -> dict[str, Role]:
         """Teacher (real score), student (generator) and fake denoiser (fake score)."""
-        return {
-            TEACHER: Role(Source.TEACHER, Mode.FROZEN, guidance=self.guidance),
-            STUDENT: Role(Source.START, Mode.TRAINED),
-            "fake": Role(Source.START, Mode.TRAINED),
-        }
+        return score_roles(self.guidance)
 
     def reads(self) -> frozenset[str]:
         """Pairs, if a phase has a regression loss."""

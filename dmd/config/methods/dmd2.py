@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dmd.config.method_base import STUDENT, TEACHER, WEIGHTS, MethodSection, Mode, Phase, Role, Source
+from dmd.config.method_base import WEIGHTS, MethodSection, Mode, Phase, Role, Source, score_roles
 from dmd.config.methods.adversarial import Adversarial
-from dmd.config.methods.call_times import FlowEulerTimes, KarrasTimes, LcmTimes, ListedTimes
+from dmd.config.methods.call_times import FlowEulerTimes, KarrasTimes, LcmTimes, ListedTimes, check_listed
 from dmd.config.methods.levels import Index, KarrasLevels, Levels
 from dmd.config.section_base import Batch, Guidance, Integer, Many, Section, Weight, refuse
 
@@ -67,8 +67,7 @@ class Dmd2(MethodSection):
 
     @model_validator(mode="after")
     def _fits(self) -> Dmd2:
-        if isinstance(self.times, ListedTimes) and len(self.times.sigmas) != self.calls:
-            raise ValueError(f"times.sigmas: {len(self.times.sigmas)} noise levels for calls {self.calls}")
+        check_listed(self.times, self.calls)
         if isinstance(self.times, LcmTimes) and (most := self.times.original_inference_steps or 64) < self.calls:
             raise ValueError(
                 f"times.original_inference_steps: {most} for calls {self.calls}: LCMScheduler needs as many"
@@ -114,12 +113,7 @@ class Dmd2(MethodSection):
     def roles(self) -> dict[str, Role]:
         """Teacher (real score), student (generator), fake denoiser (fake score), and the head of the GAN loss."""
         head = {"head": Role(Source.NEW, Mode.TRAINED)} if self.gan else {}
-        return {
-            TEACHER: Role(Source.TEACHER, Mode.FROZEN, guidance=self.guidance),
-            STUDENT: Role(Source.START, Mode.TRAINED),
-            "fake": Role(Source.START, Mode.TRAINED),
-            **head,
-        }
+        return score_roles(self.guidance) | head
 
     def reads(self) -> frozenset[str]:
         """Images, for the GAN loss."""

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dmd.config.method_base import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
+from dmd.config.method_base import MethodSection, Mode, Phase, Role, Source, score_roles
 from dmd.config.methods.adversarial import Adversarial
 from dmd.config.methods.levels import KarrasLevels, Levels
 from dmd.config.section_base import Batch, Decay, Guidance, Integer, Many, Sigma, refuse
@@ -52,12 +52,7 @@ class FDistill(MethodSection):
 
     def roles(self) -> dict[str, Role]:
         """Teacher (real score), student (generator), fake denoiser (fake score), and the head of the GAN loss."""
-        return {
-            TEACHER: Role(Source.TEACHER, Mode.FROZEN, guidance=self.guidance),
-            STUDENT: Role(Source.START, Mode.TRAINED),
-            "fake": Role(Source.START, Mode.TRAINED),
-            "head": Role(Source.NEW, Mode.TRAINED),
-        }
+        return score_roles(self.guidance) | {"head": Role(Source.NEW, Mode.TRAINED)}
 
     def reads(self) -> frozenset[str]:
         """Images, for the GAN loss."""

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dmd.config.method_base import STUDENT, TEACHER, WEIGHTS, MethodSection, Mode, Phase, Role, Source
-from dmd.config.methods.call_times import KarrasTimes, ListedTimes
+from dmd.config.method_base import WEIGHTS, MethodSection, Phase, Role, score_roles
+from dmd.config.methods.call_times import KarrasTimes, ListedTimes, check_listed
 from dmd.config.methods.levels import LOWEST
 from dmd.config.section_base import Batch, Guidance, Integer, Many, Rho, Sigma
 
@@ -39,8 +39,7 @@ class MomentMatching(MethodSection):
 
     @model_validator(mode="after")
     def _fits(self) -> MomentMatching:
-        if isinstance(self.times, ListedTimes) and len(self.times.sigmas) != self.calls:
-            raise ValueError(f"times.sigmas: {len(self.times.sigmas)} noise levels for calls {self.calls}")
+        check_listed(self.times, self.calls)
         return self
 
     def calls_kept(self) -> dict[int, tuple[str, ...]]:
@@ -53,11 +52,7 @@ class MomentMatching(MethodSection):
 
     def roles(self) -> dict[str, Role]:
         """Teacher, student (generator) and fake denoiser."""
-        return {
-            TEACHER: Role(Source.TEACHER, Mode.FROZEN, guidance=self.guidance),
-            STUDENT: Role(Source.START, Mode.TRAINED),
-            "fake": Role(Source.START, Mode.TRAINED),
-        }
+        return score_roles(self.guidance)
 
     def reads(self) -> frozenset[str]:
         """Images."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dmd.config.method_base import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
+from dmd.config.method_base import STUDENT, MethodSection, Phase, Role, score_roles
 from dmd.config.methods.levels import KarrasCurve
 from dmd.config.section_base import Batch, Integer, LogMean, LogStd, Many, Scale, Section, Sigma, Weight
 
@@ -86,11 +86,7 @@ class Sid(MethodSection):
 
     def roles(self) -> dict[str, Role]:
         """Teacher, student and fake denoiser."""
-        return {
-            TEACHER: Role(Source.TEACHER, Mode.FROZEN),
-            STUDENT: Role(Source.START, Mode.TRAINED),
-            "fake": Role(Source.START, Mode.TRAINED),
-        }
+        return score_roles()
 
     def reads(self) -> frozenset[str]:
         """Images, for the GAN loss."""

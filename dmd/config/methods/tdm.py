@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dmd.config.method_base import STUDENT, TEACHER, WEIGHTS, MethodSection, Mode, Phase, Role, Source
-from dmd.config.methods.call_times import FlowEulerTimes, KarrasTimes, ListedTimes
+from dmd.config.method_base import STUDENT, WEIGHTS, MethodSection, Phase, Role, score_roles
+from dmd.config.methods.call_times import FlowEulerTimes, KarrasTimes, ListedTimes, check_listed
 from dmd.config.methods.levels import KarrasLevels, Levels
 from dmd.config.section_base import Batch, Guidance, Integer, Many, Scale
 
@@ -47,8 +47,7 @@ class Tdm(MethodSection):
 
     @model_validator(mode="after")
     def _fits(self) -> Tdm:
-        if isinstance(self.times, ListedTimes) and len(self.times.sigmas) != self.calls:
-            raise ValueError(f"times.sigmas: {len(self.times.sigmas)} noise levels for calls {self.calls}")
+        check_listed(self.times, self.calls)
         if isinstance(self.times, FlowEulerTimes) and self.times.shift_terminal and self.calls == 1:
             raise ValueError("times.shift_terminal: it is the time of the last of several calls, but calls is 1")
         return self
@@ -63,8 +62,4 @@ class Tdm(MethodSection):
 
     def roles(self) -> dict[str, Role]:
         """Teacher (real score), student (generator) and fake denoiser (fake score)."""
-        return {
-            TEACHER: Role(Source.TEACHER, Mode.FROZEN, guidance=self.guidance),
-            STUDENT: Role(Source.START, Mode.TRAINED),
-            "fake": Role(Source.START, Mode.TRAINED),
-        }
+        return score_roles(self.guidance)

@@ -23,6 +23,11 @@ class Noised(NamedTuple):
     alpha: torch.Tensor
 
 
+def with_noise(image: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> Noised:
+    """Images (B, C, H, W) with unit noise of levels sigma (B,), where alpha is 1."""
+    return Noised(torch.addcmul(image, noise, per_sample(sigma, image)), sigma, torch.ones_like(sigma))
+
+
 @dataclass(frozen=True)
 class LevelTable:
     """Alpha, and sigma = sigma_t / alpha in ascending order, of each noise level: float32 (T,), (T,)."""
