@@ -35,9 +35,8 @@ class Autoencoding(Method[sections.Autoencoding]):
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
         """Absolute error of the image decoded from a latent with noise, and the divergence of the latent's normal."""
-        network, image = self._codec().autoencoder, rows["image"]
-        latent = network.encode(image).latent_dist
-        decoded = network.decode(latent.mean + latent.std * rows["noise"]).sample
+        image = rows["image"]
+        decoded, latent = self._codec().reconstruct(image, rows["noise"])
         error = (decoded - image).abs().mean()
         divergence = latent.kl().mean() / image[0].numel()
         log.scalar("loss/reconstruction", error, len(image))

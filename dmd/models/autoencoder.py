@@ -1,13 +1,18 @@
 """diffusers' autoencoders: images to latents of about unit variance, and back."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from dmd import torchvision_operators
 from dmd.models import outside_config, sizes
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 CLASSES = {"full": "AutoencoderKL", "tiny": "AutoencoderTiny"}
 
@@ -68,6 +73,21 @@ class Codec(nn.Module):
             raise ValueError(f"latent: shape {tuple(latent.shape)} is not (B, {self.channels}, h, w)")
         with torch.autocast(latent.device.type, self.dtype, enabled=self.dtype is not None):
             return self.autoencoder.decode(latent / self._factor).sample.float()
+
+    def reconstruct(self, image: Tensor, noise: Tensor) -> tuple[Tensor, DiagonalGaussianDistribution]:
+        """Images float32 decoded from latents with noise, and the normal distribution of the latents, float32.
+
+        For a full autoencoder. Latents are not scaled: a training sets the factor when it ends.
+
+        Args:
+            image: (B, 3, H, W).
+            noise: (B, channels, H / scale, W / scale), in standard deviations of the latents.
+        """
+        with torch.autocast(image.device.type, self.dtype, enabled=self.dtype is not None):
+            latent = self.autoencoder.encode(image).latent_dist
+            latent = type(latent)(latent.parameters.float())
+            decoded = self.autoencoder.decode(latent.mean + latent.std * noise).sample.float()
+        return decoded, latent
 
     def encode(self, image: Tensor) -> Tensor:
         """Latents float32 (B, channels, h, w) of images (B, 3, H, W): the means, for a full autoencoder.

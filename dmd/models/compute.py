@@ -34,7 +34,7 @@ class Compute(TypedDict, total=False):
 def prepare(denoiser: nn.Module, compute: Compute) -> nn.Module:
     """Sets dtype, checkpointing and memory layout of a denoiser's network as in `compute`; returns the denoiser.
 
-    A denoiser without network is not changed.
+    Of a module without `network` only its dtype is set, if it has one.
 
     Raises:
         ValueError: an unknown dtype, or checkpointing of a network without blocks.
@@ -42,10 +42,11 @@ def prepare(denoiser: nn.Module, compute: Compute) -> nn.Module:
     dtype = compute.get("dtype", "float32")
     if dtype not in DTYPES:
         raise ValueError(f"compute.dtype {dtype!r} is not one of {list(DTYPES)}")
+    if hasattr(denoiser, "dtype"):
+        denoiser.dtype = DTYPES[dtype]  # type: ignore[assignment]
     network = getattr(denoiser, "network", None)
     if not isinstance(network, nn.Module):
         return denoiser
-    denoiser.dtype = DTYPES[dtype]  # type: ignore[assignment]
     if compute.get("gradient_checkpointing"):
         if not hasattr(network, "checkpointing"):
             raise ValueError(f"compute.gradient_checkpointing: {type(network).__name__} has no blocks to checkpoint")

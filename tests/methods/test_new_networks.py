@@ -5,11 +5,15 @@ import math
 import pytest
 import torch
 
+from dmd.config.methods.autoencoding import Autoencoding as AutoencodingSection
 from dmd.config.methods.denoising import Denoising as Section
 from dmd.config.pipeline_sections import AutoencoderTraining, TextTraining
+from dmd.methods.autoencoding import Autoencoding
 from dmd.methods.base import Clock, Facts, Part, Step
 from dmd.methods.contrastive import contrastive_loss
 from dmd.methods.denoising import Denoising
+from dmd.models.autoencoder import Codec
+from dmd.models.compute import prepare
 from dmd.models.loading import new_denoiser
 
 LEVELS = {"kind": "discrete", "prediction": "epsilon", "alphas_cumprod": [0.99, 0.5, 0.1]}
@@ -50,7 +54,8 @@ def test_contrastive_loss_is_symmetric_and_does_not_depend_on_the_order():
     [
         (TextTraining, "contrastive", {"compute": {"micro_batch_size": 4}}, "compute.micro_batch_size: method contra"),
         (TextTraining, "contrastive", {"processes": 2}, "processes: 2, but method contrastive cannot split a batch"),
-        (AutoencoderTraining, "autoencoding", {"compute": {"dtype": "bfloat16"}}, "compute.dtype: method autoencoding"),
+        (TextTraining, "contrastive", {"compute": {"dtype": "bfloat16"}}, "compute.dtype: method contrastive"),
+        (AutoencoderTraining, "autoencoding", {"compute": {"compile": True}}, "compute.compile: method autoencoding"),
     ],
 )
 def test_switches_that_a_method_does_not_support_are_refused(training, name, changed, message):
@@ -58,6 +63,33 @@ def test_switches_that_a_method_does_not_support_are_refused(training, name, cha
     training.model_validate(section)
     with pytest.raises(ValueError, match=message):
         training.model_validate({**section, **changed})
+
+
+def test_autoencoder_trains_with_passes_in_bfloat16():
+    """Loss and gradients are those of float32 up to the rounding of bfloat16, and differ from them."""
+    torch.manual_seed(0)
+    levels = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    codec = Codec(kind="full", config={**levels, "block_out_channels": [8, 8], "norm_num_groups": 4})
+    rows = {"image": torch.rand(3, 3, 8, 8) * 2 - 1, "noise": torch.randn(3, codec.channels, 4, 4)}
+    section = {"name": "autoencoding", "batch_size": 3, "phases": [{"updates": 1}]}
+    method = Autoencoding(
+        AutoencodingSection.model_validate(section),
+        OneNetwork(student=codec),
+        Facts((3, 8, 8), 0, 1.0),
+        torch.device("cpu"),
+    )
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        prepare(codec, {"dtype": dtype})
+        codec.zero_grad()
+        loss = method.loss(STEP, STEP.parts[0], rows, None, NoLog())
+        loss.backward()
+        gradient = torch.cat([parameter.grad.flatten() for parameter in codec.parameters()])
+        assert loss.dtype == gradient.dtype == torch.float32
+        found[dtype] = loss.detach(), gradient
+    (loss, gradient), (rounded, other) = found.values()
+    assert loss != rounded and torch.isclose(loss, rounded, rtol=0.02)
+    assert torch.nn.functional.cosine_similarity(gradient, other, dim=0) > 0.99
 
 
 class OneNetwork(dict):
@@ -88,6 +120,9 @@ class NoLog:
     """A log that keeps nothing."""
 
     def scalar(self, name: str, value: torch.Tensor, rows: int) -> None:
+        """Keeps nothing."""
+
+    def spread(self, name: str, value: torch.Tensor) -> None:
         """Keeps nothing."""
 
 

@@ -17,7 +17,7 @@ class AutoencodingPhase(Phase):
 class Autoencoding(MethodSection):
     """Reconstruction by an AutoencoderKL: absolute error, and the KL divergence of latents from unit noise."""
 
-    refuses: ClassVar[tuple[str, ...]] = DENOISER_SWITCHES
+    refuses: ClassVar[tuple[str, ...]] = tuple(switch for switch in DENOISER_SWITCHES if switch != "dtype")
     name: Literal["autoencoding"]
     batch_size: Batch = Field(description="images")
     kl_weight: Weight = Field(1.0e-6, description="of the KL divergence, summed over a latent, per value of the image")
