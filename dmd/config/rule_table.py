@@ -613,7 +613,7 @@ RULES: dict[str, Rule] = {
         on_request=True,
         memory_mb=16000,
     ),
-    "tables": Rule("tables", 4),
+    "tables": Rule("tables", 5),
     "charts": Rule("charts", 1),
 }
 VERSIONS = {rule.stage: rule.version for rule in RULES.values()}

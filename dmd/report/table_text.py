@@ -28,7 +28,6 @@ COLUMNS = {  # column -> heading in the markdown; without one it is only in the 
     "here": "here",
     "spread": "spread over",
     "network_calls": "network calls",
-    "ratio": "ratio to teacher",
     "clip": "CLIP score",
     "clip_here": "CLIP score here",
     "top1": "retrieved, top 1",
@@ -39,6 +38,7 @@ COLUMNS = {  # column -> heading in the markdown; without one it is only in the 
     "floor": "floor",
     "floor_std": "",
     "excess": "over the floor",
+    "ratio": "ratio to teacher",
     "kid": "KID",
     "kid_std": "",
     "recall": "recall",
@@ -126,7 +126,7 @@ def _ours(rows: Sequence[Row]) -> list[str]:
     if rows_with_ratio := [row for row in rows if "ratio" in row]:
         teachers = {(row["dataset"], row["teacher"]) for row in rows_with_ratio}
         same = "data" if len(teachers) == len({name for name, _ in teachers}) else "teacher and data"
-        notes.append(f"Ratio: distance relative to the row of the same {same} with the most network calls.")
+        notes.append(f"Ratio: of the distance over the floor, to that of the same {same} with the most network calls.")
     return [*lines, "", *(f"{note}  " for note in notes)]
 
 

@@ -218,7 +218,11 @@ def _mean_of(split: str, scores: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def _add_ratios(table: Sequence[Row]) -> None:
-    """Adds the ratio to the teacher's distance, that of the row of equal teacher, metric, reference with most calls."""
+    """Adds the ratio of the excess over the floor to the teacher's.
+
+    The teacher's row is the one of equal teacher, metric and reference with most calls. Beside a teacher at or below
+    the floor there is no ratio.
+    """
     for row in table:
         if "value" not in row:
             continue
@@ -228,8 +232,8 @@ def _add_ratios(table: Sequence[Row]) -> None:
             if "value" in other and all(other[key] == row[key] for key in ("teacher", "metric", "reference"))
         ]
         teacher = max(same, key=lambda other: other["network_calls"])
-        if teacher["network_calls"] > 1 and teacher["value"] > 0:
-            row["ratio"] = row["value"] / teacher["value"]
+        if teacher["network_calls"] > 1 and teacher["excess"] > 0:
+            row["ratio"] = row["excess"] / teacher["excess"]
 
 
 if __name__ == "__main__":

@@ -75,9 +75,15 @@ def test_ratio_is_to_the_row_of_the_same_data_with_most_calls(tmp_path):
         score(tmp_path, "toy", [9.0], **other),
     ]
     markdown, csv = made(tmp_path, {name: [name] for name in ("digits", "few", "teacher", "toy")}, scores)
-    assert csv["ratio"].tolist()[:3] == [1.5, 2.0, 1.0]
+    assert csv["ratio"].tolist()[:3] == pytest.approx([2.5 / 1.5, 3.5 / 1.5, 1.0])
     assert csv["ratio"].isna().tolist() == [False, False, False, True]
-    assert "1.50" in line(markdown, "digits")
+    assert "1.67" in line(markdown, "digits")
+
+
+def test_beside_a_teacher_at_the_floor_there_is_no_ratio(tmp_path):
+    scores = [score(tmp_path, "teacher", [0.5], network_calls=35), score(tmp_path, "digits", [3.0])]
+    markdown, csv = made(tmp_path, {name: [name] for name in ("digits", "teacher")}, scores)
+    assert csv["ratio"].isna().all() and csv["excess"].tolist() == [2.5, 0.0] and "Ratio" not in markdown
 
 
 def test_ratio_is_to_the_own_teacher_where_two_have_the_same_reference(tmp_path):
@@ -86,8 +92,8 @@ def test_ratio_is_to_the_own_teacher_where_two_have_the_same_reference(tmp_path)
     scores = [score(tmp_path, name, [values[name]], network_calls=calls[name]) for name in calls]
     rows = [{"label": name, "experiments": [name], "teacher": name.split("-")[0]} for name in calls]
     tables.run(scores=scores, markdown=tmp_path / "t.md", csv=tmp_path / "t.csv", rows=rows)
-    assert pd.read_csv(tmp_path / "t.csv")["ratio"].tolist() == [1.5, 2.0, 1.0, 1.0]
-    assert "to the row of the same teacher and data" in (tmp_path / "t.md").read_text()
+    assert pd.read_csv(tmp_path / "t.csv")["ratio"].tolist() == pytest.approx([2.5 / 1.5, 7.5 / 3.5, 1.0, 1.0])
+    assert "to that of the same teacher and data" in (tmp_path / "t.md").read_text()
 
 
 def test_floor_of_training_images_is_not_called_one_of_held_out_images(tmp_path):
