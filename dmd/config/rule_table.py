@@ -478,7 +478,7 @@ RULES: dict[str, Rule] = {
     ),
     "distill": Rule(
         "distill",
-        5,
+        6,
         section="distill",
         spec=_distill,
         files=("distill/generator.safetensors", "distill/log.parquet"),

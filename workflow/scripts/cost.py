@@ -20,19 +20,13 @@ sys.path.insert(0, str(ROOT / "workflow" / "python"))
 sys.path.append(str(ROOT))  # last, since a file named torch.py may lie there
 
 from dmd.config import RULES, Experiments, Json, load, printing, reading  # noqa: E402
-from dmd.models.networks.published_architectures import CIFAR10, IMAGENET64, SD15  # noqa: E402
-from workflow.scripts.memory import architecture, forward_operations, section  # noqa: E402
+from dmd.models.networks.published_architectures import SD15  # noqa: E402
+from workflow.scripts.memory import RELEASED, architecture, forward_operations, section  # noqa: E402
 from workflow.scripts.plan import SHARD_RULES, image_size, shard_bytes  # noqa: E402
 from workflow.scripts.rates import Job, network_calls  # noqa: E402
 from workflow.scripts.stand_in import image_passes  # noqa: E402
 
-PAPER: dict[str, dict[str, Any]] = {  # experiment -> network of its teacher, whose file need not be there
-    "cifar10-uncond": CIFAR10 | {"num_classes": 0},
-    "cifar10-cond": CIFAR10,
-    "imagenet64": IMAGENET64,
-    "sd15-cfg3": SD15,
-    "sd15-cfg8": SD15,
-}
+PAPER = {**RELEASED, "sd15-cfg3": SD15, "sd15-cfg8": SD15}  # experiment -> network of its teacher
 RATE = 200.0  # TFLOP/s
 COLUMNS = ("network calls", "jobs on GPUs", "jobs on CPUs", "pairs and samples")
 HOURS = ("GPU hours: pairs", "distill", "samples")

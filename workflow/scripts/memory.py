@@ -45,6 +45,11 @@ CONFIGURED = {
     "CIFAR-10 conditional": "cifar10-cond",
     "CIFAR-10 unconditional": "cifar10-uncond",
 }
+RELEASED: dict[str, dict[str, Any]] = {  # experiment -> network of its teacher, whose file need not be there
+    "cifar10-uncond": CIFAR10 | {"num_classes": 0},
+    "cifar10-cond": CIFAR10,
+    "imagenet64": IMAGENET64,
+}
 VARIANTS = {
     "float32": TrainingCompute(),
     "bfloat16": TrainingCompute(dtype="bfloat16"),
@@ -154,7 +159,7 @@ def autoencoders(experiments: Experiments, name: str, distill: Distill) -> tuple
 
 
 def architecture(experiments: Experiments, name: str) -> dict[str, Any] | None:
-    """The network of generator and fake denoiser, from the teacher's file or the configuration; None if unknown."""
+    """The network of generator and fake denoiser, from the teacher's file, the configuration or `RELEASED`, or None."""
     source = experiments.section(name, "distill").start or name
     path = Path("results", experiments.path(source, "teacher"))
     if path.is_file():
@@ -164,7 +169,7 @@ def architecture(experiments: Experiments, name: str) -> dict[str, Any] | None:
         source = experiments.section(teacher.name, "distill").start or teacher.name
         teacher = experiments.section(source, "teacher")
     if teacher.kind != "train":
-        return None
+        return RELEASED.get(experiments.owner(source, "teacher"))
     dataset = experiments.section(source, "dataset")
     known = {"digits": (1, 8, 10), "gaussian-mixture": (2, 1, 0)}
     own = getattr(dataset, "channels", 1), getattr(dataset, "resolution", None), 0

@@ -53,7 +53,8 @@ def main() -> None:
             if parsed.experiment is not None and any(job.rule == "distill" for job in jobs):
                 from workflow.scripts import memory  # imports torch, which the table does not need
 
-                print("\n".join(memory.plan(experiments, parsed.experiment)), flush=True)
+                for entry in memory.plan(experiments, parsed.experiment):
+                    print(entry, flush=True)
     except BrokenPipeError:  # the reader, such as `head`, closed the pipe; Python would flush stdout again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:

@@ -63,7 +63,7 @@ class Dmd2(MethodSection):
     )
     adversarial: Adversarial | None = Field(None, description="GAN loss, which reads images; null = none")
     batch_size: Batch = Field(280, description="images in each loss")
-    phases: Annotated[Many[Dmd2Phase], Field(min_length=1)] = (Dmd2Phase(updates=200000),)
+    phases: Annotated[Many[Dmd2Phase], Field(min_length=1)] = (Dmd2Phase(updates=40000),)
 
     @model_validator(mode="after")
     def _fits(self) -> Dmd2:
