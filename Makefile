@@ -1,5 +1,6 @@
-# make demo | table2 | test | test-slow | test-slurm | fuzz | test-faults | check | bench | bench-gpu | bench-memory |
-# bench-scale | bench-trainers | compare-earlier-version | plan | verify | prune | store | report.
+# make demo | table2 | methods | methods-few | methods-search | test | test-slow | test-slurm | fuzz | test-faults |
+# check | bench | bench-gpu | bench-memory | bench-scale | bench-trainers | compare-earlier-version | plan | verify |
+# prune | store | report.
 # Each target creates .venv first if it does not exist.
 PYTHON ?= python3
 CORES ?= all
@@ -12,13 +13,25 @@ BIN := .venv/bin
 READY := .venv/.ready-$(shell cksum < envs/requirements.txt | cut -d ' ' -f 1)
 SOURCES := dmd tests workflow/scripts $(wildcard bench)
 
-.PHONY: demo table2 test test-slow test-slurm fuzz test-faults check bench bench-gpu bench-memory bench-scale bench-trainers compare-earlier-version plan verify prune store report
+.PHONY: demo table2 methods methods-few methods-search test test-slow test-slurm fuzz test-faults check bench bench-gpu bench-memory bench-scale bench-trainers compare-earlier-version plan verify prune store report
 
 demo: $(READY)
 	$(BIN)/snakemake --cores $(CORES)
 
 table2: $(READY)
 	$(BIN)/snakemake --cores $(CORES) table2
+
+# All methods of one network call on digits, three seeds each; QUICK=1: one seed. An interrupted run goes on.
+methods: $(READY)
+	$(BIN)/snakemake --cores $(CORES) results/tables/methods$(if $(QUICK),-quick).md
+
+# Methods of two to eight calls.
+methods-few: $(READY)
+	$(BIN)/snakemake --cores $(CORES) results/tables/methods-few.md
+
+# The search for their learning rates: writes bench/results/search.json.
+methods-search: $(READY)
+	$(BIN)/python -m bench.search --folder bench/.search
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=40 --durations-min=4

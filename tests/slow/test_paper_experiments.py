@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from dmd.config import merge, read_file
 from tests.edm_files import make_edm_pickle
@@ -29,16 +30,28 @@ COUNTS: dict[str, Any] = {  # what is smaller than in the paper; all else is con
     "threads": 1,
     "reference": {"floor_draws": 1},
     "pairs": {"num_pairs": 4, "shard_size": 2, "shards_per_job": 1, "batch_size": 2, "solver": {"steps": 4}},
-    "distill": {
-        "method": {"matching_batch_size": 2, "regression_batch_size": 1, "phases": [{"updates": 2}]},
-        "schedule": {"warmup": 1},
-        "checkpoint_every": 1,
-        "grid_every": 2,
-    },
+    "distill": {"schedule": {"warmup": 1}, "checkpoint_every": 1, "grid_every": 2},
     "sample": {"num_samples": 4, "shard_size": 2, "shards_per_job": 2, "batch_size": 2},
     "evaluate": {"kid_subset": 2, "neighbours": 1},
 }
-EXPERIMENTS = ("cifar10-cond", "cifar10-uncond", "imagenet64")
+DMD = {"matching_batch_size": 2, "regression_batch_size": 1, "phases": [{"updates": 2}]}
+FAKES = {"batch_size": 2, "phases": [{"updates": 2, "fake_updates": 2}]}
+SIDA = [{"updates": 1, "train": "fake"}, {"updates": 1, "adversarial_scale": 0.0}, {"updates": 1}]
+EXPERIMENTS: dict[str, dict[str, Any]] = {  # experiment -> what is smaller in its method
+    "cifar10-cond": DMD,
+    "cifar10-uncond": DMD,
+    "imagenet64": DMD,
+    "imagenet64-dmd2-no-gan": FAKES,
+    "imagenet64-dmd2": FAKES,
+    "imagenet64-sid": FAKES,
+    "imagenet64-f-distill": FAKES,
+    "cifar10-uncond-sid": FAKES,
+    "cifar10-cond-sid": FAKES,
+    "cifar10-cond-sida": {"batch_size": 2, "phases": SIDA},
+    "cifar10-cond-f-distill": FAKES,
+    "cifar10-cond-diff-instruct": FAKES,
+}
+CLASSES = {"imagenet64-images": 1000, "cifar10-images": 10}
 TARGETS = [f"results/{name}/fid.json" for name in EXPERIMENTS]
 FEATURES = 2048
 
@@ -46,8 +59,9 @@ FEATURES = 2048
 def tiny_configuration() -> dict[str, Any]:
     """config.yaml with smaller counts, and digests that any file of the format has."""
     config = read_file(REPOSITORY / "config.yaml")
-    for name in EXPERIMENTS:
-        config["experiments"][name] = merge(config["experiments"][name], COUNTS)
+    for name, method in EXPERIMENTS.items():
+        smaller = merge(COUNTS, {"distill": {"method": method}})
+        config["experiments"][name] = merge(config["experiments"][name], smaller)
     for each in config["inputs"].values():
         each["sha256"] = None
     return config
@@ -55,7 +69,7 @@ def tiny_configuration() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which all three ran to fid.json."""
+    """A folder in which all ran to fid.json."""
     folder = tmp_path_factory.mktemp("paper")
     config = tiny_configuration()
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -65,6 +79,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_edm_pickle(places[name], **numbers, seed=seed)
     write_inception(places["inception"])
     write_vgg(places["vgg16"])
+    for name, classes in CLASSES.items():
+        for label in range(classes):
+            path = folder / config["inputs"][name]["folder"] / f"{label:04}" / "image.png"
+            path.parent.mkdir(parents=True)
+            Image.new("RGB", (8, 8), (label % 256, label // 256, 90)).save(path)
     random = np.random.default_rng(0)
     for name in ("cifar10-moments", "imagenet64-moments"):
         factor = random.normal(size=(FEATURES, 64)) / 8
@@ -73,7 +92,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     answer = snakemake(folder, "--cores", "2", *TARGETS)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     seconds = time.monotonic() - start
-    print(f"three experiments in {seconds:.0f} s")
+    print(f"{len(EXPERIMENTS)} experiments in {seconds:.0f} s")
     assert "localrule fetch:" not in answer.stdout
     return folder
 

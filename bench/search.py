@@ -1,0 +1,144 @@
+"""The search for learning rates, the same for every method: python -m bench.search --folder FOLDER.
+
+Writes bench/results/search.json. Each experiment is run once (seed 0) with all of its learning rates multiplied by each
+of `SCALES`, all else as in its section. The judge is the Frechet distance of its samples to 20,000 images of the
+teacher, drawn in 35 calls, in the features of the experiment. No held-out image has a part in it. If no scale between
+the outer ones is best, the search goes on beyond the better one, `MORE` times at most. The folder keeps what is made,
+so a search that was interrupted goes on. config/methods.yaml has the rates that were found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dmd.config import Experiments, load
+from dmd.config.reading import read_file
+from dmd.metrics.frechet import frechet_distance
+from dmd.metrics.moments import Moments
+from dmd.provenance import tensor_files
+
+ROOT = Path(__file__).resolve().parents[1]
+OUTPUT = ROOT / "bench" / "results" / "search.json"
+METHODS = [f"digits-{name}" for name in "cd ct ect mean-flow scm pd sid sida diff-instruct f-distill".split()]
+METHODS += [f"digits-{name}" for name in "gan ufogen tract boot dmd2 no-regression-3to1".split()] + ["digits"]
+TEACHER, JUDGE, NUM_IMAGES = "digits-teacher", "search-teacher", 20_000
+FIRST_SEED = 10**6  # other noise than that of the students
+SCALES, STEP, MORE = (0.3, 1.0, 3.0), 10**0.5, 2
+
+
+class Search:
+    """Runs of the workflow in a folder of its own.
+
+    Args:
+        folder: it keeps configuration and results.
+        cores: that Snakemake may use.
+    """
+
+    def __init__(self, folder: Path, cores: int) -> None:
+        self._folder, self._cores, self._shipped = folder.resolve(), cores, Experiments(load(ROOT / "config.yaml"))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for name in ("workflow", "inputs"):
+            if (ROOT / name).exists() and not (self._folder / name).exists():
+                (self._folder / name).symlink_to(ROOT / name)
+        self._config = read_file(ROOT / "config.yaml")
+        self._config |= {"tables": {}, "charts": {}}
+        samples = {"num_samples": NUM_IMAGES, "first_seed": FIRST_SEED, "repetitions": 1, "shard_size": 2000}
+        self._config["experiments"][JUDGE] = {"extends": TEACHER, "sample": samples}
+
+    def distances(self, runs: list[tuple[str, float]]) -> list[float | None]:
+        """The distance to the teacher's images of each experiment and scale; None where the training failed."""
+        names = [self._add(*run) for run in runs]
+        path = self._folder / "config.yaml"
+        path.write_text(yaml.safe_dump(self._config, sort_keys=False))
+        experiments = Experiments(load(path))
+        blocks = {name: self._blocks(experiments, name) for name in [JUDGE, *names]}
+        command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile")]
+        command += ["--directory", str(self._folder), "--cores", str(self._cores), "--keep-going"]
+        wanted = [str(Path("results", block)) for each in blocks.values() for block in each]
+        subprocess.run([*command, *wanted], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+        judge = self._moments(blocks[JUDGE])
+        assert judge is not None, "the images of the teacher were not drawn"
+        found = (self._moments(blocks[name]) for name in names)
+        return [None if each is None else distance(each, judge) for each in found]
+
+    def _add(self, experiment: str, scale: float) -> str:
+        """Adds an experiment with scaled learning rates; its name."""
+        optimisers: Any = self._shipped.section(experiment, "distill").optimisers
+        rates = {role: {"learning_rate": each.learning_rate * scale} for role, each in optimisers.items()}
+        name = f"search-{experiment}-{scale:.2g}".replace(".", "-")  # a name has no point
+        self._config["experiments"][name] = {"extends": experiment, "distill": {"optimisers": rates}}
+        return name
+
+    def _blocks(self, experiments: Experiments, name: str) -> list[str]:
+        blocks = experiments.blocks(name, "features")
+        return [experiments.path(name, "features", block) for block in blocks]
+
+    def _moments(self, blocks: list[str]) -> Moments | None:
+        """Of all samples in some blocks of features; None if one is missing."""
+        paths = [self._folder / "results" / block for block in blocks]
+        if not all(path.is_file() for path in paths):
+            return None
+        parts = [tensor_files.load_some(path, "count", "sum", "outer") for path in paths]
+        count, total, outer = (sum(values[1:], start=values[0]) for values in zip(*parts, strict=True))
+        return Moments(int(count), total, outer)
+
+
+def distance(one: Moments, other: Moments) -> float:
+    """The Frechet distance of two sets of images, to four digits behind the point."""
+    return round(frechet_distance(one.mean, one.covariance, other.mean, other.covariance), 4)
+
+
+def beyond(found: dict[float, float | None]) -> float | None:
+    """The scale to try next, if the best one is at an end of those that were tried and did not fail."""
+    tried = sorted(found)
+    finite = {scale: value for scale, value in found.items() if value is not None}
+    if not finite:
+        return tried[0] / STEP
+    best = min(finite, key=lambda scale: finite[scale])
+    if best == tried[0]:
+        return best / STEP
+    return best * STEP if best == tried[-1] else None
+
+
+def write(results: dict[str, dict[float, float | None]]) -> None:
+    """Writes the file, a method per line, and the best scale of each."""
+    shown = {}
+    for name, found in results.items():
+        values = {f"{scale:.2g}": value for scale, value in sorted(found.items())}
+        finite = {scale: value for scale, value in values.items() if value is not None}
+        shown[name] = {"distance": values, "best": min(finite, key=lambda scale: finite[scale]) if finite else None}
+    lines = (f"{json.dumps(name)}: {json.dumps(found)}" for name, found in shown.items())
+    OUTPUT.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def main() -> None:
+    """Command line: see the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiments", nargs="*", default=METHODS, help=f"default: {', '.join(METHODS)}")
+    parser.add_argument("--folder", type=Path, required=True, help="where configuration and results lie")
+    parser.add_argument("--cores", type=int, default=2)
+    parsed = parser.parse_args()
+    search = Search(parsed.folder, parsed.cores)
+    results: dict[str, dict[float, float | None]] = {name: {} for name in parsed.experiments}
+    runs = [(name, scale) for name in parsed.experiments for scale in SCALES]
+    for _ in range(1 + MORE):
+        for (name, scale), value in zip(runs, search.distances(runs), strict=True):
+            results[name][scale] = value
+        write(results)
+        further = ((name, beyond(found)) for name, found in results.items())
+        runs = [(name, scale) for name, scale in further if scale is not None]
+        if not runs:
+            break
+    print(OUTPUT.read_text())
+
+
+if __name__ == "__main__":
+    main()
