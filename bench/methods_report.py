@@ -1,0 +1,156 @@
+"""What the methods of a table reach, and what they cost: python -m bench.methods_report [TABLE].
+
+Reads the finished results of the table's experiments and writes bench/results/TABLE-report.csv and .md, with a line per
+row: the distance over the floor, unbiased KID, recall, label accuracy, copies, passes of a network over one image in
+the training (a pass with its backward pass counts 3), and seconds of the training. And bench/results/TABLE-passes.png,
+the distance over the floor against these passes, with the recall. The seconds are those of Snakemake's benchmark files,
+on a machine that may have been busy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dmd.config import Experiments, load
+from dmd.config.experiment import Row
+from dmd.report import plots
+from dmd.report.table_text import EMPTY, rounded
+from workflow.scripts.memory import section
+from workflow.scripts.stand_in import image_passes
+
+OUTPUT = Path(__file__).parent / "results"
+COLUMNS = {
+    "label": "method",
+    "calls": "calls",
+    "seeds": "seeds",
+    "distance": "distance",
+    "excess": "over the floor",
+    "kid": "KID",
+    "recall": "recall",
+    "accuracy": "label accuracy",
+    "copies": "nearer to training images",
+    "passes": "passes, millions",
+    "seconds": "seconds",
+}
+SCORES = ("fid", "kid", "prdc", "classes", "memorisation")
+SPREAD = ("distance", "kid", "recall")  # columns with a standard deviation over seeds
+
+
+def measured(results: Path, experiments: Experiments, name: str) -> dict[str, float] | None:
+    """The figures of one experiment; None if it has no score yet."""
+    folder = results / name
+    if not (folder / "fid.json").is_file():
+        return None
+    found = {kind: json.loads((folder / f"{kind}.json").read_text()) for kind in SCORES}
+    values = {
+        "calls": found["fid"]["network_calls"],
+        "distance": found["fid"]["value"],
+        "excess": found["fid"]["value"] - found["fid"]["floor"]["mean"],
+        "kid": found["kid"]["value"],
+        "recall": _value(found["prdc"]["recall"]),
+        "accuracy": _value(found["classes"]["accuracy"]),
+        "copies": _value(found["memorisation"]["nearer"]),
+    }
+    if experiments.distilled(name):
+        owner = experiments.owner(name, "distill")
+        values["passes"] = image_passes(section(experiments, name)) / 1e6
+        values["seconds"] = _seconds(results / owner / "benchmarks" / "distill.tsv")
+    return {column: float(value) for column, value in values.items() if value is not None}
+
+
+def _value(score: dict[str, Any] | None) -> float | None:
+    return None if score is None else score["value"]
+
+
+def _seconds(path: Path) -> float | None:
+    """CPU seconds of a job, as Snakemake measured them; None without a file."""
+    if not path.is_file():
+        return None
+    with path.open(newline="") as file:
+        row = next(csv.DictReader(file, delimiter="\t"))
+    return float(row["cpu_time"])
+
+
+def line(row: Row, found: list[dict[str, float]]) -> dict[str, Any]:
+    """A line of the report: means over the seeds, and standard deviations under NAME_std."""
+    values: dict[str, Any] = {"label": row.label, "seeds": len(found)}
+    for column in COLUMNS:
+        numbers = [each[column] for each in found if column in each]
+        if numbers:
+            values[column] = statistics.fmean(numbers)
+            if column in SPREAD and len(numbers) > 1:
+                values[f"{column}_std"] = statistics.stdev(numbers)
+    return values
+
+
+def text(lines: list[dict[str, Any]]) -> str:
+    """The report as a markdown table."""
+    head = f"| {' | '.join(COLUMNS.values())} |\n|---|{'---:|' * (len(COLUMNS) - 1)}\n"
+    return head + "".join(f"| {' | '.join(_cell(each, column) for column in COLUMNS)} |\n" for each in lines)
+
+
+def _cell(each: dict[str, Any], column: str) -> str:
+    value = each.get(column)
+    if value is None:
+        return EMPTY
+    if column in ("label", "calls", "seeds"):
+        return str(value) if column == "label" else f"{value:.0f}"
+    if column in ("accuracy", "copies"):
+        return f"{100 * value:.1f} %"
+    spread = f" ± {rounded(each[f'{column}_std'])}" if f"{column}_std" in each else ""
+    return rounded(value) + spread
+
+
+def chart(lines: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Distance over the floor and recall against the passes of the training, each method with its name."""
+    figure, axes = plots.new(1, 2, size=(12, 5.5))
+    plots.heading(figure, title)
+    trained = [each for each in lines if "passes" in each]
+    others = [each for each in lines if "passes" not in each]
+    for ax, column, label in ((axes[0, 0], "excess", "distance over the floor"), (axes[0, 1], "recall", "recall")):
+        shown = [each for each in trained if column in each]
+        ax.scatter([each["passes"] for each in shown], [each[column] for each in shown], color=plots.COLOURS[0])
+        for each in shown:
+            place = each["passes"], each[column]
+            ax.annotate(plots.plain(each["label"]), place, textcoords="offset points", xytext=(5, 3), fontsize=7)
+        for each in others:
+            if column in each:
+                ax.axhline(each[column], color=plots.GREY, linestyle=":")
+                ax.annotate(
+                    plots.plain(each["label"]), (0, each[column]), xycoords=("axes fraction", "data"), fontsize=7
+                )
+        ax.set(xscale="log", xlabel="passes over an image in the training, millions", ylabel=label)
+    if all(each["excess"] > 0 for each in lines):
+        axes[0, 0].set_yscale("log")
+    plots.save(figure, path)
+
+
+def main() -> None:
+    """Command line: see the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", nargs="?", default="methods", help="of config.yaml (%(default)s)")
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parsed = parser.parse_args()
+    config = load()
+    experiments, table = Experiments(config), config.tables[parsed.table]
+    lines = []
+    for row in table.rows:
+        names = row.experiments
+        found = [each for name in names if (each := measured(parsed.results, experiments, name)) is not None]
+        if found:
+            lines.append(line(row, found))
+    pd.DataFrame(lines).to_csv(OUTPUT / f"{parsed.table}-report.csv", index=False, lineterminator="\n")
+    (OUTPUT / f"{parsed.table}-report.md").write_text(f"# {table.title}\n\n{text(lines)}")
+    chart(lines, OUTPUT / f"{parsed.table}-passes.png", table.title)
+    print(text(lines))
+
+
+if __name__ == "__main__":
+    main()
