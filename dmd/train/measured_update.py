@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,8 @@ class MeasuredPart:
         activations: memory of its loss and backward pass, without gradients of weights and without distances.
         distance: whether the loss uses a distance between images.
         passes: per row, by role of the network: a forward pass counts 1, with a backward pass 2, or 3 if the weights
-            get gradients; a forward-mode derivative is one more. It is a mean over draws if their number is random.
+            get gradients; a forward-mode derivative is one more. A pass to the bottleneck counts half of that. It is a
+            mean over draws if their number is random.
     """
 
     size: int
@@ -168,7 +170,7 @@ def _measure_steps(
         yield MeasuredStep(step, updates, parts)
 
 
-Measured = tuple[int, dict[str, int], bool]  # bytes, passes per row, whether a distance was used
+Measured = tuple[int, dict[str, float], bool]  # bytes, passes per row, whether a distance was used
 
 
 def _run(
@@ -210,7 +212,7 @@ def _run(
                 loss.backward()  # type: ignore[no-untyped-call]
                 del loss
             earlier[part.name] = rows
-            per_row = {role: total // num for role, total in passes.items()}
+            per_row = {role: total / num for role, total in passes.items()}
             by_part[part.name] = peak.most, per_row, counts["distance"] > before
         by_step.append(by_part)
         for role in step.trains:
@@ -229,22 +231,43 @@ def _rows(streams: Mapping[str, Stream], part: Part, num: int, random: torch.Gen
 
 
 @contextmanager
-def _count_passes(trainer: Trainer) -> Iterator[dict[str, int]]:
+def _count_passes(trainer: Trainer) -> Iterator[dict[str, float]]:
     """Counts rows of passes of each role's network, weighted as in `MeasuredPart.passes`."""
-    networks, totals = trainer.networks, dict[str, int]()
+    networks, totals = trainer.networks, dict[str, float]()
 
-    def counter(role: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def counter(role: str, share: float) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         learns = any(parameter.requires_grad for parameter in networks.weights(role).parameters())
 
         def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             weight = 1 if not output.requires_grad else 3 if learns else 2
             weight += forward_ad.unpack_dual(output).tangent is not None
-            totals[role] = totals.get(role, 0) + weight * len(inputs[0])
+            totals[role] = totals.get(role, 0) + share * weight * len(inputs[0])
 
         return count
 
     with ExitStack() as stack:
         for role in networks:
             if (network := networks.network(role)) is not None:
-                stack.callback(network.register_forward_hook(counter(role)).remove)
+                stack.callback(network.register_forward_hook(counter(role, 1)).remove)
+                if hasattr(network, "bottleneck"):
+                    stack.enter_context(_hooked_bottleneck(network, counter(role, 0.5)))
         yield totals
+
+
+@contextmanager
+def _hooked_bottleneck(
+    network: nn.Module, hook: Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
+) -> Iterator[None]:
+    """Calls `hook` after each pass to the bottleneck, which is no forward pass of a module."""
+    original: Any = network.bottleneck
+
+    def bottleneck(*inputs: Tensor) -> Tensor:
+        output: Tensor = original(*inputs)
+        hook(network, inputs, output)
+        return output
+
+    network.bottleneck = bottleneck  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del network.bottleneck
