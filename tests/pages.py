@@ -42,10 +42,11 @@ def code(path: Path) -> list[str]:
 
 
 def examples(path: Path) -> Iterator[str]:
-    """Blocks of YAML."""
+    """Blocks of YAML; tests/methods/test_methods_page.py runs those of Python."""
     for language, block in FENCE.findall(path.read_text()):
-        assert language == "yaml", f"{path}: a fenced block of {language!r}"
-        yield textwrap.dedent(block)
+        assert language in ("yaml", "python"), f"{path}: a fenced block of {language!r}"
+        if language == "yaml":
+            yield textwrap.dedent(block)
 
 
 def configuration() -> dict[str, Any]:
