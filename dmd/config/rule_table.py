@@ -208,7 +208,7 @@ def _clip(section: Any) -> Json:
 
 
 def _sample(experiment: Named, section: Any) -> Json:
-    spec = _without(without_paths(section.spec()), "from", "repetitions", "shards_per_job", "prompts")
+    spec = _without(without_paths(section.spec()), "from", "repetitions", "shards_per_job", "prompts", "num_shown")
     if section.lora:
         spec["lora"] = without_paths(section.lora.with_defaults())
     return spec if section.source == "generator" else _without(spec, "weights")
@@ -265,8 +265,9 @@ def _pictures(experiment: Named, section: Any) -> Json:
         drawn = {"solver": pairs.solver.with_defaults(), "guidance": pairs.guidance}
     else:
         drawn = {"guidance": roles[TEACHER].guidance} if TEACHER in roles else {}
-    first_seed = experiment.section("sample").first_seed  # noise of the samples, never of pairs
-    return drawn | _student(experiment) | {"first_seed": first_seed}
+    sample: Any = experiment.section("sample")
+    drawn |= {"first_seed": sample.first_seed}  # noise of the samples, never of pairs
+    return drawn | _student(experiment) | {"num_images": sample.num_shown}
 
 
 def _student(experiment: Named) -> Json:

@@ -607,6 +607,9 @@ class Sample(Section):
     first_seed: NoiseSeed = 0
     batch_size: Batch = Field(64, description="images in a pass")
     labels: Literal["random", "balanced"] = Field("random", description="balanced: each class equally often")
+    num_shown: Annotated[Integer, Field(ge=1, le=1000)] = Field(
+        20, description="images of the teacher, and as many of the student, in pictures/grid.png"
+    )
     compute: Compute = Compute()
 
     @property
