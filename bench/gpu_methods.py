@@ -84,8 +84,9 @@ def _trainer(size: Size, compute: Compute, method: Mapping[str, object]) -> Trai
             modules[name] = _new_network(section, name, facts, size)
             continue
         found = denoiser(size, compute)
-        if role.second_time:
-            found = loading.with_second_time(found, size.network)
+        if role.second_time or role.guidance_input:
+            added = {"second_time": role.second_time, "guidance": role.guidance_input}
+            found = loading.with_inputs(found, size.network, **added)
         modules[name] = prepare(found.to(size.device), compute)
     return updates.trainer(section, modules, size.shape, num_classes=size.network["num_classes"])
 

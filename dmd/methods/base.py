@@ -87,6 +87,7 @@ class Facts:
         trained: lowest and highest noise level that both it and the teacher were trained on.
         preconditioning, scheduler: those of its file; None if it has none.
         empty: text states (L, E) of the empty prompt, for a method that drops prompts; None if there are none.
+        guidance_range: lowest and highest guidance, if that network takes the guidance as an input.
     """
 
     shape: tuple[int, ...]
@@ -99,6 +100,7 @@ class Facts:
     preconditioning: Mapping[str, Any] | None = None
     scheduler: Mapping[str, Any] | None = None
     empty: Tensor | None = None
+    guidance_range: tuple[float, float] | None = None
 
     def levels(self, sigma_min: float | None, sigma_max: float | None, *, key: str) -> tuple[float, float]:
         """`noise.level_range` for the section `key` of the configuration."""
