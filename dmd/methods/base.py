@@ -227,6 +227,10 @@ class Method(ABC, Generic[Config]):
         """How the student is sampled, for its file; None for a denoiser that any solver can sample."""
         return None
 
+    def fewer_calls(self) -> Mapping[int, Calls]:
+        """How the student is sampled with fewer calls, by their number, where these are not the first of `sampling`."""
+        return {}
+
     def keep(self, phase: PlannedPhase) -> Calls | None:
         """How the student of the end of a phase is sampled if the file keeps its averaged weights, else None.
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from dmd.config.method_base import STUDENT, TEACHER
 from dmd.config.methods import lcm as sections
+from dmd.config.methods.call_times import ListedTimes
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts.call_times import calls_at
 from dmd.methods.parts.drawn_guidance import draw_guidance, guided_x0
@@ -105,6 +106,12 @@ class Lcm(Method[sections.Lcm]):
     def sampling(self) -> Calls:
         """Calls with fresh noise between them."""
         return self.calls
+
+    def fewer_calls(self) -> Mapping[int, Calls]:
+        """The times of each number of calls; of listed levels the first ones are taken."""
+        if isinstance(self.config.times, ListedTimes):
+            return {}
+        return {num: calls_at(self.config.times, num, self.facts) for num in range(1, self.config.calls)}
 
     def _x0(self, role: str, image: Tensor, sigma: Tensor, label: Tensor, guidance: Tensor) -> Tensor:
         own = {"guidance": guidance} if self.config.embedded else {}

@@ -128,15 +128,15 @@ def student_calls(metadata: Mapping[str, Any], path: Path, *, calls: int | None 
     Raises:
         ValueError: the file is not a student's, or is damaged, or the student does not support this number of calls.
     """
-    facts, earlier = metadata.get("calls"), metadata.get("calls_kept", {})
-    if not isinstance(facts, dict) or not isinstance(earlier, dict):
+    facts, earlier, others = metadata.get("calls"), metadata.get("calls_kept", {}), metadata.get("fewer_calls", {})
+    if not isinstance(facts, dict) or not isinstance(earlier, dict) or not isinstance(others, dict):
         raise ValueError(f"{path} is no student: its metadata has no calls")
     try:
         last = Calls.of(facts)
         if calls is None or len(last.sigmas) == calls:
             return last
-        if str(calls) in earlier:
-            return Calls.of(earlier[str(calls)])
+        if str(calls) in earlier or str(calls) in others:
+            return Calls.of((earlier | others)[str(calls)])
         fewer = range(1, len(last.sigmas)) if last.stops_early else ()
         if calls in fewer:
             return last.first(calls)

@@ -141,6 +141,8 @@ def run(
             if not leads:
                 return
             metadata = {**provenance, **distillation.metadata(calls, trainer.earlier_calls(loop.plan.total))}
+            fewer = {num: each.facts() for num, each in trainer.method.fewer_calls().items()}
+            metadata |= {"fewer_calls": fewer} if fewer else {}
             value = best.value if best and math.isfinite(best.value) else None
             metadata |= {"best": {"update": best.update, "value": value}} if best else {}
             with record.publish(table, stage="distill", inputs=inputs) as temporary:

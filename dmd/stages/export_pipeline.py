@@ -104,7 +104,7 @@ def run(
     Raises:
         ValueError: a damaged input, not a student of such a teacher, or calls that no scheduler of diffusers makes.
     """
-    spec = {"weights": weights, "experiment": experiment} | ({} if calls is None else {"calls": calls})
+    spec: dict[str, Any] = {"weights": weights, "experiment": experiment} | ({} if calls is None else {"calls": calls})
     spec |= {} if guidance == 1 else {"guidance": guidance}
     with record.writing(output):
         paths = {"generator": generator, "text_encoder": text_encoder, "autoencoder": autoencoder}

@@ -106,6 +106,16 @@ def test_levels_are_every_kth_timestep_down_from_the_last_and_the_lowest():
         method_of(networks, levels={"kind": "teacher"}, times={"kind": "listed", "sigmas": [1e3]}, calls=1)
 
 
+def test_fewer_calls_have_the_times_of_their_number():
+    method = trainer({**KEYS, "calls": 3}).method
+    assert {num: calls.sigmas for num, calls in method.fewer_calls().items()} == {
+        1: (80.0,),
+        2: (80.0, pytest.approx(0.4)),
+    }
+    assert method.sampling().sigmas[1] > 0.5
+    assert not trainer({**KEYS, "calls": 2, "times": {"kind": "listed", "sigmas": [80.0, 1.0]}}).method.fewer_calls()
+
+
 def test_scalings_of_the_paper_are_within_the_stated_distance_of_denoiser_and_identity():
     time = torch.arange(1000, dtype=torch.float64)
     skip, out = 0.25 / ((10 * time) ** 2 + 0.25), 10 * time / ((10 * time) ** 2 + 0.25).sqrt()

@@ -8,6 +8,7 @@ import torch
 
 import dmd
 from dmd import torchvision_operators
+from dmd.models import loading
 from dmd.models.loading import load_codec
 from dmd.provenance import tensor_files
 from dmd.sampling.sampler import Sampler
@@ -51,6 +52,8 @@ def test_stock_pipeline_draws_the_samples_of_any_guidance_of_the_range(files, tm
     student = distilled(tmp_path, files)
     facts = tensor_files.load_metadata(student)
     assert facts["guidance_range"] == [2.0, 10.0] and facts["network"]["guidance_input"]
+    levels = loading.load_denoiser(student, calls=1)[1]["calls"]["sigmas"]
+    assert levels == facts["calls"]["sigmas"][:1] and set(facts["fewer_calls"]) == {"1"}
     parts = {name: files[name] for name in ("text_encoder", "autoencoder", "prompts")}
     output = tmp_path / "pipeline" / "model_index.json"
     export_pipeline.run(generator=student, **parts, output=output, guidance=4.5, experiment="words")

@@ -69,7 +69,8 @@ class Lcm(MethodSection):
         0.95, description="EMA decay of the target network; 0 = the target is the student, without gradient"
     )
     calls: Annotated[Integer, Field(ge=1, le=64)] = Field(
-        4, description="network calls of the student; sample.calls: n uses the first n"
+        4,
+        description="network calls of the student; sample.calls: n makes n calls, at the levels of times for n",
     )
     times: Annotated[LcmTimes | KarrasTimes | ListedTimes, Field(discriminator="kind")] = Field(
         LcmTimes(kind="lcm", original_inference_steps=50), description="noise levels of the calls, as in method dmd2"
