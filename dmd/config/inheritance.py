@@ -337,10 +337,18 @@ def _unfit_teachers(experiments: Mapping[str, Experiment]) -> list[str]:
 
 
 def _unfit_guidance(experiments: Mapping[str, Experiment]) -> list[str]:
-    """Guidance of samples that students do not take as an input."""
+    """Guidance of samples that students do not take as an input, and methods that would lose a teacher's input."""
     lines = []
     for name, experiment in experiments.items():
-        sample, distill = experiment.sample, experiment.distill
+        sample, distill, teacher = experiment.sample, experiment.distill, experiment.teacher
+        if distill is not None and isinstance(teacher, ExperimentTeacher) and not distill.method.keeps_guidance:
+            if _guidance_range(experiments[teacher.name], experiments) is not None:
+                lines.append(
+                    f"{name}.distill.method.name: the teacher, the student of {teacher.name}, takes the guidance as an "
+                    f"input, which a student of method {distill.method.name} would lose: only method progressive keeps "
+                    "it"
+                )
+                continue
         if sample is None or sample.source == "teacher":
             continue
         guidances = _guidance_range(experiment, experiments) if distill is not None else None

@@ -52,6 +52,8 @@ def test_it_changes_nothing_at_first_and_then_enters(name):
     after.guidance = 3.0
     torch.testing.assert_close(after(image, SIGMA, label)[1], found[1])
     assert with_network(after, after.network).guidance == 3.0
+    half = after.to(torch.bfloat16)(image.bfloat16(), SIGMA, label if label.ndim == 1 else label.bfloat16())
+    assert half.dtype == torch.bfloat16 and bool(half.isfinite().all())
     with pytest.raises(ValueError, match=r"noise_condition: shape \(3,\) is not \(B, 2\)"):
         after.network(image, torch.ones(3), label)
 

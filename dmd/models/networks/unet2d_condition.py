@@ -61,7 +61,8 @@ class UNet2DCondition(DiffusersNetwork):
         check_condition(noise_condition, added=int(self.guidance_input))
         time, features = noise_condition, None
         if self.guidance_input:
-            time, features = noise_condition[:, 0], guidance_features(noise_condition[:, 1], GUIDANCE_WIDTH)
+            time, guidance = noise_condition.unbind(1)
+            features = guidance_features(guidance, GUIDANCE_WIDTH).to(image.dtype)
         # time is not rounded to an integer, since it may lie between two levels
         return self.unet(image, time.float(), timestep_cond=features, encoder_hidden_states=label).sample
 
