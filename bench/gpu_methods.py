@@ -16,6 +16,7 @@ from dmd.methods import load
 from dmd.methods.base import Facts
 from dmd.models import loading
 from dmd.models.compute import Compute, prepare
+from dmd.models.guidance import with_guidance
 from dmd.train.data import Stream
 from dmd.train.measured_update import measured_steps, memory_plan
 from dmd.train.trainer import Trainer
@@ -46,6 +47,8 @@ METHODS: dict[str, Mapping[str, object]] = {
     "moment-matching": {"name": "moment-matching", "phases": [PHASE]},
     "mean-flow": {"name": "mean-flow", "phases": [PHASE]},
     "scm": {"name": "scm", "phases": [PHASE]},
+    "lcm": {"name": "lcm", "levels": {"kind": "karras"}, "times": {"kind": "karras"}, "phases": [PHASE]},
+    "meng": {"name": "meng", "phases": [PHASE]},
     "progressive": {"name": "progressive", "phases": [PHASE | {"steps": 1}]},
     "sid": {"name": "sid", "phases": [PHASE]},
     "boot": {"name": "boot", "levels": 6, "boundary_weight": 1.0, "phases": [PHASE]},
@@ -84,8 +87,11 @@ def _trainer(size: Size, compute: Compute, method: Mapping[str, object]) -> Trai
             modules[name] = _new_network(section, name, facts, size)
             continue
         found = denoiser(size, compute)
-        if role.second_time:
-            found = loading.with_second_time(found, size.network)
+        if role.second_time or role.guidance_input:
+            added = {"second_time": role.second_time, "guidance": role.guidance_input}
+            found = loading.with_inputs(found, size.network, **added)
+        if not role.guidance_input:
+            found = with_guidance(found, torch.tensor(-1), role.guidance)
         modules[name] = prepare(found.to(size.device), compute)
     return updates.trainer(section, modules, size.shape, num_classes=size.network["num_classes"])
 

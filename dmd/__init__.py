@@ -44,7 +44,7 @@ def load(
     batch_size: int | None = ...,
     solver: str | None = ...,
     steps: int | None = ...,
-    guidance: float = ...,
+    guidance: float | None = ...,
     calls: int | None = ...,
 ) -> Sampler: ...
 @overload
@@ -58,7 +58,7 @@ def load(
     batch_size: int | None = ...,
     solver: str | None = ...,
     steps: int | None = ...,
-    guidance: float = ...,
+    guidance: float | None = ...,
     calls: int | None = ...,
 ) -> TextSampler: ...
 def load(
@@ -71,7 +71,7 @@ def load(
     batch_size: int | None = None,
     solver: str | None = None,
     steps: int | None = None,
-    guidance: float = 1.0,
+    guidance: float | None = None,
     calls: int | None = None,
 ) -> Sampler | TextSampler:
     """A callable that draws images: `dmd.load(path)(num=16, label=3, seed=0)` is float32 (16, C, H, W), about -1 to 1.
@@ -91,7 +91,8 @@ def load(
         solver: for a teacher, "heun" (default), "euler" or "dpmsolver++2m"; for a teacher whose file has a scheduler of
             diffusers, the name of a scheduler ("pndm" by default).
         steps: number of steps of that solver; default 18 (35 calls with Heun, else 18), 50 with a scheduler.
-        guidance: classifier-free guidance scale, for a teacher of text or one trained with label dropout; 1 = off.
+        guidance: classifier-free guidance scale, for a teacher of text or one trained with label dropout, 1 = off; or
+            the input of a student that takes the guidance as one. None: 1, or the middle of such a student's range.
         calls: number of network calls, for a student that supports several; default: the number that its training
             ended with.
 

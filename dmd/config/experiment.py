@@ -291,7 +291,8 @@ class Experiment(Section):
                 prompts_key = "prompts" if key == "pairs" else "sample.prompts"
                 verb = "needs" if text else "takes no"
                 yield f"{prompts_key}: a teacher of kind {kind} {verb} prompts for section {key}"
-            if section.guidance != 1 and not self._guidable:
+            from_teacher = getattr(section, "source", "teacher") == "teacher"
+            if section.guidance != 1 and from_teacher and not self._guidable:
                 yield f"{key}.guidance: {section.guidance}, but {self._unguided}"
             if isinstance(section.solver, ScheduledSolver | FlowSolver) and kind not in SCHEDULED_KINDS:
                 name = section.solver.name
@@ -338,7 +339,8 @@ class Experiment(Section):
         """Contradictions between a method that reads images and the teacher or dataset."""
         name, dataset = f"distill.method.name: {method.name} learns from images, but", self.dataset
         if self.teacher is not None and self.makes_latents:
-            yield f"{name} a teacher of kind {self.teacher.kind} makes latents"
+            remedy = ": set distill.method.data to pairs" if hasattr(method, "data") else ""
+            yield f"{name} a teacher of kind {self.teacher.kind} makes latents{remedy}"
         elif isinstance(dataset, ImageDataset) and dataset.num_held_out == "all":
             yield f"{name} dataset.num_held_out is all, so there are none to train on"
 

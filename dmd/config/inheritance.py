@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dmd.config.experiment import Chart, Experiment, File, Input, Storage, Table
 from dmd.config.messages import TAGS, ConfigError, faults, raise_faults, unknown_experiment
+from dmd.config.method_base import STUDENT
 from dmd.config.methods import Method
 from dmd.config.printing import piece
 from dmd.config.reading import Json, normalise_paths, read_file, unfit_values, with_digests
@@ -95,7 +96,7 @@ def resolve(written: Json) -> Configuration:
         lines += [f"{name}{fault}" for fault in own if fault not in inherited]
     if not lines:
         tables, charts = _with_all_seeds(file, groups)
-        lines += [*_unknown_names(merged, tables, charts)] or _unfit_teachers(merged)
+        lines += [*_unknown_names(merged, tables, charts)] or _unfit_teachers(merged) or _unfit_guidance(merged)
     raise_faults(lines)
     return Configuration(merged, parents, groups, tables, charts, file.inputs, file.storage)
 
@@ -335,6 +336,42 @@ def _unfit_teachers(experiments: Mapping[str, Experiment]) -> list[str]:
     return lines
 
 
+def _unfit_guidance(experiments: Mapping[str, Experiment]) -> list[str]:
+    """Guidance of samples that students do not take as an input, and methods that would lose a teacher's input."""
+    lines = []
+    for name, experiment in experiments.items():
+        sample, distill, teacher = experiment.sample, experiment.distill, experiment.teacher
+        if distill is not None and isinstance(teacher, ExperimentTeacher) and not distill.method.keeps_guidance:
+            if _guidance_range(experiments[teacher.name], experiments) is not None:
+                lines.append(
+                    f"{name}.distill.method.name: the teacher, the student of {teacher.name}, takes the guidance as an "
+                    f"input, which a student of method {distill.method.name} would lose: only method progressive keeps "
+                    "it"
+                )
+                continue
+        if sample is None or sample.source == "teacher":
+            continue
+        guidances = _guidance_range(experiment, experiments) if distill is not None else None
+        key = f"{name}.sample.guidance: {sample.guidance}"
+        if guidances is None and sample.guidance != 1:
+            lines.append(f"{key}, but a student is sampled without guidance, unless its network takes it as an input")
+        elif guidances is not None and not guidances[0] <= sample.guidance <= guidances[1]:
+            low, high = guidances
+            lines.append(f"{key} is outside {low:g} .. {high:g}, the guidance that the student takes as an input")
+    return lines
+
+
+def _guidance_range(experiment: Experiment, experiments: Mapping[str, Experiment]) -> tuple[float, float] | None:
+    """Lowest and highest guidance that the student of an experiment takes as an input; None if it takes none."""
+    assert experiment.distill is not None
+    method, teacher = experiment.distill.method, experiment.teacher
+    if method.roles()[STUDENT].guidance_input:
+        return method.guidance_range()
+    if method.keeps_guidance and isinstance(teacher, ExperimentTeacher):
+        return _guidance_range(experiments[teacher.name], experiments)
+    return None
+
+
 def _circle(name: str, experiments: Mapping[str, Experiment]) -> str:
     """A fault if the teacher of an experiment is made, over others, from itself; else an empty string."""
 
@@ -363,7 +400,7 @@ def _unfit_student(teacher: ExperimentTeacher, source: Experiment) -> str:
     if not distill.method.denoises:
         return (
             f"{its} (method {distill.method.name}) is no denoiser at all noise levels, as a teacher must be: "
-            "only method rectified-flow with objective reflow trains such students"
+            "only methods rectified-flow with objective reflow and meng train such students"
         )
     if source.makes_latents:
         return f"{its} makes latents, which kind experiment does not support"

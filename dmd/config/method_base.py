@@ -40,12 +40,15 @@ class Role:
     Attributes:
         guidance: classifier-free guidance of its calls; 1 is none.
         second_time: whether the network gets an input more, a second time, that changes nothing at first.
+        guidance_input: whether the network gets the guidance as an input, which changes nothing at first, in place of a
+            second pass without the condition; `guidance` is that of calls that name none.
     """
 
     source: Source
     mode: Mode
     guidance: float = 1.0
     second_time: bool = False
+    guidance_input: bool = False
 
 
 def score_roles(guidance: float = 1.0) -> dict[str, Role]:
@@ -93,17 +96,23 @@ class MethodSection(Section):
         schedule_defaults: the method's own defaults of the schedule.
         refuses: what the method does not support: keys of `compute` that must keep their defaults, "adapter", or
             several "processes".
+        keeps_guidance: whether a teacher may take the guidance as an input, so that the student does, too.
     """
 
     optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     schedule_defaults: ClassVar[Mapping[str, Any]] = {}
     refuses: ClassVar[tuple[str, ...]] = ()
+    keeps_guidance: ClassVar[bool] = False
     name: str
     phases: Sequence[Phase]
 
     def roles(self) -> dict[str, Role]:
         """The networks by name; `student` is averaged and exported."""
         raise NotImplementedError
+
+    def guidance_range(self) -> tuple[float, float] | None:
+        """Lowest and highest guidance, where the loss draws one for each image; None if there is one for all."""
+        return None
 
     def reads(self) -> frozenset[str]:
         """Streams besides noise that any phase of this configuration reads: pairs, trajectories, images."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from dmd.config.experiment import Experiment
 from dmd.config.messages import ConfigError
-from dmd.config.method_base import TEACHER
+from dmd.config.method_base import STUDENT, TEACHER
 from dmd.config.reading import Json
 from dmd.config.section_base import Section, without_paths
 from dmd.config.sections import IMPORTED, InceptionFeatures
@@ -266,16 +266,21 @@ def _pictures(experiment: Named, section: Any) -> Json:
     else:
         drawn = {"guidance": roles[TEACHER].guidance} if TEACHER in roles else {}
     sample: Any = experiment.section("sample")
-    drawn |= {"first_seed": sample.first_seed}  # noise of the samples, never of pairs
-    return drawn | _student(experiment) | {"num_images": sample.num_shown}
+    drawn["first_seed"] = sample.first_seed  # noise of the samples, never of pairs
+    student = _student(experiment)
+    if roles[STUDENT].guidance_input or "guidance" in student:  # both are drawn with the same guidance
+        drawn["guidance"] = drawn_with = student.pop("guidance", 1.0)
+        student |= {"student_guidance": drawn_with}
+    return drawn | student | {"num_images": sample.num_shown}
 
 
 def _student(experiment: Named) -> Json:
-    """The weights and number of calls with which the samples are drawn."""
+    """The weights, number of calls and guidance with which the samples are drawn."""
     sample = experiment.sections.sample
     if sample is None:
         return {"weights": "ema"}
-    return {"weights": sample.weights} | ({"calls": sample.calls} if sample.calls is not None else {})
+    guidance = {"guidance": sample.guidance} if sample.source == "generator" and sample.guidance != 1 else {}
+    return {"weights": sample.weights} | ({"calls": sample.calls} if sample.calls is not None else {}) | guidance
 
 
 def _export_onnx(experiment: Named, section: Section) -> Json:

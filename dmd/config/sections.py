@@ -597,7 +597,11 @@ class Sample(Section):
         StudentSolver(name="student"), description="student for the generator; any other for the teacher"
     )
     prompts: Prompts | None = Field(None, description="captions to draw images for, with a text-to-image teacher")
-    guidance: TeacherGuidance = 1.0
+    guidance: Guidance = Field(
+        1.0,
+        description="classifier-free guidance of the teacher, or of a student that takes the guidance as an input; "
+        "1 = none",
+    )
     num_samples: Count = Field(description="per repetition")
     repetitions: Annotated[Integer, Field(ge=1, le=1000)] = Field(
         1, description="sets of samples with different noise, each scored separately"
@@ -629,8 +633,6 @@ class Sample(Section):
         if generated != (self.solver.name == "student"):
             needed = "student" if generated else "heun or euler, or a scheduler"
             yield f"solver.name: from {self.source} needs {needed}, not {self.solver.name}"
-        if generated and self.guidance != 1:
-            yield f"guidance: {self.guidance}, but a student is sampled without guidance"
         if not generated and self.calls is not None:
             yield f"calls: {self.calls}, but sample.from is teacher: use solver.steps"
         if generated and self.lora is not None:

@@ -252,6 +252,9 @@ class Distill(Training):
             yield f"start: {self.start}, but with distill.adapter all networks start from the teacher"
         if self.adapter is not None and "adapter" in self.method.refuses:
             yield f"adapter: method {self.method.name} does not support it"
+        if self.adapter is not None and any(role.guidance_input for role in self.method.roles().values()):
+            remedy = ": set method.embedded to false" if hasattr(self.method, "embedded") else ""
+            yield f"adapter: it is part of the teacher's network, which does not take the guidance as an input{remedy}"
         if self.adapter is not None and getattr(self.method, "dropout", False):
             yield "adapter: it cannot be combined with method.dropout, since all roles share one network"
 

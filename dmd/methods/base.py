@@ -87,6 +87,7 @@ class Facts:
         trained: lowest and highest noise level that both it and the teacher were trained on.
         preconditioning, scheduler: those of its file; None if it has none.
         empty: text states (L, E) of the empty prompt, for a method that drops prompts; None if there are none.
+        guidance_range: lowest and highest guidance, if that network takes the guidance as an input.
     """
 
     shape: tuple[int, ...]
@@ -99,6 +100,7 @@ class Facts:
     preconditioning: Mapping[str, Any] | None = None
     scheduler: Mapping[str, Any] | None = None
     empty: Tensor | None = None
+    guidance_range: tuple[float, float] | None = None
 
     def levels(self, sigma_min: float | None, sigma_max: float | None, *, key: str) -> tuple[float, float]:
         """`noise.level_range` for the section `key` of the configuration."""
@@ -224,6 +226,10 @@ class Method(ABC, Generic[Config]):
     def sampling(self) -> Calls | None:
         """How the student is sampled, for its file; None for a denoiser that any solver can sample."""
         return None
+
+    def fewer_calls(self) -> Mapping[int, Calls]:
+        """How the student is sampled with fewer calls, by their number, where these are not the first of `sampling`."""
+        return {}
 
     def keep(self, phase: PlannedPhase) -> Calls | None:
         """How the student of the end of a phase is sampled if the file keeps its averaged weights, else None.

@@ -15,12 +15,17 @@ All rounds use one grid of levels. The 2 N steps of the first teacher have the l
 then 0, as in their sampler (Song et al. 2023, arXiv 2303.01469, end at sigma_min); each later round takes every second
 level of the round before. So from the second round on, a teacher is evaluated only at the levels, and takes only the
 steps, that it was trained for. Every round starts at sigma_max; the student of one call goes from there to 0.
+
+If the first teacher takes the guidance w as an input, this is stage 2 of Meng et al. 2022 (arXiv 2210.03142): teacher
+and student get the same w, drawn for each image from the range that the first teacher was trained on. With w = 1
+throughout it is progressive distillation of the teacher without guidance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,6 +34,7 @@ from dmd.config.method_base import STUDENT, TEACHER, PlannedPhase
 from dmd.config.methods import progressive as sections
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts.denoising_loss import denoising_loss, x0_weight
+from dmd.methods.parts.drawn_guidance import draw_guidance
 from dmd.methods.parts.joined_steps import joined_x0
 from dmd.models.denoiser import per_sample
 from dmd.models.student_calls import Calls
@@ -75,20 +81,22 @@ class Progressive(Method[sections.Progressive]):
             self.networks.restart_average()
 
     def draw(self, step: Step, clock: Clock, random: torch.Generator) -> Mapping[str, Rows]:
-        """Steps of the student, drawn uniformly, and noise."""
-        num = self.config.batch_size
+        """Steps of the student, drawn uniformly, noise, and guidance where it is an input."""
+        num, bounds = self.config.batch_size, self.facts.guidance_range
         index = torch.randint(_round(clock.phase).steps, (num,), generator=random)
-        return {"images": {"step": index, "noise": torch.randn((num, *self.facts.shape), generator=random)}}
+        rows = {"step": index, "noise": torch.randn((num, *self.facts.shape), generator=random)}
+        return {"images": rows | ({"guidance": draw_guidance(num, bounds, random)} if bounds else {})}
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
         """Weighted error of the student's x0 at the first of three levels; the target is `two_steps` of the teacher."""
-        student, image, label, index = self.networks[STUDENT], rows["image"], rows["label"], rows["step"]
+        image, label, index = rows["image"], rows["label"], rows["step"]
+        guidance = {"guidance": rows["guidance"]} if "guidance" in rows else {}
         levels = self.sigmas[2 * index], self.sigmas[2 * index + 1], self.sigmas[2 * index + 2]
         sigma = levels[0]
         noised = image + per_sample(sigma, image) * rows["noise"]
         with torch.no_grad():
-            target = two_steps(self.networks[TEACHER], noised, levels, label)
-        x0 = student(noised, sigma, label)
+            target = two_steps(partial(self.networks[TEACHER], **guidance), noised, levels, label)
+        x0 = self.networks[STUDENT](noised, sigma, label, **guidance)
         weight = self.weight(sigma)
         loss = denoising_loss(x0, target, weight=weight)
         log.scalar("loss/progressive", loss, len(image))

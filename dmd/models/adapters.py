@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from dmd import torchvision_operators
 from dmd.models.lora import Adapter, base_weights, targets
 
-FORWARDED = ("channels", "resolution", "num_classes", "text_width")  # attributes that `Adapted` takes from its network
+FORWARDED = (  # attributes that `Adapted` takes from its network
+    *("channels", "resolution", "num_classes", "text_width"),
+    *("second_time", "guidance_input"),
+)
 
 
 class Adapted(nn.Module):

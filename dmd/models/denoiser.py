@@ -25,8 +25,10 @@ class Denoiser(nn.Module):
     Attributes:
         dtype: of the network's passes under autocast; parameters stay float32. None is float32 throughout.
         scheduler: configuration of the diffusers scheduler that the network was trained with; None if it has none.
+        guidance: w of calls that name none, for a network that takes the guidance as an input; 1 is none.
     """
 
+    guidance: float = 1.0
     dtype: torch.dtype | None = None
     scheduler: dict[str, Any] | None = None
 
@@ -46,21 +48,21 @@ class Denoiser(nn.Module):
         *,
         level: torch.Tensor | None = None,
         end: torch.Tensor | None = None,
+        guidance: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """image (B, C, H, W) = x0 + sigma * noise; sigma (B,) > 0; label int64 (B,), or text states float32 (B, L, E).
 
         `level` (B,) is the noise level that the network's condition is of, for a student that gives more than x0; None
         is sigma. A network with a second time gets end / (1 + end), where `end` (B,) is the noise level that a step
-        with this x0 leads to; None is 0.
+        with this x0 leads to; None is 0. A network that takes the guidance as an input gets w (B,); None is the
+        attribute.
 
         Returns x0 (B, C, H, W) in the dtype of the image; the two terms are added in the dtype of the coefficients.
         """
         c_skip, c_out, c_in, condition = self.preconditioning(sigma)
         if level is not None:
             condition = self.preconditioning(level).condition
-        if getattr(self.network, "second_time", None) is not None:
-            second = torch.zeros_like(condition) if end is None else end / (1 + end)
-            condition = torch.stack([condition, second], dim=1)
+        condition = self._with_inputs(condition, end, guidance)
         out = self.predict((image * per_sample(c_in, image)).to(image.dtype), condition, label)
         skip = image * per_sample(c_skip, image)
         return torch.addcmul(skip, out.to(skip.dtype), per_sample(c_out, image)).to(image.dtype)
@@ -70,9 +72,26 @@ class Denoiser(nn.Module):
         with torch.autocast(image.device.type, self.dtype, enabled=self.dtype is not None):
             return self.network(image, condition, label).to(image.dtype)
 
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether the network takes the guidance as an input."""
+        return bool(getattr(self.network, "guidance_input", None))
+
+    def _with_inputs(
+        self, condition: torch.Tensor, end: torch.Tensor | None, guidance: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The noise condition (B,), or (B, ...) with a column for each further input of the network."""
+        columns = [condition]
+        if getattr(self.network, "second_time", None):
+            columns.append(torch.zeros_like(condition) if end is None else end / (1 + end))
+        if self.takes_guidance:
+            columns.append(torch.full_like(condition, self.guidance) if guidance is None else guidance.to(condition))
+        return condition if len(columns) == 1 else torch.stack(columns, dim=1)
+
     def bottleneck(self, image: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """Features in the middle of the network (B, F, r, r), float32, for the inputs of `forward`."""
         _, _, c_in, condition = self.preconditioning(sigma)
+        condition = self._with_inputs(condition, None, None)
         with torch.autocast(image.device.type, self.dtype, enabled=self.dtype is not None):
             scaled = (image * per_sample(c_in, image)).to(image.dtype)
             return self.network.bottleneck(scaled, condition, label).float()  # type: ignore[operator]

@@ -21,10 +21,12 @@ from dmd.provenance import outside_files, tensor_files
 MIXTURE = ("means", "stds", "weights")
 LARGE = ("unet2d-condition", "sd3")  # built on the meta device, without random weights: their files hold every tensor
 MOST_SIGMA = 1e9  # a noise level
+MOST_GUIDANCE = 1e6
 LEVELS = ("sigma_data", "sigma", "sigma_min", "sigma_max")
 STUDENT_FACTS = (  # keys that a student's file has from the file that it started from
     *("network", "preconditioning", "scheduler", "sigma_data", "sigma_min", "sigma_max"),
     *("shape", "image_shape", "num_classes", "text", "source_sha256"),
+    "guidance_range",
 )
 
 
@@ -57,8 +59,8 @@ def load_student(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dic
     check_facts(metadata, path)
     if not metadata.get("denoises"):
         raise ValueError(
-            f"{path} is no denoiser at all noise levels, as a teacher must be: only method rectified-flow with "
-            "objective reflow trains such students"
+            f"{path} is no denoiser at all noise levels, as a teacher must be: only methods rectified-flow with "
+            "objective reflow and meng train such students"
         )
     if "text" in metadata or "image_shape" in metadata:
         raise ValueError(f"{path} takes prompts or makes latents: a teacher of kind experiment does not support them")
@@ -82,7 +84,8 @@ def load_denoiser(
 
     Returns:
         The denoiser, and the file's metadata: `shape` (C, H, W), `num_classes`, `sigma_data`, `kind`, ...; if `calls`
-        is given, the keys `calls` and `sigma` describe the loaded weights.
+        is given, the keys `calls` and `sigma` describe the loaded weights. The guidance of a denoiser that takes it as
+        an input is the middle of its range.
 
     Raises:
         ValueError: the file is damaged, or does not hold these weights.
@@ -114,6 +117,8 @@ def load_denoiser(
         raise ValueError(f"{path}: network or preconditioning: {error}") from error
     load_network(denoiser, state, path)
     denoiser.scheduler = metadata.get("scheduler")
+    if (guidances := guidance_range(metadata)) is not None:
+        denoiser.guidance = sum(guidances) / 2
     return denoiser.requires_grad_(False).eval(), metadata
 
 
@@ -123,15 +128,15 @@ def student_calls(metadata: Mapping[str, Any], path: Path, *, calls: int | None 
     Raises:
         ValueError: the file is not a student's, or is damaged, or the student does not support this number of calls.
     """
-    facts, earlier = metadata.get("calls"), metadata.get("calls_kept", {})
-    if not isinstance(facts, dict) or not isinstance(earlier, dict):
+    facts, earlier, others = metadata.get("calls"), metadata.get("calls_kept", {}), metadata.get("fewer_calls", {})
+    if not isinstance(facts, dict) or not isinstance(earlier, dict) or not isinstance(others, dict):
         raise ValueError(f"{path} is no student: its metadata has no calls")
     try:
         last = Calls.of(facts)
         if calls is None or len(last.sigmas) == calls:
             return last
-        if str(calls) in earlier:
-            return Calls.of(earlier[str(calls)])
+        if str(calls) in earlier or str(calls) in others:
+            return Calls.of((earlier | others)[str(calls)])
         fewer = range(1, len(last.sigmas)) if last.stops_early else ()
         if calls in fewer:
             return last.first(calls)
@@ -161,6 +166,21 @@ def check_facts(metadata: Mapping[str, Any], path: Path) -> None:
             raise ValueError(f"{path}: {name} {value!r:.80} is no noise level")
     if metadata["kind"] != "gaussian-mixture" and not isinstance(metadata.get("network"), dict):
         raise ValueError(f"{path} holds no denoiser: its metadata has no network")
+    takes = bool(metadata.get("network", {}).get("guidance_input"))
+    if ("guidance_range" in metadata) != takes or (takes and not _is_guidance_range(metadata["guidance_range"])):
+        given = metadata.get("guidance_range")
+        raise ValueError(f"{path}: guidance_range {given!r:.80} does not fit a network with guidance_input {takes}")
+
+
+def _is_guidance_range(value: object) -> bool:
+    numbers = isinstance(value, list) and len(value) == 2 and all(type(each) in (int, float) for each in value)
+    return numbers and 1 <= value[0] <= value[1] <= MOST_GUIDANCE  # type: ignore[index]
+
+
+def guidance_range(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Lowest and highest guidance that a network with the guidance as an input was trained on; None for others."""
+    given = metadata.get("guidance_range")
+    return None if given is None else (float(given[0]), float(given[1]))
 
 
 def check_network(network: Mapping[str, Any], state: dict[str, torch.Tensor], path: Path) -> None:
@@ -184,18 +204,25 @@ def new_denoiser(
     return Denoiser(build(network), sigma_data=sigma_data, preconditioning=preconditioning)
 
 
-def with_second_time(denoiser: Denoiser, network: Mapping[str, Any]) -> Denoiser:
-    """The denoiser with a second time as a further input of its network, which changes nothing at first.
+def with_inputs(
+    denoiser: Denoiser, network: Mapping[str, Any], *, second_time: bool = False, guidance: bool = False
+) -> Denoiser:
+    """The denoiser with further inputs of its network, which change nothing at first; it shares the other weights.
 
     Args:
         network: its architecture.
+        second_time, guidance: whether a second time, and the guidance, is a further input.
 
     Raises:
-        ValueError: a kind of network that cannot take one.
+        ValueError: a kind of network that cannot take them.
     """
-    with torch.random.fork_rng(devices=[]):  # its random weights are overwritten
-        larger = build(networks.with_second_time(network))
-    larger.load_state_dict(denoiser.network.state_dict(), strict=False)
+    state = denoiser.network.state_dict()
+    with torch.device("meta"):  # without random weights
+        larger = build(networks.with_inputs(network, second_time=second_time, guidance=guidance))
+    device = next(iter(state.values())).device
+    shapes = {name: value.shape for name, value in larger.state_dict().items() if name not in state}
+    added = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
+    larger.load_state_dict(state | added, assign=True)
     return with_network(denoiser, larger.requires_grad_(False).eval())
 
 

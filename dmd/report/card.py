@@ -21,7 +21,7 @@ tags: [text-to-image, {tag}, distillation]
 USE = """    from diffusers import DiffusionPipeline
 
     pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
-    image = pipeline("a prompt", num_inference_steps={num}, guidance_scale=0).images[0]"""
+    image = pipeline("a prompt", num_inference_steps={num}, guidance_scale={guidance}).images[0]"""
 USE_SD3 = """    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
     folder = "path/to/this/folder"
@@ -30,7 +30,7 @@ USE_SD3 = """    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Trans
         transformer=SD3Transformer2DModel.from_pretrained(folder, subfolder="transformer"),
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler"),
     )
-    image = pipeline("a prompt", num_inference_steps={num}, guidance_scale=0).images[0]"""
+    image = pipeline("a prompt", num_inference_steps={num}, guidance_scale={guidance}).images[0]"""
 SD3_NOTE = """This folder has no text encoders and no autoencoder: those of the teacher are used. The pipeline takes the
 noise between calls from torch's global generator: after torch.manual_seed(seed), a single image is the one of that
 seed."""
@@ -48,6 +48,15 @@ SETTINGS = ("optimisers", "schedule", "ema_decay", "adapter", "seed")  # shown b
 
 
 @dataclass(frozen=True)
+class GuidanceInput:
+    """Guidance that the network takes as an input: that of the samples, and the range that it was trained on."""
+
+    value: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
 class Usage:
     """How the exported pipeline is called.
 
@@ -56,6 +65,7 @@ class Usage:
         by_steps: timesteps by number of steps, for every number that the scheduler accepts.
         default_steps, default_guidance: those of the pipeline's class, if a user names none.
         whole: whether the folder has text encoder and autoencoder; else it is one of Stable Diffusion 3.
+        guidance: None if the network takes none.
     """
 
     num: int
@@ -63,6 +73,7 @@ class Usage:
     default_steps: int
     default_guidance: float
     whole: bool = True
+    guidance: GuidanceInput | None = None
 
 
 def card(
@@ -101,14 +112,28 @@ def card(
 def _use(usage: Usage) -> str:
     """The call, and what diffusers does with other arguments."""
     num, times = usage.num, usage.by_steps[usage.num]
+    scale = f"{usage.guidance.value:g}" if usage.guidance else "0"
+    how = "with guidance as an input" if usage.guidance else "without guidance"
     parts = [
-        (USE if usage.whole else USE_SD3).format(num=num),
-        f"The network is trained for {_calls(num)} at timestep{'s' * (num > 1)} {_times(times)}, without guidance. "
-        f"Use num_inference_steps={num} and guidance_scale=0. {_wrong(usage)}",
-        f"guidance_scale is off up to 1. Its default, {usage.default_guidance:g}, is accepted without a warning: it "
-        "adds guidance, which the network was not trained for, by twice as many network calls.",
+        (USE if usage.whole else USE_SD3).format(num=num, guidance=scale),
+        f"The network is trained for {_calls(num)} at timestep{'s' * (num > 1)} {_times(times)}, {how}. "
+        f"Use num_inference_steps={num} and guidance_scale={scale}. {_wrong(usage)}",
+        _guidance(usage),
     ]
     return "\n\n".join(parts if usage.whole else [*parts, SD3_NOTE])
+
+
+def _guidance(usage: Usage) -> str:
+    """What other values of guidance_scale do."""
+    if (own := usage.guidance) is not None:
+        return (
+            f"guidance_scale is an input of the network, which was trained from {own.lowest:g} to {own.highest:g}. "
+            f"Other values are accepted without a warning; the default is {usage.default_guidance:g}."
+        )
+    return (
+        f"guidance_scale is off up to 1. Its default, {usage.default_guidance:g}, is accepted without a warning: it "
+        "adds guidance, which the network was not trained for, by twice as many network calls."
+    )
 
 
 def _wrong(usage: Usage) -> str:

@@ -55,6 +55,7 @@ class Sampler:
         denoiser: on its device.
         device: of the denoiser.
         metadata: of the file.
+        guided: whether each call passes through the network twice, for guidance.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Sampler:
         device: torch.device | str = "cpu",
         batch_size: int | None = None,
         compute: Compute | None = None,
-        guidance: float = 1.0,
+        guidance: float | None = None,
         adapter: Mapping[str, Tensor] | None = None,
         calls: int | None = None,
     ) -> None:
@@ -77,14 +78,16 @@ class Sampler:
             solver: see `dmd.sampling.solvers.solve`; {"name": "student"}: the calls that a student's file holds; None:
                 the default of `dmd.load`.
             weights: "ema", "raw" or "best".
+            guidance: 1 is none, and above 1 each call has two passes, but where the network takes the guidance as an
+                input: there it is that input. None: 1, or for such a network the middle of its range.
             adapter: is added to the weights, see `dmd.models.lora.merge_adapter`.
             calls: number of network calls, for a student that supports several; None: the number at the end of its
                 training.
 
         Raises:
             ValueError: the file is damaged, lacks these weights, is no student's file for solver student, was trained
-                on lower noise than the solver's first level, has no empty condition, which guidance needs, or has a
-                scheduler that cannot make the solver's steps.
+                on lower noise than the solver's first level, has no empty condition, which guidance needs, was not
+                trained on this guidance as an input, or has a scheduler that cannot make the solver's steps.
         """
         facts = dict(loading.denoiser_file(path).facts)
         solver = solver or default_solver(facts, None, None, path)
@@ -97,7 +100,12 @@ class Sampler:
             loading.add_adapter(denoiser, adapter, path)
         self.device, self.batch_size = torch.device(device), batch_size
         self.denoiser = prepare(denoiser.to(self.device), compute or Compute())
-        if guidance != 1:
+        self.guided = False
+        if (guidances := loading.guidance_range(self.metadata)) is not None:
+            assert isinstance(self.denoiser, Denoiser)
+            self.denoiser.guidance = _within(guidances, guidance, path)
+        elif guidance not in (None, 1):
+            self.guided = True
             empty = _empty(path, self.metadata, guidance)
             self.denoiser = with_guidance(cast(Denoiser, self.denoiser), empty, guidance)
         self.shape: tuple[int, ...] = tuple(self.metadata["shape"])
@@ -217,7 +225,7 @@ def load(
     batch_size: int | None,
     solver: str | None,
     steps: int | None,
-    guidance: float = 1.0,
+    guidance: float | None = None,
     calls: int | None = None,
 ) -> Sampler:
     """See `dmd.load`."""
@@ -231,6 +239,14 @@ def load(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     options: dict[str, Any] = {"weights": weights, "batch_size": batch_size, "guidance": guidance, "calls": calls}
     return Sampler(path, solver=full_solver, device=device, **options)
+
+
+def _within(guidances: tuple[float, float], guidance: float | None, path: Path) -> float:
+    """The guidance, None for the middle; ValueError if the network was not trained on it."""
+    low, high = guidances
+    if guidance is not None and not low <= guidance <= high:
+        raise ValueError(f"guidance {guidance:g}: {path} takes {low:g} to {high:g} as an input, and no other")
+    return (low + high) / 2 if guidance is None else guidance
 
 
 def _empty(path: Path, metadata: dict[str, Any], guidance: float) -> Tensor:

@@ -84,7 +84,12 @@ def _prompt_list(prompt: str | Sequence[str], num: int | None) -> list[str]:
 
 
 def load(
-    path: str | Path, *, text_encoder: str | Path, autoencoder: str | Path | None, guidance: float, **options: Any
+    path: str | Path,
+    *,
+    text_encoder: str | Path,
+    autoencoder: str | Path | None,
+    guidance: float | None,
+    **options: Any,
 ) -> TextSampler:
     """See `dmd.load`."""
     denoiser = load_sampler(path, guidance=guidance, **options)

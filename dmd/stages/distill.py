@@ -26,7 +26,7 @@ from dmd.methods.base import Facts
 from dmd.methods.parts.call_times import KEY, calls_at
 from dmd.models import loading
 from dmd.models.compute import set_tf32
-from dmd.models.networks import with_second_time
+from dmd.models.networks import with_inputs
 from dmd.models.student_calls import Calls
 from dmd.provenance import record, tensor_files
 from dmd.sampling.noise import trained_range
@@ -114,7 +114,8 @@ def run(
         decoders = DistanceFiles(lpips, tiny_autoencoder, autoencoder)
         trainer = distillation.trainer(decoders, split)
         calls = trainer.method.sampling()
-        pairs = distillation.pairs if "pairs" in distill.method.reads() else None
+        from_pairs = "pairs" in distill.method.reads() and hasattr(distill.method, "sigma")
+        pairs = distillation.pairs if from_pairs else None  # whose noise the student gets
         input_checks.check_levels(calls, distillation.start, pairs)
         streams = distillation.streams(images, states, stored_blocks.connect(storage), trainer.method.facts)
         grid = Grid(trainer, distillation.texts if trainer.method.facts.text else None).draw if calls else None
@@ -140,6 +141,8 @@ def run(
             if not leads:
                 return
             metadata = {**provenance, **distillation.metadata(calls, trainer.earlier_calls(loop.plan.total))}
+            fewer = {num: each.facts() for num, each in trainer.method.fewer_calls().items()}
+            metadata |= {"fewer_calls": fewer} if fewer else {}
             value = best.value if best and math.isfinite(best.value) else None
             metadata |= {"best": {"update": best.update, "value": value}} if best else {}
             with record.publish(table, stage="distill", inputs=inputs) as temporary:
@@ -168,6 +171,7 @@ class _Distillation:
         self.pairs = None if manifest is None else manifests.read(manifest)
         self.text: PairReader | TextReader | None = None
         input_checks.check_denoisers(self.teacher, self.start, self.pairs)
+        input_checks.check_guidance(self.teacher, self.start, distill.method)
 
     def trainer(self, files: DistanceFiles, split: BatchSplit) -> Trainer:
         """Loads the networks; returns the trainer of the method."""
@@ -182,6 +186,7 @@ class _Distillation:
             trained=trained_range(start, self.teacher.facts),
             preconditioning=start.get("preconditioning"),
             scheduler=start.get("scheduler"),
+            guidance_range=loading.guidance_range(start),
         )
         if (times := getattr(training.method, "times", None)) is not None:  # a fault is told before networks are loaded
             calls = calls_at(times, training.method.final_calls(), facts)
@@ -262,8 +267,13 @@ class _Distillation:
         return monitors.Monitor(config, trainer, chosen, measures, images, calls)
 
     def _guidance(self) -> float:
-        """Guidance of the images that the student learns: of the pairs that its method reads, else of its teacher."""
+        """Guidance of the images that the student learns: of the pairs that its method reads, else of its teacher.
+
+        Where the student learns a range of guidance, this is the middle, with which it is drawn during the training.
+        """
         method = self.distill.method
+        if (guidances := method.guidance_range() or loading.guidance_range(self.start.facts)) is not None:
+            return sum(guidances) / 2
         if self.pairs is not None and "pairs" in method.reads():
             return float(self.pairs.metadata["facts"].get("guidance", 1.0))
         teacher = method.roles().get(TEACHER)
@@ -276,11 +286,13 @@ class _Distillation:
 
     def metadata(self, calls: Calls | None, earlier: Mapping[str, Calls]) -> dict[str, Any]:
         """Metadata of the student's file; `earlier`: calls of students kept from earlier phases, by their number."""
-        facts, adapter = self.start.facts, self.distill.adapter
-        second_time = self.distill.method.roles()[STUDENT].second_time
+        facts, adapter, method = self.start.facts, self.distill.adapter, self.distill.method
+        role, guidances = method.roles()[STUDENT], method.guidance_range()
+        added = {"second_time": role.second_time, "guidance": role.guidance_input}
         return {
             **{key: facts[key] for key in loading.STUDENT_FACTS if key in facts},
-            **({"network": with_second_time(facts["network"])} if second_time else {}),
+            **({"network": with_inputs(facts["network"], **added)} if any(added.values()) else {}),
+            **({"guidance_range": list(guidances)} if role.guidance_input and guidances else {}),
             "kind": "generator",
             **({"denoises": True} if self.distill.method.denoises else {}),
             **({"sigma": calls.sigmas[0], "calls": calls.facts()} if calls else {}),

@@ -14,6 +14,7 @@ from dmd.models import loading
 from dmd.models.student_calls import Calls
 from dmd.provenance import files, record
 from dmd.sampling.noise import seeded_draws
+from dmd.sampling.sampler import Sampler
 
 if TYPE_CHECKING:
     import onnx
@@ -24,27 +25,38 @@ KEY = "dmd"  # of the metadata, as in safetensors files
 MAX_BYTES = 2**31 - 2**20  # of weights in one ONNX file, with room for the graph
 
 
-def run(*, generator: Path, output: Path, weights: str = "ema", calls: int | None = None, threads: int = 1) -> None:
+def run(
+    *,
+    generator: Path,
+    output: Path,
+    weights: str = "ema",
+    calls: int | None = None,
+    guidance: float = 1.0,
+    threads: int = 1,
+) -> None:
     """Writes generator.onnx: noise float32 (B, C, H, W) and label int64 (B,) in, image float32 (B, C, H, W) out.
 
     A student that adds noise between its calls also has inputs noise1, noise2, ... All noise has unit variance; the
-    label is -1 if there are no classes. The noise levels are constants of the graph; they also stand, with shape,
-    classes and provenance, as JSON under the key `dmd` of the file's metadata.
+    label is -1 if there are no classes. The noise levels are constants of the graph, and so is the guidance of a
+    student that takes it as an input; they also stand, with shape, classes and provenance, as JSON under the key `dmd`
+    of the file's metadata.
 
     Args:
         generator: distill/generator.safetensors.
         output: export/generator.onnx.
         weights: "ema", "raw" or "best".
         calls: number of network calls, for a student that supports several; None: the number at the end of training.
+        guidance: of a student that takes it as an input.
         threads: of torch and onnxruntime in the comparison.
 
     Raises:
-        ValueError: not a student's file, weights beyond 2 GiB, or images that differ from torch's by more than 1e-4.
+        ValueError: not a student's file, guidance that it does not take, weights beyond 2 GiB, or images that differ
+            from torch's by more than 1e-4.
     """
     torch_setup.set_threads(threads)
     with record.writing(output):
         inputs = record.check_inputs(generator=generator)
-        network, facts = _student(generator, weights, calls)
+        network, facts = _student(generator, weights, calls, guidance)
         reporting.log(f"tracing {sum(value.numel() for value in network.state_dict().values()):,} weights")
         graph = _trace(network, facts)
         difference = _compare(graph, network, facts, threads)
@@ -52,6 +64,7 @@ def run(*, generator: Path, output: Path, weights: str = "ema", calls: int | Non
         if not difference <= TOLERANCE:
             raise ValueError(f"{output}: onnxruntime and torch differ by {difference:.2g}, more than {TOLERANCE:g}")
         spec = {"weights": weights, "threads": threads} | ({} if calls is None else {"calls": calls})
+        spec |= {} if guidance == 1 else {"guidance": guidance}
         provenance = record.provenance("export_onnx", spec, inputs)
         entry = graph.metadata_props.add()
         entry.key, entry.value = KEY, files.canonical_json({**provenance, **facts, "max_difference": difference})
@@ -70,15 +83,17 @@ class _Student(nn.Module):
         return self.calls.draw(self.denoiser, noise, label, fresh.__getitem__)
 
 
-def _student(path: Path, weights: str, calls: int | None) -> tuple[_Student, dict[str, Any]]:
+def _student(path: Path, weights: str, calls: int | None, guidance: float) -> tuple[_Student, dict[str, Any]]:
     """The student, and the facts of its file."""
-    denoiser, metadata = loading.load_denoiser(path, weights=weights, calls=calls)
-    if metadata["kind"] != "generator":
-        raise ValueError(f"{path} is of kind {metadata['kind']!r}: only a student can be exported")
+    if (kind := loading.denoiser_file(path).facts["kind"]) != "generator":
+        raise ValueError(f"{path} is of kind {kind!r}: only a student can be exported")
+    sampler = Sampler(path, solver={"name": "student"}, weights=weights, calls=calls, guidance=guidance)
+    denoiser, metadata = sampler.denoiser, sampler.metadata
     size = sum(value.nbytes for value in denoiser.state_dict().values())
     if size > MAX_BYTES:
         raise ValueError(f"{path}: {size:,} bytes of weights do not fit into one ONNX file of {MAX_BYTES:,} bytes")
     facts = {key: metadata[key] for key in ("shape", "num_classes", "sigma", "calls")}
+    facts |= {"guidance": guidance} if loading.guidance_range(metadata) else {}
     return _Student(denoiser, Calls.of(metadata["calls"])).eval(), facts
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from dmd.data import manifest as manifests
 from dmd.data.prompts import Prompts
 from dmd.jobs import job
 from dmd.models import loading
+from dmd.models.networks.unet2d_condition import GUIDANCE_WIDTH
 from dmd.models.student_calls import Calls
 from dmd.provenance import record, tensor_files
 from dmd.report import card
@@ -75,10 +76,14 @@ def run(
     output: Path,
     weights: str = "ema",
     calls: int | None = None,
+    guidance: float = 1.0,
     experiment: str,
 ) -> None:
     """Writes the folder; `DiffusionPipeline.from_pretrained(folder)(prompt, num_inference_steps=K, guidance_scale=0)`
     then draws what stage sample draws with K calls, from the same noise.
+
+    A student that takes the guidance as an input becomes a LatentConsistencyModelPipeline, whose `guidance_scale` is
+    that input.
 
     A network of kind sd3 becomes a StableDiffusion3Pipeline without text encoders and autoencoder, which this package
     has not: it takes `prompt_embeds` and `pooled_prompt_embeds`, and gives latents.
@@ -93,12 +98,14 @@ def run(
             beside and below it.
         weights: "ema", "raw" or "best".
         calls: number of network calls, for a student that supports several; None: that at the end of its training.
+        guidance: of the samples, for the model card.
         experiment: name of the experiment, for the model card.
 
     Raises:
         ValueError: a damaged input, not a student of such a teacher, or calls that no scheduler of diffusers makes.
     """
-    spec = {"weights": weights, "experiment": experiment} | ({} if calls is None else {"calls": calls})
+    spec: dict[str, Any] = {"weights": weights, "experiment": experiment} | ({} if calls is None else {"calls": calls})
+    spec |= {} if guidance == 1 else {"guidance": guidance}
     with record.writing(output):
         paths = {"generator": generator, "text_encoder": text_encoder, "autoencoder": autoencoder}
         inputs = record.check_inputs(**paths, manifest=manifest, states=states, prompts=prompts, scores=scores)
@@ -110,6 +117,7 @@ def run(
         if missing:
             raise ValueError(f"{generator} needs --{missing[0].replace('_', '-')} of its teacher")
         config = {key: value for key, value in network["config"].items() if key[:1] != "_"}
+        config |= {"time_cond_proj_dim": GUIDANCE_WIDTH} if student.takes_guidance else {}
         writer.write_json(f"{layout.network}/config.json", {"_class_name": layout.network_class, **config})
         writer.write_weights(f"{layout.network}/{WEIGHTS}", student.weights)
         writer.write_json("scheduler/scheduler_config.json", call_schedulers.config_of(scheduler))
@@ -117,7 +125,7 @@ def run(
             writer.write_text_encoder(text_encoder)
             writer.write_autoencoder(autoencoder)
         provenance, data = record.provenance("export_pipeline", spec, inputs), _data(manifest, states, prompts)
-        usage = _usage(layout, scheduler, len(student.calls.sigmas))
+        usage = _usage(student, scheduler, guidance)
         writer.write_text("README.md", card.card(provenance, student.facts, data, scores or [], usage))
         own = {
             "scheduler": ("diffusers", type(scheduler).__name__),
@@ -136,6 +144,10 @@ class _Student(NamedTuple):
     facts: dict[str, Any]
     layout: Layout
 
+    @property
+    def takes_guidance(self) -> bool:
+        return loading.guidance_range(self.facts) is not None
+
 
 def _student(path: Path, weights: str, num: int | None) -> _Student:
     """The student that makes `num` calls."""
@@ -148,13 +160,19 @@ def _student(path: Path, weights: str, num: int | None) -> _Student:
     kept = f"{weights}@{num}" if str(num) in facts.get("calls_kept", {}) else weights
     if not (state := within(f"{kept}.{layout.network}.", tensors)):
         raise ValueError(f"{path} holds no {kept!r} weights")
+    if loading.guidance_range(facts):
+        layout = replace(layout, pipeline="LatentConsistencyModelPipeline", absent=(*layout.absent, "image_encoder"))
     return _Student(state, calls, facts, layout)
 
 
 def _scheduler(student: _Student, path: Path) -> Any:
     """The scheduler that makes the student's calls."""
     try:
-        return call_schedulers.find(student.calls, student.facts)
+        found = call_schedulers.find(student.calls, student.facts)
+        if student.takes_guidance and type(found).__name__ != call_schedulers.LCM:
+            name = type(found).__name__
+            raise ValueError(f"LatentConsistencyModelPipeline, for guidance as an input, takes no {name}")
+        return found
     except ValueError as error:
         num = len(student.calls.sigmas)
         raise ValueError(
@@ -174,18 +192,20 @@ def _advice(student: _Student) -> str:
     return f"; method dmd2 with distill.method.times of kind {kind} trains a student for calls that a pipeline makes"
 
 
-def _usage(layout: Layout, scheduler: Any, num: int) -> card.Usage:
+def _usage(student: _Student, scheduler: Any, guidance: float) -> card.Usage:
     """What the model card says about calls of the pipeline, from its class and the scheduler that is written."""
+    layout, guidances = student.layout, loading.guidance_range(student.facts)
     torchvision_operators.ensure()
     import diffusers
 
     call = inspect.signature(getattr(diffusers, layout.pipeline).__call__).parameters
     return card.Usage(
-        num=num,
+        num=len(student.calls.sigmas),
         by_steps=call_schedulers.accepted_steps(scheduler),
         default_steps=call["num_inference_steps"].default,
         default_guidance=call["guidance_scale"].default,
         whole="vae" in layout.others,
+        guidance=card.GuidanceInput(guidance, *guidances) if guidances else None,
     )
 
 

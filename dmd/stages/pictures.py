@@ -49,6 +49,7 @@ def run(
     guidance: float = 1.0,
     weights: str = "ema",
     calls: int | None = None,
+    student_guidance: float = 1.0,
     first_seed: int = 0,
     num_images: int = 20,
     device: str = "cpu",
@@ -65,7 +66,7 @@ def run(
         prompts, text_encoder: if the condition is text; image i has prompt i.
         autoencoder: if the denoisers work on latents.
         solver, guidance: of the teacher; None is the default solver of `dmd.load`.
-        weights, calls: of the student, as in stage sample.
+        weights, calls, student_guidance: of the student, as in stage sample.
         first_seed, num_images: image i is drawn from seed first_seed + i; 2-D denoisers draw `NUM_POINTS` points.
 
     Raises:
@@ -77,7 +78,8 @@ def run(
         inputs = record.check_inputs(teacher=teacher, generator=generator, table=table, **paths)
         target = torch_setup.choose_device(device)
         original = Sampler(teacher, solver=solver, device=target, guidance=guidance)
-        student = Sampler(generator, solver={"name": "student"}, weights=weights, device=target, calls=calls)
+        options: dict[str, Any] = {"weights": weights, "calls": calls, "guidance": student_guidance}
+        student = Sampler(generator, solver={"name": "student"}, device=target, **options)
         if original.shape != student.shape:
             raise ValueError(f"{teacher} makes images {list(original.shape)}, {generator} makes {list(student.shape)}")
         samplers = PairedSamplers(

@@ -39,6 +39,20 @@ def check_denoisers(teacher: DenoiserFile, start: DenoiserFile, pairs: Manifest 
         )
 
 
+def check_guidance(teacher: DenoiserFile, start: DenoiserFile, method: MethodSection) -> None:
+    """ValueError if teacher and start differ in the guidance that they take as an input, or the method keeps none."""
+    ranges = [loading.guidance_range(file.facts) for file in (teacher, start)]
+    if ranges[0] != ranges[1]:
+        raise ValueError(
+            f"{teacher.path} takes guidance {ranges[0]} as an input, {start.path} takes {ranges[1]}: they must be equal"
+        )
+    if ranges[0] is not None and not method.keeps_guidance:
+        raise ValueError(
+            f"{teacher.path} takes the guidance as an input, which a student of method {method.name} would lose: only "
+            "method progressive keeps it"
+        )
+
+
 def check_times(calls: Calls, start: DenoiserFile, key: str) -> None:
     """ValueError if a call is at a noise level that the start file was not trained on; `key` is the section's."""
     low, high = trained_range(start.facts)

@@ -218,13 +218,16 @@ def load(
             denoiser, facts = loading.load_denoiser(file.path)
             if roles[name].mode is not Mode.FROZEN:
                 denoiser = _trainable(denoiser, file.path)
-            if roles[name].second_time:
-                denoiser = loading.with_second_time(_trainable(denoiser, file.path), facts["network"])
+            added = {"second_time": roles[name].second_time, "guidance": roles[name].guidance_input}
+            if any(added.values()):
+                denoiser = loading.with_inputs(_trainable(denoiser, file.path), facts["network"], **added)
             modules[name] = prepare(denoiser.to(device), switches)
     elif teacher is not None and start is not None:
         modules |= _with_adapters(config, teacher, start, adapter, switches, seed, device, log)
     for name in from_files:
-        if roles[name].guidance != 1:
+        if roles[name].guidance_input:
+            modules[name].guidance = roles[name].guidance  # type: ignore[assignment]
+        elif roles[name].guidance != 1:
             assert teacher is not None
             modules[name] = _with_guidance(modules[name], teacher.path, roles[name].guidance)
     for name, role in roles.items():

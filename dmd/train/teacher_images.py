@@ -49,4 +49,4 @@ class TeacherImages:
         text = label.ndim == 3
         batches = sampler.batches(seeds, fixed_labels=None if text else label, states=label if text else None)
         for batch in batches:
-            yield batch.image, batch.network_calls * (1 if self.guidance == 1 else 2)
+            yield batch.image, batch.network_calls * (2 if sampler.guided else 1)

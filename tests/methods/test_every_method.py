@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dmd.config.method_base import Mode, Source
+from dmd.config.method_base import Mode, Role, Source
 from dmd.config.training import Distill
 from dmd.methods import load
 from dmd.methods.base import Clock, Facts, Rows, Step
 from dmd.models.denoiser import Denoiser
-from dmd.models.loading import with_second_time
+from dmd.models.guidance import with_guidance
+from dmd.models.loading import with_inputs
 from dmd.models.networks import build
 from dmd.train import checkpoints, state
 from dmd.train.data import NoiseStream, Stream
@@ -29,6 +30,7 @@ FACTS = Facts(shape=(2, 1, 1), num_classes=3, sigma_data=0.6, sigma_max=80.0, ne
 FAKES = [{"updates": 2}, {"updates": 2, "fake_updates": 2, "fresh_optimiser": True}]
 JUDGES = [{"updates": 2}, {"updates": 2, "discriminator_updates": 2}]
 GAN = {"student_weight": 0.1, "fake_weight": 0.3, "r1": 0.5}
+LCM = {"name": "lcm", "levels": {"kind": "karras"}, "times": {"kind": "karras"}}
 METHODS: dict[str, dict[str, Any]] = {
     "dmd": {"name": "dmd", "matching_batch_size": 8, "regression_batch_size": 6, "phases": FAKES},
     "dmd2": {"name": "dmd2", "batch_size": 8, "calls": 2, "adversarial": GAN, "phases": FAKES},
@@ -60,6 +62,9 @@ METHODS: dict[str, dict[str, Any]] = {
         "boundary_batch_size": 6,
         "phases": [{"updates": 4}],
     },
+    "lcm": {**LCM, "guidance": {"lowest": 2.0, "highest": 6.0}, "batch_size": 8, "phases": [{"updates": 4}]},
+    "lcm-lora": {**LCM, "embedded": False, "target_decay": 0.0, "batch_size": 8, "phases": [{"updates": 4}]},
+    "meng": {"name": "meng", "batch_size": 8, "phases": [{"updates": 4}]},
     "progressive": {
         "name": "progressive",
         "batch_size": 8,
@@ -88,9 +93,15 @@ def trainer(method: dict[str, Any], *, split: BatchSplit = WHOLE, **keys: Any) -
             torch.manual_seed(seed)
             modules[name] = load(distill.method.name).new_network(distill.method, name, FACTS)
         else:
-            found = denoiser(1 if role.source is Source.STUDENT else seed)
-            modules[name] = with_second_time(found, NETWORK) if role.second_time else found
+            modules[name] = _with_role(denoiser(1 if role.source is Source.STUDENT else seed), role)
     return assemble(distill, modules, FACTS, distances={"none": _squares}, split=split)
+
+
+def _with_role(found: Denoiser, role: Role) -> Denoiser:
+    """The denoiser with the further inputs of a role, and its guidance."""
+    if role.second_time or role.guidance_input:
+        found = with_inputs(found, NETWORK, second_time=role.second_time, guidance=role.guidance_input)
+    return found if role.guidance_input else with_guidance(found, torch.tensor(-1), role.guidance)
 
 
 def _squares(image: Tensor, other: Tensor) -> Tensor:

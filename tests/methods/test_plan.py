@@ -136,6 +136,8 @@ SHARES: list[dict[str, Any]] = [
     {"name": "moment-matching", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},
     {"name": "mean-flow", "batch_size": 5},
     {"name": "scm", "batch_size": 5, "phases": [{"updates": 1}]},
+    {"name": "lcm", "batch_size": 5, "phases": [{"updates": 1}]},
+    {"name": "meng", "batch_size": 5, "phases": [{"updates": 1}]},
     {"name": "progressive", "batch_size": 5, "phases": ROUNDS},
     {"name": "dmd2", "batch_size": 5, "calls": 2, "phases": [{"updates": 1}]},
     {"name": "tdm", "batch_size": 5, "phases": [{"updates": 1, "fake_updates": 2}]},

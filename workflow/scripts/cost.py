@@ -100,7 +100,9 @@ def passes(experiments: Experiments, name: str, jobs: set[Job]) -> tuple[int, in
     totals = dict.fromkeys(SHARD_RULES, 0)
     for job in jobs:
         if job.rule in SHARD_RULES:
-            guided = experiments.section(job.experiment, job.rule).guidance != 1.0  # two passes per call
+            source = experiments.section(job.experiment, job.rule)
+            student = getattr(source, "source", "teacher") == "generator"  # its guidance is an input
+            guided = source.guidance != 1.0 and not student  # two passes per call
             totals[job.rule] += network_calls(experiments, job) * (1 + guided)
     distills = any(job.rule == "distill" for job in jobs)
     distilled = image_passes(section(experiments, name)) if distills else 0

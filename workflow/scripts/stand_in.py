@@ -18,8 +18,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from dmd import methods
-from dmd.config.method_base import Mode, PlannedPhase, Source
+from dmd.config.method_base import Mode, PlannedPhase, Role, Source
 from dmd.config.methods.call_times import FlowEulerTimes, KarrasTimes, LcmTimes
+from dmd.config.methods.lcm import KarrasSteps, TableSteps
 from dmd.config.methods.levels import KarrasLevels, TeacherLevels
 from dmd.config.training import Distill
 from dmd.methods.base import Facts, Part, Rows, Step
@@ -29,7 +30,7 @@ from dmd.models.compute import Compute, prepare
 from dmd.models.denoiser import Denoiser
 from dmd.models.guidance import with_guidance
 from dmd.models.lora import Adapter
-from dmd.models.networks import build, with_second_time, without_classes
+from dmd.models.networks import build, with_inputs, without_classes
 from dmd.provenance.files import canonical_json
 from dmd.sampling.drawing_memory import TEXT_LENGTH
 from dmd.train.data import Stream
@@ -142,7 +143,7 @@ def _trainer(distill: Distill, network: Mapping[str, Any]) -> tuple[Trainer, dic
     modules = _modules(training, network, first, facts)
     empty = torch.zeros(TEXT_LENGTH, width) if width else torch.tensor(-1)
     for name, role in training.method.roles().items():
-        if role.guidance != 1:
+        if role.guidance != 1 and not role.guidance_input:
             modules[name] = with_guidance(cast(Denoiser, modules[name]), empty, role.guidance)
     distances = dict.fromkeys(training.method.decoders(), l2_distance)
     with unset_fake_temporarily():
@@ -164,14 +165,17 @@ def _modules(training: Distill, network: Mapping[str, Any], first: Denoiser, fac
         adapted = dict(zip(changing, views[1:], strict=True))
         made = {name: with_network(first, adapted.get(name, views[0])) for name in old}
     else:
-        made = {
-            name: _denoiser(with_second_time(network) if roles[name].second_time else network, compute) for name in old
-        }
+        made = {name: _denoiser(_with_added(network, roles[name]), compute) for name in old}
     kind = methods.load(training.method.name)
     return {
         name: made[name] if name in made else prepare(kind.new_network(training.method, name, facts), compute)
         for name in roles
     }
+
+
+def _with_added(network: Mapping[str, Any], role: Role) -> dict[str, Any]:
+    """The architecture with the further inputs of a role."""
+    return with_inputs(network, second_time=role.second_time, guidance=role.guidance_input)
 
 
 def _place_on_cpu(network: nn.Module) -> None:
@@ -196,6 +200,8 @@ def _with_own_levels(method: Any) -> Any:
     """The method with Karras levels in place of those of the teacher's file and scheduler, which may not exist."""
     levels, times = getattr(method, "levels", None), getattr(method, "times", None)
     changed: dict[str, Any] = {"levels": KarrasLevels()} if isinstance(levels, TeacherLevels) else {}
+    if isinstance(levels, TableSteps):
+        changed["levels"] = KarrasSteps(kind="karras")
     if isinstance(times, LcmTimes | FlowEulerTimes):
         changed["times"] = KarrasTimes(kind="karras")
     return method.model_copy(update=changed)

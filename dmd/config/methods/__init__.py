@@ -15,7 +15,9 @@ from dmd.config.methods.dmd2 import Dmd2
 from dmd.config.methods.ect import Ect
 from dmd.config.methods.f_distill import FDistill
 from dmd.config.methods.gan import Gan
+from dmd.config.methods.lcm import Lcm
 from dmd.config.methods.mean_flow import MeanFlow
+from dmd.config.methods.meng import Meng
 from dmd.config.methods.moment_matching import MomentMatching
 from dmd.config.methods.progressive import Progressive
 from dmd.config.methods.rectified_flow import RectifiedFlow
@@ -42,6 +44,8 @@ Method = Annotated[
     | MeanFlow
     | Scm
     | Tract
-    | Boot,
+    | Boot
+    | Lcm
+    | Meng,
     Field(discriminator="name"),
 ]

@@ -27,6 +27,7 @@ class Progressive(MethodSection):
         STUDENT: {"weight_decay": 0.0, "gradient_clip": 1.0}
     }
     schedule_defaults: ClassVar[Mapping[str, Any]] = {"over": "phase", "decay": "linear", "warmup": 0}
+    keeps_guidance = True
     name: Literal["progressive"]
     batch_size: Batch = Field(128, description="images")
     sigma_max: Sigma | None = Field(80.0, description="highest level, in all rounds; null = the teacher's highest")

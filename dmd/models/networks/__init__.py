@@ -31,8 +31,9 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
             SD3Transformer2DModel.
 
     Returns:
-        Module: image (B, C, R, R), noise_condition (B,) float32, or (B, 2) with `second_time`, label (B,) int64 or, for
-        unet2d-condition and sd3, text states (B, L, E) float32 -> (B, C, R, R).
+        Module: image (B, C, R, R), noise_condition (B,) float32, or with `second_time` or `guidance_input` a further
+        column for each, in this order, label (B,) int64 or, for unet2d-condition and sd3, text states (B, L, E)
+        float32 -> (B, C, R, R).
 
     Raises:
         ValueError: unknown kind, unknown or missing key, or a number that does not fit or is beyond `dmd.models.sizes`.
@@ -55,11 +56,17 @@ def without_classes(architecture: Mapping[str, Any]) -> dict[str, Any]:
     return {**architecture, "num_classes": 0} if kind in FAMILIES or kind == "mlp" else dict(architecture)
 
 
-def with_second_time(architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """The variant whose noise condition is (B, 2), with a second time; ValueError if its kind has none."""
-    if architecture.get("kind") not in (*FAMILIES, "mlp"):
-        raise ValueError(f"network {architecture.get('kind')!r:.40} cannot take a second time")
-    return {**architecture, "second_time": True}
+def with_inputs(
+    architecture: Mapping[str, Any], *, second_time: bool = False, guidance: bool = False
+) -> dict[str, Any]:
+    """The variant with a second time and with the guidance as further inputs; ValueError if its kind takes none."""
+    kind, own = architecture.get("kind"), (*FAMILIES, "mlp")
+    if second_time and kind not in own:
+        raise ValueError(f"network {kind!r:.40} cannot take a second time")
+    if guidance and kind not in (*own, "unet2d-condition"):
+        raise ValueError(f"network {kind!r:.40} cannot take the guidance as an input")
+    wanted = {"second_time": second_time, "guidance_input": guidance}
+    return {**architecture, **{key: True for key, value in wanted.items() if value}}
 
 
 def _check_keys(kind: str, arguments: dict[str, Any], maker: Callable[..., Any]) -> None:

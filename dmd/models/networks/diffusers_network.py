@@ -45,8 +45,12 @@ class DiffusersNetwork(Recomputing, nn.Module):
         else:
             self.inner.disable_gradient_checkpointing()
 
-    def new(self, name: str, config: Mapping[str, Any]) -> Any:
+    def new(self, name: str, config: Mapping[str, Any], added: Mapping[str, Any] | None = None) -> Any:
         """A network of diffusers' class `name`.
+
+        Args:
+            config: its arguments, which may come from outside.
+            added: further ones.
 
         Raises:
             ValueError: keys that `outside_config` refuses.
@@ -56,7 +60,7 @@ class DiffusersNetwork(Recomputing, nn.Module):
         import diffusers  # here, since it may take 20 s on a slow disk
 
         arguments = outside_config.arguments(f"network {self.kind}", config, name)
-        return getattr(diffusers, name)(**arguments)
+        return getattr(diffusers, name)(**{**arguments, **(added or {})})
 
     def set_extent(self, output_ratios: Sequence[int] = (1,)) -> None:
         """Sets channels and resolution; `output_ratios` are the allowed ratios of output to input channels.

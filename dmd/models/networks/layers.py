@@ -31,8 +31,8 @@ class NoiseFeatures(nn.Module):
         return torch.cat([first, second], dim=1)
 
 
-class SecondTime(nn.Module):
-    """Embedding of a second time in [0, 1], by a layer that starts at zero: at first it changes nothing.
+class AddedInput(nn.Module):
+    """Embedding of a further input, a number in [0, 1], by a layer that starts at zero: at first it changes nothing.
 
     Args:
         width: of the embedding.
@@ -45,22 +45,39 @@ class SecondTime(nn.Module):
         self.linear = nn.Linear(2 * len(frequencies), width, bias=False)
         nn.init.zeros_(self.linear.weight)
 
-    def forward(self, time: Tensor) -> Tensor:
-        """time (B,) -> (B, width), in the precision of the weights."""
-        embedding: Tensor = self.linear(self.features(time).to(self.linear.weight.dtype))
+    def forward(self, number: Tensor) -> Tensor:
+        """number (B,) -> (B, width), in the precision of the weights."""
+        embedding: Tensor = self.linear(self.features(number).to(self.linear.weight.dtype))
         return embedding
 
 
-def two_times(noise_condition: Tensor, second: SecondTime | None) -> tuple[Tensor, Tensor | None]:
-    """Noise condition (B,) and second time (B,) of (B, 2), for a network with a second time; else (B,) and None.
+def split_condition(
+    noise_condition: Tensor, second_time: AddedInput | None, guidance: AddedInput | None
+) -> tuple[Tensor, Tensor | None]:
+    """The noise condition (B,), and the embedding (B, width) of further inputs; None if there are none.
+
+    Args:
+        noise_condition: (B,), or with further inputs (B, 1 + their number): a second time in [0, 1], then guidance w,
+            which is embedded as 1 - 1 / w.
 
     Raises:
         ValueError: the noise condition has another shape.
     """
-    if noise_condition.shape[1:] != ((2,) if second is not None else ()):
-        expected = "(B,)" if second is None else "(B, 2)"
+    inputs = [each for each in (second_time, guidance) if each is not None]
+    check_condition(noise_condition, added=len(inputs))
+    if not inputs:
+        return noise_condition, None
+    condition, *numbers = noise_condition.unbind(1)
+    if guidance is not None:
+        numbers[-1] = 1 - 1 / numbers[-1]
+    return condition, torch.stack([each(number) for each, number in zip(inputs, numbers, strict=True)]).sum(0)
+
+
+def check_condition(noise_condition: Tensor, *, added: int) -> None:
+    """ValueError unless the noise condition is (B,), or (B, 1 + added) with further inputs."""
+    if noise_condition.shape[1:] != ((1 + added,) if added else ()):
+        expected = f"(B, {1 + added})" if added else "(B,)"
         raise ValueError(f"noise_condition: shape {tuple(noise_condition.shape)} is not {expected}")
-    return (noise_condition, None) if second is None else (noise_condition[:, 0], noise_condition[:, 1])
 
 
 def check_integer(name: str, value: object, *, least: int) -> None:

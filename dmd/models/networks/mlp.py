@@ -4,13 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from dmd.models.networks.layers import (
+    AddedInput,
     NoiseFeatures,
-    SecondTime,
     check_flag,
     check_integer,
     geometric,
     one_hot,
-    two_times,
+    split_condition,
 )
 from dmd.models.networks.shapes import check_image
 
@@ -28,7 +28,8 @@ class MLP(nn.Module):
         width: features of each hidden layer.
         layers: number of hidden layers.
         num_classes: 0 for an unconditional network, which ignores labels.
-        second_time: whether noise_condition is (B, 2), with a second time in column 1.
+        second_time, guidance_input: whether noise_condition has a further column with a second time, and after it one
+            with the guidance.
 
     Raises:
         ValueError: a number is out of range.
@@ -43,6 +44,7 @@ class MLP(nn.Module):
         layers: int,
         num_classes: int,
         second_time: bool = False,
+        guidance_input: bool = False,
     ) -> None:
         super().__init__()
         extents = {"channels": channels, "resolution": resolution, "width": width, "layers": layers}
@@ -56,6 +58,7 @@ class MLP(nn.Module):
         self.first = nn.Linear(values + 2 * _NUM_FREQUENCIES, width)
         self.label = nn.Linear(num_classes, width, bias=False) if num_classes else None
         check_flag("second_time", second_time)
+        check_flag("guidance_input", guidance_input)
         hidden: list[nn.Module] = [nn.SiLU()]
         for _ in range(layers - 1):
             hidden += [nn.Linear(width, width), nn.SiLU()]
@@ -63,10 +66,13 @@ class MLP(nn.Module):
         self.last = nn.Linear(width, values)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
-        self.second_time = SecondTime(width) if second_time else None
+        self.second_time = AddedInput(width) if second_time else None
+        self.guidance_input = AddedInput(width) if guidance_input else None
 
     def forward(self, image: Tensor, noise_condition: Tensor, label: Tensor) -> Tensor:
         """image (B, C, R, R), noise_condition (B,), label (B,) int64, -1 = none -> (B, C, R, R).
+
+        With further inputs noise_condition is as `split_condition` takes it.
 
         Raises:
             ValueError: the image has another shape, or a label is not one of the classes.
@@ -84,10 +90,10 @@ class MLP(nn.Module):
 
     def _features(self, image: Tensor, noise_condition: Tensor, label: Tensor) -> Tensor:
         check_image(self, image)
-        condition, second = two_times(noise_condition, self.second_time)
+        condition, added = split_condition(noise_condition, self.second_time, self.guidance_input)
         hidden = self.first(torch.cat([image.flatten(1), self.noise(condition).to(image.dtype)], dim=1))
-        if self.second_time is not None:
-            hidden = hidden + self.second_time(second)
+        if added is not None:
+            hidden = hidden + added
         if self.label is not None:
             hidden = hidden + self.label(one_hot(label, self.num_classes).to(self.label.weight.dtype))
         return self.hidden(hidden)

@@ -10,16 +10,16 @@ from torch.nn import functional as F
 
 from dmd.models.networks.block import Block, Family
 from dmd.models.networks.layers import (
+    AddedInput,
     NoiseFeatures,
     ResidualDown,
-    SecondTime,
     check_flag,
     check_integer,
     geometric,
     group_norm,
     initialise,
     one_hot,
-    two_times,
+    split_condition,
 )
 from dmd.models.networks.recompute import Recomputing
 from dmd.models.networks.shapes import check_image
@@ -41,7 +41,8 @@ class Shape:
         augment: number of inputs of the augmentation layer in released files; its weights are loaded, but not used.
         patch: side of the squares of pixels that the network takes as channels of one pixel: its first level has
             1 / patch of the resolution (pixel shuffle, Shi et al. 2016); 1: the pixels themselves.
-        second_time: whether noise_condition is (B, 2), with a second time in column 1.
+        second_time, guidance_input: whether noise_condition has a further column with a second time, and after it one
+            with the guidance.
 
     Raises:
         ValueError: a size is out of range or does not fit the others.
@@ -58,6 +59,7 @@ class Shape:
     augment: int = 0
     patch: int = 1
     second_time: bool = False
+    guidance_input: bool = False
 
     def __post_init__(self) -> None:
         for name in ("resolution", "channels", "width", "blocks", "patch"):
@@ -68,6 +70,7 @@ class Shape:
             if not isinstance(getattr(self, name), list | tuple):
                 raise ValueError(f"{name}: {getattr(self, name)!r} is no list")
         check_flag("second_time", self.second_time)
+        check_flag("guidance_input", self.guidance_input)
         if not self.multipliers:
             raise ValueError("multipliers: at least one level is needed")
         for multiplier in self.multipliers:
@@ -140,12 +143,15 @@ class UNet(Recomputing, nn.Module):
             name = f"{shape.levels[0]}x{shape.levels[0]}_aux"
             self.dec[f"{name}_norm"], self.dec[f"{name}_conv"] = norm, conv
         initialise(self, zero=("conv1", "proj", "out_conv", "aux_conv"))
-        self.second_time = SecondTime(embedding) if shape.second_time else None
+        self.second_time = AddedInput(embedding) if shape.second_time else None
+        self.guidance_input = AddedInput(embedding) if shape.guidance_input else None
         if self.map_augment is not None:
             self.map_augment.requires_grad_(False)
 
     def forward(self, image: Tensor, noise_condition: Tensor, label: Tensor) -> Tensor:
         """image (B, C, R, R), noise_condition (B,), label (B,) int64, -1 = none -> (B, C, R, R).
+
+        With further inputs noise_condition is as `split_condition` takes it.
 
         Raises:
             ValueError: the image has another shape, or a label is not one of the classes.
@@ -181,15 +187,15 @@ class UNet(Recomputing, nn.Module):
         """Noise and label embedding (B, 4 * width), in the precision of the weights even under autocast."""
         dtype = self.map_layer0.weight.dtype
         classes = one_hot(label, self.num_classes).to(dtype) if self.num_classes else None
-        condition, second = two_times(noise_condition, self.second_time)
+        condition, added = split_condition(noise_condition, self.second_time, self.guidance_input)
         embedding = self.map_noise(condition).to(dtype)
         if self.map_label is not None and classes is not None and not self.family.late_label:
             embedding = embedding + self.map_label(classes * sqrt(self.num_classes))
         embedding = self.map_layer1(F.silu(self.map_layer0(embedding)))
         if self.map_label is not None and classes is not None and self.family.late_label:
             embedding = embedding + self.map_label(classes)
-        if self.second_time is not None:
-            embedding = embedding + self.second_time(second)
+        if added is not None:
+            embedding = embedding + added
         return F.silu(embedding)
 
     def _block(self, block: Block, hidden: Tensor, embedding: Tensor) -> Tensor:

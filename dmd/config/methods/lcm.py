@@ -1,0 +1,119 @@
+"""Section `method` of latent consistency models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from dmd.config.method_base import STUDENT, TEACHER, WEIGHTS, MethodSection, Mode, Phase, Role, Source
+from dmd.config.methods.call_times import KarrasTimes, LcmTimes, ListedTimes, check_listed
+from dmd.config.methods.guidance import Data, GuidanceRange
+from dmd.config.methods.levels import LOWEST, check_order
+from dmd.config.section_base import Batch, Decay, Integer, Many, Rho, Scale, Section, Sigma, Steps, refuse
+
+
+class TableSteps(Section):
+    """Timesteps of the teacher: the last one, every `skip`-th one before it, and 0."""
+
+    kind: Literal["teacher"]
+    skip: Steps = Field(20, description="timesteps from one level to the next, k")
+
+
+class KarrasSteps(Section):
+    """Noise levels of Karras et al. 2022, Eq. 5, for teachers without timesteps."""
+
+    kind: Literal["karras"]
+    count: Annotated[Steps, Field(ge=2)] = Field(51, description="number of levels")
+    sigma_min: Sigma | None = Field(
+        None, description=f"lowest level, where the student's map is the identity; {LOWEST}"
+    )
+    sigma_max: Sigma | None = Field(80.0, description="highest level; null = the teacher's highest")
+    rho: Rho = Field(7.0, description="of Eq. 5: larger means denser levels near sigma_min")
+
+    @model_validator(mode="after")
+    def _range(self) -> KarrasSteps:
+        check_order(self.sigma_min, self.sigma_max)
+        return self
+
+
+class LcmPhase(Phase):
+    """A phase of a latent consistency model."""
+
+
+class Lcm(MethodSection):
+    """Latent consistency models (Luo et al. 2023), and LCM-LoRA: with `distill.adapter` and `embedded: false`.
+
+    The defaults of levels, guidance, loss, target and learning rate are those of the authors' script.
+    """
+
+    optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {STUDENT: {"learning_rate": 1.0e-4}}
+    name: Literal["lcm"]
+    data: Data = "images"
+    levels: Annotated[TableSteps | KarrasSteps, Field(discriminator="kind")] = Field(
+        TableSteps(kind="teacher"), description="noise levels, of which two neighbours are compared"
+    )
+    guidance: GuidanceRange = Field(
+        GuidanceRange(lowest=6.0, highest=16.0), description="of the teacher, drawn for each image; omega = w - 1"
+    )
+    embedded: bool = Field(
+        True,
+        description="the student's network gets the guidance as an input, and sample.guidance chooses it; false: the "
+        "student learns the mean over the range, as adapters do",
+    )
+    huber: Scale | None = Field(
+        1.0e-3, description="c of the loss (e^2 + c^2)^1/2 - c of each value; null = squared error"
+    )
+    target_decay: Decay = Field(
+        0.95, description="EMA decay of the target network; 0 = the target is the student, without gradient"
+    )
+    calls: Annotated[Integer, Field(ge=1, le=64)] = Field(
+        4,
+        description="network calls of the student; sample.calls: n makes n calls, at the levels of times for n",
+    )
+    times: Annotated[LcmTimes | KarrasTimes | ListedTimes, Field(discriminator="kind")] = Field(
+        LcmTimes(kind="lcm", original_inference_steps=50), description="noise levels of the calls, as in method dmd2"
+    )
+    batch_size: Batch = Field(96, description="images")
+    phases: Annotated[Many[LcmPhase], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Lcm:
+        check_listed(self.times, self.calls)
+        refuse(self._contradictions())
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        if isinstance(self.times, LcmTimes):
+            if isinstance(self.levels, KarrasSteps):
+                yield "times.kind: lcm has the teacher's timesteps, but levels has kind karras"
+            if (most := self.times.original_inference_steps or 64) < self.calls:
+                yield f"times.original_inference_steps: {most} for calls {self.calls}: LCMScheduler needs as many"
+
+    def calls_kept(self) -> dict[int, tuple[str, ...]]:
+        """Every number from 1 to `calls`, since the student maps each level to an image."""
+        return {number + 1: WEIGHTS for number in range(self.calls)}
+
+    def final_calls(self) -> int:
+        """`calls`."""
+        return self.calls
+
+    def roles(self) -> dict[str, Role]:
+        """Teacher, student, and a target network (with a decay)."""
+        middle = self.guidance.middle
+        own = middle if self.embedded else 1.0
+        target = {"target": Role(Source.STUDENT, Mode.COPIED, guidance=own, guidance_input=self.embedded)}
+        return {
+            TEACHER: Role(Source.TEACHER, Mode.FROZEN, guidance=middle),
+            STUDENT: Role(Source.START, Mode.TRAINED, guidance=own, guidance_input=self.embedded),
+            **(target if self.target_decay else {}),
+        }
+
+    def guidance_range(self) -> tuple[float, float]:
+        """Of section `guidance`."""
+        return self.guidance.both
+
+    def reads(self) -> frozenset[str]:
+        """`data`."""
+        return frozenset({self.data})
