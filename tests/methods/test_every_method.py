@@ -36,6 +36,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "sid": {"name": "sid", "batch_size": 8, "phases": FAKES},
     "sim": {"name": "sid", "divergence": {"kind": "sim"}, "batch_size": 8, "phases": FAKES},
     "sida": {"name": "sid", "adversarial": {"student_weight": 0.1}, "batch_size": 8, "phases": FAKES},
+    "uni-instruct": {
+        "name": "sid",
+        "divergence": {"kind": "f-divergence"},
+        "adversarial": {"student_weight": 0.1},
+        "batch_size": 8,
+        "phases": FAKES,
+    },
     "diff-instruct": {"name": "diff-instruct", "batch_size": 8, "phases": FAKES},
     "f-distill": {"name": "f-distill", "batch_size": 8, "adversarial": GAN, "phases": FAKES},
     "gan": {"name": "gan", "batch_size": 8, "phases": JUDGES},
