@@ -21,6 +21,7 @@ from dmd.train.measured_update import measured_steps, memory_plan
 from dmd.train.trainer import Trainer
 
 PHASE = {"updates": 1000}
+STATES = 4  # of a path
 METHODS: dict[str, Mapping[str, object]] = {
     "consistency distillation": {
         "name": "consistency",
@@ -48,6 +49,7 @@ METHODS: dict[str, Mapping[str, object]] = {
     "scm": {"name": "scm", "phases": [PHASE]},
     "progressive": {"name": "progressive", "phases": [PHASE | {"steps": 1}]},
     "sid": {"name": "sid", "phases": [PHASE]},
+    "dfno": {"name": "dfno", "states": STATES, "phases": [PHASE]},
     "boot": {"name": "boot", "levels": 6, "boundary_weight": 1.0, "phases": [PHASE]},
     "tract": {"name": "tract", "phases": [PHASE | {"groups": 1}]},
     "rectified flow": {"name": "rectified-flow", "objective": "reflow", "phases": [PHASE]},
@@ -86,6 +88,8 @@ def _trainer(size: Size, compute: Compute, method: Mapping[str, object]) -> Trai
         found = denoiser(size, compute)
         if role.second_time:
             found = loading.with_second_time(found, size.network)
+        if role.states > 1:
+            found = loading.with_states(found, size.network, role.states)
         modules[name] = prepare(found.to(size.device), compute)
     return updates.trainer(section, modules, size.shape, num_classes=size.network["num_classes"])
 
@@ -101,4 +105,12 @@ def _streams(size: Size) -> dict[str, Stream]:
         "noise": updates.FixedRows({"noise": image, "label": label}),
         "images": updates.FixedRows({"image": image, "label": label}),
         "pairs": updates.FixedRows({"noise": image, "image": image, "label": label}),
+        "trajectories": updates.FixedRows(
+            {
+                "noise": image,
+                "label": label,
+                "trajectory": image[:, None].expand(-1, STATES, -1, -1, -1),
+                "levels": torch.linspace(10.0, 0.0, STATES).expand(len(image), -1),
+            }
+        ),
     }

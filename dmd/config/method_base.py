@@ -13,6 +13,7 @@ from dmd.config.section_base import Count, Positive, Section
 
 WEIGHTS = ("ema", "raw", "best")  # a student's: moving average over updates; last update; see `training.Monitor`
 STUDENT, TEACHER = "student", "teacher"
+PAIRED = frozenset({"pairs", "trajectories"})  # streams that rule pairs makes
 DENOISER_SWITCHES = ("dtype", "channels_last", "compile", "gradient_checkpointing", "shard_parameters")  # of `compute`
 
 
@@ -40,12 +41,15 @@ class Role:
     Attributes:
         guidance: classifier-free guidance of its calls; 1 is none.
         second_time: whether the network gets an input more, a second time, that changes nothing at first.
+        states: number of states of a path that the network gives in one pass; above 1 it has new layers for it, which
+            change nothing at first.
     """
 
     source: Source
     mode: Mode
     guidance: float = 1.0
     second_time: bool = False
+    states: int = 1
 
 
 def score_roles(guidance: float = 1.0) -> dict[str, Role]:

@@ -193,8 +193,25 @@ def with_second_time(denoiser: Denoiser, network: Mapping[str, Any]) -> Denoiser
     Raises:
         ValueError: a kind of network that cannot take one.
     """
-    with torch.random.fork_rng(devices=[]):  # its random weights are overwritten
-        larger = build(networks.with_second_time(network))
+    return _with_new_layers(denoiser, networks.with_second_time(network))
+
+
+def with_states(denoiser: Denoiser, network: Mapping[str, Any], num: int) -> Denoiser:
+    """The denoiser with a network that gives `num` states of a path in one pass; at first, all are its own x0.
+
+    Args:
+        network: its architecture.
+
+    Raises:
+        ValueError: a kind of network that cannot give several states.
+    """
+    return _with_new_layers(denoiser, networks.with_states(network, num))
+
+
+def _with_new_layers(denoiser: Denoiser, network: Mapping[str, Any]) -> Denoiser:
+    """The denoiser with a network that has the same layers and further ones, which keep their first weights."""
+    with torch.random.fork_rng(devices=[]):  # the random weights of the other layers are overwritten
+        larger = build(network)
     larger.load_state_dict(denoiser.network.state_dict(), strict=False)
     return with_network(denoiser, larger.requires_grad_(False).eval())
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dmd import methods
-from dmd.config.method_base import STUDENT, TEACHER
+from dmd.config.method_base import PAIRED, STUDENT, TEACHER
 from dmd.config.training import Distill, Monitor
 from dmd.data import manifest as manifests
 from dmd.data import stored_blocks
@@ -26,13 +26,13 @@ from dmd.methods.base import Facts
 from dmd.methods.parts.call_times import KEY, calls_at
 from dmd.models import loading
 from dmd.models.compute import set_tf32
-from dmd.models.networks import with_second_time
+from dmd.models.networks import variant
 from dmd.models.student_calls import Calls
 from dmd.provenance import record, tensor_files
 from dmd.sampling.noise import trained_range
 from dmd.train import checkpoints, input_checks, networks, state
 from dmd.train import monitor as monitors
-from dmd.train.data import ImageStream, NoiseStream, PairStream, Stream
+from dmd.train.data import ImageStream, NoiseStream, PairStream, Stream, TrajectoryStream
 from dmd.train.image_measures import ImageMeasures
 from dmd.train.loop import log_table, training_loop
 from dmd.train.parallel import BatchSplit
@@ -114,7 +114,7 @@ def run(
         decoders = DistanceFiles(lpips, tiny_autoencoder, autoencoder)
         trainer = distillation.trainer(decoders, split)
         calls = trainer.method.sampling()
-        pairs = distillation.pairs if "pairs" in distill.method.reads() else None
+        pairs = distillation.pairs if distill.method.reads() & PAIRED else None
         input_checks.check_levels(calls, distillation.start, pairs)
         streams = distillation.streams(images, states, stored_blocks.connect(storage), trainer.method.facts)
         grid = Grid(trainer, distillation.texts if trainer.method.facts.text else None).draw if calls else None
@@ -204,8 +204,9 @@ class _Distillation:
         self, images: Path | None, states: Path | None, storage: Storage | None, facts: Facts
     ) -> dict[str, Stream]:
         """The sources of rows by name."""
-        pairs = None
+        pairs, levels = None, ()
         if self.pairs is not None:
+            levels = tuple(self.pairs.metadata["facts"].get("trajectory_sigmas", ()))
             seed, verify = self.distill.seed, verify_once()
             pairs = PairReader(self.pairs, seed=seed, verify=verify, source=storage or LOCAL)
             reporting.log(f"{len(pairs)} pairs")
@@ -215,7 +216,7 @@ class _Distillation:
                 raise ValueError("the condition of this teacher is text: give --states, or --manifest of pairs")
         streams: dict[str, Stream] = {"noise": NoiseStream(facts, self.text)}
         if pairs is not None:
-            streams |= {"pairs": PairStream(pairs), "trajectories": PairStream(pairs, last="trajectory")}
+            streams |= {"pairs": PairStream(pairs), "trajectories": TrajectoryStream(pairs, levels)}
         if images is not None:
             reader = ImageReader(images, "training", verify=verify_once("images"))
             input_checks.check_images(self.teacher, reader, images)
@@ -264,7 +265,7 @@ class _Distillation:
     def _guidance(self) -> float:
         """Guidance of the images that the student learns: of the pairs that its method reads, else of its teacher."""
         method = self.distill.method
-        if self.pairs is not None and "pairs" in method.reads():
+        if self.pairs is not None and method.reads() & PAIRED:
             return float(self.pairs.metadata["facts"].get("guidance", 1.0))
         teacher = method.roles().get(TEACHER)
         return teacher.guidance if teacher else 1.0
@@ -277,10 +278,11 @@ class _Distillation:
     def metadata(self, calls: Calls | None, earlier: Mapping[str, Calls]) -> dict[str, Any]:
         """Metadata of the student's file; `earlier`: calls of students kept from earlier phases, by their number."""
         facts, adapter = self.start.facts, self.distill.adapter
-        second_time = self.distill.method.roles()[STUDENT].second_time
+        student = self.distill.method.roles()[STUDENT]
+        network = variant(facts["network"], second_time=student.second_time, states=student.states)
         return {
             **{key: facts[key] for key in loading.STUDENT_FACTS if key in facts},
-            **({"network": with_second_time(facts["network"])} if second_time else {}),
+            "network": network,
             "kind": "generator",
             **({"denoises": True} if self.distill.method.denoises else {}),
             **({"sigma": calls.sigmas[0], "calls": calls.facts()} if calls else {}),

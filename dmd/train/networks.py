@@ -220,6 +220,8 @@ def load(
                 denoiser = _trainable(denoiser, file.path)
             if roles[name].second_time:
                 denoiser = loading.with_second_time(_trainable(denoiser, file.path), facts["network"])
+            if roles[name].states > 1:
+                denoiser = loading.with_states(_trainable(denoiser, file.path), facts["network"], roles[name].states)
             modules[name] = prepare(denoiser.to(device), switches)
     elif teacher is not None and start is not None:
         modules |= _with_adapters(config, teacher, start, adapter, switches, seed, device, log)

@@ -15,7 +15,7 @@ from dmd.config.training import Distill
 from dmd.methods import load
 from dmd.methods.base import Clock, Facts, Rows, Step
 from dmd.models.denoiser import Denoiser
-from dmd.models.loading import with_second_time
+from dmd.models.loading import with_second_time, with_states
 from dmd.models.networks import build
 from dmd.train import checkpoints, state
 from dmd.train.data import NoiseStream, Stream
@@ -67,6 +67,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "boundary_batch_size": 6,
         "phases": [{"updates": 4}],
     },
+    "dfno": {"name": "dfno", "states": 3, "batch_size": 6, "phases": [{"updates": 4}]},
     "progressive": {
         "name": "progressive",
         "batch_size": 8,
@@ -96,7 +97,8 @@ def trainer(method: dict[str, Any], *, split: BatchSplit = WHOLE, **keys: Any) -
             modules[name] = load(distill.method.name).new_network(distill.method, name, FACTS)
         else:
             found = denoiser(1 if role.source is Source.STUDENT else seed)
-            modules[name] = with_second_time(found, NETWORK) if role.second_time else found
+            found = with_second_time(found, NETWORK) if role.second_time else found
+            modules[name] = with_states(found, NETWORK, role.states) if role.states > 1 else found
     return assemble(distill, modules, FACTS, distances={"none": _squares}, split=split)
 
 
@@ -110,17 +112,20 @@ def streams() -> dict[str, Stream]:
     label = torch.randint(3, (8,), generator=random)
     image, noise = torch.randn(2, 8, 2, 1, 1, generator=random)
     pairs = {"noise": noise[:6], "label": label[:6], "image": image[:6]}
+    states = torch.randn(6, 3, 2, 1, 1, generator=random)
+    paths = {"trajectory": states, "levels": torch.tensor([10.0, 0.5, 0.0]).expand(6, -1)}
     return {
         "noise": NoiseStream(FACTS),
         "images": FixedRows({"image": image, "label": label}),
         "pairs": FixedRows(pairs),
+        "trajectories": FixedRows({"noise": noise[:6], "label": label[:6], **paths}),
     }
 
 
-def train(found: Trainer, first: int, stop: int) -> list[dict[str, float]]:
-    """The log of some updates."""
+def train(found: Trainer, first: int, stop: int, given: Mapping[str, Stream] | None = None) -> list[dict[str, float]]:
+    """The log of some updates, on `streams` or given ones."""
     phases, _ = plan(found.training.method)
-    rows = loader(found, streams(), phases, stage="distill")
+    rows = loader(found, given or streams(), phases, stage="distill")
     logs = []
     for update in range(first, stop):
         clock = phases.clock(update)

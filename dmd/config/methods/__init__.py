@@ -9,6 +9,7 @@ from pydantic import Field
 
 from dmd.config.methods.boot import Boot
 from dmd.config.methods.consistency import Consistency
+from dmd.config.methods.dfno import Dfno
 from dmd.config.methods.diff_instruct import DiffInstruct
 from dmd.config.methods.dmd import Dmd
 from dmd.config.methods.dmd2 import Dmd2
@@ -42,6 +43,7 @@ Method = Annotated[
     | MeanFlow
     | Scm
     | Tract
-    | Boot,
+    | Boot
+    | Dfno,
     Field(discriminator="name"),
 ]

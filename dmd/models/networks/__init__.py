@@ -62,6 +62,18 @@ def with_second_time(architecture: Mapping[str, Any]) -> dict[str, Any]:
     return {**architecture, "second_time": True}
 
 
+def with_states(architecture: Mapping[str, Any], num: int) -> dict[str, Any]:
+    """The variant that gives `num` states of a path in one pass, each told by its second time; ValueError as above."""
+    return {**with_second_time(architecture), "states": num}
+
+
+def variant(architecture: Mapping[str, Any], *, second_time: bool, states: int) -> dict[str, Any]:
+    """The variant with a second time or several states, where they are asked for; ValueError as above."""
+    if states > 1:
+        return with_states(architecture, states)
+    return with_second_time(architecture) if second_time else dict(architecture)
+
+
 def _check_keys(kind: str, arguments: dict[str, Any], maker: Callable[..., Any]) -> None:
     known = inspect.signature(maker).parameters
     if unknown := sorted(set(arguments) - set(known)):

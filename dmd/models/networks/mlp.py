@@ -13,6 +13,7 @@ from dmd.models.networks.layers import (
     two_times,
 )
 from dmd.models.networks.shapes import check_image
+from dmd.models.networks.state_convolution import StateConvolution, check_num_states
 
 _NUM_FREQUENCIES = 16
 
@@ -29,6 +30,8 @@ class MLP(nn.Module):
         layers: number of hidden layers.
         num_classes: 0 for an unconditional network, which ignores labels.
         second_time: whether noise_condition is (B, 2), with a second time in column 1.
+        states: M: each M rows of a batch are the states of one path, and a convolution along them follows the hidden
+            layers.
 
     Raises:
         ValueError: a number is out of range.
@@ -43,6 +46,7 @@ class MLP(nn.Module):
         layers: int,
         num_classes: int,
         second_time: bool = False,
+        states: int = 1,
     ) -> None:
         super().__init__()
         extents = {"channels": channels, "resolution": resolution, "width": width, "layers": layers}
@@ -56,6 +60,7 @@ class MLP(nn.Module):
         self.first = nn.Linear(values + 2 * _NUM_FREQUENCIES, width)
         self.label = nn.Linear(num_classes, width, bias=False) if num_classes else None
         check_flag("second_time", second_time)
+        check_num_states(states, second_time=second_time)
         hidden: list[nn.Module] = [nn.SiLU()]
         for _ in range(layers - 1):
             hidden += [nn.Linear(width, width), nn.SiLU()]
@@ -64,6 +69,8 @@ class MLP(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
         self.second_time = SecondTime(width) if second_time else None
+        self.num_states = states
+        self.state_convolution = StateConvolution(width, states) if states > 1 else nn.Identity()
 
     def forward(self, image: Tensor, noise_condition: Tensor, label: Tensor) -> Tensor:
         """image (B, C, R, R), noise_condition (B,), label (B,) int64, -1 = none -> (B, C, R, R).
@@ -90,4 +97,4 @@ class MLP(nn.Module):
             hidden = hidden + self.second_time(second)
         if self.label is not None:
             hidden = hidden + self.label(one_hot(label, self.num_classes).to(self.label.weight.dtype))
-        return self.hidden(hidden)
+        return self.state_convolution(self.hidden(hidden))
