@@ -124,10 +124,15 @@ class ImageStream:
     images: Images
 
     def rows(self, part: Part, position: int, mine: slice, random: torch.Generator) -> Rows:
-        """image float32 (b, C, H, W) in [-1, 1]; label int64 (b,), -1 where there are no classes."""
-        indices = torch.randint(len(self.images), (part.size,), generator=random)[mine]
+        """image float32 (b, C, H, W) in [-1, 1]; label int64 (b,), -1 where there are no classes.
+
+        Of a part with groups, image (b, group, C, H, W) and label (b, group).
+        """
+        indices = torch.randint(len(self.images), (part.size * part.group,), generator=random)
+        indices = indices[mine.start * part.group : mine.stop * part.group]
         label = self.images.labels[indices] if self.images.num_classes else torch.full((len(indices),), -1)
-        return {"image": self.images.batch(indices), "label": label}
+        rows = {"image": self.images.batch(indices), "label": label}
+        return rows if part.group == 1 else {name: each.unflatten(0, (-1, part.group)) for name, each in rows.items()}
 
 
 class BatchLoader:

@@ -67,6 +67,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "boundary_batch_size": 6,
         "phases": [{"updates": 4}],
     },
+    "imm": {"name": "imm", "particles": 2, "k": 3, "batch_size": 4, "phases": [{"updates": 4}]},
     "dfno": {"name": "dfno", "states": 3, "batch_size": 6, "phases": [{"updates": 4}]},
     "progressive": {
         "name": "progressive",

@@ -113,6 +113,7 @@ FEW: dict[str, dict] = {
         "boundary_batch_size": 8,
         "phases": [{"updates": 2}],
     },
+    "imm": {"name": "imm", "phases": [{"updates": 2}]},
     "dfno": {"name": "dfno", "states": 3, "phases": [{"updates": 2}]},
     "tract": {"name": "tract", "phases": [{"updates": 2, "groups": 2}, {"updates": 2, "groups": 1}]},
     "rectified flow": {"name": "rectified-flow", "objective": "reflow", "phases": [{"updates": 2}]},
@@ -125,7 +126,7 @@ def test_memory_of_every_method_is_counted(script, name, adapter):
     """Also of those that read what they draw, or the noise levels that they compute."""
     method = {"batch_size": 8, **FEW[name]}
     network = {"kind": "mlp", "channels": 2, "resolution": 1, "width": 16, "layers": 2, "num_classes": 0}
-    if adapter is not None and name in ("mean-flow", "dfno"):
+    if adapter is not None and name in ("mean-flow", "dfno", "imm"):
         with pytest.raises(ValidationError, match=f"adapter: method {name} does not support it"):
             Distill.model_validate({"method": method, "adapter": adapter})
         return

@@ -60,6 +60,11 @@ class Zeros:
         """Rows of zeros; see `dmd.train.data.Stream`."""
         num = mine.stop - mine.start
         label = torch.zeros(num, TEXT_LENGTH, self.text_width) if self.text_width else torch.full((num,), -1)
+        if part.group > 1:
+            return {
+                "image": torch.zeros(num, part.group, *self.shape),
+                "label": torch.full((num, part.group), -1),
+            }
         noise = torch.zeros(num, *self.shape)
         if part.stream == "trajectories":
             states = torch.zeros(num, self.num_states, *self.shape)

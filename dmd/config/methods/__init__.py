@@ -16,6 +16,7 @@ from dmd.config.methods.dmd2 import Dmd2
 from dmd.config.methods.ect import Ect
 from dmd.config.methods.f_distill import FDistill
 from dmd.config.methods.gan import Gan
+from dmd.config.methods.imm import Imm
 from dmd.config.methods.mean_flow import MeanFlow
 from dmd.config.methods.moment_matching import MomentMatching
 from dmd.config.methods.progressive import Progressive
@@ -44,6 +45,7 @@ Method = Annotated[
     | Scm
     | Tract
     | Boot
-    | Dfno,
+    | Dfno
+    | Imm,
     Field(discriminator="name"),
 ]
