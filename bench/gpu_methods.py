@@ -22,6 +22,7 @@ from dmd.train.measured_update import measured_steps, memory_plan
 from dmd.train.trainer import Trainer
 
 PHASE = {"updates": 1000}
+STATES = 4  # of a path
 METHODS: dict[str, Mapping[str, object]] = {
     "consistency distillation": {
         "name": "consistency",
@@ -51,6 +52,8 @@ METHODS: dict[str, Mapping[str, object]] = {
     "meng": {"name": "meng", "phases": [PHASE]},
     "progressive": {"name": "progressive", "phases": [PHASE | {"steps": 1}]},
     "sid": {"name": "sid", "phases": [PHASE]},
+    "imm": {"name": "imm", "phases": [PHASE]},
+    "dfno": {"name": "dfno", "states": STATES, "phases": [PHASE]},
     "boot": {"name": "boot", "levels": 6, "boundary_weight": 1.0, "phases": [PHASE]},
     "tract": {"name": "tract", "phases": [PHASE | {"groups": 1}]},
     "rectified flow": {"name": "rectified-flow", "objective": "reflow", "phases": [PHASE]},
@@ -87,9 +90,8 @@ def _trainer(size: Size, compute: Compute, method: Mapping[str, object]) -> Trai
             modules[name] = _new_network(section, name, facts, size)
             continue
         found = denoiser(size, compute)
-        if role.second_time or role.guidance_input:
-            added = {"second_time": role.second_time, "guidance": role.guidance_input}
-            found = loading.with_inputs(found, size.network, **added)
+        if added := role.additions():
+            found = loading.extended(found, size.network, **added)
         if not role.guidance_input:
             found = with_guidance(found, torch.tensor(-1), role.guidance)
         modules[name] = prepare(found.to(size.device), compute)
@@ -107,4 +109,12 @@ def _streams(size: Size) -> dict[str, Stream]:
         "noise": updates.FixedRows({"noise": image, "label": label}),
         "images": updates.FixedRows({"image": image, "label": label}),
         "pairs": updates.FixedRows({"noise": image, "image": image, "label": label}),
+        "trajectories": updates.FixedRows(
+            {
+                "noise": image,
+                "label": label,
+                "trajectory": image[:, None].expand(-1, STATES, -1, -1, -1),
+                "levels": torch.linspace(10.0, 0.0, STATES).expand(len(image), -1),
+            }
+        ),
     }

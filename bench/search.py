@@ -27,8 +27,11 @@ from dmd.provenance import tensor_files
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "bench" / "results" / "search.json"
-METHODS = [f"digits-{name}" for name in "cd ct ect mean-flow scm pd sid sida diff-instruct f-distill".split()]
-METHODS += [f"digits-{name}" for name in "gan ufogen tract boot dmd2 no-regression-3to1".split()] + ["digits"]
+METHODS = [f"digits-{name}" for name in "cd ct ect mean-flow scm imm pd sid sida uni-instruct".split()]
+METHODS += [f"digits-{name}" for name in "diff-instruct f-distill gan ufogen tract boot dfno dmd2".split()] + [
+    "digits-no-regression-3to1",
+    "digits",
+]
 TEACHER, JUDGE, NUM_IMAGES = "digits-teacher", "search-teacher", 20_000
 FIRST_SEED = 10**6  # other noise than that of the students
 SCALES, STEP, MORE = (0.3, 1.0, 3.0), 10**0.5, 2

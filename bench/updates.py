@@ -26,13 +26,19 @@ NONE = Path("checkpoints")  # no checkpoint is written
 
 @dataclass(frozen=True)
 class FixedRows:
-    """A stream that gives the same rows, on the CPU, in every update; there must be enough for the largest part."""
+    """A stream that gives the same rows, on the CPU, in every update; there must be enough for the largest part.
+
+    Where rows are groups, those that lack are the first ones again.
+    """
 
     values: Rows
 
     def rows(self, part: Part, position: int, mine: slice, random: torch.Generator) -> Rows:
         """See `dmd.train.data.Stream`."""
-        return {name: value[mine] for name, value in self.values.items()}
+        if part.group == 1:
+            return {name: value[mine] for name, value in self.values.items()}
+        items = torch.arange(mine.start * part.group, mine.stop * part.group)
+        return {name: value[items % len(value)].unflatten(0, (-1, part.group)) for name, value in self.values.items()}
 
 
 class Updates:

@@ -26,15 +26,25 @@ STUDENT_NOISE, NOISE = (torch.from_numpy(part.ravel())[:, None, None, None] for 
 PRODUCT = torch.from_numpy(np.outer(_weights, _weights).ravel() / _weights.sum() ** 2)
 
 
-def world(theta: Tensor, fake: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-    """x, T and K at the nodes, for theta = (mean, scale)."""
+def world(theta: Tensor, fake: nn.Module, sigma: float = SIGMA) -> tuple[Tensor, Tensor, Tensor]:
+    """x, T and K at the nodes, for theta = (mean, scale) and a noise level."""
     image = theta[0] + theta[1] * STUDENT_NOISE
-    noised, sigma, label = (
-        image + SIGMA * NOISE,
-        torch.full((len(NOISE),), SIGMA).double(),
+    noised, level, label = (
+        image + sigma * NOISE,
+        torch.full((len(NOISE),), sigma).double(),
         torch.full((len(NOISE),), -1),
     )
-    return image, TEACHER(noised, sigma, label), fake(noised, sigma, label)
+    return image, TEACHER(noised, level, label), fake(noised, level, label)
+
+
+def density_ratio(noised: Tensor, sigma: float = SIGMA) -> Tensor:
+    """Density of the teacher's numbers over that of the student's at MEAN and SCALE, both with noise of a level."""
+
+    def density(mean: float, std: float) -> Tensor:
+        variance = std**2 + sigma**2
+        return (-((noised - mean) ** 2) / (2 * variance)).exp() / variance**0.5
+
+    return (0.4 * density(-1.0, 0.3) + 0.6 * density(0.8, 0.5)) / density(MEAN, SCALE)
 
 
 def parameters() -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 from dmd.config.experiment import Experiment
 from dmd.config.inheritance import Configuration
 from dmd.config.messages import ConfigError, unknown_experiment
+from dmd.config.method_base import PAIRED
 from dmd.config.reading import Json, unpinned
 from dmd.config.rule_table import RULES, SCORE_RULES, Named
 from dmd.config.sections import DECODERS
@@ -134,7 +135,7 @@ class Experiments:
             method = self.section(experiment, "distill").method
             reads, text = method.reads(), self.has(experiment, "text_encoder")
             encoded = text and self.sections(experiment).states is not None  # else the pairs hold the text states
-            sources += ["pairs_manifest"] if reads & {"pairs", "trajectories"} or (text and not encoded) else []
+            sources += ["pairs_manifest"] if reads & PAIRED or (text and not encoded) else []
             sources += ["states_manifest"] if encoded and "pairs_manifest" not in sources else []
             sources += ["images"] if "images" in reads else []
             decoders = {*method.decoders(), *self._monitor_decoder(experiment)}

@@ -13,6 +13,7 @@ from dmd.config.section_base import Count, Positive, Section
 
 WEIGHTS = ("ema", "raw", "best")  # a student's: moving average over updates; last update; see `training.Monitor`
 STUDENT, TEACHER = "student", "teacher"
+PAIRED = frozenset({"pairs", "trajectories"})  # streams that rule pairs makes
 DENOISER_SWITCHES = ("dtype", "channels_last", "compile", "gradient_checkpointing", "shard_parameters")  # of `compute`
 
 
@@ -42,6 +43,8 @@ class Role:
         second_time: whether the network gets an input more, a second time, that changes nothing at first.
         guidance_input: whether the network gets the guidance as an input, which changes nothing at first, in place of a
             second pass without the condition; `guidance` is that of calls that name none.
+        states: number of states of a path that the network gives in one pass; above 1 it has new layers for it, which
+            change nothing at first.
     """
 
     source: Source
@@ -49,6 +52,13 @@ class Role:
     guidance: float = 1.0
     second_time: bool = False
     guidance_input: bool = False
+    states: int = 1
+
+    def additions(self) -> dict[str, Any]:
+        """What its network has that the teacher's has not: arguments of `dmd.models.networks.extended`."""
+        inputs = {"second_time": self.second_time, "guidance": self.guidance_input}
+        states = {"states": self.states} if self.states > 1 else {}
+        return {name: True for name, value in inputs.items() if value} | states
 
 
 def score_roles(guidance: float = 1.0) -> dict[str, Role]:

@@ -35,6 +35,7 @@ class Part:
         among: only the first `among` items of the stream are used; None is all of them.
         carries: name of an earlier part of the same update; this part gets that part's rows, with what the loss added
             to them, in the same micro-batches.
+        group: number of images that make one row, (b, group, C, H, W) with labels (b, group); of stream images alone.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Part:
     stream: str | None = None
     among: int | None = None
     carries: str | None = None
+    group: int = 1
 
 
 @dataclass(frozen=True)

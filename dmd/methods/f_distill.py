@@ -5,9 +5,9 @@ convex f with f(1) = 0, the divergence E_q f(r) has the gradient (Theorem 1)
 
     - E h(r) (score of p_s - score of q_s) . d x_s,         h(r) = r^2 f''(r),
 
-which is DMD's matching gradient times h; h = 1 is the reverse KL divergence of DMD. `RATIO_WEIGHTS` has h of each
-divergence. The head of a GAN loss gives r: with its logit l for noised images, real ones against the student's at the
-same level, r = exp(l) for the best head. An update trains
+which is DMD's matching gradient times h; h = 1 is the reverse KL divergence of DMD. `dmd.methods.parts.divergences` has
+h of each divergence. The head of a GAN loss gives r: with its logit l for noised images, real ones against the
+student's at the same level, r = exp(l) for the best head. An update trains
 
     student    the matching gradient of Yin et al. 2023, Eqs. 7 and 8, times h, and the GAN loss,
     fake       its denoising loss and the head's GAN loss, `fake_updates` times, first on the student's images.
@@ -31,11 +31,11 @@ from dmd.config.methods import f_distill as sections
 from dmd.methods.base import Clock, Facts, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts import discriminator
 from dmd.methods.parts.denoising_loss import denoising_loss
+from dmd.methods.parts.divergences import DIVERGENCES, density_ratio
 from dmd.methods.parts.level_table import Noised, noise_levels
 from dmd.methods.parts.matching import logged_matching_loss
 from dmd.models.student_calls import Calls
 
-LARGEST_LOGIT, SMALLEST_RATIO, LARGEST_RATIO = 10.0, 0.1, 20.0
 NUM_RANGES = 10  # of noise levels, for means of the ratio
 
 
@@ -156,32 +156,13 @@ class FDistill(Method[sections.FDistill]):
 
     def _weights(self, logits: Tensor, sigma: Tensor, log: StepLog) -> Tensor:
         """h of the ratio of each image (B,), with mean 1 over images and ratios with mean 1 at all levels."""
-        ratio = logits.float().clamp(-LARGEST_LOGIT, LARGEST_LOGIT).exp().clamp(SMALLEST_RATIO, LARGEST_RATIO)
+        ratio = density_ratio(logits)
         first, last = self.table.sigmas[0], self.table.sigmas[-1]
         ranges = ((sigma - first) / (last - first) * NUM_RANGES).long().clamp(max=NUM_RANGES - 1)
         log.binned("ratio/level", ratio, ranges, NUM_RANGES)
-        weights = ratio_weights(ratio / self.buffers["ratio"][ranges], self.config.divergence)
+        weights = DIVERGENCES[self.config.divergence].weight(ratio / self.buffers["ratio"][ranges])
         log.mean("ratio/weight", weights)
         return weights / self.buffers["weight"]
-
-
-def ratio_weights(ratio: Tensor, divergence: str) -> Tensor:
-    """h(r) = r^2 f''(r) of density ratios r = p / q (B,), up to a constant factor (Xu et al. 2025, Table 1).
-
-    f is -ln r for reverse-kl, r ln r for forward-kl, their sum for jeffreys, r ln r - (r + 1) ln((r + 1) / 2) for
-    jensen-shannon, (r + 1) ln((r + 1) / (2 r)) for softened-reverse-kl, 2 (1 - r^1/2)^2 for squared-hellinger,
-    (1 - r)^2 / (2 r) for neyman.
-    """
-    forms = {
-        "reverse-kl": torch.ones_like,
-        "softened-reverse-kl": lambda r: 1 / (1 + r),
-        "jensen-shannon": lambda r: r / (1 + r),
-        "squared-hellinger": torch.sqrt,
-        "forward-kl": lambda r: r,
-        "jeffreys": lambda r: 1 + r,
-        "neyman": torch.reciprocal,
-    }
-    return forms[divergence](ratio)
 
 
 METHOD = FDistill

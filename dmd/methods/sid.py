@@ -1,4 +1,6 @@
-"""Score identity Distillation (Zhou et al. 2024, arXiv 2404.04057), SiDA (2410.14919), and SIM (arXiv 2410.16794).
+"""Score identity Distillation (Zhou et al. 2024, arXiv 2404.04057), and losses that extend it.
+
+These are SIM (arXiv 2410.16794), SiDA (arXiv 2410.14919) and Uni-Instruct (arXiv 2505.20755).
 
 The student x = G(z) = D(scale z; sigma) is one call of a denoiser and learns from noise alone. T is the teacher, K the
 fake denoiser that follows the student, both at x_s = x + s n, and Delta = T(x_s; s) - K(x_s; s). An update trains
@@ -21,6 +23,16 @@ at each of its locations. With real images y at the same noise levels and with t
     fake       + b / d lambda(s) (softplus(-l(y_s)) + softplus(l(x_s))) / 2,    means over locations,
     student    + a w softplus(-l(x_s)),                                         l clamped to +-10.
 
+Uni-Instruct (Wang et al. 2025) minimises any f-divergence of the images without noise. With r = exp(l), where l is the
+mean logit of an image, for the ratio of the densities of the teacher's and the student's images at level s, and with h
+of `dmd.methods.parts.divergences`, that divergence is the integral over all s of E h(r) |Delta|^2 / s^3, and
+
+    student    w (h Delta . (K(x_s; s) - x) + (1 - alpha) (h - r dh/dr) |Delta|^2)
+
+has for alpha = 1/2 the gradient of E h(r) |Delta|^2 / 2, for alpha = 1 the same for a fixed distribution of x_s. It
+takes the gradient through x, x_s, T, K and r. For the reverse KL divergence, h = 1, this is SiD; for the forward one,
+h = r, the second term is 0. Levels are drawn as in SiD, which weights them in another way than the integral does.
+
 Losses are means over pixels where the authors take sums, and the student's is
 not multiplied by 100: such factors do not change Adam's steps, but `gradient_clip` depends on them: with
 means, gradients stay below its value. The value of the student's loss says little: with K exact and without w it is
@@ -40,18 +52,18 @@ from torch.nn import functional
 from dmd.config.methods import sid as sections
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts.denoising_loss import denoising_loss
+from dmd.methods.parts.divergences import DIVERGENCES, LARGEST_LOGIT, Divergence, density_ratio
 from dmd.models.denoiser import per_sample
 from dmd.models.student_calls import Calls
 from dmd.sampling.noise import karras_curve, log_normal_sigmas
 
 FLOOR = 1e-5  # lower bound of the mean error that the loss is divided by
-LARGEST_LOGIT = 10.0  # in the student's GAN loss
 NUM_BINS = 10  # of noise levels in the log
 
 
 @dataclass
 class Sid(Method[sections.Sid]):
-    """SiD, or SIM, as the key `divergence` chooses.
+    """SiD, SIM or Uni-Instruct, as the key `divergence` chooses.
 
     Attributes:
         lowest: noise level that the student's loss draws from.
@@ -106,23 +118,38 @@ class Sid(Method[sections.Sid]):
             loss = denoising_loss(fake_x0, image, weight=fake.loss_weight(sigma))
             log.scalar("loss/fake", loss, len(image))
             return loss + self._judged_loss(noised, rows, log, name="gan/generated", sign=1) if gan else loss
-        real_x0, divergence = teacher(noised, sigma, label), self.config.divergence
-        if isinstance(divergence, sections.ScoreImplicitMatching):
-            values = implicit_matching(image, real_x0, fake_x0, c=divergence.c)
-        else:
-            values = normaliser(image, real_x0) * score_identity(image, real_x0, fake_x0, alpha=divergence.alpha)
-        scale = clock.phase.config.adversarial_scale  # type: ignore[attr-defined]
-        if gan and gan.student_weight * scale:
-            weight = gan.student_weight * scale
-            logits = self._logits(noised, sigma, label).clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
-            realistic = functional.softplus(-logits).mean(1)
-            log.mean("loss/gan", realistic)
-            values = values + weight * normaliser(image, real_x0) * realistic
+        real_x0 = teacher(noised, sigma, label)
+        values = self._student_values(image, noised, real_x0, fake_x0, rows, clock, log)
         loss = values.mean()
         log.scalar("loss/student", loss, len(image))
         log.binned("student/gap", (real_x0 - fake_x0).abs().flatten(1).mean(1), rows["bin"], NUM_BINS)
         log.spread("generated", image)
         return loss
+
+    def _student_values(
+        self, image: Tensor, noised: Tensor, real_x0: Tensor, fake_x0: Tensor, rows: Rows, clock: Clock, log: StepLog
+    ) -> Tensor:
+        """The student's loss of each image (B,), with the GAN loss."""
+        divergence, gan = self.config.divergence, self.config.adversarial
+        if isinstance(divergence, sections.ScoreImplicitMatching):
+            return implicit_matching(image, real_x0, fake_x0, c=divergence.c)
+        scale = clock.phase.config.adversarial_scale  # type: ignore[attr-defined]
+        weight = gan.student_weight * scale if gan else 0.0
+        judged = weight or isinstance(divergence, sections.FDivergence)
+        logits = self._logits(noised, rows["sigma"], rows["label"]) if judged else torch.empty(0)
+        if isinstance(divergence, sections.FDivergence):
+            ratio = density_ratio(logits.mean(1))
+            log.mean("ratio", ratio.detach())
+            chosen, alpha = DIVERGENCES[divergence.name], divergence.alpha
+            values = weighted_score_identity(image, real_x0, fake_x0, ratio, divergence=chosen, alpha=alpha)
+        else:
+            values = score_identity(image, real_x0, fake_x0, alpha=divergence.alpha)
+        values = normaliser(image, real_x0) * values
+        if weight:
+            realistic = functional.softplus(-logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)).mean(1)
+            log.mean("loss/gan", realistic)
+            values = values + weight * normaliser(image, real_x0) * realistic
+        return values
 
     def generate(self, rows: Rows) -> Tensor:
         """One-step images G(z, y) of unit noise (B, C, H, W)."""
@@ -166,6 +193,22 @@ def score_identity(image: Tensor, real_x0: Tensor, fake_x0: Tensor, *, alpha: fl
     """
     gap = real_x0 - fake_x0
     return (gap * ((real_x0 - image) - alpha * gap)).flatten(1).mean(1)
+
+
+def weighted_score_identity(
+    image: Tensor, real_x0: Tensor, fake_x0: Tensor, ratio: Tensor, *, divergence: Divergence, alpha: float
+) -> Tensor:
+    """h Delta . (K - x) + (1 - alpha) (h - r dh/dr) |Delta|^2 as a mean over pixels, (B,).
+
+    Args:
+        image: x of the student, (B, C, H, W).
+        real_x0, fake_x0: T and K at the noised x, with their graph to x.
+        ratio: r at the noised x, with its graph to x, (B,).
+        divergence: h and r dh/dr.
+    """
+    gap, weight = real_x0 - fake_x0, divergence.weight(ratio)
+    along = (gap * (fake_x0 - image)).flatten(1).mean(1)
+    return weight * along + (1 - alpha) * (weight - divergence.slope(ratio)) * gap.square().flatten(1).mean(1)
 
 
 def normaliser(image: Tensor, real_x0: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dmd.models.preconditioning import Coefficients
 from dmd.models.preconditioning import preconditioning as make_preconditioning
 
 
@@ -57,12 +58,38 @@ class Denoiser(nn.Module):
         with this x0 leads to; None is 0. A network that takes the guidance as an input gets w (B,); None is the
         attribute.
 
-        Returns x0 (B, C, H, W) in the dtype of the image; the two terms are added in the dtype of the coefficients.
+        Returns x0 (B, C, H, W) in the dtype of the image; the two terms are added in the dtype of the coefficients. Of
+        a network that gives several states it is that of the last one.
         """
-        c_skip, c_out, c_in, condition = self.preconditioning(sigma)
-        if level is not None:
-            condition = self.preconditioning(level).condition
-        condition = self._with_inputs(condition, end, guidance)
+        if getattr(self.network, "num_states", 1) > 1:
+            return self.path(image, sigma, label)[:, -1]
+        coefficients = self.preconditioning(sigma)
+        condition = coefficients.condition if level is None else self.preconditioning(level).condition
+        return self._x0(image, coefficients, self._with_inputs(condition, end, guidance), label)
+
+    def path(self, image: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """x0 of every state of a path, (B, M, C, H, W), the last one that of the image; inputs as for `forward`.
+
+        The path leads from the image at level sigma to an image without noise. The DDIM step with x0 of a state, from
+        sigma to the level of the state, ends at the state. The network gets each state's place, from (M - 1) / M down
+        to 0, as its second time.
+        """
+        num_states = getattr(self.network, "num_states", 1)
+        if num_states == 1:
+            return self(image, sigma, label)[:, None]
+        place = torch.arange(num_states - 1, -1, -1, device=sigma.device, dtype=torch.float32) / num_states
+        second = place.expand(image.shape[0], -1).flatten()  # `len` of a tensor would fix the size of an exported batch
+        image, sigma, label = (each.repeat_interleave(num_states, dim=0) for each in (image, sigma, label))
+        coefficients = self.preconditioning(sigma)
+        condition = coefficients.condition
+        x0 = self._x0(image, coefficients, torch.stack([condition, second.to(condition.dtype)], dim=1), label)
+        return x0.unflatten(0, (-1, num_states))
+
+    def _x0(
+        self, image: torch.Tensor, coefficients: Coefficients, condition: torch.Tensor, label: torch.Tensor
+    ) -> torch.Tensor:
+        """x0 from the network's output, with a condition that need not be that of the coefficients."""
+        c_skip, c_out, c_in, _ = coefficients
         out = self.predict((image * per_sample(c_in, image)).to(image.dtype), condition, label)
         skip = image * per_sample(c_skip, image)
         return torch.addcmul(skip, out.to(skip.dtype), per_sample(c_out, image)).to(image.dtype)

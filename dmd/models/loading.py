@@ -204,25 +204,23 @@ def new_denoiser(
     return Denoiser(build(network), sigma_data=sigma_data, preconditioning=preconditioning)
 
 
-def with_inputs(
-    denoiser: Denoiser, network: Mapping[str, Any], *, second_time: bool = False, guidance: bool = False
-) -> Denoiser:
-    """The denoiser with further inputs of its network, which change nothing at first; it shares the other weights.
+def extended(denoiser: Denoiser, network: Mapping[str, Any], **added: Any) -> Denoiser:
+    """The denoiser with a network that has further layers, which change nothing at first; it shares the other weights.
 
     Args:
         network: its architecture.
-        second_time, guidance: whether a second time, and the guidance, is a further input.
+        added: see `dmd.models.networks.extended`.
 
     Raises:
-        ValueError: a kind of network that cannot take them.
+        ValueError: a kind of network that cannot have them.
     """
     state = denoiser.network.state_dict()
     with torch.device("meta"):  # without random weights
-        larger = build(networks.with_inputs(network, second_time=second_time, guidance=guidance))
+        larger = build(networks.extended(network, **added))
     device = next(iter(state.values())).device
     shapes = {name: value.shape for name, value in larger.state_dict().items() if name not in state}
-    added = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
-    larger.load_state_dict(state | added, assign=True)
+    new = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
+    larger.load_state_dict(state | new, assign=True)
     return with_network(denoiser, larger.requires_grad_(False).eval())
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dmd import methods
-from dmd.config.method_base import STUDENT, TEACHER
+from dmd.config.method_base import PAIRED, STUDENT, TEACHER
 from dmd.config.training import Distill, Monitor
 from dmd.data import manifest as manifests
 from dmd.data import stored_blocks
@@ -26,13 +26,13 @@ from dmd.methods.base import Facts
 from dmd.methods.parts.call_times import KEY, calls_at
 from dmd.models import loading
 from dmd.models.compute import set_tf32
-from dmd.models.networks import with_inputs
+from dmd.models.networks import extended
 from dmd.models.student_calls import Calls
 from dmd.provenance import record, tensor_files
 from dmd.sampling.noise import trained_range
 from dmd.train import checkpoints, input_checks, networks, state
 from dmd.train import monitor as monitors
-from dmd.train.data import ImageStream, NoiseStream, PairStream, Stream
+from dmd.train.data import ImageStream, NoiseStream, PairStream, Stream, TrajectoryStream
 from dmd.train.image_measures import ImageMeasures
 from dmd.train.loop import log_table, training_loop
 from dmd.train.parallel import BatchSplit
@@ -114,7 +114,7 @@ def run(
         decoders = DistanceFiles(lpips, tiny_autoencoder, autoencoder)
         trainer = distillation.trainer(decoders, split)
         calls = trainer.method.sampling()
-        from_pairs = "pairs" in distill.method.reads() and hasattr(distill.method, "sigma")
+        from_pairs = distill.method.reads() & PAIRED and hasattr(distill.method, "sigma")
         pairs = distillation.pairs if from_pairs else None  # whose noise the student gets
         input_checks.check_levels(calls, distillation.start, pairs)
         streams = distillation.streams(images, states, stored_blocks.connect(storage), trainer.method.facts)
@@ -209,8 +209,9 @@ class _Distillation:
         self, images: Path | None, states: Path | None, storage: Storage | None, facts: Facts
     ) -> dict[str, Stream]:
         """The sources of rows by name."""
-        pairs = None
+        pairs, levels = None, ()
         if self.pairs is not None:
+            levels = tuple(self.pairs.metadata["facts"].get("trajectory_sigmas", ()))
             seed, verify = self.distill.seed, verify_once()
             pairs = PairReader(self.pairs, seed=seed, verify=verify, source=storage or LOCAL)
             reporting.log(f"{len(pairs)} pairs")
@@ -220,7 +221,7 @@ class _Distillation:
                 raise ValueError("the condition of this teacher is text: give --states, or --manifest of pairs")
         streams: dict[str, Stream] = {"noise": NoiseStream(facts, self.text)}
         if pairs is not None:
-            streams |= {"pairs": PairStream(pairs), "trajectories": PairStream(pairs, last="trajectory")}
+            streams |= {"pairs": PairStream(pairs), "trajectories": TrajectoryStream(pairs, levels)}
         if images is not None:
             reader = ImageReader(images, "training", verify=verify_once("images"))
             input_checks.check_images(self.teacher, reader, images)
@@ -274,7 +275,7 @@ class _Distillation:
         method = self.distill.method
         if (guidances := method.guidance_range() or loading.guidance_range(self.start.facts)) is not None:
             return sum(guidances) / 2
-        if self.pairs is not None and "pairs" in method.reads():
+        if self.pairs is not None and method.reads() & PAIRED:
             return float(self.pairs.metadata["facts"].get("guidance", 1.0))
         teacher = method.roles().get(TEACHER)
         return teacher.guidance if teacher else 1.0
@@ -288,10 +289,9 @@ class _Distillation:
         """Metadata of the student's file; `earlier`: calls of students kept from earlier phases, by their number."""
         facts, adapter, method = self.start.facts, self.distill.adapter, self.distill.method
         role, guidances = method.roles()[STUDENT], method.guidance_range()
-        added = {"second_time": role.second_time, "guidance": role.guidance_input}
         return {
             **{key: facts[key] for key in loading.STUDENT_FACTS if key in facts},
-            **({"network": with_inputs(facts["network"], **added)} if any(added.values()) else {}),
+            "network": extended(facts["network"], **role.additions()),
             **({"guidance_range": list(guidances)} if role.guidance_input and guidances else {}),
             "kind": "generator",
             **({"denoises": True} if self.distill.method.denoises else {}),

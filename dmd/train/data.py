@@ -87,16 +87,34 @@ class NoiseStream:
 
 @dataclass(frozen=True)
 class PairStream:
-    """Pairs in a shuffled order that depends on the seed alone; `last` is "image" or "trajectory" (all states)."""
+    """Pairs in a shuffled order that depends on the seed alone."""
 
     reader: Pairs
-    last: str = "image"
 
     def rows(self, part: Part, position: int, mine: slice, random: torch.Generator) -> Rows:
-        """noise (b, C, H, W); label int64 (b,), or text states float32 (b, L, E); image, or trajectory."""
+        """noise and image (b, C, H, W); label int64 (b,), or text states float32 (b, L, E)."""
         first, num = position + mine.start, mine.stop - mine.start
-        noise, label, values = self.reader.batch(first, num, among=part.among, last=self.last)
-        return {"noise": noise, "label": label, self.last: values}
+        noise, label, image = self.reader.batch(first, num, among=part.among)
+        return {"noise": noise, "label": label, "image": image}
+
+
+@dataclass(frozen=True)
+class TrajectoryStream:
+    """Pairs with the states of their trajectories in place of the image, in the order of `PairStream`.
+
+    Attributes:
+        levels: noise level of each state; the last one, 0, is that of the image.
+    """
+
+    reader: Pairs
+    levels: tuple[float, ...]
+
+    def rows(self, part: Part, position: int, mine: slice, random: torch.Generator) -> Rows:
+        """noise (b, C, H, W), label as in `PairStream`, trajectory (b, M, C, H, W) and levels (b, M)."""
+        first, num = position + mine.start, mine.stop - mine.start
+        noise, label, states = self.reader.batch(first, num, among=part.among, last="trajectory")
+        levels = torch.tensor(self.levels, dtype=torch.float32).expand(num, -1)
+        return {"noise": noise, "label": label, "trajectory": states, "levels": levels}
 
 
 @dataclass(frozen=True)
@@ -106,10 +124,15 @@ class ImageStream:
     images: Images
 
     def rows(self, part: Part, position: int, mine: slice, random: torch.Generator) -> Rows:
-        """image float32 (b, C, H, W) in [-1, 1]; label int64 (b,), -1 where there are no classes."""
-        indices = torch.randint(len(self.images), (part.size,), generator=random)[mine]
+        """image float32 (b, C, H, W) in [-1, 1]; label int64 (b,), -1 where there are no classes.
+
+        Of a part with groups, image (b, group, C, H, W) and label (b, group).
+        """
+        indices = torch.randint(len(self.images), (part.size * part.group,), generator=random)
+        indices = indices[mine.start * part.group : mine.stop * part.group]
         label = self.images.labels[indices] if self.images.num_classes else torch.full((len(indices),), -1)
-        return {"image": self.images.batch(indices), "label": label}
+        rows = {"image": self.images.batch(indices), "label": label}
+        return rows if part.group == 1 else {name: each.unflatten(0, (-1, part.group)) for name, each in rows.items()}
 
 
 class BatchLoader:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from dmd.config.method_base import MethodSection
+from dmd.config.method_base import PAIRED, STUDENT, MethodSection
 from dmd.data.image_shards import ImageReader
 from dmd.data.manifest import Manifest
 from dmd.jobs import reporting
@@ -98,11 +98,18 @@ def check_images(teacher: DenoiserFile, images: ImageReader, path: Path) -> None
 
 
 def check_pairs(method: MethodSection, pairs: Manifest | None) -> None:
-    """ValueError if the method reads pairs and there are none, or a phase reads more than the manifest holds."""
+    """ValueError if the method reads pairs and there are none, or more of them or of their states than there are."""
     if pairs is None:
-        if "pairs" in method.reads():
-            raise ValueError(f"method {method.name} reads pairs: give --manifest")
+        if read := sorted(method.reads() & PAIRED):
+            raise ValueError(f"method {method.name} reads {read[0]}: give --manifest")
         return
+    if "trajectories" in method.reads():
+        num, kept = method.roles()[STUDENT].states, len(pairs.metadata["facts"].get("trajectory_sigmas", ()))
+        if num != kept:
+            raise ValueError(
+                f"distill.method.states: {num}, but {pairs.path} holds {kept} states of each trajectory: they must be "
+                "equal"
+            )
     for index, phase in enumerate(method.phases):
         if (getattr(phase, "num_pairs", None) or 0) > len(pairs):
             key = f"distill.method.phases[{index}].num_pairs: {phase.num_pairs}"  # type: ignore[attr-defined]

@@ -100,7 +100,8 @@ class TrainingLoop:
                     self._tell(rows)
                 stopping = self._asked_to_stop() and update + 1 < total
                 self._save(update + 1, rows, stopping=stopping)
-                status.add(images=sum(part.size for prepared in steps for part in prepared.step.parts if part.stream))
+                parts = [part for prepared in steps for part in prepared.step.parts if part.stream]
+                status.add(images=sum(part.size * part.group for part in parts))
                 if stopping:
                     self._check_same_update(update + 1)  # no process ends before the checkpoint is written
                     cause = signals.received() or "a signal to another process"

@@ -218,9 +218,8 @@ def load(
             denoiser, facts = loading.load_denoiser(file.path)
             if roles[name].mode is not Mode.FROZEN:
                 denoiser = _trainable(denoiser, file.path)
-            added = {"second_time": roles[name].second_time, "guidance": roles[name].guidance_input}
-            if any(added.values()):
-                denoiser = loading.with_inputs(_trainable(denoiser, file.path), facts["network"], **added)
+            if added := roles[name].additions():
+                denoiser = loading.extended(_trainable(denoiser, file.path), facts["network"], **added)
             modules[name] = prepare(denoiser.to(device), switches)
     elif teacher is not None and start is not None:
         modules |= _with_adapters(config, teacher, start, adapter, switches, seed, device, log)

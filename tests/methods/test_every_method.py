@@ -16,7 +16,7 @@ from dmd.methods import load
 from dmd.methods.base import Clock, Facts, Rows, Step
 from dmd.models.denoiser import Denoiser
 from dmd.models.guidance import with_guidance
-from dmd.models.loading import with_inputs
+from dmd.models.loading import extended
 from dmd.models.networks import build
 from dmd.train import checkpoints, state
 from dmd.train.data import NoiseStream, Stream
@@ -38,6 +38,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "sid": {"name": "sid", "batch_size": 8, "phases": FAKES},
     "sim": {"name": "sid", "divergence": {"kind": "sim"}, "batch_size": 8, "phases": FAKES},
     "sida": {"name": "sid", "adversarial": {"student_weight": 0.1}, "batch_size": 8, "phases": FAKES},
+    "uni-instruct": {
+        "name": "sid",
+        "divergence": {"kind": "f-divergence"},
+        "adversarial": {"student_weight": 0.1},
+        "batch_size": 8,
+        "phases": FAKES,
+    },
     "diff-instruct": {"name": "diff-instruct", "batch_size": 8, "phases": FAKES},
     "f-distill": {"name": "f-distill", "batch_size": 8, "adversarial": GAN, "phases": FAKES},
     "gan": {"name": "gan", "batch_size": 8, "phases": JUDGES},
@@ -65,6 +72,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "lcm": {**LCM, "guidance": {"lowest": 2.0, "highest": 6.0}, "batch_size": 8, "phases": [{"updates": 4}]},
     "lcm-lora": {**LCM, "embedded": False, "target_decay": 0.0, "batch_size": 8, "phases": [{"updates": 4}]},
     "meng": {"name": "meng", "batch_size": 8, "phases": [{"updates": 4}]},
+    "imm": {"name": "imm", "particles": 2, "k": 3, "batch_size": 4, "phases": [{"updates": 4}]},
+    "dfno": {"name": "dfno", "states": 3, "batch_size": 6, "phases": [{"updates": 4}]},
     "progressive": {
         "name": "progressive",
         "batch_size": 8,
@@ -98,9 +107,9 @@ def trainer(method: dict[str, Any], *, split: BatchSplit = WHOLE, **keys: Any) -
 
 
 def _with_role(found: Denoiser, role: Role) -> Denoiser:
-    """The denoiser with the further inputs of a role, and its guidance."""
-    if role.second_time or role.guidance_input:
-        found = with_inputs(found, NETWORK, second_time=role.second_time, guidance=role.guidance_input)
+    """The denoiser with what its role adds to it, and its guidance."""
+    if added := role.additions():
+        found = extended(found, NETWORK, **added)
     return found if role.guidance_input else with_guidance(found, torch.tensor(-1), role.guidance)
 
 
@@ -114,17 +123,20 @@ def streams() -> dict[str, Stream]:
     label = torch.randint(3, (8,), generator=random)
     image, noise = torch.randn(2, 8, 2, 1, 1, generator=random)
     pairs = {"noise": noise[:6], "label": label[:6], "image": image[:6]}
+    states = torch.randn(6, 3, 2, 1, 1, generator=random)
+    paths = {"trajectory": states, "levels": torch.tensor([10.0, 0.5, 0.0]).expand(6, -1)}
     return {
         "noise": NoiseStream(FACTS),
         "images": FixedRows({"image": image, "label": label}),
         "pairs": FixedRows(pairs),
+        "trajectories": FixedRows({"noise": noise[:6], "label": label[:6], **paths}),
     }
 
 
-def train(found: Trainer, first: int, stop: int) -> list[dict[str, float]]:
-    """The log of some updates."""
+def train(found: Trainer, first: int, stop: int, given: Mapping[str, Stream] | None = None) -> list[dict[str, float]]:
+    """The log of some updates, on `streams` or given ones."""
     phases, _ = plan(found.training.method)
-    rows = loader(found, streams(), phases, stage="distill")
+    rows = loader(found, given or streams(), phases, stage="distill")
     logs = []
     for update in range(first, stop):
         clock = phases.clock(update)

@@ -1,4 +1,4 @@
-"""f-distill: h and the gradient of each divergence in one dimension, the ratio's means, the reverse KL as DMD's."""
+"""f-distill: the gradient of each divergence in one dimension, the ratio's means, the reverse KL as DMD's."""
 
 import math
 from typing import Any
@@ -6,46 +6,16 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor
 
 from dmd.methods.base import Rows, Step
-from dmd.methods.f_distill import FDistill, ratio_weights
+from dmd.methods.f_distill import FDistill
+from dmd.methods.parts.divergences import DIVERGENCES
 from dmd.methods.parts.matching import matching_gradient
 from dmd.train.log_columns import UpdateLog
 from dmd.train.trainer import plan
 from tests.methods.test_every_method import steps, trainer
-from tests.quadrature import MEAN, NOISE, PRODUCT, SCALE, SIGMA, exact, parameters, world
+from tests.quadrature import NOISE, PRODUCT, SIGMA, density_ratio, exact, parameters, world
 from tests.trainings import WHOLE
-
-FORMS = {
-    "reverse-kl": lambda r: -r.log(),
-    "softened-reverse-kl": lambda r: (r + 1) * ((r + 1) / (2 * r)).log(),
-    "jensen-shannon": lambda r: r * r.log() - (r + 1) * ((r + 1) / 2).log(),
-    "squared-hellinger": lambda r: 2 * (1 - r.sqrt()) ** 2,
-    "forward-kl": lambda r: r * r.log(),
-    "jeffreys": lambda r: (r - 1) * r.log(),
-    "neyman": lambda r: (1 - r) ** 2 / (2 * r),
-}
-
-
-@pytest.mark.parametrize("divergence", FORMS)
-def test_weight_is_r_squared_times_the_second_derivative_of_a_convex_function_that_is_0_at_1(divergence):
-    ratio = torch.tensor([0.1, 0.7, 1.0, 3.0, 20.0], dtype=torch.float64, requires_grad=True)
-    value = FORMS[divergence](ratio)
-    assert abs(float(value[2].detach())) < 1e-15
-    (first,) = torch.autograd.grad(value.sum(), ratio, create_graph=True)
-    (second,) = torch.autograd.grad(first.sum(), ratio)
-    torch.testing.assert_close(ratio_weights(ratio.detach(), divergence), ratio.detach() ** 2 * second)
-
-
-def density_ratio(noised: Tensor) -> Tensor:
-    """Of the teacher's numbers over the student's, both with noise of level SIGMA."""
-
-    def density(mean: float, std: float) -> Tensor:
-        variance = std**2 + SIGMA**2
-        return (-((noised - mean) ** 2) / (2 * variance)).exp() / math.sqrt(variance)
-
-    return (0.4 * density(-1.0, 0.3) + 0.6 * density(0.8, 0.5)) / density(MEAN, SCALE)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +32,7 @@ def test_matching_gradient_times_the_weight_of_the_exact_ratio_is_that_of_the_di
     levels = {"alpha": torch.ones(len(image)), "sigma": torch.full((len(image),), SIGMA)}
     gradient, _ = matching_gradient(image.detach(), real, fake, **levels, weighting="sigma2/alpha")
     ratio = density_ratio(image.detach() + SIGMA * NOISE)
-    weights = factor * ratio_weights(ratio, divergence) / SIGMA**2
+    weights = factor * DIVERGENCES[divergence].weight(ratio) / SIGMA**2
     (found,) = torch.autograd.grad((PRODUCT * ((weights * gradient).detach() * image).flatten()).sum(), theta)
     torch.testing.assert_close(found, torch.tensor(expected).double(), rtol=0, atol=2e-5)
 

@@ -15,7 +15,7 @@ from dmd.methods.base import Facts
 from dmd.methods.mean_flow import MeanFlow
 from dmd.models import loading
 from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser, per_sample
-from dmd.models.networks import build, with_inputs
+from dmd.models.networks import build, extended
 from dmd.models.student_calls import Calls
 from dmd.provenance import tensor_files
 from dmd.sampling import call_schedulers
@@ -126,7 +126,7 @@ def test_second_time_changes_nothing_at_first_and_then_enters(network):
     before = Denoiser(build(network), sigma_data=0.6)
     for parameter in before.parameters():
         parameter.data = 0.3 * torch.randn(parameter.shape)
-    after = loading.with_inputs(before, network, second_time=True)
+    after = loading.extended(before, network, second_time=True)
     image = torch.randn(3, network["channels"], network["resolution"], network["resolution"])
     sigma, label, end = torch.tensor([0.1, 1.0, 9.0]), torch.tensor([0, 1, 2]), torch.tensor([0.0, 0.5, 8.0])
     assert torch.equal(before(image, sigma, label), after(image, sigma, label, end=end))
@@ -141,7 +141,7 @@ def test_second_time_changes_nothing_at_first_and_then_enters(network):
 
 def test_networks_of_others_cannot_take_a_second_time():
     with pytest.raises(ValueError, match="network 'unet2d' cannot take a second time"):
-        with_inputs({"kind": "unet2d", "config": {}}, second_time=True)
+        extended({"kind": "unet2d", "config": {}}, second_time=True)
 
 
 def test_distillation_writes_a_student_with_a_second_time_that_draws_in_one_call(tmp_path: Path):
@@ -155,7 +155,7 @@ def test_distillation_writes_a_student_with_a_second_time_that_draws_in_one_call
     images = image_shards(tmp_path, {"kind": "digits", "split_seed": 0, "num_training": 16})
     folder = distil(tmp_path, section | {"monitor": None}, teacher=teacher, images=images)
     tensors, facts = tensor_files.load(folder / NAMES[0])
-    assert facts["network"] == with_inputs(network, second_time=True) and Calls.of(facts["calls"]) == CALLS
+    assert facts["network"] == extended(network, second_time=True) and Calls.of(facts["calls"]) == CALLS
     assert bool(tensors["raw.second_time.linear.weight"].any())
     one, two = (dmd.load(folder / NAMES[0], calls=calls)(num=3, label=4) for calls in (1, 2))
     assert one.shape == (3, 1, 8, 8) and bool(one.isfinite().all()) and not torch.allclose(one, two)

@@ -13,7 +13,7 @@ from dmd.methods.meng import Meng
 from dmd.methods.progressive import Progressive
 from dmd.models.denoiser import Denoiser
 from dmd.models.guidance import with_guidance
-from dmd.models.loading import with_inputs
+from dmd.models.loading import extended
 from dmd.models.networks import build
 from dmd.provenance import tensor_files
 from dmd.stages import export_onnx, teacher
@@ -41,7 +41,7 @@ def first_loss(method: Meng | Progressive, **given: Any) -> float:
 
 
 def knowing(start: Denoiser) -> Denoiser:
-    return with_inputs(start, NETWORK, guidance=True)
+    return extended(start, NETWORK, guidance=True)
 
 
 def method_of(guidance: dict[str, float], teacher: Denoiser, student: Denoiser) -> Meng:

@@ -1,5 +1,6 @@
-"""SiD and SIM: gradients of closed forms in one dimension, what an update leaves alone, micro-batches, resume."""
+"""SiD, SIM and Uni-Instruct: gradients of closed forms in one dimension, and what an update leaves alone."""
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -8,8 +9,9 @@ from torch import Tensor, nn
 from dmd.config.methods.sid import Sid as Section
 from dmd.config.training import Adapter, Distill
 from dmd.methods.base import Facts
+from dmd.methods.parts.divergences import DIVERGENCES
 from dmd.methods.parts.matching import matching_gradient
-from dmd.methods.sid import Sid, implicit_matching, normaliser, score_identity
+from dmd.methods.sid import Sid, implicit_matching, normaliser, score_identity, weighted_score_identity
 from dmd.models.adapters import add_adapters, with_network
 from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser
 from dmd.models.networks import build
@@ -18,7 +20,19 @@ from dmd.train.data import NoiseStream
 from dmd.train.log_columns import UpdateLog
 from dmd.train.parallel import BatchSplit
 from dmd.train.trainer import Trainer, assemble, loader, plan
-from tests.quadrature import MEAN, PRODUCT, SCALE, SIGMA, TEACHER, Affine, exact, parameters, world
+from tests.quadrature import (
+    MEAN,
+    NOISE,
+    PRODUCT,
+    SCALE,
+    SIGMA,
+    TEACHER,
+    Affine,
+    density_ratio,
+    exact,
+    parameters,
+    world,
+)
 
 WHOLE = BatchSplit()
 ROLES = ("teacher", "student", "fake")
@@ -117,6 +131,68 @@ def test_loss_of_the_student_has_the_gradient_of_the_product_rule_with_a_constan
     by_image = by_image / (image - real).abs()  # one number per image: its mean error is its error
     expected = torch.stack([by_image.mean(), (by_image * z).mean()])
     torch.testing.assert_close(networks["student"].theta.grad, expected, rtol=1e-6, atol=1e-9)  # type: ignore[union-attr]
+
+
+def weighted_gradient(name: str, sigma: float = SIGMA, *, alpha: float = 0.5) -> Tensor:
+    """Of twice the loss of an f-divergence by (mean, scale), with the exact ratio of densities."""
+    image, real, fake = world(theta := parameters(), exact(), sigma)
+    ratio = density_ratio(image + sigma * NOISE, sigma).flatten()
+    values = weighted_score_identity(image, real, fake, ratio, divergence=DIVERGENCES[name], alpha=alpha)
+    return torch.autograd.grad(2 * (PRODUCT * values).sum(), theta)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("reverse-kl", (-0.05764, -0.48306)),
+        ("forward-kl", (0.12016, -1.00922)),
+        ("jensen-shannon", (-0.01484, -0.27731)),
+    ],
+)
+def test_weighted_score_identity_has_the_gradient_of_the_weighted_fisher_divergence(name, expected):
+    torch.testing.assert_close(weighted_gradient(name), torch.tensor(expected).double(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "expected"),
+    [
+        ("reverse-kl", 1.0, (0.03556, -0.41666)),
+        ("forward-kl", 1.0, (0.17329, -0.72770)),
+        ("jensen-shannon", 1.0, (0.03213, -0.23899)),
+        ("squared-hellinger", 0.25, (0.02019, -0.12944)),
+    ],
+)
+def test_integral_of_the_weighted_score_identity_over_levels_has_the_gradient_of_the_f_divergence(
+    name, factor, expected
+):
+    """Over levels s from SIGMA up with weight 1 / s^3, which is du / 2 for u = 1 / s^2."""
+    nodes, weights = np.polynomial.legendre.leggauss(6)
+    top = 1 / SIGMA**2
+    parts = [
+        weight * top / 4 * weighted_gradient(name, float((top * (node + 1) / 2) ** -0.5))
+        for node, weight in zip(nodes, weights, strict=True)
+    ]
+    found = factor * torch.stack(parts).sum(0)
+    torch.testing.assert_close(found, torch.tensor(expected).double(), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 1.2])
+def test_weighted_score_identity_of_the_reverse_kl_is_score_identity_whatever_the_ratio_is(alpha):
+    image, real, fake = torch.randn(3, 5, 2, 3, 4, generator=torch.Generator().manual_seed(0)).double()
+    ratio = torch.linspace(0.1, 20.0, 5).double()
+    found = weighted_score_identity(image, real, fake, ratio, divergence=DIVERGENCES["reverse-kl"], alpha=alpha)
+    torch.testing.assert_close(found, score_identity(image, real, fake, alpha=alpha))
+
+
+def test_weighted_score_identity_of_the_forward_kl_is_the_ratio_times_that_at_alpha_one():
+    """Its second term is 0, and the ratio passes a gradient: where it is held constant, the gradient is another one."""
+    image, real, fake = world(theta := parameters(), exact())
+    ratio = density_ratio(image + SIGMA * NOISE).flatten()
+    values = weighted_score_identity(image, real, fake, ratio, divergence=DIVERGENCES["forward-kl"], alpha=0.5)
+    torch.testing.assert_close(values, ratio * score_identity(image, real, fake, alpha=1.0))
+    held = ratio.detach() * score_identity(image, real, fake, alpha=1.0)
+    (gradient,) = torch.autograd.grad(2 * (PRODUCT * held).sum(), theta)
+    torch.testing.assert_close(gradient, torch.tensor((0.12016, -0.70397)).double(), rtol=0, atol=1e-5)
 
 
 def test_normaliser_is_one_over_the_mean_error_and_no_more_than_its_floor_allows():
@@ -268,6 +344,8 @@ def test_section_asks_for_noise_alone_and_brings_its_optimisers():
         ({"optimisers": {"discriminator": {}}}, "method sid trains no discriminator"),
         ({"method": {"divergence": {"kind": "sim", "alpha": 1.2}}}, "divergence.sim.alpha"),
         ({"method": {"divergence": {"kind": "sim"}, "adversarial": {}}}, "but divergence is sim"),
+        ({"method": {"divergence": {"kind": "f-divergence"}}}, "its density ratio is learned by section adversarial"),
+        ({"method": {"divergence": {"kind": "f-divergence", "name": "kl"}, "adversarial": {}}}, "'forward-kl'"),
         ({"method": {"phases": [{"updates": 3, "fake_updates": 0}]}}, "greater than or equal to 1"),
     ],
 )
@@ -340,3 +418,26 @@ def test_phase_of_the_fake_denoiser_has_no_step_of_the_student():
 def test_scale_without_a_gan_loss_is_named():
     _, lines = section(method={"phases": [{"updates": 2, "adversarial_scale": 0.5}]}).method.plan()
     assert lines == ["phase 0: adversarial_scale 0.5 has no effect: the student has no GAN loss"]
+
+
+def test_student_of_an_f_divergence_has_the_loss_of_its_equation():
+    """Once with each image's ratio, the exponential of its mean logit, and the GAN loss as in SiDA."""
+    rows, gan = some_rows(), {"student_weight": 0.3}
+    chosen = {"kind": "f-divergence", "name": "jensen-shannon", "alpha": 0.7}
+    loss, found, log = judged(rows, 1, divergence=chosen, adversarial=gan)
+    alone, _, _ = judged(rows, 1, divergence=chosen, adversarial={"student_weight": 0.0})
+    sida, _, _ = judged(rows, 1, adversarial=gan)
+    sid, _, _ = judged(rows, 1)
+    torch.testing.assert_close(loss - alone, sida - sid, rtol=1e-4, atol=1e-6)
+    fake, sigma, label = found.networks["fake"], rows["sigma"], rows["label"]
+    with torch.no_grad():
+        image = found.method.generate(rows)  # type: ignore[attr-defined]
+        noised = image + sigma[:, None, None, None] * rows["level_noise"]
+        ratio = fake.bottleneck(noised, sigma, label).flatten(1).mean(1).exp().clamp(0.1, 20)
+        real, made = found.networks["teacher"](noised, sigma, label), fake(noised, sigma, label)
+        weight, gap = ratio / (1 + ratio), real - made
+        first = weight * (gap * (made - image)).flatten(1).mean(1)
+        second = 0.3 * (ratio / (1 + ratio)) ** 2 * gap.square().flatten(1).mean(1)
+        expected = (normaliser(image, real) * (first + second)).mean()
+    torch.testing.assert_close(alone, expected)
+    assert float(log.value("ratio")) == pytest.approx(float(ratio.mean()))

@@ -9,7 +9,7 @@ from dmd import torchvision_operators
 from dmd.models import loading
 from dmd.models.adapters import with_network
 from dmd.models.denoiser import Denoiser
-from dmd.models.networks import build, with_inputs
+from dmd.models.networks import build, extended
 from dmd.models.networks.unet2d_condition import GUIDANCE_WIDTH, guidance_features
 from dmd.provenance import tensor_files
 
@@ -41,7 +41,7 @@ def inputs(network: dict) -> tuple[torch.Tensor, torch.Tensor]:
 def test_it_changes_nothing_at_first_and_then_enters(name):
     network = NETWORKS[name]
     before, (image, label) = random(network), inputs(network)
-    after = loading.with_inputs(before, network, guidance=True)
+    after = loading.extended(before, network, guidance=True)
     assert not before.takes_guidance and after.takes_guidance
     first = before(image, SIGMA, label)
     torch.testing.assert_close(after(image, SIGMA, label, guidance=GUIDANCE), first, rtol=1e-6, atol=1e-6)
@@ -60,7 +60,7 @@ def test_it_changes_nothing_at_first_and_then_enters(name):
 
 def test_both_inputs_have_columns_of_their_own():
     network, (image, label) = UNET, inputs(UNET)
-    found = loading.with_inputs(random(network), network, second_time=True, guidance=True)
+    found = loading.extended(random(network), network, second_time=True, guidance=True)
     found.network.second_time.linear.weight.data.normal_()
     found.network.guidance_input.linear.weight.data.normal_()
     given = {"end": 0.5 * SIGMA, "guidance": GUIDANCE}
@@ -72,7 +72,7 @@ def test_both_inputs_have_columns_of_their_own():
 def test_networks_of_other_kinds_are_refused():
     for kind in ("unet2d", "sd3"):
         with pytest.raises(ValueError, match=f"network '{kind}' cannot take the guidance as an input"):
-            with_inputs({"kind": kind, "config": {}}, guidance=True)
+            extended({"kind": kind, "config": {}}, guidance=True)
 
 
 def test_features_are_those_of_the_stock_pipeline():
@@ -85,7 +85,7 @@ def test_features_are_those_of_the_stock_pipeline():
 
 
 def test_file_has_the_range_and_damaged_ranges_are_refused(tmp_path: Path):
-    network = with_inputs(MLP, guidance=True)
+    network = extended(MLP, guidance=True)
     weights = {f"ema.{name}": value for name, value in build(network).state_dict().items()}
     facts = {"kind": "generator", "network": network, "shape": [1, 4, 4], "num_classes": 3, "sigma_data": 0.6}
     tensor_files.save(tmp_path / "good", weights, facts | {"guidance_range": [1.0, 5.0]})

@@ -23,8 +23,10 @@ NETWORKS = {
     "ncsnpp": {"kind": "ncsnpp", **UNET, "num_classes": 0},
     "mlp": {"kind": "mlp", "channels": 2, "resolution": 1, "width": 16, "layers": 2, "num_classes": 0},
 }
+NETWORKS["states"] = NETWORKS["mlp"] | {"second_time": True, "states": 3}  # several in one pass, of which one is drawn
 
 SLOW = pytest.mark.slow  # tracing a U-Net takes 15 s
+SLOW_ONES = ("adm", "ddpmpp", "states")
 
 
 def write(path, network: dict, **changed):
@@ -49,7 +51,7 @@ def session(path):
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize("name", ["mlp", "ncsnpp", *(pytest.param(name, marks=SLOW) for name in ("adm", "ddpmpp"))])
+@pytest.mark.parametrize("name", ["mlp", "ncsnpp", *(pytest.param(name, marks=SLOW) for name in SLOW_ONES)])
 def test_an_exported_generator_draws_what_torch_draws(name, tmp_path):
     source = write(tmp_path / "generator.safetensors", NETWORKS[name])
     output = tmp_path / "export" / "generator.onnx"

@@ -116,6 +116,8 @@ FEW: dict[str, dict] = {
         "boundary_batch_size": 8,
         "phases": [{"updates": 2}],
     },
+    "imm": {"name": "imm", "phases": [{"updates": 2}]},
+    "dfno": {"name": "dfno", "states": 3, "phases": [{"updates": 2}]},
     "tract": {"name": "tract", "phases": [{"updates": 2, "groups": 2}, {"updates": 2, "groups": 1}]},
     "rectified flow": {"name": "rectified-flow", "objective": "reflow", "phases": [{"updates": 2}]},
 }
@@ -127,7 +129,7 @@ def test_memory_of_every_method_is_counted(script, name, adapter):
     """Also of those that read what they draw, or the noise levels that they compute."""
     method = {"batch_size": 8, **FEW[name]}
     network = {"kind": "mlp", "channels": 2, "resolution": 1, "width": 16, "layers": 2, "num_classes": 0}
-    refused = {"mean-flow": "method mean-flow does not support it"}
+    refused = {each: f"method {each} does not support it" for each in ("mean-flow", "dfno", "imm")}
     refused |= dict.fromkeys(("lcm with guidance as an input", "meng"), "the teacher's network, which does not take")
     if adapter is not None and name in refused:
         with pytest.raises(ValidationError, match=f"adapter: .*{refused[name]}"):

@@ -18,7 +18,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from dmd import methods
-from dmd.config.method_base import Mode, PlannedPhase, Role, Source
+from dmd.config.method_base import STUDENT, Mode, PlannedPhase, Source
 from dmd.config.methods.call_times import FlowEulerTimes, KarrasTimes, LcmTimes
 from dmd.config.methods.lcm import KarrasSteps, TableSteps
 from dmd.config.methods.levels import KarrasLevels, TeacherLevels
@@ -30,7 +30,7 @@ from dmd.models.compute import Compute, prepare
 from dmd.models.denoiser import Denoiser
 from dmd.models.guidance import with_guidance
 from dmd.models.lora import Adapter
-from dmd.models.networks import build, with_inputs, without_classes
+from dmd.models.networks import build, extended, without_classes
 from dmd.provenance.files import canonical_json
 from dmd.sampling.drawing_memory import TEXT_LENGTH
 from dmd.train.data import Stream
@@ -40,23 +40,37 @@ from dmd.train.parallel import BatchSplit
 from dmd.train.trainer import Plan, Trainer, assemble
 
 SMALL: dict[str, Any] = {"kind": "mlp", "channels": 1, "resolution": 1, "width": 2, "layers": 1, "num_classes": 0}
-STREAMS = ("noise", "pairs", "images")
+STREAMS = ("noise", "pairs", "trajectories", "images")
 SIGMA_MAX = 80.0
 NUM_DRAWS = 16  # of the trained call of students of several calls, for their mean number of passes
 
 
 @dataclass(frozen=True)
 class Zeros:
-    """A stream of zeros, with text states of `text_width`, or without labels if that is 0."""
+    """A stream of zeros, with text states of `text_width`, or without labels if that is 0.
+
+    Attributes:
+        num_states: of a path, for stream trajectories.
+    """
 
     shape: tuple[int, ...]
     text_width: int
+    num_states: int
 
     def rows(self, part: Part, position: int, mine: slice, random: torch.Generator) -> Rows:
         """Rows of zeros; see `dmd.train.data.Stream`."""
         num = mine.stop - mine.start
         label = torch.zeros(num, TEXT_LENGTH, self.text_width) if self.text_width else torch.full((num,), -1)
-        return {"noise": torch.zeros(num, *self.shape), "image": torch.zeros(num, *self.shape), "label": label}
+        if part.group > 1:
+            return {
+                "image": torch.zeros(num, part.group, *self.shape),
+                "label": torch.full((num, part.group), -1),
+            }
+        noise = torch.zeros(num, *self.shape)
+        if part.stream == "trajectories":
+            states = torch.zeros(num, self.num_states, *self.shape)
+            return {"noise": noise, "trajectory": states, "levels": torch.zeros(num, self.num_states), "label": label}
+        return {"noise": noise, "image": torch.zeros(num, *self.shape), "label": label}
 
 
 def passes(distill: Distill) -> list[MeasuredStep]:
@@ -148,7 +162,8 @@ def _trainer(distill: Distill, network: Mapping[str, Any]) -> tuple[Trainer, dic
     distances = dict.fromkeys(training.method.decoders(), l2_distance)
     with unset_fake_temporarily():
         trainer = assemble(training, modules, facts, distances=distances, split=BatchSplit(), start=False)
-    return trainer, {name: Zeros(shape, width) for name in STREAMS}
+    num_states = training.method.roles()[STUDENT].states
+    return trainer, {name: Zeros(shape, width, num_states) for name in STREAMS}
 
 
 def _modules(training: Distill, network: Mapping[str, Any], first: Denoiser, facts: Facts) -> dict[str, nn.Module]:
@@ -165,17 +180,12 @@ def _modules(training: Distill, network: Mapping[str, Any], first: Denoiser, fac
         adapted = dict(zip(changing, views[1:], strict=True))
         made = {name: with_network(first, adapted.get(name, views[0])) for name in old}
     else:
-        made = {name: _denoiser(_with_added(network, roles[name]), compute) for name in old}
+        made = {name: _denoiser(extended(network, **roles[name].additions()), compute) for name in old}
     kind = methods.load(training.method.name)
     return {
         name: made[name] if name in made else prepare(kind.new_network(training.method, name, facts), compute)
         for name in roles
     }
-
-
-def _with_added(network: Mapping[str, Any], role: Role) -> dict[str, Any]:
-    """The architecture with the further inputs of a role."""
-    return with_inputs(network, second_time=role.second_time, guidance=role.guidance_input)
 
 
 def _place_on_cpu(network: nn.Module) -> None:

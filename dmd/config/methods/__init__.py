@@ -9,12 +9,14 @@ from pydantic import Field
 
 from dmd.config.methods.boot import Boot
 from dmd.config.methods.consistency import Consistency
+from dmd.config.methods.dfno import Dfno
 from dmd.config.methods.diff_instruct import DiffInstruct
 from dmd.config.methods.dmd import Dmd
 from dmd.config.methods.dmd2 import Dmd2
 from dmd.config.methods.ect import Ect
 from dmd.config.methods.f_distill import FDistill
 from dmd.config.methods.gan import Gan
+from dmd.config.methods.imm import Imm
 from dmd.config.methods.lcm import Lcm
 from dmd.config.methods.mean_flow import MeanFlow
 from dmd.config.methods.meng import Meng
@@ -46,6 +48,8 @@ Method = Annotated[
     | Tract
     | Boot
     | Lcm
-    | Meng,
+    | Meng
+    | Dfno
+    | Imm,
     Field(discriminator="name"),
 ]

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from dmd.config.method_base import MethodSection, Mode, Phase, Role, Source, score_roles
 from dmd.config.methods.adversarial import Adversarial
+from dmd.config.methods.divergences import DivergenceName
 from dmd.config.methods.levels import KarrasLevels, Levels
 from dmd.config.section_base import Batch, Decay, Guidance, Integer, Many, Sigma, refuse
 
@@ -26,9 +27,9 @@ class FDistill(MethodSection):
 
     refuses: ClassVar[tuple[str, ...]] = ("shard_parameters",)  # the GAN loss makes passes of half a network
     name: Literal["f-distill"]
-    divergence: Literal[
-        "reverse-kl", "softened-reverse-kl", "jensen-shannon", "squared-hellinger", "forward-kl", "jeffreys", "neyman"
-    ] = Field("jensen-shannon", description="from mode-seeking to mode-covering; reverse-kl is that of DMD")
+    divergence: DivergenceName = Field(
+        "jensen-shannon", description="from mode-seeking to mode-covering; reverse-kl is that of DMD"
+    )
     sigma: Sigma | None = Field(80.0, description="noise level of the student's input; null = the teacher's highest")
     levels: Levels = Field(KarrasLevels(), description="noise levels of all losses")
     weighting: Literal["eq8", "sigma/alpha", "sigma3/alpha", "sigma2/alpha"] = Field(

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from dmd.config.method_base import STUDENT, MethodSection, Phase, Role, score_roles
+from dmd.config.methods.divergences import DivergenceName
 from dmd.config.methods.levels import KarrasCurve
 from dmd.config.section_base import Batch, Integer, LogMean, LogStd, Many, Scale, Section, Sigma, Weight
 
@@ -30,6 +31,19 @@ class ScoreImplicitMatching(Section):
 
     kind: Literal["sim"]
     c: Scale = Field(5.4e-4, description="the loss is quadratic in differences well below c, linear well above")
+
+
+class FDivergence(Section):
+    """Uni-Instruct's loss (Wang et al. 2025): an f-divergence, with the density ratio that `adversarial` learns.
+
+    For reverse-kl it is that of kind sid with the same alpha; for forward-kl alpha changes nothing.
+    """
+
+    kind: Literal["f-divergence"]
+    name: DivergenceName = Field("forward-kl", description="from mode-seeking to mode-covering")
+    alpha: Annotated[float, Field(ge=-100, le=100)] = Field(
+        0.5, description="0.5 is the gradient of the divergence, 1 that for a fixed distribution of samples"
+    )
 
 
 class ScoreAdversarial(Section):
@@ -58,7 +72,7 @@ class Sid(MethodSection):
     refuses: ClassVar[tuple[str, ...]] = ("shard_parameters",)  # gradients pass through networks that are not trained
     name: Literal["sid"]
     sigma: Sigma = Field(2.5, description="noise level of the student's input")
-    divergence: Annotated[ScoreIdentity | ScoreImplicitMatching, Field(discriminator="kind")] = Field(
+    divergence: Annotated[ScoreIdentity | ScoreImplicitMatching | FDivergence, Field(discriminator="kind")] = Field(
         ScoreIdentity(kind="sid"), description="the student's loss"
     )
     adversarial: ScoreAdversarial | None = Field(None, description="SiDA's GAN loss, which reads images; null = none")
@@ -70,9 +84,12 @@ class Sid(MethodSection):
 
     @model_validator(mode="after")
     def _fits(self) -> Sid:
-        if self.adversarial and self.divergence.kind != "sid":
+        if self.adversarial and self.divergence.kind == "sim":
+            raise ValueError("adversarial: it has the normaliser of kind sid, but divergence is sim")
+        if self.divergence.kind == "f-divergence" and not self.adversarial:
             raise ValueError(
-                f"adversarial: it has the normaliser of kind sid, but divergence is {self.divergence.kind}"
+                "divergence.f-divergence: its density ratio is learned by section adversarial, but there is none: add "
+                "`adversarial: {}`"
             )
         return self
 

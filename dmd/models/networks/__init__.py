@@ -56,17 +56,27 @@ def without_classes(architecture: Mapping[str, Any]) -> dict[str, Any]:
     return {**architecture, "num_classes": 0} if kind in FAMILIES or kind == "mlp" else dict(architecture)
 
 
-def with_inputs(
-    architecture: Mapping[str, Any], *, second_time: bool = False, guidance: bool = False
+def extended(
+    architecture: Mapping[str, Any], *, second_time: bool = False, guidance: bool = False, states: int = 1
 ) -> dict[str, Any]:
-    """The variant with a second time and with the guidance as further inputs; ValueError if its kind takes none."""
+    """The variant with further inputs, or with several states of a path in one pass.
+
+    Args:
+        second_time, guidance: whether a second time, and the guidance, is a further input.
+        states: their number; above 1 each is told by its second time.
+
+    Raises:
+        ValueError: a kind of network that cannot have them.
+    """
     kind, own = architecture.get("kind"), (*FAMILIES, "mlp")
+    second_time = second_time or states > 1
     if second_time and kind not in own:
         raise ValueError(f"network {kind!r:.40} cannot take a second time")
     if guidance and kind not in (*own, "unet2d-condition"):
         raise ValueError(f"network {kind!r:.40} cannot take the guidance as an input")
     wanted = {"second_time": second_time, "guidance_input": guidance}
-    return {**architecture, **{key: True for key, value in wanted.items() if value}}
+    added = {key: True for key, value in wanted.items() if value}
+    return {**architecture, **added, **({"states": states} if states > 1 else {})}
 
 
 def _check_keys(kind: str, arguments: dict[str, Any], maker: Callable[..., Any]) -> None:

@@ -13,6 +13,7 @@ from dmd.models.networks.layers import (
     split_condition,
 )
 from dmd.models.networks.shapes import check_image
+from dmd.models.networks.state_convolution import StateConvolution, check_num_states
 
 _NUM_FREQUENCIES = 16
 
@@ -30,6 +31,8 @@ class MLP(nn.Module):
         num_classes: 0 for an unconditional network, which ignores labels.
         second_time, guidance_input: whether noise_condition has a further column with a second time, and after it one
             with the guidance.
+        states: M: each M rows of a batch are the states of one path, and a convolution along them follows the hidden
+            layers.
 
     Raises:
         ValueError: a number is out of range.
@@ -45,6 +48,7 @@ class MLP(nn.Module):
         num_classes: int,
         second_time: bool = False,
         guidance_input: bool = False,
+        states: int = 1,
     ) -> None:
         super().__init__()
         extents = {"channels": channels, "resolution": resolution, "width": width, "layers": layers}
@@ -59,6 +63,7 @@ class MLP(nn.Module):
         self.label = nn.Linear(num_classes, width, bias=False) if num_classes else None
         check_flag("second_time", second_time)
         check_flag("guidance_input", guidance_input)
+        check_num_states(states, second_time=second_time)
         hidden: list[nn.Module] = [nn.SiLU()]
         for _ in range(layers - 1):
             hidden += [nn.Linear(width, width), nn.SiLU()]
@@ -68,6 +73,8 @@ class MLP(nn.Module):
         nn.init.zeros_(self.last.bias)
         self.second_time = AddedInput(width) if second_time else None
         self.guidance_input = AddedInput(width) if guidance_input else None
+        self.num_states = states
+        self.state_convolution = StateConvolution(width, states) if states > 1 else nn.Identity()
 
     def forward(self, image: Tensor, noise_condition: Tensor, label: Tensor) -> Tensor:
         """image (B, C, R, R), noise_condition (B,), label (B,) int64, -1 = none -> (B, C, R, R).
@@ -96,4 +103,4 @@ class MLP(nn.Module):
             hidden = hidden + added
         if self.label is not None:
             hidden = hidden + self.label(one_hot(label, self.num_classes).to(self.label.weight.dtype))
-        return self.hidden(hidden)
+        return self.state_convolution(self.hidden(hidden))

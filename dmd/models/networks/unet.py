@@ -23,6 +23,7 @@ from dmd.models.networks.layers import (
 )
 from dmd.models.networks.recompute import Recomputing
 from dmd.models.networks.shapes import check_image
+from dmd.models.networks.state_convolution import StateConvolution, check_num_states
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Shape:
             1 / patch of the resolution (pixel shuffle, Shi et al. 2016); 1: the pixels themselves.
         second_time, guidance_input: whether noise_condition has a further column with a second time, and after it one
             with the guidance.
+        states: M: each M rows of a batch are the states of one path, and convolutions along them follow the blocks.
 
     Raises:
         ValueError: a size is out of range or does not fit the others.
@@ -60,6 +62,7 @@ class Shape:
     patch: int = 1
     second_time: bool = False
     guidance_input: bool = False
+    states: int = 1
 
     def __post_init__(self) -> None:
         for name in ("resolution", "channels", "width", "blocks", "patch"):
@@ -71,6 +74,7 @@ class Shape:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is no list")
         check_flag("second_time", self.second_time)
         check_flag("guidance_input", self.guidance_input)
+        check_num_states(self.states, second_time=self.second_time)
         if not self.multipliers:
             raise ValueError("multipliers: at least one level is needed")
         for multiplier in self.multipliers:
@@ -110,6 +114,7 @@ class UNet(Recomputing, nn.Module):
 
     Attributes:
         checkpointing: save only the inputs of blocks; the backward pass recomputes each block.
+        num_states: M of `shape`.
 
     Raises:
         ValueError: channels that cannot be normalised in groups or split into attention heads.
@@ -145,6 +150,13 @@ class UNet(Recomputing, nn.Module):
         initialise(self, zero=("conv1", "proj", "out_conv", "aux_conv"))
         self.second_time = AddedInput(embedding) if shape.second_time else None
         self.guidance_input = AddedInput(embedding) if shape.guidance_input else None
+        self.num_states = shape.states
+        self.state_convolutions = nn.ModuleDict()
+        for part, layers in (("enc", self.enc), ("dec", self.dec)) if shape.states > 1 else ():
+            for name, layer in layers.items():
+                if isinstance(layer, Block):
+                    channels = layer.conv1.out_channels
+                    self.state_convolutions[f"{part}_{name}"] = StateConvolution(channels, shape.states)
         if self.map_augment is not None:
             self.map_augment.requires_grad_(False)
 
@@ -163,7 +175,7 @@ class UNet(Recomputing, nn.Module):
             if isinstance(layer, Block):
                 if "_block" in name:
                     hidden = torch.cat([hidden, skips.pop()], dim=1)
-                hidden = self._block(layer, hidden, embedding)
+                hidden = self._block(f"dec_{name}", layer, hidden, embedding)
             else:
                 hidden = layer(F.silu(hidden) if name.endswith("conv") else hidden)
         hidden = self.out_conv(F.silu(self.out_norm(hidden))) if self.family.late_label else hidden
@@ -198,19 +210,24 @@ class UNet(Recomputing, nn.Module):
             embedding = embedding + added
         return F.silu(embedding)
 
-    def _block(self, block: Block, hidden: Tensor, embedding: Tensor) -> Tensor:
-        if not (self.checkpointing and torch.is_grad_enabled()):
-            return block(hidden, embedding)
-        return self.recompute(block, hidden, embedding, random=self.training)  # dropout
+    def _block(self, name: str, block: Block, hidden: Tensor, embedding: Tensor) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            hidden = self.recompute(block, hidden, embedding, random=self.training)  # dropout
+        else:
+            hidden = block(hidden, embedding)
+        return self.state_convolutions[name](hidden) if name in self.state_convolutions else hidden
 
     def _encode(self, image: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
         hidden = branch = image if self.patch == 1 else F.pixel_unshuffle(image, self.patch)
         skips: list[Tensor] = []
-        for layer in self.enc.values():
+        for name, layer in self.enc.items():
             if isinstance(layer, ResidualDown):
                 hidden = branch = skips[-1] = (hidden + layer(branch)) * self.family.gain
             else:
-                hidden = self._block(layer, hidden, embedding) if isinstance(layer, Block) else layer(hidden)
+                if isinstance(layer, Block):
+                    hidden = self._block(f"enc_{name}", layer, hidden, embedding)
+                else:
+                    hidden = layer(hidden)
                 skips.append(hidden)
         return hidden, skips
 
