@@ -1,6 +1,7 @@
 """Prints the GPU memory, disk and floating-point operations that a distillation needs, before it starts.
 
-python workflow/scripts/memory.py EXPERIMENT...   GPU memory of experiments, as configured and with other settings
+python workflow/scripts/memory.py EXPERIMENT...   GPU memory of experiments, as configured and with other settings;
+                                                   minutes for one whose released teacher is not there yet
 python workflow/scripts/memory.py --paper         Markdown tables of the paper's three experiments on pixels
 
 Passes are counted on fake tensors, without weights and without memory.
@@ -74,7 +75,7 @@ def main() -> None:
             parser.error("name an experiment, or give --paper")
         experiments = Experiments(load())
         for name in parsed.experiments:
-            print("\n".join(plan(experiments, name)))
+            print("\n".join(plan(experiments, name, released=True)))
     except (ValueError, OSError) as error:
         sys.exit(printing.lines(f"error: {error}"))
 
@@ -85,9 +86,9 @@ def section(experiments: Experiments, name: str) -> Distill:
     return found
 
 
-def plan(experiments: Experiments, name: str) -> Iterator[str]:
+def plan(experiments: Experiments, name: str, *, released: bool = False) -> Iterator[str]:
     """Memory of one experiment's distillation by purpose; from 1 GiB on, also its total with other settings."""
-    distill, network = section(experiments, name), architecture(experiments, name)
+    distill, network = section(experiments, name), architecture(experiments, name, released=released)
     if network is None:
         yield f"memory of {name}: unknown until its teacher's file, which holds the network, exists"
         return
@@ -158,8 +159,8 @@ def autoencoders(experiments: Experiments, name: str, distill: Distill) -> tuple
     return tuple(canonical_json(tensor_files.load_metadata(path)["autoencoder"]) for path in paths if path.is_file())
 
 
-def architecture(experiments: Experiments, name: str) -> dict[str, Any] | None:
-    """The network of generator and fake denoiser, from the teacher's file, the configuration or `RELEASED`, or None."""
+def architecture(experiments: Experiments, name: str, *, released: bool = False) -> dict[str, Any] | None:
+    """The network of student and fake denoiser, from the teacher's file, the configuration or, if asked, `RELEASED`."""
     source = experiments.section(name, "distill").start or name
     path = Path("results", experiments.path(source, "teacher"))
     if path.is_file():
@@ -169,7 +170,7 @@ def architecture(experiments: Experiments, name: str) -> dict[str, Any] | None:
         source = experiments.section(teacher.name, "distill").start or teacher.name
         teacher = experiments.section(source, "teacher")
     if teacher.kind != "train":
-        return RELEASED.get(experiments.owner(source, "teacher"))
+        return RELEASED.get(experiments.owner(source, "teacher")) if released else None
     dataset = experiments.section(source, "dataset")
     known = {"digits": (1, 8, 10), "gaussian-mixture": (2, 1, 0)}
     own = getattr(dataset, "channels", 1), getattr(dataset, "resolution", None), 0
