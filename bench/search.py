@@ -21,7 +21,7 @@ import yaml
 
 from dmd.config import Experiments, load
 from dmd.config.reading import read_file
-from dmd.metrics.frechet import frechet_distance
+from dmd.metrics.frechet import moments_distance
 from dmd.metrics.moments import Moments
 from dmd.provenance import tensor_files
 
@@ -70,7 +70,7 @@ class Search:
         judge = self._moments(blocks[JUDGE])
         assert judge is not None, "the images of the teacher were not drawn"
         found = (self._moments(blocks[name]) for name in names)
-        return [None if each is None else distance(each, judge) for each in found]
+        return [None if each is None else round(moments_distance(each, judge), 4) for each in found]
 
     def _add(self, experiment: str, scale: float) -> str:
         """Adds an experiment with scaled learning rates; its name."""
@@ -92,11 +92,6 @@ class Search:
         parts = [tensor_files.load_some(path, "count", "sum", "outer") for path in paths]
         count, total, outer = (sum(values[1:], start=values[0]) for values in zip(*parts, strict=True))
         return Moments(int(count), total, outer)
-
-
-def distance(one: Moments, other: Moments) -> float:
-    """The Frechet distance of two sets of images, to four digits behind the point."""
-    return round(frechet_distance(one.mean, one.covariance, other.mean, other.covariance), 4)
 
 
 def beyond(found: dict[float, float | None]) -> float | None:

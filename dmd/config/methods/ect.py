@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dmd.config.method_base import STUDENT, WEIGHTS, MethodSection, Mode, Phase, Role, Source
-from dmd.config.methods.call_times import CallLevels
+from dmd.config.method_base import STUDENT, MethodSection, Mode, Phase, Role, Source
+from dmd.config.methods.call_times import CallLevels, FirstCalls
 from dmd.config.section_base import Batch, Count, LogMean, LogStd, Many, Weight
 
 SMALLEST = 1e-6  # relative gap of the two levels, which float32 still resolves
@@ -18,7 +18,7 @@ class EctPhase(Phase):
     """A phase of ECT."""
 
 
-class Ect(MethodSection):
+class Ect(FirstCalls, MethodSection):
     """Easy Consistency Tuning (Geng et al. 2024): consistency training that begins as the denoising of its start.
 
     The defaults are those of the paper for CIFAR-10, except that it trains with RAdam, dropout 0.2, and an `ema_decay`
@@ -58,14 +58,6 @@ class Ect(MethodSection):
                 f"the two levels differ by less than {SMALLEST:g} of their value: use longer stages or a smaller q"
             )
         return self
-
-    def calls_kept(self) -> dict[int, tuple[str, ...]]:
-        """Every number from 1 to the length of `calls`, since the student maps each level to an image."""
-        return {number + 1: WEIGHTS for number in range(len(self.calls))}
-
-    def final_calls(self) -> int:
-        """Length of `calls`."""
-        return len(self.calls)
 
     def roles(self) -> dict[str, Role]:
         """The student alone, which is its own target."""

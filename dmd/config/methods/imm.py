@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dmd.config.method_base import STUDENT, WEIGHTS, MethodSection, Mode, Phase, Role, Source
-from dmd.config.methods.call_times import CallLevels
+from dmd.config.method_base import STUDENT, MethodSection, Mode, Phase, Role, Source
+from dmd.config.methods.call_times import CallLevels, FirstCalls
 from dmd.config.section_base import Batch, Integer, Many, Sigma, Weight
 
 
@@ -16,7 +16,7 @@ class ImmPhase(Phase):
     """A phase of IMM."""
 
 
-class Imm(MethodSection):
+class Imm(FirstCalls, MethodSection):
     """Inductive Moment Matching (Zhou et al. 2025): groups of images that arrive from two levels are to be alike."""
 
     optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -47,14 +47,6 @@ class Imm(MethodSection):
         if self.sigma_min >= self.calls[-1]:
             raise ValueError(f"sigma_min: {self.sigma_min:g} is not below the last of calls, {self.calls[-1]:g}")
         return self
-
-    def calls_kept(self) -> dict[int, tuple[str, ...]]:
-        """Every number from 1 to the length of `calls`, since the student makes steps between any two levels."""
-        return {number + 1: WEIGHTS for number in range(len(self.calls))}
-
-    def final_calls(self) -> int:
-        """Length of `calls`."""
-        return len(self.calls)
 
     def roles(self) -> dict[str, Role]:
         """The student alone, whose network gets a second time, and which is its own target."""

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dmd.config.method_base import STUDENT, TEACHER, WEIGHTS, MethodSection, Mode, Phase, Role, Source
-from dmd.config.methods.call_times import CallLevels
+from dmd.config.method_base import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
+from dmd.config.methods.call_times import CallLevels, FirstCalls
 from dmd.config.section_base import Batch, Guidance, LogMean, LogStd, Many, Scale
 
 
@@ -16,7 +16,7 @@ class MeanFlowPhase(Phase):
     """A phase of MeanFlow."""
 
 
-class MeanFlow(MethodSection):
+class MeanFlow(FirstCalls, MethodSection):
     """MeanFlow (Geng et al. 2025): the mean velocity of the ODE between two times, learned from the teacher's velocity.
 
     The defaults are those of the paper for CIFAR-10, where it trains without a teacher, with dropout 0.2 and an
@@ -57,14 +57,6 @@ class MeanFlow(MethodSection):
         if self.teach == "training" and self.guidance != 1:
             raise ValueError(f"guidance: {self.guidance:g}, but teach training has no teacher")
         return self
-
-    def calls_kept(self) -> dict[int, tuple[str, ...]]:
-        """Every number from 1 to the length of `calls`, since the student makes steps between any two levels."""
-        return {number + 1: WEIGHTS for number in range(len(self.calls))}
-
-    def final_calls(self) -> int:
-        """Length of `calls`."""
-        return len(self.calls)
 
     def roles(self) -> dict[str, Role]:
         """Teacher (for distillation), and the student, whose network gets a second time."""

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dmd.config.method_base import STUDENT, TEACHER, WEIGHTS, MethodSection, Mode, Phase, Role, Source
-from dmd.config.methods.call_times import CallLevels
+from dmd.config.method_base import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
+from dmd.config.methods.call_times import CallLevels, FirstCalls
 from dmd.config.section_base import Batch, Guidance, LogMean, LogStd, Many, Scale, Whole
 
 
@@ -16,7 +16,7 @@ class ScmPhase(Phase):
     """A phase of sCM."""
 
 
-class Scm(MethodSection):
+class Scm(FirstCalls, MethodSection):
     """Continuous-time consistency models (Lu and Song 2024): a consistency model without a grid of noise levels.
 
     Noise levels, learning rates and c are those of the paper for CIFAR-10; it trains with RAdam.
@@ -48,14 +48,6 @@ class Scm(MethodSection):
         if self.teach == "training" and self.guidance != 1:
             raise ValueError(f"guidance: {self.guidance:g}, but teach training has no teacher")
         return self
-
-    def calls_kept(self) -> dict[int, tuple[str, ...]]:
-        """Every number from 1 to the length of `calls`, since the student maps each level to an image."""
-        return {number + 1: WEIGHTS for number in range(len(self.calls))}
-
-    def final_calls(self) -> int:
-        """Length of `calls`."""
-        return len(self.calls)
 
     def roles(self) -> dict[str, Role]:
         """Teacher (for distillation), student, and the logarithm of the weight of each noise level."""
