@@ -1,16 +1,19 @@
 """What the methods of a table reach, and what they cost: python -m bench.methods_report [TABLE].
 
-Reads the finished results of the table's experiments and writes bench/results/TABLE-report.csv and .md, with a line per
-row: the distance over the floor, unbiased KID, recall, label accuracy, copies, passes of a network over one image in
-the training (a pass with its backward pass counts 3), and seconds of the training. And bench/results/TABLE-passes.png,
-the distance over the floor against these passes, with the recall. The seconds are those of Snakemake's benchmark files,
-on a machine that may have been busy.
+Reads the finished results of the table's experiments and writes bench/results/TABLE-runs.csv, with a line for each
+experiment. A line of an earlier time stays while the configuration still describes the same run, so that a table whose
+trainings take longer than a day can be made in parts. From all lines it writes TABLE-report.csv and .md, with a line
+per row of the table: the distance over the floor, unbiased KID, recall, label accuracy, copies, passes of a network
+over one image in the training (a pass with its backward pass counts 3), and CPU seconds of the training; below them the
+paired differences that the table asks for. And TABLE-passes.png, the distance over the floor against these passes, with
+the recall. The seconds are those of Snakemake's benchmark files.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import statistics
 from pathlib import Path
@@ -19,8 +22,9 @@ from typing import Any
 import pandas as pd
 
 from dmd.config import Experiments, load
-from dmd.config.experiment import Row
-from dmd.report import plots
+from dmd.config.experiment import Row, Table
+from dmd.provenance.files import canonical_json
+from dmd.report import paired_differences, plots
 from dmd.report.table_text import EMPTY, rounded
 from workflow.scripts.memory import section
 from workflow.scripts.stand_in import image_passes
@@ -132,24 +136,67 @@ def chart(lines: list[dict[str, Any]], path: Path, title: str) -> None:
     plots.save(figure, path)
 
 
+def described(experiments: Experiments, name: str) -> str:
+    """A digest of all that the scores of an experiment are made from, as the configuration describes it."""
+    made = {"spec": experiments.spec(name, "evaluate"), "lineage": experiments.lineage(name, "evaluate")}
+    return hashlib.sha256(canonical_json(made).encode()).hexdigest()[:16]
+
+
+def runs(path: Path, results: Path, experiments: Experiments, table: Table) -> dict[str, dict[str, float]]:
+    """The figures of the experiments of a table, by name, from their results or else from `path`, which is updated."""
+    kept = {}
+    if path.is_file():
+        with path.open(newline="") as file:
+            kept = {line["experiment"]: line for line in csv.DictReader(file)}
+    found, lines = {}, []
+    for name in dict.fromkeys(name for row in table.rows for name in row.experiments):
+        digest, values = described(experiments, name), measured(results, experiments, name)
+        if values is None and name in kept and kept[name]["made_from"] == digest:
+            values = {column: float(kept[name][column]) for column in COLUMNS if kept[name].get(column)}
+        if values is not None:
+            found[name] = values
+            lines.append({"experiment": name, "made_from": digest, **values})
+    columns = ["experiment", "made_from", *[column for column in COLUMNS if column not in ("label", "seeds")]]
+    pd.DataFrame(lines, columns=columns).to_csv(path, index=False, lineterminator="\n")
+    return found
+
+
+def differences(table: Table, experiments: Experiments, found: dict[str, dict[str, float]]) -> str:
+    """The differences that a table asks for, in markdown: paired by the training seed; empty if it asks for none."""
+    by_label, compared = {row.label: row for row in table.rows}, []
+
+    def of_seeds(label: str, column: str) -> dict[int, float]:
+        names = [name for name in by_label[label].experiments if name in found and column in found[name]]
+        trainings = {name: experiments.training(name, "distill") for name in names}
+        return {training.seed: found[name][column] for name, training in trainings.items() if training is not None}
+
+    for first, second in table.differences:
+        pairs = {
+            COLUMNS[column]: paired_differences.difference(of_seeds(first, column), of_seeds(second, column))
+            for column in ("excess", "kid", "recall")
+        }
+        if any(pairs.values()):
+            compared.append(((first, second), pairs))
+    return "\n" + paired_differences.text(compared) if compared else ""
+
+
 def main() -> None:
     """Command line: see the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", nargs="?", default="methods", help="of config.yaml (%(default)s)")
     parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--output", type=Path, default=OUTPUT)
     parsed = parser.parse_args()
     config = load()
-    experiments, table = Experiments(config), config.tables[parsed.table]
-    lines = []
-    for row in table.rows:
-        names = row.experiments
-        found = [each for name in names if (each := measured(parsed.results, experiments, name)) is not None]
-        if found:
-            lines.append(line(row, found))
-    pd.DataFrame(lines).to_csv(OUTPUT / f"{parsed.table}-report.csv", index=False, lineterminator="\n")
-    (OUTPUT / f"{parsed.table}-report.md").write_text(f"# {table.title}\n\n{text(lines)}")
-    chart(lines, OUTPUT / f"{parsed.table}-passes.png", table.title)
-    print(text(lines))
+    experiments, table, name = Experiments(config), config.tables[parsed.table], parsed.table
+    found = runs(parsed.output / f"{name}-runs.csv", parsed.results, experiments, table)
+    measured_rows = [(row, [found[each] for each in row.experiments if each in found]) for row in table.rows]
+    lines = [line(row, scores) for row, scores in measured_rows if scores]
+    pd.DataFrame(lines).to_csv(parsed.output / f"{name}-report.csv", index=False, lineterminator="\n")
+    report = f"# {table.title}\n\n{text(lines)}{differences(table, experiments, found)}"
+    (parsed.output / f"{name}-report.md").write_text(report)
+    chart(lines, parsed.output / f"{name}-passes.png", table.title)
+    print(report)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dmd.data import manifest, shards, stored_blocks
 from dmd.data.storage import Storage
 from dmd.jobs import reporting, torch_setup
 from dmd.models import published_lora
-from dmd.models.compute import Compute, compile_network, set_tf32
+from dmd.models.compute import Compute, compile_network, set_tf32, slow_dtype
 from dmd.provenance import pinned, record
 from dmd.provenance.tensor_files import load_metadata
 from dmd.sampling import drawing_memory, schedulers
@@ -154,6 +154,8 @@ class _Drawer:
         device = torch_setup.choose_device(spec["device"])
         size, compute, guidance = spec["batch_size"], spec.get("compute", Compute()), spec.get("guidance", 1.0)
         set_tf32(compute)
+        if warning := slow_dtype(compute, device):
+            reporting.log(warning)
         options: dict[str, Any] = {"solver": spec["solver"], "batch_size": size, "guidance": guidance}
         options |= {"calls": spec.get("calls")}
         if lora is not None:

@@ -16,7 +16,7 @@ from dmd.config.method_base import STUDENT, MethodSection, Mode, Role, Source
 from dmd.config.training import Adapter, TrainingCompute
 from dmd.models import loading
 from dmd.models.adapters import Adapted, add_adapters, trained_part, with_network
-from dmd.models.compute import Compute, compile_network, prepare
+from dmd.models.compute import Compute, compile_network, prepare, slow_dtype
 from dmd.models.denoiser import Denoiser
 from dmd.models.guidance import Guided, with_guidance
 from dmd.models.lora import Adapter as LoraSettings
@@ -207,6 +207,8 @@ def load(
             or guidance of a teacher without an empty condition.
     """
     switches = _switches(compute)
+    if warning := slow_dtype(switches, device):
+        log(warning)
     modules: dict[str, nn.Module] = {}
     files = {Source.TEACHER: teacher, Source.START: start, Source.STUDENT: start}
     roles = config.roles()

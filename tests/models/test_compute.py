@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from dmd.models.compute import Compute, compile_network, prepare
+from dmd.models.compute import Compute, compile_network, prepare, slow_dtype
 from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser
 from dmd.models.networks import build
 
@@ -79,3 +79,10 @@ def test_what_cannot_be_is_refused_and_an_exact_denoiser_stays():
         denoiser(MLP, gradient_checkpointing=True)
     exact = GaussianMixtureDenoiser(torch.zeros(1, 2, 1, 1), torch.ones(1), torch.ones(1))
     assert prepare(exact, Compute(dtype="bfloat16", compile=True)) is compile_network(exact, Compute(compile=True))
+
+
+def test_a_cpu_without_instructions_for_bfloat16_is_told():
+    lacks = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+    cpu = torch.device("cpu")
+    assert slow_dtype(Compute(), cpu) is None and slow_dtype(Compute(dtype="bfloat16"), torch.device("cuda")) is None
+    assert (slow_dtype(Compute(dtype="bfloat16"), cpu) is not None) == lacks
