@@ -29,6 +29,7 @@ EXTRAS = {  # package of an extra in pyproject.toml -> the extra
     "torchao": "8bit",
     "tensorboard": "tensorboard",
 }
+QUIET = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")  # warn of unused parts
 OUTPUTS = ("output", "markdown", "fid", "grid")  # flags of the artifact that a stage locks
 REFUSALS = ("can't allocate memory", "cannot allocate memory", "bad_alloc", "failed to map", "can't start new thread")
 _log = logging.getLogger("dmd")
@@ -163,6 +164,8 @@ def _module_name() -> str:
 
 def _start_log(path: Path | None) -> None:
     _log.setLevel(logging.DEBUG)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
     logging.raiseExceptions = False  # a full or read-only disk costs lines of the file, not tracebacks on the screen
     leads = processes.rank() == 0
     screen = logging.StreamHandler(sys.stderr)
