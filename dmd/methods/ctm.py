@@ -14,13 +14,14 @@ without gradient,
 
 Both images of the first loss are at level s, and the outer G- takes them to images for the distance d; the gradient
 passes through it. An update draws one number of steps from t to u for all of its images, n with a probability
-proportional to n, then t and s uniformly. The second loss holds g near the teacher's D at s = t, with its own levels
-ln t' ~ N(mean, std^2) and the weight lambda of the network's preconditioning.
+proportional to n, then t and s uniformly. The second loss holds g near the teacher's D at s = t, with the weight lambda
+of the network's preconditioning. Its levels are ln t' ~ N(mean, std^2), or for a fraction of the images uniform on the
+upper 70 % of the curve that the N levels lie on.
 
 Two things differ from the paper: there is no GAN loss, and w is a constant, where the paper sets it in every update by
-the norms of the gradients of both losses. At first the second time changes nothing, and g is the denoiser that it
-starts from. The student draws in one call with s = 0, or in several along the ODE, each with the s of the next one
-(gamma = 0 in the paper).
+the norms of the gradients of both losses. The authors' code takes the student itself, without gradient, for the step of
+the target from u to s. At first the second time changes nothing, and g is the denoiser that it starts from. The student
+draws in one call with s = 0, or in several along the ODE, each with the s of the next one (gamma = 0 in the paper).
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ from dmd.methods.parts.joined_steps import heun_x0
 from dmd.methods.parts.level_table import with_noise
 from dmd.models.denoiser import per_sample
 from dmd.models.student_calls import Calls
-from dmd.sampling.noise import ROUNDING, ascending_sigmas, log_normal_sigmas
+from dmd.sampling.noise import ROUNDING, ascending_sigmas, karras_curve, log_normal_sigmas
 
 TARGET = "target"
 NUM_BINS = 10  # of levels t in the log
+CURVE = 0.7  # part of the curve of levels, from the highest on, that the denoising loss draws from
 
 
 @dataclass
@@ -84,9 +86,7 @@ class Ctm(Method[sections.Ctm]):
             "bin": upper * NUM_BINS // config.levels,
         }
         if config.denoising_weight:
-            mean, std = config.sigma_log_mean, config.sigma_log_std
-            rows["level"] = log_normal_sigmas(num, mean=mean, std=std, generator=random)
-            rows["level_noise"] = other
+            rows |= {"level": self._denoising_levels(random), "level_noise": other}
         return {"images": rows}
 
     def sigmas(self) -> Tensor:
@@ -133,6 +133,14 @@ class Ctm(Method[sections.Ctm]):
     def sampling(self) -> Calls:
         """One call at the highest level, or several along the student's own steps."""
         return Calls(self.config.calls, between="ode", map="mean-flow")
+
+    def _denoising_levels(self, random: torch.Generator) -> Tensor:
+        """Levels of the denoising loss, float32 (B,)."""
+        config, num = self.config, self.config.batch_size
+        levels = log_normal_sigmas(num, mean=config.sigma_log_mean, std=config.sigma_log_std, generator=random)
+        place, chosen = torch.rand((2, num), generator=random)
+        curve = karras_curve(CURVE * place, first=config.calls[0], last=self.sigma_min, rho=config.rho)
+        return torch.where(chosen < config.curve_share, curve.float(), levels)
 
     def _denoising(self, rows: Rows, log: StepLog) -> Tensor:
         """The denoising loss of the student's steps of length 0."""

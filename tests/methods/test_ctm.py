@@ -197,6 +197,21 @@ def test_levels_descend_from_t_over_u_to_s_and_reach_both_ends():
     assert float(sigmas[0]) == pytest.approx(SIGMA_MIN)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_levels_of_the_denoising_loss_are_a_mixture_of_the_log_normal_and_the_curve(share):
+    """Their distribution function by that of both parts, at three levels."""
+    method = method_of(None, batch_size=20_000, curve_share=share)
+    clock = plan(method.config)[0].clock(0)
+    (step,) = method.steps(method.config, clock)
+    level = method.draw(step, clock, torch.Generator().manual_seed(0))["images"]["level"]
+    root = lambda sigma: sigma ** (1 / 7)  # noqa: E731
+    for sigma in (0.3, 5.0, 40.0):
+        place = (root(80.0) - root(sigma)) / (root(80.0) - root(SIGMA_MIN))
+        below = float(torch.special.ndtr((torch.tensor(sigma).log() + 1.2) / 1.2))
+        expected = (1 - share) * below + share * (1 - min(place / 0.7, 1))
+        assert float((level < sigma).float().mean()) == pytest.approx(expected, abs=0.015)  # four standard errors
+
+
 def test_exact_student_draws_the_end_of_the_ode_in_any_number_of_calls():
     noise = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = MEAN + (80 * noise - MEAN) * STD / (STD**2 + 80.0**2) ** 0.5

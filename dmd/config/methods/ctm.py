@@ -35,8 +35,8 @@ class CtmPhase(Phase):
 class Ctm(FirstCalls, MethodSection):
     """Consistency Trajectory Models (Kim et al. 2023): steps between any two levels of the teacher's ODE.
 
-    The defaults are those of the paper for CIFAR-10, where the distance is LPIPS, the optimiser RAdam, and the weight
-    of the denoising loss follows the norms of gradients. There is no GAN loss.
+    The defaults are those of the authors for CIFAR-10, but their distance is LPIPS, their optimiser RAdam, and their
+    weight of the denoising loss follows the norms of gradients. There is no GAN loss.
     """
 
     optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -64,6 +64,11 @@ class Ctm(FirstCalls, MethodSection):
     denoising_weight: Weight = Field(1.0, description="of the denoising loss; 0 = off")
     sigma_log_mean: LogMean = Field(-1.2, description="mean of ln(sigma) of the denoising loss")
     sigma_log_std: LogStd = Field(1.2, description="standard deviation of ln(sigma) of the denoising loss")
+    curve_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5,
+        description="fraction of images whose level of the denoising loss is drawn from the upper 70 % of the curve of "
+        "`levels` instead",
+    )
     batch_size: Batch = Field(256, description="images in each loss")
     phases: Annotated[Many[CtmPhase], Field(min_length=1)]
 
