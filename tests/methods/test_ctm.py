@@ -113,6 +113,18 @@ def test_loss_of_the_exact_map_of_a_point_is_the_denoising_loss_alone():
     torch.testing.assert_close(found, 0.7 * expected, rtol=1e-6, atol=0)
 
 
+def test_denoising_loss_is_that_of_the_teacher_for_the_exact_map():
+    """Steps of length 0, whose x0 is the teacher's."""
+    rows = rows_of(torch.tensor([[5.0, 2.0], [1.0, 0.5]]), [1.0, 0.1])
+    level, noise = torch.tensor([0.4, 3.0], dtype=torch.float64), rows["noise"].flip(0)
+    method = method_of(Exact(), gaussian(), denoising_weight=2.0)
+    x0 = gaussian()(rows["image"] + per_sample(level, noise) * noise, level, rows["label"])
+    weight = (level.square() + STD**2) / (level * STD).square()
+    expected = (weight * (rows["image"] - x0).square().flatten(1).mean(1)).mean()
+    found = loss_of(method, rows | {"level": level, "level_noise": noise}) - loss_of(method, rows)
+    torch.testing.assert_close(found, 2 * expected)
+
+
 class Linear(nn.Module):
     """x0 = factor x."""
 
@@ -187,13 +199,15 @@ def test_levels_descend_from_t_over_u_to_s_and_reach_both_ends():
     counts = torch.tensor([rows["path"].shape[1] - 1 for rows in drawn])
     shares = torch.bincount(counts, minlength=4) / len(counts)
     torch.testing.assert_close(shares, torch.tensor([0, 1, 2, 3]) / 6, rtol=0, atol=0.1)
+    below = torch.cat([rows["end"][rows["path"][:, -1] == sigmas[2]] for rows in drawn])
+    of_u = torch.bincount(torch.searchsorted(sigmas, below), minlength=3) / len(below)
+    torch.testing.assert_close(of_u, torch.full((3,), 1 / 3), rtol=0, atol=0.02)
     for rows in drawn:
         path, end = rows["path"], rows["end"]
         assert bool((path.diff() < 0).all()) and bool((end <= path[:, -1]).all())
         index = torch.searchsorted(sigmas, path)
         assert torch.equal(sigmas[index], path) and bool((index.diff() == -1).all())
         assert float(path[:, 0].max()) == pytest.approx(10.0) and float(path[:, -1].min()) == sigmas[0]
-        assert float(end.min()) == sigmas[0] and bool((end == path[:, -1]).any())
     assert float(sigmas[0]) == pytest.approx(SIGMA_MIN)
 
 
