@@ -53,6 +53,7 @@ METHODS: dict[str, Mapping[str, object]] = {
     "progressive": {"name": "progressive", "phases": [PHASE | {"steps": 1}]},
     "sid": {"name": "sid", "phases": [PHASE]},
     "imm": {"name": "imm", "phases": [PHASE]},
+    "ctm": {"name": "ctm", "phases": [PHASE]},
     "dfno": {"name": "dfno", "states": STATES, "phases": [PHASE]},
     "boot": {"name": "boot", "levels": 6, "boundary_weight": 1.0, "phases": [PHASE]},
     "tract": {"name": "tract", "phases": [PHASE | {"groups": 1}]},

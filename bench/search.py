@@ -27,7 +27,7 @@ from dmd.provenance import tensor_files
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "bench" / "results" / "search.json"
-METHODS = [f"digits-{name}" for name in "cd ct ect mean-flow scm imm pd sid sida uni-instruct".split()]
+METHODS = [f"digits-{name}" for name in "cd ct ect mean-flow scm imm ctm pd sid sida uni-instruct".split()]
 METHODS += [f"digits-{name}" for name in "diff-instruct f-distill gan ufogen tract boot dfno dmd2".split()] + [
     "digits-no-regression-3to1",
     "digits",

@@ -167,6 +167,11 @@ class MethodSection(Section):
         return False
 
     @property
+    def random_passes(self) -> bool:
+        """Whether the number of network passes of an update is drawn at random, as the trained call of several is."""
+        return self.final_calls() > 1
+
+    @property
     def trained(self) -> tuple[str, ...]:
         """Roles that have an optimiser, the student first."""
         return tuple(name for name, role in self.roles().items() if role.mode is Mode.TRAINED)

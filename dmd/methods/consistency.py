@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts.distances import pseudo_huber
 from dmd.models.denoiser import per_sample
 from dmd.models.student_calls import Calls
-from dmd.sampling.noise import karras_sigmas
+from dmd.sampling.noise import ascending_sigmas
 
 NUM_BINS = 10  # of noise levels in the log
 HUBER_PER_ROOT = 0.00054  # c divided by the square root of the number of values (Song and Dhariwal 2023, Table 1)
@@ -76,7 +75,7 @@ class Consistency(Method[sections.Consistency]):
     def sigmas(self, num: int) -> Tensor:
         """Levels, ascending, float64 (num,)."""
         levels = self.config.levels
-        return level_table(num, self.sigma_min, self.sigma_max, levels.rho)
+        return ascending_sigmas(num, self.sigma_min, self.sigma_max, levels.rho)
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
         """Weighted distance of the student at one level to the target at the level below."""
@@ -148,14 +147,6 @@ def target_decay(config: sections.Consistency, clock: Clock) -> float:
     if config.target_schedule == "constant" or not isinstance(number, sections.RootNumber):
         return config.target_decay
     return math.exp(number.first * math.log(config.target_decay) / number_of_levels(number, clock))
-
-
-@lru_cache(maxsize=8)
-def level_table(num: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
-    """`karras_sigmas`, ascending, with exact ends: f must be the identity at sigma_min."""
-    sigmas = karras_sigmas(num, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho).flip(0)
-    sigmas[0], sigmas[-1] = sigma_min, sigma_max
-    return sigmas
 
 
 def level_probabilities(sigmas: Tensor, levels: sections.ConsistencyLevels) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -71,6 +72,14 @@ def karras_sigmas(num: int, *, sigma_min: float, sigma_max: float, rho: float) -
     if num < 1 or not 0 < sigma_min <= sigma_max:
         raise ValueError(f"need num >= 1 and 0 < sigma_min <= sigma_max, got {num}, {sigma_min}, {sigma_max}")
     return karras_curve(torch.linspace(0, 1, num, dtype=torch.float64), first=sigma_max, last=sigma_min, rho=rho)
+
+
+@lru_cache(maxsize=8)
+def ascending_sigmas(num: int, sigma_min: float, sigma_max: float, rho: float) -> torch.Tensor:
+    """`karras_sigmas`, ascending, with exact ends, for maps that are the identity at sigma_min; not to be changed."""
+    sigmas = karras_sigmas(num, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho).flip(0)
+    sigmas[0], sigmas[-1] = sigma_min, sigma_max
+    return sigmas
 
 
 def sampling_sigmas(num: int, *, sigma_min: float, sigma_max: float, rho: float) -> torch.Tensor:

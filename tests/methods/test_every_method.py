@@ -73,6 +73,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lcm-lora": {**LCM, "embedded": False, "target_decay": 0.0, "batch_size": 8, "phases": [{"updates": 4}]},
     "meng": {"name": "meng", "batch_size": 8, "phases": [{"updates": 4}]},
     "imm": {"name": "imm", "particles": 2, "k": 3, "batch_size": 4, "phases": [{"updates": 4}]},
+    "ctm": {"name": "ctm", "levels": 6, "solver_steps": 3, "batch_size": 8, "phases": [{"updates": 4}]},
     "dfno": {"name": "dfno", "states": 3, "batch_size": 6, "phases": [{"updates": 4}]},
     "progressive": {
         "name": "progressive",

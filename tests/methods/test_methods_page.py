@@ -43,6 +43,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # keys that a method needs, or that the
     "ect": {"stage_updates": 2},
     "tract": {"levels": 8, "phases": [{"updates": UPDATES, "groups": 1}]},
     "boot": {"levels": 9, "boundary_weight": 1.0, "boundary_batch_size": 8},
+    "ctm": {"solver_steps": 1},
     "imm": {"batch_size": 2, "particles": 4},
 }
 

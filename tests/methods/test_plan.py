@@ -156,6 +156,7 @@ SHARES: list[dict[str, Any]] = [
         "phases": [{"updates": 1}],
     },
     {"name": "imm", "batch_size": 5, "phases": [{"updates": 1}]},
+    {"name": "ctm", "batch_size": 5, "phases": [{"updates": 1}]},
     {"name": "dfno", "batch_size": 5},
     {"name": "tract", "batch_size": 5, "phases": [{"updates": 1, "groups": 4}, {"updates": 1, "groups": 1}]},
     {"name": "rectified-flow", "objective": "reflow", "batch_size": 5, "phases": [{"updates": 1}]},

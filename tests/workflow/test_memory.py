@@ -117,6 +117,7 @@ FEW: dict[str, dict] = {
         "phases": [{"updates": 2}],
     },
     "imm": {"name": "imm", "phases": [{"updates": 2}]},
+    "ctm": {"name": "ctm", "phases": [{"updates": 2}]},
     "dfno": {"name": "dfno", "states": 3, "phases": [{"updates": 2}]},
     "tract": {"name": "tract", "phases": [{"updates": 2, "groups": 2}, {"updates": 2, "groups": 1}]},
     "rectified flow": {"name": "rectified-flow", "objective": "reflow", "phases": [{"updates": 2}]},
@@ -129,7 +130,7 @@ def test_memory_of_every_method_is_counted(script, name, adapter):
     """Also of those that read what they draw, or the noise levels that they compute."""
     method = {"batch_size": 8, **FEW[name]}
     network = {"kind": "mlp", "channels": 2, "resolution": 1, "width": 16, "layers": 2, "num_classes": 0}
-    refused = {each: f"method {each} does not support it" for each in ("mean-flow", "dfno", "imm")}
+    refused = {each: f"method {each} does not support it" for each in ("mean-flow", "dfno", "imm", "ctm")}
     refused |= dict.fromkeys(("lcm with guidance as an input", "meng"), "the teacher's network, which does not take")
     if adapter is not None and name in refused:
         with pytest.raises(ValidationError, match=f"adapter: .*{refused[name]}"):

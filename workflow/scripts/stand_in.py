@@ -42,7 +42,7 @@ from dmd.train.trainer import Plan, Trainer, assemble
 SMALL: dict[str, Any] = {"kind": "mlp", "channels": 1, "resolution": 1, "width": 2, "layers": 1, "num_classes": 0}
 STREAMS = ("noise", "pairs", "trajectories", "images")
 SIGMA_MAX = 80.0
-NUM_DRAWS = 16  # of the trained call of students of several calls, for their mean number of passes
+NUM_DRAWS = 16  # of the random values of an update, for the mean number of passes where it depends on them
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Zeros:
 def passes(distill: Distill) -> list[MeasuredStep]:
     """Every kind of step of a distillation with its passes; its memory figures are those of a tiny network."""
     plain = distill.model_copy(update={"adapter": None, "compute": type(distill.compute)()})
-    draws = 1 if distill.method.final_calls() == 1 else NUM_DRAWS
+    draws = NUM_DRAWS if distill.method.random_passes else 1
     return measured_steps(*_trainer(plain, SMALL), draws=draws)
 
 

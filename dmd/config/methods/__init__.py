@@ -9,6 +9,7 @@ from pydantic import Field
 
 from dmd.config.methods.boot import Boot
 from dmd.config.methods.consistency import Consistency
+from dmd.config.methods.ctm import Ctm
 from dmd.config.methods.dfno import Dfno
 from dmd.config.methods.diff_instruct import DiffInstruct
 from dmd.config.methods.dmd import Dmd
@@ -50,6 +51,7 @@ Method = Annotated[
     | Lcm
     | Meng
     | Dfno
-    | Imm,
+    | Imm
+    | Ctm,
     Field(discriminator="name"),
 ]
