@@ -23,7 +23,7 @@ table2: $(READY)
 
 # All methods of one network call on digits, three seeds each; QUICK=1: one seed. An interrupted run goes on.
 methods: $(READY)
-	$(BIN)/snakemake --cores $(CORES) results/tables/methods$(if $(QUICK),-quick).md
+	$(BIN)/snakemake --cores $(CORES) results/tables/methods$(if $(QUICK),-quick).md results/tables/methods-images.png
 
 # Methods of two to eight calls.
 methods-few: $(READY)

@@ -461,8 +461,9 @@ class Series(Section):
 class Chart(Section):
     """results/tables/NAME.png."""
 
-    kind: Literal["calls", "pairs", "figure3"] = Field(
-        description="x axis: network calls or number of pairs; figure3: points of toy2d"
+    kind: Literal["calls", "pairs", "figure3", "images"] = Field(
+        description="x axis: network calls or number of pairs; figure3: points of toy2d; images: a row of samples for "
+        "each point, all from the same noise"
     )
     title: str = Field("", description="above the chart")
     series: Annotated[Many[Series], Field(min_length=1)]

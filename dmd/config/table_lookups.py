@@ -132,14 +132,16 @@ class TableLookups:
 
     @exits_on_config_error
     def chart_inputs(self, wildcards: Any) -> list[str]:
-        """Scores of every experiment of a chart; for Figure 3 the classes, and the samples of each panel."""
+        """Scores of every experiment of a chart; for Figure 3 the classes; and the samples of each panel or row."""
         chart = self._chart(wildcards)
         points = [point for series in chart.series for point in series.points]
         names = [name for point in points for name in point]
-        if chart.kind != "figure3":
-            return [f"results/{name}/fid.json" for name in names]
+        metric = "classes" if chart.kind == "figure3" else "fid"
+        scores = [f"results/{name}/{metric}.json" for name in names]
+        if chart.kind not in ("figure3", "images"):
+            return scores
         panels = [self.experiments.path(point[0], "samples_manifest") for point in points]
-        return [f"results/{name}/classes.json" for name in names] + [f"results/{path}" for path in panels]
+        return scores + [f"results/{path}" for path in panels]
 
     @exits_on_config_error
     def chart_spec(self, wildcards: Any) -> str:

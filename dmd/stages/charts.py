@@ -1,4 +1,4 @@
-"""Stage charts: distance over network calls or over pairs, and the paper's Figure 3."""
+"""Stage charts: distance over network calls or over pairs, the paper's Figure 3, and images from the same noise."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dmd.jobs import job
 from dmd.provenance import record
 from dmd.report import plots
 from dmd.report.figure3 import draw_figure3
+from dmd.report.image_rows import draw_image_rows
 from dmd.report.score_files import by_experiment
 
 Series = Mapping[str, Any]
@@ -32,13 +33,13 @@ def run(
     """Writes one chart as PNG.
 
     Args:
-        inputs: for `calls` and `pairs` the fid.json of each experiment; for `figure3` the classes.json of each
-            experiment, and one manifest.parquet of samples per panel, in the order of the panels. A JSON file names
-            its experiment in the field `experiment`.
-        kind: `calls`, `pairs` or `figure3`.
+        inputs: the fid.json of each experiment, or for `figure3` its classes.json; for `figure3` and `images` also one
+            manifest.parquet of samples per panel or row, in their order. A JSON file names its experiment in the field
+            `experiment`.
+        kind: `calls`, `pairs`, `figure3` or `images`.
         series: {"label", "points"}, where a point is a list of experiments that differ in their training seed; for
-            `pairs` also "x", the number of pairs of each point. In `figure3` each point is a panel with the label of
-            its series as title.
+            `pairs` also "x", the number of pairs of each point. In `figure3` each point is a panel, and in `images` a
+            row, with the label of its series.
         title: heading of the chart.
         dataset: for `figure3`, the Gaussian mixture (means, stds, weights).
 
@@ -49,15 +50,17 @@ def run(
     with record.writing(output):
         digests = record.check_inputs(inputs=inputs)
         scores = by_experiment([path for path in inputs if path.suffix == ".json"])
+        manifests = [path for path in inputs if path.suffix == ".parquet"]
         if kind == "figure3":
-            manifests = [path for path in inputs if path.suffix == ".parquet"]
             figure = draw_figure3(scores, manifests, series, dataset)
+        elif kind == "images":
+            figure = draw_image_rows(scores, manifests, series)
         elif kind in drawings:
             figure, axes = plots.new(1, 1, size=(7.0, 4.5))
             drawings[kind](axes[0, 0], scores, series)
             _finish(axes[0, 0], scores)
         else:
-            raise ValueError(f"chart kind {kind!r} is none of calls, pairs, figure3")
+            raise ValueError(f"chart kind {kind!r} is none of calls, pairs, figure3, images")
         if title:
             plots.heading(figure, title)
         with record.publish(output, stage="charts", inputs=digests) as temporary:

@@ -143,6 +143,41 @@ def test_figure3_refuses_an_altered_shard(tmp_path):
         charts.run(inputs=inputs, output=tmp_path / "x.png", kind="figure3", series=series, dataset=MIXTURE)
 
 
+def images_of(folder: Path, name: str, images: np.ndarray, first_seed: int = 0) -> Path:
+    """Manifest of images (N, C, H, W) in shards of 16, with seeds and labels."""
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    tables = []
+    for number, part in enumerate(np.split(images.astype(np.float32), range(16, len(images), 16))):
+        shard = folder / name / f"{number:05d}.tar"
+        items = [(16 * number + i, {"image": each, "label": np.int64(i % 10)}) for i, each in enumerate(part)]
+        shards.write(shard, items, {})
+        size, digest = shard.stat().st_size, files.sha256(shard)
+        with shards.Shard(shard) as found:
+            tables.append(manifest.rows_of(found, shard.name, size=size, sha256=digest, first_seed=first_seed))
+    manifest.write(folder / name / "manifest.parquet", pa.concat_tables(tables), {})
+    return folder / name / "manifest.parquet"
+
+
+def test_images_of_the_same_noise_stand_below_each_other(tmp_path):
+    black, white = -np.ones((40, 1, 8, 8)), np.ones((40, 1, 8, 8))
+    inputs = [score(tmp_path, "teacher", [1.0]), images_of(tmp_path, "teacher", black)]
+    inputs += [images_of(tmp_path, "student", white)]
+    series = [{"label": name, "points": [[name]]} for name in ("teacher", "student")]
+    charts.run(inputs=inputs, output=tmp_path / "rows.png", kind="images", series=series)
+    with Image.open(tmp_path / "rows.png") as picture:
+        levels = np.asarray(picture.convert("L"))
+    dark = np.argwhere((levels < 5).mean(1) > 0.3)[:, 0]  # lines of the picture that cross the black images
+    assert 0 < dark.min() and dark.max() < len(levels) / 2
+    with pytest.raises(ValueError, match="2 rows of images, but 1 manifests"):
+        charts.run(inputs=inputs[:2], output=tmp_path / "x.png", kind="images", series=series)
+    inputs[2] = images_of(tmp_path, "student", white, first_seed=1)
+    with pytest.raises(ValueError, match="other seeds or labels"):
+        charts.run(inputs=inputs, output=tmp_path / "x.png", kind="images", series=series)
+    inputs[2] = images_of(tmp_path, "student", np.ones((40, 2, 1, 1)))
+    with pytest.raises(ValueError, match="holds no images"):
+        charts.run(inputs=inputs, output=tmp_path / "x.png", kind="images", series=series)
+
+
 def test_experiment_without_score_is_left_out(tmp_path):
     paths, series = calls_inputs(tmp_path)
     more = [*series, {"label": "absent", "points": [["absent"]]}]
