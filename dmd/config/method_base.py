@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from dmd.config.section_base import Count, Positive, Section
+from dmd.config.section_base import Count, Integer, Positive, Section
 
 WEIGHTS = ("ema", "raw", "best")  # a student's: moving average over updates; last update; see `training.Monitor`
 STUDENT, TEACHER = "student", "teacher"
@@ -76,6 +76,14 @@ class Phase(Section):
     updates: Count = Field(description="of the student, or of the network that the phase trains")
     learning_rate_scale: Positive = Field(1.0, description="factor on every learning rate")
     fresh_optimiser: bool = Field(False, description="clear the student's Adam moments first")
+
+
+class FakePhase(Phase):
+    """A phase of a method with a fake denoiser."""
+
+    fake_updates: Annotated[Integer, Field(ge=1, le=10**4)] = Field(
+        1, description="updates of the fake denoiser per update of the student"
+    )
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dmd.config.method_base import FakePhase
 from dmd.config.methods import diff_instruct as sections
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts.denoising_loss import denoising_loss
@@ -38,7 +39,7 @@ class DiffInstruct(Method[sections.DiffInstruct]):
     def steps(cls, config: sections.DiffInstruct, clock: Clock) -> tuple[Step, ...]:
         """Steps of the fake denoiser, then one of the student, each on fresh noise."""
         phase = clock.phase.config
-        assert isinstance(phase, sections.DiffInstructPhase)
+        assert isinstance(phase, FakePhase)
         noise = (Part("noise", config.batch_size, "noise"),)
         return (*[Step("fake", ("fake",), noise)] * phase.fake_updates, Step("student", ("student",), noise))
 

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dmd.config.method_base import FakePhase
 from dmd.config.methods import moment_matching as sections
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts.call_times import calls_at
@@ -60,7 +61,7 @@ class MomentMatching(Method[sections.MomentMatching]):
     def steps(cls, config: sections.MomentMatching, clock: Clock) -> tuple[Step, ...]:
         """A step of the student, then steps of the fake denoiser, the first on the student's images."""
         phase, size = clock.phase.config, config.batch_size
-        assert isinstance(phase, sections.MomentMatchingPhase)
+        assert isinstance(phase, FakePhase)
         more = [Part(f"images{number}", size, "images") for number in range(1, phase.fake_updates)]
         return (
             Step("student", ("student",), (Part("images", size, "images"),)),

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dmd.config.method_base import FakePhase
 from dmd.config.methods import tdm as sections
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts.call_times import calls_at
@@ -73,7 +74,7 @@ class Tdm(Method[sections.Tdm]):
     def steps(cls, config: sections.Tdm, clock: Clock) -> tuple[Step, ...]:
         """A step of the student, then steps of the fake denoiser, the first on the student's images."""
         phase, size = clock.phase.config, config.batch_size
-        assert isinstance(phase, sections.TdmPhase)
+        assert isinstance(phase, FakePhase)
         more = [Part(f"noise{number}", size, "noise") for number in range(1, phase.fake_updates)]
         return (
             Step("student", ("student",), (Part("noise", size, "noise"),)),

@@ -10,10 +10,6 @@ from dmd.config.method_base import DENOISER_SWITCHES, STUDENT, MethodSection, Mo
 from dmd.config.section_base import Batch, Many, Weight
 
 
-class AutoencodingPhase(Phase):
-    """A phase of the training of an autoencoder."""
-
-
 class Autoencoding(MethodSection):
     """Reconstruction by an AutoencoderKL: absolute error, and the KL divergence of latents from unit noise."""
 
@@ -21,7 +17,7 @@ class Autoencoding(MethodSection):
     name: Literal["autoencoding"]
     batch_size: Batch = Field(description="images")
     kl_weight: Weight = Field(1.0e-6, description="of the KL divergence, summed over a latent, per value of the image")
-    phases: Annotated[Many[AutoencodingPhase], Field(min_length=1)]
+    phases: Annotated[Many[Phase], Field(min_length=1)]
 
     def roles(self) -> dict[str, Role]:
         """Only the student: the autoencoder."""

@@ -11,10 +11,6 @@ from dmd.config.methods.levels import LOWEST, check_order
 from dmd.config.section_base import Batch, Guidance, Many, Rho, Scale, Sigma, Steps
 
 
-class BootPhase(Phase):
-    """A phase of BOOT."""
-
-
 class Boot(MethodSection):
     """BOOT (Gu et al. 2023): the student gives the signal at any level of the teacher's path from noise alone."""
 
@@ -28,7 +24,7 @@ class Boot(MethodSection):
     boundary_weight: Scale = Field(description="weight of the loss at sigma_max")
     batch_size: Batch = Field(64, description="noises in the loss of steps")
     boundary_batch_size: Batch = Field(64, description="noises in the loss at sigma_max")
-    phases: Annotated[Many[BootPhase], Field(min_length=1)]
+    phases: Annotated[Many[Phase], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _fits(self) -> Boot:

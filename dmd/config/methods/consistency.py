@@ -100,10 +100,6 @@ class ConsistencyLevels(Section):
         return self
 
 
-class ConsistencyPhase(Phase):
-    """A phase of consistency distillation or training."""
-
-
 Metric = Annotated[L2Distance | LpipsDistance | PseudoHuberDistance, Field(discriminator="kind")]
 
 
@@ -139,7 +135,7 @@ class Consistency(MethodSection):
         description="noise levels of the student's calls; sample.calls: n uses the first n; null = sigma_max only",
     )
     batch_size: Batch = Field(512, description="images")
-    phases: Annotated[Many[ConsistencyPhase], Field(min_length=1)] = (ConsistencyPhase(updates=800000),)
+    phases: Annotated[Many[Phase], Field(min_length=1)] = (Phase(updates=800000),)
 
     @model_validator(mode="after")
     def _fits(self) -> Consistency:

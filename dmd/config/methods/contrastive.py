@@ -10,17 +10,13 @@ from dmd.config.method_base import DENOISER_SWITCHES, STUDENT, MethodSection, Mo
 from dmd.config.section_base import Integer, Many
 
 
-class ContrastivePhase(Phase):
-    """A phase of the training of a CLIP."""
-
-
 class Contrastive(MethodSection):
     """Contrast of images and captions within a batch (Radford et al. 2021), which is one pass on one process."""
 
     refuses: ClassVar[tuple[str, ...]] = (*DENOISER_SWITCHES, "micro_batch_size", "processes")
     name: Literal["contrastive"]
     batch_size: Annotated[Integer, Field(ge=2, le=10**5)] = Field(description="images, each with one caption")
-    phases: Annotated[Many[ContrastivePhase], Field(min_length=1)]
+    phases: Annotated[Many[Phase], Field(min_length=1)]
 
     def roles(self) -> dict[str, Role]:
         """Only the student: a CLIP."""

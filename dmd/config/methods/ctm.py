@@ -28,10 +28,6 @@ from dmd.config.section_base import (
 )
 
 
-class CtmPhase(Phase):
-    """A phase of CTM."""
-
-
 class Ctm(FirstCalls, MethodSection):
     """Consistency Trajectory Models (Kim et al. 2023): steps between any two levels of the teacher's ODE.
 
@@ -70,7 +66,7 @@ class Ctm(FirstCalls, MethodSection):
         "`levels` instead",
     )
     batch_size: Batch = Field(256, description="images in each loss")
-    phases: Annotated[Many[CtmPhase], Field(min_length=1)]
+    phases: Annotated[Many[Phase], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _fits(self) -> Ctm:

@@ -10,10 +10,6 @@ from dmd.config.method_base import STUDENT, MethodSection, Mode, Phase, Role, So
 from dmd.config.section_base import Batch, Decay, LogMean, LogStd, Many
 
 
-class DenoisingPhase(Phase):
-    """A phase of the training of a denoiser."""
-
-
 class Denoising(MethodSection):
     """EDM's objective (Karras et al. 2022, Table 1), which trains a teacher on images."""
 
@@ -27,7 +23,7 @@ class Denoising(MethodSection):
     label_dropout: Decay = Field(
         0.0, description="fraction of images trained without their label or caption, for guidance"
     )
-    phases: Annotated[Many[DenoisingPhase], Field(min_length=1)]
+    phases: Annotated[Many[Phase], Field(min_length=1)]
 
     def roles(self) -> dict[str, Role]:
         """Only the student, which becomes the teacher of other trainings."""

@@ -12,10 +12,6 @@ from dmd.config.methods.distances import Distance, L2Distance
 from dmd.config.section_base import Batch, Integer, Many, Section, Sigma
 
 
-class DfnoPhase(Phase):
-    """A phase of DFNO."""
-
-
 class Dfno(MethodSection):
     """DFNO (Zheng et al. 2023): one pass of the student gives several states of the teacher's path, and so the image.
 
@@ -38,7 +34,7 @@ class Dfno(MethodSection):
         100.0, description="of the weight 1 / sigma of a state, which is at least 1; that of the image"
     )
     batch_size: Batch = Field(256, description="paths")
-    phases: Annotated[Many[DfnoPhase], Field(min_length=1)] = (DfnoPhase(updates=400000),)
+    phases: Annotated[Many[Phase], Field(min_length=1)] = (Phase(updates=400000),)
 
     @model_validator(mode="after")
     def _fits(self) -> Dfno:

@@ -7,16 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from dmd.config.method_base import STUDENT, MethodSection, Phase, Role, score_roles
-from dmd.config.section_base import Batch, Guidance, Integer, LogMean, LogStd, Many, Sigma
-
-
-class DiffInstructPhase(Phase):
-    """A phase of Diff-Instruct."""
-
-    fake_updates: Annotated[Integer, Field(ge=1, le=10**4)] = Field(
-        1, description="updates of the fake denoiser before each update of the student"
-    )
+from dmd.config.method_base import STUDENT, FakePhase, MethodSection, Role, score_roles
+from dmd.config.section_base import Batch, Guidance, LogMean, LogStd, Many, Sigma
 
 
 class DiffInstruct(MethodSection):
@@ -31,7 +23,7 @@ class DiffInstruct(MethodSection):
     sigma_log_std: LogStd = Field(1.2, description="standard deviation of ln(sigma) in both losses")
     guidance: Guidance = Field(1.0, description="classifier-free guidance of the real score only; 1 = none")
     batch_size: Batch = Field(256, description="images in each loss")
-    phases: Annotated[Many[DiffInstructPhase], Field(min_length=1)]
+    phases: Annotated[Many[FakePhase], Field(min_length=1)]
 
     def roles(self) -> dict[str, Role]:
         """Teacher (real score), student (generator) and fake denoiser (fake score)."""

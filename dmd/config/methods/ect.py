@@ -14,10 +14,6 @@ from dmd.config.section_base import Batch, Count, LogMean, LogStd, Many, Weight
 SMALLEST = 1e-6  # relative gap of the two levels, which float32 still resolves
 
 
-class EctPhase(Phase):
-    """A phase of ECT."""
-
-
 class Ect(FirstCalls, MethodSection):
     """Easy Consistency Tuning (Geng et al. 2024): consistency training that begins as the denoising of its start.
 
@@ -47,7 +43,7 @@ class Ect(FirstCalls, MethodSection):
     dropout: bool = Field(False, description="dropout of the architecture, with the same mask for student and target")
     calls: CallLevels = Field((80.0,), description="noise levels of the student's calls; sample.calls: n: the first n")
     batch_size: Batch = Field(128, description="images")
-    phases: Annotated[Many[EctPhase], Field(min_length=1)] = (EctPhase(updates=400000),)
+    phases: Annotated[Many[Phase], Field(min_length=1)] = (Phase(updates=400000),)
 
     @model_validator(mode="after")
     def _fits(self) -> Ect:

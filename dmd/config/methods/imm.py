@@ -12,10 +12,6 @@ from dmd.config.methods.call_times import CallLevels, FirstCalls
 from dmd.config.section_base import Batch, Integer, Many, Sigma, Weight
 
 
-class ImmPhase(Phase):
-    """A phase of IMM."""
-
-
 class Imm(FirstCalls, MethodSection):
     """Inductive Moment Matching (Zhou et al. 2025): groups of images that arrive from two levels are to be alike."""
 
@@ -40,7 +36,7 @@ class Imm(FirstCalls, MethodSection):
     b: Annotated[float, Field(ge=-100, le=100)] = Field(4.0, description="of sigmoid(b - log-SNR) in that weight")
     dropout: bool = Field(False, description="dropout of the architecture, with the same mask for student and target")
     batch_size: Batch = Field(1024, description="groups of `particles` images")
-    phases: Annotated[Many[ImmPhase], Field(min_length=1)]
+    phases: Annotated[Many[Phase], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _fits(self) -> Imm:

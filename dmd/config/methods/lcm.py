@@ -38,10 +38,6 @@ class KarrasSteps(Section):
         return self
 
 
-class LcmPhase(Phase):
-    """A phase of a latent consistency model."""
-
-
 class Lcm(MethodSection):
     """Latent consistency models (Luo et al. 2023), and LCM-LoRA: with `distill.adapter` and `embedded: false`.
 
@@ -76,7 +72,7 @@ class Lcm(MethodSection):
         LcmTimes(kind="lcm", original_inference_steps=50), description="noise levels of the calls, as in method dmd2"
     )
     batch_size: Batch = Field(96, description="images")
-    phases: Annotated[Many[LcmPhase], Field(min_length=1)]
+    phases: Annotated[Many[Phase], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _fits(self) -> Lcm:

@@ -12,10 +12,6 @@ from dmd.config.methods.call_times import CallLevels, FirstCalls
 from dmd.config.section_base import Batch, Guidance, LogMean, LogStd, Many, Scale
 
 
-class MeanFlowPhase(Phase):
-    """A phase of MeanFlow."""
-
-
 class MeanFlow(FirstCalls, MethodSection):
     """MeanFlow (Geng et al. 2025): the mean velocity of the ODE between two times, learned from the teacher's velocity.
 
@@ -50,7 +46,7 @@ class MeanFlow(FirstCalls, MethodSection):
     c: Scale = Field(1.0e-3, description="of this weight")
     dropout: bool = Field(False, description="dropout of the architecture, with the same mask for student and target")
     batch_size: Batch = Field(1024, description="images")
-    phases: Annotated[Many[MeanFlowPhase], Field(min_length=1)] = (MeanFlowPhase(updates=800000),)
+    phases: Annotated[Many[Phase], Field(min_length=1)] = (Phase(updates=800000),)
 
     @model_validator(mode="after")
     def _fits(self) -> MeanFlow:

@@ -13,10 +13,6 @@ from dmd.config.methods.levels import LOWEST, check_order
 from dmd.config.section_base import Batch, Many, Rho, Sigma, Steps
 
 
-class MengPhase(Phase):
-    """A phase of guided distillation."""
-
-
 class Meng(MethodSection):
     """Distillation of a guided teacher into a network that takes the guidance as an input (Meng et al. 2022, stage 1).
 
@@ -39,7 +35,7 @@ class Meng(MethodSection):
     calls: Steps = Field(32, description="network calls with which the student is sampled, DDIM steps")
     rho: Rho = Field(7.0, description="of the calls (Karras et al. 2022, Eq. 5): larger means denser near sigma_min")
     batch_size: Batch = Field(128, description="images")
-    phases: Annotated[Many[MengPhase], Field(min_length=1)]
+    phases: Annotated[Many[Phase], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _fits(self) -> Meng:

@@ -6,18 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dmd.config.method_base import WEIGHTS, MethodSection, Phase, Role, score_roles
+from dmd.config.method_base import WEIGHTS, FakePhase, MethodSection, Role, score_roles
 from dmd.config.methods.call_times import KarrasTimes, ListedTimes, check_listed
 from dmd.config.methods.levels import LOWEST
 from dmd.config.section_base import Batch, Guidance, Integer, Many, Rho, Sigma
-
-
-class MomentMatchingPhase(Phase):
-    """A phase of moment matching."""
-
-    fake_updates: Annotated[Integer, Field(ge=1, le=10**4)] = Field(
-        1, description="updates of the fake denoiser per update of the student"
-    )
 
 
 class MomentMatching(MethodSection):
@@ -35,7 +27,7 @@ class MomentMatching(MethodSection):
     )
     guidance: Guidance = Field(1.0, description="classifier-free guidance of the teacher; 1 = none")
     batch_size: Batch = Field(64, description="images in each loss")
-    phases: Annotated[Many[MomentMatchingPhase], Field(min_length=1)]
+    phases: Annotated[Many[FakePhase], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _fits(self) -> MomentMatching:

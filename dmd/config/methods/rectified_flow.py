@@ -13,10 +13,6 @@ from dmd.config.methods.levels import LOWEST, check_order
 from dmd.config.section_base import Batch, Integer, Many, Section, Sigma, refuse
 
 
-class RectifiedFlowPhase(Phase):
-    """A phase of rectified flow."""
-
-
 class RectifiedFlow(MethodSection):
     """Rectified flow (Liu et al. 2022): a student whose paths are straight, or one call in place of its paths."""
 
@@ -33,7 +29,7 @@ class RectifiedFlow(MethodSection):
     )
     metric: Distance = Field(L2Distance(kind="l2"), description="distance of images, for objective distillation")
     batch_size: Batch = Field(128, description="pairs")
-    phases: Annotated[Many[RectifiedFlowPhase], Field(min_length=1)]
+    phases: Annotated[Many[Phase], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _fits(self) -> RectifiedFlow:

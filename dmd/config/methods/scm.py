@@ -12,10 +12,6 @@ from dmd.config.methods.call_times import CallLevels, FirstCalls
 from dmd.config.section_base import Batch, Guidance, LogMean, LogStd, Many, Scale, Whole
 
 
-class ScmPhase(Phase):
-    """A phase of sCM."""
-
-
 class Scm(FirstCalls, MethodSection):
     """Continuous-time consistency models (Lu and Song 2024): a consistency model without a grid of noise levels.
 
@@ -41,7 +37,7 @@ class Scm(FirstCalls, MethodSection):
     dropout: bool = Field(False, description="dropout of the architecture, with the same mask for student and target")
     calls: CallLevels = Field((80.0,), description="noise levels of the student's calls; sample.calls: n: the first n")
     batch_size: Batch = Field(512, description="images; the default is from memory, not from the paper")
-    phases: Annotated[Many[ScmPhase], Field(min_length=1)]
+    phases: Annotated[Many[Phase], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _fits(self) -> Scm:

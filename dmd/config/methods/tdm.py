@@ -7,18 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dmd.config.method_base import STUDENT, WEIGHTS, MethodSection, Phase, Role, score_roles
+from dmd.config.method_base import STUDENT, WEIGHTS, FakePhase, MethodSection, Role, score_roles
 from dmd.config.methods.call_times import FlowEulerTimes, KarrasTimes, ListedTimes, check_listed
 from dmd.config.methods.levels import KarrasLevels, Levels
 from dmd.config.section_base import Batch, Guidance, Integer, Many, Scale
-
-
-class TdmPhase(Phase):
-    """A phase of TDM."""
-
-    fake_updates: Annotated[Integer, Field(ge=1, le=10**4)] = Field(
-        1, description="updates of the fake denoiser per update of the student"
-    )
 
 
 class Tdm(MethodSection):
@@ -43,7 +35,7 @@ class Tdm(MethodSection):
     )
     guidance: Guidance = Field(1.0, description="classifier-free guidance of the real score only; 1 = none")
     batch_size: Batch = Field(64, description="images in each loss")
-    phases: Annotated[Many[TdmPhase], Field(min_length=1)]
+    phases: Annotated[Many[FakePhase], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _fits(self) -> Tdm:
