@@ -115,12 +115,15 @@ class MethodSection(Section):
         refuses: what the method does not support: keys of `compute` that must keep their defaults, "adapter", or
             several "processes".
         keeps_guidance: whether a teacher may take the guidance as an input, so that the student does, too.
+        keeps_first_calls: whether the student also draws with fewer calls, since each of them ends at an image; else
+            an earlier call ends at an image that still has noise.
     """
 
     optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     schedule_defaults: ClassVar[Mapping[str, Any]] = {}
     refuses: ClassVar[tuple[str, ...]] = ()
     keeps_guidance: ClassVar[bool] = False
+    keeps_first_calls: ClassVar[bool] = False
     name: str
     phases: Sequence[Phase]
 
@@ -150,11 +153,13 @@ class MethodSection(Section):
 
     def calls_kept(self) -> dict[int, tuple[str, ...]]:
         """Weights ("ema", "raw", "best") in the student's file by number of network calls."""
-        return {1: WEIGHTS}
+        last = self.final_calls()
+        return dict.fromkeys(range(1 if self.keeps_first_calls else last, last + 1), WEIGHTS)
 
     def final_calls(self) -> int:
-        """Network calls of the student at the end of training."""
-        return 1
+        """Network calls of the student at the end of training: key `calls`, their number or their noise levels."""
+        calls: int | Sequence[float] | None = getattr(self, "calls", None)
+        return calls if isinstance(calls, int) else len(calls or (0,))
 
     def distance_key(self) -> str:
         """The key of `distance`, for messages."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dmd.config.method_base import WEIGHTS
 from dmd.config.methods.levels import check_order
 from dmd.config.section_base import Integer, Many, Rho, Section, Sigma
 
@@ -18,21 +17,6 @@ def _descending(sigmas: tuple[float, ...]) -> tuple[float, ...]:
 
 
 CallLevels = Annotated[Many[Sigma], Field(min_length=1, max_length=64), AfterValidator(_descending)]
-
-
-class FirstCalls:
-    """What sections of methods have in common whose student makes the first n of its calls, for every n."""
-
-    if TYPE_CHECKING:  # pydantic would put it before the other keys of a section
-        calls: tuple[float, ...]
-
-    def calls_kept(self) -> dict[int, tuple[str, ...]]:
-        """Every number from 1 to the length of `calls`."""
-        return {number + 1: WEIGHTS for number in range(len(self.calls))}
-
-    def final_calls(self) -> int:
-        """Length of `calls`."""
-        return len(self.calls)
 
 
 class KarrasTimes(Section):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dmd.config.method_base import STUDENT, TEACHER, WEIGHTS, MethodSection, Mode, Phase, Role, Source
+from dmd.config.method_base import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
 from dmd.config.methods.distances import L2Distance, LpipsDistance
 from dmd.config.methods.levels import LOWEST, check_order
 from dmd.config.section_base import (
@@ -113,6 +113,7 @@ class Consistency(MethodSection):
     optimiser_defaults = {STUDENT: {"learning_rate": 4.0e-4, "weight_decay": 0.0}}
     schedule_defaults: ClassVar[Mapping[str, Any]] = {"warmup": 0}
 
+    keeps_first_calls = True
     name: Literal["consistency"]
     teach: Literal["distillation", "training"] = Field(
         "distillation",
@@ -156,14 +157,6 @@ class Consistency(MethodSection):
             low = SIGMA_MIN if self.levels.sigma_min is None else self.levels.sigma_min
             if not descending or self.calls[0] != top or self.calls[-1] <= low:
                 yield f"calls: {list(self.calls)} do not descend from sigma_max {top:g} to above {low:g}"
-
-    def calls_kept(self) -> dict[int, tuple[str, ...]]:
-        """Every number from 1 to the length of `calls`, since the student maps each level to an image."""
-        return {number + 1: WEIGHTS for number in range(self.final_calls())}
-
-    def final_calls(self) -> int:
-        """Length of `calls`."""
-        return len(self.calls or (0,))
 
     def distance_key(self) -> str:
         """The key of the metric."""

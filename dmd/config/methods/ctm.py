@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from dmd.config.method_base import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
-from dmd.config.methods.call_times import CallLevels, FirstCalls
+from dmd.config.methods.call_times import CallLevels
 from dmd.config.methods.distances import Distance, L2Distance
 from dmd.config.methods.levels import LOWEST
 from dmd.config.section_base import (
@@ -28,7 +28,7 @@ from dmd.config.section_base import (
 )
 
 
-class Ctm(FirstCalls, MethodSection):
+class Ctm(MethodSection):
     """Consistency Trajectory Models (Kim et al. 2023): steps between any two levels of the teacher's ODE.
 
     The defaults are those of the authors for CIFAR-10, but their distance is LPIPS, their optimiser RAdam, and their
@@ -40,6 +40,7 @@ class Ctm(FirstCalls, MethodSection):
     }
     # The base network that adapters share has no second time. Gradients pass through a network that is not trained.
     refuses: ClassVar[tuple[str, ...]] = ("adapter", "shard_parameters")
+    keeps_first_calls = True
     name: Literal["ctm"]
     guidance: Guidance = Field(1.0, description="classifier-free guidance of the teacher; 1 = none")
     calls: CallLevels = Field(

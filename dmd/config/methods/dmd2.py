@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dmd.config.method_base import WEIGHTS, MethodSection, Mode, Phase, Role, Source, score_roles
+from dmd.config.method_base import MethodSection, Mode, Phase, Role, Source, score_roles
 from dmd.config.methods.adversarial import Adversarial
 from dmd.config.methods.call_times import FlowEulerTimes, KarrasTimes, LcmTimes, ListedTimes, check_listed
 from dmd.config.methods.levels import Index, KarrasLevels, Levels
@@ -40,6 +40,7 @@ class Dmd2(MethodSection):
     """DMD2 (Yin et al. 2024): matching without pairs, for one or several calls, and a GAN loss with images."""
 
     refuses: ClassVar[tuple[str, ...]] = ("shard_parameters",)  # the GAN loss makes passes of half a network
+    keeps_first_calls = True
     name: Literal["dmd2"]
     calls: Annotated[Integer, Field(ge=1, le=64)] = Field(1, description="network calls of the student")
     times: Annotated[KarrasTimes | ListedTimes | LcmTimes | FlowEulerTimes, Field(discriminator="kind")] = Field(
@@ -101,14 +102,6 @@ class Dmd2(MethodSection):
     def gan(self) -> Adversarial | None:
         """The section of the GAN loss; None if there is none, also by weights of 0."""
         return self.adversarial if self.adversarial is not None and self.adversarial.fake_weight else None
-
-    def calls_kept(self) -> dict[int, tuple[str, ...]]:
-        """Every number from 1 to `calls`, since each call of the training ends at an image."""
-        return {number + 1: WEIGHTS for number in range(self.calls)}
-
-    def final_calls(self) -> int:
-        """`calls`."""
-        return self.calls
 
     def roles(self) -> dict[str, Role]:
         """Teacher (real score), student (generator), fake denoiser (fake score), and the head of the GAN loss."""

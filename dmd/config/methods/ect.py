@@ -8,13 +8,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from dmd.config.method_base import STUDENT, MethodSection, Mode, Phase, Role, Source
-from dmd.config.methods.call_times import CallLevels, FirstCalls
+from dmd.config.methods.call_times import CallLevels
 from dmd.config.section_base import Batch, Count, LogMean, LogStd, Many, Weight
 
 SMALLEST = 1e-6  # relative gap of the two levels, which float32 still resolves
 
 
-class Ect(FirstCalls, MethodSection):
+class Ect(MethodSection):
     """Easy Consistency Tuning (Geng et al. 2024): consistency training that begins as the denoising of its start.
 
     The defaults are those of the paper for CIFAR-10, except that it trains with RAdam, dropout 0.2, and an `ema_decay`
@@ -25,6 +25,7 @@ class Ect(FirstCalls, MethodSection):
         STUDENT: {"learning_rate": 1.0e-4, "weight_decay": 0.0}
     }
     schedule_defaults: ClassVar[Mapping[str, Any]] = {"warmup": 0}
+    keeps_first_calls = True
     name: Literal["ect"]
     sigma_log_mean: LogMean = Field(-1.1, description="mean of ln(t) of the upper level t")
     sigma_log_std: LogStd = Field(2.0, description="standard deviation of ln(t)")

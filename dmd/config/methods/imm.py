@@ -8,17 +8,18 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from dmd.config.method_base import STUDENT, MethodSection, Mode, Phase, Role, Source
-from dmd.config.methods.call_times import CallLevels, FirstCalls
+from dmd.config.methods.call_times import CallLevels
 from dmd.config.section_base import Batch, Integer, Many, Sigma, Weight
 
 
-class Imm(FirstCalls, MethodSection):
+class Imm(MethodSection):
     """Inductive Moment Matching (Zhou et al. 2025): groups of images that arrive from two levels are to be alike."""
 
     optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         STUDENT: {"learning_rate": 1.0e-4, "weight_decay": 0.0}
     }
     refuses: ClassVar[tuple[str, ...]] = ("adapter",)  # the base network that adapters share has no second time
+    keeps_first_calls = True
     name: Literal["imm"]
     particles: Annotated[Integer, Field(ge=1, le=1024)] = Field(
         4, description="images in a group, which share their levels; with 1 or 2 trainings have collapsed"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dmd.config.method_base import STUDENT, TEACHER, WEIGHTS, MethodSection, Mode, Phase, Role, Source
+from dmd.config.method_base import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
 from dmd.config.methods.call_times import KarrasTimes, LcmTimes, ListedTimes, check_listed
 from dmd.config.methods.guidance import Data, GuidanceRange
 from dmd.config.methods.levels import LOWEST, check_order
@@ -45,6 +45,7 @@ class Lcm(MethodSection):
     """
 
     optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {STUDENT: {"learning_rate": 1.0e-4}}
+    keeps_first_calls = True
     name: Literal["lcm"]
     data: Data = "images"
     levels: Annotated[TableSteps | KarrasSteps, Field(discriminator="kind")] = Field(
@@ -86,14 +87,6 @@ class Lcm(MethodSection):
                 yield "times.kind: lcm has the teacher's timesteps, but levels has kind karras"
             if (most := self.times.original_inference_steps or 64) < self.calls:
                 yield f"times.original_inference_steps: {most} for calls {self.calls}: LCMScheduler needs as many"
-
-    def calls_kept(self) -> dict[int, tuple[str, ...]]:
-        """Every number from 1 to `calls`, since the student maps each level to an image."""
-        return {number + 1: WEIGHTS for number in range(self.calls)}
-
-    def final_calls(self) -> int:
-        """`calls`."""
-        return self.calls
 
     def roles(self) -> dict[str, Role]:
         """Teacher, student, and a target network (with a decay)."""

@@ -8,11 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from dmd.config.method_base import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
-from dmd.config.methods.call_times import CallLevels, FirstCalls
+from dmd.config.methods.call_times import CallLevels
 from dmd.config.section_base import Batch, Guidance, LogMean, LogStd, Many, Scale
 
 
-class MeanFlow(FirstCalls, MethodSection):
+class MeanFlow(MethodSection):
     """MeanFlow (Geng et al. 2025): the mean velocity of the ODE between two times, learned from the teacher's velocity.
 
     The defaults are those of the paper for CIFAR-10, where it trains without a teacher, with dropout 0.2 and an
@@ -25,6 +25,7 @@ class MeanFlow(FirstCalls, MethodSection):
     # Forward-mode derivatives: of compiled and sharded networks there are none, in bfloat16 they are too coarse. The
     # second time is no layer of the base network that adapters share.
     refuses: ClassVar[tuple[str, ...]] = ("compile", "dtype", "shard_parameters", "adapter")
+    keeps_first_calls = True
     name: Literal["mean-flow"]
     teach: Literal["distillation", "training"] = Field(
         "distillation", description="velocity of the teacher, or of the straight line from the image to the noise"

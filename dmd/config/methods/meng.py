@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dmd.config.method_base import STUDENT, TEACHER, WEIGHTS, MethodSection, Mode, Phase, Role, Source
+from dmd.config.method_base import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
 from dmd.config.methods.guidance import Data, GuidanceRange
 from dmd.config.methods.levels import LOWEST, check_order
 from dmd.config.section_base import Batch, Many, Rho, Sigma, Steps
@@ -46,14 +46,6 @@ class Meng(MethodSection):
     def denoises(self) -> bool:
         """True."""
         return True
-
-    def calls_kept(self) -> dict[int, tuple[str, ...]]:
-        """Only `calls`: fewer calls end at an image that still has noise."""
-        return {self.calls: WEIGHTS}
-
-    def final_calls(self) -> int:
-        """`calls`."""
-        return self.calls
 
     def roles(self) -> dict[str, Role]:
         """Teacher, and the student, whose network gets the guidance as an input."""

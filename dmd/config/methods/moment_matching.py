@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dmd.config.method_base import WEIGHTS, FakePhase, MethodSection, Role, score_roles
+from dmd.config.method_base import FakePhase, MethodSection, Role, score_roles
 from dmd.config.methods.call_times import KarrasTimes, ListedTimes, check_listed
 from dmd.config.methods.levels import LOWEST
 from dmd.config.section_base import Batch, Guidance, Integer, Many, Rho, Sigma
@@ -33,14 +33,6 @@ class MomentMatching(MethodSection):
     def _fits(self) -> MomentMatching:
         check_listed(self.times, self.calls)
         return self
-
-    def calls_kept(self) -> dict[int, tuple[str, ...]]:
-        """Only `calls`: an earlier call is trained for what the next one adds noise to."""
-        return {self.calls: WEIGHTS}
-
-    def final_calls(self) -> int:
-        """`calls`."""
-        return self.calls
 
     def roles(self) -> dict[str, Role]:
         """Teacher, student (generator) and fake denoiser."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dmd.config.method_base import STUDENT, WEIGHTS, MethodSection, Mode, Phase, Role, Source
+from dmd.config.method_base import STUDENT, MethodSection, Mode, Phase, Role, Source
 from dmd.config.methods.distances import Distance, L2Distance
 from dmd.config.methods.levels import LOWEST, check_order
 from dmd.config.section_base import Batch, Integer, Many, Section, Sigma, refuse
@@ -50,14 +50,6 @@ class RectifiedFlow(MethodSection):
     def denoises(self) -> bool:
         """True for objective reflow."""
         return self.objective == "reflow"
-
-    def calls_kept(self) -> dict[int, tuple[str, ...]]:
-        """Only `calls`: fewer calls end at an image that still has noise."""
-        return {self.calls: WEIGHTS}
-
-    def final_calls(self) -> int:
-        """`calls`."""
-        return self.calls
 
     def roles(self) -> dict[str, Role]:
         """The student alone: its teacher has drawn the pairs."""

@@ -8,11 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from dmd.config.method_base import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
-from dmd.config.methods.call_times import CallLevels, FirstCalls
+from dmd.config.methods.call_times import CallLevels
 from dmd.config.section_base import Batch, Guidance, LogMean, LogStd, Many, Scale, Whole
 
 
-class Scm(FirstCalls, MethodSection):
+class Scm(MethodSection):
     """Continuous-time consistency models (Lu and Song 2024): a consistency model without a grid of noise levels.
 
     Noise levels, learning rates and c are those of the paper for CIFAR-10; it trains with RAdam.
@@ -23,6 +23,7 @@ class Scm(FirstCalls, MethodSection):
     }
     # Forward-mode derivatives: of compiled and sharded networks there are none, in bfloat16 they are too coarse.
     refuses: ClassVar[tuple[str, ...]] = ("compile", "dtype", "shard_parameters")
+    keeps_first_calls = True
     name: Literal["scm"]
     teach: Literal["distillation", "training"] = Field(
         "distillation", description="slope of the ODE from the teacher, or from the image and its noise"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dmd.config.method_base import STUDENT, WEIGHTS, FakePhase, MethodSection, Role, score_roles
+from dmd.config.method_base import STUDENT, FakePhase, MethodSection, Role, score_roles
 from dmd.config.methods.call_times import FlowEulerTimes, KarrasTimes, ListedTimes, check_listed
 from dmd.config.methods.levels import KarrasLevels, Levels
 from dmd.config.section_base import Batch, Guidance, Integer, Many, Scale
@@ -43,14 +43,6 @@ class Tdm(MethodSection):
         if isinstance(self.times, FlowEulerTimes) and self.times.shift_terminal and self.calls == 1:
             raise ValueError("times.shift_terminal: it is the time of the last of several calls, but calls is 1")
         return self
-
-    def calls_kept(self) -> dict[int, tuple[str, ...]]:
-        """Only `calls`: fewer calls end at an image that still has noise."""
-        return {self.calls: WEIGHTS}
-
-    def final_calls(self) -> int:
-        """`calls`."""
-        return self.calls
 
     def roles(self) -> dict[str, Role]:
         """Teacher (real score), student (generator) and fake denoiser (fake score)."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dmd.config.method_base import STUDENT, TEACHER, WEIGHTS, MethodSection, Mode, Phase, Role, Source
+from dmd.config.method_base import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
 from dmd.config.methods.levels import LOWEST, check_order
 from dmd.config.section_base import Batch, Decay, Many, Rho, Sigma, Steps, refuse
 
@@ -57,10 +57,6 @@ class Tract(MethodSection):
                 groups = f"{phase.groups} equal groups of several levels"
                 yield f"phases[{index}].groups: {before} levels do not make {groups}"
             before = phase.groups
-
-    def calls_kept(self) -> dict[int, tuple[str, ...]]:
-        """Groups of the last phase: fewer calls end at an image that still has noise."""
-        return {self.final_calls(): WEIGHTS}
 
     def final_calls(self) -> int:
         """Groups of the last phase."""
