@@ -108,6 +108,15 @@ class Facts:
         """`noise.level_range` for the section `key` of the configuration."""
         return level_range(sigma_min, sigma_max, trained=self.trained, key=key, teacher="the teacher")
 
+    def highest(self, sigma: float | None, *, key: str) -> float:
+        """The value of `key`, where None is the highest noise level; ValueError if that is not known."""
+        level = self.sigma_max if sigma is None else sigma
+        if level is None:
+            raise ValueError(
+                f"{key}: null is the highest noise level of the denoiser to start from, which has none: give a number"
+            )
+        return float(level)
+
 
 class StepLog(Protocol):
     """Columns that a loss adds to the log; they are reduced over rows, micro-batches, steps and processes."""

@@ -49,12 +49,7 @@ class Boot(Method[sections.Boot]):
 
     def __post_init__(self) -> None:
         config = self.config
-        top = config.sigma_max if config.sigma_max is not None else self.facts.sigma_max
-        if top is None:
-            raise ValueError(
-                "distill.method.sigma_max: null is the highest noise level of the denoiser to start from, which has "
-                "none: give a number"
-            )
+        top = self.facts.highest(config.sigma_max, key="distill.method.sigma_max")
         self.lowest, self.highest = self.facts.levels(config.sigma_min, top, key="distill.method")
         sigmas = karras_sigmas(config.levels, sigma_min=self.lowest, sigma_max=self.highest, rho=config.rho)
         sigmas[0], sigmas[-1] = self.highest, self.lowest  # Karras's formula rounds

@@ -43,12 +43,7 @@ class Consistency(Method[sections.Consistency]):
 
     def __post_init__(self) -> None:
         config = self.config
-        last = config.levels.sigma_max if config.levels.sigma_max is not None else self.facts.sigma_max
-        if last is None:
-            where = "distill.method.levels.sigma_max"
-            raise ValueError(
-                f"{where}: null is the highest noise level of the denoiser to start from, which has none: give a number"
-            )
+        last = self.facts.highest(config.levels.sigma_max, key="distill.method.levels.sigma_max")
         if self.facts.text:
             raise ValueError("method consistency cannot train a text-conditional denoiser: it needs class labels")
         self.sigma_min, self.sigma_max = self.facts.levels(config.levels.sigma_min, last, key="distill.method.levels")

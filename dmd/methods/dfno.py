@@ -42,13 +42,7 @@ class Dfno(Method[sections.Dfno]):
     """
 
     def __post_init__(self) -> None:
-        highest = self.config.sigma if self.config.sigma is not None else self.facts.sigma_max
-        if highest is None:
-            raise ValueError(
-                "distill.method.sigma: null is the highest noise level of the denoiser to start from, which has none: "
-                "give a number"
-            )
-        self.sigma = float(highest)
+        self.sigma = self.facts.highest(self.config.sigma, key="distill.method.sigma")
 
     @classmethod
     def steps(cls, config: sections.Dfno, clock: Clock) -> tuple[Step, ...]:

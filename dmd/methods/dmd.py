@@ -37,12 +37,7 @@ class Dmd(Method[sections.Dmd]):
 
     def __post_init__(self) -> None:
         config = self.config
-        if config.sigma is None and self.facts.sigma_max is None:
-            raise ValueError(
-                "distill.method.sigma: null is the highest noise level of the denoiser to start from, which has none: "
-                "give a number"
-            )
-        self.sigma = float(config.sigma if config.sigma is not None else self.facts.sigma_max or 0.0)
+        self.sigma = self.facts.highest(config.sigma, key="distill.method.sigma")
         self.table = noise_levels(config.levels, self.networks["teacher"], self.facts, self.device)
         for index, phase in enumerate(config.phases):
             if (phase.max_index or 0) >= len(self.table):

@@ -49,10 +49,7 @@ class FDistill(Method[sections.FDistill]):
     """
 
     def __post_init__(self) -> None:
-        sigma = self.config.sigma if self.config.sigma is not None else self.facts.sigma_max
-        if sigma is None:
-            raise ValueError("distill.method.sigma: null is the highest noise level of the denoiser, which has none")
-        self.calls = Calls((sigma,))
+        self.calls = Calls((self.facts.highest(self.config.sigma, key="distill.method.sigma"),))
         self.table = noise_levels(self.config.levels, self.networks["teacher"], self.facts, self.device)
         self.buffers["ratio"] = torch.ones(NUM_RANGES, device=self.device)
         self.buffers["weight"] = torch.ones((), device=self.device)

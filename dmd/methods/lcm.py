@@ -122,12 +122,7 @@ class Lcm(Method[sections.Lcm]):
         """Levels of the grid, ascending, float32 (N,); ValueError for levels that the teacher does not have."""
         levels, key = self.config.levels, "distill.method.levels"
         if isinstance(levels, sections.KarrasSteps):
-            top = levels.sigma_max if levels.sigma_max is not None else self.facts.sigma_max
-            if top is None:
-                raise ValueError(
-                    f"{key}.sigma_max: null is the highest noise level of the denoiser to start from, which has none: "
-                    "give a number"
-                )
+            top = self.facts.highest(levels.sigma_max, key=f"{key}.sigma_max")
             low, high = self.facts.levels(levels.sigma_min, top, key=key)
             return karras_sigmas(levels.count, sigma_min=low, sigma_max=high, rho=levels.rho).flip(0).float()
         teacher = self.networks[TEACHER]

@@ -44,12 +44,7 @@ class Meng(Method[sections.Meng]):
     """
 
     def __post_init__(self) -> None:
-        top = self.config.sigma_max if self.config.sigma_max is not None else self.facts.sigma_max
-        if top is None:
-            raise ValueError(
-                "distill.method.sigma_max: null is the highest noise level of the denoiser to start from, which has "
-                "none: give a number"
-            )
+        top = self.facts.highest(self.config.sigma_max, key="distill.method.sigma_max")
         self.sigma_min, self.sigma_max = self.facts.levels(self.config.sigma_min, top, key="distill.method")
 
     @classmethod

@@ -53,11 +53,6 @@ class Progressive(Method[sections.Progressive]):
     """
 
     def __post_init__(self) -> None:
-        if self.config.sigma_max is None and self.facts.sigma_max is None:
-            where = "distill.method.sigma_max"
-            raise ValueError(
-                f"{where}: null is the highest noise level of the denoiser to start from, which has none: give a number"
-            )
         planned, _ = self.config.plan()
         self.configure(planned[-1])
 
@@ -112,7 +107,7 @@ class Progressive(Method[sections.Progressive]):
     def levels(self, phase: PlannedPhase) -> Tensor:
         """Levels of the teacher's steps in a round: float64 (2 steps + 1,), from sigma_max to 0."""
         config = self.config
-        top = config.sigma_max if config.sigma_max is not None else self.facts.sigma_max
+        top = self.facts.highest(config.sigma_max, key="distill.method.sigma_max")
         sigma_min, sigma_max = self.facts.levels(config.sigma_min, top, key="distill.method")
         steps = 2 * config.phases[0].steps
         finest = sampling_sigmas(steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=config.rho)

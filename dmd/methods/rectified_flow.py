@@ -49,13 +49,7 @@ class RectifiedFlow(Method[sections.RectifiedFlow]):
     """
 
     def __post_init__(self) -> None:
-        highest = self.config.sigma if self.config.sigma is not None else self.facts.sigma_max
-        if highest is None:
-            raise ValueError(
-                "distill.method.sigma: null is the highest noise level of the denoiser to start from, which has none: "
-                "give a number"
-            )
-        self.sigma = float(highest)
+        self.sigma = self.facts.highest(self.config.sigma, key="distill.method.sigma")
         self.sigma_min, _ = self.facts.levels(self.config.sigma_min, None, key="distill.method")
 
     @classmethod

@@ -51,11 +51,6 @@ class Tract(Method[sections.Tract]):
     """
 
     def __post_init__(self) -> None:
-        if self.config.sigma_max is None and self.facts.sigma_max is None:
-            raise ValueError(
-                "distill.method.sigma_max: null is the highest noise level of the denoiser to start from, which has "
-                "none: give a number"
-            )
         planned, _ = self.config.plan()
         self.configure(planned[-1])
 
@@ -67,7 +62,7 @@ class Tract(Method[sections.Tract]):
     def configure(self, phase: PlannedPhase) -> None:
         """Sets levels, groups and the teacher's step of a phase."""
         config, groups = self.config, _phase(phase).groups
-        top = config.sigma_max if config.sigma_max is not None else self.facts.sigma_max
+        top = self.facts.highest(config.sigma_max, key="distill.method.sigma_max")
         first, last = self.facts.levels(config.sigma_min, top, key="distill.method")
         whole = sampling_sigmas(config.levels, sigma_min=first, sigma_max=last, rho=config.rho)
         every = config.levels // self._num_levels(phase)

@@ -30,7 +30,7 @@ def calls_at(times: Times, num: int, facts: Facts, *, between: Between = "noise"
     if isinstance(times, ListedTimes):
         return Calls(times.sigmas, between)
     if isinstance(times, KarrasTimes):
-        return Calls(_karras(times, num, facts.sigma_max), between)
+        return Calls(_karras(times, num, facts), between)
     levels = {"preconditioning": facts.preconditioning, "scheduler": facts.scheduler}
     try:
         if isinstance(times, LcmTimes):
@@ -44,16 +44,12 @@ def calls_at(times: Times, num: int, facts: Facts, *, between: Between = "noise"
         raise ValueError(f"{KEY}: {times.kind} cannot make {calls} with this teacher: {error}") from error
 
 
-def _karras(times: KarrasTimes, num: int, highest: float | None) -> tuple[float, ...]:
-    if (top := times.sigma_max or highest) is None:
-        raise ValueError(
-            f"{KEY}.sigma_max: null is the highest noise level of the denoiser to start from, which has "
-            "none: give a number"
-        )
+def _karras(times: KarrasTimes, num: int, facts: Facts) -> tuple[float, ...]:
+    top = facts.highest(times.sigma_max, key=f"{KEY}.sigma_max")
     if times.sigma_min >= top:
         raise ValueError(
             f"{KEY}.sigma_min: {times.sigma_min:g} is not below {top:.6g}, the highest noise level of the denoiser to "
             "start from"
         )
     found = karras_sigmas(num, sigma_min=times.sigma_min, sigma_max=top, rho=times.rho).tolist()
-    return (float(top), *found[1:])
+    return (top, *found[1:])
