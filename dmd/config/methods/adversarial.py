@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
 from pydantic import Field
 
@@ -32,11 +31,11 @@ class DiscriminatorPhase(Phase):
 class Discriminated(MethodSection):
     """A method without a teacher: student and discriminator begin as the denoiser to start from."""
 
-    optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    optimiser_defaults = {
         role: {"learning_rate": 1.0e-4, "betas": (0.0, 0.99), "weight_decay": 0.0}
         for role in (STUDENT, "discriminator", "head")
     }
-    refuses: ClassVar[tuple[str, ...]] = ("shard_parameters",)  # the discriminator makes passes of half a network
+    refuses = ("shard_parameters",)  # the discriminator makes passes of half a network
 
     def roles(self) -> dict[str, Role]:
         """The student, the discriminator, and the head that makes logits."""

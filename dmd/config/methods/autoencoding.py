@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ from dmd.config.section_base import Batch, Many, Weight
 class Autoencoding(MethodSection):
     """Reconstruction by an AutoencoderKL: absolute error, and the KL divergence of latents from unit noise."""
 
-    refuses: ClassVar[tuple[str, ...]] = tuple(switch for switch in DENOISER_SWITCHES if switch != "dtype")
+    refuses = tuple(switch for switch in DENOISER_SWITCHES if switch != "dtype")
     name: Literal["autoencoding"]
     batch_size: Batch = Field(description="images")
     kl_weight: Weight = Field(1.0e-6, description="of the KL divergence, summed over a latent, per value of the image")

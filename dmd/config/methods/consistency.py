@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -111,7 +111,7 @@ class Consistency(MethodSection):
     """
 
     optimiser_defaults = {STUDENT: {"learning_rate": 4.0e-4, "weight_decay": 0.0}}
-    schedule_defaults: ClassVar[Mapping[str, Any]] = {"warmup": 0}
+    schedule_defaults = {"warmup": 0}
 
     keeps_first_calls = True
     name: Literal["consistency"]

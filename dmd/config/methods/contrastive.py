@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ from dmd.config.section_base import Integer, Many
 class Contrastive(MethodSection):
     """Contrast of images and captions within a batch (Radford et al. 2021), which is one pass on one process."""
 
-    refuses: ClassVar[tuple[str, ...]] = (*DENOISER_SWITCHES, "micro_batch_size", "processes")
+    refuses = (*DENOISER_SWITCHES, "micro_batch_size", "processes")
     name: Literal["contrastive"]
     batch_size: Annotated[Integer, Field(ge=2, le=10**5)] = Field(description="images, each with one caption")
     phases: Annotated[Many[Phase], Field(min_length=1)]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -35,11 +35,9 @@ class Ctm(MethodSection):
     weight of the denoising loss follows the norms of gradients. There is no GAN loss.
     """
 
-    optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        STUDENT: {"learning_rate": 4.0e-4, "weight_decay": 0.0}
-    }
+    optimiser_defaults = {STUDENT: {"learning_rate": 4.0e-4, "weight_decay": 0.0}}
     # The base network that adapters share has no second time. Gradients pass through a network that is not trained.
-    refuses: ClassVar[tuple[str, ...]] = ("adapter", "shard_parameters")
+    refuses = ("adapter", "shard_parameters")
     keeps_first_calls = True
     name: Literal["ctm"]
     guidance: Guidance = Field(1.0, description="classifier-free guidance of the teacher; 1 = none")

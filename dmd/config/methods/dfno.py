@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,11 +18,9 @@ class Dfno(MethodSection):
     halves the learning rate several times.
     """
 
-    optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        STUDENT: {"learning_rate": 2.0e-4, "weight_decay": 0.0}
-    }
-    schedule_defaults: ClassVar[Mapping[str, Any]] = {"warmup": 10000}
-    refuses: ClassVar[tuple[str, ...]] = ("adapter",)  # the base network that adapters share has not the new layers
+    optimiser_defaults = {STUDENT: {"learning_rate": 2.0e-4, "weight_decay": 0.0}}
+    schedule_defaults = {"warmup": 10000}
+    refuses = ("adapter",)  # the base network that adapters share has not the new layers
     name: Literal["dfno"]
     sigma: Sigma | None = Field(80.0, description="noise level of the pairs' noise; null = the teacher's highest")
     states: Annotated[Integer, Field(ge=1, le=64)] = Field(

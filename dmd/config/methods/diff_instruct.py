@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -14,7 +13,7 @@ from dmd.config.section_base import Batch, Guidance, LogMean, LogStd, Many, Sigm
 class DiffInstruct(MethodSection):
     """Diff-Instruct (Luo et al. 2023): the integral KL divergence, without pairs or images."""
 
-    optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    optimiser_defaults = {
         role: {"learning_rate": 1.0e-5, "betas": (0.0, 0.999), "weight_decay": 0.0} for role in (STUDENT, "fake")
     }
     name: Literal["diff-instruct"]

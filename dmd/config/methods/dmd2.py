@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -39,7 +39,7 @@ class Dmd2Phase(Phase):
 class Dmd2(MethodSection):
     """DMD2 (Yin et al. 2024): matching without pairs, for one or several calls, and a GAN loss with images."""
 
-    refuses: ClassVar[tuple[str, ...]] = ("shard_parameters",)  # the GAN loss makes passes of half a network
+    refuses = ("shard_parameters",)  # the GAN loss makes passes of half a network
     keeps_first_calls = True
     name: Literal["dmd2"]
     calls: Annotated[Integer, Field(ge=1, le=64)] = Field(1, description="network calls of the student")

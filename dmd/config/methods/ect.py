@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -21,10 +20,8 @@ class Ect(MethodSection):
     of 0.9999.
     """
 
-    optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        STUDENT: {"learning_rate": 1.0e-4, "weight_decay": 0.0}
-    }
-    schedule_defaults: ClassVar[Mapping[str, Any]] = {"warmup": 0}
+    optimiser_defaults = {STUDENT: {"learning_rate": 1.0e-4, "weight_decay": 0.0}}
+    schedule_defaults = {"warmup": 0}
     keeps_first_calls = True
     name: Literal["ect"]
     sigma_log_mean: LogMean = Field(-1.1, description="mean of ln(t) of the upper level t")

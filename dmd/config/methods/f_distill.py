@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -25,7 +25,7 @@ class FDistillPhase(Phase):
 class FDistill(MethodSection):
     """f-distill (Xu et al. 2025): matching by any f-divergence, with the density ratio of a GAN's head."""
 
-    refuses: ClassVar[tuple[str, ...]] = ("shard_parameters",)  # the GAN loss makes passes of half a network
+    refuses = ("shard_parameters",)  # the GAN loss makes passes of half a network
     name: Literal["f-distill"]
     divergence: DivergenceName = Field(
         "jensen-shannon", description="from mode-seeking to mode-covering; reverse-kl is that of DMD"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,10 +14,8 @@ from dmd.config.section_base import Batch, Integer, Many, Sigma, Weight
 class Imm(MethodSection):
     """Inductive Moment Matching (Zhou et al. 2025): groups of images that arrive from two levels are to be alike."""
 
-    optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        STUDENT: {"learning_rate": 1.0e-4, "weight_decay": 0.0}
-    }
-    refuses: ClassVar[tuple[str, ...]] = ("adapter",)  # the base network that adapters share has no second time
+    optimiser_defaults = {STUDENT: {"learning_rate": 1.0e-4, "weight_decay": 0.0}}
+    refuses = ("adapter",)  # the base network that adapters share has no second time
     keeps_first_calls = True
     name: Literal["imm"]
     particles: Annotated[Integer, Field(ge=1, le=1024)] = Field(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -44,7 +44,7 @@ class Lcm(MethodSection):
     The defaults of levels, guidance, loss, target and learning rate are those of the authors' script.
     """
 
-    optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {STUDENT: {"learning_rate": 1.0e-4}}
+    optimiser_defaults = {STUDENT: {"learning_rate": 1.0e-4}}
     keeps_first_calls = True
     name: Literal["lcm"]
     data: Data = "images"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,12 +18,10 @@ class MeanFlow(MethodSection):
     `ema_decay` of 0.9999.
     """
 
-    optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        STUDENT: {"learning_rate": 6.0e-4, "weight_decay": 0.0}
-    }
+    optimiser_defaults = {STUDENT: {"learning_rate": 6.0e-4, "weight_decay": 0.0}}
     # Forward-mode derivatives: of compiled and sharded networks there are none, in bfloat16 they are too coarse. The
     # second time is no layer of the base network that adapters share.
-    refuses: ClassVar[tuple[str, ...]] = ("compile", "dtype", "shard_parameters", "adapter")
+    refuses = ("compile", "dtype", "shard_parameters", "adapter")
     keeps_first_calls = True
     name: Literal["mean-flow"]
     teach: Literal["distillation", "training"] = Field(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,9 +18,7 @@ class Meng(MethodSection):
     Its student is a denoiser at all noise levels. Stage 2 is method progressive with that student as teacher.
     """
 
-    optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        STUDENT: {"weight_decay": 0.0, "gradient_clip": 1.0}
-    }
+    optimiser_defaults = {STUDENT: {"weight_decay": 0.0, "gradient_clip": 1.0}}
     name: Literal["meng"]
     data: Data = "images"
     guidance: GuidanceRange = Field(

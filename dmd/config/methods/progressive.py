@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,10 +22,8 @@ class ProgressivePhase(Phase):
 class Progressive(MethodSection):
     """Progressive distillation (Salimans and Ho 2022). The learning rate falls to 0 within each round."""
 
-    optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        STUDENT: {"weight_decay": 0.0, "gradient_clip": 1.0}
-    }
-    schedule_defaults: ClassVar[Mapping[str, Any]] = {"over": "phase", "decay": "linear", "warmup": 0}
+    optimiser_defaults = {STUDENT: {"weight_decay": 0.0, "gradient_clip": 1.0}}
+    schedule_defaults = {"over": "phase", "decay": "linear", "warmup": 0}
     keeps_guidance = True
     name: Literal["progressive"]
     batch_size: Batch = Field(128, description="images")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,7 +16,7 @@ from dmd.config.section_base import Batch, Integer, Many, Section, Sigma, refuse
 class RectifiedFlow(MethodSection):
     """Rectified flow (Liu et al. 2022): a student whose paths are straight, or one call in place of its paths."""
 
-    optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {STUDENT: {"weight_decay": 0.0}}
+    optimiser_defaults = {STUDENT: {"weight_decay": 0.0}}
     name: Literal["rectified-flow"]
     objective: Literal["reflow", "distillation"] = Field(
         description="reflow: the student learns the straight paths between noise and image of the pairs; distillation: "

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,11 +17,11 @@ class Scm(MethodSection):
     Noise levels, learning rates and c are those of the paper for CIFAR-10; it trains with RAdam.
     """
 
-    optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    optimiser_defaults = {
         role: {"learning_rate": 1.0e-4, "betas": (0.9, 0.99), "weight_decay": 0.0} for role in (STUDENT, "uncertainty")
     }
     # Forward-mode derivatives: of compiled and sharded networks there are none, in bfloat16 they are too coarse.
-    refuses: ClassVar[tuple[str, ...]] = ("compile", "dtype", "shard_parameters")
+    refuses = ("compile", "dtype", "shard_parameters")
     keeps_first_calls = True
     name: Literal["scm"]
     teach: Literal["distillation", "training"] = Field(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -66,10 +65,10 @@ class SidPhase(Phase):
 class Sid(MethodSection):
     """Score identity Distillation (Zhou et al. 2024): trains a one-call student without pairs or images."""
 
-    optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    optimiser_defaults = {
         role: {"learning_rate": 1.0e-5, "betas": (0.0, 0.999), "weight_decay": 0.0} for role in (STUDENT, "fake")
     }
-    refuses: ClassVar[tuple[str, ...]] = ("shard_parameters",)  # gradients pass through networks that are not trained
+    refuses = ("shard_parameters",)  # gradients pass through networks that are not trained
     name: Literal["sid"]
     sigma: Sigma = Field(2.5, description="noise level of the student's input")
     divergence: Annotated[ScoreIdentity | ScoreImplicitMatching | FDivergence, Field(discriminator="kind")] = Field(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,7 +15,7 @@ from dmd.config.section_base import Batch, Guidance, Integer, Many, Scale
 class Tdm(MethodSection):
     """Trajectory Distribution Matching (Luo et al. 2025): a student of several calls with DDIM steps between them."""
 
-    optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    optimiser_defaults = {
         STUDENT: {"learning_rate": 4.0e-6, "betas": (0.0, 0.95)},
         "fake": {"learning_rate": 2.0e-5},
     }

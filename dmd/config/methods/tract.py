@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -21,10 +21,8 @@ class TractPhase(Phase):
 class Tract(MethodSection):
     """TRACT (Berthelot et al. 2023). The defaults are those of the paper for CIFAR-10 with an EDM teacher."""
 
-    optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        STUDENT: {"learning_rate": 1.0e-3, "weight_decay": 0.0}
-    }
-    schedule_defaults: ClassVar[Mapping[str, Any]] = {"warmup": 0}
+    optimiser_defaults = {STUDENT: {"learning_rate": 1.0e-3, "weight_decay": 0.0}}
+    schedule_defaults = {"warmup": 0}
     name: Literal["tract"]
     levels: Annotated[Steps, Field(ge=2)] = Field(
         40,
