@@ -117,6 +117,7 @@ class MethodSection(Section):
         keeps_guidance: whether a teacher may take the guidance as an input, so that the student does, too.
         keeps_first_calls: whether the student also draws with fewer calls, since each of them ends at an image; else
             an earlier call ends at an image that still has noise.
+        streams: what the method reads besides noise, whatever its keys say: pairs, trajectories, images.
     """
 
     optimiser_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -124,6 +125,7 @@ class MethodSection(Section):
     refuses: ClassVar[tuple[str, ...]] = ()
     keeps_guidance: ClassVar[bool] = False
     keeps_first_calls: ClassVar[bool] = False
+    streams: ClassVar[frozenset[str]] = frozenset()
     name: str
     phases: Sequence[Phase]
 
@@ -136,8 +138,8 @@ class MethodSection(Section):
         return None
 
     def reads(self) -> frozenset[str]:
-        """Streams besides noise that any phase of this configuration reads: pairs, trajectories, images."""
-        return frozenset()
+        """Streams besides noise that any phase of this configuration reads."""
+        return self.streams
 
     def losses(self, phase: Phase) -> frozenset[str]:
         """Names of the losses of a phase; a phase without losses is skipped."""

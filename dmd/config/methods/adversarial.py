@@ -36,6 +36,7 @@ class Discriminated(MethodSection):
         for role in (STUDENT, "discriminator", "head")
     }
     refuses = ("shard_parameters",)  # the discriminator makes passes of half a network
+    streams = frozenset({"images"})
 
     def roles(self) -> dict[str, Role]:
         """The student, the discriminator, and the head that makes logits."""
@@ -44,7 +45,3 @@ class Discriminated(MethodSection):
             "discriminator": Role(Source.START, Mode.TRAINED),
             "head": Role(Source.NEW, Mode.TRAINED),
         }
-
-    def reads(self) -> frozenset[str]:
-        """Images."""
-        return frozenset({"images"})

@@ -14,6 +14,7 @@ class Autoencoding(MethodSection):
     """Reconstruction by an AutoencoderKL: absolute error, and the KL divergence of latents from unit noise."""
 
     refuses = tuple(switch for switch in DENOISER_SWITCHES if switch != "dtype")
+    streams = frozenset({"images"})
     name: Literal["autoencoding"]
     batch_size: Batch = Field(description="images")
     kl_weight: Weight = Field(1.0e-6, description="of the KL divergence, summed over a latent, per value of the image")
@@ -22,7 +23,3 @@ class Autoencoding(MethodSection):
     def roles(self) -> dict[str, Role]:
         """Only the student: the autoencoder."""
         return {STUDENT: Role(Source.NEW, Mode.TRAINED)}
-
-    def reads(self) -> frozenset[str]:
-        """Images."""
-        return frozenset({"images"})

@@ -114,6 +114,7 @@ class Consistency(MethodSection):
     schedule_defaults = {"warmup": 0}
 
     keeps_first_calls = True
+    streams = frozenset({"images"})
     name: Literal["consistency"]
     teach: Literal["distillation", "training"] = Field(
         "distillation",
@@ -176,10 +177,6 @@ class Consistency(MethodSection):
             STUDENT: Role(Source.START, Mode.TRAINED),
             **(target if self.target_decay else {}),
         }
-
-    def reads(self) -> frozenset[str]:
-        """Images."""
-        return frozenset({"images"})
 
     def distance(self) -> Section:
         """The distance between the student and its target."""

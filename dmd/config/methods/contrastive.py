@@ -14,6 +14,7 @@ class Contrastive(MethodSection):
     """Contrast of images and captions within a batch (Radford et al. 2021), which is one pass on one process."""
 
     refuses = (*DENOISER_SWITCHES, "micro_batch_size", "processes")
+    streams = frozenset({"images"})
     name: Literal["contrastive"]
     batch_size: Annotated[Integer, Field(ge=2, le=10**5)] = Field(description="images, each with one caption")
     phases: Annotated[Many[Phase], Field(min_length=1)]
@@ -21,7 +22,3 @@ class Contrastive(MethodSection):
     def roles(self) -> dict[str, Role]:
         """Only the student: a CLIP."""
         return {STUDENT: Role(Source.NEW, Mode.TRAINED)}
-
-    def reads(self) -> frozenset[str]:
-        """Images, with captions."""
-        return frozenset({"images"})

@@ -39,6 +39,7 @@ class Ctm(MethodSection):
     # The base network that adapters share has no second time. Gradients pass through a network that is not trained.
     refuses = ("adapter", "shard_parameters")
     keeps_first_calls = True
+    streams = frozenset({"images"})
     name: Literal["ctm"]
     guidance: Guidance = Field(1.0, description="classifier-free guidance of the teacher; 1 = none")
     calls: CallLevels = Field(
@@ -92,10 +93,6 @@ class Ctm(MethodSection):
             STUDENT: Role(Source.START, Mode.TRAINED, second_time=True),
             "target": Role(Source.STUDENT, Mode.COPIED, second_time=True),
         }
-
-    def reads(self) -> frozenset[str]:
-        """Images."""
-        return frozenset({"images"})
 
     def distance_key(self) -> str:
         """The key of the metric."""

@@ -13,6 +13,7 @@ from dmd.config.section_base import Batch, Decay, LogMean, LogStd, Many
 class Denoising(MethodSection):
     """EDM's objective (Karras et al. 2022, Table 1), which trains a teacher on images."""
 
+    streams = frozenset({"images"})
     name: Literal["denoising"]
     batch_size: Batch = Field(description="images")
     sigma_log_mean: LogMean = Field(-1.2, description="mean of ln(sigma)")
@@ -28,7 +29,3 @@ class Denoising(MethodSection):
     def roles(self) -> dict[str, Role]:
         """Only the student, which becomes the teacher of other trainings."""
         return {STUDENT: Role(Source.NEW, Mode.TRAINED)}
-
-    def reads(self) -> frozenset[str]:
-        """Images."""
-        return frozenset({"images"})

@@ -21,6 +21,7 @@ class Dfno(MethodSection):
     optimiser_defaults = {STUDENT: {"learning_rate": 2.0e-4, "weight_decay": 0.0}}
     schedule_defaults = {"warmup": 10000}
     refuses = ("adapter",)  # the base network that adapters share has not the new layers
+    streams = frozenset({"trajectories"})
     name: Literal["dfno"]
     sigma: Sigma | None = Field(80.0, description="noise level of the pairs' noise; null = the teacher's highest")
     states: Annotated[Integer, Field(ge=1, le=64)] = Field(
@@ -45,10 +46,6 @@ class Dfno(MethodSection):
     def roles(self) -> dict[str, Role]:
         """The student alone: its teacher has drawn the paths."""
         return {STUDENT: Role(Source.START, Mode.TRAINED, states=self.states)}
-
-    def reads(self) -> frozenset[str]:
-        """Trajectories."""
-        return frozenset({"trajectories"})
 
     def distance_key(self) -> str:
         """The key of the metric."""

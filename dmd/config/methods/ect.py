@@ -23,6 +23,7 @@ class Ect(MethodSection):
     optimiser_defaults = {STUDENT: {"learning_rate": 1.0e-4, "weight_decay": 0.0}}
     schedule_defaults = {"warmup": 0}
     keeps_first_calls = True
+    streams = frozenset({"images"})
     name: Literal["ect"]
     sigma_log_mean: LogMean = Field(-1.1, description="mean of ln(t) of the upper level t")
     sigma_log_std: LogStd = Field(2.0, description="standard deviation of ln(t)")
@@ -56,7 +57,3 @@ class Ect(MethodSection):
     def roles(self) -> dict[str, Role]:
         """The student alone, which is its own target."""
         return {STUDENT: Role(Source.START, Mode.TRAINED)}
-
-    def reads(self) -> frozenset[str]:
-        """Images."""
-        return frozenset({"images"})

@@ -26,6 +26,7 @@ class FDistill(MethodSection):
     """f-distill (Xu et al. 2025): matching by any f-divergence, with the density ratio of a GAN's head."""
 
     refuses = ("shard_parameters",)  # the GAN loss makes passes of half a network
+    streams = frozenset({"images"})
     name: Literal["f-distill"]
     divergence: DivergenceName = Field(
         "jensen-shannon", description="from mode-seeking to mode-covering; reverse-kl is that of DMD"
@@ -54,7 +55,3 @@ class FDistill(MethodSection):
     def roles(self) -> dict[str, Role]:
         """Teacher (real score), student (generator), fake denoiser (fake score), and the head of the GAN loss."""
         return score_roles(self.guidance) | {"head": Role(Source.NEW, Mode.TRAINED)}
-
-    def reads(self) -> frozenset[str]:
-        """Images, for the GAN loss."""
-        return frozenset({"images"})

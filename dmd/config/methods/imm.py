@@ -17,6 +17,7 @@ class Imm(MethodSection):
     optimiser_defaults = {STUDENT: {"learning_rate": 1.0e-4, "weight_decay": 0.0}}
     refuses = ("adapter",)  # the base network that adapters share has no second time
     keeps_first_calls = True
+    streams = frozenset({"images"})
     name: Literal["imm"]
     particles: Annotated[Integer, Field(ge=1, le=1024)] = Field(
         4, description="images in a group, which share their levels; with 1 or 2 trainings have collapsed"
@@ -45,7 +46,3 @@ class Imm(MethodSection):
     def roles(self) -> dict[str, Role]:
         """The student alone, whose network gets a second time, and which is its own target."""
         return {STUDENT: Role(Source.START, Mode.TRAINED, second_time=True)}
-
-    def reads(self) -> frozenset[str]:
-        """Images."""
-        return frozenset({"images"})

@@ -23,6 +23,7 @@ class MeanFlow(MethodSection):
     # second time is no layer of the base network that adapters share.
     refuses = ("compile", "dtype", "shard_parameters", "adapter")
     keeps_first_calls = True
+    streams = frozenset({"images"})
     name: Literal["mean-flow"]
     teach: Literal["distillation", "training"] = Field(
         "distillation", description="velocity of the teacher, or of the straight line from the image to the noise"
@@ -57,7 +58,3 @@ class MeanFlow(MethodSection):
         teacher = {TEACHER: Role(Source.TEACHER, Mode.FROZEN, guidance=self.guidance)}
         student = {STUDENT: Role(Source.START, Mode.TRAINED, second_time=True)}
         return (teacher if self.teach == "distillation" else {}) | student
-
-    def reads(self) -> frozenset[str]:
-        """Images."""
-        return frozenset({"images"})

@@ -15,6 +15,7 @@ from dmd.config.section_base import Batch, Guidance, Integer, Many, Rho, Sigma
 class MomentMatching(MethodSection):
     """Moment matching (Salimans et al. 2024): a student of several calls with ancestral steps between them."""
 
+    streams = frozenset({"images"})
     name: Literal["moment-matching"]
     calls: Annotated[Integer, Field(ge=1, le=64)] = Field(8, description="network calls of the student")
     times: Annotated[KarrasTimes | ListedTimes, Field(discriminator="kind")] = Field(
@@ -37,7 +38,3 @@ class MomentMatching(MethodSection):
     def roles(self) -> dict[str, Role]:
         """Teacher, student (generator) and fake denoiser."""
         return score_roles(self.guidance)
-
-    def reads(self) -> frozenset[str]:
-        """Images."""
-        return frozenset({"images"})

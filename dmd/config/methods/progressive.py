@@ -25,6 +25,7 @@ class Progressive(MethodSection):
     optimiser_defaults = {STUDENT: {"weight_decay": 0.0, "gradient_clip": 1.0}}
     schedule_defaults = {"over": "phase", "decay": "linear", "warmup": 0}
     keeps_guidance = True
+    streams = frozenset({"images"})
     name: Literal["progressive"]
     batch_size: Batch = Field(128, description="images")
     sigma_max: Sigma | None = Field(80.0, description="highest level, in all rounds; null = the teacher's highest")
@@ -61,7 +62,3 @@ class Progressive(MethodSection):
     def roles(self) -> dict[str, Role]:
         """The student, and its teacher: the file's in the first round, then the student of the round before."""
         return {TEACHER: Role(Source.TEACHER, Mode.COPIED), STUDENT: Role(Source.START, Mode.TRAINED)}
-
-    def reads(self) -> frozenset[str]:
-        """Images."""
-        return frozenset({"images"})

@@ -17,6 +17,7 @@ class RectifiedFlow(MethodSection):
     """Rectified flow (Liu et al. 2022): a student whose paths are straight, or one call in place of its paths."""
 
     optimiser_defaults = {STUDENT: {"weight_decay": 0.0}}
+    streams = frozenset({"pairs"})
     name: Literal["rectified-flow"]
     objective: Literal["reflow", "distillation"] = Field(
         description="reflow: the student learns the straight paths between noise and image of the pairs; distillation: "
@@ -54,10 +55,6 @@ class RectifiedFlow(MethodSection):
     def roles(self) -> dict[str, Role]:
         """The student alone: its teacher has drawn the pairs."""
         return {STUDENT: Role(Source.START, Mode.TRAINED)}
-
-    def reads(self) -> frozenset[str]:
-        """Pairs."""
-        return frozenset({"pairs"})
 
     def distance_key(self) -> str:
         """The key of the metric."""

@@ -23,6 +23,7 @@ class Scm(MethodSection):
     # Forward-mode derivatives: of compiled and sharded networks there are none, in bfloat16 they are too coarse.
     refuses = ("compile", "dtype", "shard_parameters")
     keeps_first_calls = True
+    streams = frozenset({"images"})
     name: Literal["scm"]
     teach: Literal["distillation", "training"] = Field(
         "distillation", description="slope of the ODE from the teacher, or from the image and its noise"
@@ -53,7 +54,3 @@ class Scm(MethodSection):
             STUDENT: Role(Source.START, Mode.TRAINED),
             "uncertainty": Role(Source.NEW, Mode.TRAINED),
         }
-
-    def reads(self) -> frozenset[str]:
-        """Images."""
-        return frozenset({"images"})

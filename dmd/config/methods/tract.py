@@ -23,6 +23,7 @@ class Tract(MethodSection):
 
     optimiser_defaults = {STUDENT: {"learning_rate": 1.0e-3, "weight_decay": 0.0}}
     schedule_defaults = {"warmup": 0}
+    streams = frozenset({"images"})
     name: Literal["tract"]
     levels: Annotated[Steps, Field(ge=2)] = Field(
         40,
@@ -68,7 +69,3 @@ class Tract(MethodSection):
             STUDENT: Role(Source.START, Mode.TRAINED),
             "target": Role(Source.STUDENT, Mode.COPIED),
         }
-
-    def reads(self) -> frozenset[str]:
-        """Images."""
-        return frozenset({"images"})
