@@ -15,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dmd.config.method_base import MethodSection, PlannedPhase
+from dmd.config.method_base import STUDENT, MethodSection, PlannedPhase
 from dmd.models.denoiser import Denoiser
 from dmd.models.student_calls import Calls
 from dmd.sampling.noise import level_range
@@ -237,6 +237,12 @@ class Method(ABC, Generic[Config]):
     def sampling(self) -> Calls | None:
         """How the student is sampled, for its file; None for a denoiser that any solver can sample."""
         return None
+
+    def generate(self, rows: Rows) -> Tensor:
+        """Images (B, C, H, W) of unit noise, drawn as `sampling` says."""
+        calls = self.sampling()
+        assert calls is not None
+        return calls.draw(self.networks[STUDENT], rows["noise"], rows["label"])
 
     def fewer_calls(self) -> Mapping[int, Calls]:
         """How the student is sampled with fewer calls, by their number, where these are not the first of `sampling`."""

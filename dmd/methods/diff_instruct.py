@@ -76,10 +76,6 @@ class DiffInstruct(Method[sections.DiffInstruct]):
         log.spread("generated", image)
         return loss
 
-    def generate(self, rows: Rows) -> Tensor:
-        """One-step images G(z, y) of unit noise (B, C, H, W)."""
-        return self.sampling().draw(self.networks["student"], rows["noise"], rows["label"])
-
     def sampling(self) -> Calls:
         """One call at `sigma`."""
         return Calls((self.config.sigma,))

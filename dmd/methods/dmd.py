@@ -121,10 +121,6 @@ class Dmd(Method[sections.Dmd]):
             log.spread("generated", image)
         return loss
 
-    def generate(self, rows: Rows) -> Tensor:
-        """One-step images G(z, y) of unit noise (B, C, H, W)."""
-        return self.sampling().draw(self.networks["student"], rows["noise"], rows["label"])
-
     def sampling(self) -> Calls:
         """One call at `sigma`."""
         return Calls((self.sigma,))

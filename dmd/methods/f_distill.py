@@ -119,10 +119,6 @@ class FDistill(Method[sections.FDistill]):
         mean.copy_(torch.where(ratio.isfinite(), decay * mean + (1 - decay) * ratio, mean))
         self.buffers["weight"].copy_(log.value("ratio/weight"))
 
-    def generate(self, rows: Rows) -> Tensor:
-        """One-step images (B, C, H, W)."""
-        return self.calls.draw(self.networks["student"], rows["noise"], rows["label"])
-
     def sampling(self) -> Calls:
         """One call at `sigma`."""
         return self.calls

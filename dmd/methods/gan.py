@@ -82,10 +82,6 @@ class Gan(Method[sections.Gan]):
         log.mean("gan/generated", logits.detach())
         return discriminator.generated(logits)
 
-    def generate(self, rows: Rows) -> Tensor:
-        """One-step images (B, C, H, W)."""
-        return self.sampling().draw(self.networks["student"], rows["noise"], rows["label"])
-
     def sampling(self) -> Calls:
         """One call at `sigma`."""
         return Calls((self.config.sigma,))

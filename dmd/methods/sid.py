@@ -151,10 +151,6 @@ class Sid(Method[sections.Sid]):
             values = values + weight * normaliser(image, real_x0) * realistic
         return values
 
-    def generate(self, rows: Rows) -> Tensor:
-        """One-step images G(z, y) of unit noise (B, C, H, W)."""
-        return self.sampling().draw(self.networks["student"], rows["noise"], rows["label"])
-
     def sampling(self) -> Calls:
         """One call at `sigma`."""
         return Calls((self.config.sigma,))

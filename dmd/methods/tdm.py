@@ -101,7 +101,7 @@ class Tdm(Method[sections.Tdm]):
         label, number, fake = rows["label"], _number(rows), self.denoiser("fake")
         if "generated" not in rows:  # a part that carries another one has its images
             with torch.set_grad_enabled(step.name == "student"):
-                x0, image = self.generate(rows)
+                x0, image = self.trained_call(rows)
             rows["generated"] = image.detach()
         level, end = rows["level"][:, number], self.ends[number]
         sigma = self.table.sigmas[level]
@@ -129,7 +129,7 @@ class Tdm(Method[sections.Tdm]):
         log.spread("generated", x0)
         return loss
 
-    def generate(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def trained_call(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """x0 of the trained call, and the image after it, (B, C, H, W) each; gradients reach that call alone."""
         number, student, noise, label = _number(rows), self.networks["student"], rows["noise"], rows["label"]
         with torch.no_grad():

@@ -97,10 +97,6 @@ class Ufogen(Method[sections.Ufogen]):
             head, judged, real, label, r1=self.config.r1, log=log
         )
 
-    def generate(self, rows: Rows) -> Tensor:
-        """One-step images (B, C, H, W) of unit noise."""
-        return self.sampling().draw(self.networks["student"], rows["noise"], rows["label"])
-
     def sampling(self) -> Calls:
         """One call at the highest level."""
         return Calls((self.config.sigma_max,))

@@ -320,7 +320,7 @@ def test_student_learns_a_gaussian_from_its_exact_teacher(divergence):
     random = torch.Generator().manual_seed(0)
     noise, label = torch.randn(2000, 2, 1, 1, generator=random), torch.randint(3, (2000,), generator=random)
     with torch.no_grad():
-        image = found.method.generate({"noise": noise, "label": label})  # type: ignore[attr-defined]
+        image = found.method.generate({"noise": noise, "label": label})
     torch.testing.assert_close(image.mean(0), mean[0], rtol=0, atol=0.06)
     torch.testing.assert_close(image.std(0), torch.full((2, 1, 1), std), rtol=0.2, atol=0)
     assert set(logs[0]) > {"loss/student", "loss/fake", "gradient_norm/student", "gradient_norm/fake", "student/gap0"}
@@ -383,7 +383,7 @@ def test_gan_loss_of_sida_is_that_of_its_equations():
     (alone, _, _), (loss, found, _) = judged(rows, 0), judged(rows, 0, adversarial=gan)
     fake, sigma, label = found.networks["fake"], rows["sigma"], rows["label"]
     with torch.no_grad():
-        image = found.method.generate(rows)  # type: ignore[attr-defined]
+        image = found.method.generate(rows)
         sides = {}
         for name, each in (("real", rows["image"]), ("generated", image)):
             noised = each + sigma[:, None, None, None] * rows["level_noise"]
@@ -431,7 +431,7 @@ def test_student_of_an_f_divergence_has_the_loss_of_its_equation():
     torch.testing.assert_close(loss - alone, sida - sid, rtol=1e-4, atol=1e-6)
     fake, sigma, label = found.networks["fake"], rows["sigma"], rows["label"]
     with torch.no_grad():
-        image = found.method.generate(rows)  # type: ignore[attr-defined]
+        image = found.method.generate(rows)
         noised = image + sigma[:, None, None, None] * rows["level_noise"]
         ratio = fake.bottleneck(noised, sigma, label).flatten(1).mean(1).exp().clamp(0.1, 20)
         real, made = found.networks["teacher"](noised, sigma, label), fake(noised, sigma, label)

@@ -69,7 +69,7 @@ def test_one_call_is_dmd2_bit_for_bit(fake_updates):
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_backward_simulation_is_the_sampler_up_to_the_trained_call(number):
     method, rows = method_of(), batch(5, number)
-    x0, image = method.generate(rows)
+    x0, image = method.trained_call(rows)
     student, calls = method.networks["student"], method.sampling()
     assert calls == Calls(SIGMAS, between="ode")
     if number < 2:
@@ -84,7 +84,7 @@ def test_backward_simulation_is_the_sampler_up_to_the_trained_call(number):
 def test_gradient_reaches_the_trained_call_alone():
     method, seen = method_of(), []
     method.networks["student"].register_forward_hook(lambda module, inputs, output: seen.append(output.requires_grad))
-    method.generate(batch(5, 2))
+    method.trained_call(batch(5, 2))
     assert seen == [False, False, True]
 
 
@@ -239,7 +239,7 @@ def test_images_after_each_call_learn_a_gaussian_from_its_exact_teacher():
     assert isinstance(method, Tdm)
     for number, end in enumerate((0.4, 0.0)):
         with torch.no_grad():
-            image = method.generate(batch(4000, number))[1]
+            image = method.trained_call(batch(4000, number))[1]
         torch.testing.assert_close(image.mean(0), mean[0], rtol=0, atol=0.06)
         expected = torch.full((2, 1, 1), (std**2 + end**2) ** 0.5)
         torch.testing.assert_close(image.std(0), expected, rtol=0.5, atol=0)

@@ -12,6 +12,7 @@ import torch
 from torch import distributed
 
 from dmd.methods.base import Facts, Method, Rows
+from dmd.methods.tdm import Tdm
 from dmd.models.adapters import add_adapters, with_network
 from dmd.models.compute import prepare
 from dmd.models.denoiser import Denoiser
@@ -83,9 +84,8 @@ def updated(section: dict, split: BatchSplit) -> dict[str, torch.Tensor]:
 
 
 def _generated(method: Method, rows: Rows) -> torch.Tensor:
-    """The student's x0; method tdm has the image after the call, too."""
-    found = method.generate(rows)
-    return found if isinstance(found, torch.Tensor) else found[0]
+    """The student's x0."""
+    return method.trained_call(rows)[0] if isinstance(method, Tdm) else method.generate(rows)
 
 
 def _places(both: list[torch.Tensor], size: int) -> list[torch.Tensor]:
