@@ -217,6 +217,10 @@ class Method(ABC, Generic[Config]):
         """
         return {}
 
+    def noise(self, num: int, random: torch.Generator) -> Tensor:
+        """Unit noise (num, C, H, W), for `draw`."""
+        return torch.randn((num, *self.facts.shape), generator=random)
+
     @abstractmethod
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
         """Mean over the rows of one micro-batch, on the device; parts that carry `part` get what it adds to `rows`."""

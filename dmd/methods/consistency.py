@@ -62,7 +62,7 @@ class Consistency(Method[sections.Consistency]):
         levels, num = self.config.levels, self.config.batch_size
         sigmas = self.sigmas(number_of_levels(levels.number, clock))
         index = torch.multinomial(level_probabilities(sigmas, levels), num, replacement=True, generator=random)
-        noise = torch.randn((num, *self.facts.shape), generator=random)
+        noise = self.noise(num, random)
         bins = index * NUM_BINS // (len(sigmas) - 1)
         neighbours = {"sigma": sigmas[index + 1].float(), "lower_sigma": sigmas[index].float()}
         return {"images": {**neighbours, "noise": noise, "bin": bins}}

@@ -34,7 +34,7 @@ class Denoising(Method[sections.Denoising]):
         """Noise levels, noise, and which labels are used."""
         config, num = self.config, self.config.batch_size
         sigma = self._levels(num, random)
-        rows = {"sigma": sigma, "noise": torch.randn((num, *self.facts.shape), generator=random)}
+        rows = {"sigma": sigma, "noise": self.noise(num, random)}
         if config.label_dropout:
             rows["use_label"] = torch.rand(num, generator=random) >= config.label_dropout
         return {"images": rows}

@@ -47,7 +47,7 @@ class DiffInstruct(Method[sections.DiffInstruct]):
         """Noise levels, and noise."""
         config, num = self.config, self.config.batch_size
         sigma = log_normal_sigmas(num, mean=config.sigma_log_mean, std=config.sigma_log_std, generator=random)
-        return {"noise": {"sigma": sigma, "level_noise": torch.randn((num, *self.facts.shape), generator=random)}}
+        return {"noise": {"sigma": sigma, "level_noise": self.noise(num, random)}}
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
         """The fake denoiser's denoising loss on generated images, or the student's matching loss."""

@@ -85,7 +85,7 @@ class Dmd(Method[sections.Dmd]):
             first, stop = levels.min_index, last + 1
         num = sum(part.size for part in parts)
         level = torch.randint(first, stop, (num,), generator=random)
-        noise = torch.randn((num, *self.facts.shape), generator=random)
+        noise = self.noise(num, random)
         sizes = [part.size for part in parts]
         cut = zip(parts, level.split(sizes), noise.split(sizes), strict=True)
         return {part.name: {"level": index, "level_noise": values} for part, index, values in cut}

@@ -79,19 +79,19 @@ class Dmd2(Method[sections.Dmd2]):
         """
         part, num = step.parts[0], self.config.batch_size
         level = torch.randint(*self._drawn(step), (num,), generator=random)
-        rows = {"level": level, "level_noise": self._noise(random)}
+        rows = {"level": level, "level_noise": self.noise(num, random)}
         call = 0
         if part.carries is None and self.config.calls > 1:
             call = int(torch.randint(self.config.calls, (), generator=random))
             rows["fresh"] = torch.randn((num, call, *self.facts.shape), generator=random)
         if step.name == "student" and self.guidance_levels:
             rows["guidance_level"] = torch.randint(*self.guidance_levels[call], (num,), generator=random)
-            rows["guidance_noise"] = self._noise(random)
+            rows["guidance_noise"] = self.noise(num, random)
         drawn = {part.name: rows}
         if self.config.gan:
             for judged in step.parts:
                 level = torch.randint(len(self.table), (num,), generator=random)
-                drawn.setdefault(judged.name, {}).update(gan_level=level, gan_noise=self._noise(random))
+                drawn.setdefault(judged.name, {}).update(gan_level=level, gan_noise=self.noise(num, random))
         return drawn
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
@@ -236,9 +236,6 @@ class Dmd2(Method[sections.Dmd2]):
     def _logits(self, image: Tensor, rows: Rows) -> Tensor:
         noised = self.table.noised(image, rows["gan_noise"], rows["gan_level"])
         return discriminator.logits(self.networks["head"], self.denoiser("fake"), noised, rows["label"])
-
-    def _noise(self, random: torch.Generator) -> Tensor:
-        return torch.randn((self.config.batch_size, *self.facts.shape), generator=random)
 
 
 def _number(rows: Rows) -> int:

@@ -53,7 +53,7 @@ class Ect(Method[sections.Ect]):
         rank = torch.special.ndtr((sigma.log() - config.sigma_log_mean) / config.sigma_log_std)
         rows = {"sigma": sigma, "gap": gap(sigma, config, stage(config, clock))}
         rows["bin"] = (rank * NUM_BINS).long().clamp(max=NUM_BINS - 1)
-        rows["noise"] = torch.randn((num, *self.facts.shape), generator=random)
+        rows["noise"] = self.noise(num, random)
         return {"images": rows}
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:

@@ -81,10 +81,7 @@ class FDistill(Method[sections.FDistill]):
         for part in step.parts:
             first, stop = (levels.min_index, levels.max_index + 1) if step.name == "student" else (0, len(self.table))
             level = torch.randint(first, stop, (num,), generator=random)
-            drawn[part.name] = {
-                "level": level,
-                "level_noise": torch.randn((num, *self.facts.shape), generator=random),
-            }
+            drawn[part.name] = {"level": level, "level_noise": self.noise(num, random)}
         return drawn
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:

@@ -54,10 +54,7 @@ class Gan(Method[sections.Gan]):
         config, num, drawn = self.config, self.config.batch_size, {}
         for part in step.parts:
             sigma = log_normal_sigmas(num, mean=config.sigma_log_mean, std=config.sigma_log_std, generator=random)
-            drawn[part.name] = {
-                "sigma": sigma,
-                "level_noise": torch.randn((num, *self.facts.shape), generator=random),
-            }
+            drawn[part.name] = {"sigma": sigma, "level_noise": self.noise(num, random)}
         return drawn
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:

@@ -69,7 +69,7 @@ class Lcm(Method[sections.Lcm]):
         """Neighbouring levels, noise and guidance."""
         num = self.config.batch_size
         index = torch.randint(len(self.sigmas) - 1, (num,), generator=random)
-        noise = torch.randn((num, *self.facts.shape), generator=random)
+        noise = self.noise(num, random)
         guidance = draw_guidance(num, self.config.guidance.both, random)
         return {"images": {"index": index, "noise": noise, "guidance": guidance}}
 

@@ -58,7 +58,7 @@ class MeanFlow(Method[sections.MeanFlow]):
         ).clamp(max=config.calls[0])
         lower, sigma = levels.reshape(2, num).sort(dim=0).values
         equal = torch.rand(num, generator=random) < config.equal
-        noise = torch.randn((num, *self.facts.shape), generator=random)
+        noise = self.noise(num, random)
         return {"images": {"sigma": sigma, "end": torch.where(equal, sigma, lower), "noise": noise}}
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:

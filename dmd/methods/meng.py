@@ -57,7 +57,7 @@ class Meng(Method[sections.Meng]):
         num = self.config.batch_size
         first, last = math.atan(self.sigma_min), math.atan(self.sigma_max)
         angle = first + (last - first) * torch.rand(num, generator=random, dtype=torch.float64)
-        noise = torch.randn((num, *self.facts.shape), generator=random)
+        noise = self.noise(num, random)
         guidance = draw_guidance(num, self.config.guidance.both, random)
         return {"images": {"sigma": angle.tan().float(), "noise": noise, "guidance": guidance}}
 

@@ -72,10 +72,10 @@ class MomentMatching(Method[sections.MomentMatching]):
         """The place of s between two calls and the posterior's noise; for new images their call and noise."""
         part, num = step.parts[0], self.config.batch_size
         rows = {"place": torch.rand(num, generator=random, dtype=torch.float64)}
-        rows["posterior_noise"] = torch.randn((num, *self.facts.shape), generator=random)
+        rows["posterior_noise"] = self.noise(num, random)
         if part.carries is None:
             rows["call"] = torch.randint(self.config.calls, (num,), generator=random)
-            rows["noise"] = torch.randn((num, *self.facts.shape), generator=random)
+            rows["noise"] = self.noise(num, random)
         return {part.name: rows}
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:

@@ -79,7 +79,7 @@ class Progressive(Method[sections.Progressive]):
         """Steps of the student, drawn uniformly, noise, and guidance where it is an input."""
         num, bounds = self.config.batch_size, self.facts.guidance_range
         index = torch.randint(_round(clock.phase).steps, (num,), generator=random)
-        rows = {"step": index, "noise": torch.randn((num, *self.facts.shape), generator=random)}
+        rows = {"step": index, "noise": self.noise(num, random)}
         return {"images": rows | ({"guidance": draw_guidance(num, bounds, random)} if bounds else {})}
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:

@@ -61,9 +61,7 @@ class Scm(Method[sections.Scm]):
         sigma = log_normal_sigmas(num, mean=config.sigma_log_mean, std=config.sigma_log_std, generator=random)
         rank = torch.special.ndtr((sigma.log() - config.sigma_log_mean) / config.sigma_log_std)
         bins = (rank * NUM_BINS).long().clamp(max=NUM_BINS - 1)
-        return {
-            "images": {"sigma": sigma, "bin": bins, "noise": torch.randn((num, *self.facts.shape), generator=random)}
-        }
+        return {"images": {"sigma": sigma, "bin": bins, "noise": self.noise(num, random)}}
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
         """Weighted squared difference of the student's change and the tangent."""

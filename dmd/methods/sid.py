@@ -101,7 +101,7 @@ class Sid(Method[sections.Sid]):
             position = torch.rand(num, generator=random)
             rows["sigma"] = self.levels(position)
             rows["bin"] = (position * NUM_BINS).long().clamp(max=NUM_BINS - 1)
-        rows["level_noise"] = torch.randn((num, *self.facts.shape), generator=random)
+        rows["level_noise"] = self.noise(num, random)
         return {part.name: dict(rows) for part in step.parts}
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:

@@ -90,7 +90,7 @@ class Tdm(Method[sections.Tdm]):
         ranges = self._matched() if step.name == "student" else self.intervals
         levels = [torch.randint(first, stop, (num,), generator=random) for first, stop in ranges]
         rows = {"level": torch.stack(levels, 1)}
-        rows["level_noise"] = torch.randn((num, *self.facts.shape), generator=random)
+        rows["level_noise"] = self.noise(num, random)
         if part.carries is None:
             call = int(torch.randint(self.config.calls, (), generator=random)) if self.config.calls > 1 else 0
             rows["before"] = torch.zeros((num, call))

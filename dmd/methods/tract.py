@@ -80,7 +80,7 @@ class Tract(Method[sections.Tract]):
         """Levels, drawn uniformly, and noise."""
         num = self.config.batch_size
         level = torch.randint(1, self._num_levels(clock.phase) + 1, (num,), generator=random)
-        return {"images": {"level": level, "noise": torch.randn((num, *self.facts.shape), generator=random)}}
+        return {"images": {"level": level, "noise": self.noise(num, random)}}
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
         """Weighted error of the student's x0 at a level; the target leads to the end of its group."""

@@ -64,12 +64,12 @@ class Ufogen(Method[sections.Ufogen]):
     def draw(self, step: Step, clock: Clock, random: torch.Generator) -> Mapping[str, Rows]:
         """Noise of the images that are judged and, for new images, levels and noise of the student's input."""
         part, num = step.parts[0], self.config.batch_size
-        rows = {"generated_noise": self._noise(random)}
+        rows = {"generated_noise": self.noise(num, random)}
         if step.name == "discriminator":
-            rows["real_noise"] = self._noise(random)
+            rows["real_noise"] = self.noise(num, random)
         if part.carries is None:
             rows["level"] = torch.randint(self.config.levels, (num,), generator=random)
-            rows["noise"] = self._noise(random)
+            rows["noise"] = self.noise(num, random)
         return {part.name: rows}
 
     def loss(self, step: Step, part: Part, rows: Rows, clock: Clock, log: StepLog) -> Tensor:
@@ -100,9 +100,6 @@ class Ufogen(Method[sections.Ufogen]):
     def sampling(self) -> Calls:
         """One call at the highest level."""
         return Calls((self.config.sigma_max,))
-
-    def _noise(self, random: torch.Generator) -> Tensor:
-        return torch.randn((self.config.batch_size, *self.facts.shape), generator=random)
 
 
 METHOD = Ufogen
