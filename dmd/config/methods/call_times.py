@@ -40,12 +40,6 @@ class ListedTimes(Section):
     sigmas: CallLevels = Field(description="descending, one per call")
 
 
-def check_listed(times: Section, calls: int) -> None:
-    """ValueError if the times list another number of noise levels than there are calls."""
-    if isinstance(times, ListedTimes) and len(times.sigmas) != calls:
-        raise ValueError(f"times.sigmas: {len(times.sigmas)} noise levels for calls {calls}")
-
-
 class LcmTimes(Section):
     """LCMScheduler with the teacher's noise levels: `set_timesteps(calls)`, and fresh noise between them."""
 
@@ -65,3 +59,13 @@ class FlowEulerTimes(Section):
     shift_terminal: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="time of the last call: without it several calls end near 0, at noise of almost nothing"
     )
+
+
+def check_times(times: Section, calls: int) -> None:
+    """ValueError if these times cannot be those of so many calls."""
+    if isinstance(times, ListedTimes) and len(times.sigmas) != calls:
+        raise ValueError(f"times.sigmas: {len(times.sigmas)} noise levels for calls {calls}")
+    if isinstance(times, LcmTimes) and (most := times.original_inference_steps or 64) < calls:
+        raise ValueError(f"times.original_inference_steps: {most} for calls {calls}: LCMScheduler needs as many")
+    if isinstance(times, FlowEulerTimes) and times.shift_terminal and calls == 1:
+        raise ValueError("times.shift_terminal: it is the time of the last of several calls, but calls is 1")

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from dmd.config.method_base import MethodSection, Mode, Phase, Role, Source, score_roles
 from dmd.config.methods.adversarial import Adversarial
-from dmd.config.methods.call_times import FlowEulerTimes, KarrasTimes, LcmTimes, ListedTimes, check_listed
+from dmd.config.methods.call_times import FlowEulerTimes, KarrasTimes, LcmTimes, ListedTimes, check_times
 from dmd.config.methods.levels import Index, KarrasLevels, Levels
 from dmd.config.section_base import Batch, Guidance, Integer, Many, Section, Weight, refuse
 
@@ -68,13 +68,7 @@ class Dmd2(MethodSection):
 
     @model_validator(mode="after")
     def _fits(self) -> Dmd2:
-        check_listed(self.times, self.calls)
-        if isinstance(self.times, LcmTimes) and (most := self.times.original_inference_steps or 64) < self.calls:
-            raise ValueError(
-                f"times.original_inference_steps: {most} for calls {self.calls}: LCMScheduler needs as many"
-            )
-        if isinstance(self.times, FlowEulerTimes) and self.times.shift_terminal and self.calls == 1:
-            raise ValueError("times.shift_terminal: it is the time of the last of several calls, but calls is 1")
+        check_times(self.times, self.calls)
         gan = self.adversarial
         if gan is not None and bool(gan.student_weight) != bool(gan.fake_weight):
             raise ValueError("adversarial: one of student_weight and fake_weight is 0: write null for no GAN loss")

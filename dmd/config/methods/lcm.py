@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from dmd.config.method_base import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
-from dmd.config.methods.call_times import KarrasTimes, LcmTimes, ListedTimes, check_listed
+from dmd.config.methods.call_times import KarrasTimes, LcmTimes, ListedTimes, check_times
 from dmd.config.methods.guidance import Data, GuidanceRange
 from dmd.config.methods.levels import LOWEST, check_order
-from dmd.config.section_base import Batch, Decay, Integer, Many, Rho, Scale, Section, Sigma, Steps, refuse
+from dmd.config.section_base import Batch, Decay, Integer, Many, Rho, Scale, Section, Sigma, Steps
 
 
 class TableSteps(Section):
@@ -77,16 +76,10 @@ class Lcm(MethodSection):
 
     @model_validator(mode="after")
     def _fits(self) -> Lcm:
-        check_listed(self.times, self.calls)
-        refuse(self._contradictions())
+        check_times(self.times, self.calls)
+        if isinstance(self.times, LcmTimes) and isinstance(self.levels, KarrasSteps):
+            raise ValueError("times.kind: lcm has the teacher's timesteps, but levels has kind karras")
         return self
-
-    def _contradictions(self) -> Iterator[str]:
-        if isinstance(self.times, LcmTimes):
-            if isinstance(self.levels, KarrasSteps):
-                yield "times.kind: lcm has the teacher's timesteps, but levels has kind karras"
-            if (most := self.times.original_inference_steps or 64) < self.calls:
-                yield f"times.original_inference_steps: {most} for calls {self.calls}: LCMScheduler needs as many"
 
     def roles(self) -> dict[str, Role]:
         """Teacher, student, and a target network (with a decay)."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dmd.config.method_base import FakePhase, MethodSection, Role, score_roles
-from dmd.config.methods.call_times import KarrasTimes, ListedTimes, check_listed
+from dmd.config.methods.call_times import KarrasTimes, ListedTimes, check_times
 from dmd.config.methods.levels import LOWEST
 from dmd.config.section_base import Batch, Guidance, Integer, Many, Rho, Sigma
 
@@ -32,7 +32,7 @@ class MomentMatching(MethodSection):
 
     @model_validator(mode="after")
     def _fits(self) -> MomentMatching:
-        check_listed(self.times, self.calls)
+        check_times(self.times, self.calls)
         return self
 
     def roles(self) -> dict[str, Role]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dmd.config.method_base import STUDENT, FakePhase, MethodSection, Role, score_roles
-from dmd.config.methods.call_times import FlowEulerTimes, KarrasTimes, ListedTimes, check_listed
+from dmd.config.methods.call_times import FlowEulerTimes, KarrasTimes, ListedTimes, check_times
 from dmd.config.methods.levels import KarrasLevels, Levels
 from dmd.config.section_base import Batch, Guidance, Integer, Many, Scale
 
@@ -38,9 +38,7 @@ class Tdm(MethodSection):
 
     @model_validator(mode="after")
     def _fits(self) -> Tdm:
-        check_listed(self.times, self.calls)
-        if isinstance(self.times, FlowEulerTimes) and self.times.shift_terminal and self.calls == 1:
-            raise ValueError("times.shift_terminal: it is the time of the last of several calls, but calls is 1")
+        check_times(self.times, self.calls)
         return self
 
     def roles(self) -> dict[str, Role]:
