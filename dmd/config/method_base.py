@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
-from dmd.config.section_base import Count, Integer, Positive, Section
+from dmd.config.section_base import Count, Positive, Repeats, Section
 
 WEIGHTS = ("ema", "raw", "best")  # a student's: moving average over updates; last update; see `training.Monitor`
 STUDENT, TEACHER = "student", "teacher"
@@ -81,9 +81,7 @@ class Phase(Section):
 class FakePhase(Phase):
     """A phase of a method with a fake denoiser."""
 
-    fake_updates: Annotated[Integer, Field(ge=1, le=10**4)] = Field(
-        1, description="updates of the fake denoiser per update of the student"
-    )
+    fake_updates: Repeats = Field(1, description="updates of the fake denoiser per update of the student")
 
 
 @dataclass(frozen=True)

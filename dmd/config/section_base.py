@@ -55,6 +55,7 @@ Many = Annotated[tuple[Item, ...], Field(strict=False)]  # YAML has lists only
 Integer = Annotated[int, BeforeValidator(_to_integer)]
 Whole = Annotated[Integer, Field(ge=0, le=10**9)]
 Count = Annotated[Integer, Field(ge=1, le=10**9)]
+Repeats = Annotated[Integer, Field(ge=1, le=10**4)]  # updates of a network per update of another one
 Steps = Annotated[Integer, Field(ge=1, le=10**5)]  # network calls, noise levels
 Batch = Annotated[Integer, Field(ge=1, le=10**5)]  # images at once
 ShardSize = Annotated[Integer, Field(ge=1, le=10**6)]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from pydantic import Field
 
 from dmd.config.method_base import STUDENT, MethodSection, Mode, Phase, Role, Source
-from dmd.config.section_base import Integer, Section, Weight
+from dmd.config.section_base import Repeats, Section, Weight
 
 
 class Adversarial(Section):
@@ -23,9 +21,7 @@ class Adversarial(Section):
 class DiscriminatorPhase(Phase):
     """A phase of a method with a discriminator."""
 
-    discriminator_updates: Annotated[Integer, Field(ge=1, le=10**4)] = Field(
-        1, description="updates of the discriminator per update of the student"
-    )
+    discriminator_updates: Repeats = Field(1, description="updates of the discriminator per update of the student")
 
 
 class Discriminated(MethodSection):

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from dmd.config.method_base import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
 from dmd.config.methods.distances import L2Distance, LpipsDistance
+from dmd.config.methods.keys import Dropout
 from dmd.config.methods.levels import LOWEST, check_order
 from dmd.config.section_base import (
     SIGMA_MIN,
@@ -131,7 +132,7 @@ class Consistency(MethodSection):
     target_schedule: Literal["constant", "levels"] = Field(
         "constant", description="levels: mu(k) = exp(s0 ln(target_decay) / N(k)), s0 the first number of levels"
     )
-    dropout: bool = Field(False, description="dropout of the architecture, with the same mask for student and target")
+    dropout: Dropout = False
     calls: Annotated[Many[Sigma], Field(min_length=1)] | None = Field(
         None,
         description="noise levels of the student's calls; sample.calls: n uses the first n; null = sigma_max only",

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from dmd.config.method_base import MethodSection, Phase, Role, score_roles
 from dmd.config.methods.distances import Decoder, Distance, L2Distance
+from dmd.config.methods.keys import MatchingWeighting
 from dmd.config.methods.levels import Index, KarrasLevels, Levels
 from dmd.config.section_base import Batch, Count, Guidance, Integer, Many, Section, Sigma, Weight, refuse
 
@@ -35,7 +36,7 @@ class Dmd(MethodSection):
     name: Literal["dmd"]
     sigma: Sigma | None = Field(80.0, description="noise level of the student's input; null = the teacher's highest")
     levels: Levels = Field(KarrasLevels(), description="noise levels of matching and fake loss")
-    weighting: Literal["eq8", "sigma/alpha", "sigma3/alpha", "sigma2/alpha"] = Field(
+    weighting: MatchingWeighting = Field(
         "eq8",
         description="w_t of the matching gradient: Eq. 8, two of the paper's Table 2, Eq. 8 without its normaliser",
     )

@@ -10,8 +10,9 @@ from pydantic import Field, model_validator
 from dmd.config.method_base import MethodSection, Mode, Phase, Role, Source, score_roles
 from dmd.config.methods.adversarial import Adversarial
 from dmd.config.methods.call_times import FlowEulerTimes, KarrasTimes, LcmTimes, ListedTimes, check_times
+from dmd.config.methods.keys import MatchingWeighting
 from dmd.config.methods.levels import Index, KarrasLevels, Levels
-from dmd.config.section_base import Batch, Guidance, Integer, Many, Section, Weight, refuse
+from dmd.config.section_base import Batch, Guidance, Integer, Many, Repeats, Section, Weight, refuse
 
 
 class Decoupled(Section):
@@ -31,9 +32,7 @@ class Decoupled(Section):
 class Dmd2Phase(Phase):
     """A phase of DMD2."""
 
-    fake_updates: Annotated[Integer, Field(ge=1, le=10**4)] = Field(
-        5, description="updates of the fake denoiser per update of the student"
-    )
+    fake_updates: Repeats = Field(5, description="updates of the fake denoiser per update of the student")
 
 
 class Dmd2(MethodSection):
@@ -54,9 +53,7 @@ class Dmd2(MethodSection):
         description="true: matching and fake loss of a call use the levels between its own and the next call's, so "
         "that each call has its own target; false: all levels, as DMD2, so that the images of all calls have one",
     )
-    weighting: Literal["eq8", "sigma/alpha", "sigma3/alpha", "sigma2/alpha"] = Field(
-        "eq8", description="w_t of the matching gradient, as in method dmd"
-    )
+    weighting: MatchingWeighting = Field("eq8", description="w_t of the matching gradient, as in method dmd")
     alpha_factor: bool = Field(False, description="true: keep alpha_t of DMD's Eqs. 7 and 8")
     guidance: Guidance = Field(1.0, description="classifier-free guidance of the real score only; 1 = none")
     decoupled: Decoupled | None = Field(

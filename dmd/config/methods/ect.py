@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from dmd.config.method_base import STUDENT, MethodSection, Mode, Phase, Role, Source
 from dmd.config.methods.call_times import CallLevels
+from dmd.config.methods.keys import Dropout
 from dmd.config.section_base import Batch, Count, LogMean, LogStd, Many, Weight
 
 SMALLEST = 1e-6  # relative gap of the two levels, which float32 still resolves
@@ -39,7 +40,7 @@ class Ect(MethodSection):
     weighting: Literal["gap", "network"] = Field(
         "gap", description="1 / (t - r), or the weight of the network's preconditioning at t"
     )
-    dropout: bool = Field(False, description="dropout of the architecture, with the same mask for student and target")
+    dropout: Dropout = False
     calls: CallLevels = Field((80.0,), description="noise levels of the student's calls; sample.calls: n: the first n")
     batch_size: Batch = Field(128, description="images")
     phases: Annotated[Many[Phase], Field(min_length=1)] = (Phase(updates=400000),)

@@ -9,17 +9,15 @@ from pydantic import Field, model_validator
 
 from dmd.config.method_base import MethodSection, Mode, Phase, Role, Source, score_roles
 from dmd.config.methods.adversarial import Adversarial
-from dmd.config.methods.divergences import DivergenceName
+from dmd.config.methods.keys import DivergenceName, MatchingWeighting
 from dmd.config.methods.levels import KarrasLevels, Levels
-from dmd.config.section_base import Batch, Decay, Guidance, Integer, Many, Sigma, refuse
+from dmd.config.section_base import Batch, Decay, Guidance, Many, Repeats, Sigma, refuse
 
 
 class FDistillPhase(Phase):
     """A phase of f-distill."""
 
-    fake_updates: Annotated[Integer, Field(ge=1, le=10**4)] = Field(
-        5, description="updates of fake denoiser and head per update of the student"
-    )
+    fake_updates: Repeats = Field(5, description="updates of fake denoiser and head per update of the student")
 
 
 class FDistill(MethodSection):
@@ -33,9 +31,7 @@ class FDistill(MethodSection):
     )
     sigma: Sigma | None = Field(80.0, description="noise level of the student's input; null = the teacher's highest")
     levels: Levels = Field(KarrasLevels(), description="noise levels of all losses")
-    weighting: Literal["eq8", "sigma/alpha", "sigma3/alpha", "sigma2/alpha"] = Field(
-        "eq8", description="w_t of the matching gradient, as in method dmd"
-    )
+    weighting: MatchingWeighting = Field("eq8", description="w_t of the matching gradient, as in method dmd")
     alpha_factor: bool = Field(False, description="true: keep alpha_t of DMD's Eqs. 7 and 8")
     guidance: Guidance = Field(1.0, description="classifier-free guidance of the real score only; 1 = none")
     adversarial: Adversarial = Field(Adversarial(), description="GAN loss, whose head gives the density ratio")

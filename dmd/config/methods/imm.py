@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from dmd.config.method_base import STUDENT, MethodSection, Mode, Phase, Role, Source
 from dmd.config.methods.call_times import CallLevels
+from dmd.config.methods.keys import Dropout
 from dmd.config.section_base import Batch, Integer, Many, Sigma, Weight
 
 
@@ -33,7 +34,7 @@ class Imm(MethodSection):
     )
     a: Weight = Field(1.0, description="exponent of alpha in the weight of a level")
     b: Annotated[float, Field(ge=-100, le=100)] = Field(4.0, description="of sigmoid(b - log-SNR) in that weight")
-    dropout: bool = Field(False, description="dropout of the architecture, with the same mask for student and target")
+    dropout: Dropout = False
     batch_size: Batch = Field(1024, description="groups of `particles` images")
     phases: Annotated[Many[Phase], Field(min_length=1)]
 

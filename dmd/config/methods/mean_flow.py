@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from dmd.config.method_base import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
 from dmd.config.methods.call_times import CallLevels
+from dmd.config.methods.keys import Dropout
 from dmd.config.section_base import Batch, Guidance, LogMean, LogStd, Many, Scale
 
 
@@ -43,7 +44,7 @@ class MeanFlow(MethodSection):
         0.75, description="p of the weight 1 / (e + c)^p, e the squared error of an image; 0 = no weight"
     )
     c: Scale = Field(1.0e-3, description="of this weight")
-    dropout: bool = Field(False, description="dropout of the architecture, with the same mask for student and target")
+    dropout: Dropout = False
     batch_size: Batch = Field(1024, description="images")
     phases: Annotated[Many[Phase], Field(min_length=1)] = (Phase(updates=800000),)
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from dmd.config.method_base import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
 from dmd.config.methods.guidance import Data, GuidanceRange
+from dmd.config.methods.keys import X0Weighting
 from dmd.config.methods.levels import LOWEST, check_order
 from dmd.config.section_base import Batch, Many, Rho, Sigma, Steps
 
@@ -26,9 +27,7 @@ class Meng(MethodSection):
     )
     sigma_max: Sigma | None = Field(80.0, description="highest level; null = the teacher's highest")
     sigma_min: Sigma | None = Field(None, description=f"lowest level; {LOWEST}")
-    weighting: Literal["truncated-snr", "snr+1", "network"] = Field(
-        "truncated-snr", description="max(1/sigma^2, 1), 1 + 1/sigma^2, or the weight of the network's preconditioning"
-    )
+    weighting: X0Weighting = "truncated-snr"
     calls: Steps = Field(32, description="network calls with which the student is sampled, DDIM steps")
     rho: Rho = Field(7.0, description="of the calls (Karras et al. 2022, Eq. 5): larger means denser near sigma_min")
     batch_size: Batch = Field(128, description="images")

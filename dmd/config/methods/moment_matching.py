@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from dmd.config.method_base import FakePhase, MethodSection, Role, score_roles
 from dmd.config.methods.call_times import KarrasTimes, ListedTimes, check_times
+from dmd.config.methods.keys import MatchingWeighting
 from dmd.config.methods.levels import LOWEST
 from dmd.config.section_base import Batch, Guidance, Integer, Many, Rho, Sigma
 
@@ -23,7 +24,7 @@ class MomentMatching(MethodSection):
     )
     sigma_min: Sigma | None = Field(None, description=f"lowest level of the losses of the last call; {LOWEST}")
     rho: Rho = Field(7.0, description="the levels of the losses of a call are drawn uniformly in sigma^(1/rho)")
-    weighting: Literal["eq8", "sigma/alpha", "sigma3/alpha", "sigma2/alpha"] = Field(
+    weighting: MatchingWeighting = Field(
         "eq8", description="w(s) of the student's loss, as w_t in method dmd; sigma2/alpha is 1"
     )
     guidance: Guidance = Field(1.0, description="classifier-free guidance of the teacher; 1 = none")

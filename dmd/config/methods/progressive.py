@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dmd.config.method_base import STUDENT, TEACHER, WEIGHTS, MethodSection, Mode, Phase, Role, Source
+from dmd.config.methods.keys import X0Weighting
 from dmd.config.methods.levels import LOWEST, check_order
 from dmd.config.section_base import Batch, Many, Rho, Sigma, Steps
 
@@ -31,9 +32,7 @@ class Progressive(MethodSection):
     sigma_max: Sigma | None = Field(80.0, description="highest level, in all rounds; null = the teacher's highest")
     sigma_min: Sigma | None = Field(None, description=f"lowest level above 0 of the first teacher; {LOWEST}")
     rho: Rho = Field(7.0, description="of Karras et al. 2022, Eq. 5: larger means denser levels near sigma_min")
-    weighting: Literal["truncated-snr", "snr+1", "network"] = Field(
-        "truncated-snr", description="max(1/sigma^2, 1), 1 + 1/sigma^2, or the weight of the network's preconditioning"
-    )
+    weighting: X0Weighting = "truncated-snr"
     next_teacher: Literal["raw", "averaged"] = Field(
         "raw", description="the student's weights that initialise teacher and student of the next round"
     )

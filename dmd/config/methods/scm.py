@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from dmd.config.method_base import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
 from dmd.config.methods.call_times import CallLevels
+from dmd.config.methods.keys import Dropout
 from dmd.config.section_base import Batch, Guidance, LogMean, LogStd, Many, Scale, Whole
 
 
@@ -35,7 +36,7 @@ class Scm(MethodSection):
         10000, description="updates until the derivative of the student has its full weight in the tangent"
     )
     c: Scale = Field(0.1, description="of the normalised tangent g / (|g| + c)")
-    dropout: bool = Field(False, description="dropout of the architecture, with the same mask for student and target")
+    dropout: Dropout = False
     calls: CallLevels = Field((80.0,), description="noise levels of the student's calls; sample.calls: n: the first n")
     batch_size: Batch = Field(512, description="images; the default is from memory, not from the paper")
     phases: Annotated[Many[Phase], Field(min_length=1)]

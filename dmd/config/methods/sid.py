@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dmd.config.method_base import STUDENT, MethodSection, Phase, Role, score_roles
-from dmd.config.methods.divergences import DivergenceName
+from dmd.config.methods.keys import DivergenceName
 from dmd.config.methods.levels import KarrasCurve
-from dmd.config.section_base import Batch, Integer, LogMean, LogStd, Many, Scale, Section, Sigma, Weight
+from dmd.config.section_base import Batch, LogMean, LogStd, Many, Repeats, Scale, Section, Sigma, Weight
 
 
 class ScoreIdentity(Section):
@@ -57,9 +57,7 @@ class SidPhase(Phase):
 
     train: Literal["both", "fake"] = Field("both", description="fake: no step of the student")
     adversarial_scale: Weight = Field(1.0, description="factor on adversarial.student_weight; 0 = off")
-    fake_updates: Annotated[Integer, Field(ge=1, le=10**4)] = Field(
-        1, description="updates of the fake denoiser before each update of the student"
-    )
+    fake_updates: Repeats = Field(1, description="updates of the fake denoiser before each update of the student")
 
 
 class Sid(MethodSection):

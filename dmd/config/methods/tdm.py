@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from dmd.config.method_base import STUDENT, FakePhase, MethodSection, Role, score_roles
 from dmd.config.methods.call_times import FlowEulerTimes, KarrasTimes, ListedTimes, check_times
+from dmd.config.methods.keys import MatchingWeighting
 from dmd.config.methods.levels import KarrasLevels, Levels
 from dmd.config.section_base import Batch, Guidance, Integer, Many, Scale
 
@@ -25,9 +26,7 @@ class Tdm(MethodSection):
         KarrasTimes(kind="karras"), description="noise levels of the calls, as in method dmd2"
     )
     levels: Levels = Field(KarrasLevels(), description="noise levels of matching and fake loss, split by the calls")
-    weighting: Literal["eq8", "sigma/alpha", "sigma3/alpha", "sigma2/alpha"] = Field(
-        "eq8", description="w_t of the matching gradient, as in method dmd"
-    )
+    weighting: MatchingWeighting = Field("eq8", description="w_t of the matching gradient, as in method dmd")
     alpha_factor: bool = Field(False, description="true: keep alpha_t of DMD's Eqs. 7 and 8")
     huber: Scale | None = Field(
         None, description="c of a pseudo-Huber loss, 0.001 in the authors' code; null = squared error, as in method dmd"

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dmd.config.method_base import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
+from dmd.config.methods.keys import X0Weighting
 from dmd.config.methods.levels import LOWEST, check_order
 from dmd.config.section_base import Batch, Decay, Many, Rho, Sigma, Steps, refuse
 
@@ -35,9 +36,7 @@ class Tract(MethodSection):
     solver: Literal["heun", "euler"] = Field(
         "heun", description="the teacher's step in the first phase; in later ones the teacher knows only Euler's"
     )
-    weighting: Literal["network", "truncated-snr", "snr+1"] = Field(
-        "network", description="the weight of the network's preconditioning, max(1/sigma^2, 1), or 1 + 1/sigma^2"
-    )
+    weighting: X0Weighting = "network"
     target_decay: Decay = Field(0.5, description="decay of the self-teacher, a moving average of the student")
     clip: bool = Field(True, description="limit the self-teacher's x0 to [-1, 1], the range of images")
     batch_size: Batch = Field(512, description="images")

@@ -1,12 +1,15 @@
 """The distribution matching gradient (Yin et al. 2023, Section 3.2)."""
 
+from typing import get_args
+
 import torch
 
+from dmd.config.methods.keys import MatchingWeighting
 from dmd.methods.base import StepLog
 from dmd.methods.parts.level_table import NUM_BINS, Noised
 from dmd.models.denoiser import per_sample
 
-WEIGHTINGS = ("eq8", "sigma/alpha", "sigma3/alpha", "sigma2/alpha")
+WEIGHTINGS = get_args(MatchingWeighting)
 FLOOR = 1e-6  # lower bound of the normaliser of Eq. 8
 
 
