@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from dmd.config.method_base import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
 from dmd.config.methods.distances import L2Distance, LpipsDistance
 from dmd.config.methods.keys import Dropout
-from dmd.config.methods.levels import LOWEST, check_order
+from dmd.config.methods.levels import KarrasRange
 from dmd.config.section_base import (
     SIGMA_MIN,
     Batch,
@@ -19,7 +19,6 @@ from dmd.config.section_base import (
     LogMean,
     LogStd,
     Many,
-    Rho,
     Scale,
     Section,
     Sigma,
@@ -78,14 +77,9 @@ class PseudoHuberDistance(Section):
     c: Scale | None = Field(None, description="null = 0.00054 sqrt(d) for images of d values")
 
 
-class ConsistencyLevels(Section):
+class ConsistencyLevels(KarrasRange):
     """N noise levels (Karras et al. 2022, Eq. 5), of which two neighbours are compared; N may depend on the update."""
 
-    sigma_min: Sigma | None = Field(
-        None, description=f"lowest level, where the student's map is the identity; {LOWEST}"
-    )
-    sigma_max: Sigma | None = Field(80.0, description="highest level; null = the teacher's highest")
-    rho: Rho = Field(7.0, description="of Eq. 5: larger means denser levels near sigma_min")
     number: Annotated[FixedNumber | RootNumber | DoublingNumber, Field(discriminator="kind")] = Field(
         FixedNumber(kind="fixed"), description="number of levels N"
     )
@@ -94,8 +88,7 @@ class ConsistencyLevels(Section):
     sigma_log_std: LogStd = Field(2.0, description="standard deviation of ln(sigma), for log-normal")
 
     @model_validator(mode="after")
-    def _range(self) -> ConsistencyLevels:
-        check_order(self.sigma_min, self.sigma_max)
+    def _fits(self) -> ConsistencyLevels:
         unused = ("sigma_log_mean", "sigma_log_std") if self.distribution == "uniform" else ()
         refuse(f"{key}: {value:g}, but distribution is uniform" for key, value in _changed(self, unused))
         return self

@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 from dmd.config.method_base import STUDENT, TEACHER, MethodSection, Mode, Phase, Role, Source
 from dmd.config.methods.call_times import KarrasTimes, LcmTimes, ListedTimes, check_times
 from dmd.config.methods.guidance import Data, GuidanceRange
-from dmd.config.methods.levels import LOWEST, check_order
-from dmd.config.section_base import Batch, Decay, Integer, Many, Rho, Scale, Section, Sigma, Steps
+from dmd.config.methods.levels import KarrasRange
+from dmd.config.section_base import Batch, Decay, Integer, Many, Scale, Section, Steps
 
 
 class TableSteps(Section):
@@ -20,21 +20,11 @@ class TableSteps(Section):
     skip: Steps = Field(20, description="timesteps from one level to the next, k")
 
 
-class KarrasSteps(Section):
+class KarrasSteps(KarrasRange):
     """Noise levels of Karras et al. 2022, Eq. 5, for teachers without timesteps."""
 
     kind: Literal["karras"]
     count: Annotated[Steps, Field(ge=2)] = Field(51, description="number of levels")
-    sigma_min: Sigma | None = Field(
-        None, description=f"lowest level, where the student's map is the identity; {LOWEST}"
-    )
-    sigma_max: Sigma | None = Field(80.0, description="highest level; null = the teacher's highest")
-    rho: Rho = Field(7.0, description="of Eq. 5: larger means denser levels near sigma_min")
-
-    @model_validator(mode="after")
-    def _range(self) -> KarrasSteps:
-        check_order(self.sigma_min, self.sigma_max)
-        return self
 
 
 class Lcm(MethodSection):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -17,6 +17,21 @@ def check_order(sigma_min: float | None, sigma_max: float | None) -> None:
     sigma_min = SIGMA_MIN if sigma_min is None else sigma_min
     if sigma_max is not None and sigma_max <= sigma_min:
         raise ValueError(f"sigma_max {sigma_max:g} is not above sigma_min {sigma_min:g}")
+
+
+class KarrasRange(Section):
+    """The range of levels of Karras et al. 2022, Eq. 5, for a student whose map is the identity at the lowest one."""
+
+    sigma_min: Sigma | None = Field(
+        None, description=f"lowest level, where the student's map is the identity; {LOWEST}"
+    )
+    sigma_max: Sigma | None = Field(80.0, description="highest level; null = the teacher's highest")
+    rho: Rho = Field(7.0, description="of Eq. 5: larger means denser levels near sigma_min")
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        check_order(self.sigma_min, self.sigma_max)
+        return self
 
 
 class KarrasLevels(Section):
