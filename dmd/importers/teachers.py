@@ -10,7 +10,7 @@ from dmd.importers import diffusers, edm, openai, stable_diffusion, teacher_file
 from dmd.importers import pipeline_files as pipelines
 from dmd.jobs import reporting
 from dmd.models import loading
-from dmd.provenance import outside_files, record
+from dmd.provenance import outside_files, record, tensor_files
 
 Tensors = dict[str, torch.Tensor]
 
@@ -60,7 +60,7 @@ def load(
     digests, digest = pipelines.digests(source, KINDS[kind].files(source, variant), sha256, key="teacher.sha256")
     with outside_files.told(source, "a teacher"):
         tensors, facts = KINDS[kind].load(source, resolution, variant)
-    state = {name.removeprefix("ema."): value for name, value in tensors.items() if name.startswith("ema.")}
+    state = tensor_files.part("ema.", tensors)
     if bad := [name for name, value in state.items() if not value.isfinite().all()]:
         raise ValueError(f"{source}: weights that are not finite: {', '.join(bad[:5])}")
     loading.check_network(facts["network"], state, source)

@@ -64,8 +64,7 @@ def load_student(path: Path, weights: str) -> tuple[dict[str, torch.Tensor], dic
         )
     if "text" in metadata or "image_shape" in metadata:
         raise ValueError(f"{path} takes prompts or makes latents: a teacher of kind experiment does not support them")
-    prefix = f"{weights}."
-    chosen = {f"ema.{name.removeprefix(prefix)}": each for name, each in tensors.items() if name.startswith(prefix)}
+    chosen = {f"ema.{name}": value for name, value in tensor_files.part(f"{weights}.", tensors).items()}
     if not chosen:
         raise ValueError(f"{path} holds no {weights!r} weights")
     return chosen, {key: metadata[key] for key in STUDENT_FACTS if key in metadata}
@@ -102,9 +101,7 @@ def load_denoiser(
             raise ValueError(f"{path} holds no mixture: {', '.join(missing)} missing")
         exact = GaussianMixtureDenoiser(tensors["means"], tensors["stds"], tensors["weights"])
         return exact.requires_grad_(False).eval(), metadata
-    prefix = f"{weights}."
-    state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    if not state:
+    if not (state := tensor_files.part(f"{weights}.", tensors)):
         raise ValueError(f"{path} holds no {weights!r} weights")
     scaling = {"sigma_data": metadata["sigma_data"], "preconditioning": metadata.get("preconditioning")}
     network = metadata["network"]

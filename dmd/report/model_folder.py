@@ -51,7 +51,7 @@ class FolderWriter:
         tensors, facts = tensor_files.load(path)
         parts = facts["text_encoder"]
         # the names of published folders: transformers 5 also reads others, transformers 4 does not
-        encoder = {f"text_model.{name}": value for name, value in within("encoder.", tensors).items()}
+        encoder = {f"text_model.{name}": value for name, value in tensor_files.part("encoder.", tensors).items()}
         self.write_json("text_encoder/config.json", {"architectures": ["CLIPTextModel"], **parts["config"]})
         self.write_weights("text_encoder/model.safetensors", encoder)
         self.write_tokenizer("tokenizer/", parts["tokenizer"])
@@ -65,9 +65,4 @@ class FolderWriter:
         """Writes vae/ from the file of an AutoencoderKL."""
         tensors, facts = tensor_files.load(path)
         self.write_json("vae/config.json", {"_class_name": "AutoencoderKL", **facts["autoencoder"]["config"]})
-        self.write_weights(f"vae/{WEIGHTS}", within("autoencoder.", tensors))
-
-
-def within(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors whose names begin with `prefix`, by the rest of their names."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        self.write_weights(f"vae/{WEIGHTS}", tensor_files.part("autoencoder.", tensors))

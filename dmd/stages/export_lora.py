@@ -31,7 +31,7 @@ def run(*, generator: Path, output: Path, weights: str = "ema") -> None:
     with record.writing(output):
         inputs = record.check_inputs(generator=generator)
         tensors, facts = tensor_files.load(generator)
-        adapter = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        adapter = tensor_files.part(prefix, tensors)
         if not adapter or not all(name.startswith("unet.") for name in adapter):
             raise ValueError(f"{generator} holds no {weights} adapter of a network from diffusers: set distill.adapter")
         factor = scale(facts["adapter"])

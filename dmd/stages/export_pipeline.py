@@ -19,7 +19,7 @@ from dmd.models.networks.unet2d_condition import GUIDANCE_WIDTH
 from dmd.models.student_calls import Calls
 from dmd.provenance import record, tensor_files
 from dmd.report import card
-from dmd.report.model_folder import WEIGHTS, FolderWriter, within
+from dmd.report.model_folder import WEIGHTS, FolderWriter
 from dmd.sampling import call_schedulers
 
 
@@ -158,7 +158,7 @@ def _student(path: Path, weights: str, num: int | None) -> _Student:
         raise ValueError(f"{path} is no generator of a teacher of kind stable-diffusion: a pipeline needs one")
     calls = loading.student_calls(facts, path, calls=num)
     kept = f"{weights}@{num}" if str(num) in facts.get("calls_kept", {}) else weights
-    if not (state := within(f"{kept}.{layout.network}.", tensors)):
+    if not (state := tensor_files.part(f"{kept}.{layout.network}.", tensors)):
         raise ValueError(f"{path} holds no {kept!r} weights")
     if loading.guidance_range(facts):
         layout = replace(layout, pipeline="LatentConsistencyModelPipeline", absent=(*layout.absent, "image_encoder"))

@@ -9,7 +9,7 @@ import torch
 from dmd.jobs import job
 from dmd.models.image_text import MEAN, STD
 from dmd.provenance import record, tensor_files
-from dmd.report.model_folder import FolderWriter, within
+from dmd.report.model_folder import FolderWriter
 
 BICUBIC = 3  # Pillow's number
 
@@ -29,7 +29,7 @@ def run(*, image_text: Path, output: Path) -> None:
         tensors, facts = tensor_files.load(image_text)
         network, writer = facts["image_text"], FolderWriter(output.parent, "save_clip", inputs, torch.float16)
         side = network["config"]["vision_config"]["image_size"]
-        writer.write_weights("model.safetensors", within("clip.", tensors))
+        writer.write_weights("model.safetensors", tensor_files.part("clip.", tensors))
         writer.write_tokenizer("", network["tokenizer"])
         processor = {
             **{"do_resize": True, "size": {"shortest_edge": side}, "resample": BICUBIC},

@@ -8,7 +8,7 @@ import torch
 
 from dmd.jobs import job, reporting
 from dmd.provenance import record, tensor_files
-from dmd.report.model_folder import WEIGHTS, FolderWriter, within
+from dmd.report.model_folder import WEIGHTS, FolderWriter
 
 LARGEST = float(torch.finfo(torch.float16).max)
 
@@ -33,7 +33,7 @@ def run(*, denoiser: Path, text_encoder: Path, autoencoder: Path, output: Path) 
         writer = FolderWriter(output.parent, "save_pipeline", inputs, torch.float16)
         network = facts["network"]["config"]
         writer.write_json("unet/config.json", {"_class_name": "UNet2DConditionModel", **network})
-        writer.write_weights(f"unet/{WEIGHTS}", within("ema.unet.", tensors))
+        writer.write_weights(f"unet/{WEIGHTS}", tensor_files.part("ema.unet.", tensors))
         writer.write_json("scheduler/scheduler_config.json", facts["scheduler"])
         writer.write_text_encoder(text_encoder)
         writer.write_autoencoder(autoencoder)

@@ -70,7 +70,7 @@ def run(
             folder=output.parent,
         )
         with signals.deferred():
-            rows, weights = loop.run(), state.part("ema.", state.student_weights(loop.trainer, None))
+            rows, weights = loop.run(), tensor_files.part("ema.", state.student_weights(loop.trainer, None))
             if leads:
                 facts = _measured(weights, config, data)
                 with record.publish(table, stage="train_autoencoder", inputs=inputs) as temporary:

@@ -75,7 +75,7 @@ def run(
             folder=output.parent,
         )
         with signals.deferred():
-            rows, weights = loop.run(), state.part("ema.", state.student_weights(loop.trainer, None))
+            rows, weights = loop.run(), tensor_files.part("ema.", state.student_weights(loop.trainer, None))
             if leads:
                 with record.publish(table, stage="train_text", inputs=inputs) as temporary:
                     manifests.write(temporary, log_table(rows), provenance)
@@ -123,7 +123,7 @@ def _write_encoder(
 ) -> None:
     """Writes the network of texts as `loading.load_text` reads it."""
     config = network["config"]["text_config"]
-    state_of = {f"encoder.{name}": value for name, value in state.part("clip.text_model.", weights).items()}
+    state_of = {f"encoder.{name}": value for name, value in tensor_files.part("clip.text_model.", weights).items()}
     sizes = {"length": config["max_position_embeddings"], "width": config["hidden_size"]}
     facts = {"text_encoder": {"config": config, "tokenizer": network["tokenizer"]}, "text": sizes}
     with record.publish(path, stage="train_text", inputs=inputs) as temporary:

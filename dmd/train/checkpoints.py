@@ -75,13 +75,13 @@ def resume(
             log(f"ignoring checkpoint {path}: it belongs to another spec, version or input")
             continue
         try:
-            update, rows = _update(path, metadata), _rows(state.part("log.", tensors))
+            update, rows = _update(path, metadata), _rows(tensor_files.part("log.", tensors))
             known = ("log.", "state.", *(("monitor.",) if monitor else ()))
             if odd := [name for name in tensors if not name.startswith(known)]:
                 raise ValueError(f"{odd[0]} is unknown")
-            state.restore(trainer, state.part("state.", tensors))
+            state.restore(trainer, tensor_files.part("state.", tensors))
             if monitor:
-                monitor.restore(state.part("monitor.", tensors))
+                monitor.restore(tensor_files.part("monitor.", tensors))
             if odd := sorted(trainer.earlier.keys() ^ trainer.earlier_calls(update).keys()):
                 raise ValueError(f"kept.{odd[0]} is {'unknown' if odd[0] in trainer.earlier else 'missing'}")
         except ValueError as error:

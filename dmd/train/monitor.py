@@ -18,6 +18,7 @@ from dmd.config import training as sections
 from dmd.jobs import reporting
 from dmd.metrics import teacher_comparison as comparison
 from dmd.models.student_calls import Calls
+from dmd.provenance import tensor_files
 from dmd.sampling.noise import seeded_draws
 from dmd.train import sharding, state
 from dmd.train.image_measures import ImageMeasures, operations
@@ -203,7 +204,7 @@ class Monitor:
         sharding.check_like("monitor.teacher", rows, torch.empty(len(self._conditions), rows.shape[1]).double())
         sharding.check_like("monitor.numbers", numbers, torch.empty(3).double())
         passes, update, value = numbers.tolist()
-        weights = state.part("best.", tensors)
+        weights = tensor_files.part("best.", tensors)
         state.check_weights("monitor.best", weights, self._like() if update or weights else {})
         self._teacher, self._teacher_passes = rows, int(passes)
         self.best = Best(int(update), value, weights)

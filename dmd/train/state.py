@@ -10,6 +10,7 @@ from dmd.config.method_base import STUDENT
 from dmd.config.training import Adapter
 from dmd.models.adapters import Adapted
 from dmd.models.lora import base_weights, merge_adapter, scale
+from dmd.provenance import tensor_files
 from dmd.train import sharding
 from dmd.train.trainer import Trainer
 
@@ -54,28 +55,23 @@ def restore(trainer: Trainer, tensors: Mapping[str, Tensor]) -> None:
     if odd := sorted(name for name in tensors if not name.startswith((*modules, *optimisers, "buffer.", "kept."))):
         raise ValueError(f"{odd[0]} is unknown, with {len(odd) - 1} other names")
     for prefix, module in modules.items():
-        sharding.load(module, part(prefix, tensors))
+        sharding.load(module, tensor_files.part(prefix, tensors))
     for prefix, optimiser in optimisers.items():
-        optimiser.restore(part(prefix, tensors))
-    buffers, values = trainer.method.buffers, part("buffer.", tensors)
+        optimiser.restore(tensor_files.part(prefix, tensors))
+    buffers, values = trainer.method.buffers, tensor_files.part("buffer.", tensors)
     if odd := sorted(buffers.keys() ^ values.keys()):
         raise ValueError(f"buffer.{odd[0]} is {'missing' if odd[0] in buffers else 'unknown'}")
     for name, value in values.items():
         sharding.check_like(f"buffer.{name}", value, buffers[name])
         buffers[name].copy_(value)
-    trainer.earlier = _earlier(trainer, part("kept.", tensors))
-
-
-def part(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors whose names begin with `prefix`, by the rest of their names."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    trainer.earlier = _earlier(trainer, tensor_files.part("kept.", tensors))
 
 
 def _earlier(trainer: Trainer, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """`Trainer.earlier` from tensors `{calls}.{name}`; ValueError if they do not fit the student."""
     like = trainer.networks.average.module.state_dict()
     numbers = dict.fromkeys(name.partition(".")[0] for name in tensors)
-    averages = {calls: part(f"{calls}.", tensors) for calls in numbers}
+    averages = {calls: tensor_files.part(f"{calls}.", tensors) for calls in numbers}
     for calls, weights in averages.items():
         check_weights(f"kept.{calls}", weights, like)
     return averages

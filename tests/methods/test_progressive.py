@@ -324,7 +324,7 @@ def test_students_are_kept_as_they_are_at_the_end_of_their_round():
     found = state.student_weights(trainer, None)
     for number, average in averages.items():
         prefix = "ema." if number == "1" else f"ema@{number}."
-        tensors = state.part(prefix, found)
+        tensors = tensor_files.part(prefix, found)
         assert tensors.keys() == average.keys()
         assert all(torch.equal(value, tensors[name]) for name, value in average.items())
     assert {name.partition(".")[0] for name in found} == {"raw", "ema", "ema@4", "ema@2"}
