@@ -12,7 +12,6 @@ from tests.config.test_experiments import BASE as CLASSES
 
 FILE = {"kind": "file", "file": "prompts.parquet"}
 METHOD = {"name": "dmd", "sigma": None, "levels": {"kind": "teacher"}}
-LCM_TIMES = {"name": "dmd2", "times": {"kind": "lcm"}}
 TEXT: dict[str, Any] = {
     "teacher": {"kind": "stable-diffusion", "folder": "sd"},
     "prompts": FILE,

@@ -7,13 +7,12 @@
 
 from dmd.config.artifacts import Experiments
 from dmd.config.inheritance import Configuration, load, merge, resolve
-from dmd.config.messages import ConfigError, suggestion, unknown_experiment
+from dmd.config.messages import ConfigError, unknown_experiment
 from dmd.config.reading import Json, read_file, read_yaml
-from dmd.config.rule_table import RULES, VERSIONS
+from dmd.config.rule_table import RULES
 
 __all__ = [
     "RULES",
-    "VERSIONS",
     "ConfigError",
     "Configuration",
     "Experiments",
@@ -23,6 +22,5 @@ __all__ = [
     "read_file",
     "read_yaml",
     "resolve",
-    "suggestion",
     "unknown_experiment",
 ]

@@ -22,7 +22,6 @@ LAYERS = (  # in order
     *("Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool"),
 )
 NUM_FEATURES = 2048
-NUM_LOGITS = 1008
 LEVELS = 256
 # Of weights-inception-2015-12-05-6726825d.pth (torch-fidelity, release v0.2.0) and of
 # pt_inception-2015-12-05-6726825d.pth (pytorch-fid, release fid_weights): the same bytes under two names.
