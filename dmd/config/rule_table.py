@@ -1,7 +1,7 @@
 """One table of all rules: the spec of each, the paths of its artifacts, and the version of its stage.
 
-Raise a version when the same inputs and spec give other bytes, or when a default of a section changes, since a spec
-holds only what differs from the defaults. Snakemake does not see changes of the code behind `python -m`, but reruns a
+Raise a version when the same inputs and spec give other bytes, or when a default of a section changes, since the
+specs of many rules leave defaults out. Snakemake does not see changes of the code behind `python -m`, but reruns a
 job when the version changes, which every rule passes as a parameter.
 """
 

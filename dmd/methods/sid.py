@@ -33,10 +33,10 @@ has for alpha = 1/2 the gradient of E h(r) |Delta|^2 / 2, for alpha = 1 the same
 takes the gradient through x, x_s, T, K and r. For the reverse KL divergence, h = 1, this is SiD; for the forward one,
 h = r, the second term is 0. Levels are drawn as in SiD, which weights them in another way than the integral does.
 
-Losses are means over pixels where the authors take sums, and the student's is
-not multiplied by 100: such factors do not change Adam's steps, but `gradient_clip` depends on them: with
-means, gradients stay below its value. The value of the student's loss says little: with K exact and without w it is
-(1 - alpha) E|Delta|^2. Look at `student/gap` in the log, the mean of |Delta| by noise level.
+Losses are means over pixels where the authors take sums, and the student's is not multiplied by 100. Such factors do
+not change Adam's steps. But `gradient_clip` depends on them: with means, gradients stay below its value. The value of
+the student's loss says little: with K exact and without w it is (1 - alpha) E|Delta|^2. Look at `student/gap` in the
+log, the mean of |Delta| by noise level.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Section `method` of a training: a file for each method, and three of settings that several methods have.
+"""Section `method` of a training: a file for each method, and files of settings that several methods have.
 
 `Method` is the union of those that distil; method `denoising` trains teachers.
 """
