@@ -1,6 +1,5 @@
 """Consistency models: exact on a Gaussian, schedules of the papers, targets, resume, drawing."""
 
-import copy
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -24,7 +23,6 @@ from dmd.models.networks import build
 from dmd.models.student_calls import Calls
 from dmd.provenance import tensor_files
 from dmd.sampling.sampler import Sampler
-from dmd.train import state
 from dmd.train.data import ImageStream, PreparedStep
 from dmd.train.log_columns import UpdateLog
 from dmd.train.parallel import BatchSplit
@@ -128,7 +126,7 @@ class Images:
         return torch.randn((20, self.architecture["channels"], side, side), generator=random)[indices]
 
 
-def trainer(architecture: dict = MLP, micro_batch_size: int | None = None, **changed):
+def trainer(architecture: dict = MLP, **changed):
     """A trainer of random networks and the loader of its rows."""
     training = Distill.model_validate(
         {
@@ -141,7 +139,7 @@ def trainer(architecture: dict = MLP, micro_batch_size: int | None = None, **cha
     modules = {role: network(architecture, 0 if role == "teacher" else 1) for role in training.method.roles()}
     side = architecture["resolution"]
     facts = Facts((architecture["channels"], side, side), 3, 0.5)
-    found = assemble(training, modules, facts, distances={}, split=BatchSplit(micro_batch_size=micro_batch_size))
+    found = assemble(training, modules, facts, distances={}, split=BatchSplit())
     planned, _ = plan(training.method)
     rows = loader(found, {"images": ImageStream(Images(architecture))}, planned, stage="distill")
     return found, lambda update: found.update(planned.clock(update), rows.take(update)), rows
@@ -324,34 +322,6 @@ def test_target_decay_follows_the_number_of_levels():
     assert target_decay(config, clock(0, 1000)) == pytest.approx(0.9)
     assert target_decay(config, clock(250, 1000)) == pytest.approx(0.9 ** (2 / 76))
     assert target_decay(section(target_decay=0.9), clock(250, 1000)) == 0.9
-
-
-def test_resumed_training_is_the_whole_one_bit_for_bit():
-    changed = {"target_decay": 0.8, "levels": {"number": {"kind": "root", "last": 9}}}
-    whole, update, _ = trainer(**changed)
-    for number in range(3):
-        update(number)
-    kept = copy.deepcopy(state.state(whole))
-    assert any(name.startswith("network.target.") for name in kept)
-    assert not any(name.startswith("network.teacher.") for name in kept)
-    again, resumed, _ = trainer(**changed)
-    state.restore(again, kept)
-    for number in range(3, 6):
-        assert update(number) == pytest.approx(resumed(number), nan_ok=True, rel=0, abs=0)
-    ended = state.state(whole)
-    assert all(torch.equal(value, ended[name]) for name, value in state.state(again).items())
-
-
-@pytest.mark.parametrize("changed", [{}, {"teach": "training", "metric": {"kind": "pseudo-huber"}, "weighting": "gap"}])
-def test_micro_batches_have_the_gradient_of_the_whole_batch(changed):
-    moments = []
-    for size in (None, 3):
-        found, update, _ = trainer(micro_batch_size=size, **changed)
-        row = update(0)
-        moments.append({name: value for name, value in state.state(found).items() if name.endswith("exp_avg")})
-        moments[-1]["loss"] = torch.tensor(row["loss/consistency"])
-    assert len(moments[0]) > 1
-    torch.testing.assert_close(moments[0], moments[1], rtol=1e-4, atol=1e-6)
 
 
 def test_both_passes_drop_out_alike():

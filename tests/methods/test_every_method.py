@@ -27,13 +27,14 @@ from tests.trainings import WHOLE, FixedRows
 
 NETWORK = {"kind": "mlp", "channels": 2, "resolution": 1, "width": 16, "layers": 2, "num_classes": 3}
 FACTS = Facts(shape=(2, 1, 1), num_classes=3, sigma_data=0.6, sigma_max=80.0, network=NETWORK)
-FAKES = [{"updates": 2}, {"updates": 2, "fake_updates": 2, "fresh_optimiser": True}]
-JUDGES = [{"updates": 2}, {"updates": 2, "discriminator_updates": 2}]
+FAKES = [{"updates": 2, "fake_updates": 2}, {"updates": 2, "fake_updates": 1, "fresh_optimiser": True}]
+JUDGES = [{"updates": 2, "discriminator_updates": 2}, {"updates": 2}]
 GAN = {"student_weight": 0.1, "fake_weight": 0.3, "r1": 0.5}
 LCM = {"name": "lcm", "levels": {"kind": "karras"}, "times": {"kind": "karras"}}
 METHODS: dict[str, dict[str, Any]] = {
     "dmd": {"name": "dmd", "matching_batch_size": 8, "regression_batch_size": 6, "phases": FAKES},
     "dmd2": {"name": "dmd2", "batch_size": 8, "calls": 2, "adversarial": GAN, "phases": FAKES},
+    "decoupled": {"name": "dmd2", "batch_size": 8, "calls": 2, "guidance": 3.0, "decoupled": {}, "phases": FAKES},
     "tdm": {"name": "tdm", "batch_size": 8, "calls": 2, "phases": FAKES},
     "sid": {"name": "sid", "batch_size": 8, "phases": FAKES},
     "sim": {"name": "sid", "divergence": {"kind": "sim"}, "batch_size": 8, "phases": FAKES},
@@ -49,8 +50,28 @@ METHODS: dict[str, dict[str, Any]] = {
     "f-distill": {"name": "f-distill", "batch_size": 8, "adversarial": GAN, "phases": FAKES},
     "gan": {"name": "gan", "batch_size": 8, "phases": JUDGES},
     "ufogen": {"name": "ufogen", "batch_size": 8, "reconstruction_weight": 0.5, "r1": 0.5, "phases": JUDGES},
-    "consistency": {"name": "consistency", "batch_size": 8, "target_decay": 0.5, "phases": [{"updates": 4}]},
-    "rectified-flow": {"name": "rectified-flow", "objective": "reflow", "batch_size": 6, "phases": [{"updates": 4}]},
+    "consistency": {
+        "name": "consistency",
+        "levels": {"number": {"kind": "root", "last": 9}},
+        "batch_size": 8,
+        "target_decay": 0.5,
+        "phases": [{"updates": 4}],
+    },
+    "consistency-training": {
+        "name": "consistency",
+        "teach": "training",
+        "metric": {"kind": "pseudo-huber"},
+        "weighting": "gap",
+        "batch_size": 8,
+        "phases": [{"updates": 4}],
+    },
+    "reflow": {"name": "rectified-flow", "objective": "reflow", "batch_size": 6, "phases": [{"updates": 4}]},
+    "flow-distillation": {
+        "name": "rectified-flow",
+        "objective": "distillation",
+        "batch_size": 6,
+        "phases": [{"updates": 4}],
+    },
     "ect": {"name": "ect", "batch_size": 8, "stage_updates": 2, "phases": [{"updates": 4}]},
     "moment-matching": {"name": "moment-matching", "batch_size": 8, "calls": 2, "phases": FAKES},
     "mean-flow": {"name": "mean-flow", "batch_size": 8, "phases": [{"updates": 4}]},
@@ -176,6 +197,8 @@ def test_training_that_resumes_ends_in_the_same_bytes(tmp_path, name):
     ends = state.state(whole), state.state(resumed)
     assert first == 3 and ends[0].keys() == ends[1].keys()
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    for role, config in whole.training.method.roles().items():
+        assert any(each.startswith(f"network.{role}.") for each in ends[0]) == (config.mode is not Mode.FROZEN)
 
 
 @pytest.mark.parametrize("name", METHODS)

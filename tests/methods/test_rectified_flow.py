@@ -14,9 +14,7 @@ from dmd.methods.rectified_flow import RectifiedFlow, on_path
 from dmd.models.denoiser import per_sample
 from dmd.models.student_calls import Calls
 from dmd.sampling.ode_solvers import euler
-from dmd.train import checkpoints, state
 from dmd.train.log_columns import UpdateLog
-from dmd.train.parallel import BatchSplit
 from dmd.train.trainer import Trainer, assemble, loader, plan
 from tests.methods.test_dmd2 import FACTS, denoiser
 from tests.trainings import WHOLE, FixedRows, weights
@@ -38,9 +36,9 @@ def rows(num: int = 8) -> dict[str, Tensor]:
     return {"noise": noise, "image": image, "label": torch.randint(3, (num,), generator=random)}
 
 
-def trainer(distill: Distill, *, split: BatchSplit = WHOLE) -> Trainer:
+def trainer(distill: Distill) -> Trainer:
     modules = {role: denoiser(1) for role in distill.method.roles()}
-    return assemble(distill, modules, FACTS, distances={"none": l2_distance}, split=split)
+    return assemble(distill, modules, FACTS, distances={"none": l2_distance}, split=WHOLE)
 
 
 def train(found: Trainer, first: int, stop: int) -> list[dict[str, float]]:
@@ -176,28 +174,3 @@ def test_a_null_sigma_is_the_highest_of_the_file():
 def test_contradictions_are_refused(keys, message):
     with pytest.raises(ValidationError, match=message):
         section(method=keys)
-
-
-@pytest.mark.parametrize("objective", ["reflow", "distillation"])
-def test_micro_batches_add_up_to_the_whole_batch(objective):
-    found = []
-    for split in (WHOLE, BatchSplit(micro_batch_size=3)):
-        each = trainer(section(method={"objective": objective}), split=split)
-        found.append((train(each, 0, 3), weights(each.networks["student"])))
-    torch.testing.assert_close(found[0][1], found[1][1], rtol=2e-5, atol=2e-6)
-    for one, other in zip(found[0][0], found[1][0], strict=True):
-        assert one == pytest.approx(other, rel=1e-4, nan_ok=True)
-
-
-@pytest.mark.parametrize("objective", ["reflow", "distillation"])
-def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, objective):
-    distill = section(method={"objective": objective})
-    whole, begun, resumed = trainer(distill), trainer(distill), trainer(distill)
-    train(whole, 0, 4)
-    train(begun, 0, 2)
-    checkpoints.save(tmp_path, key="k", stage="distill", update=2, tensors=state.state(begun), rows=[])
-    assert checkpoints.resume(tmp_path, key="k", trainer=resumed, log=print) == (2, [])
-    train(resumed, 2, 4)
-    expected, found = state.state(whole), state.state(resumed)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())
