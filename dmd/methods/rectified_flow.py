@@ -72,7 +72,7 @@ class RectifiedFlow(Method[sections.RectifiedFlow]):
         student, image, label = self.networks[STUDENT], rows["image"], rows["label"]
         if self.config.objective == "distillation":
             (distance,) = self.distances.values()
-            loss = distance(self.sampling().draw(student, rows["noise"], label), image)
+            loss = distance(self.generate(rows), image)
             log.scalar("loss/distillation", loss, len(image))
             return loss
         start, sigma = start_scale(student, self.sigma) * rows["noise"], rows["sigma"]
