@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from tests import pages
 from tests.workflow import dry_runs
 from tests.workflow.conftest import ENVIRONMENT, REPOSITORY, SNAKEMAKE
 
-SHARED = ("Snakefile", "dmd", "envs", "profiles", "workflow")
+SHARED = ("Snakefile", "dmd", "envs", "profiles")
 PROGRAM = re.compile(r"(?:^|\s|/)python (-m [\w.]+|[\w/]+\.py)")
 WRITERS = {
     "-m dmd.config.schema",
@@ -67,6 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("repository")
     for name in SHARED:
         (copy / name).symlink_to(REPOSITORY / name)
+    shutil.copytree(REPOSITORY / "workflow", copy / "workflow")  # a copy, since it gets files
     whole = pages.configuration() | {"storage": None}
     (copy / "config.yaml").write_text(yaml.safe_dump(whole, sort_keys=False))
     put_all(copy, whole)
