@@ -1,12 +1,12 @@
 """What the methods of a table reach, and what they cost: python -m bench.methods_report [TABLE].
 
-Reads the finished results of the table's experiments and writes bench/results/TABLE-runs.csv, with a line for each
-experiment. A line of an earlier time stays while the configuration still describes the same run, so that a table whose
-trainings take longer than a day can be made in parts. From all lines it writes TABLE-report.csv and .md, with a line
-per row of the table: the distance over the floor, unbiased KID, recall, label accuracy, copies, passes of a network
-over one image in the training (a pass with its backward pass counts 3), and CPU seconds of the training; below them the
-paired differences that the table asks for. And TABLE-passes.png, the distance over the floor against these passes, with
-the recall. The seconds are those of Snakemake's benchmark files.
+Reads the results of the table's experiments, which have to be up to date, and writes bench/results/TABLE-runs.csv, with
+a line for each experiment. A line of an earlier time stays while the configuration still describes the same run, so
+that a table whose trainings take longer than a day can be made in parts. From all lines it writes TABLE-report.csv and
+.md, with a line per row of the table: the distance over the floor, unbiased KID, recall, label accuracy, copies, passes
+of a network over one image in the training (a pass with its backward pass counts 3), and CPU seconds of the training;
+below them the paired differences that the table asks for. And TABLE-passes.png, the distance over the floor against
+these passes, with the recall. The seconds are those of Snakemake's benchmark files.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", nargs="?", default="methods", help="of config.yaml (%(default)s)")
     parser.add_argument("--results", type=Path, default=Path("results"))
-    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="where the files of before lie")
     parsed = parser.parse_args()
     config = load()
     experiments, table, name = Experiments(config), config.tables[parsed.table], parsed.table

@@ -158,8 +158,8 @@ class MethodSection(Section):
 
     def final_calls(self) -> int:
         """Network calls of the student at the end of training: key `calls`, their number or their noise levels."""
-        calls: int | Sequence[float] | None = getattr(self, "calls", None)
-        return calls if isinstance(calls, int) else len(calls or (0,))
+        calls: int | Sequence[float] = getattr(self, "calls", None) or 1  # None, or no such key: one call
+        return calls if isinstance(calls, int) else len(calls)
 
     def distance_key(self) -> str:
         """The key of `distance`, for messages."""

@@ -29,7 +29,8 @@ EXTRAS = {  # package of an extra in pyproject.toml -> the extra
     "torchao": "8bit",
     "tensorboard": "tensorboard",
 }
-QUIET = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")  # warn of unused parts
+# loggers of libraries that warn, when they are imported, of parts that this package does not use
+QUIET = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
 OUTPUTS = ("output", "markdown", "fid", "grid")  # flags of the artifact that a stage locks
 REFUSALS = ("can't allocate memory", "cannot allocate memory", "bad_alloc", "failed to map", "can't start new thread")
 _log = logging.getLogger("dmd")

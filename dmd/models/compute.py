@@ -59,11 +59,13 @@ def prepare(denoiser: nn.Module, compute: Compute) -> nn.Module:
 def slow_dtype(compute: Compute, device: torch.device) -> str | None:
     """What to tell if `device` computes in this dtype much slower than in float32; None if it does not."""
     dtype = compute.get("dtype", "float32")
-    if dtype != "bfloat16" or device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if dtype != "bfloat16" or device.type != "cpu":
+        return None
+    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None
     return (
-        "warning: compute.dtype: bfloat16 is about 40 times slower than float32 on this CPU, which has no instructions "
-        "for it (AVX-512): write float32"
+        "warning: compute.dtype: bfloat16 is many times slower than float32 on this CPU, which has no instructions for "
+        "it (AVX-512): write float32"
     )
 
 

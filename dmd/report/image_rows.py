@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dmd.data import manifest, shards
+from dmd.data import manifest
 from dmd.report import plots
 from dmd.report.table_text import rounded
+from dmd.sampling.drawn_images import SampleImages
 
 SHOWN = 20  # images of an experiment
 
@@ -32,32 +31,24 @@ def draw_image_rows(
     if len(manifests) != len(rows):
         raise ValueError(f"the chart has {len(rows)} rows of images, but {len(manifests)} manifests of samples")
     figure, axes = plots.new(len(rows), 1, size=(10.0, 0.52 * len(rows) + 0.6))
-    starts: list[tuple[int, int]] = []
+    expected = None
     for panel, (label, experiment), path in zip(axes[:, 0], rows, manifests, strict=True):
-        images, own = _first(path)
-        if starts and own != starts:
+        images, starts = _first(path)
+        expected = expected or starts
+        if starts != expected:
             raise ValueError(f"{path}: its first samples have other seeds or labels than those of {manifests[0]}")
-        starts = own
         plots.show_images(panel, images, columns=len(images))
-        panel.text(
-            -0.01, 0.5, _title(label, scores.get(experiment)), transform=panel.transAxes, ha="right", va="center"
-        )
+        title = f"{label}   {rounded(scores[experiment]['value'])}" if experiment in scores else label
+        panel.text(-0.01, 0.5, plots.plain(title), transform=panel.transAxes, ha="right", va="center")
     return figure
-
-
-def _title(label: str, score: Mapping[str, Any] | None) -> str:
-    """The label of a row, with the distance of its score."""
-    return plots.plain(label) if score is None else plots.plain(f"{label}   {rounded(score['value'])}")
 
 
 def _first(path: Path) -> tuple[Tensor, list[tuple[int, int]]]:
     """The first images of a manifest (N, C, H, W), and the seed and label of each."""
-    found, images = manifest.read(path), list[np.ndarray]()
-    for part in found.shards:
-        with shards.Shard(part.path, size=part.size, sha256=part.sha256) as shard:
-            images += [item["image"].astype(np.float32) for _, item in islice(shard.items(), SHOWN - len(images))]
-    stacked = torch.from_numpy(np.stack(images))
-    if found.metadata.get("facts", {}).get("codec") or stacked.shape[1] not in (1, 3) or stacked.shape[-1] == 1:
+    found = manifest.read(path)
+    if found.metadata["facts"].get("codec"):
+        raise ValueError(f"{path} holds latents: a chart shows images only")
+    images, labels = next(iter(SampleImages(found, batch_size=SHOWN, autoencoder=None, device=torch.device("cpu"))))
+    if images.shape[1] not in (1, 3) or images.shape[-1] == 1:
         raise ValueError(f"{path} holds no images of 1 or 3 channels")
-    starts = zip(found.numbers("seed")[:SHOWN].tolist(), found.numbers("label")[:SHOWN].tolist(), strict=True)
-    return stacked, list(starts)
+    return images, list(zip(found.numbers("seed")[: len(labels)].tolist(), labels.tolist(), strict=True))

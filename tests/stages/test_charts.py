@@ -143,7 +143,7 @@ def test_figure3_refuses_an_altered_shard(tmp_path):
         charts.run(inputs=inputs, output=tmp_path / "x.png", kind="figure3", series=series, dataset=MIXTURE)
 
 
-def images_of(folder: Path, name: str, images: np.ndarray, first_seed: int = 0) -> Path:
+def images_of(folder: Path, name: str, images: np.ndarray, first_seed: int = 0, facts: dict | None = None) -> Path:
     """Manifest of images (N, C, H, W) in shards of 16, with seeds and labels."""
     (folder / name).mkdir(parents=True, exist_ok=True)
     tables = []
@@ -154,7 +154,7 @@ def images_of(folder: Path, name: str, images: np.ndarray, first_seed: int = 0) 
         size, digest = shard.stat().st_size, files.sha256(shard)
         with shards.Shard(shard) as found:
             tables.append(manifest.rows_of(found, shard.name, size=size, sha256=digest, first_seed=first_seed))
-    manifest.write(folder / name / "manifest.parquet", pa.concat_tables(tables), {})
+    manifest.write(folder / name / "manifest.parquet", pa.concat_tables(tables), {"facts": facts or {}})
     return folder / name / "manifest.parquet"
 
 
@@ -172,6 +172,9 @@ def test_images_of_the_same_noise_stand_below_each_other(tmp_path):
         charts.run(inputs=inputs[:2], output=tmp_path / "x.png", kind="images", series=series)
     inputs[2] = images_of(tmp_path, "student", white, first_seed=1)
     with pytest.raises(ValueError, match="other seeds or labels"):
+        charts.run(inputs=inputs, output=tmp_path / "x.png", kind="images", series=series)
+    inputs[2] = images_of(tmp_path, "student", white, facts={"codec": True})
+    with pytest.raises(ValueError, match="holds latents"):
         charts.run(inputs=inputs, output=tmp_path / "x.png", kind="images", series=series)
     inputs[2] = images_of(tmp_path, "student", np.ones((40, 2, 1, 1)))
     with pytest.raises(ValueError, match="holds no images"):
