@@ -120,6 +120,9 @@ class LatentDenoiser(Section):
     layers: Layers = Field(1, description="residual blocks of a level")
     groups: Layers = Field(32, description="of group normalisation; divides all widths")
     head_width: Width = Field(32, description="of each head of attention; divides all widths")
+    prediction: Literal["epsilon", "v"] = Field(
+        "epsilon", description="what the network predicts; v learns shapes, which high noise levels decide, sooner"
+    )
     training: TeacherTraining
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import distributed
 
+from dmd.config.section_base import Section
 from dmd.config.training import Training
 from dmd.jobs import slurm
 from dmd.provenance import record
@@ -61,11 +62,20 @@ def wanted(spec: Mapping[str, Any]) -> tuple[int, int]:
     Raises:
         ValueError: the nodes cannot have equal numbers of processes.
     """
-    num = max((section.processes for section in spec.values() if isinstance(section, Training)), default=1)
+    num = max((training.processes for training in _trainings(spec.values())), default=1)
     nodes = slurm.nodes() if num > 1 else 1
     if num % nodes:
         raise ValueError(f"processes: {num} cannot be shared evenly by the {nodes} nodes of this job")
     return num, nodes
+
+
+def _trainings(values: Iterable[Any]) -> Iterator[Training]:
+    """Trainings among the values of a spec, and in their sections."""
+    for value in values:
+        if isinstance(value, Training):
+            yield value
+        elif isinstance(value, Section):
+            yield from _trainings(vars(value).values())
 
 
 def launch(num: int, nodes: int, *, threads: int) -> None:

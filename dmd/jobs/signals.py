@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -41,6 +42,8 @@ def listen(end: Callable[[Stopped], None]) -> None:
     """
     for number in SIGNALS:
         signal.signal(number, _note)
+    report = sys.unraisablehook
+    sys.unraisablehook = lambda dropped: None if dropped.exc_type is Stopped else report(dropped)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -64,7 +67,7 @@ def received() -> str | None:
 
 
 def check() -> None:
-    """Raises `Stopped` if a signal came. The handler does so, too, but in a finaliser Python drops what it raises."""
+    """Raises `Stopped` if a signal came. The handler does so, too, but Python drops what it raises in a finaliser."""
     if _received and not _deferred:
         raise _stopped(_received)
 

@@ -10,6 +10,7 @@ from dmd.config.pipeline_sections import Augmentation, LatentDenoiser
 from dmd.data import manifest as manifests
 from dmd.data.image_shards import ImageReader
 from dmd.data.shared_verification import verify_once
+from dmd.importers.pipeline_files import PREDICTIONS
 from dmd.jobs import job, processes, signals, torch_setup
 from dmd.methods.base import Facts
 from dmd.models import loading
@@ -20,9 +21,9 @@ from dmd.train import checkpoints, new_network, state
 from dmd.train.captioned_images import AugmentedStream, CaptionedStream, check_captions
 from dmd.train.loop import log_table
 
-SCHEDULER: dict[str, Any] = {  # noise levels of Stable Diffusion, and its scheduler's settings
+SCHEDULER: dict[str, Any] = {  # noise levels of Stable Diffusion, and its scheduler's other settings
     **{"_class_name": "PNDMScheduler", "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012},
-    **{"beta_schedule": "scaled_linear", "prediction_type": "epsilon", "skip_prk_steps": True},
+    **{"beta_schedule": "scaled_linear", "skip_prk_steps": True},
     **{"set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading", "clip_sample": False},
 }
 
@@ -109,7 +110,8 @@ def _facts(
     from diffusers import PNDMScheduler
 
     squares = PNDMScheduler.from_config(SCHEDULER).alphas_cumprod.double().tolist()
-    levels = {"kind": "discrete", "alphas_cumprod": squares, "prediction": "epsilon"}
+    levels = {"kind": "discrete", "alphas_cumprod": squares, "prediction": section.prediction}
+    prediction = {saved: ours for ours, saved in PREDICTIONS.items()}[section.prediction]
     config = {
         "sample_size": height,
         "in_channels": channels,
@@ -125,7 +127,7 @@ def _facts(
     facts = {
         "network": {"kind": "unet2d-condition", "config": config},
         "preconditioning": levels,
-        "scheduler": SCHEDULER,
+        "scheduler": {**SCHEDULER, "prediction_type": prediction},
         "sigma_data": 1.0,
         "shape": [*data.shape],
         "image_shape": [3, height * scale, width * scale],

@@ -79,3 +79,32 @@ def test_pairs_that_a_signal_stopped_keep_whole_shards(teacher_file, pairs_numbe
     assert again.returncode == 0 and block.exists(), again.stderr
     after = (tmp_path / "00001.tar").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+FINALISER = """
+import os, signal
+from dmd.jobs import signals
+
+class Finalised:
+    def __init__(self, act): self.act = act
+    def __del__(self): self.act()
+
+signals.listen(print)
+try:
+    Finalised(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    print("went on")
+    signals.check()
+except signals.Stopped as stop:
+    print(stop)
+Finalised(lambda: 1 / 0)
+"""
+
+
+def test_a_signal_in_a_finaliser_stops_later_and_without_a_traceback():
+    """Python drops what a finaliser raises, and would print it; other errors of finalisers are still printed."""
+    answer = subprocess.run([sys.executable, "-c", FINALISER], capture_output=True, text=True)
+    assert answer.stdout.splitlines() == [
+        "went on",
+        "stopped by SIGTERM before the end: run again, finished files are kept",
+    ]
+    assert "Stopped" not in answer.stderr and "ZeroDivisionError" in answer.stderr
