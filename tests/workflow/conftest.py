@@ -1,7 +1,9 @@
 """A small experiment on a folder of pictures, run once for real; tests look at it, edit it, or break a copy."""
 
+import contextlib
 import copy
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -11,11 +13,13 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
 from filelock import FileLock
 
+import dmd.verify
 from tests.workflow import dry_runs
 from tests.workflow.photos import write_photos
 
@@ -101,10 +105,12 @@ def snakemake(folder: Path, *words: str, **settings: Any) -> subprocess.Complete
 
 
 def verify(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Runs `python -m dmd.verify results` in `folder`."""
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}
-    line = [sys.executable, "-m", "dmd.verify", "results", *words]
-    return subprocess.run(line, capture_output=True, text=True, env=environment, cwd=folder)
+    """What `python -m dmd.verify results` says in `folder`."""
+    line, said, told = ["dmd.verify", "results", *words], io.StringIO(), io.StringIO()
+    with contextlib.chdir(folder), mock.patch.object(sys, "argv", line), pytest.raises(SystemExit) as ended:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(told):
+            dmd.verify.main()
+    return subprocess.CompletedProcess(line, int(ended.value.code or 0), said.getvalue(), told.getvalue())
 
 
 def make(folder: Path, *words: str) -> str:

@@ -1,11 +1,13 @@
 """Stand-ins for a distillation whose files do not exist yet, from which `dmd.train.measured_update` measures its cost.
 
-Memory is measured on fake tensors in the real architecture; passes are counted on a network of a few weights, since
-their number does not depend on the architecture. Streams yield zeros.
+Memory is measured in the real architecture: on fake tensors, which need none, or on real ones where these are quicker.
+Passes are counted on a network of a few weights, since their number does not depend on the architecture. Streams yield
+zeros.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -42,6 +44,7 @@ from dmd.train.trainer import Plan, Trainer, assemble
 SMALL: dict[str, Any] = {"kind": "mlp", "channels": 1, "resolution": 1, "width": 2, "layers": 1, "num_classes": 0}
 STREAMS = ("noise", "pairs", "trajectories", "images")
 SIGMA_MAX = 80.0
+QUICK = 2 * 10**9  # multiplications of a forward pass, at most, up to which real tensors are quicker than fake ones
 NUM_DRAWS = 16  # of the random values of an update, for the mean number of passes where it depends on them
 
 
@@ -137,12 +140,22 @@ def _sized(step: Step) -> Step:
 
 @cache
 def _measured(network: str, distill: str) -> tuple[Trainer, list[MeasuredStep]]:
-    """A trainer on fake tensors, and its measured steps; arguments are JSON, so that results can be cached."""
+    """A trainer and its measured steps; arguments are JSON, so that results can be cached."""
+    training, architecture = Distill.model_validate_json(distill), json.loads(network)
     # Methods compute noise levels on real tensors, which they may read, and use them on fake ones.
-    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
+    quick = training.compute.dtype == "float32" and _most_multiplications(architecture) <= QUICK
+    mode = contextlib.nullcontext() if quick else FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # of the moving average's copy
-        trainer, streams = _trainer(Distill.model_validate_json(distill), json.loads(network))
+        trainer, streams = _trainer(training, architecture)
         return trainer, measured_steps(trainer, streams)
+
+
+def _most_multiplications(network: Mapping[str, Any]) -> int:
+    """Weights times pixels: no forward pass of one image multiplies more often."""
+    with torch.device("meta"):
+        built: Any = build(without_classes(network))
+    return built.resolution**2 * sum(parameter.numel() for parameter in built.parameters())
 
 
 def _trainer(distill: Distill, network: Mapping[str, Any]) -> tuple[Trainer, dict[str, Stream]]:
@@ -189,15 +202,15 @@ def _modules(training: Distill, network: Mapping[str, Any], first: Denoiser, fac
 
 
 def _place_on_cpu(network: nn.Module) -> None:
-    """Replaces tensors on the meta device by uninitialised ones on the CPU."""
+    """Replaces tensors on the meta device by zeros on the CPU."""
     for module in network.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                empty = torch.empty_like(parameter, device="cpu")
-                module._parameters[name] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+                zeros = torch.zeros_like(parameter, device="cpu")
+                module._parameters[name] = nn.Parameter(zeros, requires_grad=parameter.requires_grad)
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = torch.empty_like(buffer, device="cpu")
+                module._buffers[name] = torch.zeros_like(buffer, device="cpu")
 
 
 def _denoiser(network: Mapping[str, Any], compute: Compute) -> Denoiser:
