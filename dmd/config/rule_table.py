@@ -484,7 +484,7 @@ RULES: dict[str, Rule] = {
     ),
     "distill": Rule(
         "distill",
-        6,
+        7,
         section="distill",
         spec=_distill,
         files=("distill/generator.safetensors", "distill/log.parquet"),

@@ -2,8 +2,8 @@
 
 E lambda(sigma) || D(x + sigma n; sigma) - x ||^2, lambda the preconditioning's loss weight, ln sigma ~ N(mean, std^2).
 
-With levels `table`, sigma is uniform among the noise levels of a network that predicts epsilon. This is the objective
-of Ho et al. 2020 (arXiv 2006.11239, Eq. 14), with which Stable Diffusion was trained.
+With levels `table`, sigma is uniform among the noise levels of a network with timesteps. If it predicts epsilon, this
+is the objective of Ho et al. 2020 (arXiv 2006.11239, Eq. 14), with which Stable Diffusion was trained.
 """
 
 from __future__ import annotations

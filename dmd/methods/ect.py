@@ -62,7 +62,7 @@ class Ect(Method[sections.Ect]):
         assert isinstance(student, Denoiser)
         sigma, lower = rows["sigma"], rows["sigma"] - rows["gap"]
         with torch.no_grad():
-            safe = lower.clamp(min=LOWEST)
+            safe = torch.where(lower > 0, lower, LOWEST)
             x0 = student(image + per_sample(lower, image) * noise, safe, label)
             target = torch.where(per_sample(lower > 0, image), x0, image)
         self.replay()

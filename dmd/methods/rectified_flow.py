@@ -5,8 +5,9 @@ between noise and image of pairs that another flow has drawn,
 
     z_t = (1 - t) x + t n,   loss = E | u(z_t; t) - (n - x) |^2,   t uniform
 
-(the papers count t from noise to image). Paths of the pairs do not cross, so the learned ones are straighter, and a few
-Euler steps follow them. Distillation trains one call from noise alone: a distance of its image to that of the pair.
+(the papers count t from noise to image). Paths of a flow do not cross, so the straight lines of its pairs cross less
+than those of any noise and image, the learned paths are straighter, and a few Euler steps follow them. Distillation
+trains one call from noise alone: a distance of its image to that of the pair.
 
 In variance-exploding coordinates sigma = t / (1 - t) and x_sigma = z_t / (1 - t), so that u = (x_sigma - D) / sigma - D
 and an error of D counts ((1 + sigma) / sigma)^2 times in u. Straight lines stay straight, and an Euler step in t is a

@@ -20,8 +20,12 @@ which for d(y) = |y|^2 / 2 is alpha = 1.
 SiDA adds a GAN loss without another network: the mean l over the channels of the fake denoiser's bottleneck is a logit
 at each of its locations. With real images y at the same noise levels and with the same noise, and d values in an image,
 
-    fake       + b / d lambda(s) (softplus(-l(y_s)) + softplus(l(x_s))) / 2,    means over locations,
-    student    + a w softplus(-l(x_s)),                                         l clamped to +-10.
+    fake       + b / d E[lambda] (softplus(-l(y_s)) + softplus(l(x_s))) / 2,    means over locations,
+    student    + a E[w] softplus(-l(x_s)),                                      l clamped to +-10.
+
+All images have the same weight in it, also those with little noise, whose lambda and w are hundreds of times the
+others'. The authors multiply the batch's mean of softplus by lambda or w of each image. Here E[lambda] is the mean over
+the distribution of s, and E[w] that of the images of the student's step before, 1 in the first.
 
 Uni-Instruct (Wang et al. 2025) minimises any f-divergence of the images without noise. With r = exp(l), where l is the
 mean logit of an image, for the ratio of the densities of the teacher's and the student's images at level s, and with h
@@ -67,6 +71,7 @@ class Sid(Method[sections.Sid]):
 
     Attributes:
         lowest: noise level that the student's loss draws from.
+        level_weight: E[lambda] over the noise levels of the fake denoiser's loss, with a GAN loss.
     """
 
     def __post_init__(self) -> None:
@@ -78,6 +83,9 @@ class Sid(Method[sections.Sid]):
                 f"{key}: the student's loss would use noise levels up to {float(last):.4g}, "
                 f"but the teacher has levels up to {top:.4g} only: lower levels.sigma_max or levels.last"
             )
+        if self.config.adversarial:
+            self.level_weight = self._mean_level_weight()
+            self.buffers["weight"] = torch.ones((), device=self.device)
 
     @classmethod
     def steps(cls, config: sections.Sid, clock: Clock) -> tuple[Step, ...]:
@@ -144,12 +152,20 @@ class Sid(Method[sections.Sid]):
             values = weighted_score_identity(image, real_x0, fake_x0, ratio, divergence=chosen, alpha=alpha)
         else:
             values = score_identity(image, real_x0, fake_x0, alpha=divergence.alpha)
-        values = normaliser(image, real_x0) * values
+        each = normaliser(image, real_x0)
+        values = each * values
+        if gan:
+            log.mean("gan/weight", each)
         if weight:
             realistic = functional.softplus(-logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)).mean(1)
             log.mean("loss/gan", realistic)
-            values = values + weight * normaliser(image, real_x0) * realistic
+            values = values + weight * self.buffers["weight"] * realistic
         return values
+
+    def after(self, step: Step, clock: Clock, log: StepLog) -> None:
+        """Keeps E[w] of a step of the student for the next one."""
+        if step.name == "student" and self.config.adversarial:
+            self.buffers["weight"].copy_(log.value("gan/weight"))
 
     def sampling(self) -> Calls:
         """One call at `sigma`."""
@@ -168,12 +184,17 @@ class Sid(Method[sections.Sid]):
     def _judged_loss(self, noised: Tensor, rows: Rows, log: StepLog, *, name: str, sign: int) -> Tensor:
         """Half the fake denoiser's GAN loss on noised images: softplus(sign l), weighted."""
         assert self.config.adversarial is not None
-        sigma = rows["sigma"]
-        logits = self._logits(noised, sigma, rows["label"])
+        logits = self._logits(noised, rows["sigma"], rows["label"])
         log.mean(name, logits)
-        weight = self.config.adversarial.fake_weight / math.prod(self.facts.shape)
-        each = functional.softplus(sign * logits).mean(1)
-        return weight * (self.denoiser("fake").loss_weight(sigma) * each).mean() / 2
+        weight = self.config.adversarial.fake_weight / math.prod(self.facts.shape) * self.level_weight
+        return weight * functional.softplus(sign * logits).mean() / 2
+
+    def _mean_level_weight(self) -> float:
+        """E lambda(s) for ln s ~ N(mean, std^2), by the trapezoidal rule, which is exact to float64 for such tails."""
+        z = torch.linspace(-20, 20, 4001, dtype=torch.float64)
+        density = torch.exp(-z.square() / 2)
+        sigma = (self.config.sigma_log_mean + self.config.sigma_log_std * z).exp()
+        return float((density * self.denoiser("fake").loss_weight(sigma.to(self.device)).cpu()).sum() / density.sum())
 
     def _logits(self, noised: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
         """Logits (B, r^2), positive for real images."""

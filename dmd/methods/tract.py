@@ -15,7 +15,7 @@ so those are what later phases take. Student, optimiser and moving average go on
 
 The weight w is that of the preconditioning for EDM's networks, max(1/s^2, 1) for variance-preserving ones. The average
 of the self-teacher has its bias removed: it is over the students of the phase alone, with weights that add up to 1. The
-paper's average for evaluation has decayed to 0.001 over a phase, so that `ema_decay` is 0.001^(1 / updates).
+paper's average for evaluation has decayed to 0.001 over a phase: set `ema_decay` to 0.001^(1 / updates) for that.
 """
 
 from __future__ import annotations

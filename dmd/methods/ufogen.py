@@ -7,9 +7,9 @@ discriminator, the encoder of another denoiser with a head, judges images at lev
     student          softplus(-l(x + r n'')) + g |x - y|^2,
     discriminator    softplus(l(x + r n'')) + softplus(-l(y + r n')).
 
-It does not see the image at level s. The squared error weighs what the paper calls the KL term, in which all else is a
-constant for Gaussian noise. Only the call at the highest level is used to draw. Student and discriminator begin as the
-teacher.
+It does not see the image at level s. The squared error stands for the paper's KL term, which for Gaussian noise is a
+constant and |x - y|^2 / (2 (s^2 - r^2)); here its weight is g at all levels. Only the call at the highest level is used
+to draw. Student and discriminator begin as the teacher.
 """
 
 from __future__ import annotations

@@ -179,7 +179,14 @@ def test_dmd_runs_on_a_teacher_with_discrete_time(num_classes, latent, tmp_path,
     manifest.run(blocks=[block], output=tmp_path / "pairs" / "manifest.parquet", num=12, shard_size=6)
     phase = {"updates": 2, "fake_updates": 1, "learning_rate_scale": 0.5}
     keys = {"levels": {"kind": "teacher", "min_index": 20, "max_index": 980}, "weighting": "sigma/alpha"}
-    section = changed(distill_section, **keys, sigma=sigma, phases=[phase], grid_every=5, monitor={"decoder": "none"})
+    section = changed(
+        distill_section,
+        **keys,
+        sigma=sigma,
+        phases=[phase],
+        grid_every=5,
+        monitor={"decoder": "none", "num_images": 8, "seeds": 4},
+    )
     distil(tmp_path / "d", section, teacher=source, manifest=tmp_path / "pairs" / "manifest.parquet")
     table, _ = manifests.read_table(tmp_path / "d" / NAMES[1])
     assert len(table) == 2

@@ -77,6 +77,18 @@ def test_target_is_the_student_at_the_lower_level_with_the_same_noise_and_withou
         torch.testing.assert_close(one, other)
 
 
+def test_passes_at_the_lowest_levels_are_told_their_own_level():
+    method, sigma, gap_below = method_of(), torch.tensor([8.0e-4]), torch.tensor([3.0e-4])
+    image, noise, label = torch.tensor([[[[0.3]], [[-0.8]]]]), torch.tensor([[[[0.5]], [[0.7]]]]), torch.tensor([1])
+    network = method.networks["student"]
+    with torch.no_grad():
+        lower = sigma - gap_below
+        target = network(image + lower * noise, lower, label)
+        expected = (network(image + sigma * noise, sigma, label) - target).norm() / 3.0e-4
+        found = loss(method, sigma=sigma, gap=gap_below)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=0)
+
+
 def test_norm_has_a_gradient_where_student_and_target_agree():
     image = torch.zeros(1, 2, 1, 1, requires_grad=True)
     pseudo_huber(image, torch.zeros(1, 2, 1, 1), 0.0).sum().backward()

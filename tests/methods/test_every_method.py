@@ -128,6 +128,12 @@ def trainer(method: dict[str, Any], *, split: BatchSplit = WHOLE, **keys: Any) -
     return assemble(distill, modules, FACTS, distances={"none": _squares}, split=split)
 
 
+def random_guidance(network: nn.Module) -> None:
+    """Gives the layer of a denoiser's guidance, which starts at zero, random weights: the output depends on it."""
+    layer: Any = network.network.guidance_input.linear  # type: ignore[union-attr]
+    layer.weight.data = 0.3 * torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(3))
+
+
 def _with_role(found: Denoiser, role: Role) -> Denoiser:
     """The denoiser with what its role adds to it, and its guidance."""
     if added := role.additions():

@@ -107,6 +107,36 @@ def test_student_that_follows_the_ode_of_a_gaussian_has_far_less_loss_than_one_t
     assert 0 <= losses[0] < 0.1 * losses[1]
 
 
+def test_loss_is_the_weighted_mean_over_pairs_of_kernels_of_images_of_several_values():
+    random = torch.Generator().manual_seed(0)
+    image, noise = torch.randn(2, 2, 3, 2, 2, 2, generator=random)  # two groups of three
+    sigma, lower, end = torch.tensor([5.0, 1.0]), torch.tensor([2.0, 0.4]), torch.tensor([0.5, 0.1])
+    config = Section.model_validate({"name": "imm", "calls": [10.0], "particles": 3, "phases": [{"updates": 1}]})
+    networks: Any = {"student": Exact(0.5)}
+    method = Imm(config, networks, Facts((2, 2, 2), 0, STD), torch.device("cpu"))
+    label = torch.full((2, 3), -1)
+    rows = {"image": image, "noise": noise, "label": label, "sigma": sigma, "lower": lower, "end": end}
+    clock = plan(config)[0].clock(0)
+    (step,) = method.steps(config, clock)
+    found = method.loss(step, step.parts[0], rows, clock, UpdateLog(WHOLE))
+    ours, theirs = (method.step_to(end, image, noise, level, label) for level in (sigma, lower))
+    expected = 0.0
+    for group, (t, s) in enumerate(zip(sigma.tolist(), end.tolist(), strict=True)):
+        width = (1 - s / t) * t * STD / (t**2 + STD**2) ** 0.5 * 8
+        kernel = lambda one, other: float((-(one - other).norm().clamp(min=1e-8) / width).exp())  # noqa: E731, B023
+        pairs = [
+            kernel(ours[group, i], ours[group, j])
+            + kernel(theirs[group, i], theirs[group, j])
+            - kernel(ours[group, i], theirs[group, j])
+            - kernel(theirs[group, i], ours[group, j])
+            for i in range(3)
+            for j in range(3)
+        ]
+        weight = float(level_weight(torch.tensor(t), a=config.a, b=config.b))
+        expected += weight * sum(pairs) / len(pairs) / 2
+    assert float(found) == pytest.approx(expected, rel=1e-4)
+
+
 class Images:
     labels, num_classes = torch.arange(10), 10
 

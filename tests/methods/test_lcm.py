@@ -11,12 +11,13 @@ from dmd.config.methods.lcm import Lcm as Section
 from dmd.config.training import Distill
 from dmd.methods.base import Facts
 from dmd.methods.lcm import Lcm
+from dmd.methods.parts.drawn_guidance import guided_x0
 from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser, per_sample
 from dmd.models.guidance import unguided, with_guidance
 from dmd.sampling.noise import karras_sigmas
 from dmd.train.log_columns import UpdateLog
 from dmd.train.trainer import plan
-from tests.methods.test_every_method import FACTS, LCM, METHODS, denoiser, trainer
+from tests.methods.test_every_method import FACTS, LCM, METHODS, denoiser, random_guidance, trainer
 from tests.models.test_guidance import EMPTY, conditional
 from tests.trainings import WHOLE
 
@@ -116,11 +117,27 @@ def test_fewer_calls_have_the_times_of_their_number():
     assert not trainer({**KEYS, "calls": 2, "times": {"kind": "listed", "sigmas": [80.0, 1.0]}}).method.fewer_calls()
 
 
-def test_scalings_of_the_paper_are_within_the_stated_distance_of_denoiser_and_identity():
-    time = torch.arange(1000, dtype=torch.float64)
-    skip, out = 0.25 / ((10 * time) ** 2 + 0.25), 10 * time / ((10 * time) ** 2 + 0.25).sqrt()
-    assert (skip[0], out[0]) == (1, 0)
-    assert 0.0024 < float(skip[1:].max()) < 0.0025 and float((1 - out[1:]).max()) < 0.0025
+def test_student_and_target_are_told_the_guidance_of_their_row():
+    method = trainer(METHODS["lcm"]).method
+    assert isinstance(method, Lcm)
+    for name in ("student", "target"):
+        random_guidance(method.networks[name])
+    clock = plan(method.config)[0].clock(0)
+    (step,) = method.steps(method.config, clock)
+    image, label, guidance = rows(6)
+    index = torch.tensor([1, 2, 3] * 2)
+    given = {"image": image, "noise": torch.zeros_like(image), "index": index, "label": label, "guidance": guidance}
+    with torch.no_grad():
+        found = method.loss(step, step.parts[0], given, clock, UpdateLog(WHOLE))
+        x0 = method.networks["student"](image, method.sigmas[index + 1], label, guidance=guidance)
+        error = x0 - method.target(image, index, label, guidance)
+        teacher = guided_x0(method.denoiser("teacher"), image, method.sigmas[index + 1], label, guidance)
+        step_down = torch.lerp(teacher, image, per_sample(method.sigmas[index] / method.sigmas[index + 1], image))
+        target = method.networks["target"](step_down, method.sigmas[index], label, guidance=guidance)
+    c = method.config.huber
+    assert c is not None
+    torch.testing.assert_close(x0 - error, target)
+    torch.testing.assert_close(found, ((error.square() + c**2).sqrt() - c).mean())
 
 
 @pytest.mark.parametrize("huber", [None, 0.3])

@@ -96,13 +96,14 @@ def test_target_of_equal_times_is_the_teacher_or_the_image(teach):
 def test_loss_is_the_weighted_squared_error_of_the_velocity():
     student = Exact(0.9)
     for power, c in ((0.75, 1e-3), (0.0, 1.0), (1.0, 0.5)):
-        method = method_of(student, power=power, c=c)
+        method = method_of(student, teach="training", power=power, c=c)
         clock = plan(method.config)[0].clock(0)
         (step,) = method.steps(method.config, clock)
-        image, sigma, end = point(0.9, 0.2, 0.7)
+        _, sigma, end = point(0.9, 0.2, 0.7)
+        image = torch.linspace(-1, 2, 8).double().reshape(1, 2, 2, 2)
         rows = {"image": image, "noise": torch.zeros_like(image), "sigma": sigma, "end": end, "label": LABEL}
         error = (student(image, sigma, LABEL, end=end) - method.target(image, image, sigma, end, LABEL)) / 0.7
-        square = error.square().sum()
+        square = error.square().sum()  # over the values of the image
         found = method.loss(step, step.parts[0], rows, clock, UpdateLog(WHOLE))
         torch.testing.assert_close(found, square / (square.detach() + c) ** power)
         gradients = (torch.autograd.grad(each, student.factor)[0] for each in (found, square))

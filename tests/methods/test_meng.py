@@ -1,5 +1,6 @@
 """Meng et al.: the guided target, levels, and the two stages with guidance as an input, from file to file."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import dmd
 from dmd.config.methods.meng import Meng as Section
 from dmd.config.methods.progressive import Progressive as ProgressiveSection
 from dmd.methods.meng import Meng
-from dmd.methods.progressive import Progressive
+from dmd.methods.parts.denoising_loss import denoising_loss, x0_weight
+from dmd.methods.parts.drawn_guidance import guided_x0
+from dmd.methods.progressive import Progressive, two_steps
 from dmd.models.denoiser import Denoiser
 from dmd.models.guidance import with_guidance
 from dmd.models.loading import extended
@@ -20,7 +23,7 @@ from dmd.stages import export_onnx, teacher
 from dmd.train.log_columns import UpdateLog
 from dmd.train.trainer import plan
 from tests.image_shards import image_shards
-from tests.methods.test_every_method import FACTS, METHODS, NETWORK, denoiser
+from tests.methods.test_every_method import FACTS, METHODS, NETWORK, denoiser, random_guidance
 from tests.methods.test_lcm import rows
 from tests.trainings import NAMES, WHOLE, distil
 
@@ -58,6 +61,20 @@ def test_student_that_starts_as_the_teacher_has_no_loss_without_guidance():
     assert two == pytest.approx(4 * one, rel=1e-3)  # the error is (w - 1) (T_c - T_u)
 
 
+def test_student_is_told_the_guidance_of_its_row():
+    teacher, student = denoiser(0), knowing(denoiser(1))
+    random_guidance(student)
+    method = method_of({"lowest": 1.0, "highest": 5.0}, teacher, student)
+    image, label, guidance = rows(6)
+    noise, sigma = torch.zeros_like(image), torch.linspace(0.3, 3, 6)
+    found = first_loss(method, guidance=guidance, noise=noise, sigma=sigma)
+    with torch.no_grad():
+        target = guided_x0(method.denoiser("teacher"), image, sigma, label, guidance)
+        x0 = student(image, sigma, label, guidance=guidance)
+        expected = denoising_loss(x0, target, weight=x0_weight(method.config.weighting, sigma, student))
+    assert found == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_levels_are_those_of_the_cosine_schedule():
     method = method_of({"lowest": 2.0, "highest": 2.0}, denoiser(0), knowing(denoiser(0)))
     object.__setattr__(method.config, "batch_size", 20000)
@@ -78,6 +95,26 @@ def test_second_stage_without_guidance_is_progressive_distillation():
         given: Any = {name: knowing(each) if guidances else each for name, each in networks.items()}
         losses.append(first_loss(Progressive(config, given, facts, torch.device("cpu"))))
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_second_stage_tells_teacher_and_student_the_guidance_of_their_row():
+    networks = {"teacher": knowing(denoiser(0)), "student": knowing(denoiser(1))}
+    for each in networks.values():
+        random_guidance(each)
+    facts = FACTS.__class__(**{**FACTS.__dict__, "guidance_range": (1.0, 7.0)})
+    given: Any = networks
+    method = Progressive(
+        ProgressiveSection.model_validate({**ROUNDS, "batch_size": 6}), given, facts, torch.device("cpu")
+    )
+    image, label, guidance = rows(6)
+    index = torch.tensor([0, 1] * 3)
+    found = first_loss(method, step=index, noise=torch.zeros_like(image), guidance=guidance)
+    levels = method.sigmas[2 * index], method.sigmas[2 * index + 1], method.sigmas[2 * index + 2]
+    with torch.no_grad():
+        target = two_steps(partial(networks["teacher"], guidance=guidance), image, levels, label)
+        x0 = networks["student"](image, levels[0], label, guidance=guidance)
+        expected = denoising_loss(x0, target, weight=method.weight(levels[0]))
+    assert found == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_both_stages_from_file_to_file(tmp_path: Path):

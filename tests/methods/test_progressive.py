@@ -39,7 +39,8 @@ def section(steps: list[int], updates: int = 4, **changed) -> Distill:
     phases = [{"steps": number} | phase for number in steps]
     method = {"name": "progressive", "batch_size": 6, "phases": phases} | changed.pop("method", {})
     student = {"learning_rate": 1e-2}
-    return Distill.model_validate({"method": method, "optimisers": {"student": student}, "ema_decay": 0.5} | changed)
+    plain = {"method": method, "optimisers": {"student": student}, "ema_decay": 0.5, "monitor": None}
+    return Distill.model_validate(plain | changed)
 
 
 def method(steps: list[int], teacher: nn.Module, student: nn.Module, **changed) -> Progressive:

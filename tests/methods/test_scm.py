@@ -94,6 +94,22 @@ def loss(method: Scm, update: int = 8) -> Tensor:
     return method.loss(step, step.parts[0], rows | {"bin": torch.zeros(3, dtype=torch.int64)}, clock, UpdateLog(WHOLE))
 
 
+def test_loss_of_images_of_several_values_has_the_norm_of_the_whole_tangent_and_the_mean_of_the_error():
+    """The student's own change is 0 in value, so the error is the normalised tangent."""
+    method = method_of(Wrong(), teach="training", tangent_warmup=0)
+    image, noise = torch.randn(2, 3, 2, 2, 2, generator=torch.Generator().manual_seed(0)).double()
+    clock = plan(method.config)[0].clock(8)
+    (step,) = method.steps(method.config, clock)
+    rows = {"image": image, "noise": noise, "sigma": SIGMAS, "label": LABELS, "bin": torch.zeros(3, dtype=torch.int64)}
+    found = method.loss(step, step.parts[0], rows, clock, UpdateLog(WHOLE))
+    noised = image + per_sample(SIGMAS, image) * noise
+    tangent = method.tangent(noised, image, SIGMAS, LABELS, 1.0)[1]
+    length = tangent.square().sum((1, 2, 3)).sqrt()
+    error = tangent.square().sum((1, 2, 3)) / (length + 0.1) ** 2 / 8 / SIGMAS
+    weight = method.networks["uncertainty"](SIGMAS)
+    torch.testing.assert_close(found, (weight.exp() * error - weight).mean())
+
+
 def test_gradient_moves_the_student_against_its_change_along_the_ode():
     """The gradient of F . (-2 g) / (d s) with the normalised tangent, F = (cos t z - D) / (sd sin t)."""
     student = Wrong()

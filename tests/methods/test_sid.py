@@ -1,5 +1,7 @@
 """SiD, SIM and Uni-Instruct: gradients of closed forms in one dimension, and what an update leaves alone."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -389,14 +391,19 @@ def test_gan_loss_of_sida_is_that_of_its_equations():
             noised = each + sigma[:, None, None, None] * rows["level_noise"]
             sides[name] = fake.bottleneck(noised, sigma, label).mean(1).flatten(1)
         real, generated = torch.nn.functional.softplus(-sides["real"]), torch.nn.functional.softplus(sides["generated"])
-        expected = 0.7 / 2 * (fake.loss_weight(sigma) * (real + generated).mean(1) / 2).mean()
-    torch.testing.assert_close(loss - alone, expected)
-    (alone, _, _), (loss, found, _) = judged(rows, 1), judged(rows, 1, adversarial=gan)
+        level_weight = math.exp(2 * 1.2**2 + 2 * 1.2) + 1 / FACTS.sigma_data**2  # 1/sigma^2 of a log-normal
+        expected = 0.7 / 2 * level_weight * (real + generated).mean() / 2
+    assert found.method.level_weight == pytest.approx(level_weight, rel=1e-6)
+    torch.testing.assert_close(loss - alone, expected, rtol=1e-4, atol=1e-5)
+    (alone, _, _), (loss, found, log) = judged(rows, 1), judged(rows, 1, adversarial=gan)
     with torch.no_grad():
         noised = image + sigma[:, None, None, None] * rows["level_noise"]
-        weight = normaliser(image, found.networks["teacher"](noised, sigma, label))
-        realistic = torch.nn.functional.softplus(-sides["generated"].clamp(-10, 10)).mean(1)
-    torch.testing.assert_close(loss - alone, 0.3 * (weight * realistic).mean())
+        weight = normaliser(image, found.networks["teacher"](noised, sigma, label)).mean()
+        realistic = torch.nn.functional.softplus(-sides["generated"].clamp(-10, 10)).mean()
+    torch.testing.assert_close(loss - alone, 0.3 * realistic)  # the first step's weight is 1
+    clock = plan(found.training.method)[0].clock(0)
+    found.method.after(found.method.steps(found.training.method, clock)[1], clock, log)
+    torch.testing.assert_close(found.method.buffers["weight"], weight.to(torch.float32))
 
 
 def test_gan_loss_of_scale_0_leaves_the_student_as_sid_does():

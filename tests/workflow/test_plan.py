@@ -101,6 +101,19 @@ def test_network_calls_of_a_student_are_those_that_are_sampled():
     }
 
 
+def test_rows_of_tables_make_the_calls_that_their_labels_say():
+    configuration = load(REPOSITORY / "config.yaml")
+    found = Experiments(configuration)
+    rows = [
+        (row.label, name) for table in configuration.tables.values() for row in table.rows for name in row.experiments
+    ]
+    labelled = [(int(said[1]), label, name) for label, name in rows if (said := re.search(r"(\d+) calls?\b", label))]
+    assert len(labelled) > 20
+    for number, label, name in labelled:
+        job = Job("sample", name, (0, 0))
+        assert network_calls(found, job) == number * found.num_items(name, "sample", (0, 0)), label
+
+
 def test_resources_of_an_experiment_replace_those_of_rules(tmp_path: Path):
     write_config(tmp_path, edited({"experiments/small/resources": {"distill": {"memory_mb": 9000, "hours": 2.5}}}))
     (tmp_path / "photos").mkdir()

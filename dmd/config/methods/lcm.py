@@ -30,10 +30,11 @@ class KarrasSteps(KarrasRange):
 class Lcm(MethodSection):
     """Latent consistency models (Luo et al. 2023), and LCM-LoRA: with `distill.adapter` and `embedded: false`.
 
-    The defaults of levels, guidance, loss, target and learning rate are those of the authors' script.
+    The defaults of levels, guidance, target and optimiser are those of the authors' script, that of the loss is the one
+    which its README takes, with a learning rate of 1e-6 and without weight decay.
     """
 
-    optimiser_defaults = {STUDENT: {"learning_rate": 1.0e-4}}
+    optimiser_defaults = {STUDENT: {"learning_rate": 1.0e-4, "gradient_clip": 1.0}}
     keeps_first_calls = True
     name: Literal["lcm"]
     data: Data = "images"

@@ -40,10 +40,12 @@ class _PlainGroupNorm(TorchFunctionMode):
 def _group_norm(
     image: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
-    """As torch.nn.functional.group_norm."""
+    """As torch.nn.functional.group_norm, also in the layout of the result: a mask of dropout depends on it."""
     groups = image.reshape(len(image), num_groups, -1)
     variance, mean = torch.var_mean(groups, dim=2, correction=0, keepdim=True)
     found = ((groups - mean) * (variance + eps).rsqrt()).reshape(image.shape)
     by_channel = (1, -1, *[1] * (image.ndim - 2))
     found = found if weight is None else found * weight.reshape(by_channel)
-    return found if bias is None else found + bias.reshape(by_channel)
+    found = found if bias is None else found + bias.reshape(by_channel)
+    last = not image.is_contiguous() and image.ndim == 4 and image.is_contiguous(memory_format=torch.channels_last)
+    return found.contiguous(memory_format=torch.channels_last) if last else found

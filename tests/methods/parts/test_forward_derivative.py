@@ -32,6 +32,24 @@ def test_derivative_of_a_denoiser_is_the_limit_of_its_differences(kind):
     assert not found.requires_grad and not value.requires_grad
 
 
+@pytest.mark.parametrize("kind", ["ddpmpp", "adm"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_value_has_the_dropout_of_a_plain_pass_with_the_same_seed(kind, channels_last):
+    torch.manual_seed(0)
+    network = build({"kind": kind, "num_classes": 3, "dropout": 0.2, **UNET, "width": 64})
+    for parameter in network.parameters():
+        parameter.data += 0.03 * torch.randn_like(parameter)
+    denoiser = Denoiser(network, sigma_data=0.5).train()
+    if channels_last:
+        denoiser = denoiser.to(memory_format=torch.channels_last)
+    image, direction = torch.randn(2, 2, 1, 4, 4)
+    sigma, label = torch.tensor([0.3, 3.0]), torch.tensor([0, 1])
+    torch.manual_seed(3)
+    value, _ = forward_derivative(lambda x, s: denoiser(x, s, label), (image, sigma), (direction, torch.ones(2)))
+    torch.manual_seed(3)
+    torch.testing.assert_close(value, denoiser(image, sigma, label).detach(), rtol=1e-3, atol=1e-4)
+
+
 def test_derivative_of_what_does_not_depend_on_its_inputs_is_zero():
     value, found = forward_derivative(lambda x: torch.ones(2), (torch.zeros(2),), (torch.ones(2),))
     assert torch.equal(value, torch.ones(2)) and torch.equal(found, torch.zeros(2))
