@@ -679,7 +679,8 @@ class Latency(Section):
     )
     warmup: Annotated[Integer, Field(ge=0, le=10**6)] = Field(5, description="batches before the measured ones")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float16", description="precision of weights and activations; the paper has float16"
+        "float16",
+        description="precision of weights and activations; the paper says float16 only of its 20 images per second",
     )
     decoder: Literal["full", "tiny"] = Field(
         "full", description="full: the teacher's autoencoder; tiny: teacher.tiny_autoencoder"

@@ -1,7 +1,7 @@
 """Stage latency: seconds from prompt to pixels, in total and for text encoder, denoiser and decoder.
 
-Measured as in the paper: the median over batches after a warm-up. Nothing else should run on the machine meanwhile. A
-LoRA (`sample.lora`) would be merged into the weights and take no extra time, so it is not loaded.
+It is the median over batches after a warm-up; the paper's is of one image, too. Nothing else should run on the machine
+meanwhile. A LoRA (`sample.lora`) would be merged into the weights and take no extra time, so it is not loaded.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class LpipsDistance(Section):
     pooling: Literal["average", "max"] = Field(
         "average", description="average: as in DMD's official code; max: as LPIPS was published"
     )
-    size: Annotated[Side, Field(ge=16, description="side in pixels to upsample images to")] = 224
+    size: Annotated[Side, Field(ge=16, description="side in pixels that images are resized to")] = 224
     decoder: Decoder = Field("none", description=DECODER)
 
 

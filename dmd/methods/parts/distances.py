@@ -80,7 +80,7 @@ class Chunked(nn.Module, ABC):
 class Lpips(Chunked):
     """LPIPS on VGG16 features (Zhang et al. 2018), mean over the batch: network and heads of the lpips package.
 
-    Images are upsampled (bilinear) to `size` first. Average pooling is what the code of the DMD papers uses,
+    Images are resized (bilinear) to `size` first. Average pooling is what the code of the DMD papers uses,
     max pooling is the published metric.
     """
 
