@@ -29,7 +29,7 @@ methods: $(READY)
 methods-few: $(READY)
 	$(BIN)/snakemake --cores $(CORES) results/tables/methods-few.md
 
-# The search for their learning rates: writes bench/results/search.json.
+# Searches the learning rates of methods of one call: writes bench/results/search.json.
 methods-search: $(READY)
 	$(BIN)/python -m bench.search --folder bench/.search
 

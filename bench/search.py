@@ -4,7 +4,7 @@ Writes bench/results/search.json. Each experiment is run once (seed 0) with all 
 of `SCALES`, all else as in its section. The judge is the Frechet distance of its samples to 20,000 images of the
 teacher, drawn in 35 calls, in the features of the experiment. No held-out image has a part in it. If no scale between
 the outer ones is best, the search goes on beyond the better one, `MORE` times at most. The folder keeps what is made,
-so a search that was interrupted goes on. config/methods.yaml has the rates that were found.
+so a search that was interrupted goes on.
 """
 
 from __future__ import annotations
