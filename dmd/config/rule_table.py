@@ -619,7 +619,7 @@ RULES: dict[str, Rule] = {
         on_request=True,
         memory_mb=16000,
     ),
-    "tables": Rule("tables", 5),
+    "tables": Rule("tables", 6),
     "charts": Rule("charts", 1),
 }
 VERSIONS = {rule.stage: rule.version for rule in RULES.values()}

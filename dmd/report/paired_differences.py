@@ -14,7 +14,7 @@ from dmd.report.table_text import EMPTY, rounded
 LEVEL = 0.95  # of the confidence intervals
 NOTE = (
     "Difference: mean over training seeds of first minus second row, same seed and same start noise [95 % confidence "
-    "interval of Student's t]. An interval that holds 0 shows no difference."
+    "interval of Student's t]. Rows whose interval holds 0 are not told apart."
 )
 
 
