@@ -121,7 +121,8 @@ class LatentDenoiser(Section):
     groups: Layers = Field(32, description="of group normalisation; divides all widths")
     head_width: Width = Field(32, description="of each head of attention; divides all widths")
     prediction: Literal["epsilon", "v"] = Field(
-        "epsilon", description="what the network predicts; v learns shapes, which high noise levels decide, sooner"
+        "epsilon",
+        description="what the network predicts; the loss of v weights high noise levels, which decide shapes, more",
     )
     training: TeacherTraining
 
