@@ -97,14 +97,14 @@ def test_a_teacher_with_dropout_that_is_killed_continues_to_the_same_bytes(with_
 
 def test_a_teacher_that_a_signal_stopped_continues_to_the_same_bytes(with_dropout, tmp_path):
     """So many updates that the signal comes in the middle; it writes a checkpoint and ends with status 75."""
-    numbers = with_dropout | {"training": changed(with_dropout["training"], phases=[{"updates": 400}])}
+    numbers = with_dropout | {"training": changed(with_dropout["training"], phases=[{"updates": 150}])}
     output = tmp_path / "stopped" / "denoiser.safetensors"
     process = started(train_command(output, numbers))
     wait_for(output.parent / "checkpoints" / "00000005.safetensors", process)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
     assert process.returncode == os.EX_TEMPFAIL and "Traceback" not in said, said
-    (update,) = re.findall(r"stopped by SIGTERM at update (\d+) of 400: run again to continue", said)
+    (update,) = re.findall(r"stopped by SIGTERM at update (\d+) of 150: run again to continue", said)
     assert checkpoints(output.parent)[-1] == int(update) and not output.exists()
     again = started(train_command(output, numbers))
     _, said = again.communicate(timeout=300)
