@@ -42,7 +42,7 @@ def listen(end: Callable[[Stopped], None]) -> None:
     """
     for number in SIGNALS:
         signal.signal(number, _note)
-    report = sys.unraisablehook
+    report = sys.unraisablehook  # prints what Python drops in a finaliser; `check` raises a `Stopped` again
     sys.unraisablehook = lambda dropped: None if dropped.exc_type is Stopped else report(dropped)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)

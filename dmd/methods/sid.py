@@ -23,9 +23,9 @@ at each of its locations. With real images y at the same noise levels and with t
     fake       + b / d E[lambda] (softplus(-l(y_s)) + softplus(l(x_s))) / 2,    means over locations,
     student    + a E[w] softplus(-l(x_s)),                                      l clamped to +-10.
 
-All images have the same weight in it, also those with little noise, whose lambda and w are hundreds of times the
-others'. The authors multiply the batch's mean of softplus by lambda or w of each image. Here E[lambda] is the mean over
-the distribution of s, and E[w] that of the images of the student's step before, 1 in the first.
+All images have the same weight in it. The authors multiply the batch's mean of softplus by the lambda or w of each
+image, which gives the same weights. Here E[lambda] is the mean over the distribution of s, and E[w] is the mean over
+the images of the student's previous step; in the first step it is 1.
 
 Uni-Instruct (Wang et al. 2025) minimises any f-divergence of the images without noise. With r = exp(l), where l is the
 mean logit of an image, for the ratio of the densities of the teacher's and the student's images at level s, and with h
@@ -152,10 +152,10 @@ class Sid(Method[sections.Sid]):
             values = weighted_score_identity(image, real_x0, fake_x0, ratio, divergence=chosen, alpha=alpha)
         else:
             values = score_identity(image, real_x0, fake_x0, alpha=divergence.alpha)
-        each = normaliser(image, real_x0)
-        values = each * values
+        normalisers = normaliser(image, real_x0)
+        values = normalisers * values
         if gan:
-            log.mean("gan/weight", each)
+            log.mean("gan/weight", normalisers)
         if weight:
             realistic = functional.softplus(-logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)).mean(1)
             log.mean("loss/gan", realistic)
@@ -190,7 +190,7 @@ class Sid(Method[sections.Sid]):
         return weight * functional.softplus(sign * logits).mean() / 2
 
     def _mean_level_weight(self) -> float:
-        """E lambda(s) for ln s ~ N(mean, std^2), by the trapezoidal rule, which is exact to float64 for such tails."""
+        """E lambda(s) for ln s ~ N(mean, std^2), by a sum over z = (ln s - mean) / std from -20 to 20."""
         z = torch.linspace(-20, 20, 4001, dtype=torch.float64)
         density = torch.exp(-z.square() / 2)
         sigma = (self.config.sigma_log_mean + self.config.sigma_log_std * z).exp()

@@ -1,7 +1,8 @@
 """Stage latency: seconds from prompt to pixels, in total and for text encoder, denoiser and decoder.
 
-It is the median over batches after a warm-up; the paper's is of one image, too. Nothing else should run on the machine
-meanwhile. A LoRA (`sample.lora`) would be merged into the weights and take no extra time, so it is not loaded.
+Each figure is the median over batches after a warm-up; the paper measures batches of one image. Nothing else should run
+on the machine meanwhile. A LoRA (`sample.lora`) would be merged into the weights and take no extra time, so it is not
+loaded.
 """
 
 from __future__ import annotations

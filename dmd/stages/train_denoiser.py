@@ -111,7 +111,7 @@ def _facts(
 
     squares = PNDMScheduler.from_config(SCHEDULER).alphas_cumprod.double().tolist()
     levels = {"kind": "discrete", "alphas_cumprod": squares, "prediction": section.prediction}
-    prediction = {saved: ours for ours, saved in PREDICTIONS.items()}[section.prediction]
+    saved = next(name for name, prediction in PREDICTIONS.items() if prediction == section.prediction)
     config = {
         "sample_size": height,
         "in_channels": channels,
@@ -127,7 +127,7 @@ def _facts(
     facts = {
         "network": {"kind": "unet2d-condition", "config": config},
         "preconditioning": levels,
-        "scheduler": {**SCHEDULER, "prediction_type": prediction},
+        "scheduler": {**SCHEDULER, "prediction_type": saved},
         "sigma_data": 1.0,
         "shape": [*data.shape],
         "image_shape": [3, height * scale, width * scale],

@@ -47,5 +47,7 @@ def _group_norm(
     by_channel = (1, -1, *[1] * (image.ndim - 2))
     found = found if weight is None else found * weight.reshape(by_channel)
     found = found if bias is None else found + bias.reshape(by_channel)
-    last = not image.is_contiguous() and image.ndim == 4 and image.is_contiguous(memory_format=torch.channels_last)
-    return found.contiguous(memory_format=torch.channels_last) if last else found
+    channels_last = image.ndim == 4 and image.is_contiguous(memory_format=torch.channels_last)
+    if channels_last and not image.is_contiguous():
+        return found.contiguous(memory_format=torch.channels_last)
+    return found
