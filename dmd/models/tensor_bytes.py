@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from dmd.models.adapters import Adapted
 from dmd.models.networks.block import Block
@@ -107,16 +106,14 @@ class Peak(TorchDispatchMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        inputs = {_key(tensor) for tensor in tree_leaves(args) if isinstance(tensor, torch.Tensor)}
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and _key(tensor) not in inputs:  # not a view
-                self._add(_key(tensor), tensor.untyped_storage())
+        for tensor in _tensors((result,)):
+            key = _key(tensor)
+            if key not in self._alive and all(key != _key(given) for given in _tensors(args)):  # not a view
+                self._add(key, tensor.untyped_storage())
         return result
 
     def _add(self, key: int, storage: torch.UntypedStorage) -> None:
         size = storage.nbytes()
-        if key in self._alive:
-            return
         self._alive.add(key)
         self.now += size
         self.most = max(self.most, self.now)
@@ -125,6 +122,15 @@ class Peak(TorchDispatchMode):
     def _remove(self, key: int, size: int) -> None:
         self._alive.discard(key)
         self.now -= size
+
+
+def _tensors(values: Iterable[object]) -> Iterator[torch.Tensor]:
+    """Tensors among arguments or results of an operator; some stand in a list."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
 
 
 def _key(tensor: torch.Tensor) -> int:
