@@ -19,11 +19,20 @@ MAX_HEADER = 1 << 24  # bytes; the library would read one of 90 MB for a minute,
 KEY = "dmd"  # the only key, since safetensors writes several in random order
 
 
-def write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
+def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, Any]) -> None:
     """Writes to exactly `path` (callers pass the temporary path of `files.atomic` or `record.publish`)."""
+    _write(path, tensors, {KEY: files.canonical_json(metadata)})
+
+
+def write_for_others(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Writes to exactly `path`, as other programs read weights of torch."""
+    _write(path, tensors, {"format": "pt"})
+
+
+def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        safetensors.torch.save_file(contiguous, path, metadata={KEY: files.canonical_json(metadata)})
+        safetensors.torch.save_file(contiguous, path, metadata=metadata)
     except safetensors.SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error

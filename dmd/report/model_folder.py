@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from dmd.provenance import record, tensor_files
@@ -44,7 +43,7 @@ class FolderWriter:
         """Writes weights."""
         stored = {key: value.to(self.dtype or value.dtype) for key, value in tensors.items()}
         with record.publish(self.folder / name, stage=self.stage, inputs=self.inputs) as temporary:
-            safetensors.torch.save_file(stored, temporary, metadata={"format": "pt"})
+            tensor_files.write_for_others(temporary, stored)
 
     def write_text_encoder(self, path: Path) -> None:
         """Writes text_encoder/ and tokenizer/ from the file of a text encoder."""

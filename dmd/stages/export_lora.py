@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import safetensors.torch
-
 from dmd.jobs import job, reporting
 from dmd.models.lora import scale
 from dmd.provenance import record, tensor_files
@@ -39,7 +37,7 @@ def run(*, generator: Path, output: Path, weights: str = "ema") -> None:
         num = sum(value.numel() for value in adapter.values())
         reporting.log(f"adapter of rank {facts['adapter']['rank']}, {num:,} parameters")
         with record.publish(output, stage="export_lora", inputs=inputs) as temporary:
-            safetensors.torch.save_file(adapter, temporary, metadata={"format": "pt"})
+            tensor_files.write_for_others(temporary, adapter)
 
 
 if __name__ == "__main__":
