@@ -118,11 +118,12 @@ def run(
         pairs = distillation.pairs if from_pairs else None  # whose noise the student gets
         input_checks.check_levels(calls, distillation.start, pairs)
         streams = distillation.streams(images, states, stored_blocks.connect(storage), trainer.method.facts)
-        grid = Grid(trainer, distillation.texts if trainer.method.facts.text else None).draw if calls else None
         monitor = None
         if calls and distill.monitor:
             files = MonitorFiles(network, features, scorer)
             monitor = distillation.monitor(distill.monitor, trainer, calls, decoders, files)
+        texts = distillation.texts if trainer.method.facts.text else None
+        grid = Grid(trainer, texts, monitor.measures.small if monitor else None).draw if calls else None
         loop = training_loop(
             trainer,
             streams,

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import flop_registry
 from dmd.metrics.features import FeatureNetwork, extract
 from dmd.metrics.teacher_comparison import NUM_STATISTICS, ImageSet, statistics
 from dmd.models.autoencoder import Codec
+from dmd.report.grids import decode_small
 
 Scorer = Callable[[Tensor, Tensor], Tensor]  # images in [-1, 1] and rows of prompts -> cosines
 
@@ -62,6 +63,15 @@ class ImageMeasures:
         for network in (self.features, self.codec, self.clip_network):
             if network is not None:
                 network.to(device)
+
+    def small(self, image: Tensor) -> Tensor:
+        """Images (B, 3, h, w) of latents (B, C, H, W), small enough for a grid; without a codec the same."""
+        if self.codec is None:
+            return image
+        self.codec.to(self.device)
+        decoded = decode_small(image.to(self.device), self.codec)
+        self.codec.to("cpu")
+        return decoded
 
     def operations(self, shape: tuple[int, ...]) -> int:
         """Floating-point operations of one image (C, H, W)."""

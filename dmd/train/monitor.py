@@ -104,6 +104,7 @@ class Monitor:
     Attributes:
         every: updates between two measurements; `start` sets it.
         best: the best weights so far.
+        measures: what is measured of images, with the decoder of latents.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class Monitor:
         final_calls: Calls,
     ) -> None:
         """final_calls: those of the student at the end of training; only with these can weights be the best."""
-        self.config, self._trainer, self._conditions, self._measures = config, trainer, conditions, measures
+        self.config, self._trainer, self._conditions, self.measures = config, trainer, conditions, measures
         self._teacher_images, self._final = teacher_images, final_calls
         self._teacher = torch.zeros(0, 0, dtype=torch.float64)  # rows of `ImageMeasures`
         self._teacher_passes = 0
@@ -134,7 +135,7 @@ class Monitor:
         image = torch.zeros(1, *facts.shape, device=networks.device)
         with torch.no_grad(), networks.averaged_student() as student:
             once = operations(lambda: student(image, image.new_ones(1), label))
-        self._own_passes = self._measures.operations(facts.shape) / max(once, 1)
+        self._own_passes = self.measures.operations(facts.shape) / max(once, 1)
 
     def start(self, total: int, *, training_passes: int) -> None:
         """Draws the teacher's images, unless a checkpoint had what is measured of them, and sets `every`.
@@ -177,7 +178,7 @@ class Monitor:
         calls = self._trainer.method.sampling()
         assert calls is not None, "a denoiser is not measured"
         rows = self._rows(lambda indices: self._draw_student(calls, indices))
-        student = self._measures.image_set(rows, num_conditions=self._conditions.num)
+        student = self.measures.image_set(rows, num_conditions=self._conditions.num)
         columns = self._agree(comparison.compare(student, self._teacher_set, same_noise=self._same_noise(calls)))
         self._keep_best(columns, calls, done)
         return columns
@@ -212,7 +213,7 @@ class Monitor:
     @cached_property
     def _teacher_set(self) -> comparison.ImageSet:
         """The teacher's images; its numbers are computed once."""
-        return self._measures.image_set(self._teacher, num_conditions=self._conditions.num)
+        return self.measures.image_set(self._teacher, num_conditions=self._conditions.num)
 
     def _like(self) -> dict[str, Tensor]:
         return self._trainer.networks.average.module.state_dict()
@@ -223,12 +224,12 @@ class Monitor:
         part = -(-num // split.processes)
         own = [index % num for index in range(split.rank * part, (split.rank + 1) * part)]
         measured: list[Tensor] = []
-        self._measures.use(self._measures.device)
+        self.measures.use(self.measures.device)
         for image in draw(own):
             first = sum(map(len, measured))
             prompt = self._conditions.prompt[own[first : first + len(image)]]
-            measured.append(self._measures(image.to(self._measures.device), prompt))
-        self._measures.use(torch.device("cpu"))
+            measured.append(self.measures(image.to(self.measures.device), prompt))
+        self.measures.use(torch.device("cpu"))
         mine = torch.cat(measured)[: max(min(part, num - split.rank * part), 0)]
         rows = mine.new_zeros(num, mine.shape[1])
         rows[split.rank * part : split.rank * part + len(mine)] = mine

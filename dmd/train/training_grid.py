@@ -1,6 +1,7 @@
 """Images that a student draws from fixed noise during its training."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -18,8 +19,18 @@ class Grid:
     Compiled networks get padded batches of their training size, since they would be compiled again for another shape.
     """
 
-    def __init__(self, trainer: Trainer, texts: Callable[[int], torch.Tensor] | None) -> None:
-        """texts: num -> text states (num, L, E), if the condition is text."""
+    def __init__(
+        self,
+        trainer: Trainer,
+        texts: Callable[[int], torch.Tensor] | None = None,
+        small: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        """Prepares noise and conditions.
+
+        Args:
+            texts: num -> text states (num, L, E), if the condition is text.
+            small: makes small images of latents, where no distance of the training has a decoder.
+        """
         facts = trainer.method.facts
         compiled = trainer.training.compute.compile
         self._trainer = trainer
@@ -29,16 +40,16 @@ class Grid:
         codecs = [
             distance.codec for distance in trainer.method.distances.values() if isinstance(distance, DecodedDistance)
         ]
-        self._codec = codecs[0] if codecs else None
+        self._small = partial(decode_small, codec=codecs[0]) if codecs else small
 
     @torch.no_grad()
     def draw(self) -> torch.Tensor:
-        """Images float32 (64, C, H, W); latents are decoded if there is a decoder."""
+        """Images float32 (64, C, H, W); latents are decoded if the training has a decoder."""
         size = self._size or NUM
         indices = torch.arange(-(-NUM // size) * size) % NUM
         images = [self._draw_batch(self._noise[batch], self._label[batch]) for batch in indices.split(size)]
         image = torch.cat(images)[:NUM]
-        return image if self._codec is None else decode_small(image, self._codec)
+        return image if self._small is None else self._small(image)
 
     def _draw_batch(self, noise: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         networks, calls = self._trainer.networks, self._trainer.method.sampling()

@@ -218,10 +218,10 @@ def test_fixed_images_of_compiled_networks_come_in_the_shape_of_the_training(dis
     compiled = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **given: compiled(module, backend="eager", **given))
     torch._dynamo.reset()
-    plain = Grid(distillation(distill_section).trainer, None).draw()
+    plain = Grid(distillation(distill_section).trainer).draw()
     found, seen = distillation(distill_section, compute={"compile": True}), []
     found["student"].register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
-    torch.testing.assert_close(Grid(found.trainer, None).draw(), plain)
+    torch.testing.assert_close(Grid(found.trainer).draw(), plain)
     assert seen == [NUM] * 11 and plain.shape == (64, 2, 1, 1)
 
 

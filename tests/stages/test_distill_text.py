@@ -20,7 +20,7 @@ from dmd.provenance import tensor_files
 from dmd.sampling.solvers import solve
 from dmd.stages import autoencoder, pairs
 from dmd.stages import manifest as manifest_stage
-from dmd.train import input_checks
+from dmd.train import input_checks, loop
 from dmd.train.data import NoiseStream
 from dmd.train.parallel import BatchSplit
 from dmd.train.randomness import update_generator
@@ -157,8 +157,12 @@ def test_guidance_and_text_need_what_they_are_made_of(chain, section, manifest_f
     assert section["method"]["guidance"] > 1 and not (tmp_path / NAMES[0]).exists()
 
 
-def test_a_student_is_measured_in_decoded_images_and_against_its_prompts(chain, section, tmp_path, caplog):
+def test_a_student_is_measured_and_shown_in_decoded_images_and_against_its_prompts(
+    chain, section, tmp_path, caplog, monkeypatch
+):
     """There are 5 prompts for 6 conditions: the pairs repeat them."""
+    shown = []
+    monkeypatch.setattr(loop, "save_grid", lambda path, image: shown.append(image.shape))
     monitor = {"every": 1, "num_images": 24, "seeds": 4, "decoder": "tiny", "clip": True, "best": "clip"}
     monitored = {**section, "monitor": monitor}
     with pytest.raises(ValueError, match="monitor.clip: true needs `clip` of the spec, --clip-network and --prompts"):
@@ -178,12 +182,14 @@ def test_a_student_is_measured_in_decoded_images_and_against_its_prompts(chain, 
     best = tensor_files.load_metadata(folder / NAMES[0])["best"]
     assert (best["value"], best["update"]) == max((row[CLIP], row["update"] + 1) for row in rows)
     assert metadata["spec"]["clip"] == clip
+    num_decoded = len(shown)
     latents = run(
         tmp_path / "b", chain, {**section, "monitor": {**monitor, "decoder": "none", "clip": False, "best": None}}
     )
     table, _ = manifests.read_table(latents / NAMES[1])
     assert SATURATION not in table.column_names and {CONTRAST, FEATURES} <= set(table.column_names)
     assert not any(name.startswith("best") for name in tensor_files.load(latents / NAMES[0])[0])
+    assert [{*shown[:num_decoded]}, {*shown[num_decoded:]}] == [{(64, 3, 32, 32)}, {(64, *SHAPE)}]
 
 
 def test_a_student_of_pairs_is_compared_with_images_of_their_guidance(chain, section, tmp_path):
