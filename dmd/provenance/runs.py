@@ -5,8 +5,11 @@ remove what the other has finished since then. With `--nolock` Snakemake itself 
 """
 
 import contextlib
-from collections.abc import Callable, Iterable
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 
 from dmd.provenance import record
 
@@ -19,6 +22,9 @@ def hold(outputs: Iterable[str], say: Callable[[str], object]) -> bool:
 
     Returns:
         Whether it waited for another run, so that this one is to be planned again.
+
+    Raises:
+        SystemExit: SIGTERM came while it waited.
     """
     waited = False
     folders = {Path(*path.parts[:2]) for path in map(Path, outputs) if path.parts[0] == "results"}
@@ -27,7 +33,26 @@ def hold(outputs: Iterable[str], say: Callable[[str], object]) -> bool:
         try:
             _held.enter_context(record.exclusive(lock))
         except ValueError:
-            say(f"another run of the workflow makes files in {folder}: waiting for its end")
-            _held.enter_context(record.exclusive(lock, wait=True))
+            with _stopped_by_sigterm():
+                say(f"another run of the workflow makes files in {folder}: waiting for its end")
+                _held.enter_context(record.exclusive(lock, wait=True))
             waited = True
     return waited
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Ends the process on SIGTERM, which Snakemake only notes until its jobs end, and would forget when it plans again.
+
+    Raises:
+        SystemExit: on SIGTERM.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        sys.exit("error: stopped while waiting for another run")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

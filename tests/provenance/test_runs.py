@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 HOLD = """
-import sys
+import signal, sys
 from dmd.provenance import runs
+signal.signal(signal.SIGTERM, lambda *_: print("noted", flush=True))  # as Snakemake's scheduler notes it
 print(runs.hold(sys.argv[1:], lambda text: print(text, flush=True)), flush=True)
 sys.stdin.read()
 """
@@ -20,7 +21,7 @@ def start(tmp_path: Path):
 
     def run(*outputs: str) -> subprocess.Popen[str]:
         line = [sys.executable, "-c", HOLD, *outputs]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(line, cwd=tmp_path, env={"PYTHONPATH": str(Path(__file__).parents[2])}, **pipes)
 
     return run
@@ -38,3 +39,19 @@ def test_second_run_waits_only_for_a_run_of_the_same_experiment_and_not_for_a_ki
     assert second.stdout.readline() == "True\n"
     for process in (first, apart, second):
         process.communicate()
+
+
+def test_sigterm_ends_a_run_that_waits_and_no_other(start):
+    first = start("results/one/fid.json")
+    assert first.stdout.readline() == "False\n"
+    second = start("results/one/other.json")
+    assert second.stdout.readline().startswith("another run of the workflow")
+    second.terminate()
+    assert second.communicate() == ("", "error: stopped while waiting for another run\n") and second.returncode == 1
+    third = start("results/one/other.json")
+    assert third.stdout.readline().startswith("another run of the workflow")
+    first.terminate()
+    assert first.stdout.readline() == "noted\n" and first.communicate()[0] == ""
+    assert third.stdout.readline() == "True\n"
+    third.terminate()
+    assert third.stdout.readline() == "noted\n" and third.communicate()[0] == ""
