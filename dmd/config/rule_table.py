@@ -433,7 +433,7 @@ RULES: dict[str, Rule] = {
     ),
     "prompts": Rule(
         "prompts",
-        1,
+        2,
         section="prompts",
         spec=_prompts,
         files=("prompts/prompts.parquet",),
@@ -443,7 +443,7 @@ RULES: dict[str, Rule] = {
     ),
     "captions": Rule(
         "prompts",
-        1,
+        2,
         section="sample.prompts",
         spec=_prompts,
         files=("captions/captions.parquet",),
@@ -547,7 +547,7 @@ RULES: dict[str, Rule] = {
     ),
     "retrieval": Rule(
         "retrieval",
-        1,
+        2,
         section="evaluate.clip",
         spec=_retrieval,
         files=("retrieval.json",),

@@ -104,7 +104,9 @@ def laion(paths: list[Path], section: dict[str, Any], folder: Path, counts: Coun
 
 
 def captions(path: Path, of_images: Iterable[Captions], section: dict[str, Any], counts: Counter[str]) -> list[str]:
-    """The distinct captions of images, in an order that depends on the seed alone.
+    """The distinct captions of images: one of each image in a seeded order, then a second one of each, and so on.
+
+    So the first captions are of as many images as possible. A caption of several images comes once.
 
     Args:
         path: of the images, for messages.
@@ -114,9 +116,15 @@ def captions(path: Path, of_images: Iterable[Captions], section: dict[str, Any],
     Raises:
         ValueError: there are none, or fewer than `num`.
     """
-    texts = [text for each in of_images for text in getattr(each, section["split"])]
-    distinct = sorted(dict.fromkeys(texts), key=lambda text: _digest(text, section["seed"]))
-    counts.update(captions=len(texts), distinct=len(distinct), duplicates=len(texts) - len(distinct))
+    round_of: dict[str, int] = {}
+    num = 0
+    for each in of_images:
+        texts = sorted(getattr(each, section["split"]), key=lambda text: _digest(text, section["seed"]))
+        num += len(texts)
+        for number, text in enumerate(texts):
+            round_of[text] = min(number, round_of.get(text, number))
+    distinct = sorted(round_of, key=lambda text: (round_of[text], _digest(text, section["seed"])))
+    counts.update(captions=num, distinct=len(distinct), duplicates=num - len(distinct))
     if len(distinct) < (section["num"] or 1):
         few = f"{len(distinct)} captions of split {section['split']}, fewer than num {section['num'] or 1}"
         raise ValueError(f"the training images of {path} have {few}")

@@ -48,8 +48,9 @@ def run(
 
     Of all distinct prompts of the samples those of the same image are right. With `images` it also has these fractions
     for the images themselves (`real`) and for what the autoencoder makes of them (`autoencoder`), and says how near the
-    samples are to training images (`nearest`): the fraction whose nearest one has their prompt, and the median of the
-    root mean squared difference, of images averaged to 16 x 16 pixels; `held_out` is this median for held-out images.
+    samples are to training images or their mirror images (`nearest`): the fraction whose nearest one has their prompt,
+    and the median of the root mean squared difference, of images averaged to 16 x 16 pixels; `held_out` is this median
+    for held-out images.
 
     Args:
         samples: blocks of samples that make up whole repetitions.
@@ -70,7 +71,7 @@ def run(
         target = torch_setup.choose_device(device)
         scorer, identity, inputs["clip"] = clip_files.caption_scorer(clip_network, captions, clip, device=target)
         judge = _Judge(scorer.clip, scorer.prefix, scorer.resize, scorer.captions)
-        real = None if images is None else _Real(images, scorer.captions)
+        real = None if images is None else RealImages(images, scorer.captions)
         judge = judge if real is None else judge.among(real.prompts)
         score, codec = _of_samples(samples, judge, real, autoencoder, target), None
         if autoencoder is not None:
@@ -128,7 +129,7 @@ class _Judge:
         return torch.cat(parts)
 
 
-class _Real:
+class RealImages:
     """The images of a dataset.
 
     Attributes:
@@ -142,7 +143,8 @@ class _Real:
         self._number = {text: number for number, text in enumerate(dict.fromkeys(rows))}
         all_captions = self._training.captions(torch.arange(len(self._training)))
         self.prompts = [[text for split in each for text in split if text in self._number] for each in all_captions]
-        self._small = _small(self._training.batch(torch.arange(len(self._training))))
+        image = self._training.batch(torch.arange(len(self._training)))
+        self._small = torch.cat([_small(image), _small(image.flip(-1))])
 
     def training(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The training images that have prompts, in batches, each with the number of one of its prompts."""
@@ -154,9 +156,9 @@ class _Real:
             )
 
     def nearest(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The distance of each image to the nearest training image, and the row of that one."""
-        distance, row = torch.cdist(_small(image), self._small).min(1)
-        return distance / self._small.shape[1] ** 0.5, row
+        """The distance of each image to the nearest training image or its mirror image, and the row of that one."""
+        distance, row = torch.cdist(_small(image.clamp(-1, 1)), self._small).min(1)
+        return distance / self._small.shape[1] ** 0.5, row % len(self.prompts)
 
     def held_out_distance(self) -> float | None:
         """The median of this distance for held-out images; None if there are none."""
@@ -171,7 +173,7 @@ def _small(image: Tensor) -> Tensor:
 
 
 def _of_samples(
-    paths: Sequence[Path], judge: _Judge, real: _Real | None, autoencoder: Path | None, device: torch.device
+    paths: Sequence[Path], judge: _Judge, real: RealImages | None, autoencoder: Path | None, device: torch.device
 ) -> dict[str, Any]:
     """The scores of samples by repetition, and how near they are to training images."""
     by_repetition: dict[int, list[Tensor]] = {}

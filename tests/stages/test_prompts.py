@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dmd.data import prompt_sources, prompts
+from dmd.data.captions import Captions
 from dmd.data.prompts import Prompts
 from dmd.stages import prompts as stage
 
@@ -232,3 +234,19 @@ def test_file_that_claims_less_than_no_row_is_told(tmp_path):
             said.append(str(error))
     assert any(each.startswith(f"{path} claims -3 to ") for each in said)
     assert all(str(path) in each for each in said)
+
+
+def test_first_captions_are_one_of_each_image_then_a_second_of_each():
+    of_images = [Captions(tuple(f"{image} {number}" for number in range(1 + image % 3)), ()) for image in range(30)]
+    of_images.append(Captions(("0 0",), ("unseen",)))  # the caption of another image
+
+    def drawn(seed: int) -> list[str]:
+        return prompt_sources.captions(
+            Path("i"), of_images, {"split": "training", "num": None, "seed": seed}, Counter()
+        )
+
+    texts = drawn(0)
+    images = [int(text.split()[0]) for text in texts]
+    rounds = [images[:30], images[30:50], images[50:]]
+    assert [sorted(each) for each in rounds] == [[n for n in range(30) if n % 3 >= least] for least in range(3)]
+    assert len({*texts}) == 60 and sorted(drawn(1)) == sorted(texts) != texts != drawn(1)

@@ -14,6 +14,7 @@ from dmd.config.rule_table import CLIP, FOLDER
 from dmd.data.captions import FIELDS
 from dmd.data.image_shards import ImageReader
 from dmd.data.manifest import read_table
+from dmd.data.prompts import Prompts
 from dmd.importers import clip_files
 from dmd.methods.base import Facts, Part
 from dmd.models import vocabulary
@@ -222,6 +223,13 @@ def test_retrieval_of_samples_and_of_real_images(trained, tmp_path):
     assert 0 <= score["top1"]["value"] <= score["top5"]["value"] == 1 and score["metric"] == "retrieval-clip-clip"
     assert score["real"]["top1"] >= 0.6 and score["autoencoder"]["top5"] == 1
     assert score["nearest"]["distance"] > 0 and score["nearest"]["held_out"] > 0
+    real = retrieval.RealImages(trained / "images" / "manifest.parquet", Prompts(captions))
+    data = ImageReader(trained / "images" / "manifest.parquet", "training")
+    image, every = data.batch(torch.arange(len(data))), torch.arange(len(data))
+    for copy in (image, image.flip(-1)):
+        distance, row = real.nearest(copy)
+        assert distance.max() < 1e-6 and row.equal(every)
+    assert real.nearest(image.sign())[0].equal(real.nearest(1.5 * image.sign())[0])
 
 
 def test_rows_of_a_stream_do_not_depend_on_how_processes_share_them(trained):
