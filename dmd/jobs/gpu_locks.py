@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 STATUS_SECONDS = 10.0
 POLL_SECONDS = 0.5
 
@@ -25,6 +23,8 @@ def lease_visible(num: int, *, log: Callable[[str], None]) -> None:
     Raises:
         ValueError: `num` is more than the cards of the machine, which has at least two.
     """
+    import torch  # here, since what only takes locks need not wait for it
+
     cards = shared_cards(os.environ, torch.cuda.device_count)
     if len(cards) < 2:
         return

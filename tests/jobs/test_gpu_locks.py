@@ -16,7 +16,6 @@ HOLD = """
 import os, sys
 from pathlib import Path
 from dmd.jobs import gpu_locks
-from dmd.jobs.processes import LAUNCHER
 cards = gpu_locks.lease(sys.argv[2].split(","), int(sys.argv[3]), folder=Path(sys.argv[1]), log=print)
 line = "import sys; print(*sys.argv[1:], flush=True); sys.stdin.read()"
 os.execv(sys.executable, [sys.executable, "-c", line, *cards])  # as a stage becomes torchrun
@@ -146,8 +145,8 @@ def test_leased_card_is_the_visible_one(monkeypatch, tmp_path):
         ('{"device": "cpu"}', {}, "5,6,7"),
     ],
 )
-def test_stage_leases_what_its_spec_needs(start, tmp_path, spec, environment, cards):
-    assert held(start("5", 1)) == ["5"]
+def test_stage_leases_what_its_spec_needs(tmp_path, spec, environment, cards):
+    assert gpu_locks.lease(["5"], 1, folder=tmp_path, log=print) == ["5"]  # until this test process ends
     environment = {**os.environ, "TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "5,6,7", **environment}
     environment |= {"PYTHONPATH": str(Path(__file__).parents[2])}
     environment.pop("SLURM_JOB_ID", None)

@@ -1,6 +1,6 @@
 """Three updates of a tiny distillation, whole or as one of two processes.
 
-Run as a program, for a fork of a process whose autograd has worked cannot work: FOLDER RANK, section as JSON on stdin.
+Run as a program, for a fork of a process whose autograd has worked cannot work: FOLDER RANK, sections as JSON on stdin.
 """
 
 import json
@@ -43,10 +43,10 @@ def updated(section: dict, split: BatchSplit) -> tuple[torch.Tensor, dict[str, f
     return torch.cat([weights(modules[role]) for role in ROLES[1:]]), log[-1]
 
 
-def work(folder: Path, rank: int, section: dict) -> None:
+def work(folder: Path, rank: int, sections: list[dict]) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     parallel.BUCKET = 100  # values: several buckets
-    torch.save(updated(section, BatchSplit(rank, 2, 3)), folder / f"{rank}.pt")
+    torch.save([updated(section, BatchSplit(rank, 2, 3)) for section in sections], folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
 

@@ -20,7 +20,7 @@ import yaml
 from filelock import FileLock
 
 import dmd.verify
-from tests.workflow import dry_runs
+from tests.workflow import snakemake_forks
 from tests.workflow.photos import write_photos
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -96,26 +96,38 @@ def command(folder: Path, *words: str) -> list[str]:
     return [str(SNAKEMAKE), *places, "--workflow-profile", str(REPOSITORY / "profiles" / "default"), *words]
 
 
-def snakemake(folder: Path, *words: str, **settings: Any) -> subprocess.CompletedProcess[str]:
-    """Runs `command` and waits; `settings` are those of subprocess.run."""
+def snakemake(folder: Path, *words: str, seconds: int = 0, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Runs `command` and waits, for `seconds` at most, if they are not 0.
+
+    With `settings`, those of subprocess.run, it is a process of its own instead of a fork of one that has started.
+    """
     line = command(folder, *words)
-    if {"-n", "--dry-run"} & {*words} and not settings:
-        return dry_runs.run(line, folder, ENVIRONMENT)
+    if not settings:
+        return snakemake_forks.run(line, folder, ENVIRONMENT, seconds=seconds)
     return subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, cwd=folder, **settings)
+
+
+def called(main: Callable[[], None], folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """What a program with this `main` says and returns in `folder`, called in this process."""
+    line, said, told, code = [main.__module__, *words], io.StringIO(), io.StringIO(), 0
+    with contextlib.chdir(folder), mock.patch.object(sys, "argv", line):
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(told):
+            try:
+                main()
+            except SystemExit as ended:
+                code = int(isinstance(ended.code, str)) or int(ended.code or 0)
+                told.write(f"{ended.code}\n" if isinstance(ended.code, str) else "")
+    return subprocess.CompletedProcess(line, code, said.getvalue(), told.getvalue())
 
 
 def verify(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """What `python -m dmd.verify results` says in `folder`."""
-    line, said, told = ["dmd.verify", "results", *words], io.StringIO(), io.StringIO()
-    with contextlib.chdir(folder), mock.patch.object(sys, "argv", line), pytest.raises(SystemExit) as ended:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(told):
-            dmd.verify.main()
-    return subprocess.CompletedProcess(line, int(ended.value.code or 0), said.getvalue(), told.getvalue())
+    return called(dmd.verify.main, folder, "results", *words)
 
 
-def make(folder: Path, *words: str) -> str:
-    """Runs Snakemake, which must succeed; all it said."""
-    answer = snakemake(folder, *words)
+def make(folder: Path, *words: str, **settings: Any) -> str:
+    """Runs `snakemake`, which must succeed; all it said."""
+    answer = snakemake(folder, *words, **settings)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     return answer.stdout + answer.stderr
 
@@ -173,7 +185,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
             made.mkdir()
             write_config(made, SMALL)
             write_photos(made / "photos")
-            make(made, "--cores", "2", "all", CSV_TEACHER)
+            make(made, "--cores", "2", "all", CSV_TEACHER, stdin=subprocess.DEVNULL)
             (shared / "made.whole").touch()
     copy_run(made, folder)
     return folder

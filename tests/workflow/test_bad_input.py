@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.workflow.conftest import REPOSITORY, SMALL, edited, snakemake, write_config
+from tests.workflow.conftest import REPOSITORY, SMALL, copy_run, edited, snakemake, write_config
 from tests.workflow.photos import write_photo
 from tests.workflow.test_damage import alter, truncate
 
@@ -75,7 +75,7 @@ REFUSED_YAML = {  # text -> message
 
 def refused_by_configuration(folder: Path, *words: str) -> str:
     """What a run says that a part of the configuration ends at once; it has begun nothing."""
-    answer = snakemake(folder, "--cores", "1", *words, "--", "results/small/fid.json", timeout=60)
+    answer = snakemake(folder, "--cores", "1", *words, "--", "results/small/fid.json", seconds=60)
     assert answer.returncode != 0 and "Traceback" not in answer.stderr
     assert not (folder / "ran").exists() and not (folder / "results").exists()
     head, _, told = answer.stderr.partition("error: the configuration cannot be used\n")
@@ -164,7 +164,7 @@ def test_configuration_without_tables_makes_all_but_the_targets_that_need_them(t
 def refused(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A copy of `finished` in which every experiment of REFUSED was asked for, and all that Snakemake said."""
     folder = tmp_path_factory.mktemp("refused")
-    shutil.copytree(finished, folder, dirs_exist_ok=True)
+    copy_run(finished, folder)
     write_config(folder, {**SMALL, "experiments": SMALL["experiments"] | EXPERIMENTS})
     (folder / "empty").mkdir()
     shutil.copytree(folder / "photos", folder / "cut")

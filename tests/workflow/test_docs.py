@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests import pages
-from tests.workflow import dry_runs
+from tests.workflow import snakemake_forks
 from tests.workflow.conftest import ENVIRONMENT, REPOSITORY, SNAKEMAKE
 
 SHARED = ("Snakefile", "dmd", "envs", "profiles")
@@ -78,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("options", "files"), commands().items(), ids=commands())
 def test_snakemake_can_make_what_it_is_asked_for(folder: Path, options: str, files: set[str]):
     line = [str(SNAKEMAKE), "-n", *sorted(files), *shlex.split(options)]
-    answer = dry_runs.run(line, folder, ENVIRONMENT)
+    answer = snakemake_forks.run(line, folder, ENVIRONMENT)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert files <= set(re.findall(r"results/[^\s,]+", answer.stdout))
 

@@ -13,6 +13,7 @@ from tests.file_server import FileServer, serving
 from tests.workflow.conftest import SMALL, jobs, make, snakemake, write_config
 from tests.workflow.photos import write_photos
 from tests.workflow.test_plan import script
+from workflow.scripts import plan, prune
 
 CONTENT = b"VGG16 in all but its weights" * 1000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -53,12 +54,12 @@ def test_dry_run_lists_exactly_the_missing_files(tmp_path: Path):
     write_photos(tmp_path / "photos")
     found = dry(tmp_path)
     assert jobs(found)["fetch"] == 1 and f"output: {FILE} " in found and "other.pkl" not in found
-    table, _, missing = script("plan.py", tmp_path, "small").partition("\n\nMissing, downloaded by a run (1):\n")
+    table, _, missing = script(plan, tmp_path, "small").partition("\n\nMissing, downloaded by a run (1):\n")
     assert missing.startswith(f"  {FILE}\n") and "from: http://127.0.0.1:9/vgg16.pth\n" in missing
-    plan = {line.split()[0]: line.split() for line in table.splitlines()}
-    assert plan["fetch"][1:] == ["1", "0", "0.0", "min", "3.0", "MiB"] and plan["all"][1] == "11"
+    rows = {line.split()[0]: line.split() for line in table.splitlines()}
+    assert rows["fetch"][1:] == ["1", "0", "0.0", "min", "3.0", "MiB"] and rows["all"][1] == "11"
     configured(tmp_path, url="http://127.0.0.1:9/vgg16.pth")
-    assert ">= 0.0 MiB" in next(line for line in script("plan.py", tmp_path, "small").splitlines() if "fetch" in line)
+    assert ">= 0.0 MiB" in next(line for line in script(plan, tmp_path, "small").splitlines() if "fetch" in line)
     (tmp_path / "inputs").mkdir()
     (tmp_path / FILE).write_bytes(CONTENT)
     assert jobs(dry(tmp_path))["fetch"] == 0
@@ -77,7 +78,7 @@ def test_missing_file_is_fetched_once_and_then_left_alone(tmp_path: Path, server
     assert jobs(dry(tmp_path))["fetch"] == 0 and jobs(dry(tmp_path))["distill"] == 1
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
     assert len(server.asked) == 1
-    assert script("prune.py", tmp_path).startswith("0 files")
+    assert script(prune, tmp_path).startswith("0 files")
 
 
 def test_stage_refuses_a_file_that_changed_after_it_was_fetched(finished: Path, broken: Path, server: FileServer):

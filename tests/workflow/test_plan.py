@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -13,22 +14,23 @@ import torch
 from dmd.config import Experiments, load
 from dmd.provenance import record, tensor_files
 from tests.stable_diffusion_files import LENGTH, WIDTH, make_stable_diffusion
-from tests.workflow.conftest import REPOSITORY, SMALL, edited, jobs, make, snakemake, write_config
-from workflow.scripts import plan
+from tests.workflow.conftest import REPOSITORY, SMALL, called, edited, jobs, make, snakemake, write_config
+from workflow.scripts import plan, prune
 from workflow.scripts.rates import Job, network_calls, rate_owner
 
 SCRIPTS = REPOSITORY / "workflow" / "scripts"
 
 
-def script(name: str, folder: Path, *words: str) -> str:
-    command = [sys.executable, str(SCRIPTS / name), *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+def script(program: ModuleType, folder: Path, *words: str) -> str:
+    answer = called(program.main, folder, *words)
+    answer.check_returncode()
+    return answer.stdout
 
 
 def test_plan_counts_jobs_and_calls(tmp_path: Path):
     write_config(tmp_path, SMALL)
     (tmp_path / "photos").mkdir()
-    rows = {line.split()[0]: line.split() for line in script("plan.py", tmp_path, "small").splitlines()}
+    rows = {line.split()[0]: line.split() for line in script(plan, tmp_path, "small").splitlines()}
     assert rows["pairs"][1:3] == ["2", "560"]  # 16 pairs, Heun with 18 steps: 35 calls
     assert rows["sample"][1:3] == ["1", "32"]
     assert rows["all"][1:3] == ["10", "592"]
@@ -39,7 +41,7 @@ def test_plan_with_nothing_there_is_whole_and_lists_all_that_is_missing(tmp_path
     """A run says the same before its first job."""
     shutil.copy(REPOSITORY / "config.yaml", tmp_path)
     shutil.copytree(REPOSITORY / "config", tmp_path / "config")
-    answer = script("plan.py", tmp_path, "sd15-cfg3")
+    answer = script(plan, tmp_path, "sd15-cfg3")
     assert re.search(r"^all +293 ", answer, re.M)
     asked, downloaded = answer.partition("Missing, to be put there before a run (6):")[2].split("Missing, downloaded")
     paths = ["captions_val2014.json", "clip-vit-g-14", "laion-aesthetics-6.25plus.parquet"]
@@ -56,7 +58,7 @@ def test_plan_that_fails_says_what_the_dry_run_says_and_no_more(tmp_path: Path):
     write_config(tmp_path, SMALL)
     (tmp_path / "photos").touch()
     with pytest.raises(subprocess.CalledProcessError) as caught:
-        script("plan.py", tmp_path, "small")
+        script(plan, tmp_path, "small")
     assert caught.value.stderr.strip() == "error: small.dataset.folder: photos is not a folder: it is a file"
 
 
@@ -157,16 +159,16 @@ def test_manifest_names_each_block_in_twelve_bytes(tmp_path: Path):
 
 
 def test_plan_of_a_finished_experiment_is_empty(finished: Path):
-    assert script("plan.py", finished, "small") == "There is nothing to do.\n"
+    assert script(plan, finished, "small") == "There is nothing to do.\n"
 
 
 def test_plan_learns_its_rates_from_finished_jobs(finished: Path):
-    row = next(line for line in script("plan.py", finished, "small-seed1").splitlines() if line.startswith("all"))
+    row = next(line for line in script(plan, finished, "small-seed1").splitlines() if line.startswith("all"))
     assert ">=" not in row and float(row.split()[3]) >= 0
 
 
 def test_prune_keeps_a_whole_result(finished: Path):
-    assert script("prune.py", finished).startswith("0 files")
+    assert script(prune, finished).startswith("0 files")
 
 
 def test_prune_keeps_files_of_trainings_and_logs_of_a_cluster(tmp_path: Path):
@@ -184,7 +186,7 @@ def test_prune_keeps_files_of_trainings_and_logs_of_a_cluster(tmp_path: Path):
         path = tmp_path / "results" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
-    assert script("prune.py", tmp_path).splitlines()[:-1] == ["results/gone/distill/tensorboard/events.out"]
+    assert script(prune, tmp_path).splitlines()[:-1] == ["results/gone/distill/tensorboard/events.out"]
 
 
 def test_prune_keeps_what_a_child_adds_to_its_parent(tmp_path: Path):
@@ -198,7 +200,7 @@ def test_prune_keeps_what_a_child_adds_to_its_parent(tmp_path: Path):
         path = tmp_path / "results" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
-    assert script("prune.py", tmp_path).splitlines()[:-1] == [f"results/{bogus}"]
+    assert script(prune, tmp_path).splitlines()[:-1] == [f"results/{bogus}"]
 
 
 def test_prune_refuses_while_a_stage_writes(tmp_path: Path):
@@ -208,9 +210,9 @@ def test_prune_refuses_while_a_stage_writes(tmp_path: Path):
         temporary = output.with_name(f".tmp-{output.name}")
         temporary.write_text("half of it")
         with pytest.raises(subprocess.CalledProcessError) as caught:
-            script("prune.py", tmp_path, "--delete")
+            script(prune, tmp_path, "--delete")
         assert caught.value.stderr.startswith("error: a stage holds results/gone/teacher/") and temporary.exists()
-    script("prune.py", tmp_path, "--delete")
+    script(prune, tmp_path, "--delete")
     assert not temporary.exists()
 
 
@@ -229,9 +231,9 @@ def test_prune_removes_what_no_experiment_owns_and_only_that(finished: Path):
     for path in stray:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
-    assert script("prune.py", finished).splitlines()[:3] == sorted(str(path.relative_to(finished)) for path in stray)
+    assert script(prune, finished).splitlines()[:3] == sorted(str(path.relative_to(finished)) for path in stray)
     assert all(path.exists() for path in stray)
-    script("prune.py", finished, "--delete")
+    script(prune, finished, "--delete")
     assert {path for path in (finished / "results").rglob("*") if path.is_file()} == before
 
 

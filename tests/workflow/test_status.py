@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+import dmd.status
 from dmd.jobs.job_status import JobStatus, Throughput
-from tests.workflow.conftest import ENVIRONMENT, REPOSITORY, SMALL, write_config
+from tests.workflow.conftest import ENVIRONMENT, REPOSITORY, SMALL, called, write_config
 
 PYTHON = {**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}
 PATIENCE = 180.0  # seconds, on a machine that is busy with other things
@@ -25,8 +26,7 @@ STATUS = "results/small/logs/distill.status.json"
 
 
 def status(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "dmd.status", *words]
-    return subprocess.run(line, capture_output=True, text=True, env=PYTHON, cwd=folder)
+    return called(dmd.status.main, folder, *words)
 
 
 def stages(folder: Path, *words: str) -> dict[str, dict]:

@@ -1,6 +1,6 @@
-"""Dry runs of Snakemake without its start, which takes most of their time.
+"""Runs of Snakemake without its start, which takes most of the time of short ones.
 
-A process that has imported it, this file as a program, forks for each: the fork is as fresh as a process of its own.
+A process that has imported Snakemake and what reads the configuration, this file as a program, forks for each run.
 """
 
 import contextlib
@@ -8,19 +8,28 @@ import functools
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+IMPORTS = Path(__file__).resolve().parents[2] / "workflow" / "python"
 
-def run(line: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """What subprocess.run says of a command of Snakemake in a folder; `environment` is the same for all."""
+
+def run(
+    line: list[str], folder: Path, environment: dict[str, str], *, seconds: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """What subprocess.run says of a command of Snakemake in a folder; `environment` is the same for all.
+
+    After `seconds`, if they are not 0, the run ends by SIGALRM.
+    """
     server = _server(tuple(environment.items()))
     assert server.stdin is not None and server.stdout is not None
     with tempfile.TemporaryDirectory() as scratch:
         said = [Path(scratch, name) for name in ("stdout", "stderr")]
-        server.stdin.write(json.dumps({"line": line, "folder": str(folder), "said": list(map(str, said))}) + "\n")
+        asked = {"line": line, "folder": str(folder), "said": list(map(str, said)), "seconds": seconds}
+        server.stdin.write(json.dumps(asked) + "\n")
         server.stdin.flush()
         status = int(server.stdout.readline())
         return subprocess.CompletedProcess(line, status, *(path.read_text() for path in said))
@@ -39,6 +48,12 @@ def serve() -> None:
 
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
         cli.main(["--version"])  # imports its plugins
+    sys.path.insert(0, str(IMPORTS))
+    import smart_open  # noqa: F401
+
+    import dmd.config  # noqa: F401
+
+    sys.path.remove(str(IMPORTS))
     for text in sys.stdin:
         asked = json.loads(text)
         if not (process := os.fork()):
@@ -46,7 +61,8 @@ def serve() -> None:
             for number, path in enumerate(asked["said"], start=1):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            sys.argv = asked["line"]
+            signal.alarm(asked["seconds"])
+            sys.argv, sys.orig_argv = asked["line"], [sys.executable, *asked["line"]]
             return cli.main(sys.argv[1:])
         print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 
