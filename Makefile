@@ -33,8 +33,9 @@ methods-few: $(READY)
 methods-search: $(READY)
 	$(BIN)/python -m bench.search --folder bench/.search
 
+# Python keeps its bytecode, since the tests start some hundred processes.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=40 --durations-min=4
+	env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=40 --durations-min=4
 
 # Gives every reader CASES damaged files, and as many damaged configurations (in `make test`: 25). For example:
 # make fuzz CASES=3000 SEED=1.
