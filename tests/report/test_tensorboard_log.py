@@ -16,8 +16,8 @@ from tests.trainings import NAMES, changed, digests, distil
 
 @pytest.fixture
 def run(teacher_file, manifest_file, distill_section):
-    def distilled(folder: Path, *, tensorboard: bool = True) -> Path:
-        section = changed(distill_section, tensorboard=tensorboard)
+    def distilled(folder: Path) -> Path:
+        section = changed(distill_section, tensorboard=True)
         return distil(folder, section, teacher=teacher_file, manifest=manifest_file)
 
     return distilled
@@ -71,8 +71,8 @@ def test_event_log_of_a_resumed_run_has_no_point_twice(run, tmp_path):
     assert values == expected(tmp_path) and sorted(pictures) == list(range(1, 17))
 
 
-def test_event_log_is_off_unless_it_is_asked_for(run, tmp_path):
-    assert not (run(tmp_path, tensorboard=False) / "tensorboard").exists()
+def test_event_log_is_off_unless_it_is_asked_for(distill_section, distilled_folder):
+    assert "tensorboard" not in distill_section and not (distilled_folder / "tensorboard").exists()
 
 
 def test_event_log_without_its_package_says_what_to_do(run, tmp_path, monkeypatch):

@@ -116,28 +116,28 @@ def test_the_monitor_changes_no_trained_weight_and_its_best_ones_are_those_of_it
 
 
 def test_log_names_phases_by_their_index_in_the_config(run, tmp_path):
-    table, _ = manifests.read_table(run(tmp_path, regression_weight=0.0) / NAMES[1])
+    table, _ = manifests.read_table(run(tmp_path, regression_weight=0.0, monitor=None, grid_every=1000) / NAMES[1])
     assert table["phase"].to_pylist() == [1] * 3 + [2] * 9  # phase 0 has no loss left
 
 
 def test_generator_learns_its_pairs(run, distill_section, tmp_path):
     phase = distill_section["method"]["phases"][0] | {"updates": 70, "learning_rate_scale": 5.0}
-    run(tmp_path, phases=[phase], regression_batch_size=12, checkpoint_every=1000, grid_every=1000)
+    keys = {"monitor": None, "checkpoint_every": 1000, "grid_every": 1000}
+    run(tmp_path, phases=[phase], regression_batch_size=12, **keys)
     losses = manifests.read_table(tmp_path / NAMES[1])[0]["loss/regression"].to_pylist()
     assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
 
 
 def test_a_seed_changes_the_generator(run, distilled_folder, tmp_path):
-    one, other = (
-        tensor_files.load(folder / NAMES[0])[0] for folder in (run(tmp_path, seed=1, grid_every=1000), distilled_folder)
-    )
+    run(tmp_path, seed=1, monitor=None, grid_every=1000, checkpoint_every=1000)
+    one, other = (tensor_files.load(folder / NAMES[0])[0] for folder in (tmp_path, distilled_folder))
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
 def test_start_initialises_the_generator(run, teacher_numbers, tmp_path):
     start = train(tmp_path / "start" / "denoiser.safetensors", other_seed(teacher_numbers, 4))
     still = {"learning_rate": 1e-60}  # zero in float32
-    run(tmp_path / "out", {"start": start}, student=still, grid_every=1000)
+    run(tmp_path / "out", {"start": start}, student=still, monitor=None, grid_every=1000)
     made, begun = (tensor_files.load(path)[0] for path in (tmp_path / "out" / NAMES[0], start))
     names = [name for name in begun if name.startswith("ema.")]
     assert names and all(torch.equal(made[f"raw.{name[4:]}"], begun[name]) for name in names)
@@ -298,9 +298,10 @@ def test_passes_in_bfloat16_and_parts_learn_nearly_the_same_and_continue_exactly
     """All that works without a GPU at once; parameters and moving average stay float32."""
     compute = {"dtype": "bfloat16", "tf32": True, "channels_last": True, "gradient_checkpointing": True}
     compute |= {"micro_batch_size": 2}
-    stopped(tmp_path, 8, compute=compute)
-    run(tmp_path, compute=compute)
-    run(tmp_path / "whole", compute=compute)
+    keys = {"compute": compute, "grid_every": 8}
+    stopped(tmp_path, 8, **keys)
+    run(tmp_path, **keys)
+    run(tmp_path / "whole", **keys)
     assert digests(tmp_path) == digests(tmp_path / "whole") != digests(distilled_folder)
     mine, exact, begun = (
         tensor_files.load(path)[0] for path in (tmp_path / NAMES[0], distilled_folder / NAMES[0], teacher_file)

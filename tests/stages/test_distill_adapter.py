@@ -7,21 +7,28 @@ import torch
 
 from dmd.models import loading
 from dmd.provenance import tensor_files
-from tests.trainings import NAMES, changed, digests, distil, train
+from tests.conftest import DISTILL
+from tests.trainings import NAMES, changed, digests, distil
 
 ADAPTER = {"rank": 3, "alpha": 6.0, "targets": None}
 
 
-@pytest.fixture
-def run(teacher_file, manifest_file, distill_section):
+@pytest.fixture(scope="module")
+def run(teacher_file, manifest_file):
     """Distils into a folder with adapters, with some inputs or keys changed."""
 
     def distilled(folder, files={}, **keys):  # noqa: B006
-        section = changed(distill_section, **{"grid_every": 100, "adapter": ADAPTER, **keys})
+        section = changed(DISTILL, **{"grid_every": 100, "adapter": ADAPTER, **keys})
         distil(folder, section, **{"teacher": teacher_file, "manifest": manifest_file, **files})
         return tensor_files.load(folder / NAMES[0])
 
     return distilled
+
+
+@pytest.fixture(scope="module")
+def adapted(run, tmp_path_factory) -> dict[str, torch.Tensor]:
+    """Tensors of a generator with adapters; not to be changed."""
+    return run(tmp_path_factory.mktemp("adapted"))[0]
 
 
 @pytest.fixture
@@ -39,7 +46,8 @@ def stopped(run):
 
 
 def test_a_generator_without_updates_is_the_teacher_bit_for_bit(run, teacher_file, tmp_path):
-    made, metadata = run(tmp_path, student={"learning_rate": 1e-60})  # zero in float32
+    still = {"learning_rate": 1e-60}  # zero in float32
+    made, metadata = run(tmp_path, student=still, phases=[{"updates": 4, "fake_updates": 1}])
     begun = {name: value for name, value in tensor_files.load(teacher_file)[0].items() if name.startswith("ema.")}
     for name, value in begun.items():
         assert torch.equal(made[name], value) and torch.equal(made[f"raw.{name[4:]}"], value)
@@ -67,9 +75,8 @@ def test_best_weights_are_those_of_a_training_that_ends_there(run, tmp_path):
         assert found and all(torch.equal(made[f"{kept}{key}"], value) for key, value in found.items())
 
 
-def test_the_generator_file_is_the_teacher_and_its_adapter(run, teacher_file, tmp_path):
-    made, _ = run(tmp_path)
-    begun, moved = tensor_files.load(teacher_file)[0], 0.0
+def test_the_generator_file_is_the_teacher_and_its_adapter(adapted, teacher_file):
+    made, begun, moved = adapted, tensor_files.load(teacher_file)[0], 0.0
     layers = sorted({name[5:].rpartition(".lora_")[0] for name in made if name.startswith("lora.")})
     for layer in layers:
         down, up = (made[f"lora.{layer}.lora_{part}.weight"].flatten(1).double() for part in "AB")
@@ -82,9 +89,9 @@ def test_the_generator_file_is_the_teacher_and_its_adapter(run, teacher_file, tm
     assert untouched and all(torch.equal(made[name], begun[name]) for name in untouched)
 
 
-@pytest.mark.parametrize("kind", ["fused", "8bit"])
-def test_a_run_that_continues_has_the_same_bytes_and_keeps_adapters_alone(run, stopped, tmp_path, kind):
-    numbers = {"student": {"kind": kind}, "adapter": ADAPTER | {"rank": 64}}
+@pytest.mark.parametrize(("kind", "monitor"), [("fused", None), ("8bit", {})], ids=["fused", "8bit"])
+def test_a_run_that_continues_has_the_same_bytes_and_keeps_adapters_alone(run, stopped, tmp_path, kind, monitor):
+    numbers = {"student": {"kind": kind}, "adapter": ADAPTER | {"rank": 64}, "monitor": monitor}
     run(tmp_path / "whole", **numbers)
     stopped(tmp_path / "stopped", 14, **numbers)
     (*_, newest) = sorted((tmp_path / "stopped" / "checkpoints").glob("*.safetensors"))
@@ -101,7 +108,7 @@ def test_a_run_that_continues_has_the_same_bytes_and_keeps_adapters_alone(run, s
 def test_whole_networks_with_moments_of_8_bits_continue_exactly_and_learn_nearly_the_same(
     run, stopped, distilled_folder, teacher_file, tmp_path
 ):
-    numbers = {"student": {"kind": "8bit"}, "adapter": None}
+    numbers = {"student": {"kind": "8bit"}, "adapter": None, "monitor": None}
     made, _ = run(tmp_path / "whole", **numbers)
     stopped(tmp_path / "stopped", 8, **numbers)
     run(tmp_path / "stopped", **numbers)
@@ -112,10 +119,9 @@ def test_whole_networks_with_moments_of_8_bits_continue_exactly_and_learn_nearly
     assert error < 0.1 * moved
 
 
-def test_adapters_learn_the_same_in_parts_and_checkpointed(run, tmp_path):
-    exact, _ = run(tmp_path / "exact")
-    parts, _ = run(tmp_path / "parts", compute={"gradient_checkpointing": True, "micro_batch_size": 2})
-    for name, value in exact.items():
+def test_adapters_learn_the_same_in_parts_and_checkpointed(run, adapted, tmp_path):
+    parts, _ = run(tmp_path, compute={"gradient_checkpointing": True, "micro_batch_size": 2})
+    for name, value in adapted.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-3, atol=2e-4)
 
 
@@ -133,7 +139,7 @@ def test_compiled_networks_with_adapters_learn_the_same(run, distill_section, tm
         torch.testing.assert_close(traced[name], value, rtol=1e-3, atol=2e-4)
 
 
-def test_adapters_of_another_start_are_refused(run, teacher_numbers, tmp_path):
-    start = train(tmp_path / "start", teacher_numbers)
+def test_adapters_of_another_start_are_refused(run, teacher_file, tmp_path):
+    start = shutil.copytree(teacher_file.parent, tmp_path / "start") / teacher_file.name
     with pytest.raises(ValueError, match="the network that carries the adapters is the teacher"):
         run(tmp_path, {"start": start})

@@ -1,5 +1,6 @@
 """Distillation of a tiny Stable Diffusion: closer to its teacher, prompts of random pairs, decoders by phase."""
 
+import io
 import logging
 import math
 import shutil
@@ -25,6 +26,7 @@ from dmd.train.data import NoiseStream
 from dmd.train.parallel import BatchSplit
 from dmd.train.randomness import update_generator
 from tests.clip_files import make_clip
+from tests.conftest import DISTILL
 from tests.stable_diffusion_files import make_tiny_autoencoder
 from tests.text_files import PROMPTS, import_all, write_prompts
 from tests.trainings import NAMES, changed, digests, distil
@@ -51,18 +53,32 @@ def chain(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def section(distill_section) -> dict:
-    """Section of a distillation with guidance, all its pairs joined."""
+@pytest.fixture(scope="module")
+def section() -> dict:
+    """Section of a distillation with guidance, all its pairs joined; not to be changed."""
     levels = {"kind": "teacher", "min_index": 20, "max_index": 980}
     keys = {"sigma": None, "levels": levels, "guidance": 3.0, "match_pairs": True, "matching_batch_size": 3}
     keys |= {"phases": [PHASE], "checkpoint_every": 100, "grid_every": 100, "monitor": None}
-    return changed(distill_section, **keys)
+    return changed(DISTILL, **keys)
 
 
 def run(folder: Path, chain: Path, section: dict, **files) -> Path:
     given = {"teacher": chain / "teacher" / "denoiser.safetensors", "manifest": chain / "pairs" / "manifest.parquet"}
     return distil(folder, section, **{**given, **files})
+
+
+@pytest.fixture(scope="module")
+def plain(chain, section, tmp_path_factory) -> tuple[Path, str]:
+    """Folder, not to be changed, and log lines of a distillation of `section`."""
+    logger, said = logging.getLogger("dmd"), io.StringIO()
+    level, handler = logger.level, logging.StreamHandler(said)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        return run(tmp_path_factory.mktemp("plain"), chain, section), said.getvalue()
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
 
 
 def decoders(chain: Path) -> dict[str, Path]:
@@ -96,13 +112,13 @@ def test_latents_of_the_generator_come_closer_to_those_of_the_teacher(chain, sec
     assert facts["sigma"] == taught["sigma_max"] and facts["spec"]["method"]["sigma"] is None
 
 
-def test_decoders_of_phases_are_applied_and_a_run_continues_in_the_middle(chain, section, tmp_path):
-    plain = run(tmp_path / "none", chain, section)
+def test_decoders_of_phases_are_applied_and_a_run_continues_in_the_middle(chain, section, plain, tmp_path):
     phases = [PHASE | {"num_pairs": 16}, PHASE | {"decoder": "full"}, PHASE | {"decoder": "none"}]
     section = changed(section, regression_distance={"kind": "l2", "decoder": "tiny"}, checkpoint_every=1, phases=phases)
     whole = run(tmp_path / "whole", chain, section, **decoders(chain))
     losses = manifests.read_table(whole / NAMES[1])[0]["loss/regression"].to_pylist()
-    assert len(set(losses)) == 6 and losses[0] not in manifests.read_table(plain / NAMES[1])[0]["loss/regression"]
+    latents = manifests.read_table(plain[0] / NAMES[1])[0]["loss/regression"].to_pylist()
+    assert len(set(losses)) == 6 and losses[0] not in latents
     stopped = tmp_path / "stopped"
     (stopped / "grids" / "00000003.png").mkdir(parents=True)  # a crash after the first update of the second phase
     with pytest.raises(OSError):
@@ -133,12 +149,10 @@ def test_prompts_of_a_matching_batch_are_those_of_random_pairs_of_the_phase(chai
         assert torch.equal(torch.cat([part[name] for part in parts[1:]]), parts[0][name])
 
 
-def test_another_first_time_of_the_pairs_is_said(chain, section, tmp_path, caplog):
-    caplog.set_level(logging.INFO, logger="dmd")
+def test_another_first_time_of_the_pairs_is_said(chain, plain):
     facts = manifests.read(chain / "pairs" / "manifest.parquet").metadata["facts"]
     assert facts["first_timestep"] == 801  # 4 * 200 + 1: spacing leading, with an offset of 1
-    run(tmp_path, chain, section)
-    assert "the pairs' solver starts at timestep 801, the student at 999, with the same noise" in caplog.text
+    assert "the pairs' solver starts at timestep 801, the student at 999, with the same noise" in plain[1]
 
 
 def test_guidance_and_text_need_what_they_are_made_of(chain, section, manifest_file, teacher_file, tmp_path):

@@ -68,13 +68,28 @@ def log(path: Path, number: int = 400) -> Path:
     return path
 
 
-@pytest.fixture(params=[IMAGES, POINTS], ids=["images", "points"])
-def inputs(request, tmp_path):
+@pytest.fixture(scope="module", params=[IMAGES, POINTS], ids=["images", "points"])
+def inputs(request, tmp_path_factory) -> dict[str, Path]:
+    """Files of both denoisers and the log; not to be changed."""
+    folder = tmp_path_factory.mktemp("inputs")
     return {
-        "teacher": denoiser(tmp_path / "denoiser.safetensors", request.param, 0),
-        "generator": denoiser(tmp_path / "generator.safetensors", request.param, 1),
-        "table": log(tmp_path / "log.parquet"),
+        "teacher": denoiser(folder / "denoiser.safetensors", request.param, 0),
+        "generator": denoiser(folder / "generator.safetensors", request.param, 1),
+        "table": log(folder / "log.parquet"),
     }
+
+
+def draw(folder: Path, inputs: dict[str, Path], solver: dict | None) -> tuple[Path, Path]:
+    """Both pictures of `inputs`."""
+    grid, training = folder / "grid.png", folder / "training.png"
+    pictures.run(**inputs, grid=grid, training=training, solver=solver)
+    return grid, training
+
+
+@pytest.fixture(scope="module")
+def drawn_once(inputs, tmp_path_factory) -> tuple[Path, Path]:
+    """Both pictures with `SOLVER`; not to be changed."""
+    return draw(tmp_path_factory.mktemp("drawn"), inputs, SOLVER)
 
 
 def size(path: Path) -> tuple[int, int]:
@@ -83,22 +98,17 @@ def size(path: Path) -> tuple[int, int]:
         return image.size
 
 
-def test_pictures_are_the_same_bytes_each_time_and_large_enough_to_see(tmp_path, inputs):
-    names = [(tmp_path / f"grid{i}.png", tmp_path / f"training{i}.png") for i in range(2)]
-    for grid, training in names:
-        pictures.run(**inputs, grid=grid, training=training, solver=SOLVER)
-    for first, second in zip(*names, strict=True):
+def test_pictures_are_the_same_bytes_each_time_and_large_enough_to_see(tmp_path, inputs, drawn_once):
+    for first, second in zip(drawn_once, draw(tmp_path, inputs, SOLVER), strict=True):
         assert first.read_bytes() == second.read_bytes()
         assert min(size(first)) > 500
 
 
-def test_a_teacher_without_pairs_draws_with_the_solver_of_its_kind(tmp_path, inputs):
+def test_a_teacher_without_pairs_draws_with_the_solver_of_its_kind(tmp_path, inputs, drawn_once):
     """That of `dmd.load`: Heun in 18 steps."""
-    named = SOLVER | {"name": "heun", "steps": 18}
-    for name, solver in (("left.png", None), ("named.png", named), ("other.png", SOLVER)):
-        pictures.run(**inputs, grid=tmp_path / name, training=tmp_path / f"training-{name}", solver=solver)
-    grids = [(tmp_path / name).read_bytes() for name in ("left.png", "named.png", "other.png")]
-    assert grids[0] == grids[1] != grids[2]
+    given = {"left": None, "named": SOLVER | {"name": "heun", "steps": 18}}
+    left, named = (draw(tmp_path / name, inputs, solver)[0].read_bytes() for name, solver in given.items())
+    assert left == named != drawn_once[0].read_bytes()
 
 
 def drawn(columns: dict) -> dict[str, tuple[list[str], str]]:

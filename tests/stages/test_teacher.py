@@ -1,5 +1,6 @@
 """Stage teacher: the same bytes again, also after kills and signals, both kinds, clear refusals."""
 
+import copy
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from dmd.data import manifest as manifests
 from dmd.models import loading
 from dmd.provenance import record, tensor_files
 from dmd.stages import teacher
+from tests.conftest import TEACHER
 from tests.trainings import changed, checkpoints, train, train_command
 
 MIXTURE = {
@@ -25,6 +27,10 @@ MIXTURE = {
     "num_training": 10,
     "num_held_out": 10,
     "seed": 0,
+}
+DROPOUT = TEACHER | {
+    "network": TEACHER["network"] | {"dropout": 0.3},
+    "training": changed(TEACHER["training"], label_dropout=0.2, checkpoint_every=5),
 }
 
 
@@ -55,10 +61,15 @@ def test_another_seed_gives_other_weights(teacher_file, teacher_numbers, tmp_pat
 
 
 @pytest.fixture
-def with_dropout(teacher_numbers) -> dict:
+def with_dropout() -> dict:
     """A teacher with dropout, some labels left out, and a checkpoint every fifth of 12 updates."""
-    training = changed(teacher_numbers["training"], label_dropout=0.2, checkpoint_every=5)
-    return teacher_numbers | {"network": teacher_numbers["network"] | {"dropout": 0.3}, "training": training}
+    return copy.deepcopy(DROPOUT)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The folder of a teacher of `DROPOUT` that nothing stopped; not to be changed."""
+    return train(tmp_path_factory.mktemp("whole") / "denoiser.safetensors", DROPOUT).parent
 
 
 def bytes_of(folder: Path) -> list[bytes]:
@@ -77,9 +88,8 @@ def wait_for(moment: Path, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.parametrize("update", [5, 10])
-def test_a_teacher_with_dropout_that_is_killed_continues_to_the_same_bytes(with_dropout, tmp_path, update):
+def test_a_teacher_with_dropout_that_is_killed_continues_to_the_same_bytes(with_dropout, whole, tmp_path, update):
     """kill -9 once a checkpoint is there: dropout of a pass depends on its place alone, not on draws before it."""
-    whole = train(tmp_path / "whole" / "denoiser.safetensors", with_dropout).parent
     output = tmp_path / "killed" / "denoiser.safetensors"
     process = started(train_command(output, with_dropout))
     wait_for(output.parent / "checkpoints" / f"{update:08d}.safetensors", process)
@@ -91,20 +101,25 @@ def test_a_teacher_with_dropout_that_is_killed_continues_to_the_same_bytes(with_
     train(output, with_dropout)
     assert bytes_of(output.parent) == bytes_of(whole)
     assert checkpoints(output.parent) == []
-    dry = with_dropout | {"network": with_dropout["network"] | {"dropout": 0.0}}
-    assert bytes_of(train(tmp_path / "dry" / "denoiser.safetensors", dry).parent) != bytes_of(whole)
+
+
+def test_dropout_changes_what_a_teacher_learns(with_dropout, whole, tmp_path):
+    numbers = with_dropout | {"network": with_dropout["network"] | {"dropout": 0.0}}
+    dry = train(tmp_path / "denoiser.safetensors", numbers).parent
+    one, other = (manifests.read_table(folder / "log.parquet")[0] for folder in (dry, whole))
+    assert bytes_of(dry) != bytes_of(whole) and not one.equals(other)
 
 
 def test_a_teacher_that_a_signal_stopped_continues_to_the_same_bytes(with_dropout, tmp_path):
     """So many updates that the signal comes in the middle; it writes a checkpoint and ends with status 75."""
-    numbers = with_dropout | {"training": changed(with_dropout["training"], phases=[{"updates": 150}])}
+    numbers = with_dropout | {"training": changed(with_dropout["training"], phases=[{"updates": 80}])}
     output = tmp_path / "stopped" / "denoiser.safetensors"
     process = started(train_command(output, numbers))
     wait_for(output.parent / "checkpoints" / "00000005.safetensors", process)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
     assert process.returncode == os.EX_TEMPFAIL and "Traceback" not in said, said
-    (update,) = re.findall(r"stopped by SIGTERM at update (\d+) of 150: run again to continue", said)
+    (update,) = re.findall(r"stopped by SIGTERM at update (\d+) of 80: run again to continue", said)
     assert checkpoints(output.parent)[-1] == int(update) and not output.exists()
     again = started(train_command(output, numbers))
     _, said = again.communicate(timeout=300)
@@ -112,9 +127,8 @@ def test_a_teacher_that_a_signal_stopped_continues_to_the_same_bytes(with_dropou
     assert bytes_of(output.parent) == bytes_of(train(tmp_path / "whole" / "denoiser.safetensors", numbers).parent)
 
 
-def test_a_damaged_checkpoint_of_a_teacher_falls_back_to_the_one_before(with_dropout, tmp_path, caplog):
+def test_a_damaged_checkpoint_of_a_teacher_falls_back_to_the_one_before(with_dropout, whole, tmp_path, caplog):
     caplog.set_level("INFO", logger="dmd")
-    whole = train(tmp_path / "whole" / "denoiser.safetensors", with_dropout).parent
     output = tmp_path / "stopped" / "denoiser.safetensors"
     full = output.parent / ".tmp-log.parquet"
     full.parent.mkdir()
