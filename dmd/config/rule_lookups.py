@@ -398,7 +398,7 @@ def _list(folder: str, *, images: bool) -> Listing:
 
 def existing_scores(wildcards: Wildcards) -> list[str]:
     """Existing score files of the experiment, for the model card of its pipeline; they are not inputs of the job."""
-    names = [f"results/{wildcards.experiment}/{score}.json" for score in ("fid", "clip")]
+    names = [f"results/{wildcards.experiment}/{score}.json" for score in ("fid", "clip", "retrieval")]
     return [name for name in names if os.path.exists(name)]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from dmd import methods
 from dmd.config import printing
 from dmd.config.training import Distill
+from dmd.metrics.retrieval import TOP
 
 FRONT = """---
 library_name: diffusers
@@ -167,11 +168,13 @@ def _scores(paths: Sequence[Path]) -> str:
     lines = ["| metric | value | std | samples | network calls | reference |", "|---|---:|---:|---:|---:|---|"]
     for path in paths:
         score = json.loads(path.read_text())
-        spread = "-" if score.get("std") is None else f"{score['std']:.3g}"
-        reference = score.get("reference", {}).get("name", "-")
-        calls = score.get("network_calls", "-")
-        metric, source = printing.markdown(score["metric"]), printing.markdown(reference)
-        lines.append(f"| {metric} | {score['value']:.4g} | {spread} | {score['num_samples']} | {calls} | {source} |")
+        reference = printing.markdown(score.get("reference", {}).get("name", "-"))
+        numbers = {f", top {limit}": score[f"top{limit}"] for limit in TOP if f"top{limit}" in score} or {"": score}
+        for suffix, number in numbers.items():
+            metric = printing.markdown(score["metric"] + suffix)
+            spread = "-" if number.get("std") is None else f"{number['std']:.3g}"
+            ends = f"{score['num_samples']} | {score.get('network_calls', '-')} | {reference}"
+            lines.append(f"| {metric} | {number['value']:.4g} | {spread} | {ends} |")
     return "\n".join(lines)
 
 

@@ -21,6 +21,8 @@ from tests.text_files import import_with_generator
 
 PROMPTS = ["a red house in the snow", "a photo of a cat"]
 SCORE = {"metric": "fd-inception", "value": 12.345, "std": 0.5, "num_samples": 8, "network_calls": 1}
+FOUND = {"metric": "retrieval-clip-judge", "num_samples": 8, "network_calls": 1}
+FOUND |= {"top1": {"value": 0.25, "std": None}, "top5": {"value": 0.5, "std": 0.125}}
 SPEC = {
     "method": {"name": "dmd", "phases": [{"updates": 3}, {"updates": 4}], "guidance": 3.0},
     "optimisers": {"student": {"learning_rate": 1.0e-5}},
@@ -39,13 +41,15 @@ def exported(request, tmp_path_factory) -> tuple[Path, Path]:
     tensor_files.write(places["generator"], tensors, facts | {"spec": SPEC})
     table = manifests.SCHEMA.empty_table()
     manifests.write(folder / "manifest.parquet", table, {"facts": {"network_calls": 51, "guidance": 3.0}})
-    (folder / "fid.json").write_text(json.dumps(SCORE))
+    scores = [folder / "fid.json", folder / "retrieval.json"]
+    for path, score in zip(scores, (SCORE, FOUND), strict=True):
+        path.write_text(json.dumps(score))
     output = folder / "export" / "pipeline" / "model_index.json"
     paths = {name: places[name] for name in ("generator", "text_encoder", "autoencoder")}
     paths |= {"manifest": folder / "manifest.parquet", "prompts": folder / "prompts.parquet"}
     source = {"kind": "laion", "threshold": 6.25, "files": [{"sha256": None}]}
     prompt_files.write(paths["prompts"], [pa.array(PROMPTS)], lambda: {"spec": {"source": source}})
-    export_pipeline.run(**paths, scores=[folder / "fid.json"], output=output, experiment="words")
+    export_pipeline.run(**paths, scores=scores, output=output, experiment="words")
     return folder, output.parent
 
 
@@ -95,6 +99,8 @@ def test_card_says_what_made_the_folder_and_how_good_it_is(exported):
         "learning_rate 1e-05",
         "| seed | 7 |",
         "| fd-inception | 12.35 | 0.5 | 8 | 1 |",
+        "| retrieval-clip-judge, top 1 | 0.25 | - | 8 | 1 |",
+        "| retrieval-clip-judge, top 5 | 0.5 | 0.125 | 8 | 1 |",
         "Open RAIL-M",
         "51",
         source,
