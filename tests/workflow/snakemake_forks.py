@@ -49,7 +49,6 @@ def serve() -> None:
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
         cli.main(["--version"])  # imports its plugins
     sys.path.insert(0, str(IMPORTS))
-    import smart_open  # noqa: F401
 
     import dmd.config  # noqa: F401
 
