@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -127,9 +128,9 @@ class MethodSection(Section):
     name: str
     phases: Sequence[Phase]
 
+    @abstractmethod
     def roles(self) -> dict[str, Role]:
         """The networks by name; `student` is averaged and exported."""
-        raise NotImplementedError
 
     def guidance_range(self) -> tuple[float, float] | None:
         """Lowest and highest guidance, where the loss draws one for each image; None if there is one for all."""

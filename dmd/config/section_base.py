@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 class Section(BaseModel):
     """A part of the configuration or of a spec. Its defaults are defined only here."""
 
+    # defer_build: a process builds the validators of the sections that it reads, not of all methods
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
 
     def spec(self) -> dict[str, Any]:

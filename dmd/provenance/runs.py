@@ -24,7 +24,7 @@ def hold(outputs: Iterable[str], say: Callable[[str], object]) -> bool:
         Whether it waited for another run, so that this one is to be planned again.
 
     Raises:
-        SystemExit: SIGTERM came while it waited.
+        SystemExit: SIGTERM or SIGINT came while it waited.
     """
     waited = False
     folders = {Path(*path.parts[:2]) for path in map(Path, outputs) if path.parts[0] == "results"}
@@ -33,7 +33,7 @@ def hold(outputs: Iterable[str], say: Callable[[str], object]) -> bool:
         try:
             _held.enter_context(record.exclusive(lock))
         except ValueError:
-            with _stopped_by_sigterm():
+            with _stopped_by_signals():
                 say(f"another run of the workflow makes files in {folder}: waiting for its end")
                 _held.enter_context(record.exclusive(lock, wait=True))
             waited = True
@@ -41,18 +41,21 @@ def hold(outputs: Iterable[str], say: Callable[[str], object]) -> bool:
 
 
 @contextlib.contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """Ends the process on SIGTERM, which Snakemake only notes until its jobs end, and would forget when it plans again.
+def _stopped_by_signals() -> Iterator[None]:
+    """Ends the process on SIGTERM and SIGINT with one message.
+
+    Snakemake only notes SIGTERM until its jobs end, and would forget it when it plans again.
 
     Raises:
-        SystemExit: on SIGTERM.
+        SystemExit: on either signal.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
         sys.exit("error: stopped while waiting for another run")
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,5 +1,6 @@
 """Two runs at once: who waits for whom."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 HOLD = """
 import signal, sys
 from dmd.provenance import runs
-signal.signal(signal.SIGTERM, lambda *_: print("noted", flush=True))  # as Snakemake's scheduler notes it
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda *_: print("noted", flush=True))  # as Snakemake's scheduler notes SIGTERM
 print(runs.hold(sys.argv[1:], lambda text: print(text, flush=True)), flush=True)
 sys.stdin.read()
 """
@@ -41,17 +43,18 @@ def test_second_run_waits_only_for_a_run_of_the_same_experiment_and_not_for_a_ki
         process.communicate()
 
 
-def test_sigterm_ends_a_run_that_waits_and_no_other(start):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_a_run_that_waits_and_no_other(start, number):
     first = start("results/one/fid.json")
     assert first.stdout.readline() == "False\n"
     second = start("results/one/other.json")
     assert second.stdout.readline().startswith("another run of the workflow")
-    second.terminate()
+    second.send_signal(number)
     assert second.communicate() == ("", "error: stopped while waiting for another run\n") and second.returncode == 1
     third = start("results/one/other.json")
     assert third.stdout.readline().startswith("another run of the workflow")
-    first.terminate()
+    first.send_signal(number)
     assert first.stdout.readline() == "noted\n" and first.communicate()[0] == ""
     assert third.stdout.readline() == "True\n"
-    third.terminate()
+    third.send_signal(number)
     assert third.stdout.readline() == "noted\n" and third.communicate()[0] == ""

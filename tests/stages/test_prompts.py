@@ -241,9 +241,8 @@ def test_first_captions_are_one_of_each_image_then_a_second_of_each():
     of_images.append(Captions(("0 0",), ("unseen",)))  # the caption of another image
 
     def drawn(seed: int) -> list[str]:
-        return prompt_sources.captions(
-            Path("i"), of_images, {"split": "training", "num": None, "seed": seed}, Counter()
-        )
+        section = {"split": "training", "num": None, "seed": seed}
+        return prompt_sources.captions(Path("images"), of_images, section, Counter())
 
     texts = drawn(0)
     images = [int(text.split()[0]) for text in texts]

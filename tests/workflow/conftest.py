@@ -96,13 +96,18 @@ def command(folder: Path, *words: str) -> list[str]:
     return [str(SNAKEMAKE), *places, "--workflow-profile", str(REPOSITORY / "profiles" / "default"), *words]
 
 
-def snakemake(folder: Path, *words: str, seconds: int = 0, **settings: Any) -> subprocess.CompletedProcess[str]:
-    """Runs `command` and waits, for `seconds` at most, if they are not 0.
+def snakemake(
+    folder: Path, *words: str, own_process: bool = False, seconds: int = 0, **settings: Any
+) -> subprocess.CompletedProcess[str]:
+    """Runs `command` and waits.
 
-    With `settings`, those of subprocess.run, it is a process of its own instead of a fork of one that has started.
+    Args:
+        own_process: start Snakemake as users do; else, and without `settings`, it is a fork of a started one.
+        seconds: after which a fork ends; 0 = never.
+        settings: of subprocess.run.
     """
     line = command(folder, *words)
-    if not settings:
+    if not own_process and not settings:
         return snakemake_forks.run(line, folder, ENVIRONMENT, seconds=seconds)
     return subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, cwd=folder, **settings)
 
@@ -115,8 +120,9 @@ def called(main: Callable[[], None], folder: Path, *words: str) -> subprocess.Co
             try:
                 main()
             except SystemExit as ended:
-                code = int(isinstance(ended.code, str)) or int(ended.code or 0)
-                told.write(f"{ended.code}\n" if isinstance(ended.code, str) else "")
+                message = f"{ended.code}\n" if isinstance(ended.code, str) else ""
+                code = 1 if message else int(ended.code or 0)
+                told.write(message)
     return subprocess.CompletedProcess(line, code, said.getvalue(), told.getvalue())
 
 
@@ -125,9 +131,9 @@ def verify(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return called(dmd.verify.main, folder, "results", *words)
 
 
-def make(folder: Path, *words: str, **settings: Any) -> str:
+def make(folder: Path, *words: str, own_process: bool = False) -> str:
     """Runs `snakemake`, which must succeed; all it said."""
-    answer = snakemake(folder, *words, **settings)
+    answer = snakemake(folder, *words, own_process=own_process)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     return answer.stdout + answer.stderr
 
@@ -185,7 +191,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
             made.mkdir()
             write_config(made, SMALL)
             write_photos(made / "photos")
-            make(made, "--cores", "2", "all", CSV_TEACHER, stdin=subprocess.DEVNULL)
+            make(made, "--cores", "2", "all", CSV_TEACHER, own_process=True)
             (shared / "made.whole").touch()
     copy_run(made, folder)
     return folder
