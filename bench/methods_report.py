@@ -177,7 +177,7 @@ def differences(table: Table, experiments: Experiments, found: dict[str, dict[st
         }
         if any(pairs.values()):
             compared.append(((first, second), pairs))
-    return "\n" + paired_differences.text(compared) if compared else ""
+    return "\n" + paired_differences.text(compared, "seeds") if compared else ""
 
 
 def main() -> None:

@@ -434,7 +434,8 @@ class Table(Section):
     )
     rows: Annotated[Many[Row], Field(min_length=1)]
     differences: Many[Annotated[tuple[str, str], Field(strict=False)]] = Field(
-        (), description="labels of two rows each: mean difference over training seeds, with a confidence interval"
+        (),
+        description="labels of two rows each: mean difference over seeds (retrieval: prompts), with an interval",
     )
 
     @model_validator(mode="after")

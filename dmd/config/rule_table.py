@@ -547,7 +547,7 @@ RULES: dict[str, Rule] = {
     ),
     "retrieval": Rule(
         "retrieval",
-        2,
+        3,
         section="evaluate.clip",
         spec=_retrieval,
         files=("retrieval.json",),
@@ -619,7 +619,7 @@ RULES: dict[str, Rule] = {
         on_request=True,
         memory_mb=16000,
     ),
-    "tables": Rule("tables", 6),
+    "tables": Rule("tables", 7),
     "charts": Rule("charts", 1),
 }
 VERSIONS = {rule.stage: rule.version for rule in RULES.values()}

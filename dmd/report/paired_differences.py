@@ -1,4 +1,4 @@
-"""Differences of the scores of two rows of a table, paired by the seeds of their start noise."""
+"""Differences of the scores of two rows of a table, paired by the seeds of their start noise, or by their prompts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from dmd.config import printing
 from dmd.report.table_text import EMPTY, rounded
 
 LEVEL = 0.95  # of the confidence intervals
-NOTE = (
-    "Difference: mean over training seeds of first minus second row, same seed and same start noise [95 % confidence "
-    "interval of Student's t]. Rows whose interval holds 0 are not told apart."
-)
+NOTES = {  # what the pairs are -> note below the table
+    "seeds": "mean over training seeds of first minus second row, same seed and same start noise",
+    "prompts": "mean over prompts of first minus second row, of the trainings that were run",
+}
+INTERVAL = "[95 % confidence interval of Student's t]. Rows whose interval holds 0 are not told apart."
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,15 @@ def rows(labels: tuple[str, str], differences: Mapping[str, Difference | None]) 
     ]
 
 
-def text(compared: Sequence[tuple[tuple[str, str], Mapping[str, Difference | None]]]) -> str:
-    """A markdown table with a line per two rows, and a column per score."""
+def text(compared: Sequence[tuple[tuple[str, str], Mapping[str, Difference | None]]], pairs: str) -> str:
+    """A markdown table with a line per two rows, and a column per score; `pairs` is a key of `NOTES`."""
     names = list(dict.fromkeys(name for _, differences in compared for name, each in differences.items() if each))
-    lines = ["| difference | seeds | " + " | ".join(names) + " |", "|---|---:|" + "---:|" * len(names)]
+    lines = [f"| difference | {pairs} | " + " | ".join(names) + " |", "|---|---:|" + "---:|" * len(names)]
     for labels, differences in compared:
         num = max((each.num for each in differences.values() if each), default=0)
         cells = [" - ".join(labels), str(num), *(_cell(differences.get(name)) for name in names)]
         lines.append("| " + " | ".join(map(printing.markdown, cells)) + " |")
-    return "\n".join([*lines, "", f"{NOTE}  "]) + "\n"
+    return "\n".join([*lines, "", f"Difference: {NOTES[pairs]} {INTERVAL}  "]) + "\n"
 
 
 def _cell(found: Difference | None) -> str:

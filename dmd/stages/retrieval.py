@@ -50,7 +50,7 @@ def run(
     for the images themselves (`real`) and for what the autoencoder makes of them (`autoencoder`), and says how near the
     samples are to training images or their mirror images (`nearest`): the fraction whose nearest one has their prompt,
     and the median of the root mean squared difference, of images averaged to 16 x 16 pixels; `held_out` is this median
-    for held-out images.
+    for held-out images. `ranks` has the rank of each sample, from 1, by its prompt.
 
     Args:
         samples: blocks of samples that make up whole repetitions.
@@ -177,6 +177,7 @@ def _of_samples(
 ) -> dict[str, Any]:
     """The scores of samples by repetition, and how near they are to training images."""
     by_repetition: dict[int, list[Tensor]] = {}
+    by_prompt: dict[str, list[int]] = {}
     distances, own, facts = list[Tensor](), list[bool](), dict[str, Any]()
     status = reporting.Progress(total=len(paths), unit="blocks")
     for block in map(manifest.read, paths):
@@ -186,10 +187,12 @@ def _of_samples(
             prompt = judge.number[label]
             rank = judge.ranks([(image, prompt)])
             by_repetition.setdefault(int(block.numbers("index")[0]) // num, []).append(rank)
+            texts = [judge.prompts[number] for number in prompt.tolist()]
+            for text, place in zip(texts, rank.tolist(), strict=True):
+                by_prompt.setdefault(text, []).append(place)
             if real is not None:
                 distance, rows = real.nearest(image)
                 distances.append(distance)
-                texts = [judge.prompts[number] for number in prompt.tolist()]
                 own += [text in real.prompts[row] for text, row in zip(texts, rows.tolist(), strict=True)]
         status.add(1)
     sets = [found(torch.cat(parts)) for _, parts in sorted(by_repetition.items())]
@@ -198,7 +201,7 @@ def _of_samples(
         median = float(torch.cat(distances).median())
         nearest = {"own": sum(own) / len(own), "distance": median, "held_out": real.held_out_distance()}
         score["nearest"] = nearest
-    return score
+    return score | {"ranks": by_prompt}
 
 
 def _decoded(batches: Iterable[tuple[Tensor, Tensor]], codec: Any) -> Iterator[tuple[Tensor, Tensor]]:

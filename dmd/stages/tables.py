@@ -15,7 +15,7 @@ from dmd.report import paired_differences, score_files
 from dmd.report.paired_differences import Difference, difference
 from dmd.report.table_text import COLUMNS, HERE, OPTIONAL, Row, text, value_beside_published
 
-RETRIEVED = ("top1", "top5")  # columns of retrieval.json
+RETRIEVED = {"top1": 1, "top5": 5}  # columns of retrieval.json -> rank up to which a prompt counts as found
 BESIDE = {"clip": "clips", "latency": "latencies"}  # column -> score files whose value it shows
 
 
@@ -46,7 +46,8 @@ def run(
         rows: {"label", "experiments": names that differ in the training seed, "teacher": name of their teacher}; with
             "of_teacher" the experiments are samples of a teacher, which differ in their start noise alone. A row
             without a score stays empty. With "published": {"label", "dataset"} a row stands beside that published row.
-        differences: labels of two rows each, whose scores are compared seed by seed.
+        differences: labels of two rows each, whose distances are compared seed by seed, and whose fractions of samples
+            found by their prompts are compared prompt by prompt.
         paper: published rows {"label", "value", "network_calls", "dataset", "clip", "latency", "note"}; only the label
             is required.
         title: heading of the markdown.
@@ -66,14 +67,19 @@ def run(
         table += _published(rows, table, paper or [])
         table = [*_ceilings(other_scores["retrievals"]), *table]
         compared = [(labels, _compared(labels, rows, distances, other_scores)) for labels in differences or []]
-        table += [line for labels, found in compared for line in paired_differences.rows(labels, found)]
+        retrieved = [(labels, _retrieved(labels, rows, other_scores["retrievals"])) for labels in differences or []]
+        table += [line for labels, found in compared + retrieved for line in paired_differences.rows(labels, found)]
         shown = [column for column in COLUMNS if column not in OPTIONAL or any(column in row for row in table)]
         frame = pd.DataFrame(table, columns=[column for column in shown if column not in HERE])
         with record.publish(csv, stage="tables", inputs=inputs) as temporary:
             frame.to_csv(temporary, index=False, lineterminator="\n")
+        parts = [text(table, title)]
+        if compared and scores:
+            parts.append(paired_differences.text(compared, "seeds"))
+        if retrieved and retrievals:
+            parts.append(paired_differences.text(retrieved, "prompts"))
         with record.publish(markdown, stage="tables", inputs=inputs) as temporary:
-            below = "\n" + paired_differences.text(compared) if compared else ""
-            temporary.write_text(text(table, title) + below, encoding="utf-8")
+            temporary.write_text("\n".join(parts), encoding="utf-8")
 
 
 def _published(rows: Sequence[Mapping[str, Any]], table: Sequence[Row], paper: Sequence[Row]) -> list[Row]:
@@ -200,6 +206,31 @@ def _compared(
         shown: difference(*(_by_start_noise(row, _values(row, scores, others, name)) for row in (first, second)))
         for name, shown in names.items()
     }
+
+
+def _retrieved(
+    labels: tuple[str, str], rows: Sequence[Mapping[str, Any]], retrievals: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Difference | None]:
+    """The difference of two rows in the fraction of samples that are found by their prompts."""
+    first, second = (next(row for row in rows if row["label"] == label) for label in labels)
+    return {
+        f"top {limit}": difference(*(_found_by_prompt(row, retrievals, limit) for row in (first, second)))
+        for limit in RETRIEVED.values()
+    }
+
+
+def _found_by_prompt(
+    row: Mapping[str, Any], retrievals: Mapping[str, Mapping[str, Any]], limit: int
+) -> dict[str, float]:
+    """The fraction of a row's samples of each prompt that have it among their `limit` nearest prompts.
+
+    Files of version 2 of the stage lack ranks.
+    """
+    ranks: dict[str, list[int]] = {}
+    for score in (retrievals[name] for name in row["experiments"] if name in retrievals):
+        for prompt, places in score.get("ranks", {}).items():
+            ranks.setdefault(prompt, []).extend(places)
+    return {prompt: statistics.fmean(place <= limit for place in places) for prompt, places in ranks.items()}
 
 
 def _floor_of(score: Mapping[str, Any]) -> str:

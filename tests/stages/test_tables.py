@@ -293,6 +293,26 @@ def test_difference_of_one_pair_has_no_interval_and_of_none_is_empty(tmp_path):
         assert shown in markdown
 
 
+def test_retrieval_is_compared_prompt_by_prompt(tmp_path):
+    """A prompt counts by the fraction of its samples that are found; prompts of one row alone do not count."""
+    ranks = {
+        "a": {"cat": [1], "dog": [2], "sun": [9], "cup": [1], "car": [1]},
+        "b": {"cat": [3], "dog": [8], "sun": [1], "cup": [1, 7]},
+    }
+    retrievals = [tmp_path / f"{name}.json" for name in ranks]
+    for path, of_prompts in zip(retrievals, ranks.values(), strict=True):
+        found = {"top1": {"value": 0.5}, "top5": {"value": 0.5}, "ranks": of_prompts}
+        path.write_text(json.dumps({"experiment": path.stem, **found}))
+    rows = {name: [name] for name in ranks}
+    markdown, csv = made(tmp_path, rows, [], retrievals=retrievals, differences=[("a", "b")])
+    expected = ttest_rel([1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.5]).confidence_interval(0.95)
+    row = csv.loc["a - b"].set_index("metric").loc["top 1"]
+    assert (row["value"], row["num"]) == (pytest.approx(0.125), 4)
+    assert (row["low"], row["high"]) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    assert "| difference | prompts | top 1 | top 5 |" in markdown and "| a - b | 4 | 0.125 [" in markdown
+    assert "seeds" not in markdown
+
+
 def test_differences_of_a_row_whose_experiments_share_their_noise_are_refused(tmp_path):
     scores = [score(tmp_path, name, [1.0], first_seeds=[0]) for name in ("a", "b", "c")]
     with pytest.raises(ValueError, match="row 'two' has experiments with the same start noise"):

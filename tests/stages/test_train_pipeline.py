@@ -221,6 +221,8 @@ def test_retrieval_of_samples_and_of_real_images(trained, tmp_path):
     score = json.loads((tmp_path / "retrieval.json").read_text())
     assert score["num_prompts"] == 5 and score["num_samples"] == 5 and score["network_calls"] == 2
     assert 0 <= score["top1"]["value"] <= score["top5"]["value"] == 1 and score["metric"] == "retrieval-clip-clip"
+    places = [place for of_prompt in score["ranks"].values() for place in of_prompt]
+    assert len(score["ranks"]) == 5 and score["top1"]["value"] == pytest.approx(places.count(1) / 5)
     assert score["real"]["top1"] >= 0.6 and score["autoencoder"]["top5"] == 1
     assert score["nearest"]["distance"] > 0 and score["nearest"]["held_out"] > 0
     real = retrieval.RealImages(trained / "images" / "manifest.parquet", Prompts(captions))
