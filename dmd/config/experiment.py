@@ -420,15 +420,21 @@ class Row(Section):
 
     label: str = Field(description="first column")
     experiments: Annotated[Many[str], Field(min_length=1, description="one with `seeds` includes all of them")]
-    seeds: Literal["all", "first"] = Field("all", description="first: the experiment itself, no further seeds")
     run: bool = Field(True, description="false: show existing scores, and start no jobs for missing ones")
     published: Published | None = None
+
+
+NumSeeds = Annotated[
+    Literal["all"] | Annotated[Integer, Field(ge=1, le=10**4)],
+    Field(description="how many of the seeds of an experiment count, from the first on"),
+]
 
 
 class Table(Section):
     """results/tables/NAME.md and .csv."""
 
     title: str = Field("", description="heading above the table")
+    seeds: NumSeeds = "all"
     paper: str | None = Field(
         None, description="table of workflow/resources/published_values.yaml to print below this one"
     )
@@ -456,7 +462,6 @@ class Series(Section):
     points: Annotated[Many[Annotated[Many[str], Field(min_length=1)]], Field(min_length=1)] = Field(
         description="for each point, its experiments"
     )
-    seeds: Literal["all", "first"] = Field("all", description="first: the experiments themselves, no further seeds")
 
 
 class Chart(Section):
@@ -467,6 +472,7 @@ class Chart(Section):
         "each point, all from the same noise"
     )
     title: str = Field("", description="above the chart")
+    seeds: NumSeeds = "all"
     series: Annotated[Many[Series], Field(min_length=1)]
 
 

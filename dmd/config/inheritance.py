@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -41,7 +41,7 @@ class Configuration:
         experiments: by name, after inheritance and with defaults.
         parents: the experiment that each one extends.
         groups: by experiment, the experiments of all its seeds, itself first.
-        tables, charts: by name; names of experiments include all their seeds, unless `seeds` is `first`.
+        tables, charts: by name; names of experiments include their seeds, as many as `seeds` says.
     """
 
     experiments: dict[str, Experiment]
@@ -285,18 +285,19 @@ def _without_null_moments(experiment: Json) -> Json:
 
 
 def _with_all_seeds(file: File, groups: Mapping[str, tuple[str, ...]]) -> tuple[dict[str, Table], dict[str, Chart]]:
-    """Tables and charts with the experiments of all seeds."""
+    """Tables and charts with the experiments of all seeds that they show."""
 
-    def expand(names: Sequence[str], seeds: str) -> tuple[str, ...]:
-        return tuple(seed for name in names for seed in (groups.get(name, (name,)) if seeds == "all" else (name,)))
+    def expand(names: Sequence[str], seeds: int | Literal["all"]) -> tuple[str, ...]:
+        stop = None if seeds == "all" else seeds
+        return tuple(seed for name in names for seed in groups.get(name, (name,))[:stop])
 
     tables, charts = {}, {}
     for name, table in file.tables.items():
-        rows = [row.model_copy(update={"experiments": expand(row.experiments, row.seeds)}) for row in table.rows]
+        rows = [row.model_copy(update={"experiments": expand(row.experiments, table.seeds)}) for row in table.rows]
         tables[name] = table.model_copy(update={"rows": tuple(rows)})
     for name, chart in file.charts.items():
         series = [
-            line.model_copy(update={"points": tuple(expand(point, line.seeds) for point in line.points)})
+            line.model_copy(update={"points": tuple(expand(point, chart.seeds) for point in line.points)})
             for line in chart.series
         ]
         charts[name] = chart.model_copy(update={"series": tuple(series)})

@@ -108,7 +108,7 @@ class TableLookups:
         for row in table.rows:
             taught = [name for name in row.experiments if self.experiments.has(name, "teacher")]
             owners = sorted({self.experiments.owner(name, "teacher") for name in taught})
-            values = row.model_dump(exclude={"run", "seeds"}, exclude_none=True)
+            values = row.model_dump(exclude={"run"}, exclude_none=True)
             of_teacher = {} if any(map(self.experiments.distilled, row.experiments)) else {"of_teacher": True}
             rows.append(values | {"teacher": " ".join(owners), **of_teacher})
         more = {"differences": table.differences} if table.differences else {}
@@ -148,8 +148,8 @@ class TableLookups:
         """Kind, title and series of a chart, and the further values that its kind needs."""
         chart = self._chart(wildcards)
         spec = chart.with_defaults()
+        del spec["seeds"]  # the points have their experiments
         for series in spec["series"]:
-            del series["seeds"]
             if chart.kind == "pairs":
                 firsts = [point[0] for point in series["points"]]
                 series["x"] = [self.experiments.section(name, "pairs").num_pairs for name in firsts]

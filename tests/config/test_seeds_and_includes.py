@@ -57,18 +57,18 @@ def test_a_seed_extends_the_same_seed_of_the_parent_and_shares_its_training():
     assert str(caught.value).count("'rare'") == 1
 
 
-def test_rows_and_points_are_of_all_seeds_unless_they_want_the_first():
+def test_rows_and_points_are_of_the_first_seeds_as_many_as_wanted():
     scored = {"dataset": {"kind": "digits"}, "reference": {"features": {"kind": "pixels"}}, "evaluate": {}}
-    scored |= {"sample": {"num_samples": 4, "shard_size": 4}, "distill": {"method": METHOD, "seeds": [0, 1]}}
+    scored |= {"sample": {"num_samples": 4, "shard_size": 4}, "distill": {"method": METHOD, "seeds": [0, 1, 2]}}
     whole = written(a=scored, b={"extends": "a"})
-    rows = [{"label": "x", "experiments": ["a", "b"]}, {"label": "y", "experiments": ["a"], "seeds": "first"}]
-    rows.append({"label": "z", "experiments": ["a-seed1"]})
-    series = [{"label": "x", "points": [["a"], ["b"]]}, {"label": "y", "points": [["a"]], "seeds": "first"}]
-    found = config.resolve(
-        {**whole, "tables": {"t": {"rows": rows}}, "charts": {"c": {"kind": "calls", "series": series}}}
-    )
-    assert [row.experiments for row in found.tables["t"].rows] == [("a", "a-seed1", "b"), ("a",), ("a-seed1",)]
-    assert [each.points for each in found.charts["c"].series] == [(("a", "a-seed1"), ("b",)), (("a",),)]
+    rows = [{"label": "x", "experiments": ["a", "b"]}, {"label": "z", "experiments": ["a-seed1"]}]
+    series = [{"label": "x", "points": [["a"], ["b"]]}]
+    expected = {"all": ("a", "a-seed1", "a-seed2", "b"), 2: ("a", "a-seed1", "b"), 1: ("a", "b")}
+    for seeds, experiments in expected.items():
+        table, chart = {"rows": rows, "seeds": seeds}, {"kind": "calls", "series": series, "seeds": seeds}
+        found = config.resolve({**whole, "tables": {"t": table}, "charts": {"c": chart}})
+        assert [row.experiments for row in found.tables["t"].rows] == [experiments, ("a-seed1",)]
+        assert [each.points for each in found.charts["c"].series] == [(experiments[:-1], ("b",))]
 
 
 def test_child_of_another_method_keeps_all_but_the_method_and_optimisers_of_its_roles():
