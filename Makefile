@@ -1,6 +1,6 @@
-# make demo | table2 | methods | methods-few | methods-search | test | test-slow | test-slurm | fuzz | test-faults |
-# check | bench | bench-gpu | bench-memory | bench-scale | bench-trainers | compare-earlier-version | plan | verify |
-# prune | store | report.
+# make demo | table2 | methods | methods-few | methods-eight | methods-long | methods-switches | methods-search |
+# fashion | test | test-slow | test-slurm | fuzz | test-faults | check | bench | bench-gpu | bench-memory | bench-scale |
+# bench-trainers | compare-earlier-version | plan | verify | prune | store | report.
 # Each target creates .venv first if it does not exist.
 PYTHON ?= python3
 CORES ?= all
@@ -13,7 +13,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(shell cksum < envs/requirements.txt | cut -d ' ' -f 1)
 SOURCES := dmd tests workflow/scripts $(wildcard bench)
 
-.PHONY: demo table2 methods methods-few methods-search test test-slow test-slurm fuzz test-faults check bench bench-gpu bench-memory bench-scale bench-trainers compare-earlier-version plan verify prune store report
+.PHONY: demo table2 methods methods-few methods-eight methods-long methods-switches methods-search fashion test test-slow test-slurm fuzz test-faults check bench bench-gpu bench-memory bench-scale bench-trainers compare-earlier-version plan verify prune store report
 
 demo: $(READY)
 	$(BIN)/snakemake --cores $(CORES)
@@ -21,13 +21,36 @@ demo: $(READY)
 table2: $(READY)
 	$(BIN)/snakemake --cores $(CORES) table2
 
-# All methods of one network call on digits, three seeds each; QUICK=1: one seed. An interrupted run goes on.
+# All methods of one network call on digits, three seeds each; QUICK=1: one seed. An interrupted run goes on. Then writes
+# bench/results/methods-report.md with cost and intervals, and the chart beside it.
 methods: $(READY)
 	$(BIN)/snakemake --cores $(CORES) results/tables/methods$(if $(QUICK),-quick).md results/tables/methods-images.png
+	$(if $(QUICK),,$(BIN)/python -m bench.methods_report methods)
 
-# Methods of two to eight calls.
+# Methods of two to eight calls, and those that take guidance as an input.
 methods-few: $(READY)
-	$(BIN)/snakemake --cores $(CORES) results/tables/methods-few.md
+	$(BIN)/snakemake --cores $(CORES) results/tables/methods-few.md results/tables/methods-few-calls.png results/tables/methods-guided.md
+	$(BIN)/python -m bench.methods_report methods-few
+
+# Six methods, DMD and its ablations, eight seeds each.
+methods-eight: $(READY)
+	$(BIN)/snakemake --cores $(CORES) results/tables/$@.md
+	$(BIN)/python -m bench.methods_report $@
+
+# Methods with four times as many updates.
+methods-long: $(READY)
+	$(BIN)/snakemake --cores $(CORES) results/tables/$@.md
+	$(BIN)/python -m bench.methods_report $@
+
+# Switches of DMD, three seeds each.
+methods-switches: $(READY)
+	$(BIN)/snakemake --cores $(CORES) results/tables/$@.md
+	$(BIN)/python -m bench.methods_report $@
+
+# Methods on Fashion-MNIST.
+fashion: $(READY)
+	$(BIN)/snakemake --cores $(CORES) results/tables/fashion.md results/tables/fashion-calls.png results/tables/fashion-images.png
+	$(BIN)/python -m bench.methods_report fashion
 
 # Searches the learning rates of methods of one call: writes bench/results/search.json.
 methods-search: $(READY)

@@ -415,19 +415,20 @@ class Published(Section):
     dataset: str | None = Field(None, description="of the published row, if its label occurs twice")
 
 
+NumSeeds = Annotated[
+    Literal["all"] | Annotated[Integer, Field(ge=1, le=10**4)],
+    Field(description="how many of the seeds of an experiment count, from the first on"),
+]
+
+
 class Row(Section):
     """A row of a table: the mean over its experiments, and their spread."""
 
     label: str = Field(description="first column")
     experiments: Annotated[Many[str], Field(min_length=1, description="one with `seeds` includes all of them")]
+    seeds: NumSeeds | None = Field(None, description="how many of its seeds count; null: as many as in the table")
     run: bool = Field(True, description="false: show existing scores, and start no jobs for missing ones")
     published: Published | None = None
-
-
-NumSeeds = Annotated[
-    Literal["all"] | Annotated[Integer, Field(ge=1, le=10**4)],
-    Field(description="how many of the seeds of an experiment count, from the first on"),
-]
 
 
 class Table(Section):
@@ -473,7 +474,16 @@ class Chart(Section):
     )
     title: str = Field("", description="above the chart")
     seeds: NumSeeds = "all"
+    value: Literal["distance", "excess"] = Field(
+        "distance", description="y axis of calls and pairs; excess: the distance over the floor"
+    )
     series: Annotated[Many[Series], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Chart:
+        if self.value == "excess" and self.kind not in ("calls", "pairs"):
+            raise ValueError(f"value: excess is for kinds calls and pairs, not {self.kind}")
+        return self
 
 
 class Input(Section):

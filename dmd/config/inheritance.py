@@ -293,7 +293,10 @@ def _with_all_seeds(file: File, groups: Mapping[str, tuple[str, ...]]) -> tuple[
 
     tables, charts = {}, {}
     for name, table in file.tables.items():
-        rows = [row.model_copy(update={"experiments": expand(row.experiments, table.seeds)}) for row in table.rows]
+        rows = [
+            row.model_copy(update={"experiments": expand(row.experiments, row.seeds or table.seeds)})
+            for row in table.rows
+        ]
         tables[name] = table.model_copy(update={"rows": tuple(rows)})
     for name, chart in file.charts.items():
         series = [

@@ -620,7 +620,7 @@ RULES: dict[str, Rule] = {
         memory_mb=16000,
     ),
     "tables": Rule("tables", 7),
-    "charts": Rule("charts", 1),
+    "charts": Rule("charts", 2),
 }
 VERSIONS = {rule.stage: rule.version for rule in RULES.values()}
 ARTIFACTS = [name for name, rule in RULES.items() if rule.files]  # rules of experiments

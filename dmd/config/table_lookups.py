@@ -108,7 +108,7 @@ class TableLookups:
         for row in table.rows:
             taught = [name for name in row.experiments if self.experiments.has(name, "teacher")]
             owners = sorted({self.experiments.owner(name, "teacher") for name in taught})
-            values = row.model_dump(exclude={"run"}, exclude_none=True)
+            values = row.model_dump(exclude={"run", "seeds"}, exclude_none=True)
             of_teacher = {} if any(map(self.experiments.distilled, row.experiments)) else {"of_teacher": True}
             rows.append(values | {"teacher": " ".join(owners), **of_teacher})
         more = {"differences": table.differences} if table.differences else {}

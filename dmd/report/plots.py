@@ -26,7 +26,7 @@ COLOURS = (
     "#E69F00",
     "#56B4E9",
 )  # Okabe and Ito, for the colour-blind too
-MARKERS = ("o", "s", "D", "^", "v", "P")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")  # one more than colours, so that more lines differ
 GREY = "#6b6b6b"
 STYLE: Any = {
     "font.family": "DejaVu Sans",

@@ -28,6 +28,7 @@ def run(
     kind: str,
     series: list[dict[str, Any]],
     title: str = "",
+    value: str = "distance",
     dataset: dict[str, Any] | None = None,
 ) -> None:
     """Writes one chart as PNG.
@@ -41,6 +42,7 @@ def run(
             `pairs` also "x", the number of pairs of each point. In `figure3` each point is a panel, and in `images` a
             row, with the label of its series.
         title: heading of the chart.
+        value: of `calls` and `pairs`: `distance`, with a line at the floor; or `excess`, the distance over the floor.
         dataset: for `figure3`, the Gaussian mixture (means, stds, weights).
 
     Raises:
@@ -57,14 +59,23 @@ def run(
             figure = draw_image_rows(scores, manifests, series)
         elif kind in drawings:
             figure, axes = plots.new(1, 1, size=(7.0, 4.5))
+            if value == "excess":
+                scores = {name: _over_the_floor(score) for name, score in scores.items()}
             drawings[kind](axes[0, 0], scores, series)
-            _finish(axes[0, 0], scores)
+            _finish(axes[0, 0], scores, value)
         else:
             raise ValueError(f"chart kind {kind!r} is none of calls, pairs, figure3, images")
         if title:
             plots.heading(figure, title)
         with record.publish(output, stage="charts", inputs=digests) as temporary:
             plots.save(figure, temporary)
+
+
+def _over_the_floor(score: Mapping[str, Any]) -> dict[str, Any]:
+    """A score with the mean of its floor subtracted from all distances, also from the floor."""
+    mean = score["floor"]["mean"]
+    values = [each - mean for each in score["values"]]
+    return {**score, "value": score["value"] - mean, "values": values, "floor": {**score["floor"], "mean": 0.0}}
 
 
 def _calls(axes: Axes, scores: Mapping[str, Any], series: Sequence[Series]) -> None:
@@ -103,7 +114,7 @@ def _draw(axes: Axes, index: int, label: str, positions: Sequence[float], values
     axes.errorbar(
         [positions[i] for i in order],
         means,
-        yerr=np.array([np.minimum(spread, np.array(means) * 0.99), spread]),  # lower ends stay above 0: log axis
+        yerr=spread,
         label=plots.plain(label),
         color=plots.COLOURS[index % len(plots.COLOURS)],
         marker=plots.MARKERS[index % len(plots.MARKERS)],
@@ -114,8 +125,8 @@ def _draw(axes: Axes, index: int, label: str, positions: Sequence[float], values
     )
 
 
-def _finish(axes: Axes, scores: Mapping[str, Any]) -> None:
-    """Scales, floor, labels and legend."""
+def _finish(axes: Axes, scores: Mapping[str, Any], value: str) -> None:
+    """Scales, floor, labels and legend. Within one deviation of the floor the scale of the excess is linear."""
     floors = {(score["floor"]["mean"], score["floor"]["std"] or 0.0) for score in scores.values()}
     metrics = sorted({score["metric"] for score in scores.values()})
     if len(metrics) > 1:
@@ -127,17 +138,22 @@ def _finish(axes: Axes, scores: Mapping[str, Any]) -> None:
             mean, color=plots.GREY, linestyle="--", linewidth=1.2, label="floor: real images against real images"
         )
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    if value == "excess":
+        axes.set_yscale("symlog", linthresh=max((std for _, std in floors), default=0.0) or 1.0)
+    else:
+        axes.set_yscale("log")
     marked = [line for line in axes.get_lines() if line.get_marker() in plots.MARKERS]
     positions = sorted({float(x) for line in marked for x in np.atleast_1d(line.get_xdata())})
     if positions:
         axes.set_xticks(positions, [f"{position:,.0f}" for position in positions])
         axes.set_xlim(positions[0] / 1.3, positions[-1] * 1.3)
     axes.xaxis.set_minor_locator(ticker.NullLocator())
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    if value == "distance":
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(ticker.NullFormatter())
-    axes.set_ylabel(f"{metrics[0] if metrics else 'distance'} (lower is better)")
+    over = " over the floor" if value == "excess" else ""
+    axes.set_ylabel(f"{metrics[0] if metrics else 'distance'}{over} (lower is better)")
     axes.legend()
 
 

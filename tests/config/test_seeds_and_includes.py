@@ -62,12 +62,13 @@ def test_rows_and_points_are_of_the_first_seeds_as_many_as_wanted():
     scored |= {"sample": {"num_samples": 4, "shard_size": 4}, "distill": {"method": METHOD, "seeds": [0, 1, 2]}}
     whole = written(a=scored, b={"extends": "a"})
     rows = [{"label": "x", "experiments": ["a", "b"]}, {"label": "z", "experiments": ["a-seed1"]}]
+    rows.append({"label": "y", "experiments": ["b", "a"], "seeds": 2})
     series = [{"label": "x", "points": [["a"], ["b"]]}]
     expected = {"all": ("a", "a-seed1", "a-seed2", "b"), 2: ("a", "a-seed1", "b"), 1: ("a", "b")}
     for seeds, experiments in expected.items():
         table, chart = {"rows": rows, "seeds": seeds}, {"kind": "calls", "series": series, "seeds": seeds}
         found = config.resolve({**whole, "tables": {"t": table}, "charts": {"c": chart}})
-        assert [row.experiments for row in found.tables["t"].rows] == [experiments, ("a-seed1",)]
+        assert [row.experiments for row in found.tables["t"].rows] == [experiments, ("a-seed1",), ("b", "a", "a-seed1")]
         assert [each.points for each in found.charts["c"].series] == [(experiments[:-1], ("b",))]
 
 

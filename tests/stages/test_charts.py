@@ -97,6 +97,24 @@ def test_chart_changes_with_a_score(tmp_path):
     assert (tmp_path / "before.png").read_bytes() != (tmp_path / "after.png").read_bytes()
 
 
+def test_excess_depends_on_the_distance_to_the_floor_alone(tmp_path):
+    """Points at and below the floor are shown, too."""
+    pictures = []
+    for name, shift in (("low", 0.0), ("high", 4.0)):
+        floor = {"mean": 1.0 + shift, "std": 0.25, "num": 20}
+        values = {"a": [3.0, 3.5], "b": [1.0], "c": [0.75]}
+        paths = [
+            score(tmp_path / name, each, [value + shift for value in numbers], floor=floor, network_calls=calls)
+            for calls, (each, numbers) in enumerate(values.items(), 1)
+        ]
+        series = [{"label": "teacher", "points": [[each] for each in values]}]
+        for value in ("excess", "distance"):
+            output = tmp_path / name / f"{value}.png"
+            charts.run(inputs=paths, output=output, kind="calls", series=series, value=value)
+            pictures.append(output.read_bytes())
+    assert pictures[0] == pictures[2] and len({*pictures}) == 3
+
+
 def test_pairs_chart_takes_its_places_from_the_spec(tmp_path):
     places = [256, 1024, 4096, 10000]
     paths, series = [], []
