@@ -1,38 +1,30 @@
-"""Distillations of digits that are made to collapse, and healthy ones: python -m bench.drift.
+"""Distillations that are made to collapse, and healthy ones: python -m bench.drift --folder FOLDER.
 
 Writes bench/results/drift.json: for each run what its monitor measured, and which signs of drift `dmd.train.drift`
-names after how many updates. The thresholds in that file were chosen on these runs. A run that was made to collapse has
-done so if its last distance is at least `TIMES` that of the healthy runs of its experiment, and `FARTHER` above it:
-some methods withstand what is done to them. Teachers and pairs are made first; a run takes about two minutes of a core,
-all of them about 80. If cases are named, the file keeps the others.
+names after how many updates. The thresholds in that file were chosen on the runs of digits; those of Fashion-MNIST test
+them. A run that was made to collapse has done so if its last distance is at least `TIMES` that of the healthy runs of
+its experiment, and `FARTHER` above it: some methods withstand what is done to them. A run of digits takes about two
+minutes of a core. A healthy run of Fashion-MNIST takes an hour, which is that of `make fashion` if results/ of the
+folder is a link to its results; those made to collapse have a quarter of its updates. If cases are named, the file
+keeps the others.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import copy
-import functools
+import csv
 import json
-import logging
-import multiprocessing
 import re
 import statistics
-import tempfile
-import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from dmd.config import Experiments, load
-from dmd.config.training import Distill, TeacherTraining
+from bench.derived_runs import DerivedRuns
+from dmd.config import Experiments
 from dmd.data import manifest as manifests
 from dmd.metrics.teacher_comparison import CONTRAST, DIVERSITY, FEATURES
-from dmd.stages import distill, images, manifest, pairs, teacher
 from dmd.train import drift
 
 OUTPUT = Path(__file__).parent / "results" / "drift.json"
@@ -41,6 +33,7 @@ STILL = 1.0e-30  # a learning rate that changes no weight
 HEALTHY_SEEDS, OTHER_SEEDS = (0, 1, 2), (0,)
 TIMES, FARTHER = 1.5, 0.1  # last distance of a run that collapsed, over and above the mean of healthy ones
 EVERY = 15  # updates between measurements of `digits`, of which the default interval allows few with guidance
+SHORT = 0.25  # share of the updates, in runs of Fashion-MNIST that are made to collapse
 
 
 @dataclass(frozen=True)
@@ -50,121 +43,80 @@ class Case:
     Attributes:
         experiment: of config.yaml; its section `distill` is changed.
         rates: factors on learning rates, by role.
-        method: changed keys of the method; `fake_updates` and `matching_scale` are those of its phases.
-        guided: whether the teacher was trained with label dropout.
+        method: changed keys of the method; `fake_updates` is that of its phases.
+        label_dropout: of the teacher of digits, so that it can be guided.
     """
 
     experiment: str
     healthy: bool
     rates: Mapping[str, float] = field(default_factory=dict)
     method: Mapping[str, Any] = field(default_factory=dict)
-    guided: bool = False
+    label_dropout: float = 0.0
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """Of the trainings."""
         return HEALTHY_SEEDS if self.healthy else OTHER_SEEDS
 
+    @property
+    def of_digits(self) -> bool:
+        """Whether it is a run of digits."""
+        return self.experiment.startswith("digits")
+
 
 CASES: dict[str, Case] = {}
-for _name in ("digits", "digits-dmd2", "digits-dmd2-2", "digits-dmd2-4", "digits-sid"):
+for _name in ("digits", "digits-dmd2", "digits-dmd2-2", "digits-dmd2-4", "digits-sid", "fashion", "fashion-dmd2"):
     CASES[_name] = Case(_name, True)
     CASES[f"{_name}, student rate x 20"] = Case(_name, False, {"student": 20})
     CASES[f"{_name}, fake rate / 50"] = Case(_name, False, {"fake": 1 / 50})
     CASES[f"{_name}, no fake updates"] = Case(_name, False, {"fake": STILL})
     if _name != "digits-sid":
-        CASES[f"{_name}, guidance 15"] = Case(_name, False, method={"guidance": GUIDANCE}, guided=True)
-CASES["digits, no fake updates"] = Case("digits", False, method={"fake_updates": 0})
+        _dropout = 0.1 if CASES[_name].of_digits else 0.0
+        CASES[f"{_name}, guidance 15"] = Case(_name, False, method={"guidance": GUIDANCE}, label_dropout=_dropout)
+for _name in ("digits", "fashion"):
+    CASES[f"{_name}, no fake updates"] = Case(_name, False, method={"fake_updates": 0})
 
 
-@functools.cache
-def experiments() -> Experiments:
-    """Those of config.yaml, read once in a process."""
-    return Experiments(load())
-
-
-def section(case: Case, seed: int) -> Distill:
-    """Section `distill` of a run."""
-    found = copy.deepcopy(experiments().section(case.experiment, "distill").with_defaults())
-    for role, factor in case.rates.items():
-        found["optimisers"][role]["learning_rate"] *= factor
-    method = dict(case.method)
+def derived(experiments: Experiments, case: Case, seed: int) -> dict[str, Any]:
+    """The experiment of a run."""
+    given: Any = experiments.section(case.experiment, "distill").with_defaults()
+    method, phases = dict(case.method), given["method"]["phases"]
     if "fake_updates" in method:
         number = method.pop("fake_updates")
-        for phase in found["method"]["phases"]:
-            if phase.get("train") != "fake":
-                phase["fake_updates"] = number
-    found["method"] |= method
+        phases = [phase if phase.get("train") == "fake" else phase | {"fake_updates": number} for phase in phases]
+    if not case.of_digits:
+        phases = [phase | {"updates": round(SHORT * phase["updates"])} for phase in phases]
+    distill: dict[str, Any] = {"method": {**method, "phases": phases}, "seed": seed, "grid_every": 10**6}
+    rates = {role: given["optimisers"][role]["learning_rate"] * factor for role, factor in case.rates.items()}
+    distill["optimisers"] = {role: {"learning_rate": rate} for role, rate in rates.items()}
     if case.experiment == "digits":
-        found["monitor"] |= {"every": EVERY}
-    return Distill.model_validate(found | {"seed": seed, "checkpoint_every": 10**6, "grid_every": 10**6})
+        distill["monitor"] = {"every": EVERY}
+    teacher = {"teacher": {"training": {"method": {"label_dropout": case.label_dropout}}}} if case.label_dropout else {}
+    return {"extends": case.experiment, "distill": distill, **teacher}
 
 
-class Inputs:
-    """Teachers and pairs of digits, made once in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._images = folder, folder / "images" / "manifest.parquet"
-
-    def images(self) -> Path:
-        """The manifest of the images of `digits`."""
-        if not self._images.exists():
-            images.run(output=self._images, **experiments().spec("digits", "images"))
-        return self._images
-
-    def teacher(self, guided: bool) -> Path:
-        """The teacher of `digits`, or the same trained with label dropout."""
-        output = self._folder / ("guided" if guided else "plain") / "denoiser.safetensors"
-        if not output.exists():
-            section: Any = experiments().sections("digits").teacher
-            training = section.training.with_defaults()
-            training["method"]["label_dropout"] = 0.1 if guided else 0.0
-            teacher.run(
-                output=output,
-                table=output.with_name("log.parquet"),
-                kind="train",
-                images=self.images(),
-                network=section.network.with_defaults(),
-                training=TeacherTraining.model_validate(training),
-            )
-        return output
-
-    def pairs(self, guided: bool) -> Path:
-        """The pairs of `digits` of that teacher, without guidance."""
-        folder = self._folder / ("guided" if guided else "plain") / "pairs"
-        output = folder / "manifest.parquet"
-        if not output.exists():
-            section: Any = experiments().sections("digits").pairs
-            block = folder / "blocks" / "00000-00003.parquet"
-            keys = ("solver", "first_seed", "batch_size", "labels", "shard_size")
-            spec = {key: value for key, value in section.with_defaults().items() if key in keys}
-            pairs.run(teacher=self.teacher(guided), output=block, first=0, last=3, **spec)
-            manifest.run(blocks=[block], output=output, num=section.num_pairs, shard_size=section.shard_size)
-        return output
+def run_name(runs: DerivedRuns, experiments: Experiments, name: str, seed: int) -> str:
+    """The experiment of a run: the shipped one if it is healthy and of Fashion-MNIST, or else one that is added."""
+    case = CASES[name]
+    if case.healthy and not case.of_digits:
+        return f"{case.experiment}-seed{seed}" if seed else case.experiment
+    added = "drift-" + re.sub(r"[^a-z0-9]+", "-", f"{name} seed{seed}")
+    runs.add(added, derived(experiments, case, seed))
+    return added
 
 
-def run(inputs: Inputs, case: Case, seed: int) -> dict[str, Any]:
-    """What the monitor of one run measured, and the phases of the run."""
-    given = section(case, seed)
-    features: Any = experiments().section("digits", "reference").features
-    with tempfile.TemporaryDirectory() as folder:
-        table, begin = Path(folder, "log.parquet"), time.process_time()
-        distill.run(
-            teacher=inputs.teacher(case.guided),
-            output=Path(folder, "generator.safetensors"),
-            table=table,
-            distill=given,
-            device="cpu",
-            threads=1,
-            manifest=inputs.pairs(case.guided) if "pairs" in given.method.reads() else None,
-            network=Path(features.file),
-            features={"kind": features.kind, "sha256": features.sha256},
-        )
-        rows = drift.measured(manifests.read_table(table)[0].to_pylist())
-    columns = {name: [round(row[name], 4) for row in rows] for name in rows[0] if "_teacher/" in name}
-    places = {name: [int(row[name]) for row in rows] for name in ("update", "phase")}
-    phases = [[phase.first, phase.stop] for phase in given.method.plan()[0]]
-    return {"phases": phases, **places, **columns, "cpu_s": round(time.process_time() - begin, 1)}
+def measured(runs: DerivedRuns, experiments: Experiments, name: str) -> dict[str, Any] | None:
+    """What the monitor of one run measured, and the phases of the run; None if the training failed."""
+    path = runs.results / experiments.path(name, "distill", number=1)
+    if not path.is_file():
+        return None
+    rows = drift.measured(manifests.read_table(path)[0].to_pylist())
+    columns = {column: [round(row[column], 4) for row in rows] for column in rows[0] if "_teacher/" in column}
+    places = {column: [int(row[column]) for row in rows] for column in ("update", "phase")}
+    plan = experiments.section(name, "distill").method.plan()[0]  # type: ignore[union-attr]
+    with (path.parents[1] / "benchmarks" / "distill.tsv").open(newline="") as file:
+        seconds = float(next(csv.DictReader(file, delimiter="\t"))["cpu_time"])
+    return {"phases": [[phase.first, phase.stop] for phase in plan], **places, **columns, "cpu_s": round(seconds, 1)}
 
 
 def judged(found: Mapping[str, Any]) -> dict[str, int]:
@@ -191,31 +143,22 @@ def main() -> None:
     """Command line: see the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help=f"default: all, {', '.join(CASES)}")
-    parser.add_argument("--folder", type=Path, help="keeps teachers and pairs for another call; default: temporary")
-    parser.add_argument("--at-once", type=int, default=2, help="runs at a time, each on one core; default: 2")
-    parser.add_argument("--again", action="store_true", help="judge the runs in the file again, and run nothing")
+    parser.add_argument("--folder", type=Path, help="where configuration and results lie; none: judges the file again")
+    parser.add_argument("--cores", type=int, default=2)
     parsed = parser.parse_args()
     if odd := sorted(set(parsed.cases) - CASES.keys()):
         parser.error(f"{odd[0]!r} is no case")
-    torch.set_num_threads(1)
-    logging.basicConfig(level=logging.WARNING)
     results: dict[str, Any] = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
-    with contextlib.ExitStack() as stack:
-        folder = parsed.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        inputs = Inputs(folder)
-        runs = [(name, seed) for name in parsed.cases or CASES for seed in CASES[name].seeds]
-        context = multiprocessing.get_context("spawn")
-        if not parsed.again:
-            with ProcessPoolExecutor(parsed.at_once, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                made = {CASES[name].guided for name, _ in runs}
-                inputs.images()
-                for _ in pool.map(inputs.pairs, made):
-                    pass
-                started = {pool.submit(run, inputs, CASES[name], seed): (name, seed) for name, seed in runs}
-                for future in as_completed(started):
-                    name, seed = started[future]
-                    results[f"{name}, seed {seed}"] = {"healthy": CASES[name].healthy, **future.result()}
-                    write(results)
+    if parsed.folder:
+        runs = DerivedRuns(parsed.folder, parsed.cores)
+        shipped = runs.experiments()
+        wanted = [(name, seed) for name in parsed.cases or CASES for seed in CASES[name].seeds]
+        names = {run: run_name(runs, shipped, *run) for run in wanted}
+        experiments = runs.experiments()
+        runs.make(experiments.path(name, "distill", number=1) for name in names.values())
+        for (name, seed), experiment in names.items():
+            if (found := measured(runs, experiments, experiment)) is not None:
+                results[f"{name}, seed {seed}"] = {"healthy": CASES[name].healthy, **found}
     write(results)
     print("\n".join(table(results)))
 

@@ -11,21 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from bench.derived_runs import ROOT, DerivedRuns
 from dmd.config import Experiments, load
-from dmd.config.reading import read_file
 from dmd.metrics.frechet import moments_distance
 from dmd.metrics.moments import Moments
 from dmd.provenance import tensor_files
 
-ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "bench" / "results" / "search.json"
 METHODS = [f"digits-{name}" for name in "cd ct ect mean-flow scm imm ctm pd sid sida uni-instruct".split()]
 METHODS += [f"digits-{name}" for name in "diff-instruct f-distill gan ufogen tract boot dfno dmd2".split()] + [
@@ -38,35 +32,19 @@ SCALES, STEP, MORE = (0.3, 1.0, 3.0), 10**0.5, 2
 
 
 class Search:
-    """Runs of the workflow in a folder of its own.
-
-    Args:
-        folder: it keeps configuration and results.
-        cores: that Snakemake may use.
-    """
+    """Runs of the workflow in a folder of its own."""
 
     def __init__(self, folder: Path, cores: int) -> None:
-        self._folder, self._cores, self._shipped = folder.resolve(), cores, Experiments(load(ROOT / "config.yaml"))
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for name in ("workflow", "inputs"):
-            if (ROOT / name).exists() and not (self._folder / name).exists():
-                (self._folder / name).symlink_to(ROOT / name)
-        self._config = read_file(ROOT / "config.yaml")
-        self._config |= {"tables": {}, "charts": {}}
+        self._runs, self._shipped = DerivedRuns(folder, cores), Experiments(load(ROOT / "config.yaml"))
         samples = {"num_samples": NUM_IMAGES, "first_seed": FIRST_SEED, "repetitions": 1, "shard_size": 2000}
-        self._config["experiments"][JUDGE] = {"extends": TEACHER, "sample": samples}
+        self._runs.add(JUDGE, {"extends": TEACHER, "sample": samples})
 
     def distances(self, runs: list[tuple[str, float]]) -> list[float | None]:
         """The distance to the teacher's images of each experiment and scale; None where the training failed."""
         names = [self._add(*run) for run in runs]
-        path = self._folder / "config.yaml"
-        path.write_text(yaml.safe_dump(self._config, sort_keys=False))
-        experiments = Experiments(load(path))
+        experiments = self._runs.experiments()
         blocks = {name: self._blocks(experiments, name) for name in [JUDGE, *names]}
-        command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile")]
-        command += ["--directory", str(self._folder), "--cores", str(self._cores), "--keep-going"]
-        wanted = [str(Path("results", block)) for each in blocks.values() for block in each]
-        subprocess.run([*command, *wanted], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+        self._runs.make(block for each in blocks.values() for block in each)
         judge = self._moments(blocks[JUDGE])
         assert judge is not None, "the images of the teacher were not drawn"
         found = (self._moments(blocks[name]) for name in names)
@@ -77,7 +55,7 @@ class Search:
         optimisers: Any = self._shipped.section(experiment, "distill").optimisers
         rates = {role: {"learning_rate": each.learning_rate * scale} for role, each in optimisers.items()}
         name = f"search-{experiment}-{scale:.2g}".replace(".", "-")  # a name has no point
-        self._config["experiments"][name] = {"extends": experiment, "distill": {"optimisers": rates}}
+        self._runs.add(name, {"extends": experiment, "distill": {"optimisers": rates}})
         return name
 
     def _blocks(self, experiments: Experiments, name: str) -> list[str]:
@@ -86,7 +64,7 @@ class Search:
 
     def _moments(self, blocks: list[str]) -> Moments | None:
         """Of all samples in some blocks of features; None if one is missing."""
-        paths = [self._folder / "results" / block for block in blocks]
+        paths = [self._runs.results / block for block in blocks]
         if not all(path.is_file() for path in paths):
             return None
         parts = [tensor_files.load_some(path, "count", "sum", "outer") for path in paths]

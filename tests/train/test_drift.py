@@ -33,10 +33,12 @@ def test_runs_that_collapse_are_named_before_their_end_and_healthy_ones_never(na
 
 
 def test_there_are_three_seeds_of_each_healthy_run_and_three_that_collapsed_of_each_kind():
-    assert {f"{name}, seed {seed}" for name, case in CASES.items() for seed in case.seeds} == RUNS.keys()
+    digits = {f"{name}, seed {seed}" for name, case in CASES.items() if case.of_digits for seed in case.seeds}
+    others = {f"{name}, seed {seed}" for name, case in CASES.items() if not case.of_digits for seed in case.seeds}
+    assert digits <= RUNS.keys() <= digits | others
     for kind in ("student rate x 20", "no fake updates", "guidance 15", "fake rate / 50"):
         assert sum(collapsed(name, RUNS) for name in RUNS if kind in name) >= 3
-    assert sum(case.healthy for case in CASES.values()) == 5
+    assert sum(case.healthy for case in CASES.values() if case.of_digits) == 5
     assert not any(collapsed(name, RUNS) for name in RUNS if RUNS[name]["healthy"])
 
 
