@@ -88,8 +88,8 @@ def load(
             global precision settings apply; stages set `torch.backends.cudnn.allow_tf32 = False`.
         batch_size: images per network call; a shorter batch is padded to this size, so that the bits of an image do not
             depend on the number of images. None: the number of images, at most 64.
-        solver: for a teacher, "heun" (default), "euler" or "dpmsolver++2m"; for a teacher whose file has a scheduler of
-            diffusers, the name of a scheduler ("pndm" by default).
+        solver: for a teacher, "heun" (default), "euler", "dpmsolver++2m" or "unipc-2m"; for a teacher whose file has a
+            scheduler of diffusers, the name of a scheduler ("pndm" by default).
         steps: number of steps of that solver; default 18 (35 calls with Heun, else 18), 50 with a scheduler.
         guidance: classifier-free guidance scale, for a teacher of text or one trained with label dropout, 1 = off; or
             the input of a student that takes the guidance as one. None: 1, or the middle of such a student's range.

@@ -448,10 +448,11 @@ class KarrasSolver(Section):
 
 
 class OdeSolver(KarrasSolver):
-    """The deterministic sampler of EDM (Karras et al. 2022, Algorithm 1), its first-order version, or DPM-Solver++."""
+    """Heun's method as in EDM (Karras et al. 2022, Algorithm 1), Euler's, or a multistep solver."""
 
-    name: Literal["heun", "euler", "dpmsolver++2m"] = Field(
-        description="heun: 2 * steps - 1 network calls; euler, dpmsolver++2m (Lu et al. 2022): a call per step"
+    name: Literal["heun", "euler", "dpmsolver++2m", "unipc-2m"] = Field(
+        description="heun: 2 * steps - 1 network calls; euler, dpmsolver++2m (Lu et al. 2022), unipc-2m (Zhao et al. "
+        "2023): a call per step"
     )
 
 
@@ -536,8 +537,8 @@ class Pairs(Section):
     )
     kept_states: Annotated[Integer, Field(ge=0, le=10**5)] = Field(
         0,
-        description="states saved per trajectory, after evenly spaced steps of heun, euler or dpmsolver++2m; the last "
-        "is the image",
+        description="states saved per trajectory, after evenly spaced steps of heun, euler, dpmsolver++2m or unipc-2m; "
+        "the last is the image",
     )
     compute: Compute = Compute()
 
@@ -555,7 +556,10 @@ class Pairs(Section):
         yield from _uneven("num_pairs", self.num_pairs, self.shard_size)
         yield from _seeds_at_end(self.seeds)
         if self.kept_states and not isinstance(self.solver, OdeSolver):
-            yield f"kept_states: {self.kept_states}, but solver {self.solver.name} saves no states: use heun or euler"
+            yield (
+                f"kept_states: {self.kept_states}, but solver {self.solver.name} saves no states: "
+                "use heun, euler, dpmsolver++2m or unipc-2m"
+            )
         elif self.kept_states > self.solver.steps:
             yield f"kept_states: {self.kept_states} states, but the solver makes {self.solver.steps} steps"
 

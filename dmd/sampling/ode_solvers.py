@@ -56,14 +56,58 @@ def dpm_solver_2m(
         ratio = next_sigma / sigma  # e^-h
         height = -math.log(ratio) if ratio else math.inf
         target = x0 if before is None or not ratio else x0 + (x0 - before) * (height / step_before / 2)
-        image = (target * (1 - ratio)).add_(image * ratio)
+        image = _exact_step(image, target, ratio)
         before, step_before = x0, height
         if on_step is not None:
             on_step(step + 1, image)
     return image
 
 
-SOLVERS = {"euler": euler, "heun": heun, "dpmsolver++2m": dpm_solver_2m}
+def unipc_2m(
+    denoiser: Denoise, image: torch.Tensor, label: torch.Tensor, sigmas: torch.Tensor, on_step: OnStep | None = None
+) -> torch.Tensor:
+    """UniPC of order 2 (Zhao et al. 2023, arXiv 2302.04867, with alpha 1, x0 and B(h) = e^-h - 1): one call per step.
+
+    The predictor is a step of `dpm_solver_2m`; the next step reads the same call, D_next, as the corrector. With D the
+    x0 at the start of the step and r = h_before / h, the corrector is
+
+        x_next = sigma_next / sigma x + (1 - e^-h) (D + (m + c) (D_next - D) - c / r (D - D_before))
+        m = 1 / (1 - e^-h) - 1 / h,    c = (1 / (1 - e^-h) - 2 m / h - m) / (1 + r)
+
+    It is exact if x0 is a parabola in ln sigma, so that the error falls by 8 when steps double. The first step has no
+    D_before: it predicts with D, and corrects with the mean of D and D_next. The last, to 0, gives D.
+    """
+    before, step_before = None, 0.0
+    x0 = _x0(denoiser, image, float(sigmas[0]), label)
+    for step, (sigma, next_sigma) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)):
+        if next_sigma > 0:
+            ratio = next_sigma / sigma  # e^-h
+            height = -math.log(ratio)
+            target = x0 if before is None else x0 + (x0 - before) * (height / step_before / 2)
+            next_x0 = _x0(denoiser, _exact_step(image, target, ratio), next_sigma, label)
+            rise = next_x0 - x0
+            if before is None:
+                target = rise.mul_(0.5).add_(x0)
+            else:
+                inverse, relative = -1 / math.expm1(-height), step_before / height  # relative: r
+                mean = inverse - 1 / height  # m
+                bend = (inverse - 2 * mean / height - mean) / (1 + relative)  # c
+                target = rise.mul_(mean + bend).add_(x0).sub_((x0 - before).mul_(bend / relative))
+            image = _exact_step(image, target, ratio)
+            before, step_before, x0 = x0, height, next_x0
+        else:
+            image = x0
+        if on_step is not None:
+            on_step(step + 1, image)
+    return image
+
+
+SOLVERS = {"euler": euler, "heun": heun, "dpmsolver++2m": dpm_solver_2m, "unipc-2m": unipc_2m}
+
+
+def _exact_step(image: torch.Tensor, target: torch.Tensor, ratio: float) -> torch.Tensor:
+    """The state at level sigma * ratio if x0 is `target` all along the step."""
+    return (target * (1 - ratio)).add_(image * ratio)
 
 
 def _x0(denoiser: Denoise, image: torch.Tensor, sigma: float, label: torch.Tensor) -> torch.Tensor:

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from diffusers import EDMDPMSolverMultistepScheduler
+from diffusers import EDMDPMSolverMultistepScheduler, UniPCMultistepScheduler
 
 from dmd.models.denoiser import GaussianMixtureDenoiser
-from dmd.sampling.noise import seeded_noise
+from dmd.sampling.noise import sampling_sigmas, seeded_noise
 from dmd.sampling.solvers import solve
 
 GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
@@ -37,10 +37,10 @@ def end_point(sigma_max: float) -> torch.Tensor:
     return mean + (start - mean) * STD / (STD**2 + sigma_max**2) ** 0.5
 
 
-@pytest.mark.parametrize(("name", "factor"), [("euler", 2), ("heun", 4), ("dpmsolver++2m", 4)])
+@pytest.mark.parametrize(("name", "factor"), [("euler", 2), ("heun", 4), ("dpmsolver++2m", 4), ("unipc-2m", 8)])
 @pytest.mark.parametrize("make", [gaussian, mixture])
 def test_solver_error_falls_by_its_order_when_steps_double(name, factor, make):
-    exact = end_point(SMOOTH["sigma_max"]) if make is gaussian else draw(make(), "heun", 2048, SMOOTH)
+    exact = end_point(SMOOTH["sigma_max"]) if make is gaussian else draw(make(), "unipc-2m", 2048, SMOOTH)
     errors = [(draw(make(), name, steps, SMOOTH) - exact).square().mean().sqrt() for steps in (64, 128, 256)]
     for coarse, fine in zip(errors[:-1], errors[1:], strict=True):
         assert float(coarse / fine) == pytest.approx(factor, rel=0.1)
@@ -69,11 +69,32 @@ def test_dpmsolver_2m_draws_what_diffusers_draws(steps):
     torch.testing.assert_close(draw(denoiser, "dpmsolver++2m", steps, GRID), image, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 8, 35])
+def test_unipc_2m_makes_the_steps_of_diffusers(steps):
+    """Which holds x / (1 + sigma^2)^1/2, and corrects a state at the beginning of the next step."""
+    options = {"solver_order": 2, "solver_type": "bh2", "lower_order_final": True}
+    scheduler = UniPCMultistepScheduler(prediction_type="sample", **options)
+    scheduler.set_timesteps(steps)
+    scheduler.sigmas, scheduler.timesteps = sampling_sigmas(steps, **GRID), torch.arange(steps)
+    denoiser, (start, label) = mixture(), noise()
+    scales = (1 + scheduler.sigmas**2).sqrt()
+    image, expected = start * scheduler.sigmas[0] / scales[0], []
+    for step, (sigma, scale) in enumerate(zip(scheduler.sigmas[:-1], scales[:-1], strict=True)):
+        x0 = denoiser(image * scale, sigma.expand(len(image)), label)
+        image = scheduler.step(x0, step, image).prev_sample
+        expected.append(scheduler.last_sample * scale)
+    found = [start * scheduler.sigmas[0]]
+    solver = {"name": "unipc-2m", "steps": steps, **GRID}
+    solve(denoiser, start, label, solver, on_step=lambda step, state: found.append(state.clone()))
+    assert len(found) == steps + 1
+    torch.testing.assert_close(torch.stack(found), torch.stack([*expected, image]), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("solver", "calls"),
     [({"name": "heun", "steps": 18, **GRID}, 35), ({"name": "heun", "steps": 256, **GRID}, 511)]
     + [({"name": "euler", "steps": steps, **GRID}, steps) for steps in (1, 2, 8)]
-    + [({"name": "dpmsolver++2m", "steps": steps, **GRID}, steps) for steps in (1, 2, 8)]
+    + [({"name": name, "steps": steps, **GRID}, steps) for name in ("dpmsolver++2m", "unipc-2m") for steps in (1, 2, 8)]
     + [({"name": "student", "calls": {"sigmas": [80.0]}}, 1)],
 )
 def test_solver_reports_the_calls_it_makes(solver, calls):
