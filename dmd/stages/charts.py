@@ -138,12 +138,15 @@ def _finish(axes: Axes, scores: Mapping[str, Any], value: str) -> None:
             mean, color=plots.GREY, linestyle="--", linewidth=1.2, label="floor: real images against real images"
         )
     axes.set_xscale("log")
-    if value == "excess":
-        axes.set_yscale("symlog", linthresh=max((std for _, std in floors), default=0.0) or 1.0)
-    else:
-        axes.set_yscale("log")
     marked = [line for line in axes.get_lines() if line.get_marker() in plots.MARKERS]
     positions = sorted({float(x) for line in marked for x in np.atleast_1d(line.get_xdata())})
+    if value == "excess":
+        linear = max((std for _, std in floors), default=0.0) or 1.0
+        axes.set_yscale("symlog", linthresh=linear)
+        shown = [float(y) for line in marked for y in np.atleast_1d(line.get_ydata())]
+        axes.set_ylim(1.2 * min(-linear, *shown), 1.5 * max(linear, *shown))
+    else:
+        axes.set_yscale("log")
     if positions:
         axes.set_xticks(positions, [f"{position:,.0f}" for position in positions])
         axes.set_xlim(positions[0] / 1.3, positions[-1] * 1.3)
