@@ -6,13 +6,13 @@ from typing import NamedTuple
 import torch
 
 from dmd import torchvision_operators
-from dmd.config.methods.distances import L2Distance, LpipsDistance
+from dmd.config.methods.distances import L1Distance, L2Distance, LpipsDistance
 from dmd.config.training import Training, TrainingCompute
 from dmd.importers import weights_file
 from dmd.jobs import processes
 from dmd.methods.base import Distance
 from dmd.methods.parts.decoded_distance import DecodedDistance
-from dmd.methods.parts.distances import Lpips, l2_distance
+from dmd.methods.parts.distances import Lpips, l1_distance, l2_distance
 from dmd.models import loading
 from dmd.models.autoencoder import Codec
 from dmd.models.compute import DTYPES
@@ -34,7 +34,7 @@ def distances(training: Training, files: DistanceFiles, device: torch.device) ->
         ValueError: weights of LPIPS or of a decoder are missing, or are not the expected ones.
     """
     section = training.method.distance()
-    if not isinstance(section, L2Distance | LpipsDistance):
+    if not isinstance(section, L2Distance | L1Distance | LpipsDistance):
         return {}
     key = f"distill.method.{training.method.distance_key()}"
     distance = _distance(section, key, files.lpips, device)
@@ -55,9 +55,13 @@ def _codec(name: str, files: DistanceFiles, compute: TrainingCompute) -> Codec:
     return codec
 
 
-def _distance(section: L2Distance | LpipsDistance, key: str, weights: Path | None, device: torch.device) -> Distance:
+def _distance(
+    section: L2Distance | L1Distance | LpipsDistance, key: str, weights: Path | None, device: torch.device
+) -> Distance:
     if isinstance(section, L2Distance):
         return l2_distance
+    if isinstance(section, L1Distance):
+        return l1_distance
     if weights is None:
         raise ValueError("a distance of kind lpips needs VGG16 weights: give --lpips")
     if processes.rank() == 0:  # the check may write a record beside the file

@@ -21,7 +21,7 @@ def counted_distance(lpips: int | None, shape: tuple[int, ...], num: int, codec:
     """Bytes that a distance of the regression loss saves for `num` images or latents; its weights do not matter.
 
     Args:
-        lpips: side in pixels at which LPIPS sees images; None is the squared error.
+        lpips: side in pixels at which LPIPS sees images; None is the squared or absolute error.
         shape: (C, H, W) of an image or latent.
         codec: arguments of the `Codec` that decodes latents, as canonical JSON; None if nothing is decoded.
         dtype: "float32" or "bfloat16", for passes of the decoder.

@@ -19,6 +19,13 @@ class L2Distance(Section):
     decoder: Decoder = Field("none", description=DECODER)
 
 
+class L1Distance(Section):
+    """Mean absolute error."""
+
+    kind: Literal["l1"]
+    decoder: Decoder = Field("none", description=DECODER)
+
+
 class LpipsDistance(Section):
     """LPIPS on VGG16 features (Zhang et al. 2018)."""
 
@@ -32,4 +39,4 @@ class LpipsDistance(Section):
     decoder: Decoder = Field("none", description=DECODER)
 
 
-Distance = Annotated[L2Distance | LpipsDistance, Field(discriminator="kind")]
+Distance = Annotated[L2Distance | L1Distance | LpipsDistance, Field(discriminator="kind")]

@@ -27,6 +27,12 @@ def l2_distance(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     return functional.mse_loss(image.float(), reference.float())
 
 
+def l1_distance(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error over all elements; ValueError if the shapes differ."""
+    check_shapes(image, reference)
+    return functional.l1_loss(image.float(), reference.float())
+
+
 def pseudo_huber(image: torch.Tensor, target: torch.Tensor, c: float) -> torch.Tensor:
     """(|image - target|^2 + c^2)^1/2 - c of each image (B,), the norm over all its values; c = 0 is the norm."""
     if c == 0.0:  # the gradient of torch's norm is 0 at 0, that of the square root is not finite

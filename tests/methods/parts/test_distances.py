@@ -1,4 +1,4 @@
-"""Regression distances: LPIPS against an independent VGG of torch modules, and l2."""
+"""Regression distances: LPIPS against an independent VGG of torch modules, l2 and l1."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from dmd.methods.parts import distances
-from dmd.methods.parts.distances import Lpips, l2_distance, lpips_shapes
+from dmd.methods.parts.distances import Lpips, l1_distance, l2_distance, lpips_shapes
 
 # Layers of VGG16's `features`: convolutions up to relu1_2, 2_2, 3_3, 4_3 and 5_3, a pooling layer between groups.
 GROUPS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
@@ -149,8 +149,9 @@ def test_lpips_refuses_bad_numbers_and_foreign_weights(weights):
         Lpips(trunk, heads, pooling="max", size=16)(images()[0], images(1)[1])
 
 
-def test_l2_is_the_mean_squared_error_and_refuses_to_broadcast():
+@pytest.mark.parametrize("distance, power", [(l2_distance, 2), (l1_distance, 1)])
+def test_l2_and_l1_are_mean_errors_and_refuse_to_broadcast(distance, power):
     image, reference = images()
-    torch.testing.assert_close(l2_distance(image, reference), ((image - reference) ** 2).sum() / image.numel())
+    torch.testing.assert_close(distance(image, reference), ((image - reference).abs() ** power).sum() / image.numel())
     with pytest.raises(ValueError, match=r"image has shape \(2, 3"):
-        l2_distance(image, reference[:, :1])
+        distance(image, reference[:, :1])
