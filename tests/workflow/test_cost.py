@@ -9,6 +9,7 @@ from dmd.config import Experiments, load
 from tests.workflow.conftest import REPOSITORY, SMALL, write_config
 from workflow.scripts import cost, plan
 from workflow.scripts.memory import PAPER, forward_operations
+from workflow.scripts.rates import Job
 
 PROFILE = yaml.safe_load((REPOSITORY / "profiles/slurm/config.yaml").read_text())
 
@@ -50,6 +51,12 @@ def test_cost_of_the_paper_is_its_arithmetic(experiments: Experiments):
     assert cells["distill"] == f"{found[1] * operations / 1e14 / 3600:.1f}"
     assert cells["GPU hours: pairs"] == f"{found[0] * operations / 1e14 / 3600:.1f}"
     assert operations == pytest.approx(219.3e9, rel=1e-3)  # 206.9 without the products of attention
+
+
+def test_cost_counts_the_states_of_paths(experiments: Experiments):
+    job = Job("pairs", "cifar10-uncond-dfno", (0, 0))
+    label, noise, state = 2, 1 + 25, 1 + 13  # blocks of 512 bytes; a state is of half precision
+    assert plan.shard_bytes(experiments, job, 3 * 32 * 32, 0) == 2000 * 512 * (label + noise + state + 1 + 49)
 
 
 def test_cost_counts_guided_calls_twice(experiments: Experiments):

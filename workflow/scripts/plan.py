@@ -116,10 +116,12 @@ def shard_bytes(experiments: Experiments, job: Job, values: int, text: int) -> i
 
     values, text: numbers of values of an image and of its text states.
     """
-    half = getattr(experiments.section(job.experiment, job.rule), "dtype", "float32") == "float16"
-    members = [8, values * (2 if half else 4)]  # label, image
+    section = experiments.section(job.experiment, job.rule)
+    image = values * (2 if getattr(section, "dtype", "float32") == "float16" else 4)
+    members = [8, image]  # label, image
     if job.rule == "pairs":
         members += [4 * values, *([2 * text] if text else [])]  # noise, text states
+        members += [section.kept_states * image] if section.kept_states else []
     size = 512 * sum(1 + math.ceil((128 + member) / 512) for member in members)
     return num_images(experiments, job) * size
 
