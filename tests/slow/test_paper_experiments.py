@@ -30,13 +30,22 @@ COUNTS: dict[str, Any] = {  # what is smaller than in the paper; all else is con
     "threads": 1,
     "reference": {"floor_draws": 1},
     "pairs": {"num_pairs": 4, "shard_size": 2, "shards_per_job": 1, "batch_size": 2, "solver": {"steps": 4}},
-    "distill": {"schedule": {"warmup": 1}, "checkpoint_every": 1, "grid_every": 2},
+    "distill": {
+        "schedule": {"warmup": 1},
+        "checkpoint_every": 1,
+        "grid_every": 2,
+        "monitor": {"num_images": 4, "seeds": 4},
+    },
     "sample": {"num_samples": 4, "shard_size": 2, "shards_per_job": 2, "batch_size": 2},
     "evaluate": {"kid_subset": 2, "neighbours": 1},
 }
 DMD = {"matching_batch_size": 2, "regression_batch_size": 1, "phases": [{"updates": 2}]}
 FAKES = {"batch_size": 2, "phases": [{"updates": 2, "fake_updates": 2}]}
 SIDA = [{"updates": 1, "train": "fake"}, {"updates": 1, "adversarial_scale": 0.0}, {"updates": 1}]
+TWICE = {"batch_size": 2, "phases": [{"updates": 2}]}
+CD = {**TWICE, "levels": {"number": {"count": 3}}}
+PD = {"batch_size": 2, "phases": [{"steps": 2, "updates": 1}, {"steps": 1, "updates": 1}]}
+TRACT = {"levels": 4, "batch_size": 2, "phases": [{"groups": 1, "updates": 2}]}
 EXPERIMENTS: dict[str, dict[str, Any]] = {  # experiment -> what is smaller in its method
     "cifar10-cond": DMD,
     "cifar10-uncond": DMD,
@@ -44,15 +53,28 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {  # experiment -> what is smaller in i
     "imagenet64-dmd2-no-gan": FAKES,
     "imagenet64-dmd2": FAKES,
     "imagenet64-sid": FAKES,
+    "imagenet64-sida": {"batch_size": 2, "phases": SIDA},
     "imagenet64-f-distill": FAKES,
+    "imagenet64-diff-instruct": FAKES,
+    "imagenet64-cd": CD,
+    "imagenet64-pd": PD,
+    "imagenet64-tract": TRACT,
+    "imagenet64-boot": {**TWICE, "levels": 3, "boundary_batch_size": 1},
+    "imagenet64-dfno": TWICE,
     "cifar10-uncond-sid": FAKES,
     "cifar10-cond-sid": FAKES,
     "cifar10-cond-sida": {"batch_size": 2, "phases": SIDA},
     "cifar10-cond-f-distill": FAKES,
     "cifar10-cond-diff-instruct": FAKES,
+    "cifar10-uncond-cd": CD,
+    "cifar10-uncond-pd": PD,
+    "cifar10-uncond-tract": TRACT,
+    "cifar10-uncond-dfno": {"batch_size": 2, "phases": [{"updates": 1}, {"updates": 1, "learning_rate_scale": 0.5}]},
+    "cifar10-uncond-kd": {"regression_batch_size": 2, "phases": [{"updates": 2}]},
 }
+SAMPLERS = {"imagenet64-teacher-ancestral": 4}  # experiment that samples the teacher -> network calls here
 CLASSES = {"imagenet64-images": 1000, "cifar10-images": 10}
-TARGETS = [f"results/{name}/fid.json" for name in EXPERIMENTS]
+NAMES = [*EXPERIMENTS, *SAMPLERS]
 FEATURES = 2048
 
 
@@ -62,14 +84,25 @@ def tiny_configuration() -> dict[str, Any]:
     for name, method in EXPERIMENTS.items():
         smaller = merge(COUNTS, {"distill": {"method": method}})
         config["experiments"][name] = merge(config["experiments"][name], smaller)
+    for name, steps in SAMPLERS.items():
+        smaller = merge(COUNTS, {"sample": {"solver": {"steps": steps}}})
+        config["experiments"][name] = merge(config["experiments"][name], smaller)
     for each in config["inputs"].values():
         each["sha256"] = None
     return config
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which all ran to fid.json."""
+def targets(request: pytest.FixtureRequest) -> list[str]:
+    """fid.json of the experiments that this session asks for, as by `-k`; of all if it names none."""
+    items = [item for item in request.session.items if getattr(item, "module", None) is request.module]
+    asked = {item.callspec.params["name"] for item in items if hasattr(item, "callspec")}
+    return [f"results/{name}/fid.json" for name in NAMES if name in asked or not asked]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, targets: list[str]) -> Path:
+    """A folder in which the targets ran."""
     folder = tmp_path_factory.mktemp("paper")
     config = tiny_configuration()
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -89,24 +122,24 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         factor = random.normal(size=(FEATURES, 64)) / 8
         np.savez(places[name], mu=random.random(FEATURES), sigma=factor @ factor.T)
     start = time.monotonic()
-    answer = snakemake(folder, "--cores", "2", *TARGETS)
+    answer = snakemake(folder, "--cores", "2", *targets)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     seconds = time.monotonic() - start
-    print(f"{len(EXPERIMENTS)} experiments in {seconds:.0f} s")
+    print(f"{len(targets)} experiments in {seconds:.0f} s")
     assert "localrule fetch:" not in answer.stdout
     return folder
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_paper_experiment_ends_with_its_distance(finished, name):
     score = json.loads((finished / "results" / name / "fid.json").read_text())
     assert score["metric"] == "fd-inception"
-    assert score["network_calls"] == 1
+    assert score["network_calls"] == SAMPLERS.get(name, 1)
     assert score["num_samples"] == 4
     assert len(score["values"]) == 3
     assert all(np.isfinite(value) and value > 0 for value in score["values"])
 
 
-def test_a_second_run_has_nothing_to_do(finished):
-    answer = snakemake(finished, "--cores", "1", *TARGETS)
+def test_a_second_run_has_nothing_to_do(finished, targets):
+    answer = snakemake(finished, "--cores", "1", *targets)
     assert "Nothing to be done" in answer.stdout + answer.stderr
