@@ -28,11 +28,21 @@ def test_stages_of_the_chain_import_no_heavy_package_before_they_need_it():
     assert imported("; ".join(f"import dmd.stages.{name}" for name in STAGES)) == [set()]
 
 
+def brings_torch(module: str) -> bool:
+    code = f"import sys, {module}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return {"True": True, "False": False}[done.stdout.strip()]
+
+
 @pytest.mark.parametrize("module", ["dmd", "dmd.config", "dmd.config.schema", "dmd.provenance.files", "dmd.status"])
 def test_what_the_snakefile_imports_brings_no_torch(module):
-    code = f"import sys, {module}; print('torch' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert found.stdout.strip() == "False"
+    assert not brings_torch(module)
+
+
+@pytest.mark.parametrize("stage", ["fetch", "tables", "manifest", "prompts", "charts"])
+def test_stages_without_a_network_bring_no_torch(stage):
+    """Its import takes 1.6 s of processor time and 200 MB of memory."""
+    assert not brings_torch(f"dmd.stages.{stage}")
 
 
 def test_digits_alone_bring_scikit_learn():

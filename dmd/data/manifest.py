@@ -21,6 +21,8 @@ VERIFY = ": run `make verify`"
 MOST_ROWS = 256  # per byte of a file: each row has numbers of its own, which take more when compressed
 ROW_GROUP = 1 << 20  # rows; the number that pyarrow takes by default
 BATCH = 1 << 16  # rows read at a time
+RANGE_KEYS = ("first", "last", "num_samples")  # keys of a spec on which the content of a shard does not depend
+COUNTS = ("num_truncated",)  # facts that add up over shards; all others are equal in every shard
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),  # "00000012", the tar members' name
@@ -200,6 +202,12 @@ def _open(path: Path, repeated: Sequence[str] = ("shard", "sha256")) -> Iterator
             if file.metadata.num_rows > (limit := MOST_ROWS * path.stat().st_size):
                 raise ValueError(f"it claims {file.metadata.num_rows} rows, more than {limit}")
             yield file
+
+
+def total_facts(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Facts of several shards or blocks together: those of the first, and for `COUNTS` the sums over all."""
+    sums = {name: sum(part[name] for part in parts) for name in COUNTS if name in parts[0]}
+    return {**parts[0], **sums}
 
 
 def _metadata(path: Path, schema: pa.Schema) -> dict[str, Any]:

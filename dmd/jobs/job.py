@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from dmd.config import printing
 from dmd.config.section_base import Section
 from dmd.jobs import command_line, garbage_collection, gpu_locks, job_status, processes, reporting, signals, slurm
@@ -84,12 +82,10 @@ def main(run: Callable[..., None], *sections: type[Section]) -> None:
             raise
         extra = f"pip install '.[{EXTRAS[package]}]' -c envs/requirements.txt"
         _fail(ValueError(f"package {package} is not installed: in the folder of this project run {extra}"), log)
-    except torch.OutOfMemoryError as error:
-        what = str(error).splitlines()[0]
-        _fail(
-            ValueError(f"GPU memory does not suffice: {what} Lower the batch size, or set compute.dtype bfloat16"), log
-        )
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # of torch, which a stage may not have imported
+            advice = "Lower the batch size, or set compute.dtype bfloat16"
+            _fail(ValueError(f"GPU memory does not suffice: {str(error).splitlines()[0]} {advice}"), log)
         if _lacks_memory(error):
             what = " ".join(f"{type(error).__name__} {error}".split())[:200]
             _fail(ValueError(f"memory does not suffice: {what}; on a cluster `resources` asks for more"), log)

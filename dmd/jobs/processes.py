@@ -1,5 +1,7 @@
 """The processes of a stage that torchrun starts: ranks, their group, and one error message if several fail."""
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import functools
@@ -10,15 +12,15 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import distributed
+from typing import TYPE_CHECKING, Any
 
 from dmd.config.section_base import Section
 from dmd.config.training import Training
 from dmd.jobs import slurm
 from dmd.provenance import record
+
+if TYPE_CHECKING:
+    import torch
 
 LAUNCHER = "DMD_TORCHRUN"  # process number of our torchrun, in the environment of its workers
 INHERITED = re.compile(r"(GROUP_|LOCAL_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|(TORCHELASTIC|PET)_\w+")
@@ -116,6 +118,9 @@ def group(num: int, device: torch.device) -> Iterator[None]:
     if num == 1:
         yield
         return
+    import torch
+    from torch import distributed
+
     if device.type == "cuda" and torch.cuda.device_count() < int(os.environ.get("LOCAL_WORLD_SIZE", num)):
         raise ValueError(f"processes: {num} need a GPU each, this machine shows {torch.cuda.device_count()}")
     if sys.platform == "linux":
@@ -131,6 +136,8 @@ def first_to_fail() -> bool:
     """Whether this process is the first of the job to fail; later ones fail only because the first is gone."""
     if count() == 1:
         return True
+    from torch import distributed
+
     with contextlib.suppress(RuntimeError):  # torchrun is gone, too
         store, *_ = next(distributed.rendezvous("env://", timeout=timedelta(seconds=10)))
         return bool(store.add("dmd/failed", 1) == 1)

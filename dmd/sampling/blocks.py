@@ -1,6 +1,6 @@
 """Draws blocks of shards of images, for stages pairs and sample."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,7 @@ from dmd.sampling.ode_solvers import SOLVERS
 from dmd.sampling.sampler import Sampler
 from dmd.sampling.text_states import Texts
 
-RANGE_KEYS = ("first", "last", "num_samples")  # keys of a spec on which the content of a shard does not depend
 PLAIN: Any = training.Compute().with_defaults()  # what a spec without the key `compute` means
-COUNTS = ("num_truncated",)  # facts that add up over shards; all others are equal in every shard
 
 
 def draw_block(
@@ -62,7 +60,7 @@ def draw_block(
         raise ValueError("--lora-file and `lora` of the spec must be given together, or neither")
     inputs = record.check_inputs(denoiser=denoiser, prompts=prompts, text_encoder=text_encoder, lora=lora)
     spec = spec | {"solver": within_range(spec["solver"], load_metadata(denoiser), denoiser, f"{stage_name}.solver")}
-    shard_spec = {key: value for key, value in spec.items() if key not in RANGE_KEYS}
+    shard_spec = {key: value for key, value in spec.items() if key not in manifest.RANGE_KEYS}
     origin = record.provenance(stage_name, shard_spec, inputs)
     numbers = range(spec["first"], spec["last"] + 1)
     paths = {number: output.parent.parent / f"{number:05d}.tar" for number in numbers}
@@ -90,17 +88,11 @@ def draw_block(
             tars[str(path)], table, shard_facts = stored_blocks.describe_shard(path, spec["first_seed"], storage)
             tables.append(table)
             facts.append(shard_facts)
-        metadata = {**provenance, "facts": total_facts(facts)}
+        metadata = {**provenance, "facts": manifest.total_facts(facts)}
         with record.publish(output, stage=stage_name, inputs={**inputs, "shards": tars}) as temporary:
             manifest.write(temporary, pa.concat_tables(tables), metadata)
         if storage:
             stored_blocks.put_block(storage, output, [*paths.values()])
-
-
-def total_facts(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Facts of several shards or blocks together: those of the first, and for `COUNTS` the sums over all."""
-    sums = {name: sum(part[name] for part in parts) for name in COUNTS if name in parts[0]}
-    return {**parts[0], **sums}
 
 
 def _is_made(path: Path, origin: dict[str, Any], number: int) -> bool:

@@ -15,7 +15,6 @@ from dmd.jobs import job
 from dmd.provenance import record
 from dmd.report import plots
 from dmd.report.figure3 import draw_figure3
-from dmd.report.image_rows import draw_image_rows
 from dmd.report.score_files import by_experiment
 
 Series = Mapping[str, Any]
@@ -56,6 +55,8 @@ def run(
         if kind == "figure3":
             figure = draw_figure3(scores, manifests, series, dataset)
         elif kind == "images":
+            from dmd.report.image_rows import draw_image_rows  # needs torch, as no other kind does
+
             figure = draw_image_rows(scores, manifests, series)
         elif kind in drawings:
             figure, axes = plots.new(1, 1, size=(7.0, 4.5))

@@ -12,7 +12,6 @@ from dmd.data import columns, manifest, stored_blocks
 from dmd.data.storage import LOCAL, Settings
 from dmd.jobs import job, reporting
 from dmd.provenance import record
-from dmd.sampling.blocks import COUNTS, RANGE_KEYS, total_facts
 
 
 def run(*, blocks: list[Path], output: Path, num: int, shard_size: int, storage: Settings | None = None) -> None:
@@ -41,7 +40,7 @@ def run(*, blocks: list[Path], output: Path, num: int, shard_size: int, storage:
             raise ValueError(f"num {num} must be a multiple of shard_size {shard_size}")
         if store:
             stored_blocks.check_sizes(store, remote)
-        facts = total_facts([block.metadata["facts"] for block in tables])
+        facts = manifest.total_facts([block.metadata["facts"] for block in tables])
         spec = {"num": num, "shard_size": shard_size}
         metadata = {**record.provenance("manifest", spec, inputs), "facts": facts}
         with record.publish(output, stage="manifest", inputs=inputs) as temporary:
@@ -62,8 +61,8 @@ def _origin(block: manifest.Manifest) -> dict[str, Any]:
     facts, spec = block.metadata["facts"], block.metadata["spec"]
     return {
         **{key: block.metadata[key] for key in ("stage", "version", "inputs")},
-        "facts": {key: value for key, value in facts.items() if key not in COUNTS},
-        "spec": {key: value for key, value in spec.items() if key not in RANGE_KEYS},
+        "facts": {key: value for key, value in facts.items() if key not in manifest.COUNTS},
+        "spec": {key: value for key, value in spec.items() if key not in manifest.RANGE_KEYS},
     }
 
 

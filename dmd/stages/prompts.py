@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 
 from dmd.data import prompt_sources, prompts
-from dmd.data.image_shards import ImageReader
 from dmd.jobs import job, reporting
 from dmd.provenance import pinned, record
 from dmd.provenance.files import scratch
@@ -60,6 +58,10 @@ def _texts(
     if source["kind"] == "captions":
         if images is None:
             raise ValueError("prompts of kind captions need --images")
+        import torch
+
+        from dmd.data.image_shards import ImageReader
+
         reader = ImageReader(images, "training")
         texts = prompt_sources.captions(images, reader.captions(torch.arange(len(reader))), source, counts)
         yield pa.array(texts, pa.string())
