@@ -25,7 +25,6 @@ from dmd.jobs import job, processes, reporting, signals, torch_setup
 from dmd.methods.base import Facts
 from dmd.methods.parts.call_times import KEY, calls_at
 from dmd.models import loading
-from dmd.models.compute import set_tf32
 from dmd.models.networks import extended
 from dmd.models.student_calls import Calls
 from dmd.provenance import record, tensor_files
@@ -92,7 +91,6 @@ def run(
         Stopped: a signal was received; a checkpoint was written after the update during which it came.
     """
     torch_setup.set_threads(threads)
-    set_tf32(distill.compute.model_dump())  # type: ignore[arg-type]
     leads = processes.rank() == 0
     lock = processes.lock(output)
     with lock, processes.group(distill.processes, torch_setup.choose_device(device)):

@@ -15,7 +15,6 @@ from dmd.jobs import job, processes, reporting, signals, torch_setup
 from dmd.methods.base import Facts
 from dmd.methods.parts.call_times import Times, calls_at
 from dmd.models import loading
-from dmd.models.compute import set_tf32
 from dmd.provenance import record, tensor_files
 from dmd.sampling import schedulers
 from dmd.train import checkpoints, new_network, state
@@ -154,7 +153,6 @@ def _train(
     device: str,
     threads: int,
 ) -> None:
-    set_tf32(training.compute.model_dump())  # type: ignore[arg-type]
     leads = processes.rank() == 0
     lock = processes.lock(output)
     target = torch_setup.choose_device(device)

@@ -14,7 +14,6 @@ from dmd.importers.pipeline_files import PREDICTIONS
 from dmd.jobs import job, processes, signals, torch_setup
 from dmd.methods.base import Facts
 from dmd.models import loading
-from dmd.models.compute import set_tf32
 from dmd.models.text_encoder import Text
 from dmd.provenance import record, tensor_files
 from dmd.train import checkpoints, new_network, state
@@ -59,7 +58,6 @@ def run(
     torch_setup.set_threads(threads)
     spec = {**section.spec(), "training": section.training.weight_spec(), "device": device, "threads": threads}
     training = type(section.training).model_validate({**section.training.spec(), **(cadence or {})})
-    set_tf32(training.compute.model_dump())  # type: ignore[arg-type]
     target, leads = torch_setup.choose_device(device), processes.rank() == 0
     with processes.lock(output), processes.group(training.processes, target):
         inputs = record.check_inputs(latents=latents, text_encoder=text_encoder, autoencoder=autoencoder)

@@ -15,6 +15,7 @@ import torch
 
 from dmd.data.columns import numbers
 from dmd.jobs import job_status, processes, reporting, signals
+from dmd.models.compute import set_tf32
 from dmd.provenance import memory_limit
 from dmd.report.grids import save_grid
 from dmd.report.tensorboard_log import EventLog
@@ -68,6 +69,7 @@ class TrainingLoop:
             ValueError: a logged value is not finite; the message names the update and the last good checkpoint.
         """
         training, total = self.trainer.training, self.plan.total
+        set_tf32(training.compute.model_dump())  # type: ignore[arg-type]
         self.trainer.start()
         first, rows = checkpoints.resume(
             self.checkpoints, key=self.key, trainer=self.trainer, log=reporting.log, monitor=self.monitor

@@ -302,6 +302,7 @@ def test_passes_in_bfloat16_and_parts_learn_nearly_the_same_and_continue_exactly
     stopped(tmp_path, 8, **keys)
     run(tmp_path, **keys)
     run(tmp_path / "whole", **keys)
+    assert torch.backends.cudnn.allow_tf32
     assert digests(tmp_path) == digests(tmp_path / "whole") != digests(distilled_folder)
     mine, exact, begun = (
         tensor_files.load(path)[0] for path in (tmp_path / NAMES[0], distilled_folder / NAMES[0], teacher_file)

@@ -18,6 +18,7 @@ from dmd.data.prompts import Prompts
 from dmd.importers import clip_files
 from dmd.methods.base import Facts, Part
 from dmd.models import vocabulary
+from dmd.models.compute import set_tf32
 from dmd.models.image_text import ImageText as Network
 from dmd.models.loading import load_codec, load_text
 from dmd.provenance import tensor_files
@@ -289,6 +290,25 @@ def test_resumed_training_ends_with_the_same_weights(trained, tmp_path):
     assert len(resumed.run()) == 60
     weights = [state.student_weights(each.trainer, None) for each in (whole, resumed)]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+@pytest.mark.parametrize(("stage", "section"), [(train_text, TEXT), (train_autoencoder, AUTOENCODER)])
+def test_tf32_is_as_the_training_says(trained, tmp_path, stage, section, allowed):
+    keys = {"compute": {"tf32": allowed}, "method": {**section.training.method.spec(), "phases": [{"updates": 1}]}}
+    short = type(section).model_validate({**section.spec(), "training": {**section.training.spec(), **keys}})
+    paths = {name: tmp_path / f"{name}.safetensors" for name in ("output", "image_text")}
+    if stage is train_autoencoder:
+        del paths["image_text"]
+    try:
+        set_tf32({"tf32": not allowed})
+        stage.run(
+            images=trained / "images" / "manifest.parquet", **paths, table=tmp_path / "log.parquet", section=short
+        )
+        assert torch.backends.cudnn.allow_tf32 is allowed
+        assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
+    finally:
+        set_tf32({})
 
 
 def test_vocabulary_does_not_depend_on_the_order_of_texts_and_reads_what_it_never_saw():
