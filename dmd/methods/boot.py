@@ -29,7 +29,7 @@ from torch import Tensor
 from dmd.config.method_base import STUDENT, TEACHER
 from dmd.config.methods import boot as sections
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
-from dmd.methods.parts.denoising_loss import denoising_loss
+from dmd.methods.parts.denoising_loss import denoising_loss, weighted_errors
 from dmd.methods.parts.joined_steps import heun_x0
 from dmd.models.denoiser import per_sample, start_scale
 from dmd.models.student_calls import Calls, signal
@@ -79,11 +79,11 @@ class Boot(Method[sections.Boot]):
             )
         found = self.signal(noise, following, label)
         weight = (1 - following / sigma).square().reciprocal()
-        loss = denoising_loss(found, target, weight=weight)
+        errors = weighted_errors(found, target, weight=weight)
+        loss = errors.mean()
         log.scalar("loss/boot", loss, len(noise))
-        error = weight * (found - target).detach().square().flatten(1).mean(1)
         num_bins = min(NUM_BINS, len(self.sigmas) - 1)
-        log.binned("loss/step", error, rows["number"] * num_bins // (len(self.sigmas) - 1), num_bins)
+        log.binned("loss/step", errors, rows["number"] * num_bins // (len(self.sigmas) - 1), num_bins)
         return loss
 
     def signal(self, noise: Tensor, level: Tensor, label: Tensor) -> Tensor:

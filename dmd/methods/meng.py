@@ -26,7 +26,7 @@ from torch import Tensor
 from dmd.config.method_base import STUDENT, TEACHER
 from dmd.config.methods import meng as sections
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
-from dmd.methods.parts.denoising_loss import denoising_loss, x0_weight
+from dmd.methods.parts.denoising_loss import weighted_errors, x0_weight
 from dmd.methods.parts.drawn_guidance import draw_guidance, guided_x0
 from dmd.models.denoiser import per_sample
 from dmd.models.student_calls import Calls
@@ -69,13 +69,13 @@ class Meng(Method[sections.Meng]):
         with torch.no_grad():
             target = guided_x0(self.denoiser(TEACHER), noised, sigma, label, guidance)
         x0 = student(noised, sigma, label, guidance=guidance)
-        weight = x0_weight(self.config.weighting, sigma, student)
-        loss = denoising_loss(x0, target, weight=weight)
+        errors = weighted_errors(x0, target, weight=x0_weight(self.config.weighting, sigma, student))
+        loss = errors.mean()
         log.scalar("loss/meng", loss, len(image))
         lowest, highest = self.config.guidance.both
         place = (guidance - lowest) / max(highest - lowest, 1e-6)
         bins = (place * NUM_BINS).long().clamp(0, NUM_BINS - 1)
-        log.binned("meng/guidance", weight * (x0 - target).detach().square().flatten(1).mean(1), bins, NUM_BINS)
+        log.binned("meng/guidance", errors, bins, NUM_BINS)
         return loss
 
     def sampling(self) -> Calls:

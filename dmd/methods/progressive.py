@@ -33,7 +33,7 @@ from torch import Tensor
 from dmd.config.method_base import STUDENT, TEACHER, PlannedPhase
 from dmd.config.methods import progressive as sections
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
-from dmd.methods.parts.denoising_loss import denoising_loss, x0_weight
+from dmd.methods.parts.denoising_loss import weighted_errors, x0_weight
 from dmd.methods.parts.drawn_guidance import draw_guidance
 from dmd.methods.parts.joined_steps import joined_x0
 from dmd.models.denoiser import per_sample
@@ -92,12 +92,11 @@ class Progressive(Method[sections.Progressive]):
         with torch.no_grad():
             target = two_steps(partial(self.networks[TEACHER], **guidance), noised, levels, label)
         x0 = self.networks[STUDENT](noised, sigma, label, **guidance)
-        weight = self.weight(sigma)
-        loss = denoising_loss(x0, target, weight=weight)
+        errors = weighted_errors(x0, target, weight=self.weight(sigma))
+        loss = errors.mean()
         log.scalar("loss/progressive", loss, len(image))
-        error = weight * (x0 - target).detach().square().flatten(1).mean(1)
         num_bins = min(NUM_BINS, self.round.steps)
-        log.binned("loss/step", error, index * num_bins // self.round.steps, num_bins)
+        log.binned("loss/step", errors, index * num_bins // self.round.steps, num_bins)
         return loss
 
     def weight(self, sigma: Tensor) -> Tensor:

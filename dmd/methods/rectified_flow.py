@@ -33,7 +33,7 @@ from torch import Tensor
 from dmd.config.method_base import STUDENT
 from dmd.config.methods import rectified_flow as sections
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
-from dmd.methods.parts.denoising_loss import denoising_loss
+from dmd.methods.parts.denoising_loss import weighted_errors
 from dmd.models.denoiser import per_sample, start_scale
 from dmd.models.student_calls import Calls
 
@@ -78,11 +78,10 @@ class RectifiedFlow(Method[sections.RectifiedFlow]):
             return loss
         start, sigma = start_scale(student, self.sigma) * rows["noise"], rows["sigma"]
         x0 = student(on_path(image, start, sigma / self.sigma), sigma, label)
-        weight = ((1 + sigma) / sigma).square()
-        loss = denoising_loss(x0, image, weight=weight)
+        errors = weighted_errors(x0, image, weight=((1 + sigma) / sigma).square())
+        loss = errors.mean()
         log.scalar("loss/reflow", loss, len(image))
-        error = weight * (x0 - image).detach().square().flatten(1).mean(1)
-        log.binned("reflow/error", error, rows["bin"], NUM_BINS)
+        log.binned("reflow/error", errors, rows["bin"], NUM_BINS)
         return loss
 
     def sampling(self) -> Calls:

@@ -29,7 +29,7 @@ from torch import Tensor
 from dmd.config.method_base import STUDENT, TEACHER, PlannedPhase
 from dmd.config.methods import tract as sections
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
-from dmd.methods.parts.denoising_loss import denoising_loss, x0_weight
+from dmd.methods.parts.denoising_loss import weighted_errors, x0_weight
 from dmd.methods.parts.joined_steps import heun_x0, joined_x0
 from dmd.models.denoiser import per_sample
 from dmd.models.student_calls import Calls
@@ -90,13 +90,12 @@ class Tract(Method[sections.Tract]):
         with torch.no_grad():
             target = self.target(noised, level, label)
         x0 = student(noised, sigma, label)
-        weight = x0_weight(self.config.weighting, sigma, student)
-        loss = denoising_loss(x0, target, weight=weight)
+        errors = weighted_errors(x0, target, weight=x0_weight(self.config.weighting, sigma, student))
+        loss = errors.mean()
         log.scalar("loss/tract", loss, len(image))
-        error = weight * (x0 - target).detach().square().flatten(1).mean(1)
         num = len(self.sigmas) - 1
         num_bins = min(NUM_BINS, num)
-        log.binned("loss/level", error, (level - 1) * num_bins // num, num_bins)
+        log.binned("loss/level", errors, (level - 1) * num_bins // num, num_bins)
         return loss
 
     def target(self, noised: Tensor, level: Tensor, label: Tensor) -> Tensor:

@@ -7,7 +7,12 @@ from dmd.models.denoiser import Denoiser
 
 
 def denoising_loss(denoised: torch.Tensor, image: torch.Tensor, *, weight: torch.Tensor) -> torch.Tensor:
-    """Weighted squared error of x0 estimates, mean over all elements.
+    """Weighted squared error of x0 estimates, mean over all elements; see `weighted_errors`."""
+    return weighted_errors(denoised, image, weight=weight).mean()
+
+
+def weighted_errors(denoised: torch.Tensor, image: torch.Tensor, *, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted squared error of each x0 estimate, mean over its elements, (B,).
 
     Args:
         denoised: D(image + sigma * noise; sigma), shape (B, C, H, W).
@@ -19,8 +24,7 @@ def denoising_loss(denoised: torch.Tensor, image: torch.Tensor, *, weight: torch
     """
     if denoised.shape != image.shape:
         raise ValueError(f"denoised has shape {tuple(denoised.shape)}, image {tuple(image.shape)}")
-    error = (denoised - image).square().flatten(1).mean(1)
-    return (weight * error).mean()
+    return weight * (denoised - image).square().flatten(1).mean(1)
 
 
 def x0_weight(weighting: str, sigma: torch.Tensor, student: nn.Module) -> torch.Tensor:
