@@ -14,7 +14,7 @@ from torch.utils.flop_counter import flop_registry
 from dmd.metrics.features import FeatureNetwork, extract
 from dmd.metrics.teacher_comparison import NUM_STATISTICS, ImageSet, statistics
 from dmd.models.autoencoder import Codec
-from dmd.report.grids import decode_small
+from dmd.train.grids import decode_small
 
 Scorer = Callable[[Tensor, Tensor], Tensor]  # images in [-1, 1] and rows of prompts -> cosines
 

@@ -17,11 +17,11 @@ from dmd.data.columns import numbers
 from dmd.jobs import job_status, processes, reporting, signals
 from dmd.models.compute import set_tf32
 from dmd.provenance import memory_limit
-from dmd.report.grids import save_grid
-from dmd.report.tensorboard_log import EventLog
 from dmd.train import checkpoints, drift, measured_update, memory, state
 from dmd.train.data import BatchLoader, Stream
+from dmd.train.grids import save_grid
 from dmd.train.monitor import Monitor
+from dmd.train.tensorboard_log import EventLog
 from dmd.train.trainer import Plan, Trainer, loader, plan
 
 

@@ -9,10 +9,11 @@ from PIL import Image
 from dmd.data import manifest as manifests
 from dmd.data import prompts as prompt_files
 from dmd.models.loading import load_codec, load_text
-from dmd.report import contact_sheet, grids
+from dmd.report import contact_sheet
 from dmd.report.paired_images import PairedSamplers
 from dmd.sampling.sampler import Sampler
 from dmd.stages import pictures
+from dmd.train import grids
 from tests.text_files import import_with_generator
 
 PROMPTS = ["a red house in the snow", "a photo of a cat", "costs $5 or $6"]
