@@ -19,6 +19,7 @@ ROOMS = [  # from the top down: a room imports only rooms below it
     "config",
 ]
 NOT = {  # although it lies below: methods and metrics do no I/O, and what draws images does not know who trained it
+    "stages": {"stages"},
     "train": {"importers", "report"},
     "importers": {"report", "sampling"},
     "methods": {"metrics", "data", "jobs", "provenance"},

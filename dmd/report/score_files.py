@@ -1,4 +1,4 @@
-"""Score files of stage evaluate (fid.json, classes.json, ...)."""
+"""Score files: fid.json, classes.json, latency.json, ..."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dmd.provenance import outside_files
+from dmd.provenance import outside_files, record
 
 
 def by_experiment(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
@@ -23,3 +23,9 @@ def by_experiment(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
             raise ValueError(f"{path}: there is another score of experiment {name!r}")
         scores[name] = score
     return scores
+
+
+def write(path: Path, score: dict[str, Any], inputs: record.Inputs) -> None:
+    """Writes one score file; its field `stage` names the stage."""
+    with record.publish(path, stage=score["stage"], inputs=inputs) as temporary:
+        temporary.write_text(json.dumps(score, sort_keys=True, indent=1, allow_nan=False) + "\n")

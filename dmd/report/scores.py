@@ -1,4 +1,4 @@
-"""The scores that stage evaluate writes, one function each; see `SCORES`."""
+"""The scores that stage evaluate writes, one function each, see `SCORES`, and the features that they need."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dmd.data import feature_blocks
 from dmd.data.feature_blocks import Repetition
 from dmd.metrics.classes import class_counts, class_scores
 from dmd.metrics.frechet import frechet_distance
@@ -19,7 +20,7 @@ from dmd.metrics.memorisation import QUANTILE, memorisation
 from dmd.metrics.moments import Moments
 from dmd.metrics.neighbours import neighbour_radii
 from dmd.metrics.prdc import prdc
-from dmd.provenance import tensor_files
+from dmd.provenance import record, tensor_files
 
 Score = dict[str, Any]
 REASONS = {  # `Reference.against` -> why some scores cannot be computed
@@ -56,6 +57,34 @@ class Reference:
     def load(self, split: str | None, *names: str) -> list[Tensor]:
         """The named tensors of a split: features, labels, predicted, mean or covariance."""
         return tensor_files.load_some(self.path, *(f"{split}.{name}" for name in names))
+
+
+def load_features(
+    reference: Path, features: Sequence[Path], inputs: record.Inputs
+) -> tuple[list[Repetition], Reference, dict[str, Any]]:
+    """Repetitions, reference, and the fields that all score files share, such as number and seeds of samples."""
+    digest = inputs["reference"][str(reference)]
+    repetitions, shared = feature_blocks.group(features, reference_sha256=digest)
+    real = Reference(reference, tensor_files.load_metadata(reference))
+    facts = real.facts
+    if facts["floor"]["num_samples"] != shared["num_samples"]:
+        raise ValueError(
+            f"{reference} has a floor for {facts['floor']['num_samples']} samples, but there are "
+            f"{shared['num_samples']} per repetition"
+        )
+    split = "" if real.beside is None else "-" + real.against.replace("_", "-")
+    return (
+        repetitions,
+        real,
+        {
+            "num_samples": shared["num_samples"],
+            "network_calls": shared["network_calls"],
+            "first_seeds": [repetition.first_seed for repetition in repetitions],
+            "features": facts["features"],
+            "reference": {"name": facts["dataset"]["name"] + split, "sha256": facts["dataset"]["sha256"]},
+            "protocol": {**shared["protocol"], "labels": shared["labels"]},
+        },
+    )
 
 
 def frechet(repetitions: Sequence[Repetition], real: Reference, settings: Mapping[str, Any]) -> Score:

@@ -8,8 +8,7 @@ from dmd.data import feature_blocks
 from dmd.jobs import job, torch_setup
 from dmd.metrics.clip import metric_name
 from dmd.provenance import record, tensor_files
-from dmd.report import scores
-from dmd.stages.evaluate import write
+from dmd.report import score_files, scores
 
 
 def run(*, features: list[Path], output: Path, experiment: str) -> None:
@@ -43,7 +42,7 @@ def run(*, features: list[Path], output: Path, experiment: str) -> None:
             "first_seeds": [repetition.first_seed for repetition in repetitions],
             "network_calls": shared["network_calls"],
         }
-        write(output, score, inputs)
+        score_files.write(output, score, inputs)
 
 
 if __name__ == "__main__":

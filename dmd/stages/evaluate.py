@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dmd.config.sections import Evaluate
-from dmd.data import feature_blocks
-from dmd.data.feature_blocks import Repetition
 from dmd.jobs import job, torch_setup
 from dmd.provenance import record, tensor_files
-from dmd.report import scores
-from dmd.report.scores import Reference
+from dmd.report import score_files, scores
 
 
 def run(
@@ -53,41 +47,13 @@ def run(
     torch_setup.set_threads(1)
     with record.writing(fid):
         inputs = record.check_inputs(reference=reference, features=features, teacher=teacher)
-        repetitions, real, head = load_features(reference, features, inputs)
+        repetitions, real, head = scores.load_features(reference, features, inputs)
         if teacher is not None:
             check_images(teacher, reference)
         head |= {**record.provenance("evaluate", spec, inputs), "experiment": experiment}
         contents = {path: {**head, **scores.score(name, repetitions, real, spec)} for name, path in paths.items()}
         for path, score in contents.items():
-            write(path, score, inputs)
-
-
-def load_features(
-    reference: Path, features: Sequence[Path], inputs: record.Inputs
-) -> tuple[list[Repetition], Reference, dict[str, Any]]:
-    """Repetitions, reference, and the fields that all score files share, such as number and seeds of samples."""
-    digest = inputs["reference"][str(reference)]
-    repetitions, shared = feature_blocks.group(features, reference_sha256=digest)
-    real = Reference(reference, tensor_files.load_metadata(reference))
-    facts = real.facts
-    if facts["floor"]["num_samples"] != shared["num_samples"]:
-        raise ValueError(
-            f"{reference} has a floor for {facts['floor']['num_samples']} samples, but there are "
-            f"{shared['num_samples']} per repetition"
-        )
-    split = "" if real.beside is None else "-" + real.against.replace("_", "-")
-    return (
-        repetitions,
-        real,
-        {
-            "num_samples": shared["num_samples"],
-            "network_calls": shared["network_calls"],
-            "first_seeds": [repetition.first_seed for repetition in repetitions],
-            "features": facts["features"],
-            "reference": {"name": facts["dataset"]["name"] + split, "sha256": facts["dataset"]["sha256"]},
-            "protocol": {**shared["protocol"], "labels": shared["labels"]},
-        },
-    )
+            score_files.write(path, score, inputs)
 
 
 def check_images(teacher: Path, reference: Path) -> None:
@@ -99,12 +65,6 @@ def check_images(teacher: Path, reference: Path) -> None:
             f"{teacher} was trained on images of sha256 {trained}, but {reference} was made of images of sha256 "
             f"{measured}: a file was overwritten in between; run snakemake again, which makes both anew"
         )
-
-
-def write(path: Path, score: dict[str, Any], inputs: record.Inputs) -> None:
-    """Writes one score file; its field `stage` names the stage."""
-    with record.publish(path, stage=score["stage"], inputs=inputs) as temporary:
-        temporary.write_text(json.dumps(score, sort_keys=True, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

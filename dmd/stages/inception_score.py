@@ -13,8 +13,7 @@ from dmd.importers import feature_files
 from dmd.jobs import job, torch_setup
 from dmd.metrics.inception_score import inception_scores
 from dmd.provenance import record
-from dmd.report import scores
-from dmd.stages.evaluate import load_features, write
+from dmd.report import score_files, scores
 
 HEAD = "fc.weight"  # (1008, 2048); as in torch-fidelity, the bias is left out
 
@@ -45,7 +44,7 @@ def run(
     torch_setup.set_threads(1)
     with record.writing(output):
         inputs = record.check_inputs(reference=reference, features=features, network=network)
-        repetitions, real, head = load_features(reference, features, inputs)
+        repetitions, real, head = scores.load_features(reference, features, inputs)
         digest = inputs["network"][str(network)]
         if real.facts["features"] != {"name": "inception", "sha256": digest}:
             raise ValueError(f"{network} has sha256 {digest}, but {reference} holds features of {head['features']}")
@@ -61,7 +60,7 @@ def run(
             stds.append(over_splits["std"])
         score = {"metric": real.metric("is"), **scores.spread(means), "splits": {"num": splits, "stds": stds}}
         head |= {**record.provenance("inception_score", spec, inputs), "experiment": experiment}
-        write(output, {**head, **score}, inputs)
+        score_files.write(output, {**head, **score}, inputs)
 
 
 def _logits(repetition: Repetition, classifier: Tensor) -> Iterator[Tensor]:

@@ -23,10 +23,10 @@ from dmd.models.autoencoder import Codec
 from dmd.models.student_calls import Calls
 from dmd.models.text_encoder import Text
 from dmd.provenance import record
+from dmd.report import score_files
 from dmd.sampling.noise import seeded_draws
 from dmd.sampling.sampler import Sampler
 from dmd.sampling.solvers import solve
-from dmd.stages.evaluate import write
 
 PROMPT = "a photograph of an astronaut riding a horse"  # all prompts are padded to the same length
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -102,7 +102,7 @@ def run(
             "device": torch.cuda.get_device_name(target) if target.type == "cuda" else "cpu",
             "batches": batches,
         }
-        write(output, score, inputs)
+        score_files.write(output, score, inputs)
 
 
 class Chain:

@@ -23,9 +23,8 @@ from dmd.metrics.resizing import resize
 from dmd.metrics.retrieval import TOP, found, ranks
 from dmd.models import loading
 from dmd.provenance import record
-from dmd.report import scores
+from dmd.report import score_files, scores
 from dmd.sampling.drawn_images import SampleImages
-from dmd.stages.evaluate import write
 
 BATCH_SIZE = 64  # images or texts at once
 SIDE = 16  # pixels of the images whose distance is measured, after averaging
@@ -82,7 +81,7 @@ def run(
         head = {**record.provenance("retrieval", spec, inputs), "experiment": experiment}
         head |= {"metric": f"retrieval-{metric_name(identity)}", "num_prompts": len(judge.texts)}
         head |= {"network": {name: identity[name] for name in ("name", "sha256")}, "prefix": clip["prefix"]}
-        write(output, {**head, **score}, inputs)
+        score_files.write(output, {**head, **score}, inputs)
         reporting.log(", ".join(f"{key} {score[key]['value']:.3f}" for key in ("top1", "top5")))
 
 
