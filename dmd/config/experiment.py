@@ -10,11 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from dmd.config.messages import suggestion
-from dmd.config.method_base import PAIRED, TEACHER, MethodSection, Mode
+from dmd.config.method_base import TEACHER, MethodSection, Mode
 from dmd.config.methods.call_times import LcmTimes
 from dmd.config.methods.dfno import Dfno
 from dmd.config.methods.dmd import Dmd
-from dmd.config.methods.rectified_flow import RectifiedFlow
 from dmd.config.pipeline_sections import Pipeline
 from dmd.config.printing import piece
 from dmd.config.section_base import SIGMA_MAX, Count, Integer, Many, Path, Pinned, Section, refuse
@@ -311,8 +310,8 @@ class Experiment(Section):
         yield from self._monitor_contradictions(method, self.distill.monitor)
         if isinstance(method, Dmd):
             yield from self._too_few_pairs(method)
-        if isinstance(method, Dmd | RectifiedFlow | Dfno) and method.reads() & PAIRED:
-            yield from self._pairs_contradictions(method.sigma)
+        if method.starts_from_pairs:
+            yield from self._pairs_contradictions(getattr(method, "sigma", None))
         if isinstance(method, Dfno) and self.pairs and method.states != self.pairs.kept_states:
             yield (
                 f"distill.method.states: {method.states}, but pairs.kept_states is {self.pairs.kept_states}: they must "

@@ -181,6 +181,11 @@ class MethodSection(Section):
         return False
 
     @property
+    def starts_from_pairs(self) -> bool:
+        """Whether the student gets the noise of pairs, whose level is key `sigma`."""
+        return False
+
+    @property
     def random_passes(self) -> bool:
         """Whether the number of network passes of an update is drawn at random, as the trained call of several is."""
         return self.final_calls() > 1

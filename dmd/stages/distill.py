@@ -112,8 +112,7 @@ def run(
         decoders = DistanceFiles(lpips, tiny_autoencoder, autoencoder)
         trainer = distillation.trainer(decoders, split)
         calls = trainer.method.sampling()
-        from_pairs = distill.method.reads() & PAIRED and hasattr(distill.method, "sigma")
-        pairs = distillation.pairs if from_pairs else None  # whose noise the student gets
+        pairs = distillation.pairs if distill.method.starts_from_pairs else None  # whose noise the student gets
         input_checks.check_levels(calls, distillation.start, pairs)
         streams = distillation.streams(images, states, stored_blocks.connect(storage), trainer.method.facts)
         monitor = None

@@ -43,6 +43,11 @@ class Dfno(MethodSection):
             )
         return self
 
+    @property
+    def starts_from_pairs(self) -> bool:
+        """True."""
+        return True
+
     def roles(self) -> dict[str, Role]:
         """The student alone: its teacher has drawn the paths."""
         return {STUDENT: Role(Source.START, Mode.TRAINED, states=self.states)}

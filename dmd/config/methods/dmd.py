@@ -81,6 +81,11 @@ class Dmd(MethodSection):
         """Teacher (real score), student (generator) and fake denoiser (fake score)."""
         return score_roles(self.guidance)
 
+    @property
+    def starts_from_pairs(self) -> bool:
+        """True if a phase has a regression loss."""
+        return "pairs" in self.reads()
+
     def reads(self) -> frozenset[str]:
         """Pairs, if a phase has a regression loss."""
         return frozenset({"pairs"} if any("regression" in self.losses(phase) for phase in self.phases) else ())

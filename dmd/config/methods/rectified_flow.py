@@ -52,6 +52,11 @@ class RectifiedFlow(MethodSection):
         """True for objective reflow."""
         return self.objective == "reflow"
 
+    @property
+    def starts_from_pairs(self) -> bool:
+        """True."""
+        return True
+
     def roles(self) -> dict[str, Role]:
         """The student alone: its teacher has drawn the pairs."""
         return {STUDENT: Role(Source.START, Mode.TRAINED)}
