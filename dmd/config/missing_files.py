@@ -50,7 +50,7 @@ class Missing:
         yield f"    size: {size}; licence: {entry.licence if entry and entry.licence else 'not stated, ask its owner'}"
         origin = (entry.url or entry.page) if entry else None
         yield f"    from: {origin or 'not stated, see section inputs'}"
-        digest = sha256 and (sha256 if len(sha256) == 64 else f"{sha256}...")
+        digest = sha256 and printing.digest(sha256)
         whose = "that of the folder" if self.folder else "its sha256"
         yield f"    check: {f'{whose} is {digest}' if digest else 'no sha256 is known'}"
         more = f" and {len(self.keys) - 1} more keys" if len(self.keys) > 1 else ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from dmd.config.section_base import FULL_LENGTH
+
 PIECE = 200  # characters of a name, prompt or field from outside
 LINE = 2000  # characters of a line of a log or of the screen
 LINES = 400  # lines of a traceback
@@ -32,6 +34,11 @@ def line(text: object, *, limit: int = LINE) -> str:
 def lines(text: object) -> str:
     """Several lines, each as `line` gives it; the first of more than `LINES` are left out."""
     return "\n".join(line(each) for each in str(text).split("\n")[-LINES:])
+
+
+def digest(sha256: str) -> str:
+    """A digest for messages; dots stand for unknown digits."""
+    return sha256 if len(sha256) == FULL_LENGTH else f"{sha256}..."
 
 
 def without_secrets(text: str) -> str:

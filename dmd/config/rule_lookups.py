@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import json
 import os
 import shlex
 import sys
@@ -26,12 +25,12 @@ from dmd.config.methods.call_times import FlowEulerTimes, LcmTimes
 from dmd.config.missing_files import TABLES, Missing, missing_files, named_paths
 from dmd.config.resources import resources
 from dmd.config.rule_table import RULES
+from dmd.config.section_base import FULL_LENGTH, canonical_json
 from dmd.config.sections import IMPORTED, IdxDataset, ScheduledSolver
 from dmd.config.source_files import Listing
 
 P = ParamSpec("P")
 T = TypeVar("T")
-FULL_LENGTH = 64  # hex digits of a sha256
 SECTIONS = (  # those that name files from outside
     *("dataset", "teacher", "teacher.tiny_autoencoder", "reference.features", "reference.moments", "prompts"),
     *("sample.prompts", "sample.lora", "evaluate.clip", "distill.method"),
@@ -271,7 +270,9 @@ class RuleLookups:
     def spec(self, rule: str) -> Text:
         """The spec of a job as canonical JSON, one string: Snakemake reruns the job when it changes."""
         spec = self.experiments.spec
-        return exits_on_config_error(lambda wildcards: as_text(spec(wildcards.experiment, rule, _block(wildcards))))
+        return exits_on_config_error(
+            lambda wildcards: canonical_json(spec(wildcards.experiment, rule, _block(wildcards)))
+        )
 
     def version(self, rule: str) -> Text:
         """The version of a rule, and a digest of all that its inputs are made from; see `Experiments.lineage`."""
@@ -285,7 +286,7 @@ class RuleLookups:
         def look_up(wildcards: Wildcards, output: Any) -> str:
             training = self.experiments.training(wildcards.experiment, rule)
             cadence = training.cadence() if training else {}
-            return as_text({"cadence": cadence} if training and rule != "distill" else cadence)
+            return canonical_json({"cadence": cadence} if training and rule != "distill" else cadence)
 
         return look_up
 
@@ -309,23 +310,23 @@ class RuleLookups:
                     "calls": distill.method.final_calls(),
                     "times": times.with_defaults(),
                 }
-        return as_text(({"solvers": solvers} if solvers else {}) | ({"calls": calls} if calls else {}))
+        return canonical_json(({"solvers": solvers} if solvers else {}) | ({"calls": calls} if calls else {}))
 
     def storage(self, wildcards: Wildcards, output: Any) -> str:
         """The storage of shards of pairs that are not in results/; a change reruns nothing."""
-        return as_text({"storage": self._storage.settings("results")} if self._storage else {})
+        return canonical_json({"storage": self._storage.settings("results")} if self._storage else {})
 
     def fetch_spec(self, wildcards: Any) -> str:
         """URL without secrets, sha256 and size of a missing input; Snakemake prints and keeps parameters."""
         entry = self.downloads[wildcards.file]
         url = printing.without_secrets(str(entry.url))
-        return as_text({"url": url, "sha256": entry.sha256, "size": entry.size})
+        return canonical_json({"url": url, "sha256": entry.sha256, "size": entry.size})
 
     def environment(self) -> dict[str, str]:
         """Variables for jobs, with what no command may hold: the whole URLs of inputs that have secrets, by file."""
         urls = {file: str(entry.url) for file, entry in self.downloads.items()}
         secret = {file: url for file, url in urls.items() if printing.without_secrets(url) != url}
-        return {SECRET_URLS: as_text(secret)} if secret else {}
+        return {SECRET_URLS: canonical_json(secret)} if secret else {}
 
     def resource(self, name: str) -> Callable[[Wildcards, int, str], int | str | None]:
         """One of `Resources` of a job of any rule, such as "mem_mb"."""
@@ -424,8 +425,3 @@ def _block(wildcards: Wildcards) -> tuple[int, int] | None:
     """First and last shard of a job, None where the rule makes no shards."""
     first = wildcards.get("first")
     return None if first is None else (int(first), int(wildcards.get("last")))
-
-
-def as_text(value: Any) -> str:
-    """Canonical JSON, as from `provenance.files`, a module that this package may not import; a test compares them."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

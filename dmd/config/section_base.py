@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from typing import Annotated, Any, TypeVar
@@ -72,6 +73,7 @@ LogMean = Annotated[float, Field(ge=-20, le=20)]
 LogStd = Annotated[float, Field(gt=0, le=20)]
 Guidance = Annotated[float, Field(ge=1, le=1000)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+FULL_LENGTH = 64  # hex digits of a sha256
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Pinned = Annotated[
     str | None,
@@ -89,3 +91,8 @@ def without_paths(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     return {key: without_paths(item) for key, item in value.items() if key not in SOURCES}
+
+
+def canonical_json(value: Any) -> str:
+    """One text per value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -11,8 +11,9 @@ from dmd.config.artifacts import Experiments
 from dmd.config.experiment import Chart, Row, Table
 from dmd.config.inheritance import Configuration
 from dmd.config.messages import ConfigError, suggestion
-from dmd.config.rule_lookups import as_text, exits_on_config_error
+from dmd.config.rule_lookups import exits_on_config_error
 from dmd.config.rule_table import RULES
+from dmd.config.section_base import canonical_json
 
 T = TypeVar("T")
 SHOWN = ("fid", "classes", "kid", "prdc", "clip")  # score files that a table shows
@@ -112,7 +113,7 @@ class TableLookups:
             of_teacher = {} if any(map(self.experiments.distilled, row.experiments)) else {"of_teacher": True}
             rows.append(values | {"teacher": " ".join(owners), **of_teacher})
         more = {"differences": table.differences} if table.differences else {}
-        return as_text({"title": table.title, "rows": rows, "paper": self.paper.get(table.paper or ""), **more})
+        return canonical_json({"title": table.title, "rows": rows, "paper": self.paper.get(table.paper or ""), **more})
 
     @exits_on_config_error
     def table_version(self, wildcards: Any) -> str:
@@ -128,7 +129,7 @@ class TableLookups:
 
     def _version(self, rule: str, names: Iterable[str]) -> str:
         made = [[self.experiments.spec(name, "evaluate"), self.experiments.lineage(name, "evaluate")] for name in names]
-        return f"{RULES[rule].version} {hashlib.sha256(as_text({'made': made}).encode()).hexdigest()[:16]}"
+        return f"{RULES[rule].version} {hashlib.sha256(canonical_json({'made': made}).encode()).hexdigest()[:16]}"
 
     @exits_on_config_error
     def chart_inputs(self, wildcards: Any) -> list[str]:
@@ -155,7 +156,7 @@ class TableLookups:
                 series["x"] = [self.experiments.section(name, "pairs").num_pairs for name in firsts]
         if chart.kind == "figure3":
             spec["dataset"] = self.experiments.section(chart.series[0].points[0][0], "dataset").with_defaults()
-        return as_text(spec)
+        return canonical_json(spec)
 
     def _table(self, wildcards: Any) -> Table:
         return _entry(self.tables, "tables", wildcards.table)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dmd import torchvision_operators
+from dmd.config import printing
 from dmd.models import outside_config, sizes
 from dmd.models.outside_config import ZERO_SNR
 from dmd.models.preconditioning import NO_SIGNAL
@@ -200,7 +201,7 @@ def digests(source: Path, paths: Sequence[Path], sha256: str | None, *, key: str
     by_name = {path.relative_to(source).as_posix(): value for path, value in by_path.items()}
     digest = hashlib.sha256(files.canonical_json(by_name).encode()).hexdigest()
     if not digest.startswith(sha256 or ""):
-        raise ValueError(f"{source} has sha256 {digest}, but {key} pins {pinned.printed(sha256 or '')}")
+        raise ValueError(f"{source} has sha256 {digest}, but {key} pins {printing.digest(sha256 or '')}")
     return by_path, digest
 
 

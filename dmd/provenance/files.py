@@ -10,14 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dmd.config.section_base import canonical_json as canonical_json  # the specs' form of JSON, and that of all files
+
 CHUNK_SIZE = 1 << 20
 
 _unfinished: set[Path] = set()  # temporary files and folders of this process
-
-
-def canonical_json(value: Any) -> str:
-    """One text per value: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def json_object(text: str | bytes, path: Path) -> dict[str, Any]:

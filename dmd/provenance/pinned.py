@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dmd.config import printing
+from dmd.config.section_base import FULL_LENGTH
 from dmd.provenance import files, outside_files, record
-
-FULL_LENGTH = 64  # hex digits of a sha256
 
 
 def check(path: Path, sha256: str | None, *, key: str = "the configuration", source: str = "") -> str:
@@ -32,20 +32,15 @@ def check(path: Path, sha256: str | None, *, key: str = "the configuration", sou
     """
     about = f" ({source})" if source else ""
     if not path.exists():
-        wanted = f" with sha256 {printed(sha256)}" if sha256 else ""
+        wanted = f" with sha256 {printing.digest(sha256)}" if sha256 else ""
         raise ValueError(f"{path} is missing: put the file{wanted} there{about}")
     with outside_files.reading(path, advice=about):
         digest = files.sha256(path)
     if sha256 and not digest.startswith(sha256):
-        raise ValueError(f"{path} has sha256 {digest}, but {key} pins {printed(sha256)}{about}")
+        raise ValueError(f"{path} has sha256 {digest}, but {key} pins {printing.digest(sha256)}{about}")
     if sha256 is None or len(sha256) < FULL_LENGTH:
         _compare(path, digest, key)
     return digest
-
-
-def printed(sha256: str) -> str:
-    """A digest for messages; dots stand for unknown digits."""
-    return sha256 if len(sha256) == FULL_LENGTH else f"{sha256}..."
 
 
 def write_record(path: Path, digest: str, size: int, **facts: Any) -> None:

@@ -8,9 +8,10 @@ import os
 import time
 from pathlib import Path
 
-from dmd.config.printing import without_secrets
+from dmd.config import printing
 from dmd.config.rule_lookups import SECRET_URLS
 from dmd.config.rule_table import VERSIONS
+from dmd.config.section_base import FULL_LENGTH
 from dmd.data.download import Download, DownloadError
 from dmd.jobs import job, job_status, reporting
 from dmd.jobs.job_status import Throughput
@@ -54,12 +55,12 @@ def _fetch(output: Path, url: str, sha256: str | None, size: int | None) -> None
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         download.discard()
-        what = f"no space left while downloading {output} from {without_secrets(url)} ({error.strerror})"
+        what = f"no space left while downloading {output} from {printing.without_secrets(url)} ({error.strerror})"
         raise OSError(f"{what}: the bytes received so far were removed; free some space and run again") from error
     if output.exists():
         reporting.log(f"{output} appeared meanwhile: the download is discarded")
     else:
-        facts = {"url": without_secrets(url), "stage": "fetch", "version": VERSIONS["fetch"]}
+        facts = {"url": printing.without_secrets(url), "stage": "fetch", "version": VERSIONS["fetch"]}
         pinned.write_record(output, digest, partial.stat().st_size, **facts)
         partial.replace(output)
         reporting.log(f"sha256 {digest} recorded")
@@ -91,13 +92,13 @@ class _Status:
 
 def _recorded(output: Path, sha256: str | None) -> str | None:
     """Digest recorded at an earlier download; None if `sha256` is complete."""
-    known = record.read_checked(output) if len(sha256 or "") < pinned.FULL_LENGTH else None
+    known = record.read_checked(output) if len(sha256 or "") < FULL_LENGTH else None
     return known["sha256"] if known else None
 
 
 def _download(download: Download, output: Path, sha256: str | None, recorded: str | None) -> str:
     """Downloads the file and returns its digest; ValueError if `sha256` or the recorded digest differs."""
-    resumed, shown = download.partial.exists(), without_secrets(download.url)
+    resumed, shown = download.partial.exists(), printing.without_secrets(download.url)
     digest = _try(download, output, sha256)
     if resumed and not digest.startswith(recorded or sha256 or ""):
         reporting.log(f"the resumed download has sha256 {digest}, not the expected one: starting again")
@@ -106,7 +107,7 @@ def _download(download: Download, output: Path, sha256: str | None, recorded: st
     if sha256 and not digest.startswith(sha256):
         download.discard()
         raise ValueError(
-            f"{shown} has sha256 {digest}, but section inputs pins {pinned.printed(sha256)}: the download "
+            f"{shown} has sha256 {digest}, but section inputs pins {printing.digest(sha256)}: the download "
             "was damaged, or the server has another file now; it was discarded"
         )
     if recorded and digest != recorded:
@@ -124,12 +125,12 @@ def _download(download: Download, output: Path, sha256: str | None, recorded: st
 
 
 def _try(download: Download, output: Path, sha256: str | None) -> str:
-    shown = without_secrets(download.url)
+    shown = printing.without_secrets(download.url)
     reporting.log(f"{output} from {shown}")
     try:
         return download.run()
     except DownloadError as error:
-        digest = f"sha256 {pinned.printed(sha256)}" if sha256 else "sha256 unknown"
+        digest = f"sha256 {printing.digest(sha256)}" if sha256 else "sha256 unknown"
         raise ValueError(
             f"{output} is missing, and {shown} cannot be downloaded: {error}. Run again to resume, or get "
             f"the file elsewhere ({digest}) and save it as {output.absolute()}"
