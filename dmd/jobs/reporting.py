@@ -76,9 +76,9 @@ class Progress:
         log(f"{self._count}/{self._total} {self._unit}, {speed}, {left:.0f} s left")
 
 
-def progress(items: Iterable[Item], *, total: int, unit: str, done: int = 0) -> Iterator[Item]:
+def progress(items: Iterable[Item], *, total: int, unit: str) -> Iterator[Item]:
     """Yields `items` and counts each in a `Progress`."""
-    status = Progress(total=total, unit=unit, done=done)
+    status = Progress(total=total, unit=unit)
     for item in items:
         yield item
         status.add()

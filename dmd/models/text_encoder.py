@@ -24,12 +24,10 @@ class Encoded(NamedTuple):
 
     Attributes:
         states: float32 (B, L, E), the last hidden states.
-        num_tokens: int64 (B,), start and end included, before truncation.
         truncated: bool (B,): whether the prompt had more than L tokens, so that the last were dropped.
     """
 
     states: Tensor
-    num_tokens: Tensor
     truncated: Tensor
 
 
@@ -65,15 +63,14 @@ class Text(nn.Module):
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Encoded:
-        """Text states of prompts, on the device of the weights; the other two fields on the CPU."""
+        """Text states of prompts, on the device of the weights; `truncated` on the CPU."""
         tokens = self._tokenizer(list(prompts), truncation=False, verbose=False).input_ids
         end, padding = self._tokenizer.eos_token_id, self._tokenizer.pad_token_id
         rows = [row if len(row) <= self.length else [*row[: self.length - 1], end] for row in tokens]
         rows = [row + [padding] * (self.length - len(row)) for row in rows]
         padded = torch.tensor(rows, dtype=torch.int64, device=self.encoder.embeddings.token_embedding.weight.device)
         states = self.encoder(padded).last_hidden_state.float()
-        num = torch.tensor([len(row) for row in tokens], dtype=torch.int64)
-        return Encoded(states, num, num > self.length)
+        return Encoded(states, torch.tensor([len(row) > self.length for row in tokens]))
 
 
 def clip_tokenizer(texts: Mapping[str, str]) -> Any:

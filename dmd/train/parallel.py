@@ -33,19 +33,15 @@ class BatchSplit:
         """Bytes of the buffer in which gradients are summed over processes; a large last gradient adds to it."""
         return 4 * BUCKET
 
-    def slices(self, num: int, *, behind: int = 0) -> list[slice]:
+    def slices(self, num: int) -> list[slice]:
         """This process's micro-batches of a batch of `num`; the last may be smaller.
-
-        Args:
-            behind: number of rows in front of this batch, if it follows another one in the same tensors.
 
         Raises:
             ValueError: fewer images than processes.
         """
         part = self.part(num)
-        first, last = part.start + behind, part.stop + behind
-        size = self.micro_batch_size or last - first
-        return [slice(start, min(start + size, last)) for start in range(first, last, size)]
+        size = self.micro_batch_size or part.stop - part.start
+        return [slice(start, min(start + size, part.stop)) for start in range(part.start, part.stop, size)]
 
     def part(self, num: int) -> slice:
         """The rows of a batch of `num` that this process works on.

@@ -154,10 +154,6 @@ def test_bad_configuration_is_refused_with_these_words(path: Path, monkeypatch):
     assert str(caught.value).split("\n") == golden
 
 
-def test_there_are_forty_bad_configurations():
-    assert len(BAD) >= 40
-
-
 def test_reference_of_moments_needs_no_dataset_and_its_spec_no_path():
     moments = {"moments": {"file": "m.npz"}, "protocol": {"quantise": 256}}
     moments["features"] = {"kind": "inception", "file": "i.pth"}

@@ -52,7 +52,7 @@ def test_parts_of_all_processes_make_the_batch():
         assert [place for slices in found for part in slices for place in range(num)[part]] == list(range(num))
         sizes = [part.stop - part.start for slices in found for part in slices]
         assert all(each <= (size or num) for each in sizes) and {split.largest(num) for split in splits} == {max(sizes)}
-    found = [BatchSplit(rank, 2, 2).slices(6, behind=5) for rank in range(2)]
-    assert found == [[slice(5, 7), slice(7, 8)], [slice(8, 10), slice(10, 11)]]
+    found = [BatchSplit(rank, 2, 2).slices(6) for rank in range(2)]
+    assert found == [[slice(0, 2), slice(2, 3)], [slice(3, 5), slice(5, 6)]]
     with pytest.raises(ValueError, match="2 images cannot be shared among 3 processes"):
         BatchSplit(0, 3).slices(2)
