@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_serializer, field_validator, model_validator
 
@@ -191,6 +191,10 @@ class Training(Section):
     def cadence(self) -> dict[str, Any]:
         """The keys of `CADENCE`, whose change reruns nothing."""
         return {key: value for key, value in self.spec().items() if key in CADENCE}
+
+    def with_cadence(self, cadence: Mapping[str, Any] | None) -> Self:
+        """The same training with other keys of `CADENCE`."""
+        return type(self).model_validate({**self.spec(), **(cadence or {})})
 
 
 class Monitor(Section):

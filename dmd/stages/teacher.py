@@ -11,13 +11,13 @@ from dmd.data import manifest as manifests
 from dmd.data.image_shards import ImageReader
 from dmd.data.shared_verification import verify_once
 from dmd.importers import teachers
-from dmd.jobs import job, processes, reporting, signals, torch_setup
+from dmd.jobs import job, processes, reporting, torch_setup
 from dmd.methods.base import Facts
 from dmd.methods.parts.call_times import Times, calls_at
 from dmd.models import loading
 from dmd.provenance import record, tensor_files
 from dmd.sampling import schedulers
-from dmd.train import checkpoints, new_network, state
+from dmd.train import new_network
 from dmd.train.data import ImageStream
 from dmd.train.loop import log_table
 
@@ -76,8 +76,7 @@ def run(
     """
     torch_setup.set_threads(threads)
     if kind == "train" and images is not None and network is not None and training is not None:
-        training = TeacherTraining.model_validate({**training.spec(), **(cadence or {})})
-        _train(output, table, images, network, training, device, threads)
+        _train(output, table, images, network, training.with_cadence(cadence), device, threads)
         return
     spec: dict[str, Any] = {"kind": kind, "dataset": dataset}
     inputs: record.Inputs = {}
@@ -103,9 +102,11 @@ def run(
                 f"'gaussian-mixture' a dataset, 'experiment' a student, "
                 f"{', '.join(map(repr, teachers.KINDS))} a source"
             )
-        _publish(
-            output, table, tensors, [], {**record.provenance("teacher", spec, inputs), "kind": kind, **facts}, inputs
-        )
+        metadata = {**record.provenance("teacher", spec, inputs), "kind": kind, **facts}
+        with record.publish(table, stage="teacher", inputs=inputs) as temporary:
+            manifests.write(temporary, log_table([]), metadata)
+        with record.publish(output, stage="teacher", inputs=inputs) as temporary:
+            tensor_files.write(temporary, tensors, metadata)
 
 
 def _try(source: Path, facts: dict[str, Any], solvers: dict[str, Any], calls: dict[str, Any]) -> None:
@@ -153,10 +154,8 @@ def _train(
     device: str,
     threads: int,
 ) -> None:
-    leads = processes.rank() == 0
-    lock = processes.lock(output)
     target = torch_setup.choose_device(device)
-    with lock, processes.group(training.processes, target):
+    with processes.lock(output), processes.group(training.processes, target):
         inputs = record.check_inputs(images=images)
         data = ImageReader(images, "training", verify=verify_once("images"))
         facts = _facts(data, network, training)
@@ -174,11 +173,8 @@ def _train(
             folder=output.parent,
         )
         reporting.log(f"{len(data)} images {facts['shape']}, sigma_data {facts['sigma_data']}")
-        with signals.deferred():
-            rows, weights = loop.run(), state.student_weights(loop.trainer, None)
-            if leads:
-                _publish(output, table, weights, rows, {**provenance, "kind": "train", **facts}, inputs)
-                checkpoints.clear(loop.checkpoints)
+        metadata = {**provenance, "kind": "train", **facts}
+        new_network.train(loop, table, lambda weights: {output: (weights, {})}, metadata, inputs)
 
 
 def _facts(data: ImageReader, network: dict[str, Any], training: TeacherTraining) -> dict[str, Any]:
@@ -187,20 +183,6 @@ def _facts(data: ImageReader, network: dict[str, Any], training: TeacherTraining
     facts = {"network": architecture, "shape": [*data.shape], "num_classes": data.num_classes}
     dropout = {"label_dropout": training.method.label_dropout} if training.method.label_dropout else {}
     return {**facts, "sigma_data": data.sigma_data, "dataset_sha256": data.sha256, **dropout}
-
-
-def _publish(
-    output: Path,
-    table: Path,
-    tensors: dict[str, torch.Tensor],
-    rows: list[dict[str, float]],
-    metadata: dict[str, Any],
-    inputs: record.Inputs,
-) -> None:
-    with record.publish(table, stage="teacher", inputs=inputs) as temporary:
-        manifests.write(temporary, log_table(rows), metadata)
-    with record.publish(output, stage="teacher", inputs=inputs) as temporary:
-        tensor_files.write(temporary, tensors, metadata)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,14 @@ from typing import Any
 import torch
 
 from dmd.config.pipeline_sections import TrainedAutoencoder
-from dmd.data import manifest as manifests
 from dmd.data.image_shards import ImageReader
 from dmd.data.shared_verification import verify_once
-from dmd.jobs import job, processes, reporting, signals, torch_setup
+from dmd.jobs import job, processes, reporting, torch_setup
 from dmd.methods.base import Facts
 from dmd.models.autoencoder import Codec
 from dmd.provenance import record, tensor_files
-from dmd.train import checkpoints, new_network, state
+from dmd.train import new_network
 from dmd.train.captioned_images import AugmentedStream
-from dmd.train.loop import log_table
 
 NUM_IMAGES, BATCH_SIZE = 4096, 16  # images whose latents are measured, at most; encoded at once
 
@@ -51,8 +49,8 @@ def run(
     """
     torch_setup.set_threads(threads)
     spec = {**section.spec(), "training": section.training.weight_spec(), "device": device, "threads": threads}
-    training = type(section.training).model_validate({**section.training.spec(), **(cadence or {})})
-    target, leads = torch_setup.choose_device(device), processes.rank() == 0
+    training = section.training.with_cadence(cadence)
+    target = torch_setup.choose_device(device)
     with processes.lock(output), processes.group(training.processes, target):
         inputs = record.check_inputs(images=images)
         data = ImageReader(images, "training", verify=verify_once("images"))
@@ -69,15 +67,12 @@ def run(
             provenance=provenance,
             folder=output.parent,
         )
-        with signals.deferred():
-            rows, weights = loop.run(), tensor_files.part("ema.", state.student_weights(loop.trainer, None))
-            if leads:
-                facts = _measured(weights, config, data)
-                with record.publish(table, stage="train_autoencoder", inputs=inputs) as temporary:
-                    manifests.write(temporary, log_table(rows), provenance)
-                with record.publish(output, stage="train_autoencoder", inputs=inputs) as temporary:
-                    tensor_files.write(temporary, weights, {**provenance, "kind": "autoencoder", **facts})
-                checkpoints.clear(loop.checkpoints)
+
+        def artifacts(weights: dict[str, torch.Tensor]) -> dict[Path, new_network.Artifact]:
+            averaged = tensor_files.part("ema.", weights)
+            return {output: (averaged, {"kind": "autoencoder", **_measured(averaged, config, data)})}
+
+        new_network.train(loop, table, artifacts, provenance, inputs)
 
 
 def _config(section: TrainedAutoencoder, data: ImageReader, path: Path) -> dict[str, Any]:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dmd import torchvision_operators
 from dmd.config.pipeline_sections import Augmentation, LatentDenoiser
-from dmd.data import manifest as manifests
 from dmd.data.image_shards import ImageReader
 from dmd.data.shared_verification import verify_once
 from dmd.importers.pipeline_files import PREDICTIONS
-from dmd.jobs import job, processes, signals, torch_setup
+from dmd.jobs import job, processes, torch_setup
 from dmd.methods.base import Facts
 from dmd.models import loading
 from dmd.models.text_encoder import Text
-from dmd.provenance import record, tensor_files
-from dmd.train import checkpoints, new_network, state
+from dmd.provenance import record
+from dmd.train import new_network
 from dmd.train.captioned_images import AugmentedStream, CaptionedStream, check_captions
-from dmd.train.loop import log_table
 
 SCHEDULER: dict[str, Any] = {  # noise levels of Stable Diffusion, and its scheduler's other settings
     **{"_class_name": "PNDMScheduler", "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012},
@@ -57,8 +57,8 @@ def run(
     """
     torch_setup.set_threads(threads)
     spec = {**section.spec(), "training": section.training.weight_spec(), "device": device, "threads": threads}
-    training = type(section.training).model_validate({**section.training.spec(), **(cadence or {})})
-    target, leads = torch_setup.choose_device(device), processes.rank() == 0
+    training = section.training.with_cadence(cadence)
+    target = torch_setup.choose_device(device)
     with processes.lock(output), processes.group(training.processes, target):
         inputs = record.check_inputs(latents=latents, text_encoder=text_encoder, autoencoder=autoencoder)
         data = ImageReader(latents, "training", verify=verify_once("latents"))
@@ -81,16 +81,12 @@ def run(
             provenance=provenance,
             folder=output.parent,
         )
-        with signals.deferred():
-            rows, weights = loop.run(), state.student_weights(loop.trainer, None)
-            if leads:
-                tensors = {name: value for name, value in weights.items() if name.startswith("ema.")}
-                with record.publish(table, stage="train_denoiser", inputs=inputs) as temporary:
-                    manifests.write(temporary, log_table(rows), provenance)
-                with record.publish(output, stage="train_denoiser", inputs=inputs) as temporary:
-                    metadata = {**provenance, "kind": "stable-diffusion", **facts}
-                    tensor_files.write(temporary, {**tensors, "text.empty": empty}, metadata)
-                checkpoints.clear(loop.checkpoints)
+
+        def artifacts(weights: dict[str, Tensor]) -> dict[Path, new_network.Artifact]:
+            averaged = {name: value for name, value in weights.items() if name.startswith("ema.")}
+            return {output: ({**averaged, "text.empty": empty}, {"kind": "stable-diffusion", **facts})}
+
+        new_network.train(loop, table, artifacts, provenance, inputs)
 
 
 def _facts(

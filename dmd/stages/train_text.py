@@ -5,21 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from dmd.config.pipeline_sections import ImageText as Section
-from dmd.data import manifest as manifests
 from dmd.data.captions import FIELDS
 from dmd.data.image_shards import ImageReader
 from dmd.data.shared_verification import verify_once
-from dmd.jobs import job, processes, signals, torch_setup
+from dmd.jobs import job, processes, torch_setup
 from dmd.methods.base import Facts
 from dmd.models import vocabulary
 from dmd.models.image_text import ImageText
 from dmd.provenance import record, tensor_files
-from dmd.train import checkpoints, new_network, state
+from dmd.train import new_network
 from dmd.train.captioned_images import AugmentedStream, CaptionedStream, check_captions
-from dmd.train.loop import log_table
 
 
 def run(
@@ -50,8 +48,8 @@ def run(
     """
     torch_setup.set_threads(threads)
     spec = {**section.spec(), "training": section.training.weight_spec(), "device": device, "threads": threads}
-    training = type(section.training).model_validate({**section.training.spec(), **(cadence or {})})
-    target, leads = torch_setup.choose_device(device), processes.rank() == 0
+    training = section.training.with_cadence(cadence)
+    target = torch_setup.choose_device(device)
     with processes.lock(output), processes.group(training.processes, target):
         inputs = record.check_inputs(images=images)
         data = ImageReader(images, "training", verify=verify_once("images"))
@@ -74,15 +72,15 @@ def run(
             provenance=provenance,
             folder=output.parent,
         )
-        with signals.deferred():
-            rows, weights = loop.run(), tensor_files.part("ema.", state.student_weights(loop.trainer, None))
-            if leads:
-                with record.publish(table, stage="train_text", inputs=inputs) as temporary:
-                    manifests.write(temporary, log_table(rows), provenance)
-                with record.publish(image_text, stage="train_text", inputs=inputs) as temporary:
-                    tensor_files.write(temporary, weights, {**provenance, "kind": "image-text", **facts})
-                _write_encoder(output, weights, provenance, facts["image_text"], inputs)
-                checkpoints.clear(loop.checkpoints)
+
+        def artifacts(weights: dict[str, Tensor]) -> dict[Path, new_network.Artifact]:
+            averaged = tensor_files.part("ema.", weights)
+            return {
+                image_text: (averaged, {"kind": "image-text", **facts}),
+                output: _encoder(averaged, facts["image_text"]),
+            }
+
+        new_network.train(loop, table, artifacts, provenance, inputs)
 
 
 def _network(section: Section, data: ImageReader, texts: list[str], path: Path) -> dict[str, Any]:
@@ -114,20 +112,13 @@ def _tower(section: Any) -> dict[str, Any]:
     }
 
 
-def _write_encoder(
-    path: Path,
-    weights: dict[str, torch.Tensor],
-    provenance: dict[str, Any],
-    network: dict[str, Any],
-    inputs: record.Inputs,
-) -> None:
-    """Writes the network of texts as `loading.load_text` reads it."""
+def _encoder(weights: dict[str, Tensor], network: dict[str, Any]) -> new_network.Artifact:
+    """The network of texts as `loading.load_text` reads it."""
     config = network["config"]["text_config"]
     state_of = {f"encoder.{name}": value for name, value in tensor_files.part("clip.text_model.", weights).items()}
     sizes = {"length": config["max_position_embeddings"], "width": config["hidden_size"]}
     facts = {"text_encoder": {"config": config, "tokenizer": network["tokenizer"]}, "text": sizes}
-    with record.publish(path, stage="train_text", inputs=inputs) as temporary:
-        tensor_files.write(temporary, state_of, {**provenance, "kind": "text-encoder", **facts})
+    return state_of, {"kind": "text-encoder", **facts}
 
 
 if __name__ == "__main__":
