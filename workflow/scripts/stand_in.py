@@ -25,10 +25,12 @@ from dmd.config.methods.call_times import FlowEulerTimes, KarrasTimes, LcmTimes
 from dmd.config.methods.lcm import KarrasSteps, TableSteps
 from dmd.config.methods.levels import KarrasLevels, TeacherLevels
 from dmd.config.training import Distill
-from dmd.methods.base import Facts, Part, Rows, Step
-from dmd.methods.parts.distances import l2_distance
+from dmd.methods.base import Distance, Facts, Part, Rows, Step
+from dmd.methods.parts.decoded_distance import DecodedDistance
+from dmd.methods.parts.distances import Lpips, l2_distance, lpips_shapes
 from dmd.models.adapters import add_adapters, with_network
-from dmd.models.compute import Compute, prepare
+from dmd.models.autoencoder import Codec
+from dmd.models.compute import DTYPES, Compute, prepare
 from dmd.models.denoiser import Denoiser
 from dmd.models.guidance import with_guidance
 from dmd.models.lora import Adapter
@@ -36,8 +38,8 @@ from dmd.models.networks import build, extended, without_classes
 from dmd.provenance.files import canonical_json
 from dmd.sampling.drawing_memory import TEXT_LENGTH
 from dmd.train.data import Stream
-from dmd.train.distance_memory import counted_distance
 from dmd.train.measured_update import NUM_UPDATES, MeasuredStep, measured_steps, memory_plan, total_passes
+from dmd.train.memory import distance_bytes
 from dmd.train.parallel import BatchSplit
 from dmd.train.trainer import Plan, Trainer, assemble
 
@@ -109,10 +111,33 @@ def needed(network: Mapping[str, Any], distill: Distill, codecs: tuple[str, ...]
     side = cast("int | None", getattr(distance, "size", None))
 
     def taken(num: int) -> int:
-        return max(counted_distance(side, shape, num, codec, distill.compute.dtype) for codec in codecs or (None,))
+        return max(_saved_bytes(side, shape, num, codec, distill.compute.dtype) for codec in codecs or (None,))
 
     with FakeTensorMode():
         return memory_plan(whole, steps, taken)
+
+
+@cache
+def _saved_bytes(lpips: int | None, shape: tuple[int, ...], num: int, codec: str | None, dtype: str) -> int:
+    """Bytes that a distance of the regression loss saves for `num` images or latents; its weights do not matter.
+
+    Args:
+        lpips: side in pixels at which LPIPS sees images; None is the squared or absolute error.
+        shape: (C, H, W) of an image or latent.
+        codec: arguments of the `Codec` that decodes latents, as canonical JSON; None if nothing is decoded.
+        dtype: "float32" or "bfloat16", for passes of the decoder.
+    """
+    shapes = lpips_shapes() if lpips is not None else ()  # before FakeTensorMode: imports packages with real tensors
+    with FakeTensorMode():
+        distance: Distance = l2_distance
+        if lpips is not None:
+            trunk, heads = ({name: torch.empty(size) for name, size in group.items()} for group in shapes)
+            distance = Lpips(trunk, heads, pooling="average", size=lpips)
+        if codec is not None:
+            decoder = Codec(**json.loads(codec)).requires_grad_(False).eval()
+            decoder.dtype = DTYPES[dtype]
+            distance = DecodedDistance(distance, decoder)
+        return distance_bytes(distance, shape, num)
 
 
 def _memory_of(distill: Distill) -> Distill:
