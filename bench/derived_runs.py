@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from dmd.config import Experiments, load
+from dmd.config.experiment import Table
 from dmd.config.reading import read_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,21 +23,30 @@ class DerivedRuns:
 
     Args:
         folder: it gets a config.yaml; results are made in its folder results/.
-        cores: that Snakemake may use.
+        cores: that Snakemake may use, or "all".
     """
 
-    def __init__(self, folder: Path, cores: int) -> None:
+    def __init__(self, folder: Path, cores: int | str) -> None:
         self.results = folder.resolve() / "results"
         self._folder, self._cores = folder.resolve(), cores
         self._folder.mkdir(parents=True, exist_ok=True)
         for name in ("workflow", "inputs"):
             if (ROOT / name).exists() and not (self._folder / name).exists():
                 (self._folder / name).symlink_to(ROOT / name)
+        self._shipped = load(ROOT / "config.yaml")
         self._config = read_file(ROOT / "config.yaml") | {"tables": {}, "charts": {}}
 
     def add(self, name: str, experiment: dict[str, Any]) -> None:
         """Adds an experiment, or replaces it."""
         self._config["experiments"][name] = experiment
+
+    def table(self, name: str) -> Table:
+        """A table of config.yaml."""
+        return self._shipped.tables[name]
+
+    def add_table(self, name: str, table: dict[str, Any]) -> None:
+        """Adds a table, or replaces it."""
+        self._config["tables"][name] = table
 
     def experiments(self) -> Experiments:
         """All experiments, as they are now written into the folder."""
