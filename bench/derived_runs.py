@@ -31,8 +31,10 @@ class DerivedRuns:
         self._folder, self._cores = folder.resolve(), cores
         self._folder.mkdir(parents=True, exist_ok=True)
         for name in ("workflow", "inputs"):
-            if (ROOT / name).exists() and not (self._folder / name).exists():
-                (self._folder / name).symlink_to(ROOT / name)
+            link = self._folder / name
+            link.unlink(missing_ok=True)  # it may be that of another checkout
+            if (ROOT / name).exists():
+                link.symlink_to(ROOT / name)
         self._shipped = load(ROOT / "config.yaml")
         self._config = read_file(ROOT / "config.yaml") | {"tables": {}, "charts": {}}
 
@@ -54,9 +56,10 @@ class DerivedRuns:
         path.write_text(yaml.safe_dump(self._config, sort_keys=False))
         return Experiments(load(path))
 
-    def make(self, files: Iterable[str]) -> None:
-        """Makes files of results/; those of jobs that fail will be missing."""
+    def make(self, files: Iterable[str]) -> bool:
+        """Makes files of results/; False if a job failed: what it makes is missing, what depends on that may be old."""
         command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile")]
         command += ["--directory", str(self._folder), "--cores", str(self._cores), "--keep-going"]
         wanted = [str(Path("results", file)) for file in files]
-        subprocess.run([*command, *wanted], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+        done = subprocess.run([*command, *wanted], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+        return done.returncode == 0

@@ -32,6 +32,7 @@ GUIDANCE = 15.0
 STILL = 1.0e-30  # a learning rate that changes no weight
 HEALTHY_SEEDS, OTHER_SEEDS = (0, 1, 2), (0,)
 TIMES, FARTHER = 1.5, 0.1  # last distance of a run that collapsed, over and above the mean of healthy ones
+GUIDED = "drift-guided"  # digits with a teacher that was trained with label dropout
 EVERY = 15  # updates between measurements of `digits`, of which the default interval allows few with guidance
 SHORT = 0.25  # share of the updates, in runs of Fashion-MNIST that are made to collapse
 
@@ -44,14 +45,14 @@ class Case:
         experiment: of config.yaml; its section `distill` is changed.
         rates: factors on learning rates, by role.
         method: changed keys of the method; `fake_updates` is that of its phases.
-        label_dropout: of the teacher of digits, so that it can be guided.
+        guided: whether the teacher of digits has to be one with label dropout.
     """
 
     experiment: str
     healthy: bool
     rates: Mapping[str, float] = field(default_factory=dict)
     method: Mapping[str, Any] = field(default_factory=dict)
-    label_dropout: float = 0.0
+    guided: bool = False
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -71,8 +72,8 @@ for _name in ("digits", "digits-dmd2", "digits-dmd2-2", "digits-dmd2-4", "digits
     CASES[f"{_name}, fake rate / 50"] = Case(_name, False, {"fake": 1 / 50})
     CASES[f"{_name}, no fake updates"] = Case(_name, False, {"fake": STILL})
     if _name != "digits-sid":
-        _dropout = 0.1 if CASES[_name].of_digits else 0.0
-        CASES[f"{_name}, guidance 15"] = Case(_name, False, method={"guidance": GUIDANCE}, label_dropout=_dropout)
+        _digits = CASES[_name].of_digits
+        CASES[f"{_name}, guidance 15"] = Case(_name, False, method={"guidance": GUIDANCE}, guided=_digits)
 for _name in ("digits", "fashion"):
     CASES[f"{_name}, no fake updates"] = Case(_name, False, method={"fake_updates": 0})
 
@@ -88,11 +89,12 @@ def derived(experiments: Experiments, case: Case, seed: int) -> dict[str, Any]:
         phases = [phase | {"updates": round(SHORT * phase["updates"])} for phase in phases]
     distill: dict[str, Any] = {"method": {**method, "phases": phases}, "seed": seed, "grid_every": 10**6}
     rates = {role: given["optimisers"][role]["learning_rate"] * factor for role, factor in case.rates.items()}
-    distill["optimisers"] = {role: {"learning_rate": rate} for role, rate in rates.items()}
+    distill |= {"optimisers": {role: {"learning_rate": rate} for role, rate in rates.items()}} if rates else {}
     if case.experiment == "digits":
         distill["monitor"] = {"every": EVERY}
-    teacher = {"teacher": {"training": {"method": {"label_dropout": case.label_dropout}}}} if case.label_dropout else {}
-    return {"extends": case.experiment, "distill": distill, **teacher}
+    if not case.guided:
+        return {"extends": case.experiment, "distill": distill}
+    return {"extends": GUIDED, "distill": {**given, **distill, "method": {**given["method"], **distill["method"]}}}
 
 
 def run_name(runs: DerivedRuns, experiments: Experiments, name: str, seed: int) -> str:
@@ -131,10 +133,12 @@ def judged(found: Mapping[str, Any]) -> dict[str, int]:
     return first
 
 
-def collapsed(name: str, results: Mapping[str, Any]) -> bool:
-    """Whether the run has collapsed, by its last distance to the teacher's images."""
+def collapsed(name: str, results: Mapping[str, Any]) -> bool | None:
+    """Whether the run has collapsed, by its last distance to the teacher's images; None without healthy runs."""
     experiment = name.split(",")[0]
     healthy = [results[key][FEATURES][-1] for key in results if re.fullmatch(rf"{experiment}, seed \d+", key)]
+    if not healthy:
+        return None
     mean, last = statistics.fmean(healthy), results[name][FEATURES][-1]
     return bool(last >= TIMES * mean and last >= mean + FARTHER)
 
@@ -151,6 +155,7 @@ def main() -> None:
     results: dict[str, Any] = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
     if parsed.folder:
         runs = DerivedRuns(parsed.folder, parsed.cores)
+        runs.add(GUIDED, {"extends": "digits", "teacher": {"training": {"method": {"label_dropout": 0.1}}}})
         shipped = runs.experiments()
         wanted = [(name, seed) for name in parsed.cases or CASES for seed in CASES[name].seeds]
         names = {run: run_name(runs, shipped, *run) for run in wanted}
@@ -179,7 +184,7 @@ def table(results: Mapping[str, Any]) -> Iterator[str]:
         diversity, distance, contrast = (found[key] for key in (DIVERSITY, FEATURES, CONTRAST))
         named = ", ".join(f"{sign} {update}" for sign, update in found["signs"].items()) or "-"
         values = f"{min(diversity):.2f} {diversity[-1]:.2f} | {min(distance):.2f} {distance[-1]:.2f}"
-        end = "yes" if collapsed(name, results) else "no"
+        end = {True: "yes", False: "no", None: "-"}[collapsed(name, results)]
         yield f"| {name} | {values} | {contrast[-1]:.2f} | {end} | {named} |"
 
 

@@ -7,6 +7,7 @@ method runs and where its training goes, not what it reaches. The folder keeps w
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def main() -> None:
     parser.add_argument("--cores", default="2")
     parsed = parser.parse_args()
     runs = prepared(parsed.folder, parsed.cores)
-    runs.make([f"tables/{SHOWN}.md"])
+    if not runs.make([f"tables/{SHOWN}.md"]):
+        sys.exit("error: a method failed, see above")
     print((runs.results / "tables" / f"{SHOWN}.md").read_text())
 
 

@@ -47,7 +47,10 @@ class Search:
         self._runs.make(block for each in blocks.values() for block in each)
         judge = self._moments(blocks[JUDGE])
         assert judge is not None, "the images of the teacher were not drawn"
-        found = (self._moments(blocks[name]) for name in names)
+        trained = (self._runs.results / experiments.path(name, "distill") for name in names)
+        found = [
+            self._moments(blocks[name]) if file.is_file() else None for name, file in zip(names, trained, strict=True)
+        ]
         return [None if each is None else round(moments_distance(each, judge), 4) for each in found]
 
     def _add(self, experiment: str, scale: float) -> str:

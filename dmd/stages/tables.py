@@ -76,7 +76,7 @@ def run(
         parts = [text(table, title)]
         if compared and scores:
             parts.append(paired_differences.text(compared, "seeds"))
-        if retrieved and retrievals:
+        if any(each is not None for _, found in retrieved for each in found.values()):
             parts.append(paired_differences.text(retrieved, "prompts"))
         with record.publish(markdown, stage="tables", inputs=inputs) as temporary:
             temporary.write_text("\n".join(parts), encoding="utf-8")
