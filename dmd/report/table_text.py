@@ -117,9 +117,12 @@ def value_beside_published(row: Row) -> str:
 
 def _ours(rows: Sequence[Row]) -> list[str]:
     lines = _grid(rows, "this project")
-    notes = [
+    distance = (
         "Distance: mean ± standard deviation over trainings, or over the sample sets of a single training; lower is "
-        "better.",
+        "better."
+    )
+    notes = [
+        *([distance] if any(_has(row, "value") for row in rows) else []),
         *(note for kind, note in FLOORS.items() if any(row.get("floor_of") == kind for row in rows)),
         *(f"{_note(row)}." for row in rows if _has(row, "note")),
     ]
@@ -133,7 +136,7 @@ def _ours(rows: Sequence[Row]) -> list[str]:
 def _grid(rows: Sequence[Row], name: str) -> list[str]:
     """A markdown table of the columns that have both a heading and a value in some row."""
     shown = [column for column in COLUMNS if COLUMNS[column] and any(_has(row, column) for row in rows)]
-    if "value" not in shown:
+    if "value" not in shown and not set(shown) & {*SHOWN_ALONE}:
         shown.insert(0, "value")
     lines = [
         "| " + " | ".join([name, *(COLUMNS[column] for column in shown)]) + " |",

@@ -310,7 +310,7 @@ def test_retrieval_is_compared_prompt_by_prompt(tmp_path):
     assert (row["value"], row["num"]) == (pytest.approx(0.125), 4)
     assert (row["low"], row["high"]) == (pytest.approx(expected.low), pytest.approx(expected.high))
     assert "| difference | prompts | top 1 | top 5 |" in markdown and "| a - b | 4 | 0.125 [" in markdown
-    assert "seeds" not in markdown
+    assert "seeds" not in markdown and "istance" not in markdown  # no distance was measured
 
 
 def test_differences_of_a_row_whose_experiments_share_their_noise_are_refused(tmp_path):
