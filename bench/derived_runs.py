@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 
 from dmd.config import Experiments, load
-from dmd.config.experiment import Table
 from dmd.config.reading import read_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,6 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 class DerivedRuns:
     """A folder with the experiments of config.yaml and further ones. It keeps what is made, so a run can go on.
+
+    Attributes:
+        shipped: config.yaml.
+        results: folder of the results.
 
     Args:
         folder: it gets a config.yaml; results are made in its folder results/.
@@ -35,16 +38,12 @@ class DerivedRuns:
             link.unlink(missing_ok=True)  # it may be that of another checkout
             if (ROOT / name).exists():
                 link.symlink_to(ROOT / name)
-        self._shipped = load(ROOT / "config.yaml")
+        self.shipped = load(ROOT / "config.yaml")
         self._config = read_file(ROOT / "config.yaml") | {"tables": {}, "charts": {}}
 
     def add(self, name: str, experiment: dict[str, Any]) -> None:
         """Adds an experiment, or replaces it."""
         self._config["experiments"][name] = experiment
-
-    def table(self, name: str) -> Table:
-        """A table of config.yaml."""
-        return self._shipped.tables[name]
 
     def add_table(self, name: str, table: dict[str, Any]) -> None:
         """Adds a table, or replaces it."""

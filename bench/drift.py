@@ -156,7 +156,7 @@ def main() -> None:
     if parsed.folder:
         runs = DerivedRuns(parsed.folder, parsed.cores)
         runs.add(GUIDED, {"extends": "digits", "teacher": {"training": {"method": {"label_dropout": 0.1}}}})
-        shipped = runs.experiments()
+        shipped = Experiments(runs.shipped)
         wanted = [(name, seed) for name in parsed.cases or CASES for seed in CASES[name].seeds]
         names = {run: run_name(runs, shipped, *run) for run in wanted}
         experiments = runs.experiments()

@@ -41,10 +41,10 @@ def add(runs: DerivedRuns, experiments: Experiments, name: str) -> str:
 def prepared(folder: Path, cores: int) -> DerivedRuns:
     """The folder with all experiments and the table."""
     runs = DerivedRuns(folder, cores)
-    experiments = runs.experiments()
+    experiments = Experiments(runs.shipped)
     shown = [
         {"label": row.label, "experiments": [add(runs, experiments, row.experiments[0])]}
-        for row in runs.table(TABLE).rows
+        for row in runs.shipped.tables[TABLE].rows
     ]
     runs.add_table(SHOWN, {"title": "Methods with a quarter of their updates, one seed", "rows": shown})
     runs.experiments()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.derived_runs import ROOT, DerivedRuns
-from dmd.config import Experiments, load
+from dmd.config import Experiments
 from dmd.metrics.frechet import moments_distance
 from dmd.metrics.moments import Moments
 from dmd.provenance import tensor_files
@@ -35,7 +35,8 @@ class Search:
     """Runs of the workflow in a folder of its own."""
 
     def __init__(self, folder: Path, cores: int) -> None:
-        self._runs, self._shipped = DerivedRuns(folder, cores), Experiments(load(ROOT / "config.yaml"))
+        self._runs = DerivedRuns(folder, cores)
+        self._shipped = Experiments(self._runs.shipped)
         samples = {"num_samples": NUM_IMAGES, "first_seed": FIRST_SEED, "repetitions": 1, "shard_size": 2000}
         self._runs.add(JUDGE, {"extends": TEACHER, "sample": samples})
 

@@ -41,7 +41,7 @@ def test_what_the_snakefile_imports_brings_no_torch(module):
 
 @pytest.mark.parametrize("stage", ["fetch", "tables", "manifest", "prompts", "charts"])
 def test_stages_without_a_network_bring_no_torch(stage):
-    """Its import takes 1.6 s of processor time and 200 MB of memory."""
+    """Its import would be most of their time and memory."""
     assert not brings_torch(f"dmd.stages.{stage}")
 
 

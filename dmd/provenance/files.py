@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dmd.config.section_base import canonical_json as canonical_json  # the specs' form of JSON, and that of all files
+from dmd.config.section_base import canonical_json as canonical_json  # for specs and files
 
 CHUNK_SIZE = 1 << 20
 

@@ -85,14 +85,14 @@ def unipc_2m(
             height = -math.log(ratio)
             target = x0 if before is None else x0 + (x0 - before) * (height / step_before / 2)
             next_x0 = _x0(denoiser, _exact_step(image, target, ratio), next_sigma, label)
-            rise = next_x0 - x0
+            difference = next_x0 - x0
             if before is None:
-                target = rise.mul_(0.5).add_(x0)
+                target = difference.mul_(0.5).add_(x0)
             else:
                 inverse, relative = -1 / math.expm1(-height), step_before / height  # relative: r
                 mean = inverse - 1 / height  # m
-                bend = (inverse - 2 * mean / height - mean) / (1 + relative)  # c
-                target = rise.mul_(mean + bend).add_(x0).sub_((x0 - before).mul_(bend / relative))
+                curvature = (inverse - 2 * mean / height - mean) / (1 + relative)  # c
+                target = difference.mul_(mean + curvature).add_(x0).sub_((x0 - before).mul_(curvature / relative))
             image = _exact_step(image, target, ratio)
             before, step_before, x0 = x0, height, next_x0
         else:

@@ -145,7 +145,7 @@ def _finish(axes: Axes, scores: Mapping[str, Any], value: str) -> None:
         linear = max((std for _, std in floors), default=0.0) or 1.0
         axes.set_yscale("symlog", linthresh=linear)
         shown = [float(y) for line in marked for y in np.atleast_1d(line.get_ydata())]
-        axes.set_ylim(1.2 * min(-linear, *shown), 1.5 * max(linear, *shown))
+        axes.set_ylim(1.2 * min([-linear, *shown]), 1.5 * max([linear, *shown]))
     else:
         axes.set_yscale("log")
     if positions:

@@ -32,12 +32,12 @@ from dmd.sampling.noise import trained_range
 from dmd.train import checkpoints, input_checks, networks, state
 from dmd.train import monitor as monitors
 from dmd.train.data import ImageStream, NoiseStream, PairStream, Stream, TrajectoryStream
-from dmd.train.grids import Grid
 from dmd.train.image_measures import ImageMeasures
 from dmd.train.loop import log_table, training_loop
 from dmd.train.parallel import BatchSplit
 from dmd.train.teacher_images import TeacherImages
 from dmd.train.trainer import Trainer, assemble
+from dmd.train.training_grid import Grid
 
 CPU = torch.device("cpu")
 

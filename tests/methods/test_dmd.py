@@ -10,9 +10,9 @@ from dmd.methods.parts.matching import matching_gradient
 from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser
 from dmd.models.networks import build
 from dmd.sampling.noise import training_sigmas
-from dmd.train.grids import Grid
 from dmd.train.parallel import BatchSplit
 from dmd.train.randomness import update_generator
+from dmd.train.training_grid import Grid
 from tests.trainings import WHOLE, FixedRows, Updates, changed, weights
 
 MLP = {"kind": "mlp", "channels": 2, "resolution": 1, "width": 16, "layers": 2, "num_classes": 0}

@@ -94,7 +94,7 @@ def tiny_configuration() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def targets(request: pytest.FixtureRequest) -> list[str]:
-    """fid.json of the experiments that this session asks for, as by `-k`; of all if it names none."""
+    """fid.json of the experiments that `-k` leaves; of all without it."""
     items = [item for item in request.session.items if getattr(item, "module", None) is request.module]
     asked = {item.callspec.params["name"] for item in items if hasattr(item, "callspec")}
     return [f"results/{name}/fid.json" for name in NAMES if name in asked or not asked]

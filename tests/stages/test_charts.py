@@ -113,6 +113,7 @@ def test_excess_depends_on_the_distance_to_the_floor_alone(tmp_path):
             charts.run(inputs=paths, output=output, kind="calls", series=series, value=value)
             pictures.append(output.read_bytes())
     assert pictures[0] == pictures[2] and len({*pictures}) == 3
+    charts.run(inputs=[], output=tmp_path / "none.png", kind="calls", series=series, value="excess")  # no score yet
 
 
 def test_pairs_chart_takes_its_places_from_the_spec(tmp_path):
