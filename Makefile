@@ -1,6 +1,6 @@
 # make demo | table2 | methods | methods-few | methods-eight | methods-long | methods-switches | methods-search |
 # fashion | test | test-slow | test-slurm | fuzz | test-faults | check | bench | bench-gpu | bench-memory | bench-scale |
-# bench-trainers | compare-earlier-version | plan | verify | prune | store | report.
+# plan | verify | prune | store | report.
 # Each target creates .venv first if it does not exist.
 PYTHON ?= python3
 CORES ?= all
@@ -13,7 +13,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(shell cksum < envs/requirements.txt | cut -d ' ' -f 1)
 SOURCES := dmd tests workflow/scripts $(wildcard bench)
 
-.PHONY: demo table2 methods methods-few methods-eight methods-long methods-switches methods-search fashion test test-slow test-slurm fuzz test-faults check bench bench-gpu bench-memory bench-scale bench-trainers compare-earlier-version plan verify prune store report
+.PHONY: demo table2 methods methods-few methods-eight methods-long methods-switches methods-search fashion test test-slow test-slurm fuzz test-faults check bench bench-gpu bench-memory bench-scale plan verify prune store report
 
 demo: $(READY)
 	$(BIN)/snakemake --cores $(CORES)
@@ -108,16 +108,6 @@ bench-memory: $(READY)
 bench-scale: $(READY)
 	export OMP_NUM_THREADS=1; status=0; \
 	for part in scale readers; do $(BIN)/python -m bench.$$part || status=1; done; exit $$status
-
-# Compares the speed of updates and pairs with commit 29f82d6: writes bench/results/trainers.json.
-# make bench-trainers SEGMENTS=2 is quick, but its confidence intervals are wide.
-bench-trainers: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.trainers $(if $(SEGMENTS),--segments $(SEGMENTS))
-
-# Compares the output of every stage with that of commit 29f82d6 on the same inputs; exits 1 if they differ.
-# make compare-earlier-version QUICK=1 has fewer updates, pairs and samples; CASE=toy2d runs one case.
-compare-earlier-version: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.earlier_version $(CASE) $(if $(QUICK),--quick)
 
 # make plan EXPERIMENT=digits prints the jobs, network calls, time and disk of a run; without EXPERIMENT, of the demo.
 plan: $(READY)

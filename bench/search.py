@@ -1,10 +1,10 @@
 """The search for learning rates, the same for every method: python -m bench.search --folder FOLDER.
 
 Writes bench/results/search.json. Each experiment is run once (seed 0) with all of its learning rates multiplied by each
-of `SCALES`, all else as in its section. The judge is the Frechet distance of its samples to 20,000 images of the
-teacher, drawn in 35 calls, in the features of the experiment. No held-out image has a part in it. If no scale between
-the outer ones is best, the search goes on beyond the better one, `MORE` times at most. The folder keeps what is made,
-so a search that was interrupted goes on.
+of `SCALES`, all else as in its section; with 1 it is the experiment itself. The judge is the Frechet distance of its
+samples to 20,000 images of the teacher, drawn in 35 calls, in the features of the experiment. No held-out image has a
+part in it. If no scale between the outer ones is best, the search goes on beyond the better one, `MORE` times at most.
+The folder keeps what is made, so a search that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -21,11 +21,7 @@ from dmd.metrics.moments import Moments
 from dmd.provenance import tensor_files
 
 OUTPUT = ROOT / "bench" / "results" / "search.json"
-METHODS = [f"digits-{name}" for name in "cd ct ect mean-flow scm imm ctm pd sid sida uni-instruct".split()]
-METHODS += [f"digits-{name}" for name in "diff-instruct f-distill gan ufogen tract boot dfno dmd2".split()] + [
-    "digits-no-regression-3to1",
-    "digits",
-]
+TABLE = "methods"
 TEACHER, JUDGE, NUM_IMAGES = "digits-teacher", "search-teacher", 20_000
 FIRST_SEED = 10**6  # other noise than that of the students
 SCALES, STEP, MORE = (0.3, 1.0, 3.0), 10**0.5, 2
@@ -39,6 +35,11 @@ class Search:
         self._shipped = Experiments(self._runs.shipped)
         samples = {"num_samples": NUM_IMAGES, "first_seed": FIRST_SEED, "repetitions": 1, "shard_size": 2000}
         self._runs.add(JUDGE, {"extends": TEACHER, "sample": samples})
+
+    def students(self) -> list[str]:
+        """The first experiment of each row of the table, without those that draw with a teacher."""
+        names = [row.experiments[0] for row in self._runs.shipped.tables[TABLE].rows]
+        return [name for name in names if self._shipped.distilled(name)]
 
     def distances(self, runs: list[tuple[str, float]]) -> list[float | None]:
         """The distance to the teacher's images of each experiment and scale; None where the training failed."""
@@ -55,7 +56,9 @@ class Search:
         return [None if each is None else round(moments_distance(each, judge), 4) for each in found]
 
     def _add(self, experiment: str, scale: float) -> str:
-        """Adds an experiment with scaled learning rates; its name."""
+        """Adds an experiment with scaled learning rates, if they are other ones; its name."""
+        if scale == 1:
+            return experiment
         optimisers: Any = self._shipped.section(experiment, "distill").optimisers
         rates = {role: {"learning_rate": each.learning_rate * scale} for role, each in optimisers.items()}
         name = f"search-{experiment}-{scale:.2g}".replace(".", "-")  # a name has no point
@@ -102,13 +105,13 @@ def write(results: dict[str, dict[float, float | None]]) -> None:
 def main() -> None:
     """Command line: see the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiments", nargs="*", default=METHODS, help=f"default: {', '.join(METHODS)}")
+    parser.add_argument("experiments", nargs="*", help=f"default: the students of table {TABLE}")
     parser.add_argument("--folder", type=Path, required=True, help="where configuration and results lie")
     parser.add_argument("--cores", type=int, default=2)
     parsed = parser.parse_args()
     search = Search(parsed.folder, parsed.cores)
-    results: dict[str, dict[float, float | None]] = {name: {} for name in parsed.experiments}
-    runs = [(name, scale) for name in parsed.experiments for scale in SCALES]
+    results: dict[str, dict[float, float | None]] = {name: {} for name in parsed.experiments or search.students()}
+    runs = [(name, scale) for name in results for scale in SCALES]
     for _ in range(1 + MORE):
         for (name, scale), value in zip(runs, search.distances(runs), strict=True):
             results[name][scale] = value

@@ -24,7 +24,7 @@ NAMES = frozenset(  # wherever they stand, called or handed on; methods by their
     "importlib.import_module pandas.read_pickle os.system os.popen .load_state_dict_from_url .hf_hub_download "
     ".snapshot_download .urlopen .urlretrieve .extractall .unpack_archive".split()
 )
-PLACES = {"importlib.import_module": ("dmd/methods/__init__.py", "bench/trainer_segment.py")}  # of names of ours
+PLACES = {"importlib.import_module": ("dmd/methods/__init__.py",)}  # of names of ours
 REQUIRED = {  # function, or the name of a method -> (keyword, what it has to be)
     "torch.load": ("weights_only", "True"),
     "numpy.load": ("allow_pickle", "False"),
