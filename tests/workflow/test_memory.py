@@ -74,9 +74,10 @@ def test_memory_of_processes_and_micro_batches_is_that_of_their_rows(script, dis
     assert shared["exchange of gradients"] > 0 and "exchange of gradients" not in alone
 
 
-def test_passes_of_a_whole_distillation_are_those_of_the_paper(script):
+def test_passes_of_a_whole_distillation_are_those_of_the_paper():
     """Student and fake update 3 each, real and fake score 1, on the matching batch; the student 3 on pairs."""
-    assert script.image_passes(script.published(392, 300_000)) == 300_000 * 11 * 392
+    distill = Experiments(load(REPOSITORY / "config.yaml")).section("cifar10-cond", "distill")
+    assert stand_in.image_passes(distill) == 300_000 * 11 * 392
 
 
 def test_passes_count_guidance_joined_pairs_and_batches_of_phases(distill_section):

@@ -33,19 +33,11 @@ from dmd.models.networks.published_architectures import CIFAR10, IMAGENET64  # n
 from dmd.provenance import tensor_files  # noqa: E402
 from dmd.provenance.files import canonical_json  # noqa: E402
 from dmd.sampling.drawing_memory import TEXT_LENGTH  # noqa: E402
+from workflow.scripts.rates import Job, calls_per_image  # noqa: E402
 from workflow.scripts.stand_in import image_passes, needed  # noqa: E402
 
 GIB = 2**30
-PAPER: dict[str, tuple[dict[str, Any], int, int, int, int]] = {  # network, batch, pairs, calls for a pair, updates
-    "ImageNet-64": (IMAGENET64, 336, 25_000, 511, 350_000),
-    "CIFAR-10 conditional": (CIFAR10, 392, 100_000, 35, 300_000),
-    "CIFAR-10 unconditional": (CIFAR10 | {"num_classes": 0}, 392, 500_000, 35, 300_000),
-}
-CONFIGURED = {
-    "ImageNet-64": "imagenet64",
-    "CIFAR-10 conditional": "cifar10-cond",
-    "CIFAR-10 unconditional": "cifar10-uncond",
-}
+PAPER = ("imagenet64", "cifar10-cond", "cifar10-uncond")  # experiments
 RELEASED: dict[str, dict[str, Any]] = {  # experiment -> network of its teacher, whose file need not be there
     "cifar10-uncond": CIFAR10 | {"num_classes": 0},
     "cifar10-cond": CIFAR10,
@@ -59,7 +51,6 @@ VARIANTS = {
         dtype="bfloat16", gradient_checkpointing=True, micro_batch_size=16
     ),
 }
-NUM_SAMPLES = 150_000  # three repetitions of 50,000
 
 
 def main() -> None:
@@ -106,33 +97,31 @@ def paper() -> Iterator[str]:
     shipped = Experiments(load(ROOT / "config.yaml"))
     yield f"| experiment | GPUs | as in config.yaml | {' | '.join(VARIANTS)} | pairs, disk | samples, disk |"
     yield f"|---|---:|{'---:|' * (len(VARIANTS) + 3)}"
-    for name, (network, batch, pairs, _, updates) in PAPER.items():
+    for name in PAPER:
+        network, distill, sample = RELEASED[name], section(shipped, name), shipped.section(name, "sample")
+        num_pairs, num_samples = shipped.section(name, "pairs").num_pairs, sample.num_samples * sample.repetitions
         for processes in (1, 7):
-            totals = []
-            for compute in (section(shipped, CONFIGURED[name]).compute, *VARIANTS.values()):
-                changes = {"compute": compute, "processes": processes}
-                totals.append(sum(needed(network, published(batch, updates).model_copy(update=changes)).values()))
-            disks = (shard_bytes(network, pairs, arrays=2), shard_bytes(network, NUM_SAMPLES, arrays=1))
+            settings = [
+                {"compute": compute, "processes": processes} for compute in (distill.compute, *VARIANTS.values())
+            ]
+            totals = [sum(needed(network, distill.model_copy(update=each)).values()) for each in settings]
+            disks = (shard_bytes(network, num_pairs, arrays=2), shard_bytes(network, num_samples, arrays=1))
             cells = [f"{total / GIB:.1f} GiB" for total in totals] + [f"{size / 1e9:.1f} GB" for size in disks]
-            yield f"| {name} | {processes} | {' | '.join(cells)} |"
-
-
-def published(batch: int, updates: int) -> Distill:
-    """The paper's distillation on pixels: LPIPS, and one fake denoiser update per update of the student."""
-    method = {"name": "dmd", "matching_batch_size": batch, "regression_batch_size": batch}
-    method |= {"regression_distance": {"kind": "lpips", "file": "inputs/vgg16-397923af.pth"}}
-    return Distill.model_validate({"method": {**method, "phases": [{"updates": updates}]}})
+            yield f"| `{name}` | {processes} | {' | '.join(cells)} |"
 
 
 def operations() -> Iterator[str]:
     """Floating-point operations of networks in the paper's experiments; a backward pass counts as two forward ones."""
+    shipped = Experiments(load(ROOT / "config.yaml"))
     yield "| experiment | forward pass of an image | all pairs | one update | all updates |"
     yield "|---|---:|---:|---:|---:|"
-    for name, (network, batch, pairs, calls, updates) in PAPER.items():
-        forward = forward_operations(network)
-        whole = image_passes(published(batch, updates)) * forward
-        cells = f"{forward / 1e9:.1f} G | {pairs * calls * forward / 1e18:.2f} E | {whole / updates / 1e12:.0f} T"
-        yield f"| {name} | {cells} | {whole / 1e18:.0f} E |"
+    for name in PAPER:
+        forward, distill, pairs = forward_operations(RELEASED[name]), section(shipped, name), Job("pairs", name, None)
+        whole = image_passes(distill) * forward
+        updates = sum(phase.updates for phase in distill.method.phases)
+        drawn = shipped.section(name, "pairs").num_pairs * calls_per_image(shipped, pairs) * forward
+        cells = f"{forward / 1e9:.1f} G | {drawn / 1e18:.2f} E | {whole / updates / 1e12:.0f} T"
+        yield f"| `{name}` | {cells} | {whole / 1e18:.0f} E |"
 
 
 def forward_operations(network: dict[str, Any]) -> int:
