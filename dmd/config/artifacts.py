@@ -169,6 +169,12 @@ class Experiments:
             return getattr(self.section(experiment, "teacher"), "training", None)
         return self.section(experiment, "distill") if rule == "distill" else None
 
+    def versions(self, experiment: str, rule: str) -> list[int]:
+        """The version of a rule and, above 1, that of the method that it trains with."""
+        training = self.training(experiment, rule)
+        method = training.method.version if training else 1
+        return [RULES[rule].version, *([method] if method > 1 else [])]
+
     def parts(self, experiment: str, *rules: str) -> list[str]:
         """Those of `rules` that the experiment has, such as "autoencoder" for a teacher of latents."""
         return [rule for rule in rules if self.has(experiment, rule)]
@@ -212,7 +218,7 @@ class Experiments:
         """
         upstream = sorted({(source, self.owner(name, source)) for source, name in self.upstream(experiment, rule)})
         made = [
-            [source, RULES[source].version, self._spec(owner, source), self.lineage(owner, source)]
+            [source, *self.versions(owner, source), self._spec(owner, source), self.lineage(owner, source)]
             for source, owner in upstream
         ]
         return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16] if made else ""

@@ -176,6 +176,11 @@ class MethodSection(Section):
         return {} if size is None else {"batch_size": size}
 
     @property
+    def version(self) -> int:
+        """Higher when the same section gives other weights than before; only trainings of the method are made again."""
+        return 1
+
+    @property
     def denoises(self) -> bool:
         """Whether the student is a denoiser at all noise levels, which can teach another student."""
         return False

@@ -275,9 +275,13 @@ class RuleLookups:
         )
 
     def version(self, rule: str) -> Text:
-        """The version of a rule, and a digest of all that its inputs are made from; see `Experiments.lineage`."""
-        lineage, version = self.experiments.lineage, RULES[rule].version
-        return exits_on_config_error(lambda wildcards: f"{version} {lineage(wildcards.experiment, rule)}".rstrip())
+        """The versions of a rule, and a digest of all that its inputs are made from; see `Experiments.lineage`."""
+        versions, lineage = self.experiments.versions, self.experiments.lineage
+
+        def look_up(name: str) -> str:
+            return " ".join([*map(str, versions(name, rule)), lineage(name, rule)]).rstrip()
+
+        return exits_on_config_error(lambda wildcards: look_up(wildcards.experiment))
 
     def cadence(self, rule: str) -> Callable[[Wildcards, Any], str]:
         """How often a training writes checkpoints, grids and log rows; a change reruns nothing."""

@@ -2,7 +2,8 @@
 
 Raise a version when the same inputs and spec give other bytes, or when a default of a section changes, since the
 specs of many rules leave defaults out. Snakemake does not see changes of the code behind `python -m`, but reruns a
-job when the version changes, which every rule passes as a parameter.
+job when the version changes, which every rule passes as a parameter. For one method alone there is
+`MethodSection.version`.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ mean discrepancy of the two sets,
 with the kernel k(y, y') = exp(-v max(|y - y'|, 1e-8) / d) of images with d values; 1 / v = (1 - s/t) c_out(t) is the
 factor of the network's raw output in y_t. With one image in a group and k = -|y - y'|^2 this is a consistency loss.
 
-In the flow time u = t / (1 + t), of which the paper's paths are (1 - u) x + u n, the times of t and s are uniform, that
-of s below that of t, and with alpha = 1 - u and the log-SNR l = -2 ln t
+The paper's paths are (1 - u) x + u n with noise n of deviation sigma_data, so e = t / sigma_data is their noise over
+their image and u = e / (1 + e) their time. The times of t and s are uniform, that of s below that of t, and with
+alpha = 1 - u and the log-SNR l = -2 ln e
 
     w = 1/2 sigmoid(b - l) (-dl/du) alpha^a / (alpha^2 + u^2).
 
@@ -55,12 +56,12 @@ class Imm(Method[sections.Imm]):
 
     def draw(self, step: Step, clock: Clock, random: torch.Generator) -> Mapping[str, Rows]:
         """Three noise levels of each group, and noise of each image."""
-        config, num = self.config, self.config.batch_size
-        first, last = (sigma / (1 + sigma) for sigma in (config.sigma_min, config.calls[0]))
+        config, num, unit = self.config, self.config.batch_size, self.facts.sigma_data
+        first, last = (sigma / (unit + sigma) for sigma in (config.sigma_min, config.calls[0]))
         position, below = torch.rand((2, num), generator=random, dtype=torch.float64)
         time = first + position * (last - first)
         end_time = first + below * (time - first)
-        sigma, end = time / (1 - time), end_time / (1 - end_time)
+        sigma, end = unit * time / (1 - time), unit * end_time / (1 - end_time)
         gap = (config.calls[0] - config.sigma_min) / 2**config.k
         levels = {"sigma": sigma, "lower": torch.maximum(sigma - gap, end), "end": end}
         noise = torch.randn((num, config.particles, *self.facts.shape), generator=random)
@@ -76,9 +77,10 @@ class Imm(Method[sections.Imm]):
         factor = (1 - end / sigma) * self.denoiser(STUDENT).preconditioning(sigma).c_out.abs()
         scale = 1 / (factor.clamp(min=SMALLEST) * math.prod(self.facts.shape))
         values = discrepancy(arrived, target, lambda square: laplace(square, scale[:, None, None]))
-        loss = (level_weight(sigma, a=self.config.a, b=self.config.b) * values).mean()
+        ratio = sigma / self.facts.sigma_data
+        loss = (level_weight(ratio, a=self.config.a, b=self.config.b) * values).mean()
         log.scalar("loss/imm", loss, len(image))
-        bins = (sigma / (1 + sigma) * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+        bins = (ratio / (1 + ratio) * NUM_BINS).long().clamp(max=NUM_BINS - 1)
         log.binned("imm/discrepancy", values.detach(), bins, NUM_BINS)
         return loss
 
@@ -116,13 +118,13 @@ def laplace(square: Tensor, scale: Tensor) -> Tensor:
     return (-scale * square.clamp(min=SMALLEST**2).sqrt()).exp()
 
 
-def level_weight(sigma: Tensor, *, a: float, b: float) -> Tensor:
-    """w of levels sigma (B,)."""
-    time = sigma / (1 + sigma)
+def level_weight(ratio: Tensor, *, a: float, b: float) -> Tensor:
+    """w of levels e (B,)."""
+    time = ratio / (1 + ratio)
     alpha = 1 - time
-    ratio = -2 * sigma.log()
+    log_snr = -2 * ratio.log()
     slope = 2 / (time * alpha)  # -dl/du of l = 2 ln((1 - u) / u)
-    return torch.sigmoid(b - ratio) / 2 * slope * alpha**a / (alpha.square() + time.square())
+    return torch.sigmoid(b - log_snr) / 2 * slope * alpha**a / (alpha.square() + time.square())
 
 
 METHOD = Imm

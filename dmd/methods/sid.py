@@ -33,7 +33,7 @@ of `dmd.methods.parts.divergences`, that divergence is the integral over all s o
 
     student    w (h Delta . (K(x_s; s) - x) + (1 - alpha) (h - r dh/dr) |Delta|^2)
 
-has for alpha = 1/2 the gradient of E h(r) |Delta|^2 / 2, for alpha = 1 the same for a fixed distribution of x_s. It
+has for alpha = 1/2 the gradient of E h(r) |Delta|^2 / 2, for alpha = 1 the same for fixed h and distribution of x_s. It
 takes the gradient through x, x_s, T, K and r. For the reverse KL divergence, h = 1, this is SiD; for the forward one,
 h = r, the second term is 0. Levels are drawn as in SiD, which weights them in another way than the integral does.
 
@@ -56,7 +56,14 @@ from torch.nn import functional
 from dmd.config.methods import sid as sections
 from dmd.methods.base import Clock, Method, Part, Rows, Step, StepLog
 from dmd.methods.parts.denoising_loss import denoising_loss
-from dmd.methods.parts.divergences import DIVERGENCES, LARGEST_LOGIT, Divergence, density_ratio
+from dmd.methods.parts.divergences import (
+    DIVERGENCES,
+    LARGEST_LOGIT,
+    LARGEST_RATIO,
+    SMALLEST_RATIO,
+    Divergence,
+    density_ratio,
+)
 from dmd.models.denoiser import per_sample
 from dmd.models.student_calls import Calls
 from dmd.sampling.noise import karras_curve, log_normal_sigmas
@@ -220,12 +227,13 @@ def weighted_score_identity(
     Args:
         image: x of the student, (B, C, H, W).
         real_x0, fake_x0: T and K at the noised x, with their graph to x.
-        ratio: r at the noised x, with its graph to x, (B,).
+        ratio: r at the noised x, with its graph to x, (B,); at the bounds of `density_ratio` it is a constant.
         divergence: h and r dh/dr.
     """
     gap, weight = real_x0 - fake_x0, divergence.weight(ratio)
     along = (gap * (fake_x0 - image)).flatten(1).mean(1)
-    return weight * along + (1 - alpha) * (weight - divergence.slope(ratio)) * gap.square().flatten(1).mean(1)
+    slope = divergence.slope(ratio) * ((ratio != SMALLEST_RATIO) & (ratio != LARGEST_RATIO))  # 0 where r is clamped
+    return weight * along + (1 - alpha) * (weight - slope) * gap.square().flatten(1).mean(1)
 
 
 def normaliser(image: Tensor, real_x0: Tensor) -> Tensor:

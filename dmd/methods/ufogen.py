@@ -4,12 +4,12 @@ The student is trained on a few noise levels s_1 > s_2 > ... > s_N, and s_(N+1) 
 level s and the next lower one r for each real image y, and lets the student remove the noise, x = D(y + s n; s). The
 discriminator, the encoder of another denoiser with a head, judges images at level r, with noise of their own:
 
-    student          softplus(-l(x + r n'')) + g |x - y|^2,
+    student          softplus(-l(x + r n'')) + g |x - y|^2 / s^2,
     discriminator    softplus(l(x + r n'')) + softplus(-l(y + r n')).
 
 It does not see the image at level s. The squared error stands for the paper's KL term, which for Gaussian noise is a
-constant and |x - y|^2 / (2 (s^2 - r^2)); here its weight is g at all levels. Only the call at the highest level is used
-to draw. Student and discriminator begin as the teacher.
+constant and |x - y|^2 / (2 (s^2 - r^2)); as in the authors' public code it is that of the noise, |x - y|^2 / s^2. Only
+the call at the highest level is used to draw. Student and discriminator begin as the teacher.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Ufogen(Method[sections.Ufogen]):
         if step.name == "student":
             logits = discriminator.logits(head, judged, with_noise(generated, rows["generated_noise"], low), label)
             realistic = discriminator.realistic(logits)
-            error = denoising_loss(generated, image, weight=torch.ones_like(low))
+            error = denoising_loss(generated, image, weight=sigma.square().reciprocal())
             log.scalar("loss/gan", realistic, len(label))
             log.scalar("loss/denoising", error, len(label))
             log.spread("generated", generated)

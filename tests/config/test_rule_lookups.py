@@ -13,6 +13,7 @@ from snakemake.iocontainers import InputFiles, Wildcards
 
 from dmd import config
 from dmd.config import resources, rule_lookups
+from dmd.config.methods.imm import Imm
 from dmd.config.rule_lookups import RuleLookups
 from dmd.config.rule_table import RULES
 from dmd.config.table_lookups import TableLookups
@@ -245,6 +246,21 @@ def test_versions_change_with_the_specs_of_all_rules_upstream_and_with_no_others
     assert {rule for rule in before if before[rule] != changed[rule]} == {"sample", "features", "evaluate"}
     assert before["evaluate"].split()[0] == str(RULES["evaluate"].version)
     assert versions(distill={"checkpoint_every": 7}) == before
+
+
+def test_version_of_a_method_is_that_of_its_trainings_and_of_what_is_made_from_them():
+    child = {"distill": {"method": {"name": "imm", "phases": [{"updates": 1}]}}}
+
+    def versions() -> dict[str, str]:
+        found = provided(child=child)
+        return {rule: found.version(rule)(job("child")) for rule in ("teacher", "distill", "sample", "features")}
+
+    before = versions()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Imm, "version", 100)
+        after = versions()
+    assert after["distill"].split()[:2] == [str(RULES["distill"].version), "100"]
+    assert {rule for rule in before if before[rule] != after[rule]} == {"distill", "sample", "features"}
 
 
 def test_parameters_that_rerun_nothing_take_the_output():

@@ -73,8 +73,8 @@ def test_levels_descend_and_lie_within_their_range():
     assert bool((end <= lower).all()) and bool((lower <= sigma).all())
     above = lower > end
     torch.testing.assert_close((sigma - lower)[above], torch.full((int(above.sum()),), (10 - 0.006) / 16))
-    time = sigma / (1 + sigma)
-    assert float(time.mean()) == pytest.approx((0.006 / 1.006 + 10 / 11) / 2, abs=0.04)
+    time = sigma / (STD + sigma)
+    assert float(time.mean()) == pytest.approx((0.006 / (STD + 0.006) + 10 / (STD + 10)) / 2, abs=0.04)
 
 
 class Exact(Denoiser):
@@ -132,7 +132,7 @@ def test_loss_is_the_weighted_mean_over_pairs_of_kernels_of_images_of_several_va
             for i in range(3)
             for j in range(3)
         ]
-        weight = float(level_weight(torch.tensor(t), a=config.a, b=config.b))
+        weight = float(level_weight(torch.tensor(t / STD), a=config.a, b=config.b))
         expected += weight * sum(pairs) / len(pairs) / 2
     assert float(found) == pytest.approx(expected, rel=1e-4)
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from dmd.config.methods.sid import Sid as Section
 from dmd.config.training import Adapter, Distill
 from dmd.methods.base import Facts
-from dmd.methods.parts.divergences import DIVERGENCES
+from dmd.methods.parts import divergences
+from dmd.methods.parts.divergences import DIVERGENCES, LARGEST_RATIO, SMALLEST_RATIO
 from dmd.methods.parts.matching import matching_gradient
 from dmd.methods.sid import Sid, implicit_matching, normaliser, score_identity, weighted_score_identity
 from dmd.models.adapters import add_adapters, with_network
@@ -79,6 +80,15 @@ def test_score_identity_is_a_part_of_the_divergence_where_the_fake_denoiser_is_e
     value = (PRODUCT * score_identity(image, real, fake, alpha=alpha)).sum()
     divergence = (PRODUCT * (real - fake).flatten(1).square().mean(1)).sum()
     torch.testing.assert_close(value, (1 - alpha) * divergence, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["forward-kl", "jensen-shannon"])
+@pytest.mark.parametrize("bound", [SMALLEST_RATIO, LARGEST_RATIO])
+def test_weighted_score_identity_beyond_the_bounds_of_the_ratio_has_a_constant_weight(name, bound):
+    divergence, ratio = DIVERGENCES[name], divergences.density_ratio(torch.full((5,), 50.0 if bound > 1 else -50.0))
+    images = torch.randn(3, 5, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    found = weighted_score_identity(*images, ratio, divergence=divergence, alpha=0.5)
+    torch.testing.assert_close(found, divergence.weight(torch.tensor(bound)) * score_identity(*images, alpha=0.5))
 
 
 def test_implicit_matching_has_the_gradient_of_the_pseudo_huber_divergence_of_fixed_samples():

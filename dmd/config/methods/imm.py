@@ -44,6 +44,11 @@ class Imm(MethodSection):
             raise ValueError(f"sigma_min: {self.sigma_min:g} is not below the last of calls, {self.calls[-1]:g}")
         return self
 
+    @property
+    def version(self) -> int:
+        """2: the flow time is that of noise in units of sigma_data."""
+        return 2
+
     def roles(self) -> dict[str, Role]:
         """The student alone, whose network gets a second time, and which is its own target."""
         return {STUDENT: Role(Source.START, Mode.TRAINED, second_time=True)}

@@ -90,6 +90,11 @@ class Sid(MethodSection):
             )
         return self
 
+    @property
+    def version(self) -> int:
+        """2: the ratio is constant beyond its bounds in the second term of an f-divergence, too."""
+        return 2 if self.divergence.kind == "f-divergence" else 1
+
     def notes(self, phase: Phase) -> list[str]:
         """A line if adversarial_scale has no effect."""
         assert isinstance(phase, SidPhase)

@@ -19,7 +19,9 @@ class Ufogen(Discriminated):
     sigma_min: Sigma | None = Field(None, description=f"level at which images of the lowest level are judged; {LOWEST}")
     sigma_max: Sigma = Field(80.0, description="highest level")
     rho: Rho = Field(7.0, description="of Karras et al. 2022, Eq. 5: larger means denser levels near sigma_min")
-    reconstruction_weight: Weight = Field(description="of the denoising loss; the paper's value is not published")
+    reconstruction_weight: Weight = Field(
+        description="of the squared error of the noise, that is, of the image over sigma; 1 in the authors' code"
+    )
     r1: Weight = Field(0.0, description="weight of the squared gradient of the logits of real images; 0 = off")
     batch_size: Batch = Field(256, description="images in each loss")
     phases: Annotated[Many[DiscriminatorPhase], Field(min_length=1)]
@@ -28,3 +30,8 @@ class Ufogen(Discriminated):
     def _fits(self) -> Ufogen:
         check_order(self.sigma_min, self.sigma_max)
         return self
+
+    @property
+    def version(self) -> int:
+        """2: the reconstruction loss is the squared error of the noise."""
+        return 2
