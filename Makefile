@@ -36,18 +36,8 @@ methods-few: $(READY)
 	$(BIN)/snakemake --cores $(CORES) results/tables/methods-few.md results/tables/methods-few-calls.png results/tables/methods-guided.md
 	$(BIN)/python -m bench.methods_report methods-few
 
-# Six methods, DMD and its ablations, eight seeds each.
-methods-eight: $(READY)
-	$(BIN)/snakemake --cores $(CORES) results/tables/$@.md
-	$(BIN)/python -m bench.methods_report $@
-
-# Methods with four times as many updates.
-methods-long: $(READY)
-	$(BIN)/snakemake --cores $(CORES) results/tables/$@.md
-	$(BIN)/python -m bench.methods_report $@
-
-# Switches of DMD, three seeds each.
-methods-switches: $(READY)
+# Six methods, DMD and its ablations with eight seeds each; methods with four times as many updates; switches of DMD.
+methods-eight methods-long methods-switches: $(READY)
 	$(BIN)/snakemake --cores $(CORES) results/tables/$@.md
 	$(BIN)/python -m bench.methods_report $@
 
