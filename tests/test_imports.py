@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
 
 HEAVY = ("diffusers", "transformers", "torchvision", "lpips", "sklearn", "scipy", "matplotlib", "pandas", "onnx")
@@ -16,9 +14,9 @@ STAGES = ("teacher", "reference", "pairs", "manifest", "distill", "sample", "fea
 STAGES += ("inception_score", "text_encoder", "autoencoder")
 
 
-def imported(*statements: str) -> list[set[str]]:
-    """Heavy packages that a fresh interpreter has loaded after each of some statements."""
-    look = f"print(*[name for name in {HEAVY!r} if name in sys.modules])"
+def imported(*statements: str, packages: tuple[str, ...] = HEAVY) -> list[set[str]]:
+    """Packages, of these, that a fresh interpreter has loaded after each of some statements."""
+    look = f"print(*[name for name in {packages!r} if name in sys.modules])"
     code = "\n".join(["import sys", *(f"{statement}; {look}" for statement in statements)])
     answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     return [set(line.split()) for line in answer.stdout.splitlines()]
@@ -28,21 +26,15 @@ def test_stages_of_the_chain_import_no_heavy_package_before_they_need_it():
     assert imported("; ".join(f"import dmd.stages.{name}" for name in STAGES)) == [set()]
 
 
-def brings_torch(module: str) -> bool:
-    code = f"import sys, {module}; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    return {"True": True, "False": False}[done.stdout.strip()]
+def test_what_the_snakefile_imports_brings_no_torch():
+    modules = ("dmd", "dmd.config", "dmd.config.schema", "dmd.provenance.files", "dmd.status")
+    assert imported(*(f"import {name}" for name in modules), packages=("torch",)) == [set()] * 5
 
 
-@pytest.mark.parametrize("module", ["dmd", "dmd.config", "dmd.config.schema", "dmd.provenance.files", "dmd.status"])
-def test_what_the_snakefile_imports_brings_no_torch(module):
-    assert not brings_torch(module)
-
-
-@pytest.mark.parametrize("stage", ["fetch", "tables", "manifest", "prompts", "charts"])
-def test_stages_without_a_network_bring_no_torch(stage):
+def test_stages_without_a_network_bring_no_torch():
     """Its import would be most of their time and memory."""
-    assert not brings_torch(f"dmd.stages.{stage}")
+    stages = ("fetch", "tables", "manifest", "prompts", "charts")
+    assert imported(*(f"import dmd.stages.{name}" for name in stages), packages=("torch",)) == [set()] * 5
 
 
 def test_digits_alone_bring_scikit_learn():
