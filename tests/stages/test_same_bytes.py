@@ -103,7 +103,7 @@ def test_teacher_has_the_bytes_of_commit_29f82d6(teacher_file):
 @pytest.mark.parametrize("case", CASES)
 def test_student_has_the_bytes_of_commit_29f82d6(case, teacher_file, manifest_file, distill_section, tmp_path):
     keys, expected = CASES[case]
-    section = changed(distill_section, **keys, grid_every=1000)
+    section = changed(distill_section, **keys, monitor=None, grid_every=1000, checkpoint_every=1000)
     folder = distil(tmp_path, section, teacher=teacher_file, manifest=manifest_file)
     assert digest(folder / NAMES[0]) in expected
 
