@@ -65,7 +65,7 @@ def test_configuration_is_refused_before_any_work(tmp_path: Path, edits: dict[st
 
 UNFOLDING = ["a0: &a0 {x: 1}"]  # in full 9^9 values
 UNFOLDING += [f"a{i + 1}: &a{i + 1} {{{', '.join(f'k{key}: *a{i}' for key in range(9))}}}" for i in range(9)]
-TEMPLATE = '__use_yte__: true\n__definitions__: [\'open("ran", "w")\']\n'
+TEMPLATE = '__use_yte__: true\n__definitions__: [\'open("ran", "w")\']\na: \'?open("ran", "w")\'\n'
 REFUSED_YAML = {  # text -> message
     "experiments: {}\nexperiments: {}\n": 'the key "experiments" stands twice in a mapping: in line 1 and in line 2',
     "\n".join(UNFOLDING): "more than 1000000 values",
