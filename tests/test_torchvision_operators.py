@@ -1,7 +1,12 @@
 """torchvision can be imported whether or not its compiled part loads."""
 
+import contextlib
 import subprocess
 import sys
+
+import torch
+
+from dmd import torchvision_operators as operators
 
 
 def test_ensure_lets_packages_that_need_torchvision_be_imported():
@@ -13,11 +18,9 @@ def test_ensure_lets_packages_that_need_torchvision_be_imported():
 
 
 def test_ensure_leaves_an_operator_that_cannot_be_called():
-    code = (
-        "import torch; from dmd import torchvision_operators as operators; operators.ensure(); import torchvision\n"
-        "box = torch.tensor([[0.0, 0.0, 1.0, 1.0]])\n"
-        "try: print(torchvision.ops.nms(box, torch.ones(1), 0.5).tolist())\n"
-        "except (RuntimeError, NotImplementedError) as error: print('refused')"
-    )
-    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert found.stdout.strip() in ("[0]", "refused")
+    operators.ensure()
+    import torchvision
+
+    box = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    with contextlib.suppress(RuntimeError):
+        assert torchvision.ops.nms(box, torch.ones(1), 0.5).tolist() == [0]
