@@ -102,7 +102,7 @@ def snakemake(
     """Runs `command` and waits.
 
     Args:
-        own_process: start Snakemake as users do; else, and without `settings`, it is a fork of a started one.
+        own_process: start Snakemake as users do; else, and without `settings`, it and its stages are forks.
         seconds: after which a fork ends; 0 = never.
         settings: of subprocess.run.
     """

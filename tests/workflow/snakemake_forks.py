@@ -1,10 +1,11 @@
 """Runs of Snakemake without its start, which takes most of the time of short ones.
 
-A process that has imported Snakemake and what reads the configuration, this file as a program, forks for each run.
+A process that has imported Snakemake and read a configuration, this file as a program, forks for each run.
 """
 
 import contextlib
 import functools
+import gc
 import io
 import json
 import os
@@ -14,7 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-IMPORTS = Path(__file__).resolve().parents[2] / "workflow" / "python"
+REPOSITORY = Path(__file__).resolve().parents[2]
+IMPORTS = REPOSITORY / "workflow" / "python"
 
 
 def run(
@@ -38,8 +40,11 @@ def run(
 @functools.cache
 def _server(environment: tuple[tuple[str, str], ...]) -> subprocess.Popen[str]:
     """It ends when its input does, at the latest with this process."""
-    line = [sys.executable, "-P", __file__]
-    return subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(environment))
+    from tests.workflow import stage_forks  # which the program needs not, and has no path to
+
+    line, given = [sys.executable, "-P", __file__], dict(environment)
+    given |= {"BASH_ENV": stage_forks.bash_env(IMPORTS, environment)}
+    return subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=given)
 
 
 def serve() -> None:
@@ -50,9 +55,13 @@ def serve() -> None:
         cli.main(["--version"])  # imports its plugins
     sys.path.insert(0, str(IMPORTS))
 
-    import dmd.config  # noqa: F401
+    import smart_open  # noqa: F401
 
+    import dmd.config
+
+    dmd.config.load(REPOSITORY / "config.yaml")  # builds the validators of the sections
     sys.path.remove(str(IMPORTS))
+    gc.freeze()
     for text in sys.stdin:
         asked = json.loads(text)
         if not (process := os.fork()):

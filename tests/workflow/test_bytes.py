@@ -15,7 +15,7 @@ from tests.workflow.photos import write_photos
 def test_one_job_at_a_time_makes_the_bytes_of_two(finished: Path, tmp_path: Path):
     write_config(tmp_path, SMALL)
     write_photos(tmp_path / "photos")
-    make(tmp_path, "--cores", "1", own_process=True)
+    make(tmp_path, "--cores", "1")
     found = digests(tmp_path)
     kinds = {Path(name).suffix for name in found}
     assert kinds == {".safetensors", ".tar", ".parquet", ".json", ".md", ".csv", ".png"}
