@@ -9,7 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from tests.trainings import NAMES, checkpoints, command, digests
+from dmd.stages import pairs
+from tests.trainings import NAMES, changed, checkpoints, command, digests, distil
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 PATIENCE = 120.0  # seconds, on a busy machine
@@ -35,24 +36,25 @@ def stopped_at(process: subprocess.Popen, name: str) -> int:
 
 
 def test_a_distillation_that_signals_stopped_continues_to_the_same_bytes(
-    teacher_file, manifest_file, distill_section, distilled_folder, tmp_path
+    teacher_file, manifest_file, distill_section, distilled_folder, tmp_path, caplog
 ):
-    line = command(tmp_path, distill_section, teacher=teacher_file, manifest=manifest_file)
+    line = command(tmp_path, changed(distill_section, grid_every=1), teacher=teacher_file, manifest=manifest_file)
     process = started(line, tmp_path / "grids" / "00000004.png")
     for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
         process.send_signal(each)
     update = stopped_at(process, "SIG(?:TERM|USR1)")
     assert checkpoints(tmp_path)[-1] == update and 4 <= update < 16
     assert not (tmp_path / NAMES[0]).exists() and not list(tmp_path.rglob(".tmp*"))
-    answer = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True)
-    assert answer.returncode == 0 and f"continuing at update {update} from" in answer.stderr
+    caplog.set_level("INFO", logger="dmd")
+    distil(tmp_path, distill_section, teacher=teacher_file, manifest=manifest_file)
+    assert f"continuing at update {update} from" in caplog.text
     assert digests(tmp_path) == digests(distilled_folder)
 
 
 def test_a_job_is_requeued_only_if_it_got_further(teacher_file, manifest_file, distill_section, tmp_path, monkeypatch):
     """One whose time limit ends before its first update would else be started again for ever."""
     monkeypatch.setitem(ENVIRONMENT, "SLURM_JOB_ID", "2147483647")
-    line = command(tmp_path, distill_section, teacher=teacher_file, manifest=manifest_file)
+    line = command(tmp_path, changed(distill_section, grid_every=1), teacher=teacher_file, manifest=manifest_file)
     for moment, ending in (
         (tmp_path / "log.txt", "before the end: .*; not requeued, since it made no progress within its time limit"),
         (tmp_path / "grids" / "00000002.png", "at update .*; not requeued: scontrol requeue 2147483647: "),
@@ -75,8 +77,8 @@ def test_pairs_that_a_signal_stopped_keep_whole_shards(teacher_file, pairs_numbe
     assert output.splitlines()[-1].endswith("stopped by SIGTERM before the end: run again, finished files are kept")
     assert not block.exists() and not list(tmp_path.rglob(".tmp*"))
     before = (tmp_path / "00001.tar").stat()
-    again = subprocess.run([*line, json.dumps(pairs_numbers | {"last": 2})], env=ENVIRONMENT, capture_output=True)
-    assert again.returncode == 0 and block.exists(), again.stderr
+    pairs.run(teacher=teacher_file, output=block, **pairs_numbers | {"last": 2})
+    assert block.exists()
     after = (tmp_path / "00001.tar").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
