@@ -46,7 +46,7 @@ DISTILL = {
     "schedule": {"warmup": 2, "decay": "cosine"},
     "ema_decay": 0.9,
     "checkpoint_every": 3,
-    "grid_every": 1,
+    "grid_every": 8,
     "monitor": {"every": 4, "num_images": 8, "seeds": 4},
 }
 

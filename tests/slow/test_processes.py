@@ -60,7 +60,7 @@ def test_two_processes_train_as_one_and_continue_after_a_kill(
 def test_two_processes_stop_after_the_same_update_and_continue_to_the_same_bytes(
     teacher_file, manifest_file, distill_section, tmp_path, whom, sharded
 ):
-    keys = {"processes": 2, "checkpoint_every": 1000, "regression_batch_size": 4}
+    keys = {"processes": 2, "grid_every": 1, "checkpoint_every": 1000, "regression_batch_size": 4}
     section = changed(distill_section, **keys, compute={"shard_parameters": sharded})
     files = {"teacher": teacher_file, "manifest": manifest_file}
     line = command(tmp_path / "stopped", section, **files)

@@ -50,7 +50,7 @@ def stopped(run):
         obstacle = folder / "grids" / f"{update:08d}.png"
         obstacle.mkdir(parents=True)
         with pytest.raises(OSError):
-            run(folder, **keys)
+            run(folder, **keys, grid_every=1)
         shutil.rmtree(folder / "grids")
         return folder
 
@@ -59,7 +59,7 @@ def stopped(run):
 
 def test_generator_and_log_from_nothing_have_the_same_bytes_again(run, distilled_folder, tmp_path):
     torch.rand(3)  # the global generator stands elsewhere
-    assert digests(run(tmp_path)) == digests(distilled_folder)
+    assert digests(run(tmp_path, grid_every=1)) == digests(distilled_folder)
     left = sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".json"))
     assert left == ["generator.safetensors", "grids", "log.parquet"]  # no checkpoint, no lock
     assert len(list((tmp_path / "grids").iterdir())) == UPDATES
@@ -165,7 +165,7 @@ def test_a_run_killed_at_random_updates_has_the_same_bytes(
     """kill -9 three times, each time as soon as the picture of a random update is there."""
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed of the kills: {seed}")
-    line = command(tmp_path, distill_section, teacher=teacher_file, manifest=manifest_file)
+    line = command(tmp_path, changed(distill_section, grid_every=1), teacher=teacher_file, manifest=manifest_file)
     for update in sorted(random.Random(seed).sample(range(1, UPDATES), 3)):
         shutil.rmtree(tmp_path / "grids", ignore_errors=True)
         process = subprocess.Popen(line, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -298,7 +298,7 @@ def test_passes_in_bfloat16_and_parts_learn_nearly_the_same_and_continue_exactly
     """All that works without a GPU at once; parameters and moving average stay float32."""
     compute = {"dtype": "bfloat16", "tf32": True, "channels_last": True, "gradient_checkpointing": True}
     compute |= {"micro_batch_size": 2}
-    keys = {"compute": compute, "grid_every": 8}
+    keys = {"compute": compute}
     stopped(tmp_path, 8, **keys)
     run(tmp_path, **keys)
     run(tmp_path / "whole", **keys)
@@ -336,7 +336,7 @@ def test_compiled_networks_train_the_same_and_continue_exactly(
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **given: compiled(module, backend="eager", **given))
     torch._dynamo.reset()
     phases = [distill_section["method"]["phases"][-1] | {"updates": 4, "fake_updates": 1}]
-    numbers = {"compute": {"compile": True}, "phases": phases, "grid_every": 4, "checkpoint_every": 3}
+    numbers = {"compute": {"compile": True}, "phases": phases, "checkpoint_every": 3}
     whole = run(tmp_path / "whole", **numbers)
     assert digests(run(stopped(tmp_path / "stopped", 4, **numbers), **numbers)) == digests(whole)
     assert any("continuing at update" in line for line in caplog.messages)

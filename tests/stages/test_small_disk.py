@@ -12,7 +12,7 @@ from dmd.provenance import files
 from dmd.stages import pairs, prompts
 from dmd.train.checkpoints import clear
 from tests.stages.test_prompts import LAION, table
-from tests.trainings import NAMES, checkpoints, digests, distil
+from tests.trainings import NAMES, changed, checkpoints, digests, distil
 
 pytestmark = pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
 Resize = Callable[[str], None]
@@ -51,7 +51,7 @@ def test_training_goes_on_from_its_checkpoint_once_there_is_space(
     while not (folder / NAMES[0]).exists():
         resize(f"{size}k")
         try:
-            distil(folder, distill_section, teacher=teacher_file, manifest=manifest_file)
+            distil(folder, changed(distill_section, grid_every=1), teacher=teacher_file, manifest=manifest_file)
         except OSError as error:
             named.append(refused(folder, error))
         size = size * 3 // 2

@@ -17,7 +17,7 @@ from tests.trainings import NAMES, changed, digests, distil
 @pytest.fixture
 def run(teacher_file, manifest_file, distill_section):
     def distilled(folder: Path) -> Path:
-        section = changed(distill_section, tensorboard=True)
+        section = changed(distill_section, tensorboard=True, grid_every=1)
         return distil(folder, section, teacher=teacher_file, manifest=manifest_file)
 
     return distilled
