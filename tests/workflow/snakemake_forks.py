@@ -6,6 +6,7 @@ A process that has imported Snakemake and read a configuration, this file as a p
 import contextlib
 import functools
 import gc
+import importlib
 import io
 import json
 import os
@@ -55,9 +56,9 @@ def serve() -> None:
         cli.main(["--version"])  # imports its plugins
     sys.path.insert(0, str(IMPORTS))
 
-    import smart_open  # noqa: F401
-
     import dmd.config
+
+    importlib.import_module("smart_open")  # which Snakemake imports in each run
 
     dmd.config.load(REPOSITORY / "config.yaml")  # builds the validators of the sections
     sys.path.remove(str(IMPORTS))

@@ -40,4 +40,5 @@ def test_plan_says_what_it_cannot_know():
     command = [sys.executable, str(REPOSITORY / "workflow" / "scripts" / "plan.py"), "imagenet64"]
     answer = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     rows = {line.split()[0]: line.split() for line in answer.stdout.splitlines() if line}
-    assert rows["pairs"][1:4] == ["25", f"{25000 * 511:,}", "unknown"] and ">=" in rows["pairs"]
+    size = 25000 * 512 * (2 * (1 + 97) + 2) / 2**20
+    assert rows["pairs"][1:] == ["25", f"{25000 * 511:,}", "unknown", f"{size:.1f}", "MiB"] and ">=" in rows["fetch"]

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from dmd.config import Experiments, load
+from dmd.config.inheritance import resolve
+from dmd.config.reading import read_file
 from dmd.provenance import record, tensor_files
 from tests.stable_diffusion_files import LENGTH, WIDTH, make_stable_diffusion
 from tests.workflow.conftest import REPOSITORY, SMALL, called, edited, jobs, make, snakemake, write_config
@@ -73,15 +75,18 @@ def test_export_needs_the_generator_alone_and_lies_with_it(tmp_path: Path):
     assert answer.returncode != 0 and "ask for results/small/export/generator.onnx" in answer.stdout + answer.stderr
 
 
-def test_plan_knows_the_size_of_images_from_the_teacher_and_pools_rates_by_it(tmp_path: Path, monkeypatch):
-    experiments = Experiments(load(REPOSITORY / "config.yaml"))
+def test_plan_knows_the_size_of_images_from_the_dataset_or_the_teacher_and_pools_rates_by_it(tmp_path, monkeypatch):
+    whole = read_file(REPOSITORY / "config.yaml")["experiments"]
+    names = ("cifar10-cond", "imagenet64", "imagenet64-no-matching")
+    without = {name: {key: value for key, value in whole[name].items() if key != "dataset"} for name in names}
     monkeypatch.chdir(tmp_path)
-    path = Path("results", experiments.path("imagenet64", "teacher"))
+    experiments, bare = Experiments(load(REPOSITORY / "config.yaml")), Experiments(resolve({"experiments": without}))
+    path = Path("results", bare.path("imagenet64", "teacher"))
     path.parent.mkdir(parents=True)
-    job = Job("pairs", "imagenet64-no-matching", (0, 1))
-    assert plan.disk(experiments, job) is None
+    job, size = Job("pairs", "imagenet64-no-matching", (0, 1)), 1000 * 512 * (2 * (1 + 97) + 2)
+    assert (plan.disk(experiments, job), plan.disk(bare, job)) == (size, None)
     tensor_files.write(path, {"x": torch.zeros(1)}, {"shape": [3, 64, 64]})
-    assert plan.disk(experiments, job) == 1000 * 512 * (2 * (1 + 97) + 2)
+    assert plan.disk(bare, job) == size
     names = ("imagenet64-no-matching", "cifar10-uncond-teacher", "cifar10-cond-teacher", "digits-seed1", "toy2d-start")
     found = ["imagenet64", "cifar10-uncond", "cifar10-cond", "digits", "toy2d-start"]
     assert [rate_owner(experiments, name) for name in names] == found

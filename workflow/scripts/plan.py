@@ -165,7 +165,7 @@ def table(experiments: Experiments, jobs: list[Job], rates: Rates, sizes: Mappin
     stored = ROOT / "bench" / "results" / "rates.json"
     known: Rates = json.loads(stored.read_text()) if stored.exists() else {}
     rules = list(dict.fromkeys(job.rule for job in jobs))
-    lines = [f"{'rule':21}{'jobs':>6}{'network calls':>16}{'CPU time':>12}{'disk':>14}"]
+    lines = [f"{'rule':21}{'jobs':>6}{'network calls':>16}{'CPU time':>12}{'disk':>15}"]
     for rule, chosen in [*((rule, [job for job in jobs if job.rule == rule]) for rule in rules), ("all", jobs)]:
         calls = sum(network_calls(experiments, job) for job in chosen)
         seconds, missing = 0.0, False
@@ -177,7 +177,7 @@ def table(experiments: Experiments, jobs: list[Job], rates: Rates, sizes: Mappin
         known_sizes = [sizes[job.file] if job.file else disk(experiments, job) for job in chosen]
         size, more = sum(each or 0 for each in known_sizes) / 2**20, ">= " if None in known_sizes else ""
         time = "unknown" if missing and not seconds else f"{'>= ' if missing else ''}{seconds / 60:.1f} min"
-        lines.append(f"{rule:21}{len(chosen):6}{calls:16,}{time:>12}{f'{more}{size:.1f}':>10} MiB")
+        lines.append(f"{rule:21}{len(chosen):6}{calls:16,}{time:>12} {f'{more}{size:.1f}':>10} MiB")
     lines.append(
         "Network calls are images times calls. CPU time is of one core; disk is that of shards and fetched files."
     )
