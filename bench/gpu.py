@@ -8,7 +8,8 @@ pairs: images per second of the solver, and its speed relative to bare calls of 
 distill: time of an update divided by that of its bare passes, with peak memory and memory plan;
 experiment: milliseconds of a whole update of stage distill with the settings of config.yaml (LPIPS, pairs read from
 disk, micro-batches), and hours of all updates;
-methods: milliseconds of an update of each other method in bfloat16, with peak memory and memory plan.
+methods: milliseconds of an update of each other method in bfloat16, also of those that refuse it in a training, with
+peak memory and memory plan.
 Stable Diffusion 1.5 comes first; it begins no measurement after 240 seconds, unless it is the only network: see
 `bench.gpu_text`. The file is written after each network.
 --tiny measures networks of a few thousand weights on any device, to test the code.

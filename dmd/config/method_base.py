@@ -177,7 +177,7 @@ class MethodSection(Section):
 
     @property
     def version(self) -> int:
-        """Higher when the same section gives other weights than before; only trainings of the method are made again."""
+        """Higher when the same section gives other weights than before; then its trainings alone are made again."""
         return 1
 
     @property

@@ -13,8 +13,8 @@ mean discrepancy of the two sets,
 with the kernel k(y, y') = exp(-v max(|y - y'|, 1e-8) / d) of images with d values; 1 / v = (1 - s/t) c_out(t) is the
 factor of the network's raw output in y_t. With one image in a group and k = -|y - y'|^2 this is a consistency loss.
 
-The paper's paths are (1 - u) x + u n with noise n of deviation sigma_data, so e = t / sigma_data is their noise over
-their image and u = e / (1 + e) their time. The times of t and s are uniform, that of s below that of t, and with
+The paper's paths are (1 - u) x + u n with noise n of deviation sigma_data, so the time u of level t has
+u / (1 - u) = e with e = t / sigma_data. The times of t and s are uniform, that of s below that of t, and with
 alpha = 1 - u and the log-SNR l = -2 ln e
 
     w = 1/2 sigmoid(b - l) (-dl/du) alpha^a / (alpha^2 + u^2).

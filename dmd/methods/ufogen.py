@@ -8,8 +8,8 @@ discriminator, the encoder of another denoiser with a head, judges images at lev
     discriminator    softplus(l(x + r n'')) + softplus(-l(y + r n')).
 
 It does not see the image at level s. The squared error stands for the paper's KL term, which for Gaussian noise is a
-constant and |x - y|^2 / (2 (s^2 - r^2)); as in the authors' public code it is that of the noise, |x - y|^2 / s^2. Only
-the call at the highest level is used to draw. Student and discriminator begin as the teacher.
+constant plus |x - y|^2 / (2 (s^2 - r^2)); as in the authors' public code the error is that of the noise. Only the call
+at the highest level is used to draw. Student and discriminator begin as the teacher.
 """
 
 from __future__ import annotations

@@ -15,9 +15,10 @@ from dmd.train.trainer import Trainer
 NUM_FILES = 2  # newest checkpoints left on disk
 
 
-def checkpoint_key(provenance: Mapping[str, object]) -> str:
-    """Digest of spec, stage version and input digests."""
-    return hashlib.sha256(files.canonical_json(dict(provenance)).encode()).hexdigest()
+def checkpoint_key(provenance: Mapping[str, object], *, method_version: int) -> str:
+    """Digest of spec, version of the stage, digests of inputs and, above 1, version of the method."""
+    method = {"method_version": method_version} if method_version > 1 else {}
+    return hashlib.sha256(files.canonical_json({**provenance, **method}).encode()).hexdigest()
 
 
 def save(

@@ -199,7 +199,7 @@ def training_loop(
         trainer=trainer,
         loader=loader(trainer, streams, phases, stage=stage_name),
         plan=phases,
-        key=checkpoints.checkpoint_key(provenance),
+        key=checkpoints.checkpoint_key(provenance, method_version=trainer.training.method.version),
         folder=folder,
         draw_grid=draw_grid,
         grid_every=grid_every,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.search import STEP, beyond
+from bench.search import STEP, Search, beyond
 
 
 @pytest.mark.parametrize(
@@ -18,3 +18,8 @@ from bench.search import STEP, beyond
 )
 def test_the_search_goes_on_beyond_a_best_scale_at_an_end(found, following):
     assert beyond(found) == following
+
+
+def test_searched_are_the_students_of_the_table(tmp_path):
+    found = Search(tmp_path, 1).students()
+    assert {"digits", "digits-instaflow", "digits-cd"} <= set(found) and "digits-teacher" not in found

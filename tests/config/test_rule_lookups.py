@@ -13,7 +13,7 @@ from snakemake.iocontainers import InputFiles, Wildcards
 
 from dmd import config
 from dmd.config import resources, rule_lookups
-from dmd.config.methods.imm import Imm
+from dmd.config.methods.rectified_flow import RectifiedFlow
 from dmd.config.rule_lookups import RuleLookups
 from dmd.config.rule_table import RULES
 from dmd.config.table_lookups import TableLookups
@@ -249,18 +249,19 @@ def test_versions_change_with_the_specs_of_all_rules_upstream_and_with_no_others
 
 
 def test_version_of_a_method_is_that_of_its_trainings_and_of_what_is_made_from_them():
-    child = {"distill": {"method": {"name": "imm", "phases": [{"updates": 1}]}}}
+    flow = {"distill": {"method": {"name": "rectified-flow", "objective": "reflow", "phases": [{"updates": 5}]}}}
 
     def versions() -> dict[str, str]:
-        found = provided(child=child)
-        return {rule: found.version(rule)(job("child")) for rule in ("teacher", "distill", "sample", "features")}
+        found = provided(flow=flow, child={"teacher": {"kind": "experiment", "name": "flow"}})
+        made = {rule: found.version(rule)(job("flow")) for rule in ("teacher", "distill", "sample", "features")}
+        return made | {"its student as a teacher": found.version("teacher")(job("child"))}
 
     before = versions()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Imm, "version", 100)
+        patch.setattr(RectifiedFlow, "version", 100)
         after = versions()
     assert after["distill"].split()[:2] == [str(RULES["distill"].version), "100"]
-    assert {rule for rule in before if before[rule] != after[rule]} == {"distill", "sample", "features"}
+    assert {rule for rule in before if before[rule] != after[rule]} == {*before} - {"teacher"}
 
 
 def test_parameters_that_rerun_nothing_take_the_output():

@@ -162,7 +162,8 @@ def as_json(value: Any) -> str:
 
 def test_a_changed_default_raises_the_version_of_its_stage():
     advice = (
-        "a spec leaves defaults out: raise the version of the stages that read this section in dmd/config/rule_table.py"
+        "a spec leaves defaults out: raise the version of the stages that read this section in "
+        "dmd/config/rule_table.py or, for a method, its own `version` in dmd/config/methods"
     )
     golden = json.loads(GOLDEN.read_text())
     assert golden == {"versions": VERSIONS, "defaults": defaults()}, f"{advice}, then write {GOLDEN.name} anew"

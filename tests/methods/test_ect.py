@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from dmd.config.methods.ect import Ect as Section
+from dmd.config.training import Distill
 from dmd.methods.ect import Ect, gap, stage
 from dmd.methods.parts.distances import pseudo_huber
 from dmd.models.student_calls import Calls
@@ -31,6 +32,11 @@ def loss(method: Ect, **rows: Tensor) -> Tensor:
     image, noise = torch.tensor([[0.3, -0.8], [0.5, 0.7]])[:, None, :, None, None]
     values = {"image": image, "noise": noise, "label": torch.tensor([1]), "bin": torch.tensor([0]), **rows}
     return method.loss(step, step.parts[0], values, clock, UpdateLog(WHOLE))
+
+
+def test_bfloat16_is_refused():
+    with pytest.raises(ValidationError, match=r"compute\.dtype: method ect does not support it"):
+        Distill.model_validate({"method": METHODS["ect"], "compute": {"dtype": "bfloat16"}})
 
 
 def test_gap_is_the_whole_level_at_first_below_ln_7_and_then_shrinks_by_q():

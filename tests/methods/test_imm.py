@@ -69,12 +69,12 @@ def test_levels_descend_and_lie_within_their_range():
     (step,) = method.steps(method.config, clock)
     rows = method.draw(step, clock, torch.Generator().manual_seed(0))["images"]
     sigma, lower, end = rows["sigma"], rows["lower"], rows["end"]
-    assert rows["noise"].shape == (400, 4, 1, 1, 1) and 0.006 <= float(end.min()) and 9 < float(sigma.max()) <= 10.0
+    assert rows["noise"].shape == (400, 4, 1, 1, 1) and 0.003 <= float(end.min()) and 9 < float(sigma.max()) <= 10.0
     assert bool((end <= lower).all()) and bool((lower <= sigma).all())
     above = lower > end
-    torch.testing.assert_close((sigma - lower)[above], torch.full((int(above.sum()),), (10 - 0.006) / 16))
+    torch.testing.assert_close((sigma - lower)[above], torch.full((int(above.sum()),), (10 - 0.003) / 16))
     time = sigma / (STD + sigma)
-    assert float(time.mean()) == pytest.approx((0.006 / (STD + 0.006) + 10 / (STD + 10)) / 2, abs=0.04)
+    assert float(time.mean()) == pytest.approx((0.003 / (STD + 0.003) + 10 / (STD + 10)) / 2, abs=0.04)
 
 
 class Exact(Denoiser):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dmd.config.methods.dmd import Dmd
 from dmd.data import manifest as manifests
 from dmd.metrics.teacher_comparison import CONTRAST, DIVERSITY, FEATURES, MEAN, SAME_NOISE, SHARPNESS
 from dmd.models import loading
@@ -187,6 +188,13 @@ def test_a_checkpoint_of_another_spec_is_ignored_and_does_not_hide_newer_ones(
     assert checkpoints(tmp_path) == [3, 6]
     assert digests(run(tmp_path)) == digests(distilled_folder)
     assert "continuing at update 6" in caplog.text
+
+
+def test_a_checkpoint_of_another_version_of_the_method_is_ignored(run, stopped, tmp_path, caplog, monkeypatch):
+    stopped(tmp_path, 16)
+    monkeypatch.setattr(Dmd, "version", 2)
+    run(tmp_path)
+    assert "belongs to another spec" in caplog.text and "continuing" not in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["truncated, no record", "flipped"])

@@ -41,7 +41,7 @@ def run(
 @functools.cache
 def _server(environment: tuple[tuple[str, str], ...]) -> subprocess.Popen[str]:
     """It ends when its input does, at the latest with this process."""
-    from tests.workflow import stage_forks  # which the program needs not, and has no path to
+    from tests.workflow import stage_forks  # the program does not need it and cannot import it
 
     line, given = [sys.executable, "-P", __file__], dict(environment)
     given |= {"BASH_ENV": stage_forks.bash_env(IMPORTS, environment)}

@@ -1,7 +1,7 @@
 """Stages without the import of torch, which takes most of the time of small ones.
 
-In a shell with `BASH_ENV`, `python -m dmd.stages.NAME` has a process that has imported torch, this file as a program,
-fork.
+A process that has imported torch (this file as a program) forks for each stage. In a bash with `BASH_ENV`,
+`python -m dmd.stages.NAME` asks it to, and waits. A signal to the shell does not reach the stage.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import json
 import os
 import runpy
 import select
+import shlex
 import socket
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 FUNCTION = """
-python() {{ case "$2" in dmd.stages.*) {client} "$@" ;; *) command python "$@" ;; esac; }}
+python() {{ case "${{2-}}" in dmd.stages.*) {client} "$@" ;; *) command python "$@" ;; esac; }}
 """
 
 
@@ -34,16 +35,16 @@ def _server(
     """The folder of its socket, and the process; both end with this one."""
     scratch = tempfile.TemporaryDirectory()
     place = Path(scratch.name, "socket")
-    client = f"{sys.executable} -IS {__file__} {place}"
+    client = shlex.join([sys.executable, "-IS", __file__, str(place)])
     place.with_name("functions.sh").write_text(FUNCTION.format(client=client))
     line, given = [sys.executable, "-P", __file__, str(place)], dict(environment) | {"PYTHONPATH": str(imports)}
     server = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=given)
-    assert server.stdout is not None and server.stdout.readline() == b"ready\n"
+    assert server.stdout is not None and server.stdout.readline() == b"ready\n", "the server of stages did not start"
     return scratch, server
 
 
 def serve(place: str) -> None:
-    """Forks for each that asks, until stdin ends; returns in each fork, after the stage."""
+    """Forks for each that asks, until stdin ends. A fork returns after its stage, and ends as this program does."""
     import dmd.sampling.sampler
     import dmd.train.loop  # noqa: F401
 
@@ -91,5 +92,5 @@ def ask(place: str, module: str, *words: str) -> int:
 
 if __name__ == "__main__":
     if sys.argv[2:]:
-        sys.exit(ask(sys.argv[1], *sys.argv[3:]))  # after -m
+        sys.exit(ask(sys.argv[1], *sys.argv[3:]))  # argv[2] is -m
     serve(sys.argv[1])

@@ -95,7 +95,7 @@ def plan(experiments: Experiments, name: str, *, released: bool = False) -> Iter
 def paper() -> Iterator[str]:
     """The paper's experiments as a table: GiB on each GPU, and GB of disk."""
     shipped = Experiments(load(ROOT / "config.yaml"))
-    yield f"| experiment | GPUs | as in config.yaml | {' | '.join(VARIANTS)} | pairs, disk | samples, disk |"
+    yield f"| experiment | GPUs | as in `config/paper.yaml` | {' | '.join(VARIANTS)} | pairs, disk | samples, disk |"
     yield f"|---|---:|{'---:|' * (len(VARIANTS) + 3)}"
     for name in PAPER:
         network, distill, sample = RELEASED[name], section(shipped, name), shipped.section(name, "sample")

@@ -35,13 +35,15 @@ class ScoreImplicitMatching(Section):
 class FDivergence(Section):
     """Uni-Instruct's loss (Wang et al. 2025): an f-divergence, with the density ratio that `adversarial` learns.
 
-    For reverse-kl it is that of kind sid with the same alpha; for forward-kl alpha changes nothing.
+    For reverse-kl it is that of kind sid with the same alpha; for forward-kl alpha matters only where the ratio is at a
+    bound.
     """
 
     kind: Literal["f-divergence"]
     name: DivergenceName = Field("forward-kl", description="from mode-seeking to mode-covering")
     alpha: Annotated[float, Field(ge=-100, le=100)] = Field(
-        0.5, description="0.5 is the gradient of the divergence, 1 that for a fixed distribution of samples"
+        0.5,
+        description="0.5 is the gradient of the divergence, 1 that for fixed weights and distribution of samples",
     )
 
 

@@ -20,7 +20,7 @@ class Ufogen(Discriminated):
     sigma_max: Sigma = Field(80.0, description="highest level")
     rho: Rho = Field(7.0, description="of Karras et al. 2022, Eq. 5: larger means denser levels near sigma_min")
     reconstruction_weight: Weight = Field(
-        description="of the squared error of the noise, that is, of the image over sigma; 1 in the authors' code"
+        description="of the squared error of the image over sigma^2, which is that of the noise; 1 in the authors' code"
     )
     r1: Weight = Field(0.0, description="weight of the squared gradient of the logits of real images; 0 = off")
     batch_size: Batch = Field(256, description="images in each loss")
