@@ -1,7 +1,7 @@
 """Methods of table `methods` with a quarter of their updates, one seed: python -m bench.methods_quick --folder FOLDER.
 
-Runs each method once through the whole workflow, as `make methods QUICK=1` does, and prints a table. It shows that a
-method runs and where its training goes, not what it reaches. The folder keeps what is made.
+Runs each method once through the whole workflow, as `make methods QUICK=1` does, and prints a table. It shows that
+each method runs, not how good it is. The folder keeps what is made.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def add(runs: DerivedRuns, experiments: Experiments, name: str) -> str:
     return f"quick-{name}"
 
 
-def prepared(folder: Path, cores: int) -> DerivedRuns:
+def prepared(folder: Path, cores: int | str) -> DerivedRuns:
     """The folder with all experiments and the table."""
     runs = DerivedRuns(folder, cores)
     experiments = Experiments(runs.shipped)

@@ -56,12 +56,12 @@ class Imm(Method[sections.Imm]):
 
     def draw(self, step: Step, clock: Clock, random: torch.Generator) -> Mapping[str, Rows]:
         """Three noise levels of each group, and noise of each image."""
-        config, num, unit = self.config, self.config.batch_size, self.facts.sigma_data
-        first, last = (sigma / (unit + sigma) for sigma in (config.sigma_min, config.calls[0]))
+        config, num, sigma_data = self.config, self.config.batch_size, self.facts.sigma_data
+        first, last = (sigma / (sigma_data + sigma) for sigma in (config.sigma_min, config.calls[0]))
         position, below = torch.rand((2, num), generator=random, dtype=torch.float64)
         time = first + position * (last - first)
         end_time = first + below * (time - first)
-        sigma, end = unit * time / (1 - time), unit * end_time / (1 - end_time)
+        sigma, end = sigma_data * time / (1 - time), sigma_data * end_time / (1 - end_time)
         gap = (config.calls[0] - config.sigma_min) / 2**config.k
         levels = {"sigma": sigma, "lower": torch.maximum(sigma - gap, end), "end": end}
         noise = torch.randn((num, config.particles, *self.facts.shape), generator=random)
@@ -119,7 +119,7 @@ def laplace(square: Tensor, scale: Tensor) -> Tensor:
 
 
 def level_weight(ratio: Tensor, *, a: float, b: float) -> Tensor:
-    """w of levels e (B,)."""
+    """w, by e = t / sigma_data (B,)."""
     time = ratio / (1 + ratio)
     alpha = 1 - time
     log_snr = -2 * ratio.log()

@@ -34,8 +34,8 @@ of `dmd.methods.parts.divergences`, that divergence is the integral over all s o
     student    w (h Delta . (K(x_s; s) - x) + (1 - alpha) (h - r dh/dr) |Delta|^2)
 
 has for alpha = 1/2 the gradient of E h(r) |Delta|^2 / 2, for alpha = 1 the same for fixed h and distribution of x_s. It
-takes the gradient through x, x_s, T, K and r. For the reverse KL divergence, h = 1, this is SiD; for the forward one, h
-= r, the second term is 0. r is limited to [0.1, 20]; at these bounds it is a constant, so r dh/dr is 0. Levels are
+takes the gradient through x, x_s, T, K and r. For the reverse KL divergence, h = 1, this is SiD. For the forward one,
+h = r, the second term is 0. r is limited to [0.1, 20]; at these bounds it is a constant, so r dh/dr is 0. Levels are
 drawn as in SiD, which weights them in another way than the integral does.
 
 Losses are means over pixels where the authors take sums, and the student's is not multiplied by 100. Such factors do

@@ -37,7 +37,6 @@ from workflow.scripts.rates import Job, calls_per_image  # noqa: E402
 from workflow.scripts.stand_in import image_passes, needed  # noqa: E402
 
 GIB = 2**30
-PAPER = ("imagenet64", "cifar10-cond", "cifar10-uncond")  # experiments
 RELEASED: dict[str, dict[str, Any]] = {  # experiment -> network of its teacher, whose file need not be there
     "cifar10-uncond": CIFAR10 | {"num_classes": 0},
     "cifar10-cond": CIFAR10,
@@ -61,7 +60,8 @@ def main() -> None:
     parsed = parser.parse_args()
     try:
         if parsed.paper:
-            print("\n".join([*paper(), "", *operations()]))
+            shipped = Experiments(load(ROOT / "config.yaml"))
+            print("\n".join([*paper(shipped), "", *operations(shipped)]))
         elif not parsed.experiments:
             parser.error("name an experiment, or give --paper")
         experiments = Experiments(load())
@@ -92,13 +92,12 @@ def plan(experiments: Experiments, name: str, *, released: bool = False) -> Iter
         yield f"  {total / GIB:8.3g}  in all with {variant}"
 
 
-def paper() -> Iterator[str]:
+def paper(shipped: Experiments) -> Iterator[str]:
     """The paper's experiments as a table: GiB on each GPU, and GB of disk."""
-    shipped = Experiments(load(ROOT / "config.yaml"))
     yield f"| experiment | GPUs | as in `config/paper.yaml` | {' | '.join(VARIANTS)} | pairs, disk | samples, disk |"
     yield f"|---|---:|{'---:|' * (len(VARIANTS) + 3)}"
-    for name in PAPER:
-        network, distill, sample = RELEASED[name], section(shipped, name), shipped.section(name, "sample")
+    for name, network in RELEASED.items():
+        distill, sample = section(shipped, name), shipped.section(name, "sample")
         num_pairs, num_samples = shipped.section(name, "pairs").num_pairs, sample.num_samples * sample.repetitions
         for processes in (1, 7):
             settings = [
@@ -110,13 +109,12 @@ def paper() -> Iterator[str]:
             yield f"| `{name}` | {processes} | {' | '.join(cells)} |"
 
 
-def operations() -> Iterator[str]:
+def operations(shipped: Experiments) -> Iterator[str]:
     """Floating-point operations of networks in the paper's experiments; a backward pass counts as two forward ones."""
-    shipped = Experiments(load(ROOT / "config.yaml"))
     yield "| experiment | forward pass of an image | all pairs | one update | all updates |"
     yield "|---|---:|---:|---:|---:|"
-    for name in PAPER:
-        forward, distill, pairs = forward_operations(RELEASED[name]), section(shipped, name), Job("pairs", name, None)
+    for name, network in RELEASED.items():
+        forward, distill, pairs = forward_operations(network), section(shipped, name), Job("pairs", name, None)
         whole = image_passes(distill) * forward
         updates = sum(phase.updates for phase in distill.method.phases)
         drawn = shipped.section(name, "pairs").num_pairs * calls_per_image(shipped, pairs) * forward

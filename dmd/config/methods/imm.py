@@ -28,7 +28,7 @@ class Imm(MethodSection):
         description="noise levels of the student's calls, the first the highest of the losses; sample.calls: n: the "
         "first n",
     )
-    sigma_min: Sigma = Field(0.003, description="lowest level of the losses; the paper's time 0.006")
+    sigma_min: Sigma = Field(0.003, description="lowest level of the losses: the paper's time 0.006 for sigma_data 0.5")
     k: Annotated[Integer, Field(ge=0, le=20)] = Field(
         12, description="of the gap (calls[0] - sigma_min) / 2^k between the two levels"
     )
