@@ -16,6 +16,7 @@ from typing import Any
 
 from bench.derived_runs import ROOT, DerivedRuns
 from dmd.config import Experiments
+from dmd.jobs.experiment_progress import Results
 from dmd.metrics.frechet import moments_distance
 from dmd.metrics.moments import Moments
 from dmd.provenance import tensor_files
@@ -30,7 +31,7 @@ SCALES, STEP, MORE = (0.3, 1.0, 3.0), 10**0.5, 2
 class Search:
     """Runs of the workflow in a folder of its own."""
 
-    def __init__(self, folder: Path, cores: int) -> None:
+    def __init__(self, folder: Path, cores: int | str) -> None:
         self._runs = DerivedRuns(folder, cores)
         self._shipped = Experiments(self._runs.shipped)
         samples = {"num_samples": NUM_IMAGES, "first_seed": FIRST_SEED, "repetitions": 1, "shard_size": 2000}
@@ -41,26 +42,35 @@ class Search:
         names = [row.experiments[0] for row in self._runs.shipped.tables[TABLE].rows]
         return [name for name in names if self._shipped.distilled(name)]
 
+    def learning_rates(self, experiment: str) -> dict[str, float]:
+        """Of each optimiser of an experiment of config.yaml: what scale 1 is."""
+        optimisers: Any = self._shipped.section(experiment, "distill").optimisers
+        return {role: each.learning_rate for role, each in optimisers.items()}
+
     def distances(self, runs: list[tuple[str, float]]) -> list[float | None]:
-        """The distance to the teacher's images of each experiment and scale; None where the training failed."""
+        """The distance to the teacher's images of each experiment and scale; None where the training failed.
+
+        Raises:
+            SystemExit: something else was not made.
+        """
         names = [self._add(*run) for run in runs]
         experiments = self._runs.experiments()
         blocks = {name: self._blocks(experiments, name) for name in [JUDGE, *names]}
         self._runs.make(block for each in blocks.values() for block in each)
+        results = Results(self._runs.results, experiments)
+        failed = {name for name in names if _training_failed(results, name)}
+        if missing := [name for name in blocks if name not in failed and not self._made(blocks[name])]:
+            raise SystemExit(f"the search stopped, since {missing[0]} was not made: see the messages of Snakemake")
         judge = self._moments(blocks[JUDGE])
-        assert judge is not None, "the images of the teacher were not drawn"
-        trained = (self._runs.results / experiments.path(name, "distill") for name in names)
-        found = [
-            self._moments(blocks[name]) if file.is_file() else None for name, file in zip(names, trained, strict=True)
+        return [
+            None if name in failed else round(moments_distance(self._moments(blocks[name]), judge), 4) for name in names
         ]
-        return [None if each is None else round(moments_distance(each, judge), 4) for each in found]
 
     def _add(self, experiment: str, scale: float) -> str:
         """Adds an experiment with scaled learning rates, if they are other ones; its name."""
         if scale == 1:
             return experiment
-        optimisers: Any = self._shipped.section(experiment, "distill").optimisers
-        rates = {role: {"learning_rate": each.learning_rate * scale} for role, each in optimisers.items()}
+        rates = {role: {"learning_rate": rate * scale} for role, rate in self.learning_rates(experiment).items()}
         name = f"search-{experiment}-{scale:.2g}".replace(".", "-")  # a name has no point
         self._runs.add(name, {"extends": experiment, "distill": {"optimisers": rates}})
         return name
@@ -69,14 +79,18 @@ class Search:
         blocks = experiments.blocks(name, "features")
         return [experiments.path(name, "features", block) for block in blocks]
 
-    def _moments(self, blocks: list[str]) -> Moments | None:
-        """Of all samples in some blocks of features; None if one is missing."""
-        paths = [self._runs.results / block for block in blocks]
-        if not all(path.is_file() for path in paths):
-            return None
-        parts = [tensor_files.load_some(path, "count", "sum", "outer") for path in paths]
+    def _made(self, blocks: list[str]) -> bool:
+        return all((self._runs.results / block).is_file() for block in blocks)
+
+    def _moments(self, blocks: list[str]) -> Moments:
+        """Of all samples in some blocks of features."""
+        parts = [tensor_files.load_some(self._runs.results / block, "count", "sum", "outer") for block in blocks]
         count, total, outer = (sum(values[1:], start=values[0]) for values in zip(*parts, strict=True))
         return Moments(int(count), total, outer)
+
+
+def _training_failed(results: Results, experiment: str) -> bool:
+    return any(stage.name == "distill" and stage.state == "failed" for stage in results.stages(experiment))
 
 
 def beyond(found: dict[float, float | None]) -> float | None:
@@ -91,13 +105,14 @@ def beyond(found: dict[float, float | None]) -> float | None:
     return best * STEP if best == tried[-1] else None
 
 
-def write(results: dict[str, dict[float, float | None]]) -> None:
-    """Writes the file, a method per line, and the best scale of each."""
+def write(results: dict[str, dict[float, float | None]], rates: dict[str, dict[str, float]]) -> None:
+    """Writes the file, a method per line: its learning rates at scale 1, its distances, the best scale."""
     shown = {}
     for name, found in results.items():
         values = {f"{scale:.2g}": value for scale, value in sorted(found.items())}
         finite = {scale: value for scale, value in values.items() if value is not None}
-        shown[name] = {"distance": values, "best": min(finite, key=lambda scale: finite[scale]) if finite else None}
+        best = min(finite, key=lambda scale: finite[scale]) if finite else None
+        shown[name] = {"learning_rates": rates[name], "distance": values, "best": best}
     lines = (f"{json.dumps(name)}: {json.dumps(found)}" for name, found in shown.items())
     OUTPUT.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
@@ -115,7 +130,7 @@ def main() -> None:
     for _ in range(1 + MORE):
         for (name, scale), value in zip(runs, search.distances(runs), strict=True):
             results[name][scale] = value
-        write(results)
+        write(results, {name: search.learning_rates(name) for name in results})
         further = ((name, beyond(found)) for name, found in results.items())
         runs = [(name, scale) for name, scale in further if scale is not None]
         if not runs:

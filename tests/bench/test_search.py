@@ -23,3 +23,9 @@ def test_the_search_goes_on_beyond_a_best_scale_at_an_end(found, following):
 def test_searched_are_the_students_of_the_table(tmp_path):
     found = Search(tmp_path, 1).students()
     assert {"digits", "digits-instaflow", "digits-cd"} <= set(found) and "digits-teacher" not in found
+
+
+def test_the_search_stops_where_snakemake_does(tmp_path):
+    """A failed training has no distance; one that was never begun must not look like it."""
+    with pytest.raises(SystemExit, match="since search-teacher was not made"):
+        Search(tmp_path, "none").distances([("digits", 1.0)])
