@@ -51,19 +51,22 @@ class Search:
         """The distance to the teacher's images of each experiment and scale; None where the training failed.
 
         Raises:
-            SystemExit: something else was not made.
+            SystemExit: a job other than a training failed.
         """
         names = [self._add(*run) for run in runs]
         experiments = self._runs.experiments()
         blocks = {name: self._blocks(experiments, name) for name in [JUDGE, *names]}
-        self._runs.make(block for each in blocks.values() for block in each)
-        results = Results(self._runs.results, experiments)
-        failed = {name for name in names if _training_failed(results, name)}
-        if missing := [name for name in blocks if name not in failed and not self._made(blocks[name])]:
-            raise SystemExit(f"the search stopped, since {missing[0]} was not made: see the messages of Snakemake")
+        if not self._make(blocks):
+            results = Results(self._runs.results, experiments)
+            for name in (failed := [name for name in names if _training_failed(results, name)]):
+                del blocks[name]
+            if not failed or not self._make(blocks):
+                raise SystemExit(
+                    "the search stopped, since a job other than a training failed: see Snakemake's messages"
+                )
         judge = self._moments(blocks[JUDGE])
         return [
-            None if name in failed else round(moments_distance(self._moments(blocks[name]), judge), 4) for name in names
+            round(moments_distance(self._moments(blocks[name]), judge), 4) if name in blocks else None for name in names
         ]
 
     def _add(self, experiment: str, scale: float) -> str:
@@ -79,8 +82,8 @@ class Search:
         blocks = experiments.blocks(name, "features")
         return [experiments.path(name, "features", block) for block in blocks]
 
-    def _made(self, blocks: list[str]) -> bool:
-        return all((self._runs.results / block).is_file() for block in blocks)
+    def _make(self, blocks: dict[str, list[str]]) -> bool:
+        return self._runs.make(block for each in blocks.values() for block in each)
 
     def _moments(self, blocks: list[str]) -> Moments:
         """Of all samples in some blocks of features."""

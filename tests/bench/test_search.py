@@ -27,5 +27,5 @@ def test_searched_are_the_students_of_the_table(tmp_path):
 
 def test_the_search_stops_where_snakemake_does(tmp_path):
     """A failed training has no distance; one that was never begun must not look like it."""
-    with pytest.raises(SystemExit, match="since search-teacher was not made"):
+    with pytest.raises(SystemExit, match="a job other than a training failed"):
         Search(tmp_path, "none").distances([("digits", 1.0)])
