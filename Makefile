@@ -36,7 +36,7 @@ methods-few: $(READY)
 	$(BIN)/snakemake --cores $(CORES) results/tables/methods-few.md results/tables/methods-few-calls.png results/tables/methods-guided.md
 	$(BIN)/python -m bench.methods_report methods-few
 
-# Six methods, DMD and its ablations with eight seeds each; methods with four times as many updates; switches of DMD.
+# DMD, its ablations and other methods with eight seeds each; methods with four times as many updates; switches of DMD.
 methods-eight methods-long methods-switches: $(READY)
 	$(BIN)/snakemake --cores $(CORES) results/tables/$@.md
 	$(BIN)/python -m bench.methods_report $@

@@ -31,6 +31,7 @@ Headings are paths in the file. `teacher: edm` is section `teacher` with `kind: 
 default must be set if its section is used; an experiment that extends another may inherit it.
 """
 TYPES = {"integer": "whole number", "number": "number", "boolean": "`true`, `false`", "string": "text"}
+NOT_IN_COMPUTE = {"adapter": "`distill.adapter`", "processes": "`processes` above 1"}  # of what a method may refuse
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
@@ -79,7 +80,7 @@ class Page:
         rows = [
             _row(field.alias or name, self._value(schema[field.alias or name]), _default(name, field), _meaning(field))
             for name, field in model.model_fields.items()
-            if name not in ("kind", "name") or not self.tags[model] or "," in self.tags[model]
+            if get_args(field.annotation) != (self.tags[model],)  # the heading has what selects the section
         ]
         if model is Experiment:  # an absent section is left out, never null
             rows = [row.replace(" or `null` | `null` |", " |  |") for row in rows]
@@ -102,7 +103,7 @@ class Page:
         kind = schema.get("type")
         if kind == "array":
             fixed = schema.get("prefixItems")
-            return f"{len(fixed)} numbers" if fixed else f"list of {self._value(schema['items'])}"
+            return f"{len(fixed)} × {self._value(fixed[0])}" if fixed else f"list of {self._value(schema['items'])}"
         if kind == "object":
             (inner,) = schema.get("patternProperties", {"": schema.get("additionalProperties")}).values()
             return f"by name: {self._value(inner)}" if "$ref" in inner else "by name"
@@ -141,7 +142,8 @@ def _method_defaults(model: type[MethodSection]) -> list[str]:
     own = {f"optimisers.{role}": values for role, values in model.optimiser_defaults.items()}
     own |= {"schedule": model.schedule_defaults} if model.schedule_defaults else {}
     lines = [f"Defaults of `{place}` here: `{_yaml(dict(values))}`." for place, values in own.items()]
-    refused = [f"`compute.{switch}` is not supported." for switch in model.refuses]
+    switches = [NOT_IN_COMPUTE.get(switch, f"`compute.{switch}`") for switch in model.refuses]
+    refused = [f"{switch} is not supported." for switch in switches]
     return ["\n".join([*lines, *refused])] if lines or refused else []
 
 

@@ -274,7 +274,7 @@ class DiffusersTeacher(Section):
 
 
 class ExperimentTeacher(Section):
-    """The student of another experiment, a denoiser at all noise levels: that of `rectified-flow` with reflow."""
+    """The student of another experiment, a denoiser at all noise levels: of `rectified-flow` with reflow, or `meng`."""
 
     kind: Literal["experiment"]
     name: str = Field(description="the experiment")

@@ -220,7 +220,8 @@ class Monitor(Section):
     best: Literal["distance", "same_noise", "clip"] | None = Field(
         "distance",
         description="the number by which sample.weights: best is chosen: distance to the teacher's images, mean "
-        "distance of images from the same noise (one call only), or CLIP; null: these weights are not kept",
+        "distance of images from the same noise (one call from the teacher's first level), or CLIP; null: these "
+        "weights are not kept",
     )
 
     @model_validator(mode="after")
