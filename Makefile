@@ -48,7 +48,7 @@ fashion: $(READY)
 
 # Searches the learning rates of methods of one call: writes bench/results/search.json.
 methods-search: $(READY)
-	$(BIN)/python -m bench.search --folder bench/.search
+	$(BIN)/python -m bench.search --folder bench/.search --cores $(CORES)
 
 # Python keeps its bytecode, since the tests start some hundred processes.
 test: $(READY)

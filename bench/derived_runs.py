@@ -29,7 +29,7 @@ class DerivedRuns:
         cores: that Snakemake may use, or "all".
     """
 
-    def __init__(self, folder: Path, cores: int | str) -> None:
+    def __init__(self, folder: Path, cores: str) -> None:
         self.results = folder.resolve() / "results"
         self._folder, self._cores = folder.resolve(), cores
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ class DerivedRuns:
     def make(self, files: Iterable[str]) -> bool:
         """Makes files of results/; False if a job failed: what it makes is missing, what depends on that may be old."""
         command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile")]
-        command += ["--directory", str(self._folder), "--cores", str(self._cores), "--keep-going"]
+        command += ["--directory", str(self._folder), "--cores", self._cores, "--keep-going"]
         wanted = [str(Path("results", file)) for file in files]
         done = subprocess.run([*command, *wanted], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
         return done.returncode == 0

@@ -148,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help=f"default: all, {', '.join(CASES)}")
     parser.add_argument("--folder", type=Path, help="where configuration and results lie; none: judges the file again")
-    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--cores", default="all")
     parsed = parser.parse_args()
     if odd := sorted(set(parsed.cases) - CASES.keys()):
         parser.error(f"{odd[0]!r} is no case")

@@ -38,7 +38,7 @@ def add(runs: DerivedRuns, experiments: Experiments, name: str) -> str:
     return f"quick-{name}"
 
 
-def prepared(folder: Path, cores: int | str) -> DerivedRuns:
+def prepared(folder: Path, cores: str) -> DerivedRuns:
     """The folder with all experiments and the table."""
     runs = DerivedRuns(folder, cores)
     experiments = Experiments(runs.shipped)
@@ -55,7 +55,7 @@ def main() -> None:
     """Command line: see the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where configuration and results lie")
-    parser.add_argument("--cores", default="2")
+    parser.add_argument("--cores", default="all")
     parsed = parser.parse_args()
     runs = prepared(parsed.folder, parsed.cores)
     if not runs.make([f"tables/{SHOWN}.md"]):

@@ -31,7 +31,7 @@ SCALES, STEP, MORE = (0.3, 1.0, 3.0), 10**0.5, 2
 class Search:
     """Runs of the workflow in a folder of its own."""
 
-    def __init__(self, folder: Path, cores: int | str) -> None:
+    def __init__(self, folder: Path, cores: str) -> None:
         self._runs = DerivedRuns(folder, cores)
         self._shipped = Experiments(self._runs.shipped)
         samples = {"num_samples": NUM_IMAGES, "first_seed": FIRST_SEED, "repetitions": 1, "shard_size": 2000}
@@ -125,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs="*", help=f"default: the students of table {TABLE}")
     parser.add_argument("--folder", type=Path, required=True, help="where configuration and results lie")
-    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--cores", default="all")
     parsed = parser.parse_args()
     search = Search(parsed.folder, parsed.cores)
     results: dict[str, dict[float, float | None]] = {name: {} for name in parsed.experiments or search.students()}

@@ -4,7 +4,7 @@ from bench.methods_quick import prepared
 
 
 def test_every_method_has_a_quarter_of_its_updates_and_a_shorter_teacher(tmp_path):
-    runs = prepared(tmp_path, cores=1)
+    runs = prepared(tmp_path, cores="1")
     experiments, rows = runs.experiments(), runs.shipped.tables["methods"].rows
     for row in rows:
         name = row.experiments[0]

@@ -21,7 +21,7 @@ def test_the_search_goes_on_beyond_a_best_scale_at_an_end(found, following):
 
 
 def test_searched_are_the_students_of_the_table(tmp_path):
-    found = Search(tmp_path, 1).students()
+    found = Search(tmp_path, "1").students()
     assert {"digits", "digits-instaflow", "digits-cd"} <= set(found) and "digits-teacher" not in found
 
 
