@@ -2,7 +2,7 @@
 
 Beside each artifact `name` lies `.name.json`: size and sha256 of the artifact, and the digest of each input by
 path. The inputs of a block file include the tars that it lists. Each record has a digest of itself, so that flipped
-bits in it are detected; records of earlier versions of the package have none.
+bits in it are detected.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ def parse(text: bytes) -> dict[str, Any] | None:
         record = json.loads(text)
         if not isinstance(record, dict) or not record.keys() <= _KEYS:
             return None
-        if (own := record.pop(OWN_DIGEST, None)) is not None and own != _own_digest(record):
+        if record.pop(OWN_DIGEST, None) != _own_digest(record):
             return None
     except (ValueError, RecursionError):
         return None

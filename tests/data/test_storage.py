@@ -46,7 +46,7 @@ def pairs(tmp_path) -> manifest.Manifest:
     found = build(tmp_path / "results", num_shards=4, size=3)
     for file in found.shards:
         entry = record.entry(file.sha256, file.size, stage="pairs", inputs={})
-        record.sidecar(file.path).write_text(json.dumps(entry))
+        record.write(file.path, entry)
     return found
 
 
@@ -278,7 +278,7 @@ def test_record_that_does_not_say_where_a_shard_is_stored_makes_it_missing(tmp_p
     monkeypatch.chdir(tmp_path)
     file = pairs.shards[0]
     entry = record.entry(file.sha256, file.size, stage="pairs", inputs={})
-    record.sidecar(file.path).write_text(json.dumps({**entry, "stored": place}))
+    record.write(file.path, {**entry, "stored": place})
     shutil.move(file.path, tmp_path / "elsewhere.tar")
     assert verify(folder=Path("results"), delete=False)[Path("results/00000.tar")] == "is missing"
     with pytest.raises(ValueError, match="00000.tar is missing"):
