@@ -4,7 +4,8 @@ Writes bench/results/search.json. Each experiment is run once (seed 0) with all 
 of `SCALES`, all else as in its section; with 1 it is the experiment itself. The judge is the Frechet distance of its
 samples to 20,000 images of the teacher, drawn in 35 calls, in the features of the experiment. No held-out image has a
 part in it. If no scale between the outer ones is best, the search goes on beyond the better one, `MORE` times at most.
-The folder keeps what is made, so a search that was interrupted goes on.
+The folder keeps what is made, so a search that was interrupted goes on. If experiments are named, the file keeps the
+others.
 """
 
 from __future__ import annotations
@@ -48,22 +49,20 @@ class Search:
         return {role: each.learning_rate for role, each in optimisers.items()}
 
     def distances(self, runs: list[tuple[str, float]]) -> list[float | None]:
-        """The distance to the teacher's images of each experiment and scale; None where the training failed.
+        """The distance to the teacher's images of each experiment and scale; None where the training diverged.
 
         Raises:
-            SystemExit: a job other than a training failed.
+            SystemExit: a job failed for another reason.
         """
         names = [self._add(*run) for run in runs]
         experiments = self._runs.experiments()
         blocks = {name: self._blocks(experiments, name) for name in [JUDGE, *names]}
         if not self._make(blocks):
             results = Results(self._runs.results, experiments)
-            for name in (failed := [name for name in names if _training_failed(results, name)]):
+            for name in (bad := [name for name in names if diverged(results, name)]):
                 del blocks[name]
-            if not failed or not self._make(blocks):
-                raise SystemExit(
-                    "the search stopped, since a job other than a training failed: see Snakemake's messages"
-                )
+            if not bad or not self._make(blocks):
+                raise SystemExit("the search stopped: a job failed, and no training diverged; see Snakemake's messages")
         judge = self._moments(blocks[JUDGE])
         return [
             round(moments_distance(self._moments(blocks[name]), judge), 4) if name in blocks else None for name in names
@@ -92,12 +91,14 @@ class Search:
         return Moments(int(count), total, outer)
 
 
-def _training_failed(results: Results, experiment: str) -> bool:
-    return any(stage.name == "distill" and stage.state == "failed" for stage in results.stages(experiment))
+def diverged(results: Results, experiment: str) -> bool:
+    """Whether the distillation failed since a value of its log was not finite (`checkpoints.check_finite`)."""
+    jobs = (job for stage in results.stages(experiment) if stage.name == "distill" for job in stage.jobs)
+    return any(job.status.state == "failed" and "not finite" in (job.status.message or "") for job in jobs)
 
 
 def beyond(found: dict[float, float | None]) -> float | None:
-    """The scale to try next, if the best one is at an end of those that were tried and did not fail."""
+    """The scale to try next: beyond the best one if that is the lowest or highest of all; below all if all diverged."""
     tried = sorted(found)
     finite = {scale: value for scale, value in found.items() if value is not None}
     if not finite:
@@ -108,16 +109,26 @@ def beyond(found: dict[float, float | None]) -> float | None:
     return best * STEP if best == tried[-1] else None
 
 
-def write(results: dict[str, dict[float, float | None]], rates: dict[str, dict[str, float]]) -> None:
-    """Writes the file, a method per line: its learning rates at scale 1, its distances, the best scale."""
-    shown = {}
+def write(
+    path: Path,
+    results: dict[str, dict[float, float | None]],
+    rates: dict[str, dict[str, float]],
+    *,
+    others: dict[str, Any],
+) -> None:
+    """Writes the file, a method per line: its learning rates at scale 1, its distances, the best scale.
+
+    Args:
+        others: what the file keeps.
+    """
+    shown = dict(others)
     for name, found in results.items():
         values = {f"{scale:.2g}": value for scale, value in sorted(found.items())}
         finite = {scale: value for scale, value in values.items() if value is not None}
         best = min(finite, key=lambda scale: finite[scale]) if finite else None
         shown[name] = {"learning_rates": rates[name], "distance": values, "best": best}
     lines = (f"{json.dumps(name)}: {json.dumps(found)}" for name, found in shown.items())
-    OUTPUT.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def main() -> None:
@@ -128,12 +139,13 @@ def main() -> None:
     parser.add_argument("--cores", default="all")
     parsed = parser.parse_args()
     search = Search(parsed.folder, parsed.cores)
+    others = json.loads(OUTPUT.read_text()) if parsed.experiments and OUTPUT.exists() else {}
     results: dict[str, dict[float, float | None]] = {name: {} for name in parsed.experiments or search.students()}
     runs = [(name, scale) for name in results for scale in SCALES]
     for _ in range(1 + MORE):
         for (name, scale), value in zip(runs, search.distances(runs), strict=True):
             results[name][scale] = value
-        write(results, {name: search.learning_rates(name) for name in results})
+        write(OUTPUT, results, {name: search.learning_rates(name) for name in results}, others=others)
         further = ((name, beyond(found)) for name, found in results.items())
         runs = [(name, scale) for name, scale in further if scale is not None]
         if not runs:
