@@ -59,7 +59,8 @@ class Search:
         blocks = {name: self._blocks(experiments, name) for name in [JUDGE, *names]}
         if not self._make(blocks):
             results = Results(self._runs.results, experiments)
-            for name in (bad := [name for name in names if diverged(results, name)]):
+            bad = [name for name in names if diverged(results, name)]
+            for name in bad:
                 del blocks[name]
             if not bad or not self._make(blocks):
                 raise SystemExit("the search stopped: a job failed, and no training diverged; see Snakemake's messages")

@@ -31,7 +31,10 @@ Headings are paths in the file. `teacher: edm` is section `teacher` with `kind: 
 default must be set if its section is used; an experiment that extends another may inherit it.
 """
 TYPES = {"integer": "whole number", "number": "number", "boolean": "`true`, `false`", "string": "text"}
-NOT_IN_COMPUTE = {"adapter": "`distill.adapter`", "processes": "`processes` above 1"}  # of what a method may refuse
+NOT_IN_COMPUTE = {
+    "adapter": "`distill.adapter`",
+    "processes": "`processes` above 1",
+}  # what a method may refuse besides
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 

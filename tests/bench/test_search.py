@@ -10,6 +10,7 @@ from bench.search import STEP, Search, beyond, diverged, write
 from dmd.config import Experiments, load
 from dmd.jobs import job_status
 from dmd.jobs.experiment_progress import Results
+from dmd.train.checkpoints import check_finite
 
 
 @pytest.mark.parametrize(
@@ -39,12 +40,17 @@ def test_the_search_stops_where_snakemake_does(tmp_path):
         Search(tmp_path, "none").distances([("digits", 1.0)])
 
 
+with pytest.raises(ValueError) as raised:
+    check_finite({"loss/student": float("nan")}, 3, Path("checkpoints"), advice="it")
+NOT_FINITE = str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("state", "message", "expected"),
     [
-        ("failed", "loss/student not finite at update 3; no checkpoint was written yet: lower it", True),
+        ("failed", NOT_FINITE, True),
         ("failed", "results/digits/pairs/00000.tar is damaged", False),
-        ("stopped", "loss/student not finite at update 3", False),
+        ("stopped", NOT_FINITE, False),
     ],
 )
 def test_only_a_training_whose_values_were_not_finite_diverged(tmp_path, state, message, expected):
