@@ -200,7 +200,8 @@ def load(
 
     Args:
         teacher, start: files for the roles with source TEACHER, and with source START or STUDENT.
-        new: makes, on the CPU, the network of a role whose source is NEW.
+        seed: of adapters and new networks.
+        new: makes, on the CPU, the network of a role whose source is NEW, its weights drawn from torch's global generator.
 
     Raises:
         ValueError: a damaged file, a start file without a network, adapters with a start file other than the teacher's,
@@ -231,6 +232,7 @@ def load(
         elif roles[name].guidance != 1:
             assert teacher is not None
             modules[name] = _with_guidance(modules[name], teacher.path, roles[name].guidance)
+    torch.manual_seed(seed)  # in every process: their new networks begin equal
     for name, role in roles.items():
         if role.source is Source.NEW:
             modules[name] = prepare(new(name).to(device), switches)

@@ -42,7 +42,6 @@ def loop(
         stage, section: names of the stage, and of the key of the training, for messages.
         folder: that of the artifact; checkpoints lie below it.
     """
-    torch.manual_seed(training.seed)
     modules = networks.load(
         training.method,
         None,

@@ -20,6 +20,7 @@ from dmd.provenance import memory_limit, record, tensor_files
 from dmd.stages import teacher
 from dmd.train.log_columns import UpdateLog
 from dmd.train.loop import TrainingLoop
+from tests.image_shards import image_shards
 from tests.trainings import NAMES, changed, checkpoints, command, digests, distil, train
 
 UPDATES = 16
@@ -64,6 +65,19 @@ def test_generator_and_log_from_nothing_have_the_same_bytes_again(run, distilled
     left = sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".json"))
     assert left == ["generator.safetensors", "grids", "log.parquet"]  # no checkpoint, no lock
     assert len(list((tmp_path / "grids").iterdir())) == UPDATES
+
+
+def test_a_new_head_is_drawn_from_the_seed(run, teacher_numbers, distill_section, tmp_path):
+    distill_section["method"] = {"name": "gan", "batch_size": 4, "phases": [{"updates": 2}]}
+    distill_section["monitor"] = None
+    files = {"images": image_shards(tmp_path / "data", teacher_numbers["dataset"]), "manifest": None}
+    found = []
+    for seed in (0, 0, 1):
+        torch.rand(3)  # the global generator stands elsewhere
+        found.append(tensor_files.load(run(tmp_path / str(len(found)), files, seed=seed) / NAMES[0])[0])
+    for name in found[0]:
+        assert torch.equal(found[0][name], found[1][name]), name
+    assert not all(torch.equal(found[0][name], found[2][name]) for name in found[0])
 
 
 def test_generator_says_what_it_is_and_holds_both_weights(distilled_folder, teacher_file):

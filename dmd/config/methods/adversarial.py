@@ -34,6 +34,11 @@ class Discriminated(MethodSection):
     refuses = ("shard_parameters",)  # the discriminator makes passes of half a network
     streams = frozenset({"images"})
 
+    @property
+    def version(self) -> int:
+        """2: the weights of the head are drawn from the seed of the training."""
+        return 2
+
     def roles(self) -> dict[str, Role]:
         """The student, the discriminator, and the head that makes logits."""
         return {

@@ -94,6 +94,11 @@ class Dmd2(MethodSection):
         """The section of the GAN loss; None if there is none, also by weights of 0."""
         return self.adversarial if self.adversarial is not None and self.adversarial.fake_weight else None
 
+    @property
+    def version(self) -> int:
+        """2: the weights of the head of a GAN loss are drawn from the seed of the training."""
+        return 2 if self.gan else 1
+
     def roles(self) -> dict[str, Role]:
         """Teacher (real score), student (generator), fake denoiser (fake score), and the head of the GAN loss."""
         head = {"head": Role(Source.NEW, Mode.TRAINED)} if self.gan else {}

@@ -48,6 +48,11 @@ class FDistill(MethodSection):
         if not self.adversarial.fake_weight:
             yield "adversarial.fake_weight: 0, but the head that gives the density ratio learns by this loss"
 
+    @property
+    def version(self) -> int:
+        """2: the weights of the head are drawn from the seed of the training."""
+        return 2
+
     def roles(self) -> dict[str, Role]:
         """Teacher (real score), student (generator), fake denoiser (fake score), and the head of the GAN loss."""
         return score_roles(self.guidance) | {"head": Role(Source.NEW, Mode.TRAINED)}

@@ -33,5 +33,5 @@ class Ufogen(Discriminated):
 
     @property
     def version(self) -> int:
-        """2: the reconstruction loss is the squared error of the noise."""
-        return 2
+        """3: as in `Discriminated`, and the reconstruction loss is the squared error of the noise."""
+        return 3
