@@ -18,7 +18,7 @@ from dmd.config.inheritance import Configuration
 from dmd.config.messages import ConfigError, unknown_experiment
 from dmd.config.method_base import PAIRED
 from dmd.config.reading import Json, unpinned
-from dmd.config.rule_table import RULES, SCORE_RULES, Named
+from dmd.config.rule_table import RULES, Named
 from dmd.config.sections import DECODERS
 from dmd.config.training import Training
 
@@ -115,11 +115,11 @@ class Experiments:
         if rule in ("sample", "latency"):
             sources = ["distill" if self.distilled(experiment) else "teacher"]
         if rule in ("sample", "latency", "pictures") and self.section(experiment, "sample").prompts:
-            sources += ["captions", "text_encoder"]
+            sources += [*(["captions"] if rule != "latency" else []), "text_encoder"]
         if rule == "sheet" and self.section(experiment, "sample").prompts:
             sources += ["captions"]
         if rule in ("pictures", "sheet", "features", "retrieval"):
-            sources += self.parts(experiment, "autoencoder")
+            sources += self._part(experiment, "autoencoder")
         if rule == "retrieval" and self.section(experiment, "sample.prompts").kind == "captions":
             sources += ["images"]
         if rule == "teacher" and self.section(experiment, "teacher").kind == "train":
@@ -148,7 +148,7 @@ class Experiments:
             sources += ["captions"]
         if rule == "latency":
             full = self.section(experiment, "evaluate.latency").decoder == "full"
-            sources += self.parts(experiment, "autoencoder" if full else "tiny_autoencoder")
+            sources += self._part(experiment, "autoencoder" if full else "tiny_autoencoder")
         inputs = [(source, experiment) for source in sources]
         if rule == "distill" and (start := self.section(experiment, "distill").start):
             inputs.append(("teacher", start))
@@ -175,9 +175,9 @@ class Experiments:
         method = training.method.version if training else 1
         return [RULES[rule].version, *([method] if method > 1 else [])]
 
-    def parts(self, experiment: str, *rules: str) -> list[str]:
-        """Those of `rules` that the experiment has, such as "autoencoder" for a teacher of latents."""
-        return [rule for rule in rules if self.has(experiment, rule)]
+    def _part(self, experiment: str, rule: str) -> list[str]:
+        """The rule if the experiment has it, such as "autoencoder" for a teacher of latents."""
+        return [rule] if self.has(experiment, rule) else []
 
     def has_clip_score(self, experiment: str) -> bool:
         """Whether the samples of an experiment get a CLIP score."""
@@ -189,13 +189,13 @@ class Experiments:
         return self.section(experiment, "sample").source == "generator"
 
     def _owner(self, experiment: str, rule: str) -> str:
-        """The experiment whose folder has the artifact of a rule; for scores always the experiment itself.
+        """The experiment whose folder has the artifact of a rule; for scores, whose spec has its name, always itself.
 
         A parent without a section that the rule needs owns nothing of that rule.
         """
         identity = self._identity(experiment, rule)
         parent = self.parents[experiment]
-        if parent is None or rule in SCORE_RULES or not self.has(parent, rule):
+        if parent is None or not self.has(parent, rule):
             return experiment
         return self.owner(parent, rule) if identity == self._identity(parent, rule) else experiment
 

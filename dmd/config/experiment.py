@@ -61,7 +61,7 @@ Name = Annotated[str, Field(pattern=NAME), AfterValidator(_not_reserved)]
 class JobResources(Section):
     """Resources to ask a cluster for; null is the default of the rule."""
 
-    memory_mb: Count | None = Field(None, description="main memory, for teacher and distill per process")
+    memory_mb: Count | None = Field(None, description="main memory; of a training, for each process")
     hours: Annotated[float, Field(ge=0.02, le=1e5)] | None = Field(
         None, description="time limit of a job; the cluster profile overrules distill's"
     )
@@ -553,9 +553,9 @@ class Storage(Section):
         refuse(self._contradictions())
         return self
 
-    def settings(self, folder: str) -> Any:
+    def settings(self) -> Any:
         """The section as JSON values, with the local folder that the prefix mirrors, for a stage."""
-        return {**self.with_defaults(), "folder": folder}
+        return {**self.with_defaults(), "folder": "results"}
 
     def _contradictions(self) -> Iterator[str]:
         if self.prefix.startswith("http") and not self.keep:

@@ -9,6 +9,7 @@ with seed N, it is that of TEACHER-seedN.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from dmd.config.method_base import STUDENT
 from dmd.config.methods import Method
 from dmd.config.printing import piece
 from dmd.config.reading import Json, normalise_paths, read_file, unfit_values, with_digests
-from dmd.config.section_base import SOURCES, UNSET_PATH, Section
+from dmd.config.section_base import SOURCES, UNSET_PATH, nested_sections
 from dmd.config.sections import ExperimentTeacher
 
 MAX_SEEDS = 100
@@ -40,13 +41,11 @@ class Configuration:
     Attributes:
         experiments: by name, after inheritance and with defaults.
         parents: the experiment that each one extends.
-        groups: by experiment, the experiments of all its seeds, itself first.
         tables, charts: by name; names of experiments include their seeds, as many as `seeds` says.
     """
 
     experiments: dict[str, Experiment]
     parents: dict[str, str | None]
-    groups: dict[str, tuple[str, ...]]
     tables: dict[str, Table]
     charts: dict[str, Chart]
     inputs: dict[str, Input]
@@ -98,7 +97,7 @@ def resolve(written: Json) -> Configuration:
         tables, charts = _with_all_seeds(file, groups)
         lines += [*_unknown_names(merged, tables, charts)] or _unfit_teachers(merged) or _unfit_guidance(merged)
     raise_faults(lines)
-    return Configuration(merged, parents, groups, tables, charts, file.inputs, file.storage)
+    return Configuration(merged, parents, tables, charts, file.inputs, file.storage)
 
 
 def _usable_parts(written: Json) -> File:
@@ -119,25 +118,16 @@ def _experiment(merged: Json) -> Experiment:
     except ValidationError as error:
         raise ConfigError("\n".join(line.removeprefix(ROOT) for line in faults(error, Experiment, ROOT))) from None
     raise_faults(
-        f'.{section}: lacks the key "{key}", which has no default' for section, key in _missing_paths(experiment)
+        f'{place}: lacks the key "{key}", which has no default'
+        for place, section in nested_sections(experiment, "")
+        for key in SOURCES
+        if getattr(section, key, None) == UNSET_PATH
     )
     return experiment
 
 
-def _missing_paths(value: Any, section: str = "") -> Iterator[tuple[str, str]]:
-    """Full key of each section that lacks a path, and the key of that path."""
-    if isinstance(value, Section):
-        yield from ((section, key) for key in SOURCES if getattr(value, key, None) == UNSET_PATH)
-        fields = type(value).model_fields
-        items = [(f".{field.alias or name}", getattr(value, name)) for name, field in fields.items()]
-    else:
-        items = [(f"[{index}]", item) for index, item in enumerate(value)] if isinstance(value, tuple) else []
-    for key, item in items:
-        yield from _missing_paths(item, f"{section}{key}".lstrip("."))
-
-
 def _with_seeds(written: Mapping[str, Json]) -> tuple[dict[str, Json], dict[str, tuple[str, ...]], list[str]]:
-    """Experiments as written plus one per further seed, `Configuration.groups`, and faults."""
+    """Experiments as written plus one per further seed; by experiment those of all its seeds, itself first; faults."""
     sections: dict[str, Json] = {}
     groups: dict[str, tuple[str, ...]] = {}
     lines: list[str] = []
@@ -169,10 +159,10 @@ def _with_seeds(written: Mapping[str, Json]) -> tuple[dict[str, Json], dict[str,
             parent = f"{section['extends']}-seed{seed}" if shared else name
             sections[other] = (sections[name] if shared else {}) | {"extends": parent}
             sections[other] = merge(sections[other], {"distill": {"seed": seed}})
-            teacher = _part(section, "teacher")
+            teacher = _part({"teacher": _inherited(name, "teacher", written)}, "teacher")
             if teacher.get("kind") == "experiment" and seed in _further_seeds(teacher.get("name"), written):
                 sections[other]["teacher"] = {**teacher, "name": f"{teacher['name']}-seed{seed}"}
-            if _has_sample(name, written):
+            if _inherited(name, "sample", written) is not None:
                 sections[other] = merge(sections[other], {"sample": {"first_seed": seed * SEED_STEP}})
             groups[other] = (other,)
     return sections, groups, lines
@@ -189,15 +179,14 @@ def _are_seeds(value: Any) -> bool:
     return valid and 0 < len(value) <= MAX_SEEDS and len(set(value)) == len(value)
 
 
-def _has_sample(name: Any, written: Mapping[str, Json]) -> bool:
-    """Whether an experiment has a section sample, its own or inherited."""
-    seen: set[str] = set()
+def _inherited(name: Any, key: str, written: Mapping[str, Json]) -> Any:
+    """A section of an experiment, merged with those of its ancestors; None if there is none."""
+    sections, seen = [], set[str]()
     while isinstance(name, str) and name in written and name not in seen:
-        if "sample" in written[name]:
-            return True
+        sections += [written[name][key]] if key in written[name] else []
         seen.add(name)
         name = written[name].get("extends")
-    return False
+    return functools.reduce(merge, reversed(sections), None)
 
 
 def _chain(name: str, written: Mapping[str, Json]) -> list[str]:
@@ -230,7 +219,7 @@ def _merge_chain(chain: Sequence[Json]) -> Json:
         foreign = foreign | set(_optimisers(merged)) if before != _method_name(merged) and before else foreign
         foreign -= own.keys()
     merged = _without_null_moments(merged)
-    return _without_optimisers(merged, foreign) if foreign else merged
+    return _without_optimisers(merged, foreign) if foreign & _optimisers(merged).keys() else merged
 
 
 def _method_name(experiment: Json) -> Any:

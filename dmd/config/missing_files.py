@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from dmd.config import printing
 from dmd.config.experiment import Input
 from dmd.config.inheritance import Configuration
 from dmd.config.model_folders import lacking
-from dmd.config.section_base import Section
+from dmd.config.section_base import SOURCES, Section, nested_sections
 from dmd.config.sections import IdxDataset
 
 TABLES = ("labels", "captions")  # keys of a dataset that may name a .csv file
@@ -63,7 +62,7 @@ def missing_files(configuration: Configuration) -> dict[str, Missing]:
     for experiment, sections in configuration.experiments.items():
         for key, path, sha256 in named_paths(sections, experiment):
             named.setdefault((path, None), []).append((key, sha256))
-        for key, section in _nested(sections, experiment):
+        for key, section in nested_sections(sections, experiment):
             for path in lacking(section):
                 folder = getattr(section, "folder", None)
                 named.setdefault((path, folder), []).append((f"{key}.folder", getattr(section, "sha256", None)))
@@ -93,29 +92,13 @@ def listed(found: Iterable[Missing]) -> str:
 
 def named_paths(section: Section, name: str) -> Iterator[tuple[str, str, str | None]]:
     """Key, path and sha256 of each file or folder that a section and those within it name."""
-    if isinstance(section, IdxDataset):
-        yield from ((f"{name}.{key}", path, None) for key, path in section.files().items())
-        return
-    for field, info in type(section).model_fields.items():
-        value, key = getattr(section, field), f"{name}.{info.alias or field}"
-        if field in ("file", "folder") and value:
-            yield key, value, getattr(section, "sha256", None)
-        if field in TABLES and str(value).endswith(".csv"):
-            yield key, value, None
-        for item, place in _sections(value, key):
-            yield from named_paths(item, place)
-
-
-def _nested(section: Section, name: str) -> Iterator[tuple[str, Section]]:
-    """A section and all within it, with their keys."""
-    yield name, section
-    for field, info in type(section).model_fields.items():
-        for item, place in _sections(getattr(section, field), f"{name}.{info.alias or field}"):
-            yield from _nested(item, place)
-
-
-def _sections(value: Any, key: str) -> Iterator[tuple[Section, str]]:
-    if isinstance(value, Section):
-        yield value, key
-    elif isinstance(value, tuple):
-        yield from ((item, f"{key}[{number}]") for number, item in enumerate(value) if isinstance(item, Section))
+    for place, inner in nested_sections(section, name):
+        if isinstance(inner, IdxDataset):
+            yield from ((f"{place}.{key}", path, None) for key, path in inner.files().items())
+            continue
+        for key in SOURCES:
+            if path := getattr(inner, key, None):
+                yield f"{place}.{key}", path, getattr(inner, "sha256", None)
+        for key in TABLES:
+            if str(path := getattr(inner, key, None)).endswith(".csv"):
+                yield f"{place}.{key}", str(path), None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -159,11 +159,6 @@ class Pipeline(Section):
             yield "latents: it needs autoencoder"
         if self.denoiser is not None and self.latents is None:
             yield "denoiser: it needs latents, which may be {}"
-
-    def trainings(self) -> dict[str, Training]:
-        """The trainings, by key."""
-        parts: dict[str, Any] = {"text": self.text, "autoencoder": self.autoencoder, "denoiser": self.denoiser}
-        return {f"{name}.training": part.training for name, part in parts.items() if part is not None}
 
 
 def _odd_widths(widths: tuple[int, ...], groups: int) -> Iterator[str]:

@@ -19,6 +19,7 @@ Json = dict[str, Any]
 GROUPS = ("experiments", "tables", "charts", "inputs")  # keys of an included file
 MAX_VALUES, MAX_DEPTH = 1_000_000, 32  # a YAML file of a few lines can exceed them by aliases
 MAX_BYTES = 2**24  # of a YAML file
+PATHS = (*SOURCES, "labels", "captions")  # keys that are paths or, as these two may be, words: they stay as they are
 TEMPLATES = "__use_yte__"  # key of files in which Snakemake runs Python code
 SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
@@ -128,10 +129,12 @@ class _Included:
     """Files read so far, as one mapping.
 
     Attributes:
+        paths: real paths of the files.
         origins: file of each entry, by group and name.
     """
 
     content: Json = field(default_factory=dict)
+    paths: set[str] = field(default_factory=set)
     origins: dict[tuple[str, str], Path] = field(default_factory=dict)
 
 
@@ -149,6 +152,9 @@ def read_file(path: Path) -> Json:
 def _include(path: Path, included: _Included, chain: tuple[Path, ...]) -> None:
     if any(os.path.realpath(path) == os.path.realpath(other) for other in chain):
         raise ConfigError(f"include goes in a circle: {' -> '.join(map(str, [*chain, path]))}")
+    if (real := os.path.realpath(path)) in included.paths:
+        raise ConfigError(f"include: {path} is included twice; once is enough")
+    included.paths.add(real)
     value = read_yaml(path)
     names = value.pop("include", [])
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
@@ -203,13 +209,13 @@ def unfit_values(value: Any) -> Iterator[str]:
 
 
 def normalise_paths(value: Any) -> Any:
-    """`value` with each `file` relative to the current folder without `~`, `./` and `..`, or absolute if outside it."""
+    """`value` with each path relative to the current folder without `~`, `./` and `..`, or absolute if outside it."""
     if isinstance(value, list):
         return [normalise_paths(item) for item in value]
     if not isinstance(value, dict):
         return value
     return {
-        key: _normalise(item) if key == "file" and isinstance(item, str) else normalise_paths(item)
+        key: _normalise(item) if key in PATHS and isinstance(item, str) else normalise_paths(item)
         for key, item in value.items()
     }
 

@@ -22,7 +22,7 @@ from dmd.config.experiment import INPUTS
 from dmd.config.inheritance import Configuration
 from dmd.config.messages import ConfigError
 from dmd.config.methods.call_times import FlowEulerTimes, LcmTimes
-from dmd.config.missing_files import TABLES, Missing, missing_files, named_paths
+from dmd.config.missing_files import Missing, missing_files, named_paths
 from dmd.config.resources import resources
 from dmd.config.rule_table import RULES
 from dmd.config.section_base import FULL_LENGTH, canonical_json
@@ -167,7 +167,7 @@ class RuleLookups:
     def trained_on(self, wildcards: Wildcards) -> str | list[str]:
         """The teacher's file if teacher and reference were both made from files of images, else nothing."""
         sections = self.experiments.sections(wildcards.experiment)
-        files = getattr(sections.dataset, "kind", "") in ("images", "idx")
+        files = getattr(sections.dataset, "kind", "") in ("images", "idx", "glyphs")
         images = files and getattr(sections.teacher, "kind", "") == "train"
         compared = sections.reference is not None and sections.reference.moments is None
         return self._path(wildcards.experiment, "teacher") if images and compared else []
@@ -318,7 +318,7 @@ class RuleLookups:
 
     def storage(self, wildcards: Wildcards, output: Any) -> str:
         """The storage of shards of pairs that are not in results/; a change reruns nothing."""
-        return canonical_json({"storage": self._storage.settings("results")} if self._storage else {})
+        return canonical_json({"storage": self._storage.settings()} if self._storage else {})
 
     def fetch_spec(self, wildcards: Any) -> str:
         """URL without secrets, sha256 and size of a missing input; Snakemake prints and keeps parameters."""
@@ -350,21 +350,15 @@ class RuleLookups:
 
     def _files(self, entry: Any, name: str) -> list[tuple[str, str | None]]:
         """Files that a section names, and their sha256; exits unless each can be read, or is missing."""
-        entries: list[tuple[str, str | None, str]]
+        named = named_paths(entry, name) if entry else ()
+        entries = [(path, sha256, key) for key, path, sha256 in named if not key.endswith(".folder")]
+        whole = None  # digest of all files together
         if isinstance(entry, IdxDataset):
-            entries = [(file, entry.sha256, f"{name}.{key}") for key, file in entry.files().items()]
+            whole = entry.sha256
             is_missing = not os.path.lexists(entry.folder) and all(file in self.missing for file, *_ in entries)
             if not is_missing and not os.path.isdir(entry.folder):
                 cause = (source_files.fault(entry.folder) or "is a file").removesuffix(", not a file")
                 raise ConfigError(f"{name}.folder: {printing.piece(entry.folder)} is not a folder: it {cause}")
-        elif hasattr(entry, "files"):
-            entries = [
-                (each.file, each.sha256, f"{name}.files[{index}].file") for index, each in enumerate(entry.files)
-            ]
-        else:
-            entries = [(entry.file, entry.sha256, f"{name}.file")] if getattr(entry, "file", None) else []
-            tables = {key: getattr(entry, key, "") for key in TABLES}
-            entries += [(path, None, f"{name}.{key}") for key, path in tables.items() if path.endswith(".csv")]
         faults = []
         for file, digest, key in entries:
             if file not in self.missing and file not in self.downloads and (fault := source_files.fault(file)):
@@ -372,7 +366,7 @@ class RuleLookups:
                 faults.append(f"{key}: {printing.piece(file)} {fault}; put the file{pinned} there")
         if faults:
             raise ConfigError("\nerror: ".join(faults))
-        return [(file, digest) for file, digest, _ in entries]
+        return [(file, whole or digest) for file, digest, _ in entries]
 
     def _listing(self, entry: Any, name: str) -> Listing | None:
         """The files in the folder of a section; None if it names no folder, or pins its digest."""

@@ -9,7 +9,7 @@ job when the version changes, which every rule passes as a parameter. For one me
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePath
@@ -295,7 +295,9 @@ def _export_pipeline(experiment: Named, section: Section) -> Json:
 def _export_lora(experiment: Named, section: Any) -> Json:
     if section.adapter is None:
         raise ConfigError(f"{experiment.name}.distill.adapter: null, so there is no adapter to write")
-    return {"weights": "best"} if _student(experiment)["weights"] == "best" else {}
+    if (weights := _student(experiment)["weights"]) == "raw":
+        raise ConfigError(f"{experiment.name}.sample.weights: raw, but the student's file has averaged adapters only")
+    return {"weights": "best"} if weights == "best" else {}
 
 
 def _without(spec: Json, *keys: str) -> Json:
@@ -625,24 +627,11 @@ RULES: dict[str, Rule] = {
 }
 VERSIONS = {rule.stage: rule.version for rule in RULES.values()}
 ARTIFACTS = [name for name, rule in RULES.items() if rule.files]  # rules of experiments
-SCORE_RULES = (
-    "evaluate",
-    "inception_score",
-    "clip",
-    "retrieval",
-    "latency",
-)  # rules whose artifacts experiments never share
-
-
-def places() -> Iterator[str]:
-    """Paths of all artifacts and shards of an experiment, with {first}, {last} and {shard}."""
-    for rule in RULES.values():
-        yield from rule.files
-        if rule.tars:
-            yield rule.tars
-
-
-_PATTERNS = [re.sub(r"\{.*?\}", "[0-9]" * 5, place) for place in places()]
+_PATTERNS = [  # of the paths of artifacts and shards of an experiment
+    re.sub(r"\{.*?\}", "[0-9]" * 5, place)
+    for rule in RULES.values()
+    for place in (*rule.files, *([rule.tars] if rule.tars else []))
+]
 
 
 def is_artifact(path: PurePath) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -23,6 +23,17 @@ class Section(BaseModel):
     def with_defaults(self) -> dict[str, Any]:
         """All keys, as JSON values."""
         return self.model_dump(mode="json", by_alias=True)
+
+
+def nested_sections(section: Section, name: str) -> Iterator[tuple[str, Section]]:
+    """A section and all within it, with their keys: `name.key`, or `name.key[0]` within a list."""
+    yield name, section
+    for field, info in type(section).model_fields.items():
+        value, key = getattr(section, field), f"{name}.{info.alias or field}"
+        items = [(f"{key}[{number}]", item) for number, item in enumerate(value)] if isinstance(value, tuple) else []
+        for place, item in items or [(key, value)]:
+            if isinstance(item, Section):
+                yield from nested_sections(item, place)
 
 
 def refuse(faults: Iterable[str]) -> None:

@@ -76,6 +76,15 @@ def test_list_says_what_it_is_where_it_comes_from_and_how_to_check_it(tmp_path: 
     assert "from: not stated, see section inputs" in listed([missing["photos"]])
 
 
+@pytest.mark.parametrize("key", ["labels", "captions"])
+def test_a_table_that_a_run_downloads_is_known_however_its_path_is_written(tmp_path: Path, monkeypatch, key: str):
+    monkeypatch.chdir(tmp_path)
+    own = {**CHILD["dataset"], "labels": "none", key: "./a/../inputs/table.csv"}
+    table = {"file": "inputs/table.csv", "sha256": None, "url": "https://example.org/table.csv"}
+    missing = found({"table": table}, own={"extends": "child", "dataset": own})
+    assert missing["inputs/table.csv"].is_downloaded
+
+
 def test_files_of_a_folder_that_a_run_downloads_are_missing_one_by_one(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     files = IdxDataset(kind="idx", folder="inputs/clothes").files()

@@ -202,6 +202,19 @@ def test_dataset_of_images_is_no_input_and_must_be_a_folder(tmp_path: Path, monk
     assert found.watched("images", "dataset")(job("child")) and not found.watched("images", "dataset")(job())
     assert found.trained_on(job("child")) == "results/child/teacher/denoiser.safetensors"
     assert found.trained_on(job()) == []
+    glyphs = {"kind": "glyphs", "file": "f.ttf", "captions": "c.csv", "resolution": 8, "num_held_out": 6}
+    assert provided(child={"dataset": glyphs}).trained_on(job("child")) == found.trained_on(job("child"))
+
+
+@pytest.mark.parametrize(("weights", "spec"), [("ema", {}), ("best", {"weights": "best"}), ("raw", None)])
+def test_adapters_are_exported_with_the_weights_that_are_sampled(weights: str, spec: dict[str, str] | None):
+    distill = {"adapter": {}, "monitor": {"best": "distance"}}
+    found = provided(child={"distill": distill, "sample": {"weights": weights}}).experiments
+    if spec is None:
+        with pytest.raises(config.ConfigError, match=r"child.sample.weights: raw, but .* has averaged adapters only"):
+            found.spec("child", "export_lora")
+    else:
+        assert found.spec("child", "export_lora") == spec
 
 
 def test_files_that_an_artifact_was_made_from_may_go_until_it_is_made_anew(tmp_path: Path, monkeypatch):

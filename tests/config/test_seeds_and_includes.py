@@ -21,10 +21,23 @@ def written(**sections: Any) -> dict[str, Any]:
 def test_each_seed_is_an_experiment_with_noise_of_its_own():
     sample = {"num_samples": 4, "shard_size": 4}
     found = config.resolve(written(a={"distill": {"method": METHOD, "seeds": [3, 0, 7]}, "sample": sample}))
-    assert found.groups == {"a": ("a", "a-seed0", "a-seed7"), "a-seed0": ("a-seed0",), "a-seed7": ("a-seed7",)}
     seeds = {name: (each.distill.seed, each.sample.first_seed) for name, each in found.experiments.items()}
     assert seeds == {"a": (3, 0), "a-seed0": (0, 0), "a-seed7": (7, 7_000_000)}
     assert found.parents == {"a": None, "a-seed0": "a", "a-seed7": "a"}
+
+
+def test_each_seed_learns_from_its_own_seed_of_a_student_that_it_inherits_as_teacher():
+    flow = {"name": "rectified-flow", "objective": "reflow", "calls": 2, "phases": [{"updates": 5}]}
+    taught = {"distill": {"method": METHOD}, "teacher": {"kind": "experiment", "name": "first"}}
+    whole = written(
+        first={"teacher": {"kind": "file", "file": "a"}, "distill": {"method": flow, "seeds": [0, 1]}},
+        second=taught,
+        third={"extends": "second", "teacher": {"weights": "raw"}, "distill": {"seeds": [0, 1, 2]}},
+    )
+    found = config.resolve(whole).experiments
+    teachers = {name: each.teacher.name for name, each in found.items() if name.startswith("third")}
+    assert teachers == {"third": "first", "third-seed1": "first-seed1", "third-seed2": "first"}
+    assert found["third-seed1"].teacher.weights == "raw"
 
 
 def test_seeds_without_samples_have_no_section_sample():
@@ -83,6 +96,21 @@ def test_child_of_another_method_keeps_all_but_the_method_and_optimisers_of_its_
     assert "critic" in inheritance._merge_chain([child, {"distill": parent}])["distill"]["optimisers"]
 
 
+@pytest.mark.parametrize(
+    ("distill", "message"),
+    [
+        (None, "c.distill: null is not a section: leave the key out"),
+        ({"optimisers": None}, "c.distill.optimisers: None is not a mapping"),
+    ],
+)
+def test_grandchild_that_removes_the_optimisers_of_another_method_gets_a_message(distill: Any, message: str):
+    first = {"method": {"name": "gan", "phases": [{"updates": 5}]}, "optimisers": {"student": {"learning_rate": 1.0}}}
+    middle = {"extends": "a", "distill": {"method": METHOD}}
+    with pytest.raises(config.ConfigError) as caught:
+        config.resolve(written(a={"distill": first}, b=middle, c={"extends": "b", "distill": distill}))
+    assert str(caught.value) == message
+
+
 def test_included_files_add_their_entries(tmp_path: Path):
     (tmp_path / "more").mkdir()
     (tmp_path / "base.yaml").write_text("include: [more/one.yaml]\n" + BASE)
@@ -100,6 +128,7 @@ def test_included_files_add_their_entries(tmp_path: Path):
         ("experiments: [a]\n", "one.yaml: experiments: .* is not a mapping"),
         ("include: one\n", "one.yaml: include: 'one' is not a list of files"),
         ("include: [three.yaml]\n", "three.yaml is missing"),
+        ("include: [two.yaml, ./two.yaml]\n", "two.yaml is included twice; once is enough"),
         ("include: [/dev/zero]\n", "/dev/zero is a device, not a file"),
         (
             "experiments:\n  a: {}\n  a: {}\n",
@@ -111,6 +140,7 @@ def test_included_files_add_their_entries(tmp_path: Path):
 def test_include_that_cannot_be_used_is_named(tmp_path: Path, text: str, message: str):
     (tmp_path / "base.yaml").write_text("include: [one.yaml]\n" + BASE)
     (tmp_path / "one.yaml").write_text(text)
+    (tmp_path / "two.yaml").write_text("experiments: {two: {extends: base}}\n")
     with pytest.raises(config.ConfigError, match=message):
         config.load(tmp_path / "base.yaml")
 

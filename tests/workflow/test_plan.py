@@ -56,6 +56,21 @@ def test_plan_with_nothing_there_is_whole_and_lists_all_that_is_missing(tmp_path
     assert listed.strip() == answer[answer.index("Missing,") : answer.index("memory of")].strip()
 
 
+def test_first_outputs_of_jobs_are_read_whatever_their_paths():
+    text = """
+rule fetch:
+    output: inputs/a b, c.pkl (update)
+    jobid: 3
+
+localrule distill:
+    input: results/a/teacher/denoiser.safetensors
+    output: results/a/distill/generator.safetensors, results/a/distill/log.parquet
+    jobid: 1
+"""
+    expected = [("fetch", "inputs/a b, c.pkl"), ("distill", "results/a/distill/generator.safetensors")]
+    assert plan.first_outputs(text) == expected
+
+
 def test_plan_that_fails_says_what_the_dry_run_says_and_no_more(tmp_path: Path):
     write_config(tmp_path, SMALL)
     (tmp_path / "photos").touch()

@@ -106,6 +106,7 @@ def test_ownership_follows_samples_and_the_network_that_judges():
     assert found.spec("text", "features")["clip"] == clip
     latency = found.spec("text", "latency")
     assert latency["solver"]["steps"] == 2 and latency["guidance"] == 3.0 and "decoder" not in latency
+    assert ("captions", "text") not in found.upstream("text", "latency")  # it has a prompt of its own
     assert not {"clip", "latency"} & found.spec("text", "evaluate").keys()
 
 

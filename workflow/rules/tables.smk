@@ -48,7 +48,7 @@ rule tables:
         "--markdown {output.markdown} --csv {output.csv} --spec {params.spec:q} --log {log}"
 
 
-# Charts of distance against network calls or pairs, and the paper's Figure 3.
+# Charts of scores against network calls or pairs, images of several experiments, and the paper's Figure 3.
 rule charts:
     input:
         tables.chart_inputs,

@@ -10,7 +10,6 @@ Passes are counted on fake tensors, without weights and without memory.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +32,7 @@ from dmd.models.networks.published_architectures import CIFAR10, IMAGENET64  # n
 from dmd.provenance import tensor_files  # noqa: E402
 from dmd.provenance.files import canonical_json  # noqa: E402
 from dmd.sampling.drawing_memory import TEXT_LENGTH  # noqa: E402
+from workflow.scripts.plan import SHARD_RULES, shard_bytes  # noqa: E402
 from workflow.scripts.rates import Job, calls_per_image  # noqa: E402
 from workflow.scripts.stand_in import image_passes, needed  # noqa: E402
 
@@ -64,9 +64,10 @@ def main() -> None:
             print("\n".join([*paper(shipped), "", *operations(shipped)]))
         elif not parsed.experiments:
             parser.error("name an experiment, or give --paper")
-        experiments = Experiments(load())
-        for name in parsed.experiments:
-            print("\n".join(plan(experiments, name, released=True)))
+        if parsed.experiments:
+            experiments = Experiments(load())
+            for name in parsed.experiments:
+                print("\n".join(plan(experiments, name, released=True)))
     except (ValueError, OSError) as error:
         sys.exit(printing.lines(f"error: {error}"))
 
@@ -97,14 +98,16 @@ def paper(shipped: Experiments) -> Iterator[str]:
     yield f"| experiment | GPUs | as in `config/paper.yaml` | {' | '.join(VARIANTS)} | pairs, disk | samples, disk |"
     yield f"|---|---:|{'---:|' * (len(VARIANTS) + 3)}"
     for name, network in RELEASED.items():
-        distill, sample = section(shipped, name), shipped.section(name, "sample")
-        num_pairs, num_samples = shipped.section(name, "pairs").num_pairs, sample.num_samples * sample.repetitions
+        distill, values = section(shipped, name), network["channels"] * network["resolution"] ** 2
+        disks = [
+            sum(shard_bytes(shipped, Job(rule, name, block), values, 0) for block in shipped.blocks(name, rule))
+            for rule in SHARD_RULES
+        ]
         for processes in (1, 7):
             settings = [
                 {"compute": compute, "processes": processes} for compute in (distill.compute, *VARIANTS.values())
             ]
             totals = [sum(needed(network, distill.model_copy(update=each)).values()) for each in settings]
-            disks = (shard_bytes(network, num_pairs, arrays=2), shard_bytes(network, num_samples, arrays=1))
             cells = [f"{total / GIB:.1f} GiB" for total in totals] + [f"{size / 1e9:.1f} GB" for size in disks]
             yield f"| `{name}` | {processes} | {' | '.join(cells)} |"
 
@@ -131,12 +134,6 @@ def forward_operations(network: dict[str, Any]) -> int:
         condition = torch.zeros(1, TEXT_LENGTH, width) if width else torch.full((1,), -1)
         built(torch.zeros(1, built.channels, built.resolution, built.resolution), torch.zeros(1), condition)
     return counter.get_total_flops()
-
-
-def shard_bytes(network: dict[str, Any], num: int, *, arrays: int) -> int:
-    """Bytes of shards of `num` items: per member a tar header, an npy header and the data, in blocks of 512."""
-    blocks = math.ceil((128 + 4 * network["channels"] * network["resolution"] ** 2) / 512)
-    return num * 512 * (arrays * (1 + blocks) + 2)
 
 
 def autoencoders(experiments: Experiments, name: str, distill: Distill) -> tuple[str, ...]:

@@ -76,13 +76,19 @@ def planned(config: Configuration, experiments: Experiments, experiment: str | N
     if answer.returncode:
         said = (answer.stdout + answer.stderr).strip()
         raise ConfigError(said.partition("\nerror: ")[2] or f"the dry run failed\n{said}")
-    jobs = re.findall(r"^(?:local)?rule (\w+):.*?^    output: (\S+?),?[ \n]", answer.stdout, re.M | re.S)
     absent = [
         each
         for path, each in missing_files(config).items()
         if re.search(rf"^    output: {re.escape(path)}( \(update\))?$", answer.stdout, re.M)
     ]
-    return [job_of(rule, Path(output)) for rule, output in jobs if rule != "missing"], absent
+    jobs = [job_of(rule, Path(output)) for rule, output in first_outputs(answer.stdout) if rule != "missing"]
+    return jobs, absent
+
+
+def first_outputs(text: str) -> list[tuple[str, str]]:
+    """Rule and first output of each job that a dry run prints; an output may have spaces in its path."""
+    output = r"^    output: ([^\n]+?)(?: \(update\)|, results/[^\n]*)?$"
+    return re.findall(rf"^(?:local)?rule (\w+):.*?{output}", text, re.M | re.S)
 
 
 def stored(experiments: Experiments, jobs: list[Job], config: Configuration) -> tuple[set[Job], str]:
@@ -95,7 +101,7 @@ def stored(experiments: Experiments, jobs: list[Job], config: Configuration) -> 
 
     paths = [Path("results", experiments.path(job.experiment, "pairs", job.block or (0, 0))) for job in blocks]
     try:
-        sizes = Storage(place.settings("results")).sizes(paths)
+        sizes = Storage(place.settings()).sizes(paths)
     except ValueError as error:
         return set(), f"\nThe storage could not be asked for blocks of pairs: {error}"
     away = {job for job, size in zip(blocks, sizes, strict=True) if size is not None}
@@ -169,11 +175,11 @@ def table(experiments: Experiments, jobs: list[Job], rates: Rates, sizes: Mappin
     for rule, chosen in [*((rule, [job for job in jobs if job.rule == rule]) for rule in rules), ("all", jobs)]:
         calls = sum(network_calls(experiments, job) for job in chosen)
         seconds, missing = 0.0, False
-        for job in chosen:
-            name = rate_owner(experiments, job.experiment) if job.experiment else ""
+        for job in (each for each in chosen if each.experiment):
+            name = rate_owner(experiments, job.experiment)
             rate = rates.get(name, {}).get(job.rule, known.get(name, {}).get(job.rule))
-            seconds += (rate or 0.0) * (work(experiments, job) if job.experiment else 1)
-            missing |= rate is None and bool(job.experiment)
+            seconds += (rate or 0.0) * work(experiments, job)
+            missing |= rate is None
         known_sizes = [sizes[job.file] if job.file else disk(experiments, job) for job in chosen]
         size, more = sum(each or 0 for each in known_sizes) / 2**20, ">= " if None in known_sizes else ""
         time = "unknown" if missing and not seconds else f"{'>= ' if missing else ''}{seconds / 60:.1f} min"

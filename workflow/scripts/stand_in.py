@@ -24,6 +24,7 @@ from dmd.config.method_base import STUDENT, Mode, PlannedPhase, Source
 from dmd.config.methods.call_times import FlowEulerTimes, KarrasTimes, LcmTimes
 from dmd.config.methods.lcm import KarrasSteps, TableSteps
 from dmd.config.methods.levels import KarrasLevels, TeacherLevels
+from dmd.config.section_base import SIGMA_MAX
 from dmd.config.training import Distill
 from dmd.methods.base import Distance, Facts, Part, Rows, Step
 from dmd.methods.parts.decoded_distance import DecodedDistance
@@ -45,7 +46,6 @@ from dmd.train.trainer import Plan, Trainer, assemble
 
 SMALL: dict[str, Any] = {"kind": "mlp", "channels": 1, "resolution": 1, "width": 2, "layers": 1, "num_classes": 0}
 STREAMS = ("noise", "pairs", "trajectories", "images")
-SIGMA_MAX = 80.0
 QUICK = 2 * 10**9  # multiplications of a forward pass, at most, up to which real tensors are quicker than fake ones
 NUM_DRAWS = 16  # of the random values of an update, for the mean number of passes where it depends on them
 

@@ -29,9 +29,7 @@ def main() -> None:
         config = load()
         if config.storage is None:
             raise ValueError("storage is null: set storage.prefix in config.yaml")
-        storage = Storage(
-            config.storage.settings("results"), log=lambda line: print(printing.line(line), file=sys.stderr)
-        )
+        storage = Storage(config.storage.settings(), log=lambda line: print(printing.line(line), file=sys.stderr))
         experiments = Experiments(config)
         for block in experiments.blocks(parsed.experiment, "pairs"):
             store(storage, Path("results", experiments.path(parsed.experiment, "pairs", block)))
