@@ -97,17 +97,7 @@ def from_files(
     """Updates with networks and pairs from files; all networks start with the teacher's weights."""
     file = loading.denoiser_file(teacher)
     classes = int(file.facts["num_classes"])
-    modules = networks.load(
-        section.method,
-        file,
-        file,
-        adapter=section.adapter,
-        compute=section.compute,
-        seed=section.seed,
-        device=device,
-        new=_no_network,
-        log=lambda line: None,
-    )
+    modules = networks.load(section, file, file, device=device, new=_no_network)
     shape = tuple(file.facts["shape"])
     assembled = trainer(
         section, modules, shape, num_classes=classes, sigma_data=file.facts["sigma_data"], distance=distance

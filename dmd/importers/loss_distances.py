@@ -26,6 +26,13 @@ class DistanceFiles(NamedTuple):
     tiny: Path | None = None
     full: Path | None = None
 
+    def codec(self, name: str, *, key: str) -> Codec:
+        """The decoder "tiny" or "full"; ValueError with the key that asks for it if there is no file."""
+        path, flag = (self.tiny, "--tiny-autoencoder") if name == "tiny" else (self.full, "--autoencoder")
+        if path is None:
+            raise ValueError(f"{key}: {name} needs the autoencoder's file: give {flag}")
+        return loading.load_codec(path)
+
 
 def distances(training: Training, files: DistanceFiles, device: torch.device) -> dict[str, Distance]:
     """The image distance of a method's losses for each decoder that a phase names, by the decoder's name.
@@ -46,10 +53,7 @@ def distances(training: Training, files: DistanceFiles, device: torch.device) ->
 
 
 def _codec(name: str, files: DistanceFiles, compute: TrainingCompute) -> Codec:
-    path, flag = (files.tiny, "--tiny-autoencoder") if name == "tiny" else (files.full, "--autoencoder")
-    if path is None:
-        raise ValueError(f"distill.method: decoder {name} needs the autoencoder's file: give {flag}")
-    codec = loading.load_codec(path)
+    codec = files.codec(name, key="distill.method.phases: decoder")
     codec.dtype = DTYPES[compute.dtype]
     codec.checkpointing = compute.gradient_checkpointing
     return codec

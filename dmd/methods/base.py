@@ -133,8 +133,11 @@ class StepLog(Protocol):
     def spread(self, name: str, values: Tensor) -> None:
         """Mean and standard deviation of all elements, as columns `{name}/mean` and `{name}/std`."""
 
-    def binned(self, name: str, values: Tensor, bins: Tensor, num_bins: int) -> None:
-        """Means of values (b,) per bin (b,), as columns `{name}0`, `{name}1`, ...; an empty bin has no value."""
+    def binned(self, name: str, values: Tensor, bins: Tensor, num_bins: int, *, weights: Tensor | None = None) -> None:
+        """Means of values (b,) per bin (b,), as columns `{name}0`, `{name}1`, ...; an empty bin has no value.
+
+        `weights` (b,) are as in `mean`.
+        """
 
     def value(self, name: str) -> Tensor:
         """The mean `name` of the current step, or the means of its bins, over all rows and processes.
@@ -157,9 +160,6 @@ class Networks(Protocol):
 
     def restart_average(self) -> None:
         """Resets the student's moving average to its current weights."""
-
-    def forget_moments(self, role: str) -> None:
-        """Clears the Adam moments of a role."""
 
 
 Config = TypeVar("Config", bound=MethodSection)
@@ -238,15 +238,13 @@ class Method(ABC, Generic[Config]):
     def after(self, step: Step, clock: Clock, log: StepLog) -> None:
         """Runs after each step, to update target networks and statistics; `log.value` has means over all processes."""
 
-    def sampling(self) -> Calls | None:
-        """How the student is sampled, for its file; None for a denoiser that any solver can sample."""
-        return None
+    def sampling(self) -> Calls:
+        """How the student is sampled, for its file; methods that train new networks for other uses have none."""
+        raise NotImplementedError
 
     def generate(self, rows: Rows) -> Tensor:
         """Images (B, C, H, W) of unit noise, drawn as `sampling` says."""
-        calls = self.sampling()
-        assert calls is not None
-        return calls.draw(self.networks[STUDENT], rows["noise"], rows["label"])
+        return self.sampling().draw(self.networks[STUDENT], rows["noise"], rows["label"])
 
     def fewer_calls(self) -> Mapping[int, Calls]:
         """How the student is sampled with fewer calls, by their number, where these are not the first of `sampling`."""

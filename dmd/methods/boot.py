@@ -33,7 +33,7 @@ from dmd.methods.parts.denoising_loss import denoising_loss, weighted_errors
 from dmd.methods.parts.joined_steps import heun_x0
 from dmd.models.denoiser import per_sample, start_scale
 from dmd.models.student_calls import Calls, signal
-from dmd.sampling.noise import karras_sigmas
+from dmd.sampling.noise import ascending_sigmas
 
 NUM_BINS = 8  # of steps in the log
 
@@ -51,9 +51,8 @@ class Boot(Method[sections.Boot]):
         config = self.config
         top = self.facts.highest(config.sigma_max, key="distill.method.sigma_max")
         self.lowest, self.highest = self.facts.levels(config.sigma_min, top, key="distill.method")
-        sigmas = karras_sigmas(config.levels, sigma_min=self.lowest, sigma_max=self.highest, rho=config.rho)
-        sigmas[0], sigmas[-1] = self.highest, self.lowest  # Karras's formula rounds
-        self.sigmas = sigmas.float().to(self.device)
+        ascending = ascending_sigmas(config.levels, self.lowest, self.highest, config.rho)
+        self.sigmas = ascending.flip(0).float().to(self.device)
 
     @classmethod
     def steps(cls, config: sections.Boot, clock: Clock) -> tuple[Step, ...]:

@@ -67,7 +67,7 @@ from dmd.methods.parts.divergences import (
 )
 from dmd.models.denoiser import per_sample
 from dmd.models.student_calls import Calls
-from dmd.sampling.noise import karras_curve, log_normal_sigmas
+from dmd.sampling.noise import ROUNDING, karras_curve, log_normal_sigmas
 
 FLOOR = 1e-5  # lower bound of the mean error that the loss is divided by
 NUM_BINS = 10  # of noise levels in the log
@@ -86,7 +86,7 @@ class Sid(Method[sections.Sid]):
         key, curve = "distill.method.levels", self.config.levels
         self.lowest, _ = self.facts.levels(curve.sigma_min, None, key=key)
         top, last = self.facts.trained[1], self.levels(torch.ones(()))
-        if float(last) > top * (1 + 1e-6):
+        if float(last) > top * (1 + ROUNDING):
             raise ValueError(
                 f"{key}: the student's loss would use noise levels up to {float(last):.4g}, "
                 f"but the teacher has levels up to {top:.4g} only: lower levels.sigma_max or levels.last"

@@ -41,8 +41,7 @@ from dmd.methods.parts.level_table import Noised, noise_levels
 from dmd.methods.parts.matching import logged_matching_loss
 from dmd.models.denoiser import per_sample
 from dmd.models.student_calls import Calls
-
-ROUNDING = 1e-5  # relative: levels this close are equal
+from dmd.sampling.noise import ROUNDING
 
 
 @dataclass

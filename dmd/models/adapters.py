@@ -68,15 +68,6 @@ class Adapted(nn.Module):
         tensors = {**dict(self.carrier.named_parameters()), **dict(self.carrier.named_buffers())}
         return [] if self._name else list(base_weights(tensors).values())
 
-    @property
-    def checkpointing(self) -> bool:
-        """Whether the backward pass recomputes each block of the network instead of saving its activations."""
-        return self.carrier.checkpointing
-
-    @checkpointing.setter
-    def checkpointing(self, value: bool) -> None:
-        self.carrier.checkpointing = value
-
 
 class Switch:
     """Chooses the adapter that all layers of a network apply."""

@@ -25,15 +25,6 @@ class Guided(nn.Module):
         self.network, self.guidance = network, guidance
         self.register_buffer("empty", empty.detach().to(_device(network)), persistent=False)
 
-    @property
-    def checkpointing(self) -> bool:
-        """Whether the backward pass recomputes each block of the network instead of saving its activations."""
-        return bool(self.network.checkpointing)
-
-    @checkpointing.setter
-    def checkpointing(self, value: bool) -> None:
-        self.network.checkpointing = value  # type: ignore[assignment]
-
     def forward(self, image: torch.Tensor, condition: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """The guided output, shaped like the network's; ValueError if the labels have another shape than `empty`."""
         out = self.network(torch.cat([image, image]), torch.cat([condition, condition]), self.with_empty(label))

@@ -294,13 +294,3 @@ def _of_kind(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, 
     if metadata.get("kind") != kind:
         raise ValueError(f"{path} is of kind {metadata.get('kind')!r}, not {kind}")
     return tensors, metadata
-
-
-def check_sigma(metadata: Mapping[str, Any], sigma: float, path: Path) -> None:
-    """ValueError if `sigma` is above the highest noise level that the denoiser in `path` was trained on."""
-    limit = metadata.get("sigma_max")
-    if limit is not None and sigma > limit * (1 + 1e-6):
-        raise ValueError(
-            f"{path} was trained on noise up to sigma {limit:.6g}, not {sigma:.6g}: "
-            "lower distill.method.sigma and sigma_max of the solvers to that limit"
-        )

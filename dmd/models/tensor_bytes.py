@@ -12,7 +12,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmd.models.adapters import Adapted
-from dmd.models.networks.block import Block
 
 Storages = dict[int, torch.UntypedStorage]
 
@@ -48,45 +47,18 @@ def peak_bytes(work: Callable[[], object]) -> int:
     return peak.most
 
 
-def saved_bytes(module: nn.Module, work: Callable[[], object]) -> tuple[int, int]:
-    """Bytes that a forward pass `work` saves for its backward pass: without and with checkpointed blocks.
-
-    Parameters and buffers do not count. With checkpointing, every block saves its inputs, and only the largest block
-    counts with the rest.
-    """
-    inputs: Storages = {}
-    outside: Storages = {}
-    inside: list[Storages] = []
-    current = [outside]
-
-    def enter(block: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        inputs.update({_key(tensor): tensor.untyped_storage() for tensor in args})
-        inside.append({})
-        current.append(inside[-1])
-
-    def leave(block: nn.Module, args: Any, output: Any) -> None:
-        current.pop()
+def saved_bytes(module: nn.Module, work: Callable[[], object]) -> int:
+    """Bytes that a forward pass `work` through a module saves for its backward pass, without its weights."""
+    saved: Storages = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        current[-1][_key(tensor)] = tensor.untyped_storage()
+        saved[_key(tensor)] = tensor.untyped_storage()
         return tensor.detach()  # the tensor itself would keep its own graph alive
 
-    networks = [module, *carriers(module)]
-    blocks = [block for network in networks for block in network.modules() if isinstance(block, Block)]
-    hooks = [block.register_forward_pre_hook(enter) for block in blocks]
-    hooks += [block.register_forward_hook(leave) for block in blocks]
-    try:
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            work()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    weights = {_key(tensor) for network in networks for tensor in (*network.parameters(), *network.buffers())}
-    everything, always = dict(outside), inputs | outside
-    for part in inside:
-        everything |= part
-    largest = max((_bytes(part, weights | always.keys()) for part in inside), default=0)
-    return _bytes(everything, weights), _bytes(always, weights) + largest
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        work()
+    weights = {_key(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    return sum(storage.nbytes() for key, storage in saved.items() if key not in weights)
 
 
 class Peak(TorchDispatchMode):
@@ -135,7 +107,3 @@ def _tensors(values: Iterable[object]) -> Iterator[torch.Tensor]:
 
 def _key(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def _bytes(storages: Storages, excluded: set[int]) -> int:
-    return sum(storage.nbytes() for key, storage in storages.items() if key not in excluded)

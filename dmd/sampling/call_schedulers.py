@@ -116,13 +116,8 @@ def find(calls: Calls, facts: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: no scheduler makes them; the message says which call is the reason.
     """
-    if calls.map == "mean-flow":
-        raise ValueError("its network has a second time, which no network of diffusers has")
     if calls.map != "denoiser":
-        raise ValueError(
-            f"its map is a consistency map that is the identity at sigma {calls.sigma_min:g}: the boundary of "
-            "diffusers' LCMScheduler is another function"
-        )
+        raise ValueError(f"its map is {calls.map}, and schedulers of diffusers draw with the denoiser itself")
     num, other = len(calls.sigmas), ""
     for candidate in _candidates(calls, facts):
         try:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +46,16 @@ def trained_range(*metadata: Mapping[str, Any]) -> tuple[float, float]:
     """The noise levels that all of these denoisers were trained on, by their files; 0 and infinity where none says."""
     lowest = max(facts.get("sigma_min") or 0.0 for facts in metadata)
     return lowest, min(facts.get("sigma_max") or math.inf for facts in metadata)
+
+
+def check_sigma(metadata: Mapping[str, Any], sigma: float, path: Path) -> None:
+    """ValueError if `sigma` is above the highest noise level that the denoiser in `path` was trained on."""
+    _, limit = trained_range(metadata)
+    if sigma > limit * (1 + ROUNDING):
+        raise ValueError(
+            f"{path} was trained on noise up to sigma {limit:.6g}, not {sigma:.6g}: lower the level of the first call, "
+            "or that of the solver"
+        )
 
 
 def karras_curve(position: torch.Tensor, *, first: float, last: float, rho: float) -> torch.Tensor:

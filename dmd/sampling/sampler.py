@@ -17,7 +17,7 @@ from dmd.models.guidance import with_guidance
 from dmd.provenance import tensor_files
 from dmd.sampling import schedulers
 from dmd.sampling.default_solver import default_solver, resolve_solver
-from dmd.sampling.noise import SeededDraws
+from dmd.sampling.noise import SeededDraws, check_sigma
 from dmd.sampling.ode_solvers import OnStep
 from dmd.sampling.solvers import solve
 
@@ -111,7 +111,7 @@ class Sampler:
         self.shape: tuple[int, ...] = tuple(self.metadata["shape"])
         self.num_classes: int = self.metadata["num_classes"]
         self.solver, self.sigma = resolve_solver(solver, self.metadata, path)
-        loading.check_sigma(self.metadata, self.sigma, path)
+        check_sigma(self.metadata, self.sigma, path)
 
     def __call__(self, num: int = 1, *, label: Label = None, seed: int = 0) -> Tensor:
         """Images of seeds seed, seed + 1, ...: those that stage `sample` draws for these seeds and labels.

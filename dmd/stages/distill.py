@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from dmd import methods
 from dmd.config.method_base import PAIRED, STUDENT, TEACHER
-from dmd.config.training import Distill, Monitor
+from dmd.config.training import Distill
 from dmd.data import manifest as manifests
 from dmd.data import stored_blocks
 from dmd.data.image_shards import ImageReader
@@ -116,11 +116,10 @@ def run(
         input_checks.check_levels(calls, distillation.start, pairs)
         streams = distillation.streams(images, states, stored_blocks.connect(storage), trainer.method.facts)
         monitor = None
-        if calls and distill.monitor:
-            files = MonitorFiles(network, features, scorer)
-            monitor = distillation.monitor(distill.monitor, trainer, calls, decoders, files)
+        if distill.monitor:
+            monitor = distillation.monitor(trainer, calls, decoders, network, features, scorer)
         texts = distillation.texts if trainer.method.facts.text else None
-        grid = Grid(trainer, texts, monitor.measures.small if monitor else None).draw if calls else None
+        grid = Grid(trainer, texts, monitor.measures.small if monitor else None).draw
         loop = training_loop(
             trainer,
             streams,
@@ -148,14 +147,6 @@ def run(
             with record.publish(output, stage="distill", inputs=inputs) as temporary:
                 tensor_files.write(temporary, weights, metadata)
             checkpoints.clear(loop.checkpoints)
-
-
-class MonitorFiles(NamedTuple):
-    """What a monitor measures with: feature network and its section, see `run`, and CLIP."""
-
-    network: Path | None
-    features: dict[str, Any] | None
-    scorer: CaptionScorer | None
 
 
 class _Distillation:
@@ -190,15 +181,11 @@ class _Distillation:
             calls = calls_at(times, training.method.final_calls(), facts)
             input_checks.check_times(calls, self.start, KEY)
         modules = networks.load(
-            training.method,
+            training,
             self.teacher,
             self.start,
-            adapter=training.adapter,
-            compute=training.compute,
-            seed=training.seed,
             device=self.device,
             new=lambda role: methods.load(training.method.name).new_network(training.method, role, facts),
-            log=reporting.log,
         )
         by_decoder = distances(training, files, self.device)
         return assemble(training, modules, facts, distances=by_decoder, split=split, start=False)
@@ -229,25 +216,25 @@ class _Distillation:
         return streams
 
     def monitor(
-        self, config: Monitor, trainer: Trainer, calls: Calls, decoders: DistanceFiles, files: MonitorFiles
+        self,
+        trainer: Trainer,
+        calls: Calls,
+        decoders: DistanceFiles,
+        network: Path | None,
+        features: dict[str, Any] | None,
+        scorer: CaptionScorer | None,
     ) -> monitors.Monitor:
-        """The monitor of the student.
+        """The monitor of the student; `network` and `features` are as in `run`.
 
         Raises:
             ValueError: files that its configuration needs are missing, or are not the expected ones.
         """
-        facts, device = trainer.method.facts, self.device
+        config, facts, device = self.distill.monitor, trainer.method.facts, self.device
+        assert config is not None
         codec = None
         if config.decoder != "none" and "image_shape" in self.teacher.facts:
-            path, flag = (
-                (decoders.tiny, "--tiny-autoencoder") if config.decoder == "tiny" else (decoders.full, "--autoencoder")
-            )
-            if path is None:
-                raise ValueError(f"distill.monitor.decoder: {config.decoder} needs the autoencoder's file: give {flag}")
-            codec = loading.load_codec(path)
-        section = files.features or {"kind": "pixels", "size": 8}
-        extractor, _ = feature_files.load(files.network, section, modes=None)
-        scorer = files.scorer
+            codec = decoders.codec(config.decoder, key="distill.monitor.decoder")
+        extractor, _ = feature_files.load(network, features or {"kind": "pixels", "size": 8}, modes=None)
         measures = ImageMeasures(device, extractor, codec, scorer, scorer.clip if scorer else None)
         images = TeacherImages(
             self.teacher,
@@ -283,7 +270,7 @@ class _Distillation:
         assert self.text is not None
         return self.text.texts(row % len(self.text) for row in range(num))
 
-    def metadata(self, calls: Calls | None, earlier: Mapping[str, Calls]) -> dict[str, Any]:
+    def metadata(self, calls: Calls, earlier: Mapping[str, Calls]) -> dict[str, Any]:
         """Metadata of the student's file; `earlier`: calls of students kept from earlier phases, by their number."""
         facts, adapter, method = self.start.facts, self.distill.adapter, self.distill.method
         role, guidances = method.roles()[STUDENT], method.guidance_range()
@@ -293,7 +280,8 @@ class _Distillation:
             **({"guidance_range": list(guidances)} if role.guidance_input and guidances else {}),
             "kind": "generator",
             **({"denoises": True} if self.distill.method.denoises else {}),
-            **({"sigma": calls.sigmas[0], "calls": calls.facts()} if calls else {}),
+            "sigma": calls.sigmas[0],
+            "calls": calls.facts(),
             **({"calls_kept": {num: calls.facts() for num, calls in earlier.items()}} if earlier else {}),
             **({"adapter": adapter.model_dump(mode="json")} if adapter else {}),
         }

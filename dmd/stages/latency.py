@@ -7,6 +7,7 @@ loaded.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -20,11 +21,10 @@ from dmd.config.sections import Latency, Sample
 from dmd.jobs import job, reporting, torch_setup
 from dmd.models import loading
 from dmd.models.autoencoder import Codec
-from dmd.models.student_calls import Calls
 from dmd.models.text_encoder import Text
 from dmd.provenance import record
 from dmd.report import score_files
-from dmd.sampling.noise import seeded_draws
+from dmd.sampling.noise import SeededDraws
 from dmd.sampling.sampler import Sampler
 from dmd.sampling.solvers import solve
 
@@ -142,15 +142,13 @@ class Chain:
 
     @torch.no_grad()
     def measure(self, size: int, *, repeats: int, warmup: int) -> dict[str, Any]:
-        """Median seconds of a batch and of each part, the share of each part in their sum, and images per second."""
-        calls = self.solver.get("calls")
-        num_fresh = Calls.of(calls).num_fresh if calls else 0
-        noise, label, fresh = seeded_draws(range(size), self.shape, num_classes=self.num_classes, num_fresh=num_fresh)
-        noise, label, fresh = (
-            noise.to(self.device),
-            label.to(self.device),
-            [further.to(self.device) for further in fresh],
-        )
+        """Median seconds of a batch and of each part, the share of each part in their sum, and images per second.
+
+        All batches have the same noise; the first one, of the warm-up, draws what is needed between calls.
+        """
+        draws = SeededDraws(range(size), self.shape, num_classes=self.num_classes)
+        noise, label = draws.noise.to(self.device), draws.label.to(self.device)
+        fresh = functools.cache(lambda number: draws.fresh(number).to(self.device))
         times = [self._batch(noise, label, fresh) for _ in range(warmup + repeats)][warmup:]
         parts = {name: statistics.median(batch[name] for batch in times) for name in times[0]}
         seconds = parts.pop("batch")
@@ -164,7 +162,7 @@ class Chain:
             "shares": {name: value / total for name, value in parts.items()},
         }
 
-    def _batch(self, noise: Tensor, label: Tensor, fresh: list[Tensor]) -> dict[str, float]:
+    def _batch(self, noise: Tensor, label: Tensor, fresh: Callable[[int], Tensor]) -> dict[str, float]:
         """Seconds of each part, and of the batch."""
         times: dict[str, float] = {}
         begin = self._now()
@@ -172,7 +170,7 @@ class Chain:
         if (text := self.text) is not None:
             condition = self._time(times, "text_encoder", lambda: text.encode([PROMPT] * len(noise)).states)
         image, self.network_calls = self._time(
-            times, "denoiser", lambda: solve(self.denoiser, latent, condition, self.solver, fresh.__getitem__)
+            times, "denoiser", lambda: solve(self.denoiser, latent, condition, self.solver, fresh)
         )
         if (codec := self.codec) is not None:
             self._time(times, "decoder", lambda: codec.decode(image))

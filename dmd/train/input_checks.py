@@ -12,7 +12,7 @@ from dmd.jobs import reporting
 from dmd.models import loading
 from dmd.models.loading import DenoiserFile
 from dmd.models.student_calls import Calls
-from dmd.sampling.noise import ROUNDING, trained_range
+from dmd.sampling.noise import ROUNDING, check_sigma, trained_range
 
 
 def check_denoisers(teacher: DenoiserFile, start: DenoiserFile, pairs: Manifest | None) -> None:
@@ -65,15 +65,13 @@ def check_times(calls: Calls, start: DenoiserFile, key: str) -> None:
             )
 
 
-def check_levels(calls: Calls | None, start: DenoiserFile, pairs: Manifest | None) -> None:
+def check_levels(calls: Calls, start: DenoiserFile, pairs: Manifest | None) -> None:
     """ValueError if the student's first noise level is above those of its start file, or differs from the pairs'.
 
     If the pairs' solver starts at another timestep than the student, this is logged.
     """
-    if calls is None:
-        return
     sigma = calls.sigmas[0]
-    loading.check_sigma(start.facts, sigma, start.path)
+    check_sigma(start.facts, sigma, start.path)
     facts = {} if pairs is None else pairs.metadata["facts"]
     if pairs is not None and facts.get("sigma") is not None and not math.isclose(facts["sigma"], sigma, rel_tol=1e-6):
         raise ValueError(

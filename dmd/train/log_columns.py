@@ -49,12 +49,16 @@ class UpdateLog:
         values = values.detach()
         self._add(name, "spread", values.sum(dtype=torch.float64), values.double().square().sum(), _count(values))
 
-    def binned(self, name: str, values: Tensor, bins: Tensor, num_bins: int) -> None:
-        """Means of values (b,) per bin (b,), as columns `{name}0`, `{name}1`, ...; an empty bin has no value."""
+    def binned(self, name: str, values: Tensor, bins: Tensor, num_bins: int, *, weights: Tensor | None = None) -> None:
+        """Means of values (b,) per bin (b,), as columns `{name}0`, `{name}1`, ...; an empty bin has no value.
+
+        `weights` (b,) are as in `mean`.
+        """
         values = values.detach().double()
+        counts = torch.ones_like(values) if weights is None else weights.double()
         sums = values.new_zeros(2, num_bins)
-        sums[0].index_add_(0, bins, values)
-        sums[1].index_add_(0, bins, torch.ones_like(values))
+        sums[0].index_add_(0, bins, torch.where(counts > 0, counts * values, 0.0))
+        sums[1].index_add_(0, bins, counts)
         self._add(name, "binned", *sums)
 
     def value(self, name: str) -> Tensor:

@@ -31,7 +31,7 @@ class TrainingLoop:
 
     Attributes:
         stage_name: name of the stage that trains.
-        section: key of the training's section, for messages: "distill" or "teacher.training".
+        section: key of the training's section, for messages, such as "distill".
         key: identifies the run of a checkpoint; see `checkpoints.checkpoint_key`.
         folder: holds checkpoints/, grids/ and tensorboard/, which are temporary.
         draw_grid: returns images (B, C, H, W) that show the progress; None for no grids.
@@ -79,7 +79,7 @@ class TrainingLoop:
         if self.monitor is not None:
             self.monitor.start(total, training_passes=self.training_passes)
             self._tell(rows)
-        advice = memory.training_advice(self.section)
+        advice = memory.training_advice(self.section, training.method.refuses)
         status = reporting.Progress(total=total, unit="updates", done=first)
         with contextlib.closing(self.loader), self._event_log(first, rows):
             for update in range(first, total):
@@ -190,7 +190,8 @@ def training_loop(
     phases, notes = plan(trainer.training.method)
     for line in notes:
         reporting.log(line)
-    steps = memory.announce_training(trainer, streams, advice=memory.training_advice(section))
+    advice = memory.training_advice(section, trainer.training.method.refuses)
+    steps = memory.announce_training(trainer, streams, advice=advice)
     if monitor is not None:
         monitor.count_passes()
     return TrainingLoop(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 
@@ -17,13 +17,18 @@ from dmd.train.data import Stream
 from dmd.train.trainer import Trainer
 
 
-def training_advice(section: str) -> str:
-    """Names the keys to change to save memory, in section "distill" or "teacher.training"."""
-    adapter = "an adapter, " if section == "distill" else ""
-    return (
-        f"lower {section}.compute.micro_batch_size, set gradient_checkpointing: true or dtype: bfloat16 there, or use "
-        f"{section}.optimisers.student.kind: 8bit, {adapter}or more {section}.processes"
-    )
+def training_advice(section: str, refuses: Collection[str]) -> str:
+    """Names the keys of a section, such as "distill", to change to save memory, without what its method refuses."""
+    ways = {
+        "micro_batch_size": f"lower {section}.compute.micro_batch_size",
+        "gradient_checkpointing": f"set {section}.compute.gradient_checkpointing: true",
+        "dtype": f"set {section}.compute.dtype: bfloat16",
+        "adapter": f"set {section}.adapter" if section == "distill" else "",
+        "processes": f"use more {section}.processes",
+    }
+    chosen = [way for key, way in ways.items() if way and key not in refuses]
+    chosen += [f"lower {section}.method.batch_size"] if "micro_batch_size" in refuses else []
+    return ", or ".join([*chosen, f"set {section}.optimisers.student.kind: 8bit"])
 
 
 def announce_training(
@@ -54,7 +59,7 @@ def distance_bytes(distance: object, shape: tuple[int, ...], num: int) -> int:
         return 0
     like = next(chain(distance.buffers(), distance.parameters()))
     image = like.new_zeros((1, *shape)).requires_grad_()
-    return min(num, distance.chunk) * saved_bytes(distance, lambda: distance.total(image, image.detach()))[0]
+    return min(num, distance.chunk) * saved_bytes(distance, lambda: distance.total(image, image.detach()))
 
 
 @contextlib.contextmanager

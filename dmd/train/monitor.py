@@ -163,9 +163,7 @@ class Monitor:
         total = 0
         for phase in phases:
             method.configure(phase)
-            calls = method.sampling()
-            assert calls is not None, "a denoiser is not measured"
-            total += phase.config.updates * len(calls.sigmas)
+            total += phase.config.updates * len(method.sampling().sigmas)
         self._trainer.forget_phase()
         return total / phases[-1].stop
 
@@ -176,7 +174,6 @@ class Monitor:
     def measure(self, done: int) -> dict[str, float]:
         """Columns of the log after `done` updates; all processes call it together and get the same."""
         calls = self._trainer.method.sampling()
-        assert calls is not None, "a denoiser is not measured"
         rows = self._rows(lambda indices: self._draw_student(calls, indices))
         student = self.measures.image_set(rows, num_conditions=self._conditions.num)
         columns = self._agree(comparison.compare(student, self._teacher_set, same_noise=self._same_noise(calls)))

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dmd.config.method_base import STUDENT, MethodSection, Mode, Role, Source
-from dmd.config.training import Adapter, TrainingCompute
+from dmd.config.method_base import STUDENT, Mode, Role, Source
+from dmd.config.training import Adapter, Distill, Training
+from dmd.jobs import reporting
 from dmd.models import loading
 from dmd.models.adapters import Adapted, add_adapters, trained_part, with_network
-from dmd.models.compute import Compute, compile_network, prepare, slow_dtype
+from dmd.models.compute import Compute, prepare, slow_dtype
 from dmd.models.denoiser import Denoiser
 from dmd.models.guidance import Guided, with_guidance
 from dmd.models.lora import Adapter as LoraSettings
@@ -163,10 +164,6 @@ class NetworkSet:
         for mine, theirs in _same_tensors(self.average.module, self.weights(STUDENT)):
             mine.detach().copy_(theirs.detach())
 
-    def forget_moments(self, role: str) -> None:
-        """Clears the Adam moments of a role."""
-        self.optimisers[role].forget_moments()
-
     def shard(self) -> None:
         """Shards all networks and the moving average over processes (FSDP2); then all trained roles get gradients."""
         self.train_only(tuple(self._parameters))
@@ -183,16 +180,12 @@ class NetworkSet:
 
 
 def load(
-    config: MethodSection,
+    training: Training,
     teacher: loading.DenoiserFile | None,
     start: loading.DenoiserFile | None,
     *,
-    adapter: Adapter | None,
-    compute: TrainingCompute,
-    seed: int,
     device: torch.device,
     new: Callable[[str], nn.Module],
-    log: Callable[[str], None],
 ) -> dict[str, nn.Module]:
     """Every network of a method, on its device, not compiled yet.
 
@@ -200,19 +193,19 @@ def load(
 
     Args:
         teacher, start: files for the roles with source TEACHER, and with source START or STUDENT.
-        seed: of adapters and new networks.
-        new: makes, on the CPU, the network of a role whose source is NEW, its weights drawn from torch's global generator.
+        new: makes, on the CPU, the network of a role whose source is NEW, its weights drawn from torch's global
+            generator, which has the seed of the training.
 
     Raises:
         ValueError: a damaged file, a start file without a network, adapters with a start file other than the teacher's,
             or guidance of a teacher without an empty condition.
     """
-    switches = _switches(compute)
+    switches, adapter = compute_switches(training), training.adapter if isinstance(training, Distill) else None
     if warning := slow_dtype(switches, device):
-        log(warning)
+        reporting.log(warning)
     modules: dict[str, nn.Module] = {}
     files = {Source.TEACHER: teacher, Source.START: start, Source.STUDENT: start}
-    roles = config.roles()
+    roles = training.method.roles()
     from_files = [name for name, role in roles.items() if role.source is not Source.NEW]
     if adapter is None:
         for name in from_files:
@@ -225,39 +218,31 @@ def load(
                 denoiser = loading.extended(_trainable(denoiser, file.path), facts["network"], **added)
             modules[name] = prepare(denoiser.to(device), switches)
     elif teacher is not None and start is not None:
-        modules |= _with_adapters(config, teacher, start, adapter, switches, seed, device, log)
+        modules |= _with_adapters(training, teacher, start, adapter, device)
     for name in from_files:
         if roles[name].guidance_input:
             modules[name].guidance = roles[name].guidance  # type: ignore[assignment]
         elif roles[name].guidance != 1:
             assert teacher is not None
             modules[name] = _with_guidance(modules[name], teacher.path, roles[name].guidance)
-    torch.manual_seed(seed)  # in every process: their new networks begin equal
+    torch.manual_seed(training.seed)  # in every process: their new networks begin equal
     for name, role in roles.items():
         if role.source is Source.NEW:
             modules[name] = prepare(new(name).to(device), switches)
     return {name: modules[name] for name in roles}
 
 
-def compile_all(networks: NetworkSet, compute: TrainingCompute) -> None:
-    """Compiles the networks if `compute` says so."""
-    for role in networks:
-        compile_network(networks[role], _switches(compute))
-
-
-def _switches(compute: TrainingCompute) -> Compute:
-    return cast(Compute, compute.model_dump())
+def compute_switches(training: Training) -> Compute:
+    """Section `compute` of a training, as the networks take it."""
+    return cast(Compute, training.compute.model_dump())
 
 
 def _with_adapters(
-    config: MethodSection,
+    training: Training,
     teacher: loading.DenoiserFile,
     start: loading.DenoiserFile,
     adapter: Adapter,
-    switches: Compute,
-    seed: int,
     device: torch.device,
-    log: Callable[[str], None],
 ) -> dict[str, nn.Module]:
     """The networks of all roles on one base network: frozen roles use it without adapter, others with their adapter."""
     if start.path.resolve() != teacher.path.resolve():
@@ -266,20 +251,15 @@ def _with_adapters(
             f"from {start.path}: leave distill.start out"
         )
     carrier = _trainable(loading.load_denoiser(teacher.path)[0], teacher.path)
-    prepare(carrier.to(device), switches)
+    prepare(carrier.to(device), compute_switches(training))
     settings = cast(LoraSettings, adapter.model_dump())
     parameters, layers = size(carrier.network, settings)
-    log(f"adapters of rank {adapter.rank} on {layers} layers: {parameters} parameters per adapter")
-    changing = [
-        name for name, role in config.roles().items() if role.mode is not Mode.FROZEN and role.source is not Source.NEW
-    ]
-    without_adapter, *with_adapter = add_adapters(carrier.network, settings, changing, seed=seed)
+    reporting.log(f"adapters of rank {adapter.rank} on {layers} layers: {parameters} parameters per adapter")
+    carried = {name: role for name, role in training.method.roles().items() if role.source is not Source.NEW}
+    changing = [name for name, role in carried.items() if role.mode is not Mode.FROZEN]
+    without_adapter, *with_adapter = add_adapters(carrier.network, settings, changing, seed=training.seed)
     networks = dict(zip(changing, with_adapter, strict=True))
-    return {
-        name: with_network(carrier, networks.get(name, without_adapter))
-        for name, role in config.roles().items()
-        if role.source is not Source.NEW
-    }
+    return {name: with_network(carrier, networks.get(name, without_adapter)) for name in carried}
 
 
 def _with_guidance(teacher: nn.Module, path: Path, guidance: float) -> nn.Module:

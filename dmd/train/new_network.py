@@ -42,17 +42,7 @@ def loop(
         stage, section: names of the stage, and of the key of the training, for messages.
         folder: that of the artifact; checkpoints lie below it.
     """
-    modules = networks.load(
-        training.method,
-        None,
-        None,
-        adapter=None,
-        compute=training.compute,
-        seed=training.seed,
-        device=device,
-        new=lambda role: new(),
-        log=reporting.log,
-    )
+    modules = networks.load(training, None, None, device=device, new=lambda role: new())
     count = sum(parameter.numel() for module in modules.values() for parameter in module.parameters())
     reporting.log(f"{section}: {count} parameters")
     split = BatchSplit(processes.rank(), processes.count(), training.compute.micro_batch_size)

@@ -12,18 +12,11 @@ class EventLog:
     """One event file in `folder`. A resumed run writes a new one, so that no point appears twice."""
 
     def __init__(self, folder: Path, *, rows: Iterable[Mapping[str, float]], grids: Iterable[Path]) -> None:
-        """Writes the earlier log rows and the earlier grids; a grid's file name is its number of updates.
+        """Writes the earlier log rows and the earlier grids; a grid's file name is its number of updates."""
+        from torch.utils.tensorboard import (
+            SummaryWriter,  # of an extra; without it the job names the command to install
+        )
 
-        Raises:
-            ValueError: the package tensorboard is not installed.
-        """
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ValueError(
-                f"distill.tensorboard: true, but the package tensorboard cannot be imported ({error}): "
-                "pip install tensorboard, or set the key to false"
-            ) from error
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
         # purge_step=0: a running TensorBoard drops the points that it has read from the old file

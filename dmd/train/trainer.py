@@ -13,11 +13,12 @@ from dmd import methods
 from dmd.config.method_base import STUDENT, MethodSection, PlannedPhase
 from dmd.config.training import Training
 from dmd.methods.base import Clock, Distance, Facts, Method, Part, Rows
+from dmd.models.compute import compile_network
 from dmd.models.student_calls import Calls
 from dmd.train import sharding
 from dmd.train.data import BatchLoader, PreparedStep, Stream
 from dmd.train.log_columns import UpdateLog
-from dmd.train.networks import NetworkSet, compile_all
+from dmd.train.networks import NetworkSet, compute_switches
 from dmd.train.optimiser import Optimiser, learning_rate_factor
 from dmd.train.parallel import BatchSplit
 from dmd.train.randomness import seed_pass
@@ -64,7 +65,8 @@ class Trainer:
 
     def start(self) -> None:
         """Compiles and shards networks as `compute` says, and makes optimisers; call once, before the first update."""
-        compile_all(self.networks, self.training.compute)
+        for role in self.networks:
+            compile_network(self.networks[role], compute_switches(self.training))
         if self.training.compute.shard_parameters:
             self.networks.shard()
         for role, config in self.training.optimisers.items():
@@ -143,7 +145,7 @@ class Trainer:
             optimiser.scale_rate(factor * phase.config.learning_rate_scale)
         if clock.update == phase.first:
             if phase.config.fresh_optimiser:
-                self.networks.forget_moments(STUDENT)
+                self.networks.optimisers[STUDENT].forget_moments()
             self.method.begin(phase)
 
     def _keep(self, clock: Clock) -> None:

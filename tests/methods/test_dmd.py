@@ -1,5 +1,7 @@
 """One update of Algorithm 1: gradients of whole networks, shared noise, averages, what is left alone."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from dmd.methods.parts.matching import matching_gradient
 from dmd.models.denoiser import Denoiser, GaussianMixtureDenoiser
 from dmd.models.networks import build
 from dmd.sampling.noise import training_sigmas
+from dmd.train.checkpoints import check_finite
 from dmd.train.parallel import BatchSplit
 from dmd.train.randomness import update_generator
 from dmd.train.training_grid import Grid
@@ -198,7 +201,7 @@ def test_non_finite_samples_are_counted_and_teach_nothing(distill_section):
     found = distillation(distill_section, parts=modules(teacher=teacher), regression_weight=0.0)
     row = found.update(0, STUDENT)
     assert row["matching/nonfinite"] == 2
-    assert all(map(torch.isfinite, torch.tensor([row["matching/factor"], row["gradient_norm/student"]])))
+    check_finite(row, 0, Path(), advice="")  # the training goes on
     assert weights(found["student"]).isfinite().all()
 
 

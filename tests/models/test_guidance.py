@@ -53,8 +53,6 @@ def test_weights_levels_and_switches_are_shared():
     assert found.preconditioning is denoiser.preconditioning and found.table is denoiser.table
     assert (found.dtype, found.scheduler) == (denoiser.dtype, denoiser.scheduler)
     assert [*found.state_dict()] == ["network.network.weight"]
-    found.network.checkpointing = True
-    assert denoiser.network.checkpointing
 
 
 def test_no_guidance_is_the_denoiser_itself_and_less_is_refused():

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from dmd.config.sections import AncestralSolver, ChurnSolver
 from dmd.stages import latency
 from tests.text_files import import_all
 
@@ -43,6 +44,20 @@ def test_generator_of_pixels_is_all_there_is(distilled_folder, tmp_path, dtype):
     latency.run(denoiser=generator, output=output, solver={"name": "student"}, dtype=dtype, **SPEC)
     found = json.loads(output.read_text())
     assert found["batches"][0]["shares"] == {"denoiser": 1.0} and found["network_calls"] == 1
+
+
+@pytest.mark.parametrize(
+    ("section", "calls"),
+    [
+        (ChurnSolver(name="heun-churn", steps=3, churn=1.0), 5),
+        (AncestralSolver(name="ancestral", steps=3), 3),
+    ],
+)
+def test_solvers_with_fresh_noise_are_measured(teacher_file, tmp_path, section, calls):
+    solver = section.with_defaults()
+    latency.run(denoiser=teacher_file, output=tmp_path / "latency.json", solver=solver, dtype="float32", **SPEC)
+    found = json.loads((tmp_path / "latency.json").read_text())
+    assert found["network_calls"] == calls
 
 
 def test_parts_that_do_not_fit_are_named(parts, tmp_path):

@@ -9,7 +9,10 @@ import torch
 from torch import nn
 
 from dmd import methods
+from dmd.config.methods.contrastive import Contrastive
+from dmd.config.methods.denoising import Denoising
 from dmd.config.methods.dmd import Dmd
+from dmd.config.methods.ect import Ect
 from dmd.config.training import Distill
 from dmd.jobs import gpu_memory
 from dmd.methods.base import Facts, Method, Part, Step
@@ -348,11 +351,16 @@ def test_an_update_that_does_not_fit_says_what_helps_and_what_is_kept(tmp_path):
 
 
 def test_advice_names_keys_of_the_section_that_trains():
-    shared = "SECTION.compute.micro_batch_size", "SECTION.optimisers.student.kind: 8bit", "SECTION.processes"
-    for section, adapters in (("distill", True), ("teacher.training", False)):  # which carries none
-        told = memory.training_advice(section)
-        assert all(key.replace("SECTION", section) in told for key in shared)
-        assert ("an adapter" in told) is adapters and told.count("distill.") == 3 * adapters
+    for section, method, expected in (
+        ("distill", Dmd, "micro_batch_size gradient_checkpointing: dtype: adapter processes kind:"),
+        ("distill", Ect, "micro_batch_size gradient_checkpointing: adapter processes kind:"),
+        ("teacher.training", Denoising, "micro_batch_size gradient_checkpointing: dtype: processes kind:"),
+        ("pipeline.text.training", Contrastive, "batch_size kind:"),
+    ):
+        ways = memory.training_advice(section, method.refuses).split(", or ")
+        assert all(f" {section}." in f" {way}" for way in ways)
+        found = [key for way in ways for key in way.split() if key.startswith(section)]
+        assert " ".join(key.rpartition(".")[2] for key in found) == expected
 
 
 def test_a_plan_that_does_not_fit_is_refused_with_advice(caplog):

@@ -114,8 +114,8 @@ def logged_decoupled_loss(
         log.mean(f"{name}/norm", gradient.flatten(1).square().mean(1).sqrt(), weights=kept.float())
         log.total(f"{name}/nonfinite", (~kept).float())
     log.mean("matching/factor", factor, weights=finite.float())
-    log.binned("matching/gap", _size(real_x0 - fake_x0), bins[0], NUM_BINS)
-    log.binned("guidance/gap", _size(with_x0 - without_x0), bins[1], NUM_BINS)
+    log.binned("matching/gap", _size(real_x0 - fake_x0), bins[0], NUM_BINS, weights=finite.float())
+    log.binned("guidance/gap", _size(with_x0 - without_x0), bins[1], NUM_BINS, weights=also_finite.float())
     return matching_weight * matching_loss + guidance_loss
 
 

@@ -139,5 +139,5 @@ def logged_matching_loss(
     log.scalar("loss/matching", loss, len(image))
     log.mean("matching/factor", factor, weights=finite.float())
     log.total("matching/nonfinite", (~finite).float())
-    log.binned("matching/gap", gap, bins, NUM_BINS)
+    log.binned("matching/gap", gap, bins, NUM_BINS, weights=finite.float())
     return loss
