@@ -142,7 +142,7 @@ def read_file(path: Path) -> Json:
     """A configuration file with the entries of its included files, without the key `include`.
 
     Raises:
-        ConfigError: a file cannot be read, includes itself, or repeats a name of another file.
+        ConfigError: a file cannot be read, includes itself or is included twice, or repeats a name of another file.
     """
     included = _Included()
     _include(Path(path), included, ())

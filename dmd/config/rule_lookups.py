@@ -165,7 +165,7 @@ class RuleLookups:
 
     @exits_on_config_error
     def trained_on(self, wildcards: Wildcards) -> str | list[str]:
-        """The teacher's file if teacher and reference were both made from files of images, else nothing."""
+        """The teacher's file if teacher and reference were both made from files of a dataset, else nothing."""
         sections = self.experiments.sections(wildcards.experiment)
         files = getattr(sections.dataset, "kind", "") in ("images", "idx", "glyphs")
         images = files and getattr(sections.teacher, "kind", "") == "train"

@@ -295,7 +295,8 @@ def _export_pipeline(experiment: Named, section: Section) -> Json:
 def _export_lora(experiment: Named, section: Any) -> Json:
     if section.adapter is None:
         raise ConfigError(f"{experiment.name}.distill.adapter: null, so there is no adapter to write")
-    if (weights := _student(experiment)["weights"]) == "raw":
+    weights, sample = _student(experiment)["weights"], experiment.sections.sample
+    if weights == "raw" and sample is not None and sample.source == "generator":
         raise ConfigError(f"{experiment.name}.sample.weights: raw, but the student's file has averaged adapters only")
     return {"weights": "best"} if weights == "best" else {}
 

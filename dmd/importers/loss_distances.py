@@ -47,13 +47,13 @@ def distances(training: Training, files: DistanceFiles, device: torch.device) ->
     distance = _distance(section, key, files.lpips, device)
     by_decoder: dict[str, Distance] = {}
     for name in training.method.decoders():
-        codec = None if name == "none" else _codec(name, files, training.compute).to(device)
+        codec = None if name == "none" else _codec(name, files, training.compute, key=f"{key}.decoder").to(device)
         by_decoder[name] = distance if codec is None else DecodedDistance(distance, codec)
     return by_decoder
 
 
-def _codec(name: str, files: DistanceFiles, compute: TrainingCompute) -> Codec:
-    codec = files.codec(name, key="distill.method.phases: decoder")
+def _codec(name: str, files: DistanceFiles, compute: TrainingCompute, *, key: str) -> Codec:
+    codec = files.codec(name, key=key)
     codec.dtype = DTYPES[compute.dtype]
     codec.checkpointing = compute.gradient_checkpointing
     return codec

@@ -144,12 +144,12 @@ class Chain:
     def measure(self, size: int, *, repeats: int, warmup: int) -> dict[str, Any]:
         """Median seconds of a batch and of each part, the share of each part in their sum, and images per second.
 
-        All batches have the same noise; the first one, of the warm-up, draws what is needed between calls.
+        All batches have the same noise; one that is never measured draws what is needed between calls.
         """
         draws = SeededDraws(range(size), self.shape, num_classes=self.num_classes)
         noise, label = draws.noise.to(self.device), draws.label.to(self.device)
         fresh = functools.cache(lambda number: draws.fresh(number).to(self.device))
-        times = [self._batch(noise, label, fresh) for _ in range(warmup + repeats)][warmup:]
+        times = [self._batch(noise, label, fresh) for _ in range(max(warmup, 1) + repeats)][-repeats:]
         parts = {name: statistics.median(batch[name] for batch in times) for name in times[0]}
         seconds = parts.pop("batch")
         total = sum(parts.values())

@@ -80,8 +80,14 @@ LIES = {
 RAW = NEVER_END | {name: lambda answer=answer: [answer] for name, answer in LIES.items()}
 
 
+@pytest.fixture
+def given_up_soon(monkeypatch):
+    monkeypatch.setattr(retries, "ANSWER", 0.1)
+    monkeypatch.setattr(retries, "WINDOW", 0.1)
+
+
 @pytest.mark.parametrize("name", RAW)
-def test_download_from_a_server_that_never_ends_or_lies_ends_with_one_line(server, tmp_path: Path, name):
+def test_download_from_a_server_that_never_ends_or_lies_ends_with_one_line(server, given_up_soon, tmp_path: Path, name):
     server.raw = RAW[name]
     download = Download(server.url, tmp_path / "part", None, log=lambda line: None, advance=lambda *numbers: None)
     begin = time.monotonic()
@@ -93,7 +99,7 @@ def test_download_from_a_server_that_never_ends_or_lies_ends_with_one_line(serve
 
 
 @pytest.mark.parametrize("name", [*RAW])
-def test_small_file_from_a_server_that_never_ends_or_lies_ends_with_one_line(server, name):
+def test_small_file_from_a_server_that_never_ends_or_lies_ends_with_one_line(server, given_up_soon, name):
     server.raw = RAW[name]
     with pytest.raises(StorageError) as refused:
         content = WebFolder(server.url.rpartition("/")[0], log=print).read("weights.bin")

@@ -177,7 +177,12 @@ COMPUTES.append({"dtype": "bfloat16", "gradient_checkpointing": True})
 
 def real_peak(found: Updates) -> int:
     """Most bytes alive in a whole update, without weights, moments and what is read."""
-    found.update(0)  # makes moments
+    networks = found.trainer.networks
+    for role, optimiser in networks.optimisers.items():  # makes moments
+        for parameter in networks.weights(role).parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimiser.update()
+    networks.average_student()
     steps = found.steps(1)
     gc.collect()
     with Peak() as peak:

@@ -86,7 +86,8 @@ SMALL: dict[str, Any] = {
 }
 SMALL["tables"]["table2"] = copy.deepcopy(SMALL["tables"]["demo"])
 TARGET = "results/tables/demo.md"
-CSV_TEACHER = "results/small-csv/teacher/denoiser.safetensors"
+CSV_IMAGES = "results/small-csv/images"
+SCRIPTS = ("prune", "cost", "plan", "memory", "store")  # of workflow/scripts, which people start
 COMPARED = (".safetensors", ".tar", ".parquet", ".json", ".md", ".csv", ".png")
 
 
@@ -191,7 +192,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
             made.mkdir()
             write_config(made, SMALL)
             write_photos(made / "photos")
-            make(made, "--cores", "2", "all", CSV_TEACHER, own_process=True)
+            make(made, "--cores", "2", "all", f"{CSV_IMAGES}/manifest.parquet", own_process=True)
             (shared / "made.whole").touch()
     copy_run(made, folder)
     return folder

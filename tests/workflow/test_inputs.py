@@ -15,6 +15,7 @@ from dmd.provenance import record
 from tests.workflow.conftest import (
     ENVIRONMENT,
     REPOSITORY,
+    SCRIPTS,
     SMALL,
     SNAKEMAKE,
     TARGET,
@@ -96,14 +97,12 @@ def test_image_overwritten_between_teacher_and_reference_is_in_neither(broken: P
     assert (broken / target).read_bytes() == content and (broken / TARGET).read_bytes() == score
 
 
-@pytest.mark.parametrize("folder", [".", "results", "results/small", ".."])
-def test_folder_with_results_in_it_is_no_dataset(tmp_path: Path, folder: str):
-    (tmp_path / "work/results/small").mkdir(parents=True)
-    write_config(tmp_path / "work", edited({"experiments/small/dataset/folder": folder}))
-    answer = snakemake(tmp_path / "work", "--dry-run", IMAGES)
+def test_folder_with_results_in_it_is_no_dataset(tmp_path: Path):
+    write_config(tmp_path, edited({"experiments/small/dataset/folder": "."}))
+    answer = snakemake(tmp_path, "--dry-run", IMAGES)
     errors = [line for line in answer.stderr.splitlines() if "rror" in line]
     assert answer.returncode != 0 and len(errors) == 1
-    assert errors[0].startswith(f"error: small.dataset.folder: {folder} is no folder of images: it ")
+    assert errors[0].startswith("error: small.dataset.folder: . is no folder of images: it ")
 
 
 def test_nothing_is_imported_from_the_working_folder(tmp_path: Path):
@@ -121,7 +120,7 @@ def test_nothing_is_imported_from_the_working_folder(tmp_path: Path):
     assert (tmp_path / IMAGES).exists()
 
 
-@pytest.mark.parametrize("name", ["prune", "cost", "plan", "memory", "store"])
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_scripts_import_nothing_from_the_project_folder_but_its_own(name: str, tmp_path: Path):
     shutil.copytree(REPOSITORY / "workflow/scripts", tmp_path / "workflow/scripts")
     (tmp_path / "workflow/python").mkdir()
