@@ -202,10 +202,11 @@ def writing(path: Path) -> Iterator[None]:
             lock.acquire(timeout=POLL_SECONDS if other else 0)
             break
         except Timeout:
-            if not other:
-                _log.info("another process is writing %s: waiting for its end", path)
+            first = not other
             with contextlib.suppress(FileNotFoundError):
                 other = lock_file.read_text() or UNKNOWN
+            if first:
+                _log.info("another process is writing %s: waiting for its end", path)
     with _released(lock_file, lock):
         if other == command and path.exists() and file_identity(path) != before:
             raise MadeMeanwhile(f"another process has made {path} meanwhile, with the same command")

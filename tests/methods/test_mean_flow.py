@@ -175,7 +175,7 @@ def test_calls_of_the_exact_mean_velocity_end_where_the_ode_does():
         assert num == len(calls.sigmas)
     with pytest.raises(ValueError, match="between noise, but the steps of a mean-flow map are those of the ODE"):
         Calls((10.0,), map="mean-flow")
-    with pytest.raises(ValueError, match="its network has a second time"):
+    with pytest.raises(ValueError, match="its map is mean-flow, and schedulers of diffusers"):
         call_schedulers.find(CALLS, {})
 
 
