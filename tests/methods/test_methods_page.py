@@ -1,5 +1,6 @@
-"""docs/methods.md: its example is a method that trains, and its table says how many passes the methods make."""
+"""docs/methods.md: its example trains, and its tables say how many passes the methods make and what they reach."""
 
+import csv
 import re
 import sys
 import types
@@ -93,3 +94,16 @@ def test_table_of_the_page_has_the_passes_of_every_method():
     for name in set(found) - {"denoising", "autoencoding", "contrastive"}:
         assert passes({"name": name} | DEFAULTS.get(name, {})) == pytest.approx(found[name], rel=0.05), name  # draws
     assert passes({"name": "dmd2", "adversarial": {}}) == 40 and passes({"name": "sid", "adversarial": {}}) == 15
+
+
+def test_figures_of_the_page_are_those_of_the_report():
+    with (ROOT / "bench" / "results" / "methods-report.csv").open(newline="") as file:
+        expected = {row["label"]: row for row in csv.DictReader(file)}
+    _, _, after = PAGE.partition("| method | over the floor | minus DMD [95 %] |")
+    lines = after.partition("\n\n")[0].splitlines()[2:]
+    cells = {row[0]: row[1:] for row in ([each.strip() for each in line.strip("|").split("|")] for line in lines)}
+    assert cells.keys() == expected.keys()
+    means = {label: [float(row["excess"]), float(row["kid"]), float(row["recall"])] for label, row in expected.items()}
+    for label, row in cells.items():
+        assert [float(row[place].partition(" ")[0]) for place in (0, 2, 3)] == pytest.approx(means[label], abs=0.0051)
+    assert list(cells) == sorted(cells, key=lambda label: means[label][0])
