@@ -114,10 +114,10 @@ class Experiments:
         }.get(rule, [])
         if rule in ("sample", "latency"):
             sources = ["distill" if self.distilled(experiment) else "teacher"]
-        if rule in ("sample", "latency", "pictures") and self.section(experiment, "sample").prompts:
-            sources += [*(["captions"] if rule != "latency" else []), "text_encoder"]
-        if rule == "sheet" and self.section(experiment, "sample").prompts:
+        if rule in ("sample", "pictures", "sheet") and self.section(experiment, "sample").prompts:
             sources += ["captions"]
+        if rule in ("sample", "pictures", "latency") and self.section(experiment, "sample").prompts:
+            sources += ["text_encoder"]
         if rule in ("pictures", "sheet", "features", "retrieval"):
             sources += self._part(experiment, "autoencoder")
         if rule == "retrieval" and self.section(experiment, "sample.prompts").kind == "captions":

@@ -159,7 +159,7 @@ def _with_seeds(written: Mapping[str, Json]) -> tuple[dict[str, Json], dict[str,
             parent = f"{section['extends']}-seed{seed}" if shared else name
             sections[other] = (sections[name] if shared else {}) | {"extends": parent}
             sections[other] = merge(sections[other], {"distill": {"seed": seed}})
-            teacher = _part({"teacher": _inherited(name, "teacher", written)}, "teacher")
+            teacher = _part(_inherited(name, "teacher", written))
             if teacher.get("kind") == "experiment" and seed in _further_seeds(teacher.get("name"), written):
                 sections[other]["teacher"] = {**teacher, "name": f"{teacher['name']}-seed{seed}"}
             if _inherited(name, "sample", written) is not None:
@@ -231,7 +231,7 @@ def _optimisers(experiment: Json) -> Json:
 
 
 def _part(value: Any, *keys: str) -> Json:
-    """A mapping within mappings; an empty one if there is none."""
+    """A mapping, or the one at `keys` within it; an empty one if there is none."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else {}

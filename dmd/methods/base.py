@@ -239,8 +239,8 @@ class Method(ABC, Generic[Config]):
         """Runs after each step, to update target networks and statistics; `log.value` has means over all processes."""
 
     def sampling(self) -> Calls:
-        """How the student is sampled, for its file; methods that train new networks for other uses have none."""
-        raise NotImplementedError
+        """How the student is sampled, for its file; ValueError if the method trains a teacher or a part of one."""
+        raise ValueError(f"method {self.config.name} trains no student that is sampled in a few calls")
 
     def generate(self, rows: Rows) -> Tensor:
         """Images (B, C, H, W) of unit noise, drawn as `sampling` says."""

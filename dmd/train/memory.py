@@ -19,15 +19,16 @@ from dmd.train.trainer import Trainer
 
 def training_advice(section: str, refuses: Collection[str]) -> str:
     """Names the keys of a section, such as "distill", to change to save memory, without what its method refuses."""
+    refused = {*refuses, *(["adapter"] if section != "distill" else [])}
     ways = {
         "micro_batch_size": f"lower {section}.compute.micro_batch_size",
         "gradient_checkpointing": f"set {section}.compute.gradient_checkpointing: true",
         "dtype": f"set {section}.compute.dtype: bfloat16",
-        "adapter": f"set {section}.adapter" if section == "distill" else "",
+        "adapter": f"set {section}.adapter",
         "processes": f"use more {section}.processes",
     }
-    chosen = [way for key, way in ways.items() if way and key not in refuses]
-    chosen += [f"lower {section}.method.batch_size"] if "micro_batch_size" in refuses else []
+    chosen = [way for key, way in ways.items() if key not in refused]
+    chosen += [f"lower {section}.method.batch_size"] if "micro_batch_size" in refused else []
     return ", or ".join([*chosen, f"set {section}.optimisers.student.kind: 8bit"])
 
 

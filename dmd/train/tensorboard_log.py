@@ -13,9 +13,8 @@ class EventLog:
 
     def __init__(self, folder: Path, *, rows: Iterable[Mapping[str, float]], grids: Iterable[Path]) -> None:
         """Writes the earlier log rows and the earlier grids; a grid's file name is its number of updates."""
-        from torch.utils.tensorboard import (
-            SummaryWriter,  # of an extra; without it the job names the command to install
-        )
+        # Its package is of an extra; where it is missing, the job says how to install it.
+        from torch.utils.tensorboard import SummaryWriter
 
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()

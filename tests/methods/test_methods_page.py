@@ -106,4 +106,13 @@ def test_figures_of_the_page_are_those_of_the_report():
     means = {label: [float(row["excess"]), float(row["kid"]), float(row["recall"])] for label, row in expected.items()}
     for label, row in cells.items():
         assert [float(row[place].partition(" ")[0]) for place in (0, 2, 3)] == pytest.approx(means[label], abs=0.0051)
+    report = (ROOT / "bench" / "results" / "methods-report.md").read_text()
+    found = {label: row[1] for label, row in cells.items() if row[1]}
+    differences = dict(re.findall(r"^\| (.+) - DMD \| 3 \| (\S+ \[\S+, \S+\]) \|", report, re.M))
+    assert found.keys() == differences.keys() == cells.keys() - {"DMD", "teacher, 35 calls"}
+    for label, text in found.items():
+        one, other = (
+            [float(each) for each in re.findall(r"-?[\d.]+(?:e-\d+)?", cell)] for cell in (text, differences[label])
+        )
+        assert one == pytest.approx(other, abs=0.0051), label
     assert list(cells) == sorted(cells, key=lambda label: means[label][0])

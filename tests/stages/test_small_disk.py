@@ -54,7 +54,7 @@ def test_training_goes_on_from_its_checkpoint_once_there_is_space(
             distil(folder, changed(distill_section, grid_every=1), teacher=teacher_file, manifest=manifest_file)
         except OSError as error:
             named.append(refused(folder, error))
-        size = size * 3 if size < 200 else size * 3 // 2  # below, not even the first checkpoint fits
+        size = size * 3 if size < 200 else size * 3 // 2
         assert size < 100_000
     assert digests(folder) == digests(distilled_folder) and not checkpoints(folder)
     assert {name.partition("/")[0] for name in named} >= {"checkpoints"} and len(named) > 2

@@ -87,7 +87,7 @@ SMALL: dict[str, Any] = {
 SMALL["tables"]["table2"] = copy.deepcopy(SMALL["tables"]["demo"])
 TARGET = "results/tables/demo.md"
 CSV_IMAGES = "results/small-csv/images"
-SCRIPTS = ("prune", "cost", "plan", "memory", "store")  # of workflow/scripts, which people start
+SCRIPT_NAMES = ("prune", "cost", "plan", "memory", "store")  # of workflow/scripts, which people start
 COMPARED = (".safetensors", ".tar", ".parquet", ".json", ".md", ".csv", ".png")
 
 

@@ -13,14 +13,14 @@ import yaml
 
 from tests import pages
 from tests.workflow import snakemake_forks
-from tests.workflow.conftest import ENVIRONMENT, REPOSITORY, SCRIPTS, SNAKEMAKE
+from tests.workflow.conftest import ENVIRONMENT, REPOSITORY, SCRIPT_NAMES, SNAKEMAKE
 
 SHARED = ("Snakefile", "dmd", "envs", "profiles")
 PROGRAM = re.compile(r"(?:^|\s|/)python (-m [\w.]+|[\w/]+\.py)")
 TESTED = {  # elsewhere
     "-m dmd.config.schema",  # takes nothing; tests/config compares what it writes
     "-m dmd.config.reference_page",  # as well
-    *(f"workflow/scripts/{name}.py" for name in SCRIPTS),  # in test_inputs.py
+    *(f"workflow/scripts/{name}.py" for name in SCRIPT_NAMES),  # in test_inputs.py
 }
 
 

@@ -15,7 +15,7 @@ from dmd.provenance import record
 from tests.workflow.conftest import (
     ENVIRONMENT,
     REPOSITORY,
-    SCRIPTS,
+    SCRIPT_NAMES,
     SMALL,
     SNAKEMAKE,
     TARGET,
@@ -120,7 +120,7 @@ def test_nothing_is_imported_from_the_working_folder(tmp_path: Path):
     assert (tmp_path / IMAGES).exists()
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", SCRIPT_NAMES)
 def test_scripts_import_nothing_from_the_project_folder_but_its_own(name: str, tmp_path: Path):
     shutil.copytree(REPOSITORY / "workflow/scripts", tmp_path / "workflow/scripts")
     (tmp_path / "workflow/python").mkdir()
