@@ -96,6 +96,16 @@ def test_table_of_the_page_has_the_passes_of_every_method():
     assert passes({"name": "dmd2", "adversarial": {}}) == 40 and passes({"name": "sid", "adversarial": {}}) == 15
 
 
+COLUMNS = [  # columns of the report in a cell of the page, unit, and how far rounding may change them
+    (("excess", "distance_std"), 1, 0.0051),
+    (("kid", "kid_std"), 1, 0.0051),
+    (("recall",), 1, 0.0051),
+    (("accuracy",), 100, 0.0051),
+    (("passes",), 1, 0.0051),
+    (("seconds",), 1, 0.51),
+]
+
+
 def test_figures_of_the_page_are_those_of_the_report():
     with (ROOT / "bench" / "results" / "methods-report.csv").open(newline="") as file:
         expected = {row["label"]: row for row in csv.DictReader(file)}
@@ -103,9 +113,11 @@ def test_figures_of_the_page_are_those_of_the_report():
     lines = after.partition("\n\n")[0].splitlines()[2:]
     cells = {row[0]: row[1:] for row in ([each.strip() for each in line.strip("|").split("|")] for line in lines)}
     assert cells.keys() == expected.keys()
-    means = {label: [float(row["excess"]), float(row["kid"]), float(row["recall"])] for label, row in expected.items()}
     for label, row in cells.items():
-        assert [float(row[place].partition(" ")[0]) for place in (0, 2, 3)] == pytest.approx(means[label], abs=0.0051)
+        for cell, (names, unit, error) in zip(row[:1] + row[2:], COLUMNS, strict=True):
+            figures = [float(each) / unit for each in re.findall(r"[\d.]+", cell)]
+            values = [float(expected[label][name]) for name in names if expected[label][name]]
+            assert figures == pytest.approx(values, abs=error), (label, names)
     report = (ROOT / "bench" / "results" / "methods-report.md").read_text()
     found = {label: row[1] for label, row in cells.items() if row[1]}
     differences = dict(re.findall(r"^\| (.+) - DMD \| 3 \| (\S+ \[\S+, \S+\]) \|", report, re.M))
@@ -115,4 +127,4 @@ def test_figures_of_the_page_are_those_of_the_report():
             [float(each) for each in re.findall(r"-?[\d.]+(?:e-\d+)?", cell)] for cell in (text, differences[label])
         )
         assert one == pytest.approx(other, abs=0.0051), label
-    assert list(cells) == sorted(cells, key=lambda label: means[label][0])
+    assert list(cells) == sorted(cells, key=lambda label: float(expected[label]["excess"]))
