@@ -43,11 +43,11 @@ def of_files(path: Path, names: Sequence[str], folder: Path) -> list[Captions]:
 
     Raises:
         ValueError: the table cannot be read, names an image that is not there, or lacks captions for one; a caption is
-            blank, too long, or in both splits of one image.
+            blank, too long, or in both splits.
     """
     known = Names(names)
     by_name: dict[str, tuple[list[str], list[str]]] = {name: ([], []) for name in names}
-    for line, row in csv_table.rows(path, ("file", "caption"), "a table of captions"):
+    for line, row in csv_table.rows(path, ("file", "caption"), "a table of captions", optional=("split",)):
         if (name := known.find(row["file"])) is None:
             raise ValueError(f"{path}, line {line}: no image {row['file'][:200]!r} in {folder}")
         _add(by_name[name], row, f"{path}, line {line}")
@@ -63,7 +63,7 @@ def of_code_points(path: Path) -> dict[str, Captions]:
         ValueError: as `of_files`, or a code point is no character.
     """
     by_name: dict[str, tuple[list[str], list[str]]] = {}
-    for line, row in csv_table.rows(path, (CODE_POINT, "caption"), "a table of captions"):
+    for line, row in csv_table.rows(path, (CODE_POINT, "caption"), "a table of captions", optional=("split",)):
         place = f"{path}, line {line}"
         _add(by_name.setdefault(_character(row[CODE_POINT], place), ([], [])), row, place)
     return dict(zip(by_name, _complete(by_name, path), strict=True))
@@ -87,19 +87,24 @@ def _add(captions: tuple[list[str], list[str]], row: Mapping[str, str], place: s
         raise ValueError(f"{place}: the caption has {len(text)} characters, more than {MOST_CHARACTERS}")
     if split not in FIELDS:
         raise ValueError(f"{place}: split {split[:80]!r} is none of {', '.join(FIELDS)}")
-    own, other = captions if split == "training" else captions[::-1]
-    if text in other:
-        raise ValueError(f"{place}: the caption {text[:80]!r} is in both splits of this image")
+    own = captions[list(FIELDS).index(split)]
     if text not in own:
         own.append(text)
 
 
 def _complete(by_name: Mapping[str, tuple[list[str], list[str]]], path: Path) -> list[Captions]:
-    """The captions of all images; ValueError if one has none to train on, or there is no image."""
+    """The captions of all images; ValueError if one has none to train on or one is in both splits, or none is there."""
     if not by_name:
         raise ValueError(f"{path} has no captions")
     if missing := [name for name, (training, _) in by_name.items() if not training]:
         raise ValueError(f"{path} has no training caption of {missing[0]!r} ({len(missing)} such images)")
+    trained_on = {text: name for name, (training, _) in by_name.items() for text in training}
+    for name, (_, held_out) in by_name.items():
+        if both := [text for text in held_out if text in trained_on]:
+            raise ValueError(
+                f"{path}: the held-out caption {both[0][:80]!r} of {name!r} is a training caption of "
+                f"{trained_on[both[0]]!r}: held-out captions are kept from every training, so remove one of the two"
+            )
     return [Captions(tuple(training), tuple(held_out)) for training, held_out in by_name.values()]
 
 

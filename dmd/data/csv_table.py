@@ -1,4 +1,4 @@
-"""Tables whose first line names the columns, as spreadsheets write them: UTF-8, UTF-16 or Latin-1."""
+"""Tables whose first line names the columns, as spreadsheets write them: UTF-8, UTF-16 or UTF-32."""
 
 from __future__ import annotations
 
@@ -14,30 +14,48 @@ MOST_HEADER = 10_000  # characters of the first line
 MOST_LINE = 1_000_000  # of any line
 
 
-def rows(path: Path, columns: Sequence[str], what: str) -> Iterator[tuple[int, dict[str, str]]]:
+def rows(
+    path: Path,
+    columns: Sequence[str],
+    what: str,
+    *,
+    optional: Sequence[str] | None = None,
+    otherwise: str | None = None,
+) -> Iterator[tuple[int, dict[str, str]]]:
     """Number of the last line, and the cells by column without blanks around them, of each row.
 
-    Rows of blank cells are passed over. A table that is neither UTF-8 nor UTF-16 is read as Latin-1: a wrong letter in
-    a name would match no image.
+    Rows of blank cells are passed over. Capital letters in a column's name do not matter.
 
     Args:
-        columns: that the table must have once each; it may have others.
+        columns: that the table must have once each.
         what: the table, for messages, such as "a table of labels".
+        optional: all other columns that it may have; None allows any.
+        otherwise: the encoding of a table in no form of Unicode; None refuses it.
 
     Raises:
-        ValueError: the file cannot be read, lacks a column or has it twice, or a line is damaged.
+        ValueError: the file cannot be read, lacks a column, has it twice or has one that it may not have, or a line is
+            damaged or has more cells than the header.
     """
-    text = outside_files.read_text(path, what, otherwise="latin-1")
+    text = outside_files.read_text(path, what, otherwise=otherwise)
     header_line, line = text[:MOST_HEADER].partition("\n")[0].strip(), 1
-    marks = (mark for mark in ",;\t" if set(columns) <= {cell.strip('" ') for cell in header_line.split(mark)})
+    marks = (mark for mark in ",;\t" if set(columns) <= {cell.strip('" ') for cell in header_line.lower().split(mark)})
     cells = csv.reader(_lines(text), delimiter=next(marks, ","), strict=True)
     try:
-        header = [cell.strip() for cell in next(cells, [])]
+        header = [cell.strip().lower() for cell in next(cells, [])]
         if any(header.count(name) != 1 for name in columns):
             needed = " and ".join(f"one {name}" for name in columns)
             raise ValueError(f"{path} has the columns {', '.join(header)[:200]!r}, not {needed}")
+        known = [*columns, *(header if optional is None else optional), ""]
+        if other := [name for name in header if name not in known or header.count(name) > 1 and name]:
+            allowed = ", ".join([*columns, *(optional or ())])
+            raise ValueError(f"{path} has the column {other[0][:200]!r}; {what} has {allowed}, once each: remove it")
         line = cells.line_num + 1
         for row in cells:
+            if any(cell.strip() for cell in row[len(header) :]):
+                raise ValueError(
+                    f"{path}, line {line}: it has {len(row)} cells, but the first line has {len(header)}: "
+                    "put quotes around a text that has the mark between cells"
+                )
             pairs = itertools.zip_longest(header, row[: len(header)], fillvalue="")
             if any((found := {name: cell.strip() for name, cell in pairs}).values()):
                 yield cells.line_num, found

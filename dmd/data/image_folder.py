@@ -75,7 +75,7 @@ def _csv_labels(folder: Path, names: Sequence[str], path: Path) -> dict[str, str
         raise ValueError(f"dataset.labels {path} is not none, not folders, and not a file")
     on_disk = Names(names)
     by_name: dict[str, str] = {}
-    for line, row in csv_table.rows(path, ("file", "label"), "a table of labels"):
+    for line, row in csv_table.rows(path, ("file", "label"), "a table of labels", otherwise="latin-1"):
         listed, label = row["file"], row["label"]
         if (name := on_disk.find(listed)) is None:
             raise ValueError(f"{path}, line {line}: no image {listed[:200]!r} in {folder}")

@@ -44,7 +44,9 @@ def test_table_gives_each_character_its_captions_by_split(tmp_path: Path):
         ("41,,", "line 2: the caption is blank"),
         ("41,test,a", "line 2: split 'test' is none of training, held_out"),
         ("41,held_out,a", "has no training caption of 'A'"),
-        ("41,,a\n41,held_out,a", "line 3: the caption 'a' is in both splits of this image"),
+        ("41,,a\n41,held_out,a", "the held-out caption 'a' of 'A' is a training caption of 'A'"),
+        ("42,,a\n41,,b\n41,held_out,a", "the held-out caption 'a' of 'A' is a training caption of 'B'"),
+        ("41,,a cat, sitting", "line 2: it has 4 cells, but the first line has 3: put quotes"),
         (f"41,,{'x' * 10_001}", "line 2: the caption has 10001 characters, more than 10000"),
         ("", "has no captions"),
     ],
@@ -53,6 +55,24 @@ def test_unusable_row_is_named(tmp_path: Path, row: str, message: str):
     (tmp_path / "t.csv").write_text(f"codepoint,split,caption\n{row}\n")
     with pytest.raises(ValueError, match=message):
         captions.of_code_points(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("header", ["file,caption,splits", "file,caption,split,split", "file,caption,Split,width"])
+def test_columns_of_captions_that_would_be_passed_over_are_refused(tmp_path: Path, header: str):
+    (tmp_path / "t.csv").write_text(f"{header}\na.png,a cat,held_out,\na.png,pet,,\n")
+    with pytest.raises(
+        ValueError, match="t.csv has the column '(split|splits|width)'; a table of captions has file, cap"
+    ):
+        captions.of_files(tmp_path / "t.csv", ["a.png"], tmp_path)
+
+
+def test_captions_may_have_capital_letters_in_the_header_and_must_be_unicode(tmp_path: Path):
+    text = "File,Caption,Split\na.png,dog’s ball,held_out\na.png,pet,\n"
+    (tmp_path / "t.csv").write_text(text)
+    assert captions.of_files(tmp_path / "t.csv", ["a.png"], tmp_path) == [Captions(("pet",), ("dog’s ball",))]
+    (tmp_path / "t.csv").write_bytes(text.encode("cp1252"))
+    with pytest.raises(ValueError, match="line 2 has the byte 0x92, which is not UTF-8: save it as UTF-8"):
+        captions.of_files(tmp_path / "t.csv", ["a.png"], tmp_path)
 
 
 def test_captions_of_files_name_every_image(tmp_path: Path):

@@ -226,6 +226,19 @@ BROKEN_EXIF = {  # EXIF data, and whether the orientation can be read in spite o
 }
 
 
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF"])
+def test_picture_whose_pixels_are_damaged_in_the_middle_is_refused(tmp_path, kind):
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
+    options = {"compression": "tiff_adobe_deflate"} if kind == "TIFF" else {}
+    Image.fromarray(pixels).save(tmp_path / "a.img", kind, **options)
+    content = bytearray((tmp_path / "a.img").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 8] = bytes(255 - each for each in content[middle : middle + 8])
+    (tmp_path / "a.img").write_bytes(content)
+    with pytest.raises(ValueError, match="a.img cannot be read as an image"):
+        read(tmp_path / "a.img")
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("name", BROKEN_EXIF)
 @pytest.mark.filterwarnings("ignore::UserWarning")
