@@ -55,14 +55,19 @@ def main(run: Callable[..., None], *sections: type[Section]) -> None:
     parser.add_argument("--log", type=Path, help="also write the log to this file, and a status file beside it")
     parsed = vars(parser.parse_args())
     spec = {name: value for part in parsed.pop("spec") for name, value in part.items()}
-    log = parsed.pop("log")
-    _start_log(log)
+    path, log = parsed.pop("log"), None
+    _start_log()
     try:
         signals.listen(lambda stop: _stop(stop, log))
+        try:
+            _wait_for_another(parsed)  # which writes this log until it ends
+        finally:
+            if not isinstance(sys.exception(), signals.Stopped | record.MadeMeanwhile):
+                log = path
+                _log_to(log)
         with job_status.refreshed(log if processes.rank() == 0 else None):
             arguments = command_line.arguments(spec, spec_parameters, sections)
             try:
-                _wait_for_another(parsed)
                 _claim_devices(arguments)
                 command = f"{sys.executable} -m {_module_name()} {shlex.join(sys.argv[1:])}"
                 _log.info("%s", command, extra={"is_command": True})
@@ -71,6 +76,8 @@ def main(run: Callable[..., None], *sections: type[Section]) -> None:
                 reporting.log(f"done in {time.monotonic() - begin:.1f} s")
             except record.MadeMeanwhile as made:
                 reporting.log(str(made))
+    except record.MadeMeanwhile as made:
+        reporting.log(str(made))
     except signals.Stopped as stop:
         _stop(stop, log)
         sys.exit(signals.exit_status())
@@ -159,22 +166,30 @@ def _module_name() -> str:
     return spec.name if spec else sys.argv[0]
 
 
-def _start_log(path: Path | None) -> None:
+def _start_log() -> None:
+    """Shows the log on the screen; of several processes, that of the first."""
     _log.setLevel(logging.DEBUG)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.raiseExceptions = False  # a full or read-only disk costs lines of the file, not tracebacks on the screen
-    leads = processes.rank() == 0
     screen = logging.StreamHandler(sys.stderr)
-    screen.setLevel(logging.INFO if leads else logging.ERROR)
-    handlers: list[logging.Handler] = [screen]
-    if path is not None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            mode = "w" if leads else "a"
-            handlers.append(logging.FileHandler(path, mode, "utf-8", delay=not leads, errors="backslashreplace"))
-        except OSError as error:
-            sys.exit(printing.line(f"error: cannot write the log {path}: {error}"))
-    for handler in handlers:
-        handler.setFormatter(reporting.LogFormatter())
-        _log.addHandler(handler)
+    screen.setLevel(logging.INFO if processes.rank() == 0 else logging.ERROR)
+    _add_handler(screen)
+
+
+def _log_to(path: Path | None) -> None:
+    """Writes the log to a file, too; of several processes, the first replaces an old one."""
+    if path is None:
+        return
+    leads = processes.rank() == 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mode = "w" if leads else "a"
+        _add_handler(logging.FileHandler(path, mode, "utf-8", delay=not leads, errors="backslashreplace"))
+    except OSError as error:
+        sys.exit(printing.line(f"error: cannot write the log {path}: {error}"))
+
+
+def _add_handler(handler: logging.Handler) -> None:
+    handler.setFormatter(reporting.LogFormatter())
+    _log.addHandler(handler)

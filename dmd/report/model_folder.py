@@ -33,7 +33,7 @@ class FolderWriter:
     def write_text(self, name: str, text: str) -> None:
         """Writes the file `name`, a path below the folder."""
         with record.publish(self.folder / name, stage=self.stage, inputs=self.inputs) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Writes a configuration."""

@@ -75,7 +75,7 @@ def _parts(
             image = augmentation.changed(image, section.augmentation, values[rows]) if view else image
             latent = codec.encode(image.to(device)).cpu()
             statistics.add(latent)
-            status.add(images=len(rows))
+            status.add(len(rows))
             yield latent, torch.full((len(rows),), -1)
 
 

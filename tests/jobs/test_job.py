@@ -296,3 +296,46 @@ def test_a_gpu_does_not_pay_for_deterministic_algorithms(monkeypatch):
     assert torch_setup.choose_device("cpu").type == "cpu" and torch.are_deterministic_algorithms_enabled()
     assert torch_setup.choose_device("auto").type == "cuda" and not torch.are_deterministic_algorithms_enabled()
     torch_setup.set_threads(1)
+
+
+STAGE = """
+import sys
+from pathlib import Path
+from dmd.jobs import job, reporting
+from dmd.provenance import record
+
+def run(*, output: Path) -> None:
+    with record.writing(output):
+        reporting.log("begun")
+        sys.stdin.readline()
+        output.write_text("whole")
+
+job.main(run)
+"""
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_job_that_waits_for_another_leaves_its_log_and_status_alone(tmp_path, stopped):
+    log, output = tmp_path / "a.log", tmp_path / "artifact"
+    command = [sys.executable, "-c", STAGE, "--output", str(output), "--log", str(log)]
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def read_until(job: subprocess.Popen[str], words: str) -> None:
+        assert job.stderr is not None
+        assert any(words in line for line in job.stderr)
+
+    with start() as first:
+        read_until(first, "begun")
+        with start() as second:
+            read_until(second, "another process is writing")
+            if stopped:
+                second.terminate()
+                second.communicate()
+                assert second.returncode != 0
+            first.communicate("\n")
+    assert (first.returncode, output.read_text()) == (0, "whole") and (stopped or second.returncode == 0)
+    lines = log.read_text()
+    assert "\0" not in lines and "begun" in lines and "done in" in lines and "another process" not in lines
+    assert json.loads(job_status.path_beside(log).read_text())["state"] == "done"
