@@ -6,7 +6,8 @@ that a table whose trainings take longer than a day can be made in parts. From a
 .md, with a line per row of the table: the distance over the floor, unbiased KID, recall, label accuracy, copies, passes
 of a network over one image in the training (a pass with its backward pass counts 3), and CPU seconds of the training;
 below them the paired differences that the table asks for. And TABLE-passes.png, the distance over the floor against
-these passes, with the recall. The seconds are those of Snakemake's benchmark files.
+these passes, with the recall. The seconds are those of Snakemake's benchmark files, up to 30 too few, since it looks at
+a process every 30 seconds; a training that went on from a checkpoint has none, since they would be of its last run.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import pandas as pd
 
 from dmd.config import Experiments, load
 from dmd.config.experiment import Row, Table
+from dmd.provenance import tensor_files
 from dmd.provenance.files import canonical_json
 from dmd.report import paired_differences, plots
 from dmd.report.table_text import EMPTY, rounded
@@ -48,10 +50,13 @@ SPREAD = ("distance", "kid", "recall")  # columns with a standard deviation over
 
 
 def measured(results: Path, experiments: Experiments, name: str) -> dict[str, float] | None:
-    """The figures of one experiment; None if it has no score yet."""
+    """The figures of one experiment; None if it has no score yet. SystemExit if its student is of another setting."""
     folder = results / name
     if not (folder / "fid.json").is_file():
         return None
+    generator = results / experiments.owner(name, "distill") / "distill" / "generator.safetensors"
+    if generator.is_file() and tensor_files.load_metadata(generator)["spec"] != experiments.spec(name, "distill"):
+        raise SystemExit(f"{generator} is of other settings than the configuration has: make {folder}/fid.json again")
     found = {kind: json.loads((folder / f"{kind}.json").read_text()) for kind in SCORES}
     values = {
         "calls": found["fid"]["network_calls"],
@@ -63,9 +68,8 @@ def measured(results: Path, experiments: Experiments, name: str) -> dict[str, fl
         "copies": _value(found["memorisation"]["nearer"]),
     }
     if experiments.distilled(name):
-        owner = experiments.owner(name, "distill")
         values["passes"] = image_passes(section(experiments, name)) / 1e6
-        values["seconds"] = _seconds(results / owner / "benchmarks" / "distill.tsv")
+        values["seconds"] = _seconds(generator.parents[1])
     return {column: float(value) for column, value in values.items() if value is not None}
 
 
@@ -73,9 +77,10 @@ def _value(score: dict[str, Any] | None) -> float | None:
     return None if score is None else score["value"]
 
 
-def _seconds(path: Path) -> float | None:
-    """CPU seconds of a job, as Snakemake measured them; None without a file."""
-    if not path.is_file():
+def _seconds(folder: Path) -> float | None:
+    """CPU seconds of the distillation in an experiment's folder, as Snakemake measured them; None if not of it all."""
+    path, log = folder / "benchmarks" / "distill.tsv", folder / "logs" / "distill.log"
+    if not path.is_file() or not log.is_file() or "continuing at update" in log.read_text():
         return None
     with path.open(newline="") as file:
         row = next(csv.DictReader(file, delimiter="\t"))

@@ -63,7 +63,9 @@ class Search:
             for name in bad:
                 del blocks[name]
             if not bad or not self._make(blocks):
-                raise SystemExit("the search stopped: a job failed, and no training diverged; see Snakemake's messages")
+                raise SystemExit(
+                    "the search stopped: a job failed for another reason than divergence; see Snakemake's messages"
+                )
         judge = self._moments(blocks[JUDGE])
         return [
             round(moments_distance(self._moments(blocks[name]), judge), 4) if name in blocks else None for name in names

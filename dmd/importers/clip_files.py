@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,10 +160,9 @@ def _checked_normalisation(path: Path, config: dict[str, Any], size: int) -> tup
 
 
 def _is_colour(values: Any) -> bool:
-    """Whether the value is three numbers."""
-    return (
-        isinstance(values, (list, tuple)) and len(values) == 3 and all(isinstance(one, (int, float)) for one in values)
-    )
+    """Whether the value is three finite numbers."""
+    numbers = isinstance(values, (list, tuple)) and all(isinstance(one, (int, float)) for one in values)
+    return numbers and len(values) == 3 and all(math.isfinite(one) for one in values)
 
 
 def _side(size: Any) -> Any:

@@ -87,6 +87,8 @@ def _student(path: Path, weights: str, calls: int | None, guidance: float) -> tu
     """The student, and the facts of its file."""
     if (kind := loading.denoiser_file(path).facts["kind"]) != "generator":
         raise ValueError(f"{path} is of kind {kind!r}: only a student can be exported")
+    if "text" in loading.denoiser_file(path).facts:
+        raise ValueError(f"{path} draws from text states, which the graph has no input for: use stage export_pipeline")
     sampler = Sampler(path, solver={"name": "student"}, weights=weights, calls=calls, guidance=guidance)
     denoiser, metadata = sampler.denoiser, sampler.metadata
     size = sum(value.nbytes for value in denoiser.state_dict().values())

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 
 from bench import methods_report
 from dmd.config import Experiments, load
+from dmd.provenance import tensor_files
 
 ROWS = {"DMD": ["digits", "digits-seed1"], "SiD": ["digits-sid", "digits-sid-seed1"]}
 
@@ -39,6 +41,32 @@ def test_a_line_stays_until_the_configuration_describes_another_run(tmp_path, co
     digest = methods_report.described(experiments, "digits-sid")
     path.write_text(path.read_text().replace(digest, "another"))
     assert list(methods_report.runs(path, tmp_path / "nothing", experiments, table)) == ["digits"]
+
+
+def test_seconds_are_of_trainings_that_did_not_resume(tmp_path, configuration):
+    experiments, _ = configuration
+    finish(tmp_path, "digits", distance=1.5)
+    for part, name, text in (("benchmarks", "distill.tsv", "s\tcpu_time\n9\t8.5\n"), ("logs", "distill.log", "done")):
+        (tmp_path / "digits" / part).mkdir()
+        (tmp_path / "digits" / part / name).write_text(text)
+    assert methods_report.measured(tmp_path, experiments, "digits")["seconds"] == 8.5
+    (tmp_path / "digits" / "logs" / "distill.log").write_text("continuing at update 100 from a file")
+    assert "seconds" not in methods_report.measured(tmp_path, experiments, "digits")
+
+
+def test_results_of_other_settings_are_refused(tmp_path, configuration):
+    experiments, _ = configuration
+    finish(tmp_path, "digits", distance=1.5)
+    (tmp_path / "digits" / "distill").mkdir()
+    generator = tmp_path / "digits" / "distill" / "generator.safetensors"
+    spec = experiments.spec("digits", "distill")
+    tensor_files.save(generator, {"a": torch.zeros(1)}, {"spec": spec})
+    assert methods_report.measured(tmp_path, experiments, "digits")
+    tensor_files.save(generator, {"a": torch.zeros(1)}, {"spec": {**spec, "seed": 9}})
+    with pytest.raises(
+        SystemExit, match="is of other settings than the configuration has: make .*digits/fid.json again"
+    ):
+        methods_report.measured(tmp_path, experiments, "digits")
 
 
 def test_rows_are_compared_seed_by_seed(tmp_path, configuration):

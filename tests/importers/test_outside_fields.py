@@ -475,6 +475,7 @@ def test_field_of_clip_gives_the_cosines_of_transformers(file, changed, clip_fol
         ("", "size", {"longest_edge": 16}),
         ("", "image_mean", [0.5, 0.5]),
         ("", "image_std", [0, 1, 1]),
+        ("", "image_std", [float("nan"), 1, 1]),
         ("", "image_processor_type", "SiglipImageProcessor"),
         ("", *SECRET),
         ("vision_config", "num_channels", 1),

@@ -117,6 +117,10 @@ def test_what_is_no_generator_or_differs_is_refused(teacher_file, tmp_path):
     output = tmp_path / "export" / "generator.onnx"
     with pytest.raises(ValueError, match="is of kind 'train': only a student can be exported"):
         export_onnx.run(generator=teacher_file, output=output)
+    of_text, facts = tensor_files.load(write(tmp_path / "labels.safetensors", NETWORKS["mlp"]))
+    tensor_files.save(tmp_path / "text.safetensors", of_text, facts | {"text": {"length": 4, "width": 8}})
+    with pytest.raises(ValueError, match="text.safetensors draws from text states, .* use stage export_pipeline"):
+        export_onnx.run(generator=tmp_path / "text.safetensors", output=output)
     mlp = NETWORKS["mlp"] | {"width": 64}
     huge = write(tmp_path / "generator.safetensors", mlp, sigma=1e5, sigma_data=1e5)  # float32 ends at 1e-2 there
     with pytest.raises(ValueError, match="onnxruntime and torch differ by .*, more than 0.0001"):
