@@ -50,13 +50,10 @@ SPREAD = ("distance", "kid", "recall")  # columns with a standard deviation over
 
 
 def measured(results: Path, experiments: Experiments, name: str) -> dict[str, float] | None:
-    """The figures of one experiment; None if it has no score yet. SystemExit if its student is of another setting."""
+    """The figures of one experiment; None if it has no score yet. SystemExit if its student is of other settings."""
     folder = results / name
     if not (folder / "fid.json").is_file():
         return None
-    generator = results / experiments.owner(name, "distill") / "distill" / "generator.safetensors"
-    if generator.is_file() and tensor_files.load_metadata(generator)["spec"] != experiments.spec(name, "distill"):
-        raise SystemExit(f"{generator} is of other settings than the configuration has: make {folder}/fid.json again")
     found = {kind: json.loads((folder / f"{kind}.json").read_text()) for kind in SCORES}
     values = {
         "calls": found["fid"]["network_calls"],
@@ -68,8 +65,12 @@ def measured(results: Path, experiments: Experiments, name: str) -> dict[str, fl
         "copies": _value(found["memorisation"]["nearer"]),
     }
     if experiments.distilled(name):
+        owner = results / experiments.owner(name, "distill")
+        student = owner / "distill" / "generator.safetensors"
+        if student.is_file() and tensor_files.load_metadata(student)["spec"] != experiments.spec(name, "distill"):
+            raise SystemExit(f"{student} is of other settings than the configuration has: make {folder}/fid.json again")
         values["passes"] = image_passes(section(experiments, name)) / 1e6
-        values["seconds"] = _seconds(generator.parents[1])
+        values["seconds"] = _seconds(owner)
     return {column: float(value) for column, value in values.items() if value is not None}
 
 
@@ -78,7 +79,7 @@ def _value(score: dict[str, Any] | None) -> float | None:
 
 
 def _seconds(folder: Path) -> float | None:
-    """CPU seconds of the distillation in an experiment's folder, as Snakemake measured them; None if not of it all."""
+    """CPU seconds of the distillation in an experiment's folder, as Snakemake measured them; None where it resumed."""
     path, log = folder / "benchmarks" / "distill.tsv", folder / "logs" / "distill.log"
     if not path.is_file() or not log.is_file() or "continuing at update" in log.read_text():
         return None

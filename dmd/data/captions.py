@@ -87,13 +87,17 @@ def _add(captions: tuple[list[str], list[str]], row: Mapping[str, str], place: s
         raise ValueError(f"{place}: the caption has {len(text)} characters, more than {MOST_CHARACTERS}")
     if split not in FIELDS:
         raise ValueError(f"{place}: split {split[:80]!r} is none of {', '.join(FIELDS)}")
-    own = captions[list(FIELDS).index(split)]
+    own = captions[0] if split == "training" else captions[1]
     if text not in own:
         own.append(text)
 
 
 def _complete(by_name: Mapping[str, tuple[list[str], list[str]]], path: Path) -> list[Captions]:
-    """The captions of all images; ValueError if one has none to train on or one is in both splits, or none is there."""
+    """The captions of all images.
+
+    Raises:
+        ValueError: there is no image, an image has no caption to train on, or a caption is in both splits.
+    """
     if not by_name:
         raise ValueError(f"{path} has no captions")
     if missing := [name for name, (training, _) in by_name.items() if not training]:

@@ -33,8 +33,8 @@ def rows(
         otherwise: the encoding of a table in no form of Unicode; None refuses it.
 
     Raises:
-        ValueError: the file cannot be read, lacks a column, has it twice or has one that it may not have, or a line is
-            damaged or has more cells than the header.
+        ValueError: the file cannot be read; it lacks a column, has one twice, or has one that it may not have; a line
+            is damaged or has more cells than the header.
     """
     text = outside_files.read_text(path, what, otherwise=otherwise)
     header_line, line = text[:MOST_HEADER].partition("\n")[0].strip(), 1
@@ -45,16 +45,14 @@ def rows(
         if any(header.count(name) != 1 for name in columns):
             needed = " and ".join(f"one {name}" for name in columns)
             raise ValueError(f"{path} has the columns {', '.join(header)[:200]!r}, not {needed}")
-        known = [*columns, *(header if optional is None else optional), ""]
-        if other := [name for name in header if name not in known or header.count(name) > 1 and name]:
-            allowed = ", ".join([*columns, *(optional or ())])
-            raise ValueError(f"{path} has the column {other[0][:200]!r}; {what} has {allowed}, once each: remove it")
+        if optional is not None:
+            _check_others(header, [*columns, *optional], path, what)
         line = cells.line_num + 1
         for row in cells:
             if any(cell.strip() for cell in row[len(header) :]):
                 raise ValueError(
                     f"{path}, line {line}: it has {len(row)} cells, but the first line has {len(header)}: "
-                    "put quotes around a text that has the mark between cells"
+                    "is a text with the mark that parts cells not in quotes?"
                 )
             pairs = itertools.zip_longest(header, row[: len(header)], fillvalue="")
             if any((found := {name: cell.strip() for name, cell in pairs}).values()):
@@ -62,6 +60,15 @@ def rows(
             line = cells.line_num + 1
     except csv.Error as error:
         raise ValueError(f"{path}, line {line}: {error}: is there a stray quote?") from error
+
+
+def _check_others(header: Sequence[str], allowed: Sequence[str], path: Path, what: str) -> None:
+    """ValueError for a named column that is not allowed or is there twice."""
+    for name in header:
+        if name and (name not in allowed or header.count(name) > 1):
+            raise ValueError(
+                f"{path}: {what} may have the columns {', '.join(allowed)}, once each: remove {name[:200]!r}"
+            )
 
 
 def _lines(text: str) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The job that runs a stage: its command line, its log and status file, its devices, and one line for an error."""
 
 import argparse
+import contextlib
 import inspect
 import json
 import logging
@@ -59,12 +60,9 @@ def main(run: Callable[..., None], *sections: type[Section]) -> None:
     _start_log()
     try:
         signals.listen(lambda stop: _stop(stop, log))
-        try:
-            _wait_for_another(parsed)  # which writes this log until it ends
-        finally:
-            if not isinstance(sys.exception(), signals.Stopped | record.MadeMeanwhile):
-                log = path
-                _log_to(log)
+        _wait_for_another(parsed)
+        log = path
+        _log_to(log)
         with job_status.refreshed(log if processes.rank() == 0 else None):
             arguments = command_line.arguments(spec, spec_parameters, sections)
             try:
@@ -139,14 +137,16 @@ def _encodable(text: str) -> str:
 
 
 def _wait_for_another(paths: Mapping[str, Any]) -> None:
-    """Waits, before it takes a GPU, for a job that is making the same artifact.
+    """Waits for a job that is making the same artifact, before this one takes a GPU and writes the log of both.
+
+    An error is left to the stage: it locks the artifact again, while errors go to the log.
 
     Raises:
         MadeMeanwhile: that job has made it, so there is nothing left to do.
     """
     output = next((paths[name] for name in OUTPUTS if paths.get(name)), None)
     if output is not None and not processes.launched():
-        with record.writing(output):
+        with contextlib.suppress(OSError), record.writing(output):
             pass
 
 

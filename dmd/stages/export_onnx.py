@@ -85,9 +85,10 @@ class _Student(nn.Module):
 
 def _student(path: Path, weights: str, calls: int | None, guidance: float) -> tuple[_Student, dict[str, Any]]:
     """The student, and the facts of its file."""
-    if (kind := loading.denoiser_file(path).facts["kind"]) != "generator":
+    facts = loading.denoiser_file(path).facts
+    if (kind := facts["kind"]) != "generator":
         raise ValueError(f"{path} is of kind {kind!r}: only a student can be exported")
-    if "text" in loading.denoiser_file(path).facts:
+    if "text" in facts:
         raise ValueError(f"{path} draws from text states, which the graph has no input for: use stage export_pipeline")
     sampler = Sampler(path, solver={"name": "student"}, weights=weights, calls=calls, guidance=guidance)
     denoiser, metadata = sampler.denoiser, sampler.metadata

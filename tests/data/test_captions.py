@@ -46,7 +46,7 @@ def test_table_gives_each_character_its_captions_by_split(tmp_path: Path):
         ("41,held_out,a", "has no training caption of 'A'"),
         ("41,,a\n41,held_out,a", "the held-out caption 'a' of 'A' is a training caption of 'A'"),
         ("42,,a\n41,,b\n41,held_out,a", "the held-out caption 'a' of 'A' is a training caption of 'B'"),
-        ("41,,a cat, sitting", "line 2: it has 4 cells, but the first line has 3: put quotes"),
+        ("41,,a cat, sitting", "line 2: it has 4 cells, but the first line has 3: is a text"),
         (f"41,,{'x' * 10_001}", "line 2: the caption has 10001 characters, more than 10000"),
         ("", "has no captions"),
     ],
@@ -60,9 +60,7 @@ def test_unusable_row_is_named(tmp_path: Path, row: str, message: str):
 @pytest.mark.parametrize("header", ["file,caption,splits", "file,caption,split,split", "file,caption,Split,width"])
 def test_columns_of_captions_that_would_be_passed_over_are_refused(tmp_path: Path, header: str):
     (tmp_path / "t.csv").write_text(f"{header}\na.png,a cat,held_out,\na.png,pet,,\n")
-    with pytest.raises(
-        ValueError, match="t.csv has the column '(split|splits|width)'; a table of captions has file, cap"
-    ):
+    with pytest.raises(ValueError, match="t.csv: a table of captions .* once each: remove '(split|splits|width)'"):
         captions.of_files(tmp_path / "t.csv", ["a.png"], tmp_path)
 
 

@@ -55,7 +55,7 @@ def test_rows_of_blank_cells_are_passed_over(tmp_path, padding):
         (b'file,label\nb.png,1\n"b.png,1\n"b.png,2\n', "line 3: .* is there a stray quote"),
         (b'file,label\nb.png,"' + b"x" * 200_000, "line 2: field larger than field limit"),
         (b"file,label,label\nb.png,1,2\n", "not one file and one label"),
-        (b"file,label\nb.png,Smith, John\n", "line 2: it has 3 cells, but the first line has 2: put quotes around"),
+        (b"file,label\nb.png,Smith, John\n", "line 2: it has 3 cells, but the first line has 2: is a text with"),
         (b"name,class\nb.png,1\n", "the columns 'name, class', not one file and one label"),
         (b"\xff\xd8\xff\xe0" + bytes(range(256)), "the columns .*, not one file and one label"),
         (b"a" * 100_000, "not one file and one label"),

@@ -151,6 +151,17 @@ def test_latents_are_those_of_the_images_then_of_changed_views_with_the_same_cap
         assert found.captions(every + view) == data.captions(every)
 
 
+def test_progress_counts_latents(trained, tmp_path, caplog):
+    caplog.set_level("INFO", logger="dmd")
+    latents.run(
+        images=trained / "images" / "manifest.parquet",
+        autoencoder=trained / "autoencoder" / "autoencoder.safetensors",
+        output=tmp_path / "latents" / "manifest.parquet",
+        section=Latents(views=2),
+    )
+    assert "10/10 latents" in caplog.text
+
+
 def test_stock_diffusers_draws_what_the_imported_teacher_draws(trained, tmp_path):
     torchvision_operators.ensure()
     from diffusers import StableDiffusionPipeline
