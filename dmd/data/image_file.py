@@ -80,7 +80,7 @@ def _load(path: Path) -> Image.Image:
                 raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
             highest, inverted = _grey_range(opened)
             _scale_transparent_level(opened)
-            opened.load()  # never again after an error: a second call returns the pixels that were decoded before it
+            opened.load()  # once: after a fault of the pixels, a second call returns those before it
             turn = _turn(opened)
             image = opened if turn is None else opened.transpose(turn)
             return _without_alpha(image if highest is None else _scaled(image, highest, inverted))

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -136,13 +135,12 @@ def test_job_waits_for_another_process_that_makes_the_same_file(tmp_path: Path):
     """Of a job that failed Snakemake would remove the file that the other has made."""
     write_photos(tmp_path / "photos")
     write_config(tmp_path, SMALL)
-    log = tmp_path / "results/small/logs/images.log"
+    words = command(tmp_path, "--nolock", "--cores", "1", IMAGES)
     with record.exclusive(tmp_path / IMAGES):
-        run = subprocess.Popen(command(tmp_path, "--nolock", "--cores", "1", IMAGES), cwd=tmp_path, env=ENVIRONMENT)
-        while not log.exists() or "another process is writing" not in log.read_text():
-            assert run.poll() is None
-            time.sleep(0.1)
-    assert run.wait() == 0 and record.check(tmp_path / IMAGES)
+        run = subprocess.Popen(words, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+        assert run.stderr is not None and any("another process is writing" in line for line in run.stderr)
+    run.communicate()
+    assert run.returncode == 0 and record.check(tmp_path / IMAGES)
 
 
 def test_finished_artifacts_survive_the_files_that_they_were_made_from(broken: Path):
