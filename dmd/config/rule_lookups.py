@@ -26,7 +26,7 @@ from dmd.config.missing_files import Missing, missing_files, named_paths
 from dmd.config.resources import resources
 from dmd.config.rule_table import RULES
 from dmd.config.section_base import FULL_LENGTH, canonical_json
-from dmd.config.sections import IMPORTED, IdxDataset, ScheduledSolver
+from dmd.config.sections import IMPORTED, FlowSolver, IdxDataset, ScheduledSolver
 from dmd.config.source_files import Listing
 
 P = ParamSpec("P")
@@ -305,7 +305,7 @@ class RuleLookups:
         sections = self.experiments.sections(name)
         if getattr(sections.teacher, "kind", "") in IMPORTED:
             for key, section in {"pairs": sections.pairs, "sample": sections.sample}.items():
-                if section is not None and isinstance(section.solver, ScheduledSolver):
+                if section is not None and isinstance(section.solver, ScheduledSolver | FlowSolver):
                     solvers[f"{name}.{key}.solver"] = section.solver.with_defaults()
             distill = sections.distill
             times = getattr(distill.method, "times", None) if distill is not None and distill.start is None else None

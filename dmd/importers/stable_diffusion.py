@@ -18,7 +18,8 @@ from dmd.models.preconditioning import preconditioning
 from dmd.models.text_encoder import Text
 
 NETWORK = "UNet2DConditionModel"
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "RectifiedFlowPipeline")  # of the same parts
+FLOW = "RectifiedFlowPipeline"  # InstaFlow's own class: it calls the UNet at 1000 t, and takes x0 - noise from it
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", FLOW)  # of the same parts
 SCHEDULERS: tuple[str, ...] = (
     "PNDMScheduler",
     "DDIMScheduler",
@@ -64,15 +65,15 @@ def load(folder: Path, variant: str | None = None) -> tuple[dict[str, torch.Tens
     """Weights (`ema.*`, float32), text states of the empty prompt (`text.empty`, (L, E)), and facts.
 
     Facts: network, preconditioning, scheduler (with steps_offset and clip_sample as StableDiffusionPipeline sets
-    them), sigma_data, sigma_min, sigma_max, shape of a latent, image_shape, num_classes 0, text {length, width}.
+    them; none of a rectified flow, which uses no scheduler), sigma_data, sigma_min, sigma_max, shape of a latent,
+    image_shape, num_classes 0, text {length, width}.
 
     Raises:
         ValueError: a file is missing, is of another class, or does not fit the others.
     """
     source_files(folder, variant)
     index = folder / "model_index.json"
-    if index.exists():
-        _check_pipeline(index)
+    flow = index.exists() and _check_pipeline(index) == FLOW
     unet = folder / "unet"
     config = pipelines.network_config(unet / "config.json", NETWORK)
     _check_size(unet / "config.json")
@@ -80,11 +81,16 @@ def load(folder: Path, variant: str | None = None) -> tuple[dict[str, torch.Tens
         with torch.device("meta"):
             network: Any = build({"kind": "unet2d-condition", "config": config})
         pipelines.try_pass(unet / "config.json", network, torch.empty(1, 77, network.text_width, device="meta"))
-        levels = pipelines.scheduler_preconditioning(_scheduler(folder), index, SCHEDULERS)
+        if flow:
+            levels, scheduler = {"kind": "flow", "prediction": "x0 - noise"}, {}
+        else:
+            levels = pipelines.scheduler_preconditioning(_scheduler(folder), index, SCHEDULERS)
+            saved = pipelines.scheduler_config(_scheduler(folder))
+            scheduler = {"scheduler": {**saved, "steps_offset": 1, "clip_sample": False}}
         table = preconditioning(levels, sigma_data=1.0).table
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
-    assert table is not None  # kind discrete has one
+    assert table is not None  # kinds discrete and flow have one
     empty, text = _empty(folder, variant)
     if text["width"] != network.text_width:
         raise ValueError(f"{folder}: text states of width {text['width']}, the network takes {network.text_width}")
@@ -92,7 +98,7 @@ def load(folder: Path, variant: str | None = None) -> tuple[dict[str, torch.Tens
     facts = {
         "network": {"kind": "unet2d-condition", "config": config},
         "preconditioning": levels,
-        "scheduler": {**pipelines.scheduler_config(_scheduler(folder)), "steps_offset": 1, "clip_sample": False},
+        **scheduler,
         "sigma_data": 1.0,
         "shape": shape,
         "image_shape": autoencoders.image_shape(folder / "vae", shape),
@@ -129,10 +135,12 @@ def _check_size(path: Path) -> None:
         )
 
 
-def _check_pipeline(index: Path) -> None:
+def _check_pipeline(index: Path) -> Any:
+    """The class of the pipeline; ValueError for another one than `PIPELINES`, or for other parts."""
     parts = pipelines.read_json(index)
-    if parts.get("_class_name", PIPELINES[0]) not in PIPELINES:
-        raise ValueError(f"{index}: _class_name {parts['_class_name']!r:.80} is none of {', '.join(PIPELINES)}")
+    kind = parts.get("_class_name", PIPELINES[0])
+    if kind not in PIPELINES:
+        raise ValueError(f"{index}: _class_name {kind!r:.80} is none of {', '.join(PIPELINES)}")
     missing = {name: None if part == [None, None] else part for name, part in parts.items()}
     outside_config.check(index, missing, PIPELINES[0])
     for name, expected in {"unet": NETWORK, "vae": autoencoders.FULL}.items():
@@ -142,3 +150,4 @@ def _check_pipeline(index: Path) -> None:
         part = parts.get(name)
         if part not in (["transformers", expected], ["transformers", f"{expected}Fast"]):
             raise ValueError(f"{index}: {name} is {part!r}, not {expected} of transformers")
+    return kind

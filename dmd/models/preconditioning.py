@@ -141,21 +141,28 @@ class Discrete(Preconditioning):
 
 
 class Flow(Preconditioning):
-    """A network of rectified flow (Liu et al. 2022; Esser et al. 2024): F predicts noise - x0 at (1 - t) x0 + t noise.
+    """A network of rectified flow (Liu et al. 2022; Esser et al. 2024): F predicts a velocity at (1 - t) x0 + t noise.
 
     sigma = t / (1 - t), alpha = 1 - t; the condition is 1000 t. Coefficients are computed in float64, as in `Discrete`.
 
     Args:
         num_levels: of the table, t = i / (num_levels + 1) for i = 1 .. num_levels, without the ends 0 and 1.
+        prediction: output of the network: "noise - x0" (Stable Diffusion 3) or "x0 - noise" (InstaFlow).
+
+    Attributes:
+        sign: factor on the output that gives noise - x0.
 
     Raises:
-        ValueError: fewer than two levels.
+        ValueError: fewer than two levels, or another prediction.
     """
 
-    def __init__(self, *, num_levels: int = 1000) -> None:
+    def __init__(self, *, num_levels: int = 1000, prediction: str = "noise - x0") -> None:
         super().__init__()
         if num_levels < 2:
             raise ValueError(f"num_levels {num_levels}: at least two are needed")
+        if prediction not in VELOCITIES:
+            raise ValueError(f"prediction {prediction!r} is none of {', '.join(VELOCITIES)}")
+        self.sign = VELOCITIES[prediction]
         times = torch.arange(1, num_levels + 1, dtype=torch.float64, device="cpu") / (num_levels + 1)
         self.table = 1 - times, times / (1 - times)
 
@@ -163,7 +170,7 @@ class Flow(Preconditioning):
         sigma_ve = sigma.double()
         alpha = 1 / (1 + sigma_ve)
         time = sigma_ve * alpha
-        return Coefficients(alpha, -time, alpha, (1000 * time).to(sigma.dtype))
+        return Coefficients(alpha, -self.sign * time, alpha, (1000 * time).to(sigma.dtype))
 
     def loss_weight(self, sigma: torch.Tensor) -> torch.Tensor:
         """1/t^2, which gives the unweighted squared error of F."""
@@ -174,6 +181,7 @@ class Flow(Preconditioning):
         return 1 + sigma
 
 
+VELOCITIES = {"noise - x0": 1.0, "x0 - noise": -1.0}
 WEIGHTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "epsilon": lambda sigma: sigma.square().reciprocal(),
     "v": lambda sigma: sigma.square().reciprocal() + 1,
@@ -186,7 +194,7 @@ def preconditioning(section: Mapping[str, Any] | None, *, sigma_data: float) -> 
 
     Args:
         section: `kind` "edm" (with `condition_scale`, default 1), "ve", "discrete" (with `alphas_cumprod` and
-            `prediction`) or "flow" (with `num_levels`, default 1000); None is edm.
+            `prediction`) or "flow" (`num_levels`, default 1000; `prediction`, default "noise - x0"); None is edm.
         sigma_data: standard deviation of the data; only edm uses it.
 
     Raises:

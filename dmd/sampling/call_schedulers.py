@@ -295,7 +295,7 @@ def _preconditioning(facts: Mapping[str, Any]) -> Any:
     if section.get("kind") == "discrete":
         return Discrete(section["alphas_cumprod"], prediction=section["prediction"])
     if section.get("kind") == "flow":
-        return Flow(num_levels=section.get("num_levels", 1000))
+        return Flow(**{key: value for key, value in section.items() if key != "kind"})
     raise ValueError(
         f"its preconditioning is {section.get('kind')!r:.40}: diffusers' schedulers need timesteps or flow"
     )

@@ -29,13 +29,17 @@ def default_solver(metadata: dict[str, Any], name: str | None, steps: int | None
         if steps is not None or name not in (None, "student"):
             raise ValueError(f"{path} is a student: solver {name!r} and steps {steps} are for teachers only")
         return {"name": "student"}
-    if metadata.get("scheduler") and name in (None, *schedulers.NAMES):
+    flow = (metadata.get("preconditioning") or {}).get("kind") == "flow"
+    if flow and name == schedulers.FLOW:
+        return {"name": name, "steps": 50 if steps is None else steps}
+    if metadata.get("scheduler") and name in (None, *schedulers.CLASSES):
         default = "ddim" if metadata["scheduler"].get(ZERO_SNR) else "pndm"
         return {"name": name or default, "steps": 50 if steps is None else steps}
     if name not in (None, *SOLVERS):
         raise ValueError(
             f"solver {name!r}: {path} is a teacher; use one of {[*SOLVERS]}, "
-            f"or, if the teacher comes with a scheduler, one of {[*schedulers.NAMES]}"
+            f"if the teacher comes with a scheduler, one of {[*schedulers.CLASSES]}, "
+            f"or, if it is a rectified flow, {schedulers.FLOW!r}"
         )
     solver = {"name": name or "heun", "steps": 18 if steps is None else steps, "rho": RHO}
     return within_range(solver, metadata, path)

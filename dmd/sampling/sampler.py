@@ -92,7 +92,7 @@ class Sampler:
         facts = dict(loading.denoiser_file(path).facts)
         solver = solver or default_solver(facts, None, None, path)
         try:
-            schedulers.check(facts.get("scheduler"), solver)
+            schedulers.check(facts, solver)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         denoiser, self.metadata = loading.load_denoiser(path, weights=weights, calls=calls)

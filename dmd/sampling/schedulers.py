@@ -26,6 +26,10 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {  # name -> class of diffusers
     "lcm": ("LCMScheduler", {}),
 }
 FLOW = "rectified-flow"
+NO_FLOW = (
+    f"solver {FLOW!r} needs a teacher whose network predicts a velocity (preconditioning flow), as that of a "
+    "RectifiedFlowPipeline does"
+)
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (scaled image, timestep) -> the network's output
 NAMES = (*CLASSES, FLOW)
 
@@ -60,18 +64,23 @@ def scheduler(config: Mapping[str, Any] | None, solver: Mapping[str, Any]) -> An
     return result
 
 
-def check(config: Mapping[str, Any] | None, solver: Mapping[str, Any]) -> None:
+def check(facts: Mapping[str, Any], solver: Mapping[str, Any]) -> None:
     """Tries all steps of a solver on four numbers, so that what its scheduler cannot do is known before any work.
 
     The prediction of the tried steps is always the noise that they begin with.
 
     Args:
-        config, solver: as for `scheduler`; solvers that are none of `CLASSES` need no check.
+        facts: of the teacher's file, of which `scheduler` and `preconditioning` are read.
+        solver: as for `scheduler`; one that is none of `NAMES` needs no check.
 
     Raises:
         ValueError: a step fails or gives numbers that are not finite; the message names the solver, its steps, and the
-            fields of `config` that are not at their defaults.
+            fields of the scheduler that are not at their defaults. Or solver rectified-flow, and the teacher is no
+            rectified flow.
     """
+    config = facts.get("scheduler")
+    if solver["name"] == FLOW and (facts.get("preconditioning") or {}).get("kind") != "flow":
+        raise ValueError(NO_FLOW)
     if solver["name"] not in CLASSES:
         return
     stepper = scheduler(config, solver)
@@ -116,8 +125,7 @@ def draw(
     """Images from unit noise by a scheduler, from the network's own predictions, guided if the denoiser is.
 
     Args:
-        denoiser: its network has the prediction type of `denoiser.scheduler`; for rectified-flow it predicts the
-            velocity image - noise, or noise - image with preconditioning flow.
+        denoiser: its network has the prediction type of `denoiser.scheduler`, or preconditioning flow.
         noise: unit variance, (B, C, H, W).
         label: int64 (B,), or text states (B, L, E).
         solver: see `scheduler`; or {"name": "rectified-flow", "steps"} (Liu et al. 2023, InstaFlow).
@@ -126,7 +134,7 @@ def draw(
         Images in the dtype of `noise`, and the number of network calls made.
 
     Raises:
-        ValueError: the denoiser has no network, or no scheduler though the solver needs one.
+        ValueError: the denoiser has no network, or neither the scheduler nor the preconditioning that the solver needs.
     """
     if not isinstance(denoiser, Denoiser):
         raise ValueError(f"solver {solver['name']!r} needs a denoiser with a network, not {type(denoiser).__name__}")
@@ -151,11 +159,12 @@ def _steps(stepper: Any, noise: torch.Tensor, solver: Mapping[str, Any], predict
 
 def _flow(denoiser: Denoiser, noise: torch.Tensor, label: torch.Tensor, steps: int) -> torch.Tensor:
     """Euler steps along the straight line from noise at timestep 1000 to the image at timestep 0."""
-    sign = -1.0 if isinstance(denoiser.preconditioning, Flow) else 1.0
+    if not isinstance(denoiser.preconditioning, Flow):
+        raise ValueError(NO_FLOW)
     image = noise
     for step in range(steps):
         velocity = denoiser.predict(image, _times(1000.0 * (1 - step / steps), noise), label)
-        image = image + sign / steps * velocity
+        image = image - denoiser.preconditioning.sign / steps * velocity
     return image
 
 

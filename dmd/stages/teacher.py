@@ -122,7 +122,7 @@ def _try(source: Path, facts: dict[str, Any], solvers: dict[str, Any], calls: di
     for key, asked in [*solvers.items(), *calls.items()]:
         try:
             if key in solvers:
-                schedulers.check(facts.get("scheduler"), asked)
+                schedulers.check(facts, asked)
             else:
                 calls_at(TypeAdapter(Times).validate_python(asked["times"]), asked["calls"], levels)
         except ValueError as error:

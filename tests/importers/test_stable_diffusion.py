@@ -9,10 +9,13 @@ import pytest
 import safetensors.torch
 import torch
 
+import dmd
 from dmd import torchvision_operators
 from dmd.models import loading
 from dmd.models.guidance import with_guidance
 from dmd.provenance import record, tensor_files
+from dmd.sampling.sampler import Sampler
+from dmd.sampling.solvers import solve
 from dmd.stages import autoencoder, teacher, text_encoder
 from tests.stable_diffusion_files import make_stable_diffusion, make_tiny_autoencoder
 
@@ -105,6 +108,41 @@ def test_guided_denoiser_at_a_level_is_the_x0_of_the_pipelines_own_numbers(made,
     expected = (noise.double() - (1 - square) ** 0.5 * predicted) / alpha
     assert float((given - without).abs().max()) > 0.01
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+
+
+@torch.no_grad()
+def test_folder_of_instaflow_is_a_rectified_flow_for_every_solver(folder, made, pipeline, tmp_path):
+    """The UNet of RectifiedFlowPipeline predicts x0 - noise at timestep 1000 t of (1 - t) x0 + t noise."""
+    index = shutil.copytree(folder, tmp_path / "flow") / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "RectifiedFlowPipeline"}))
+    path, flow = tmp_path / "denoiser.safetensors", {"name": "rectified-flow", "steps": 3}
+    given = {"output": path, "table": tmp_path / "log.parquet", "kind": "stable-diffusion", "source": index.parent}
+    with pytest.raises(ValueError, match=r"/flow: a.pairs.solver: solver 'pndm' needs a teacher that comes with a sch"):
+        teacher.run(**given, solvers={"a.pairs.solver": {"name": "pndm", "steps": 50}})
+    with pytest.raises(ValueError, match=r"a.sample.solver: solver 'rectified-flow' needs a teacher whose network"):
+        teacher.run(**given | {"source": folder}, solvers={"a.sample.solver": flow})
+    assert not path.exists()
+    teacher.run(**given, solvers={"a.sample.solver": flow})
+    metadata = tensor_files.load_metadata(path)
+    assert metadata["preconditioning"] == {"kind": "flow", "prediction": "x0 - noise"} and "scheduler" not in metadata
+    states = loading.load_text(made / "text_encoder.safetensors").encode(PROMPTS[:2]).states
+    image = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    denoiser, noise = loading.load_denoiser(path)[0], image
+
+    def velocity(image, time):
+        return pipeline.unet(image, 1000 * time, encoder_hidden_states=states).sample
+
+    for step in range(3):
+        image = image + velocity(image, 1 - step / 3) / 3
+    found, calls = solve(denoiser, noise, states, flow)
+    torch.testing.assert_close(found, image, rtol=1e-4, atol=1e-4)
+    assert calls == 3 and dmd.load(path, solver="rectified-flow", steps=3).solver == flow
+    x0 = denoiser(noise / 0.25, torch.full((2,), 3.0), states)  # sigma 3 is t = .75
+    torch.testing.assert_close(x0, noise + 0.75 * velocity(noise, 0.75), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="solver 'pndm'.* is a teacher; use one of"):
+        dmd.load(path, solver="pndm")
+    with pytest.raises(ValueError, match="solver 'rectified-flow' needs a teacher whose network predicts a velocity"):
+        Sampler(made / "denoiser.safetensors", solver=flow)
 
 
 def test_codec_decodes_and_encodes_as_the_pipeline_does(made, pipeline, folder, tmp_path):

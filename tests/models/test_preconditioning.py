@@ -12,7 +12,7 @@ from dmd.models.preconditioning import Discrete, preconditioning
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 TABLE = torch.cumprod(1 - BETAS, 0).tolist()
 SIGMAS = torch.tensor([math.sqrt((1 - square) / square) for square in TABLE], dtype=torch.float64)
-KINDS = [{"kind": "edm"}, {"kind": "ve"}, {"kind": "flow"}] + [
+KINDS = [{"kind": "edm"}, {"kind": "ve"}, {"kind": "flow"}, {"kind": "flow", "prediction": "x0 - noise"}] + [
     {"kind": "discrete", "alphas_cumprod": TABLE, "prediction": name} for name in ("epsilon", "v", "sample")
 ]
 NO_LABEL = torch.tensor([-1])
@@ -44,7 +44,7 @@ def target(kind: dict, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tenso
     if kind["kind"] == "ve":
         return -noise
     if kind["kind"] == "flow":
-        return noise - x0
+        return x0 - noise if "prediction" in kind else noise - x0
     if kind["kind"] == "edm":
         spread = (level**2 + 0.25).sqrt()
         return (x0 - 0.25 / spread**2 * (x0 + level * noise)) * spread / (level * 0.5)
@@ -161,6 +161,7 @@ def test_condition_of_edm_can_be_scaled_and_ve_sees_the_log_of_half_sigma():
         ({"kind": "discrete", "alphas_cumprod": TABLE[::-1], "prediction": "v"}, "alphas_cumprod: .* descend"),
         ({"kind": "discrete", "alphas_cumprod": [0.9, 0.0], "prediction": "v"}, "alphas_cumprod"),
         ({"kind": "flow", "num_levels": 1}, "num_levels 1: at least two"),
+        ({"kind": "flow", "prediction": "v"}, "prediction 'v' is none of noise - x0, x0 - noise"),
         ({"kind": "discrete", "alphas_cumprod": [0.9], "prediction": "v"}, "alphas_cumprod: it needs at least two"),
     ],
 )

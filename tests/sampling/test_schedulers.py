@@ -87,7 +87,6 @@ def test_latents_are_those_of_the_stock_pipeline(solver, guidance, opened):
         ({"name": "unipc", "steps": 4}, 999, 4),
         ({"name": "heun-discrete", "steps": 4}, 999, 7),
         ({"name": "lcm", "steps": 4}, 999, 4),
-        ({"name": "rectified-flow", "steps": 3}, 1000, 3),
     ],
 )
 def test_calls_and_first_time_are_counted_not_assumed(solver, first, calls):
@@ -136,12 +135,14 @@ class Line(nn.Module):
 def test_rectified_flow_follows_straight_lines_to_their_end(steps):
     generator = torch.Generator().manual_seed(0)
     noise, image = torch.randn(2, 3, 4, 8, 8, generator=generator).unbind()
-    levels = {"kind": "discrete", "alphas_cumprod": [0.9, 0.1], "prediction": "epsilon"}
-    for velocity, preconditioning in ((image - noise, levels), (noise - image, {"kind": "flow"})):
-        denoiser = Denoiser(Line(velocity), sigma_data=1.0, preconditioning=preconditioning)
-        found, calls = solve(denoiser, noise, torch.full((3,), -1), {"name": "rectified-flow", "steps": steps})
+    solver = {"name": "rectified-flow", "steps": steps}
+    for velocity, prediction in ((image - noise, "x0 - noise"), (noise - image, "noise - x0")):
+        levels = {"kind": "flow", "prediction": prediction}
+        denoiser = Denoiser(Line(velocity), sigma_data=1.0, preconditioning=levels)
+        found, calls = solve(denoiser, noise, torch.full((3,), -1), solver)
         torch.testing.assert_close(found, image)
         assert calls == steps and denoiser.network.times == [1000.0 * (1 - step / steps) for step in range(steps)]
+    assert schedulers.first_timestep(None, solver) == 1000
 
 
 def test_pixels_are_clipped_as_the_scheduler_of_the_teacher_says_or_by_default():
@@ -164,6 +165,8 @@ def test_solver_that_does_not_fit_the_denoiser_is_named():
     denoiser.scheduler = SD15
     with pytest.raises(ValueError, match="solver 'ddim' with 2000 steps cannot be used .*num_inference_steps"):
         solve(denoiser, noise, label, {"name": "ddim", "steps": 2000})
+    with pytest.raises(ValueError, match="solver 'rectified-flow' needs a teacher whose network predicts a velocity"):
+        solve(denoiser, noise, label, {"name": "rectified-flow", "steps": 4})
     with pytest.raises(ValueError, match="solver 'dpm' is not one of"):
         solve(denoiser, noise, label, {"name": "dpm", "steps": 4})
 
@@ -196,7 +199,7 @@ def test_what_a_scheduler_cannot_do_is_refused_in_a_line_and_all_else_ends_with_
         config = SCHEDULER | betas | {"prediction_type": prediction} | ({sigmas: True} if sigmas else {})
         solver = {"name": name, "steps": steps}
         try:
-            schedulers.check(config, solver)
+            schedulers.check({"scheduler": config}, solver)
         except ValueError as error:
             assert "\n" not in str(error) and f"solver '{name}' with {steps} steps cannot be used" in str(error)
             assert prediction == "epsilon" or f"prediction_type '{prediction}'" in str(error)
