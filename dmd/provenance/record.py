@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -144,6 +145,24 @@ def check_inputs(**paths: Path | Sequence[Path] | None) -> Inputs:
             group = [value] if isinstance(value, Path) else value
             inputs[name] = {str(path): check(path) for path in group}
     return inputs
+
+
+def made_from(path: Path, source: Path, digest: str) -> bool:
+    """Whether `path` was made from the file `source` of this digest, as the records of the files between them say.
+
+    A file between them that has been made again since is not followed.
+    """
+    waiting, seen = [path], {path}
+    while waiting:
+        for name, recorded in (read(waiting.pop()) or {"inputs": {}})["inputs"].items():
+            other = Path(name)
+            if os.path.abspath(other) == os.path.abspath(source):
+                if recorded == digest:
+                    return True
+            elif other not in seen and (read(other) or {}).get("sha256") == recorded:
+                seen.add(other)
+                waiting.append(other)
+    return False
 
 
 def provenance(stage: str, spec: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from dmd import torchvision_operators
 from dmd.data import manifest as manifests
 from dmd.data.prompts import Prompts
-from dmd.jobs import job
+from dmd.jobs import job, reporting
 from dmd.models import loading
 from dmd.models.networks.unet2d_condition import GUIDANCE_WIDTH
 from dmd.models.student_calls import Calls
@@ -93,7 +93,7 @@ def run(
         text_encoder, autoencoder: files of the teacher; not for sd3.
         prompts: prompts of the distillation, for the model card.
         manifest, states: pairs/manifest.parquet or states/manifest.parquet of the distillation, for the model card.
-        scores: score files such as fid.json, for the model card.
+        scores: score files such as fid.json, for the model card, which leaves out those of another generator.
         output: export/pipeline/model_index.json; `dmd.config.rule_table.PIPELINE` lists the other files, which are
             beside and below it.
         weights: "ema", "raw" or "best".
@@ -109,6 +109,7 @@ def run(
     with record.writing(output):
         paths = {"generator": generator, "text_encoder": text_encoder, "autoencoder": autoencoder}
         inputs = record.check_inputs(**paths, manifest=manifest, states=states, prompts=prompts, scores=scores)
+        scores = [path for path in scores or [] if _is_of(path, generator, inputs["generator"][str(generator)])]
         writer = FolderWriter(output.parent, "export_pipeline", inputs)
         student = _student(generator, weights, calls)
         layout, network = student.layout, student.facts["network"]
@@ -126,7 +127,7 @@ def run(
             writer.write_autoencoder(autoencoder)
         provenance, data = record.provenance("export_pipeline", spec, inputs), _data(manifest, states, prompts)
         usage = _usage(student, scheduler, guidance)
-        writer.write_text("README.md", card.card(provenance, student.facts, data, scores or [], usage))
+        writer.write_text("README.md", card.card(provenance, student.facts, data, scores, usage))
         own = {
             "scheduler": ("diffusers", type(scheduler).__name__),
             layout.network: ("diffusers", layout.network_class),
@@ -163,6 +164,14 @@ def _student(path: Path, weights: str, num: int | None) -> _Student:
     if loading.guidance_range(facts):
         layout = replace(layout, pipeline="LatentConsistencyModelPipeline", absent=(*layout.absent, "image_encoder"))
     return _Student(state, calls, facts, layout)
+
+
+def _is_of(score: Path, generator: Path, digest: str) -> bool:
+    """Whether a score is of this generator; a line of the log where it is not."""
+    if made := record.made_from(score, generator, digest):
+        return made
+    reporting.log(f"{score} is not of the present {generator}: the model card leaves it out")
+    return False
 
 
 def _scheduler(student: _Student, path: Path) -> Any:

@@ -217,3 +217,28 @@ def test_a_second_writer_waits_and_makes_only_what_is_not_there(tmp_path, second
         assert other.returncode == 0 and (tmp_path / "artifact").read_text() == "whole"
     assert record.check(tmp_path / "artifact")
     assert {path.name for path in tmp_path.iterdir()} == {"artifact", ".artifact.json"}
+
+
+def test_a_score_is_of_the_generator_that_the_records_between_them_lead_to(tmp_path):
+    """A file between them that was made again since does not count, nor does another generator."""
+
+    def made(name: str, content: str, *sources):
+        digests = {"source": {str(source): files.sha256(source) for source in sources}}
+        with record.publish(tmp_path / name, stage="evaluate", inputs=digests) as temporary:
+            temporary.write_text(content)
+        return tmp_path / name
+
+    first = made("generator", "1")
+    old, other = files.sha256(first), made("reference", "r")
+    samples = [made(f"samples-{number}", f"{number}", first) for number in range(2)]
+    score = made("score", "s", other, *(made(f"features-{number}", "f", each) for number, each in enumerate(samples)))
+    assert record.made_from(score, first, old) and record.made_from(score, tmp_path / "." / "generator", old)
+    assert not record.made_from(other, first, old)
+    new = files.sha256(made("generator", "2"))
+    assert record.made_from(score, first, old) and not record.made_from(score, first, new)
+    for number, sample in enumerate(samples):
+        made(sample.name, f"new {number}", first)
+        made(f"features-{number}", f"new {number}", sample)
+    assert not record.made_from(score, first, new) and not record.made_from(score, first, old)
+    made("score", "s", tmp_path / "features-0")
+    assert record.made_from(score, first, new)

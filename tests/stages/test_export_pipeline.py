@@ -1,6 +1,5 @@
 """The exported folder is what stock diffusers opens, and draws what stage sample draws."""
 
-import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +13,8 @@ from dmd.data import manifest as manifests
 from dmd.data import prompts as prompt_files
 from dmd.models.loading import load_codec, load_text
 from dmd.models.lora import merge_adapter
-from dmd.provenance import tensor_files
+from dmd.provenance import files, tensor_files
+from dmd.report import score_files
 from dmd.sampling.sampler import Sampler
 from dmd.stages import export_lora, export_pipeline
 from tests.text_files import import_with_generator
@@ -42,8 +42,9 @@ def exported(request, tmp_path_factory) -> tuple[Path, Path]:
     table = manifests.SCHEMA.empty_table()
     manifests.write(folder / "manifest.parquet", table, {"facts": {"network_calls": 51, "guidance": 3.0}})
     scores = [folder / "fid.json", folder / "retrieval.json"]
+    generator = {"generator": {str(places["generator"]): files.sha256(places["generator"])}}
     for path, score in zip(scores, (SCORE, FOUND), strict=True):
-        path.write_text(json.dumps(score))
+        score_files.write(path, {**score, "stage": "evaluate"}, generator)
     output = folder / "export" / "pipeline" / "model_index.json"
     paths = {name: places[name] for name in ("generator", "text_encoder", "autoencoder")}
     paths |= {"manifest": folder / "manifest.parquet", "prompts": folder / "prompts.parquet"}
@@ -120,6 +121,20 @@ def test_card_of_a_student_without_pairs_counts_its_text_states(exported, tmp_pa
     export_pipeline.run(**paths, output=output, experiment="words")
     text = (output.parent / "README.md").read_text()
     assert "| text states | 0 |" in text and "| truncated prompts | 3 |" in text and "| pairs |" not in text
+
+
+def test_card_leaves_out_scores_of_another_generator(exported, tmp_path):
+    folder = exported[0]
+    paths = {name: folder / f"{name}.safetensors" for name in ("generator", "text_encoder", "autoencoder")}
+    tensors, facts = tensor_files.load(paths["generator"])
+    paths |= {"generator": tmp_path / "generator.safetensors", "prompts": folder / "prompts.parquet"}
+    tensor_files.write(paths["generator"], tensors, facts)
+    mine = {"generator": {str(paths["generator"]): files.sha256(paths["generator"])}}
+    score_files.write(tmp_path / "fid.json", {**SCORE, "stage": "evaluate", "value": 3.25}, mine)
+    scores = [tmp_path / "fid.json", folder / "retrieval.json"]
+    export_pipeline.run(**paths, scores=scores, output=tmp_path / "pipeline" / "model_index.json", experiment="words")
+    text = (tmp_path / "pipeline" / "README.md").read_text()
+    assert "| fd-inception | 3.25 |" in text and "retrieval" not in text
 
 
 def test_other_generators_have_no_pipeline(exported, tmp_path):
