@@ -36,8 +36,8 @@ SD3_NOTE = """This folder has no text encoders and no autoencoder: those of the 
 noise between calls from torch's global generator: after torch.manual_seed(seed), a single image is the one of that
 seed."""
 TEACHER = """The weights derive from the teacher's weights (sha256 of its source: see Files), so the teacher's licence
-applies to them. This export cannot tell which licence that is. Stable Diffusion v1.5 has CreativeML Open RAIL-M, whose
-use restrictions must be passed on."""
+applies to them. This export cannot tell which licence that is. If the teacher is Stable Diffusion v1.5, it is
+CreativeML Open RAIL-M, whose use restrictions must be passed on."""
 PROMPTS = {  # kind of the prompt source -> licence of the prompts
     "laion": "The prompts are texts of LAION's metadata (CC BY 4.0); the pages they come from have their own terms.",
     "coco": "The prompts are captions of COCO (CC BY 4.0).",
@@ -99,7 +99,7 @@ def card(
     parts = [
         FRONT.format(tag="one-step" if one else "few-step"),
         f"# {spec['experiment']}: a {steps}",
-        f"Distilled from a Stable Diffusion teacher. Method: {_method(facts)}",
+        f"Distilled from a text-to-image diffusion model. Method: {_method(facts)}",
         f"## Use\n\n{_use(usage)}",
         f"## Scores\n\n{_scores(scores)}",
         f"## Training\n\n{_table(_training(facts))}",

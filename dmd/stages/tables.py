@@ -16,6 +16,7 @@ from dmd.report.paired_differences import Difference, difference
 from dmd.report.table_text import COLUMNS, HERE, OPTIONAL, Row, text, value_beside_published
 
 RETRIEVED = {"top1": 1, "top5": 5}  # columns of retrieval.json -> rank up to which a prompt counts as found
+COMPARABLE = ("metric", "reference", "features", "num_samples", "protocol")  # what comparable distances agree in
 BESIDE = {"clip": "clips", "latency": "latencies"}  # column -> score files whose value it shows
 
 
@@ -54,7 +55,8 @@ def run(
 
     Raises:
         ValueError: a damaged file, two scores of one experiment, a row that mixes metrics or references, a published
-            row that does not exist or is named by two rows, or differences of a row whose experiments share noise.
+            row that does not exist or is named by two rows, differences of a row whose experiments share noise, or of
+            rows whose distances are not of the same kind.
     """
     with record.writing(markdown):
         others = {"classes": classes or [], "kids": kids or [], "prdcs": prdcs or []}
@@ -116,8 +118,8 @@ def _row(row: Mapping[str, Any], scores: Mapping[str, Any], others: Mapping[str,
         line["note"] = f"CLIP score of {', '.join(unpinned)}, whose digest evaluate.clip.sha256 does not pin"
     if not scored:
         return line
-    for field in ("metric", "reference", "features", "network_calls"):
-        values = [score[field] for score in scored]
+    for field in (*COMPARABLE, "network_calls"):
+        values = [score.get(field) for score in scored]
         if any(value != values[0] for value in values):
             raise ValueError(f"row {row['label']!r} mixes several values of {field}: {values}")
     first = scored[0]
@@ -199,8 +201,14 @@ def _compared(
     scores: Mapping[str, Any],
     others: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Difference | None]:
-    """The difference of two rows in distance, kernel distance and recall."""
+    """The difference of two rows in distance, kernel distance and recall; ValueError if they cannot be compared."""
     first, second = (next(row for row in rows if row["label"] == label) for label in labels)
+    one, other = ([scores[name] for name in row["experiments"] if name in scores][:1] for row in (first, second))
+    for field in COMPARABLE if one and other else ():
+        if (mine := one[0].get(field)) != (theirs := other[0].get(field)):
+            raise ValueError(
+                f"`differences` of rows {labels[0]!r} and {labels[1]!r}: their {field} differ: {mine} and {theirs}"
+            )
     names = {"scores": "distance", "kids": "KID", "prdcs": "recall"}
     return {
         shown: difference(*(_by_start_noise(row, _values(row, scores, others, name)) for row in (first, second)))

@@ -244,6 +244,21 @@ def test_row_that_mixes_metrics_is_refused(tmp_path):
     assert not (tmp_path / "table.md").exists()
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_samples", 50), ("protocol", {"quantise": None}), ("features", {"name": "digits32", "sha256": "other"})],
+)
+def test_distances_that_cannot_be_compared_are_neither_averaged_nor_subtracted(tmp_path, field, value):
+    scores = [
+        score(tmp_path, "a", [1.0], first_seeds=[0]),
+        score(tmp_path, "b", [1.0], first_seeds=[0], **{field: value}),
+    ]
+    with pytest.raises(ValueError, match=f"row 'full' mixes several values of {field}"):
+        made(tmp_path, {"full": ["a", "b"]}, scores)
+    with pytest.raises(ValueError, match=f"`differences` of rows 'a' and 'b': their {field} differ: "):
+        made(tmp_path, {"a": ["a"], "b": ["b"]}, scores, differences=[("a", "b")])
+
+
 def test_file_that_is_no_score_is_named(tmp_path):
     path = tmp_path / "fid.json"
     for content in ("{", "{}", "[]"):
