@@ -80,6 +80,7 @@ class _Machine:
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
+        self._given = 0  # items of lists that makers were given, which may be the same list again and again
 
     def step(self, name: str, argument: Any) -> None:
         """Executes one opcode."""
@@ -159,6 +160,9 @@ class _Machine:
         arguments, target = self._stack.pop(), self._stack.pop()
         if type(target) is not Global or type(arguments) is not tuple:
             raise ValueError("damaged: REDUCE needs a global and a tuple of arguments")
+        self._given += sum(len(each) for each in arguments if isinstance(each, (list, tuple)))
+        if self._given > MAX_OPERATIONS:
+            raise ValueError(f"objects made of more than {MAX_OPERATIONS} items")
         try:
             self._stack.append(self._makers[target](*arguments))
         except TypeError as error:

@@ -111,6 +111,13 @@ def doubled(levels: int) -> bytes:
     return b"\x80\x02})" + b"q\x00h\x00\x86" * levels + b"K\x01s."
 
 
+def test_one_list_given_to_many_dicts_takes_no_memory_beyond_that_of_the_file(tmp_path):
+    pairs = b"](" + b"K\x01N\x86" * 10_000 + b"eq\x00"
+    content = b"\x80\x02](" + pairs + b"ccollections\nOrderedDict\nh\x00\x85R" * 300 + b"e."
+    (tmp_path / "a.pt").write_bytes(PICKLE_HEAD + content)
+    assert "objects made of more than 2000000 items" in refused(tmp_path / "a.pt")
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_key_whose_hash_would_never_end_is_refused(tmp_path, zipped):
     path = tmp_path / "a.pt"
